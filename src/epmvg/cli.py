@@ -1,0 +1,259 @@
+"""The command line: verbs, each a few lines that call the library; what a verb needs is imported inside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from epmvg import __version__
+from epmvg.types import InputError
+
+app = typer.Typer(
+    help="Visual grounding: an image and a phrase go in, the box of that thing comes out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+teacher_app = typer.Typer(help="Make a teacher of your own.", no_args_is_help=True)
+app.add_typer(teacher_app, name="teacher")
+console = Console()
+
+
+class Listed(StrEnum):
+    models = "models"
+    datasets = "datasets"
+    recipes = "recipes"
+    teachers = "teachers"
+
+
+def main() -> None:
+    """Run the command line; unusable input is one sentence and exit status 2."""
+    try:
+        app()
+    except InputError as error:
+        print(f"epmvg: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"epmvg: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"epmvg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo leaves.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option(help="A minute's version that shows the way, not the result.")] = False,
+) -> None:
+    """Run the main job on drawn scenes: teacher, plain and distilled student, scores, a picture, a report."""
+    from epmvg.demo import run_demo
+    from epmvg.terminal import Narrator
+
+    with Narrator(console) as narrator:
+        summary = run_demo(out, quick=quick, report=narrator)
+    _table(
+        "Held-out drawn scenes",
+        [
+            {
+                "student": name,
+                "Acc@0.5": f"{summary[name]['acc50']:.3f}",
+                "mean IoU": f"{summary[name]['miou']:.3f}",
+                "open-vocabulary Acc@0.5": f"{summary[name]['open_vocabulary_acc50']:.3f}",
+                "seconds": f"{summary[name]['seconds']:.0f}",
+            }
+            for name in ("plain", "distilled")
+        ],
+    )
+    for name in ("summary.json", "prediction.png", "report.html"):
+        console.print(f"  {out / name}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A name from `epmvg list recipes`, or a YAML file.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value, for example train.epochs=3.")] = None,
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/run"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved step of --out.")] = False,
+) -> None:
+    """Train a student, with its teacher unless distill=null."""
+    from epmvg.config import Recipe
+    from epmvg.terminal import Narrator
+    from epmvg.training import train as run
+
+    loaded = Recipe.load(recipe, *(settings or []))
+    with Narrator(console) as narrator:
+        folder = run(loaded, out, resume=resume, report=narrator)
+    console.print(f"The run is in {folder}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A folder that training wrote.")],
+    data: Annotated[str | None, typer.Option(help="A data set's name or JSONL file; the run's own by default.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of that data; the run's validation split by default.")] = None,
+    root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
+    split_key: Annotated[str | None, typer.Option(help="The row key that names the split.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON; - prints it.")] = None,
+) -> None:
+    """Score a run: Acc@0.5, mean IoU, and a row of predictions a phrase."""
+    from epmvg.evaluation import evaluate as score
+    from epmvg.evaluation import write_json
+    from epmvg.terminal import counting
+
+    with counting(Console(stderr=True), "Scoring") as progress:
+        result = score(run, data=data, split=split, root=root, split_key=split_key, progress=progress)
+    if str(json_file) == "-":
+        print(json.dumps(result))
+        return
+    if json_file is not None:
+        write_json(json_file, result)
+    parts = {f"{result['data']} {result['split']}": result} | result.get("parts", {})
+    _table(
+        f"{run}",
+        [
+            {
+                "data": name,
+                "phrases": f"{scores['n']:,}",
+                "Acc@0.5": f"{scores['acc50']:.4f}",
+                "mean IoU": f"{scores['miou']:.4f}",
+            }
+            for name, scores in parts.items()
+        ],
+    )
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A folder that training wrote.")],
+    image: Annotated[Path, typer.Argument(help="A photo.")],
+    phrases: Annotated[list[str], typer.Argument(help="What to find, one or several.")],
+    draw: Annotated[Path | None, typer.Option(help="Save the photo with the boxes drawn.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Find phrases in a photo."""
+    from epmvg.data.transforms import open_image
+    from epmvg.draw import draw_boxes
+    from epmvg.predict import Predictor
+
+    picture = open_image(image)
+    found = Predictor(run)(picture, phrases)
+    if draw is not None:
+        drawn = draw_boxes(picture, [one.box for one in found], [one.phrase for one in found])
+        _save_picture(drawn, draw)
+    if as_json:
+        results = [dataclasses.asdict(one) for one in found]
+        print(json.dumps({"image": str(image), "width": picture.width, "height": picture.height, "results": results}))
+        return
+    _table(
+        f"{image} ({picture.width} x {picture.height})",
+        [
+            {
+                "phrase": one.phrase,
+                "box (x0, y0, x1, y1)": ", ".join(f"{v:.1f}" for v in one.box),
+                "score": f"{one.score:.2f}",
+            }
+            for one in found
+        ],
+    )
+
+
+def _save_picture(picture: Any, file: Path) -> None:
+    temporary = file.with_name(f".{file.name}")
+    try:
+        picture.save(temporary, format=picture.format or _format(file))
+    except (OSError, KeyError, ValueError) as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"{file} cannot be written ({error}): check the folder, and end the name in .png or .jpg."
+        ) from error
+    temporary.replace(file)
+
+
+def _format(file: Path) -> str:
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    if file.suffix.lower() not in known:
+        raise ValueError(f"{file.suffix or 'no ending'} is not a picture format")
+    return known[file.suffix.lower()]
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs; the first is what the others are compared with.")
+    ],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML page about one run or several side by side."""
+    from epmvg.reporting import report as write
+
+    console.print(f"The report is {write(runs, out)}")
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        Listed | None, typer.Argument(help="models, datasets, recipes or teachers; all of them by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List what this installation knows by name."""
+    from epmvg.listing import known
+
+    chosen = {name: rows for name, rows in known().items() if what is None or name == what.value}
+    if as_json:
+        print(json.dumps(chosen))
+        return
+    for name, rows in chosen.items():
+        _table(name, rows)
+
+
+@teacher_app.command("train")
+def teacher_train(
+    captions: Annotated[Path, typer.Argument(help='JSONL rows {"image", "split", "captions": [...]}.')],
+    out: Annotated[Path, typer.Option(help="The teacher's folder.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that image paths are relative to; the file's by default.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Most epochs; the best on val is kept.")] = 10,
+    side: Annotated[int, typer.Option(help="Side of the teacher's input, pixels.")] = 224,
+    seed: Annotated[int, typer.Option(help="Of order and weights.")] = 0,
+) -> None:
+    """Train a small CLIP-style teacher from image-caption pairs."""
+    from epmvg.distill.pretrain import train_teacher
+    from epmvg.terminal import counting
+
+    with counting(console, "Teacher") as progress:
+        metrics = train_teacher(captions, out, images=images, epochs=epochs, side=side, seed=seed, progress=progress)
+    console.print(f"The teacher is in {out}: {metrics}")
+
+
+def _table(title: str, rows: list[dict[str, str]]) -> None:
+    """Print rows that share their keys; never cut a value when piped."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for number, name in enumerate(rows[0] if rows else []):
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table, soft_wrap=not console.is_terminal)

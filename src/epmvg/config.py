@@ -1,0 +1,258 @@
+"""Typed settings of a run, and the recipe files that hold them.
+
+A recipe states only what differs from these defaults; `key=value` on the command line states it for one run.
+Networks, losses and teachers never see a recipe, only plain arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from epmvg.types import InputError
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class ModelSettings(Settings):
+    """The student: a preset's name and the numbers that differ from it."""
+
+    preset: str = "mini"
+    pretrained: bool = True
+    set: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        """Read a bare name as the preset, and keys that are not ours as numbers of the preset."""
+        if isinstance(value, str):
+            return {"preset": value}
+        if isinstance(value, dict):
+            own = {key: value[key] for key in value if key in cls.model_fields}
+            own["set"] = dict(own.get("set", {})) | {key: value[key] for key in value if key not in cls.model_fields}
+            return own
+        return value
+
+
+class AugmentSettings(Settings):
+    """How training views vary (`data.transforms.Augment` says what each means)."""
+
+    flip: float = Field(0.5, ge=0, le=1)
+    crop: float = Field(0.5, ge=0, le=1)
+    crop_min: float = Field(0.6, gt=0, le=1)
+    keep: float = Field(0.8, gt=0, le=1)
+    scale: float = Field(0.7, gt=0, le=1)
+    jitter: float = Field(0.8, ge=0, le=1)
+    move: float = Field(1.0, ge=0, le=1)
+
+
+class DataSettings(Settings):
+    """What is learned from."""
+
+    name: str = "scenes"
+    root: str | None = None
+    train: str = "train"
+    val: str = "val"
+    split_key: str = "split"
+    images: int = Field(16, ge=1)
+    phrases: int = Field(8, ge=1)
+    workers: int = Field(0, ge=0)
+    augment: AugmentSettings | None = AugmentSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class DistillSettings(Settings):
+    """The teacher: an open_clip name with its pretrained tag, or a folder."""
+
+    teacher: str
+    pretrained: str | None = None
+    frozen: bool = True
+    view: Literal["canvas", "content"] = "canvas"
+    distance: Literal["cosine", "l1"] = "cosine"
+    image: float = Field(1.5, ge=0)  # alpha (sec. 4.2)
+    text: float = Field(2.0, ge=0)  # beta (sec. 4.2)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        return {"teacher": value} if isinstance(value, str) else value
+
+
+class LossSettings(Settings):
+    """Weights of eq. 8 and of the maps that go beyond the paper."""
+
+    box: Literal["l1", "smooth_l1"] = "smooth_l1"
+    box_weight: float = Field(1.0, ge=0)
+    giou: float = Field(1.0, ge=0)  # lambda (sec. 4.2)
+    where: float = Field(1.0, ge=0)
+    similarity: float = Field(0.5, ge=0)
+    regressed: float = Field(0.5, ge=0)
+    votes: float = Field(1.0, ge=0)
+
+
+class TrainSettings(Settings):
+    """How the student is optimised; defaults are the paper's where it states them (sec. 4.2)."""
+
+    epochs: float = Field(90, gt=0)
+    lr: float = Field(1e-4, gt=0)
+    lr_visual: float = Field(1e-5, gt=0)  # the backbone; like the next two it arrives pretrained
+    lr_encoder: float = Field(1e-5, gt=0)  # the visual branch's encoder and 1x1 projection
+    lr_text: float = Field(1e-5, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)  # printed as "10" with its exponent lost; TransVG's value
+    schedule: Literal["step", "cosine"] = "step"
+    drop: float = Field(60, gt=0)  # epochs, step schedule: lr / 10 after each
+    warmup: int = Field(0, ge=0)  # steps
+    clip: float | None = Field(None, gt=0)
+    accumulate: int = Field(1, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    seed: int = 13
+    store: bool = False  # keep a wholly frozen backbone's maps on disk; needs augment = null
+    store_gb: float = Field(4.0, gt=0)
+    lr_teacher: float = Field(1e-6, gt=0)  # of an unfrozen teacher (Table 4)
+    evaluate_every: float = Field(1.0, gt=0)  # epochs
+    evaluate_limit: int | None = Field(None, ge=1)  # phrases of val; None scores all
+    save_every: int = Field(200, ge=1)  # steps
+    log_every: int = Field(20, ge=1)  # steps
+    tensorboard: bool = False
+
+
+class Recipe(Settings):
+    """Everything a run needs to know; the same recipe, seed and machine give the same run."""
+
+    name: str = "custom"
+    about: str = ""
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    distill: DistillSettings | None = None
+    loss: LossSettings = LossSettings()
+    train: TrainSettings = TrainSettings()
+
+    @classmethod
+    def load(cls, source: str | Path, *overrides: str) -> Recipe:
+        """Read a recipe by name or YAML file and apply `key=value` overrides, values in YAML.
+
+        Raises:
+            InputError: unknown recipe, file or key, or a value that does not fit.
+        """
+        values = _read_yaml(source)
+        for override in overrides:
+            _apply(values, override)
+        return cls.of(values, str(source))
+
+    @classmethod
+    def of(cls, values: dict[str, Any], source: str) -> Recipe:
+        """Check plain values; `source` is named in the message."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError(_sentence(error, source)) from error
+
+    def dump(self) -> str:
+        """Return the whole recipe as YAML that `load` reads back."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the recipes in this package."""
+    return sorted(file.name.removesuffix(".yaml") for file in _recipes().iterdir() if file.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """Return the YAML of a recipe of this package."""
+    return (_recipes() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _recipes() -> Traversable:
+    return resources.files("epmvg") / "recipes"
+
+
+def _read_yaml(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise InputError(f"{path} does not exist: give a YAML file or one of {', '.join(list_recipes())}.")
+        text = path.read_text(encoding="utf-8")
+    elif str(source) in list_recipes():
+        text = recipe_text(str(source))
+    else:
+        close = difflib.get_close_matches(str(source), list_recipes(), n=1)
+        hint = (
+            f"did you mean {close[0]!r}?" if close else f"there are {', '.join(list_recipes())}, or give a YAML file."
+        )
+        raise InputError(f"There is no recipe {str(source)!r}: {hint}")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not valid YAML ({str(error).splitlines()[0]}).") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{source} must hold key: value settings.")
+    return {"name": path.stem} | values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key, making groups on the way; a group that was a bare name becomes a mapping."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r} is not a setting: write key=value, for example train.epochs=3.")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise InputError(f"The value of {key!r} is not valid YAML: quote it.") from error
+    *groups, last = key.split(".")
+    for group in groups:
+        inner = values.get(group)
+        if isinstance(inner, str):
+            inner = {{"model": "preset", "data": "name", "distill": "teacher"}.get(group, group): inner}
+        values[group] = inner if isinstance(inner, dict) else {}
+        values = values[group]
+    values[last] = _number(value)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text; a person means the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _sentence(error: ValidationError, source: str) -> str:
+    """Turn the first complaint into one sentence that names the key and the cure."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key.split(".")[-1], _known_keys(first["loc"]), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(_known_keys(first['loc']))}."
+        return f"{source}: there is no setting {key!r}; {hint}"
+    if first["type"] == "missing":
+        return f"{source}: the setting {key!r} is missing; give it."
+    return f"{source}: {key}={first['input']!r} does not fit: {first['msg'].lower()}."
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    settings: type[BaseModel] = Recipe
+    groups: dict[str, type[BaseModel]] = {
+        "model": ModelSettings,
+        "data": DataSettings,
+        "augment": AugmentSettings,
+        "distill": DistillSettings,
+        "loss": LossSettings,
+        "train": TrainSettings,
+    }
+    for part in location[:-1]:
+        settings = groups.get(str(part), settings)
+    return list(settings.model_fields)

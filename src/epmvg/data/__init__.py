@@ -1,0 +1,1 @@
+"""Rows, views and batches."""

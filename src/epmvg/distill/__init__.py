@@ -1,0 +1,1 @@
+"""The teacher, how one is trained, and what a student is trained on."""

@@ -1,0 +1,144 @@
+"""What a student is trained on: box terms, the where-map's terms and the teacher's terms (eq. 5-8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from epmvg.boxes import paired_giou, to_xyxy
+from epmvg.types import Embeddings, Output
+
+BoxLoss = Literal["l1", "smooth_l1"]
+Distance = Literal["cosine", "l1"]
+
+
+@dataclass(slots=True)
+class Loss:
+    """Named terms, already weighted; `total` is their sum."""
+
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Tensor:
+        return torch.stack(list(self.terms.values())).sum()
+
+
+class GroundingLoss:
+    """Score a student's answer against target boxes and, if there is one, a teacher's answer (eq. 8).
+
+    Args:
+        box: "smooth_l1" (eq. 8) or "l1" (TransVG), summed over the four coordinates, averaged over phrases.
+        box_weight: of that term.
+        giou: lambda of eq. 8.
+        image, text: alpha and beta of eq. 7.
+        distance: between student and teacher vectors: "cosine" or "l1" (Table 3).
+        where, similarity: of the two maps' terms, for students that have them.
+        votes: of the boxes that tokens inside the target vote for; they share the box terms.
+        regressed: of the box from [REG] where the student also has an anchored one; both share the box terms.
+    """
+
+    def __init__(
+        self,
+        *,
+        box: BoxLoss = "smooth_l1",
+        box_weight: float = 1.0,
+        giou: float = 1.0,
+        image: float = 1.5,
+        text: float = 2.0,
+        distance: Distance = "cosine",
+        where: float = 1.0,
+        similarity: float = 0.5,
+        regressed: float = 0.5,
+        votes: float = 1.0,
+    ) -> None:
+        self.distance: Distance = distance
+        self.kind: BoxLoss = box
+        self.box_weight, self.giou = box_weight, giou
+        self.image, self.text = image, text
+        self.where, self.similarity = where, similarity
+        self.regressed, self.votes = regressed, votes
+
+    def __call__(self, output: Output, box: Tensor, teacher: Embeddings | None = None) -> Loss:
+        """Return the weighted terms for target boxes [P, 4] (cxcywh, 0..1 of the canvas)."""
+        loss = Loss()
+        self._add_box(loss, "", output.box, box, 1.0)
+        if output.regressed is not None:
+            self._add_box(loss, "regressed_", output.regressed, box, self.regressed)
+        if output.votes is not None and output.grid is not None and self.votes:
+            inside = tokens_inside(box, output.grid)
+            if output.where is not None:
+                inside &= output.where.isfinite()
+            phrase, token = inside.nonzero(as_tuple=True)
+            weight = torch.bincount(phrase, minlength=len(box)).reciprocal()[phrase]
+            self._add_box(loss, "votes_", output.votes[phrase, token], box[phrase], self.votes, weight)
+        if output.grid is not None:
+            for name, share in (("where", self.where), ("similarity", self.similarity)):
+                logits: Tensor | None = getattr(output, name)
+                if logits is not None:
+                    loss.terms[name] = share * where_loss(logits, box, output.grid)
+        if teacher is not None:
+            image = teacher.image[output.owner]  # [P, E]
+            loss.terms["image"] = self.image * distillation_loss(output.visual, image, self.distance)  # (eq. 7)
+            loss.terms["text"] = self.text * distillation_loss(output.text, teacher.text, self.distance)
+        return loss
+
+    def _add_box(
+        self, loss: Loss, prefix: str, predicted: Tensor, target: Tensor, scale: float, weight: Tensor | None = None
+    ) -> None:
+        loss.terms[prefix + self.kind] = scale * self.box_weight * box_loss(predicted, target, self.kind, weight)
+        loss.terms[prefix + "giou"] = scale * self.giou * giou_loss(predicted, target, weight)
+
+
+def box_loss(predicted: Tensor, target: Tensor, kind: BoxLoss, weight: Tensor | None = None) -> Tensor:
+    """L1 or smooth L1 of [P, 4] boxes, summed over coordinates, averaged over phrases (TransVG's reduction).
+
+    `weight` [P] makes that a weighted mean.
+    """
+    between = F.l1_loss if kind == "l1" else F.smooth_l1_loss
+    return _mean(between(predicted, target, reduction="none").sum(-1), weight)
+
+
+def giou_loss(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of 1 - GIoU over paired [P, 4] cxcywh boxes, weighted by [P] if given."""
+    return _mean(1 - paired_giou(to_xyxy(predicted), to_xyxy(target)), weight)
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    return values.mean() if weight is None else (values * weight).sum() / weight.sum()
+
+
+def where_loss(logits: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Cross-entropy of a map over visual tokens with the tokens inside the target box.
+
+    Args:
+        logits: [P, N], -inf at padding.
+        box: [P, 4] targets, cxcywh in 0..1 of the canvas.
+        grid: (rows, columns) of the N tokens.
+    """
+    inside = tokens_inside(box, grid) & logits.isfinite()  # [P, N]
+    log_share = logits.float().log_softmax(-1).masked_fill(~inside, 0.0)
+    return -(log_share.sum(-1) / inside.sum(-1).clamp(min=1)).mean()
+
+
+def tokens_inside(box: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Which tokens have their centre in [P, 4] boxes, at least the nearest one -> bool [P, N]."""
+    rows, columns = grid
+    x = (torch.arange(columns, device=box.device) + 0.5) / columns
+    y = (torch.arange(rows, device=box.device) + 0.5) / rows
+    cx, cy, w, h = (part[:, None] for part in box.unbind(-1))
+    # A box thinner than a token still owns the token its centre lies in.
+    across = (x - cx).abs() <= torch.clamp(w, min=1 / columns) / 2  # [P, columns]
+    down = (y - cy).abs() <= torch.clamp(h, min=1 / rows) / 2  # [P, rows]
+    return (down[:, :, None] & across[:, None, :]).flatten(1)
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, distance: Distance) -> Tensor:
+    """Distance of student vectors [P, D] from teacher vectors [P, E] pooled to D (eq. 5-7), averaged over phrases."""
+    target = F.adaptive_avg_pool1d(teacher.float(), student.shape[-1])  # [P, D] (eq. 5, 6)
+    if distance == "l1":
+        return F.l1_loss(student.float(), target)
+    return (1 - F.cosine_similarity(student.float(), target, dim=-1)).mean()

@@ -1,0 +1,181 @@
+"""The teacher: any open_clip model that looks at the same images and phrases and answers with one vector each.
+
+It stands beside the student, never inside it: its weights are not in the student's checkpoint (sec. 3.2).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import open_clip
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoTokenizer
+
+from epmvg.types import Embeddings, InputError
+
+View = Literal["canvas", "content"]
+Tokenize = Callable[[list[str]], Tensor]
+CONFIG, WEIGHTS, TEXT = "open_clip_config.json", "open_clip_model.safetensors", "text"
+
+
+class ClipTeacher(nn.Module):
+    """A CLIP model as teacher.
+
+    Args:
+        name: an open_clip architecture ("ViT-B-32"), a folder that `epmvg teacher train` wrote, or an open_clip
+            configuration (.json) whose weights file is given as `pretrained`.
+        pretrained: open_clip's tag ("openai") or a weights file; None starts an architecture from random weights.
+        frozen: never train it, keep it in eval mode and ask it without gradients.
+        view: what it sees of an image: the letterboxed "canvas" as the student does, or only its "content", squashed
+            to the teacher's square.
+
+    Raises:
+        InputError: there is no such model, or its files cannot be read.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, name: str | Path, pretrained: str | None = None, *, frozen: bool = True, view: View = "canvas"
+    ) -> None:
+        super().__init__()
+        self.clip, self.tokenize = _open(str(name), pretrained)
+        self.frozen = frozen
+        self.view: View = view
+        visual = self.clip.visual
+        size = visual.image_size
+        self.side: int = size if isinstance(size, int) else size[0]
+        self.register_buffer("mean", torch.tensor(visual.image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(visual.image_std).view(3, 1, 1), persistent=False)
+        if frozen:
+            self.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> ClipTeacher:
+        super().train(mode and not self.frozen)
+        return self
+
+    def forward(self, image: Tensor, phrase: list[str], pad: Tensor | None = None) -> Embeddings:
+        """Answer image [I, 3, S, S] in 0..1 (with pad bool [I, S, S]) and P phrases with [I, E] and [P, E]."""
+        return Embeddings(self.image(image, pad), self.text(phrase))
+
+    def image(self, image: Tensor, pad: Tensor | None = None) -> Tensor:
+        """Answer image [I, 3, S, S] in 0..1 with vectors [I, E], not normalised; `pad` is needed to see content only."""
+        if self.view == "content" and pad is not None:
+            squares = torch.cat([self._square(_content(one, hole)) for one, hole in zip(image, pad, strict=True)])
+        else:
+            pixels = image if pad is None else torch.where(pad[:, None], self.mean, image)
+            squares = self._square(pixels)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return cast(Tensor, self.clip.encode_image((squares - self.mean) / self.std))
+
+    def text(self, phrase: list[str]) -> Tensor:
+        """Answer P phrases with vectors [P, E], not normalised; what its tokenizer has no room for is cut."""
+        tokens = self.tokenize(phrase).to(self.mean.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return cast(Tensor, self.clip.encode_text(tokens))
+
+    def _square(self, image: Tensor) -> Tensor:
+        if image.shape[-2:] == (self.side, self.side):
+            return image
+        return F.interpolate(image, (self.side, self.side), mode="bicubic", antialias=True).clamp(0, 1)
+
+    def fingerprint(self) -> str:
+        """Return what identifies its answers: a hash of weights, preprocessing and view."""
+        key = hashlib.sha256(f"{self.side} {self.view} {self.mean.tolist()} {self.std.tolist()}".encode())
+        for name, tensor in self.state_dict().items():
+            key.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return key.hexdigest()[:16]
+
+
+def _content(image: Tensor, pad: Tensor) -> Tensor:
+    """Cut one image [3, S, S] to the rectangle that is not padding -> [1, 3, h, w]."""
+    rows, columns = (~pad).any(1).nonzero(), (~pad).any(0).nonzero()
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    return image[None, :, top:bottom, left:right]
+
+
+def _open(name: str, pretrained: str | None) -> tuple[Any, Tokenize]:
+    path = Path(name)
+    if path.is_dir():
+        return _open_folder(path)
+    if path.suffix == ".json":
+        return _open_files(path, pretrained)
+    known = open_clip.list_models()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "`epmvg list teachers` names them."
+        raise InputError(f"There is no teacher {name!r}, neither a folder nor an open_clip model; {hint}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
+        raise InputError(f"The teacher {name} has no weights {pretrained!r}: there are {', '.join(tags) or 'none'}.")
+    try:
+        model = open_clip.create_model(name, pretrained=pretrained)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"The weights {pretrained!r} of the teacher {name} cannot be loaded: {reason}") from error
+    return model, cast(Tokenize, open_clip.get_tokenizer(name))
+
+
+def _open_folder(folder: Path) -> tuple[Any, Tokenize]:
+    config, weights = folder / CONFIG, folder / WEIGHTS
+    for file in (config, weights):
+        if not file.is_file():
+            raise InputError(
+                f"{folder} is not a teacher: it has no {file.name}. Give what `epmvg teacher train` wrote."
+            )
+    return _open_files(config, str(weights))
+
+
+def _open_files(config: Path, weights: str | None) -> tuple[Any, Tokenize]:
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        settings = settings.get("model_cfg", settings) | {"preprocess": settings.get("preprocess_cfg", {})}
+        model, tokenize = build_clip(settings, config.parent)
+        if weights is not None:
+            model.load_state_dict(safetensors.torch.load_file(weights))
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"The teacher {config.parent} cannot be read ({reason}): make or copy it again.") from error
+    return model, tokenize
+
+
+def build_clip(settings: dict[str, Any], folder: Path) -> tuple[Any, Tokenize]:
+    """Build an open_clip model from its configuration; a text tower named by a relative path lies in `folder`."""
+    settings = dict(settings)
+    preprocess = settings.pop("preprocess", {})
+    text = dict(settings["text_cfg"])
+    custom = settings.pop("custom_text", False) or bool(text.get("hf_model_name"))
+    if text.get("hf_model_name"):
+        own = folder / text["hf_model_name"]
+        source = str(own if own.is_dir() else text["hf_model_name"])
+        text |= {"hf_model_name": source, "hf_model_pretrained": False}
+        tokenize = _hf_tokenize(source, text.get("context_length", 77))
+    else:
+        tokenize = cast(Tokenize, open_clip.SimpleTokenizer(context_length=text.get("context_length", 77)))
+    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    model = kind(**(settings | {"text_cfg": text}))
+    model.visual.image_mean = tuple(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN))
+    model.visual.image_std = tuple(preprocess.get("std", open_clip.OPENAI_DATASET_STD))
+    return model, tokenize
+
+
+def _hf_tokenize(source: str, length: int) -> Tokenize:
+    tokenizer = AutoTokenizer.from_pretrained(source)
+
+    def tokenize(phrases: list[str]) -> Tensor:
+        encoded = tokenizer(phrases, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        return cast(Tensor, encoded["input_ids"])
+
+    return tokenize

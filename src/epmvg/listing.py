@@ -1,0 +1,49 @@
+"""What this installation knows by name, told without importing torch."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from epmvg.config import list_recipes, recipe_text
+from epmvg.data.catalog import DATASETS
+from epmvg.models.presets import PRESETS
+
+
+def known() -> dict[str, list[dict[str, str]]]:
+    """Return rows of models, datasets, recipes and teachers."""
+    return {"models": _models(), "datasets": _datasets(), "recipes": _recipes(), "teachers": _teachers()}
+
+
+def _models() -> list[dict[str, str]]:
+    return [
+        {
+            "name": name,
+            "backbone": numbers["visual"]["backbone"],
+            "canvas": f"{numbers['canvas']} px",
+            "visual tokens": str((numbers["canvas"] // min(numbers["visual"]["strides"])) ** 2),
+            "text tokens": str(numbers["length"]),
+            "fusion": f"{numbers['fusion']['layers']} x {numbers['fusion']['width']}",
+        }
+        for name, numbers in sorted(PRESETS.items())
+    ]
+
+
+def _datasets() -> list[dict[str, str]]:
+    return [
+        {"name": name, "splits": ", ".join(data.splits), "about": data.about} for name, data in sorted(DATASETS.items())
+    ]
+
+
+def _recipes() -> list[dict[str, str]]:
+    return [{"name": name, "about": yaml.safe_load(recipe_text(name)).get("about", "")} for name in list_recipes()]
+
+
+def _teachers() -> list[dict[str, str]]:
+    """The architectures of open_clip; any folder that `epmvg teacher train` wrote is a teacher too."""
+    spec = find_spec("open_clip")
+    if spec is None or spec.origin is None:
+        return []
+    return [{"name": file.stem} for file in sorted((Path(spec.origin).parent / "model_configs").glob("*.json"))]

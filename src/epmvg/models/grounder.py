@@ -1,0 +1,281 @@
+"""The grounder: visual and linguistic branches, [REG], fusion and head (eq. 1-4).
+
+Token order is eq. 1's: [REG], visual, text. An image is encoded once and answers all its phrases.
+The where-map, the phrase-token similarity and the anchored head go beyond the paper
+(docs/design.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from epmvg.models.linguistic import LinguisticBranch
+from epmvg.models.transformer import MLP, Encoder, sine_position
+from epmvg.models.visual import ConvBranch
+from epmvg.types import Output
+
+Vls = Literal["first", "content", "mean"]
+Position = Literal["learned", "sine"]
+
+
+@dataclass(slots=True)
+class ImageTokens:
+    """Encoded images, ready for any number of phrases."""
+
+    tokens: Tensor  # [I, N, D], projected to the fused width
+    pad: Tensor  # bool [I, H, W], H * W = N
+
+    def select(self, index: Tensor) -> ImageTokens:
+        return ImageTokens(self.tokens[index], self.pad[index])
+
+
+class Grounder(nn.Module):
+    """Find the box of a phrase in an image.
+
+    Args:
+        visual, linguistic: the two branches.
+        tokenizer: turns phrases into word pieces; travels with the weights.
+        settings: the plain numbers this model was built from, kept for saving.
+        canvas: S, side of the square input in pixels.
+        length: L, most word pieces of a phrase, [CLS] and [SEP] included.
+        width, layers, heads, hidden, dropout: of the fusion (D, depth, ...).
+        vls: which fused visual token is [VLS]: the first (eq. 2), the first that is not padding, or their mean.
+        position: of visual tokens in the fusion: one learned row a place (the paper), or the sine code,
+            which works for any canvas.
+        normalize: bring visual and text tokens to one scale (LayerNorm) before they meet; small budgets need it.
+        similarity: let each visual token know its cosine with the phrase in a shared space.
+        anchored: predict a where-map over visual tokens and let each token vote for the box.
+    """
+
+    def __init__(
+        self,
+        visual: ConvBranch,
+        linguistic: LinguisticBranch,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: dict[str, Any],
+        canvas: int,
+        length: int,
+        width: int,
+        layers: int,
+        heads: int,
+        hidden: int,
+        dropout: float,
+        vls: Vls = "first",
+        position: Position = "learned",
+        normalize: bool = False,
+        similarity: bool = False,
+        anchored: bool = False,
+    ) -> None:
+        super().__init__()
+        self.visual = visual
+        self.linguistic = linguistic
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.canvas = canvas
+        self.length = length
+        self.width = width
+        self.vls = vls
+        self.anchored = anchored
+        places = (canvas // visual.stride) ** 2
+        self.visu_proj = _projection(visual.width, width, normalize)
+        self.text_proj = _projection(linguistic.width, width, normalize)
+        self.reg_token = nn.Embedding(1, width)
+        self.sine = position == "sine"
+        self.vl_pos_embed = nn.Embedding(1 + length + (0 if self.sine else places), width)  # rows: [REG], text, visual
+        self.fusion = Encoder(layers, width, heads, hidden, dropout)
+        self.head = MLP(width, width, 4)
+        self.similarity = Similarity(visual.width, linguistic.width, width) if similarity else None
+        self.where_head = nn.Linear(width, 1) if anchored else None
+        self.vote_head = MLP(width, width, 4) if anchored else None
+        if self.vote_head is not None:
+            nn.init.normal_(cast(nn.Linear, self.vote_head.layers[-1]).weight, std=0.01)  # first votes: one's own place
+            nn.init.zeros_(cast(nn.Linear, self.vote_head.layers[-1]).bias)
+
+    def tokenize(self, phrases: list[str]) -> tuple[Tensor, Tensor]:
+        """Turn P phrases into tokens int64 [P, L'] and token_pad bool [P, L'], L' <= L; longer phrases are cut."""
+        encoded = self.tokenizer(
+            [phrase.lower().strip() for phrase in phrases],
+            padding=True,
+            pad_to_multiple_of=4 if self.length % 4 == 0 else None,  # few distinct shapes: kernels are cached by shape
+            truncation=True,
+            max_length=self.length,
+            return_tensors="pt",
+        )
+        return encoded["input_ids"], encoded["attention_mask"] == 0
+
+    def encode_image(self, image: Tensor, pad: Tensor, features: Tensor | None = None) -> ImageTokens:
+        """Encode image [I, 3, S, S] in 0..1 with pad bool [I, S, S]; `features` is what `visual.maps` answered."""
+        tokens, token_pad = self.visual(image, pad, features)
+        return ImageTokens(tokens, token_pad)
+
+    def forward(
+        self,
+        image: Tensor,
+        pad: Tensor,
+        tokens: Tensor,
+        token_pad: Tensor,
+        owner: Tensor | None = None,
+        *,
+        features: Tensor | None = None,
+        states: Tensor | None = None,
+    ) -> Output:
+        """Ground P phrases in I images.
+
+        Args:
+            image: float [I, 3, S, S] in 0..1; pad: bool [I, S, S], True where there is no picture.
+            tokens: int64 [P, L]; token_pad: bool [P, L].
+            owner: int64 [P], the image of each phrase; None means phrase i asks about image i.
+            features, states: stored answers of a frozen backbone [I, C, h, w] and a frozen text encoder [P, L, C].
+        """
+        if owner is None:
+            owner = torch.arange(len(tokens), device=tokens.device)
+        if states is None:
+            states = self.linguistic(tokens, token_pad)
+        return self.answer(self.encode_image(image, pad, features), states, token_pad, owner)
+
+    def answer(self, images: ImageTokens, states: Tensor, token_pad: Tensor, owner: Tensor) -> Output:
+        """Fuse encoded images with text states [P, L, C] and read the boxes."""
+        rows, columns = images.pad.shape[1:]
+        pad = images.pad.flatten(1)  # [I, N]
+        keep = _content_first(pad)  # [I, n]: padding is never attended to, so most of it need not be carried
+        visual_pad = pad.gather(1, keep).index_select(0, owner)  # [P, n]
+        branch = _take(images.tokens, keep)  # [I, n, C]
+        visual = self.visu_proj(branch).index_select(0, owner)  # [P, n, D]
+        position = _take(self._visual_position(images.pad), keep).index_select(0, owner)  # [P, n, D]
+        text = self.text_proj(states)  # [P, L, D]
+        similarity = None
+        if self.similarity is not None:
+            similarity = self.similarity(branch, states, token_pad, owner)  # [P, n]
+            visual = visual + self.similarity.feed(similarity)
+
+        phrases, length = token_pad.shape
+        reg = self.reg_token.weight.expand(phrases, 1, -1)
+        x = torch.cat([reg, visual, text], 1)  # [P, 1 + n + L, D] (eq. 1)
+        place = self.vl_pos_embed.weight
+        position = torch.cat(
+            [
+                place[:1].expand(phrases, 1, -1),
+                position.to(place.dtype),
+                place[1 : 1 + length].expand(phrases, -1, -1),
+            ],
+            1,
+        )
+        hide = torch.cat([token_pad.new_zeros(phrases, 1), visual_pad, token_pad], 1)  # [P, 1 + n + L]
+        x = self.fusion(x, position.to(x.dtype), hide)
+        count = visual.shape[1]
+        fused_reg, fused, fused_text = x[:, 0], x[:, 1 : 1 + count], x[:, 1 + count :]
+
+        regressed = self.head(fused_reg).float().sigmoid()  # [P, 4] (eq. 4)
+        out = Output(
+            box=regressed,
+            visual=self._vls_of(fused, visual_pad),
+            text=fused_text[:, 0],
+            owner=owner,
+            grid=(rows, columns),
+        )
+        places = pad.shape[1]
+        if similarity is not None:
+            similarity = similarity.float().masked_fill(visual_pad, -math.inf)
+            out.similarity = _spread(similarity, keep[owner], places)
+        if self.where_head is not None and self.vote_head is not None:
+            where = self.where_head(fused).squeeze(-1).float()  # [P, n]
+            if similarity is not None:
+                where = where + similarity
+            where = where.masked_fill(visual_pad, -math.inf)
+            centre = _centres(keep, rows, columns)[owner]  # [P, n, 2]
+            votes = self._votes(fused, fused_reg, centre)
+            out.box = (where.softmax(-1)[..., None] * votes).sum(1)
+            out.regressed = regressed
+            index = keep[owner][..., None].expand(-1, -1, 4)
+            out.votes = votes.new_zeros(phrases, places, 4).scatter(1, index, votes)
+            out.where = _spread(where, keep[owner], places)
+        return out
+
+    def _votes(self, fused: Tensor, fused_reg: Tensor, centre: Tensor) -> Tensor:
+        """Let each visual token guess the box from its own place (centre [P, n, 2]) -> [P, n, 4] cxcywh."""
+        assert self.vote_head is not None
+        vote = self.vote_head(fused + fused_reg[:, None]).float()
+        return torch.cat([centre + vote[..., :2], vote[..., 2:].sigmoid()], -1)
+
+    def _visual_position(self, pad: Tensor) -> Tensor:
+        """Positions of visual tokens in the fusion, [I, N, D]."""
+        if self.sine:
+            return sine_position(pad, self.width).flatten(1, 2)
+        rows = self.vl_pos_embed.weight[1 + self.length :]
+        if len(rows) != pad[0].numel():
+            raise ValueError(f"this model has {len(rows)} learned places, the canvas has {pad[0].numel()}")
+        return rows.expand(len(pad), -1, -1)
+
+    def _vls_of(self, fused: Tensor, visual_pad: Tensor) -> Tensor:
+        """[VLS] of fused visual tokens [P, n, D] -> [P, D]."""
+        if self.vls == "first":
+            return fused[:, 0]
+        content = ~visual_pad
+        if self.vls == "content":
+            first = content.float().argmax(1)
+            return fused[torch.arange(len(fused), device=fused.device), first]
+        weight = content.to(fused.dtype)[..., None]
+        return (fused * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+class Similarity(nn.Module):
+    """Cosine of each visual token with the mean word of a phrase, in a shared space."""
+
+    def __init__(self, visual_width: int, text_width: int, width: int) -> None:
+        super().__init__()
+        self.visual = nn.Linear(visual_width, width)
+        self.text = nn.Linear(text_width, width)
+        self.scale = nn.Parameter(torch.tensor(math.log(10.0)))  # temperature 0.1, half of CLIP's 14 at its start
+        self.token = nn.Parameter(torch.randn(width) * 0.1)  # logits are some tens at most
+
+    def forward(self, visual: Tensor, states: Tensor, token_pad: Tensor, owner: Tensor) -> Tensor:
+        """Visual [I, n, C], states [P, L, C'] -> logits [P, n]."""
+        weight = (~token_pad).to(states.dtype)[..., None]
+        phrase = (states * weight).sum(1) / weight.sum(1)
+        visual = F.normalize(self.visual(visual), dim=-1)
+        phrase = F.normalize(self.text(phrase), dim=-1)
+        cosine = torch.einsum("pnd,pd->pn", visual.index_select(0, owner), phrase)
+        return cosine * self.scale.clamp(max=math.log(100.0)).exp()
+
+    def feed(self, similarity: Tensor) -> Tensor:
+        """What a visual token learns of its similarity: [P, n] -> [P, n, D]."""
+        return similarity[..., None] * self.token
+
+
+def _projection(inputs: int, width: int, normalize: bool) -> nn.Module:
+    linear = nn.Linear(inputs, width)
+    return nn.Sequential(linear, nn.LayerNorm(width)) if normalize else linear
+
+
+def _content_first(pad: Tensor, multiple: int = 16) -> Tensor:
+    """Indices [I, n] of each image's content tokens (and token 0), row by row, filled up with padding."""
+    skip = pad.clone()
+    skip[:, 0] = False
+    count = int((~skip).sum(1).max())
+    count = min(-(-count // multiple) * multiple, pad.shape[1])
+    return skip.to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
+
+
+def _take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Gather tokens [I, N, C] at index [I, n] -> [I, n, C]."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def _spread(values: Tensor, index: Tensor, places: int) -> Tensor:
+    """Put values [P, n] back to their places [P, N]; -inf elsewhere."""
+    return values.new_full((len(values), places), -math.inf).scatter(1, index, values)
+
+
+def _centres(index: Tensor, rows: int, columns: int) -> Tensor:
+    """Centres (x, y) in 0..1 of the canvas of tokens [I, n] -> [I, n, 2]."""
+    x = (index % columns + 0.5) / columns
+    y = (index.div(columns, rounding_mode="floor") + 0.5) / rows
+    return torch.stack([x, y], -1)

@@ -1,0 +1,42 @@
+"""One HTML page about one run or several: scores with intervals, curves, slices, hits and misses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from epmvg.reporting.page import render
+from epmvg.reporting.runs import read_runs
+from epmvg.reporting.statistics import PairedDifference, bootstrap, compare
+from epmvg.types import InputError
+
+__all__ = ["PairedDifference", "bootstrap", "compare", "report"]
+
+
+def report(
+    runs: Sequence[Path | str], out: Path | str, *, image_root: Path | str | None = None, gallery: int = 12
+) -> Path:
+    """Write one self-contained HTML page about run folders and return its path.
+
+    The same folders give the same bytes. Nothing is fetched when the page is read.
+
+    Args:
+        runs: folders that training and evaluation wrote; the first is what the others are compared with.
+        out: the HTML file; an existing one is replaced.
+        image_root: where the photos are, if not where the predictions say.
+        gallery: pictures in each group of the gallery, shared out among the data splits; 0 leaves the gallery out.
+
+    Raises:
+        InputError: a folder is missing, empty, unreadable or holds no predictions, or `out` is a folder.
+    """
+    if gallery < 0:
+        raise InputError(f"gallery={gallery} is not a number of pictures: give 0 or more.")
+    out = Path(out)
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: name the HTML file, for example {out / 'report.html'}.")
+    html = render(read_runs(runs), Path(image_root) if image_root is not None else None, gallery)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.part")
+    temporary.write_text(html, encoding="utf-8")
+    temporary.replace(out)
+    return out

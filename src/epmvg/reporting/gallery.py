@@ -1,0 +1,145 @@
+"""Hits and misses to look at: which rows are shown, and their photos small enough to travel inside the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from epmvg.reporting.runs import Row, Run, SplitName
+from epmvg.reporting.statistics import is_hit, pair
+from epmvg.types import Box
+
+SIDE = 360  # px, the longer side of a thumbnail: sharp at a card's width, about 20 kB
+
+Question = tuple[Row, ...]
+"""The rows of one phrase, one a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A photo as the page shows it, in the pixels of the original."""
+
+    width: float
+    height: float
+    data: str  # a data: address, "" where the photo could not be opened
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One phrase in one photo, with the true box and every run's."""
+
+    rows: Question
+    photo: Photo
+
+    @property
+    def phrase(self) -> str:
+        return str(self.rows[0]["phrase"])
+
+    @property
+    def file(self) -> str:
+        return Path(self.rows[0]["image"]).name
+
+    @property
+    def target(self) -> Box:
+        return _box(self.rows[0], "target")
+
+    @property
+    def boxes(self) -> list[tuple[Box, float, bool]]:
+        """Box, IoU and whether it is a hit, a run."""
+        return [(_box(row, "box"), float(row["iou"]), is_hit(row)) for row in self.rows]
+
+
+def make_gallery(
+    runs: Sequence[Run], split: SplitName, count: int, image_root: Path | None
+) -> list[tuple[str, int, list[Card]]]:
+    """Choose at most `count` phrases of each group: its title, how many phrases it has, and the chosen ones."""
+    shown = []
+    for title, questions in _groups(runs, _questions(runs, split)):
+        chosen = _choose(questions, count, f"{split} {title}")
+        cards = [Card(rows, _photo(rows, _locate(rows[0]["image"], runs[0].folder, image_root))) for rows in chosen]
+        if cards:
+            shown.append((title, len(questions), cards))
+    return shown
+
+
+def _questions(runs: Sequence[Run], split: SplitName) -> list[Question]:
+    """The phrases that every run answered, with all answers."""
+    questions: list[Question] = [(row,) for row in runs[0].answers[split]]
+    for run in runs[1:]:
+        met = pair([rows[0] for rows in questions], run.answers[split])
+        earlier = {id(rows[0]): rows for rows in questions}
+        questions = [(*earlier[id(first)], row) for first, row in met]
+    return questions
+
+
+def _groups(runs: Sequence[Run], questions: Sequence[Question]) -> list[tuple[str, list[Question]]]:
+    """Sort questions by which runs are right about them."""
+    right = {id(rows): tuple(is_hit(row) for row in rows) for rows in questions}
+
+    def where(*patterns: tuple[bool, ...]) -> list[Question]:
+        return [rows for rows in questions if right[id(rows)] in patterns]
+
+    every, none = (True,) * len(runs), (False,) * len(runs)
+    if len(runs) == 1:
+        return [("Hits", where(every)), ("Misses", where(none))]
+    if len(runs) == 2:
+        return [
+            (f"Only {runs[1].name} is right", where((False, True))),
+            (f"Only {runs[0].name} is right", where((True, False))),
+            ("Both are right", where(every)),
+            ("Neither is right", where(none)),
+        ]
+    apart = [pattern for pattern in set(right.values()) if pattern not in (every, none)]
+    return [("The runs disagree", where(*apart)), ("All are right", where(every)), ("None is right", where(none))]
+
+
+def _choose(questions: Sequence[Question], count: int, seed: str) -> list[Question]:
+    """Draw some at random, the same at every call, one an image as long as there are images."""
+    drawn = random.Random(seed).sample(list(questions), len(questions))
+    first = {rows[0]["image"]: rows for rows in reversed(drawn)}
+    ahead = {id(rows) for rows in first.values()}
+    return sorted(drawn, key=lambda rows: id(rows) not in ahead)[:count]
+
+
+def _locate(image: str, run: Path, image_root: Path | None) -> Path | None:
+    """Find a photo where the row says, seen from the run, or under `image_root`, by its path or its name."""
+    path = Path(image)
+    places = [path if path.is_absolute() else run / path]
+    if image_root is not None:
+        places += [image_root / path, image_root / path.name]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _photo(rows: Question, file: Path | None) -> Photo:
+    if file is not None:
+        try:
+            return _thumbnail(file)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            pass  # a photo that cannot be opened is shown as one that is not there
+    boxes = [_box(rows[0], "target"), *(_box(row, "box") for row in rows)]
+    return Photo(max(4.0, *(box[2] for box in boxes)) * 1.05, max(3.0, *(box[3] for box in boxes)) * 1.05, "")
+
+
+def _thumbnail(file: Path) -> Photo:
+    with warnings.catch_warnings(), Image.open(file) as opened:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        across = opened.getexif().get(0x0112, 1) >= 5  # EXIF orientations that lie on their side
+        width, height = reversed(opened.size) if across else opened.size
+        opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG decodes at a fraction of its size
+        upright = ImageOps.exif_transpose(opened).convert("RGB")
+    upright.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    jpeg = io.BytesIO()
+    upright.save(jpeg, "JPEG", quality=80, optimize=True)
+    return Photo(width, height, "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode("ascii"))
+
+
+def _box(row: Row, key: str) -> Box:
+    x0, y0, x1, y1 = row[key]
+    return x0, y0, x1, y1

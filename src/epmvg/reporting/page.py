@@ -1,0 +1,196 @@
+"""Puts the page together: what is read, scored, drawn and chosen becomes one HTML text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from epmvg.reporting.charts import accuracy_charts, iou_histogram, loss_charts
+from epmvg.reporting.gallery import Card, make_gallery
+from epmvg.reporting.runs import Row, Run, SplitName
+from epmvg.reporting.slices import groupings
+from epmvg.reporting.statistics import PairedDifference, accuracy, bootstrap, compare, mean_iou, pair
+
+THIN = "\N{NARROW NO-BREAK SPACE}"
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A mean in 0..1 with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One run on one split."""
+
+    run: int
+    acc50: Score
+    miou: Score
+    images: int
+    difference: PairedDifference | None  # from the first run, where both answered
+
+
+@dataclass(frozen=True, slots=True)
+class SliceRow:
+    """One part of a split: Acc@0.5 a run, None where a run has no such row."""
+
+    name: str
+    n: int
+    scores: list[Score | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Everything about one split."""
+
+    split: SplitName
+    runs: list[int]  # numbers of the runs that answered it
+    results: list[Result]
+    protocol: str
+    histogram: str
+    slices: list[tuple[str, list[SliceRow]]]
+    gallery: list[tuple[str, int, list[Card]]]
+
+    @property
+    def missing(self) -> int:
+        """Cards whose photo could not be opened."""
+        return sum(not card.photo.data for _, _, cards in self.gallery for card in cards)
+
+
+def render(runs: Sequence[Run], image_root: Path | None, gallery: int) -> str:
+    """Return the page about some runs as HTML."""
+    splits = sorted({split for run in runs for split in run.answers})
+    pictures = max(1, gallery // len(splits)) if gallery else 0
+    sections = [_section(runs, split, pictures, image_root) for split in splits]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "percent": _percent,
+        "count": _count,
+        "points": _points,
+        "clock": _clock,
+        "setting": _setting,
+        "px": _px,
+    }
+    template = environment.from_string((resources.files("epmvg.reporting") / "page.html").read_text(encoding="utf-8"))
+    page = template.render(
+        runs=runs,
+        sections=sections,
+        headline=_headline(runs, sections[0]),
+        protocols=dict.fromkeys(section.protocol for section in sections if section.protocol),
+        differing=_differing(runs),
+        accuracy=accuracy_charts(runs),
+        losses=loss_charts(runs),
+    )
+    return page.strip() + "\n"
+
+
+def _section(runs: Sequence[Run], split: SplitName, pictures: int, image_root: Path | None) -> Section:
+    numbers = [number for number, run in enumerate(runs) if split in run.answers]
+    asked = [runs[number] for number in numbers]
+    rows = [run.answers[split] for run in asked]
+    protocols = sorted({run.protocols[split] for run in asked if split in run.protocols})
+    return Section(
+        split=split,
+        runs=numbers,
+        results=[_result(runs, number, split) for number in numbers],
+        protocol="; ".join(protocols),
+        histogram=iou_histogram(list(zip(numbers, rows, strict=True)), split).svg,
+        slices=_slices(rows),
+        gallery=make_gallery(asked, split, pictures, image_root),
+    )
+
+
+def _result(runs: Sequence[Run], number: int, split: SplitName) -> Result:
+    rows = runs[number].answers[split]
+    first = runs[0].answers.get(split, [])
+    difference = compare(first, rows) if number and pair(first, rows) else None
+    miou = Score(mean_iou(rows), *bootstrap(rows, score=lambda row: row["iou"]), len(rows))
+    return Result(number, _score(rows), miou, len({row["image"] for row in rows}), difference)
+
+
+def _score(rows: Sequence[Row]) -> Score:
+    return Score(accuracy(rows), *bootstrap(rows), len(rows))
+
+
+def _slices(answers: Sequence[Sequence[Row]]) -> list[tuple[str, list[SliceRow]]]:
+    """Score the parts of a split that its first run's rows show."""
+    tables = []
+    for grouping, names in groupings(answers[0]):
+        parts = [[grouping.select(rows, name) for rows in answers] for name in names]
+        tables.append(
+            (
+                grouping.title,
+                [
+                    SliceRow(name, len(part[0]), [_score(rows) if rows else None for rows in part])
+                    for name, part in zip(names, parts, strict=True)
+                ],
+            )
+        )
+    return tables
+
+
+def _headline(runs: Sequence[Run], section: Section) -> str:
+    """Say in a sentence or two what the first split shows."""
+    named = [(runs[result.run].name, result) for result in section.results]
+    name, result = named[-1] if len(named) == 2 else max(named, key=lambda item: item[1].acc50.value)
+    found = f"{name} finds {_percent(result.acc50.value)} of the {_count(result.acc50.n)} phrases of {section.split}"
+    difference = result.difference
+    if difference is None:
+        return f"{found}, with a mean IoU of {_percent(result.miou.value)}."
+    interval = f"95% interval {_points(difference.low)} to {_points(difference.high)}"
+    gap = _points(difference.points)
+    if not difference.clear:
+        return f"{found}; {gap} points from {runs[0].name}, which may be chance ({interval})."
+    more = "more" if difference.points > 0 else "fewer"
+    return f"{found}, {abs(difference.points):.1f} points {more} than {runs[0].name} ({interval})."
+
+
+def _differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
+    """List the settings that are not the same in all runs, a value a run."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings if key not in ("name", "about"))
+    rows = [(key, [run.settings.get(key) for run in runs]) for key in keys]
+    return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _points(difference: float) -> str:
+    text = f"{abs(difference):.1f}"
+    return text if text == "0.0" else f"{MINUS if difference < 0 else '+'}{text}"
+
+
+def _clock(seconds: float) -> str:
+    """3 h 05 min, 12 min 30 s or 45 s."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}{THIN}h {whole % 3600 // 60:02d}{THIN}min"
+    return f"{whole // 60}{THIN}min {whole % 60:02d}{THIN}s" if whole >= 60 else f"{whole}{THIN}s"
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "\N{EN DASH}"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _px(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")

@@ -1,0 +1,112 @@
+"""Intervals and paired differences. Phrases of one image are alike, so images are what is drawn again, not phrases.
+
+Percentile bootstrap over clusters: Davison and Hinkley, Bootstrap Methods and their Application, 1997, sec. 3.8.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+import numpy as np
+
+from epmvg.reporting.runs import Row
+from epmvg.types import InputError
+
+DRAWS = 2000  # the ends of a 95 % interval then rest on 50 draws each
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """Second minus first, in percentage points of Acc@0.5, on the phrases both answered."""
+
+    points: float
+    low: float  # 95 % interval
+    high: float
+    images: int
+    phrases: int
+
+    @property
+    def clear(self) -> bool:
+        """The interval leaves zero out."""
+        return self.low > 0 or self.high < 0
+
+
+def is_hit(row: Row) -> bool:
+    """Say whether a row counts in Acc@0.5: IoU >= 0.5."""
+    return float(row["iou"]) >= 0.5
+
+
+def accuracy(rows: Sequence[Row]) -> float:
+    """Acc@0.5 of rows, in 0..1."""
+    return float(np.mean([is_hit(row) for row in rows]))
+
+
+def mean_iou(rows: Sequence[Row]) -> float:
+    """Mean IoU of rows, in 0..1."""
+    return float(np.mean([row["iou"] for row in rows]))
+
+
+def bootstrap(rows: Sequence[Row], *, score: Callable[[Row], float] = is_hit, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % interval of a mean score over rows of predictions, images drawn with replacement.
+
+    Args:
+        rows: rows of predictions, any number an image.
+        score: what is averaged; by default the hit of Acc@0.5, in 0..1.
+        seed: of the draws.
+
+    Raises:
+        InputError: there are no rows.
+    """
+    if not rows:
+        raise InputError("There are no predictions to score: evaluate on a split that has rows.")
+    return _interval([row["image"] for row in rows], [float(score(row)) for row in rows], seed)
+
+
+def compare(rows_a: Sequence[Row], rows_b: Sequence[Row], *, seed: int = 0) -> PairedDifference:
+    """Compare two runs on the phrases that both answered: the second's Acc@0.5 minus the first's.
+
+    Rows meet by `id`, phrase and target, or where there is no id by the image's name, phrase and target.
+
+    Raises:
+        InputError: the runs share no phrase.
+    """
+    pairs = pair(rows_a, rows_b)
+    if not pairs:
+        raise InputError("The runs have no phrase in common: evaluate them on the same split.")
+    images = [a["image"] for a, _ in pairs]
+    gains = [100.0 * (is_hit(b) - is_hit(a)) for a, b in pairs]
+    low, high = _interval(images, gains, seed)
+    return PairedDifference(float(np.mean(gains)), low, high, len(set(images)), len(pairs))
+
+
+def pair(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Match rows that ask the same thing, in the order of the first; a repeated question meets its repetition."""
+    found = dict(zip(_keys(rows_b), rows_b, strict=True))
+    return [(row, found[key]) for key, row in zip(_keys(rows_a), rows_a, strict=True) if key in found]
+
+
+def _keys(rows: Sequence[Row]) -> list[tuple[object, ...]]:
+    seen: Counter[tuple[object, ...]] = Counter()
+    keys: list[tuple[object, ...]] = []
+    for row in rows:
+        target = tuple(round(float(edge), 2) for edge in row["target"])
+        question = (row.get("id") or PurePath(row["image"]).name, row["phrase"], target)
+        seen[question] += 1
+        keys.append((*question, seen[question]))
+    return keys
+
+
+def _interval(images: Sequence[str], values: Sequence[float], seed: int) -> tuple[float, float]:
+    """Percentiles 2.5 and 97.5 of the mean value over DRAWS draws of whole images."""
+    _, owner = np.unique(np.asarray(images, dtype=object).astype(str), return_inverse=True)
+    sums, counts = np.bincount(owner, weights=values), np.bincount(owner)
+    random = np.random.default_rng(seed)
+    means = np.empty(DRAWS)
+    for draw in range(DRAWS):
+        drawn = random.integers(len(counts), size=len(counts))
+        means[draw] = sums[drawn].sum() / counts[drawn].sum()
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

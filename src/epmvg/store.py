@@ -1,0 +1,103 @@
+"""Answers of frozen networks to evaluation views, kept on disk: each image is opened and encoded once, ever.
+
+Files are named by what was asked (image files, canvas) and by whom (weights), so they never need to be cleared for
+being wrong; delete the folder to free the space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from epmvg.data.loader import GroundingLoader
+from epmvg.distill.teacher import ClipTeacher
+from epmvg.models.grounder import Grounder
+from epmvg.types import InputError, Record
+
+Answer = Callable[[Tensor, Tensor], Tensor]
+
+
+def stored_maps(
+    student: Grounder,
+    teacher: ClipTeacher | None,
+    records: Sequence[Record],
+    folder: Path,
+    limit_gb: float,
+    report: Callable[[dict[str, Any]], None],
+) -> dict[str, Tensor]:
+    """Return the frozen backbone's maps, and the frozen teacher's image vectors, of each image of `records`.
+
+    Args:
+        student: its backbone must be frozen.
+        teacher: stored too if frozen.
+        records: their images, in order of first appearance, index the arrays.
+        folder: where the arrays lie.
+        limit_gb: refuse to store more.
+        report: told about progress.
+
+    Returns:
+        "maps": bfloat16 [images, C, h, w] and, with a frozen teacher, "teacher": bfloat16 [images, E]; memory-mapped.
+
+    Raises:
+        InputError: the arrays would be larger than `limit_gb`, or a picture cannot be opened.
+    """
+    asked: dict[str, tuple[nn.Module, Answer]] = {"maps": (student.visual.backbone, student.visual.maps)}
+    if teacher is not None and teacher.frozen:
+        asked["teacher"] = (teacher, teacher.image)
+    images = _loader(records, student)
+    key = hashlib.sha256()
+    for path in images.images:
+        key.update(f"{path.name}:".encode() + path.read_bytes())
+    key.update(str(student.canvas).encode())
+    answers = {}
+    for name, (network, answer) in asked.items():
+        file = folder / f"{name}-{_fingerprint(network, key.copy())}.bf16"
+        answers[name] = _stored(file, answer, images, limit_gb, report)
+    return answers
+
+
+def _loader(records: Sequence[Record], student: Grounder) -> GroundingLoader:
+    """One row an image: the view does not depend on the phrase."""
+    first = {record.image: record for record in reversed(records)}
+    rows = [first[image] for image in dict.fromkeys(record.image for record in records)]
+    return GroundingLoader(rows, student.tokenize, canvas=student.canvas, images=32, phrases=1)
+
+
+def _fingerprint(network: nn.Module, key: Any) -> str:
+    for name, tensor in network.state_dict().items():
+        key.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return str(key.hexdigest()[:16])
+
+
+@torch.no_grad()
+def _stored(
+    file: Path, answer: Answer, images: GroundingLoader, limit_gb: float, report: Callable[[dict[str, Any]], None]
+) -> Tensor:
+    """Open the array if it is there, else compute it into a temporary file and rename that."""
+    count = len(images.images)
+    first = next(iter(images.batches(0)))
+    shape = (count, *answer(first.image[:1], first.pad[:1]).shape[1:])
+    size = torch.Size(shape).numel()
+    if not file.exists():
+        if size * 2 > limit_gb * 1e9:
+            raise InputError(
+                f"Storing {count} images would take {size * 2 / 1e9:.1f} GB: "
+                "raise train.store_gb or set train.store=false."
+            )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.part")  # two runs may store the same at once
+        array = torch.from_file(str(temporary), shared=True, size=size, dtype=torch.bfloat16).view(shape)
+        done = 0
+        for batch in images.batches(0):
+            array[done : done + len(batch.image)] = answer(batch.image, batch.pad).to(torch.bfloat16)
+            done += len(batch.image)
+            report({"event": "store", "name": file.name.partition("-")[0], "done": done, "total": count})
+        del array
+        temporary.replace(file)
+    return torch.from_file(str(file), shared=False, size=size, dtype=torch.bfloat16).view(shape)

@@ -1,0 +1,83 @@
+"""What long work says while it goes on: progress bars on a terminal, plain lines when piped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from epmvg.types import Progress as Count
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+@contextmanager
+def counting(console: Console, title: str) -> Iterator[Count]:
+    """Show a bar for work that calls back with (done, total)."""
+    with _bar(console) as bar:
+        task = bar.add_task(title, total=None, note="")
+
+        def count(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield count
+
+
+class Narrator:
+    """Tell a training's rows of metrics: a bar with loss terms and images/s, a line for each score."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = _bar(console)
+        self.tasks: dict[str, TaskID] = {}
+        self.said = 0
+
+    def __enter__(self) -> Narrator:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        event = row["event"]
+        if event == "step":
+            loss = ", ".join(f"{name} {value:.2f}" for name, value in row["loss"].items() if name != "total")
+            note = f"loss {row['loss']['total']:.3f} ({loss}), {row['images_per_s']:.1f} images/s"
+            self._advance(row.get("title", "Learning"), row["step"], row["steps"], note)
+            if not self.console.is_terminal and row["step"] * 10 // row["steps"] != self.said:
+                self.said = row["step"] * 10 // row["steps"]
+                self.console.print(f"step {row['step']}/{row['steps']}: {note}", soft_wrap=True)
+        elif event == "store":
+            self._advance(f"Storing {row['name']}", row["done"], row["total"], "")
+        elif event == "evaluate":
+            self.console.print(
+                f"{row['data']} {row['split']} after {row['phrases']:,} phrases, {row['seconds']:.0f} s: "
+                f"Acc@0.5 {row['acc50']:.3f}, mean IoU {row['miou']:.3f} ({row['n']:,} phrases)",
+                soft_wrap=True,
+            )
+        elif event == "skipped":
+            self.console.print(f"{row['why']}.", soft_wrap=True)
+        elif event == "say":
+            self.console.print(row["text"], soft_wrap=True)
+
+    def _advance(self, title: str, done: int, total: int, note: str) -> None:
+        if title not in self.tasks:
+            self.tasks[title] = self.bar.add_task(title, note="")
+        self.bar.update(self.tasks[title], completed=done, total=total, note=note)

@@ -1,0 +1,110 @@
+"""The vocabulary every room shares: what is read, what is batched, what comes out.
+
+Shape letters, everywhere the same: I images, P phrases, S canvas side, N visual tokens, L text tokens,
+C branch width, D fused width, E teacher width. `pad` is True where there is nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:  # rows and errors are also wanted where torch's second of import time is not
+    import torch
+    from torch import Tensor
+
+    from epmvg.boxes import Letterbox
+
+Box = tuple[float, float, float, float]
+
+
+class InputError(ValueError):
+    """Unusable input from the user: one sentence naming the file, key or value, and the cure.
+
+    The command line prints it and exits with status 2.
+    """
+
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as long work goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of any data set: this phrase means this box of this image."""
+
+    image: Path
+    phrase: str
+    box: Box  # (x0, y0, x1, y1) in pixels of the original image, EXIF orientation applied
+    split: str = ""
+    id: str = ""
+    size: tuple[int, int] | None = None  # (width, height) of the image where the row states it
+    extra: dict[str, Any] = field(default_factory=dict)  # the row's other keys, kept as they were
+
+
+@dataclass(slots=True)
+class Batch:
+    """What student, teacher and loss look at together."""
+
+    image: Tensor  # float [I, 3, S, S] in 0..1, mean colour where there is padding
+    pad: Tensor  # bool [I, S, S]
+    tokens: Tensor  # int64 [P, L]
+    token_pad: Tensor  # bool [P, L]
+    owner: Tensor  # int64 [P]: the image that each phrase asks about
+    box: Tensor  # float [P, 4], cxcywh in 0..1 of the canvas
+    phrase: list[str]  # as tokenised, so left and right follow a flip
+    letterbox: list[Letterbox]  # [I]
+    records: list[Record]  # [P]
+    stored: dict[str, Tensor] = field(default_factory=dict)  # [I, ...] each: what frozen networks answered before
+    skipped: list[str] = field(default_factory=list)  # pictures left out because they cannot be opened, and why
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.image, self.pad, self.tokens, self.token_pad, self.owner
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return this batch with its tensors on a device."""
+        tensors = ("image", "pad", "tokens", "token_pad", "owner", "box")
+        moved: dict[str, Any] = {name: getattr(self, name).to(device, non_blocking=True) for name in tensors}
+        moved["stored"] = {name: value.to(device, non_blocking=True) for name, value in self.stored.items()}
+        return replace(self, **moved)
+
+
+@dataclass(slots=True)
+class Output:
+    """What a student answers. A foreign student fills the first four and can be distilled like ours."""
+
+    box: Tensor  # [P, 4], cxcywh in 0..1 of the canvas
+    visual: Tensor  # [P, D], [VLS] after fusion
+    text: Tensor  # [P, D], [CLS] after fusion
+    owner: Tensor  # int64 [P]
+    regressed: Tensor | None = None  # [P, 4], the paper's box from [REG] where `box` is the anchored head's
+    where: Tensor | None = None  # [P, N] logits over visual tokens, -inf at padding
+    similarity: Tensor | None = None  # [P, N] logits: phrase against visual tokens, -inf at padding
+    votes: Tensor | None = None  # [P, N, 4] the box each visual token votes for, cxcywh
+    grid: tuple[int, int] | None = None  # (rows, columns) of the N visual tokens
+
+
+@dataclass(slots=True)
+class Embeddings:
+    """What a teacher answers: [DIE] and [DTE] of the paper."""
+
+    image: Tensor  # [I, E]
+    text: Tensor  # [P, E]
+
+
+class Teacher(Protocol):
+    """Anything that answers images and phrases with one vector each."""
+
+    def __call__(self, image: Tensor, phrase: list[str], pad: Tensor | None = None) -> Embeddings: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One phrase found in one image."""
+
+    phrase: str
+    box: Box  # (x0, y0, x1, y1) in pixels of the image as it is displayed
+    score: float  # 0..1: share of the where-map inside the box; 1.0 for a model without a map

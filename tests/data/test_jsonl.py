@@ -1,0 +1,62 @@
+"""JSONL: rows survive a round trip, unusable ones are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from epmvg.data.jsonl import Skipped, read_jsonl, write_jsonl
+from epmvg.types import InputError
+
+GOOD = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "width": 10, "height": 10, "extra": [1]}
+
+
+def write(folder: Path, *rows: object) -> Path:
+    file = folder / "rows.jsonl"
+    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return file
+
+
+def test_rows_survive_a_round_trip(tmp_path: Path, squares: Path) -> None:
+    records = read_jsonl(squares)
+    copy = squares.parent / "copy.jsonl"
+    write_jsonl(copy, records)
+    assert read_jsonl(copy) == records
+    assert json.loads(copy.read_text().splitlines()[0]) == json.loads(squares.read_text().splitlines()[0])
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({**GOOD, "bbox": [1, 2, 0, 4]}, "empty or inverted"),
+        ({**GOOD, "bbox": [11, 2, 3, 4]}, "outside its image"),
+        ({**GOOD, "bbox": [1, 2, 3]}, "four numbers"),
+        ({**GOOD, "bbox": [1, 2, 3, float("nan")]}, "not a number"),
+        ({**GOOD, "phrase": "  "}, "phrase is empty"),
+        ({**GOOD, "phrase": "word " * 500}, "500 words"),
+        ({"image": "a.jpg", "bbox": [1, 2, 3, 4]}, "phrase"),
+        ("{torn", "not JSON"),
+        ("[1]", "not a JSON object"),
+    ],
+)
+def test_unusable_rows_are_named(tmp_path: Path, row: object, words: str) -> None:
+    file = write(tmp_path, GOOD, row)
+    with pytest.raises(InputError, match=rf"line 2.*{words}|{words}"):
+        read_jsonl(file)
+
+
+def test_skipped_rows_are_counted_by_reason(tmp_path: Path) -> None:
+    skipped = Skipped()
+    file = write(tmp_path, GOOD, {**GOOD, "bbox": [1, 2, -1, 4]}, {**GOOD, "phrase": ""}, {**GOOD, "phrase": ""})
+    assert len(read_jsonl(file, skipped=skipped)) == 1
+    assert skipped.counts == {"the box is empty or inverted": 1, "the phrase is empty": 2}
+    assert "2 rows skipped" in str(skipped) and "line 3" in str(skipped)
+
+
+def test_a_missing_file_and_a_missing_split_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.jsonl"):
+        read_jsonl(tmp_path / "nowhere.jsonl")
+    with pytest.raises(InputError, match=r"split 'test'.*there are train"):
+        read_jsonl(write(tmp_path, {**GOOD, "split": "train"}), split="test")

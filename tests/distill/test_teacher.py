@@ -1,0 +1,147 @@
+"""The teacher: made, moved, loaded and asked; frozen for good; blind to padding."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from epmvg.distill.pretrain import train_teacher
+from epmvg.distill.teacher import ClipTeacher
+from epmvg.types import InputError
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "white": (250, 250, 250)}
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty plain pictures with their colour as caption, in two splits."""
+    folder = tmp_path_factory.mktemp("captions")
+    rows = []
+    for number in range(40):
+        name = list(COLOURS)[number % 4]
+        Image.new("RGB", (48, 40), COLOURS[name]).save(folder / f"{number}.png")
+        split = "train" if number < 32 else "val"
+        rows.append({"image": f"{number}.png", "split": split, "captions": [f"a {name} wall", f"{name} all over"]})
+    file = folder / "captions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="module")
+def folder(captions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("teacher") / "made"
+    train_teacher(
+        captions, out, image_tower="resnet10t", text_tower="tiny", side=32, width=16, epochs=60, batch=8, lr=1e-2
+    )
+    return out
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    image = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    pad = torch.zeros(3, 64, 64, dtype=torch.bool)
+    pad[:, :16], pad[:, 48:] = True, True
+    return image, pad
+
+
+def test_a_teacher_answers_the_same_wherever_its_folder_lies(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "moved")
+    here, there = ClipTeacher(folder), ClipTeacher(tmp_path / "moved")
+    image, pad = batch()
+    a, b = here(image, ["a red wall", "blue"], pad), there(image, ["a red wall", "blue"], pad)
+    assert torch.equal(a.image, b.image) and torch.equal(a.text, b.text)
+    assert a.image.shape == (3, 16) and a.text.shape == (2, 16)
+    assert here.fingerprint() == there.fingerprint()
+
+
+def test_what_was_learned_tells_colours_apart(captions: Path, folder: Path) -> None:
+    """Each colour's caption is nearest to a picture of that colour, as it was not before training."""
+    teacher = ClipTeacher(folder)
+    image = torch.stack([torch.tensor(c).view(3, 1, 1).expand(3, 32, 32) / 255 for c in COLOURS.values()])
+    answer = teacher(image, [f"a {name} wall" for name in COLOURS])
+    cosine = torch.nn.functional.cosine_similarity(answer.text[:, None], answer.image[None], dim=-1)
+    assert (cosine.argmax(1) == torch.arange(4)).sum() >= 3
+
+
+def test_a_frozen_teacher_stays_frozen(folder: Path) -> None:
+    teacher = ClipTeacher(folder).train()
+    assert not any(module.training for module in teacher.modules())
+    image, pad = batch()
+    answer = teacher(image, ["red"], pad)
+    assert not answer.image.requires_grad and not answer.text.requires_grad
+
+
+def test_an_unfrozen_teacher_learns(folder: Path) -> None:
+    teacher = ClipTeacher(folder, frozen=False)
+    image, pad = batch()
+    answer = teacher(image, ["red"], pad)
+    (answer.image.sum() + answer.text.sum()).backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("view", ["canvas", "content"])
+def test_what_lies_under_padding_changes_nothing(folder: Path, view: str) -> None:
+    teacher = ClipTeacher(folder, view=view)  # type: ignore[arg-type]
+    image, pad = batch()
+    noisy = torch.where(pad[:, None], torch.rand_like(image), image)
+    torch.testing.assert_close(teacher.image(image, pad), teacher.image(noisy, pad))
+
+
+def test_content_is_what_the_plain_photo_gives(folder: Path) -> None:
+    teacher = ClipTeacher(folder, view="content")
+    image, pad = batch()
+    plain = image[:, :, 16:48]
+    torch.testing.assert_close(teacher.image(image, pad), teacher.image(plain))
+
+
+def test_images_and_phrases_are_answered_one_by_one(folder: Path) -> None:
+    teacher = ClipTeacher(folder)
+    image, _ = batch()
+    phrases = ["red", "a long white wall all over", "blue"]
+    together = teacher(image, phrases)
+    for i in range(3):
+        alone = teacher(image[i : i + 1], phrases[i : i + 1])
+        torch.testing.assert_close(together.image[i], alone.image[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(together.text[i], alone.text[0], atol=1e-5, rtol=1e-4)
+
+
+def test_any_open_clip_configuration_can_teach(tmp_path: Path) -> None:
+    """A tiny ViT with open_clip's own text transformer, from a configuration file and random weights."""
+    config = {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    }
+    (tmp_path / "small.json").write_text(json.dumps(config))
+    answer = ClipTeacher(tmp_path / "small.json")(batch()[0], ["a cat", "word " * 50])
+    assert answer.image.shape == (3, 24) and answer.text.shape == (2, 24)
+
+
+def test_unknown_teachers_are_answered_with_a_guess(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'ViT-B-32'"):
+        ClipTeacher("ViT-B32")
+    with pytest.raises(InputError, match="has no weights 'openia'.*openai"):
+        ClipTeacher("ViT-B-32", "openia")
+    shutil.copytree(folder, tmp_path / "torn")
+    (tmp_path / "torn" / "open_clip_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(InputError, match="torn cannot be read"):
+        ClipTeacher(tmp_path / "torn")
+    with pytest.raises(InputError, match=r"has no open_clip_config\.json"):
+        ClipTeacher(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{torn", '{"image": "a.png"}\n', "[]\n"])
+def test_unusable_captions_are_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "captions.jsonl").write_text(content)
+    with pytest.raises(InputError, match=r"captions\.jsonl"):
+        train_teacher(tmp_path / "captions.jsonl", tmp_path / "out", text_tower="tiny", image_tower="resnet10t")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_teacher_is_not_overwritten(captions: Path, folder: Path) -> None:
+    with pytest.raises(InputError, match="exists already"):
+        train_teacher(captions, folder)

@@ -1,0 +1,192 @@
+"""The grounder: phrases do not see each other, padding is nothing, images are encoded once, a batch can be learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from epmvg.boxes import paired_iou, to_xyxy
+from epmvg.distill.losses import GroundingLoss
+from epmvg.models.factory import build, create_model, load, save
+from epmvg.models.grounder import Grounder
+from epmvg.models.memory import TextMemory
+from epmvg.models.presets import PRESETS, preset
+from epmvg.types import InputError, Output
+
+PHRASES = ["the red square", "a cat", "the man on the left of the blue car", "dog"]
+
+
+def inputs(model: Grounder, images: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    side = model.canvas
+    image = torch.rand(images, 3, side, side, generator=generator)
+    pad = torch.zeros(images, side, side, dtype=torch.bool)
+    pad[0, : side // 4] = True
+    pad[0, -side // 4 :] = True
+    tokens, token_pad = model.tokenize(PHRASES)
+    return image, pad, tokens, token_pad, torch.tensor([0, 1, 0, 1])
+
+
+def close(a: Output, b: Output, rows: slice | Tensor = slice(None)) -> None:
+    torch.testing.assert_close(a.box[rows], b.box, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(a.visual[rows], b.visual, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(a.text[rows], b.text, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture(params=["paper", "beyond"])
+def model(request: pytest.FixtureRequest) -> Grounder:
+    torch.manual_seed(0)
+    beyond = request.param == "beyond"
+    extras: dict[str, Any] = {"anchored": True, "similarity": True, "normalize": True, "vls": "mean", "position": "sine"}
+    return create_model("tiny-resnet", **(extras if beyond else {})).eval()
+
+
+@torch.no_grad()
+def test_phrases_asked_together_are_phrases_asked_alone(model: Grounder) -> None:
+    image, pad, tokens, token_pad, owner = inputs(model)
+    together = model(image, pad, tokens, token_pad, owner)
+    for i in range(len(PHRASES)):
+        own = owner[i : i + 1]
+        alone = model(image[own], pad[own], tokens[i : i + 1], token_pad[i : i + 1])
+        close(together, alone, slice(i, i + 1))
+
+
+@torch.no_grad()
+def test_without_owner_each_phrase_asks_its_own_image(model: Grounder) -> None:
+    image, pad, tokens, token_pad, owner = inputs(model)
+    close(model(image, pad, tokens, token_pad, owner), model(image[owner], pad[owner], tokens, token_pad))
+
+
+@torch.no_grad()
+def test_what_lies_under_padding_changes_nothing(model: Grounder) -> None:
+    image, pad, tokens, token_pad, owner = inputs(model)
+    noisy = torch.where(pad[:, None], torch.rand_like(image), image)
+    close(model(image, pad, tokens, token_pad, owner), model(noisy, pad, tokens, token_pad, owner))
+
+
+@torch.no_grad()
+def test_padded_words_change_nothing(model: Grounder) -> None:
+    image, pad, tokens, token_pad, owner = inputs(model)
+    wide = torch.cat([tokens, torch.full((4, 4), 2003)], 1)
+    wide_pad = torch.cat([token_pad, torch.ones(4, 4, dtype=torch.bool)], 1)
+    close(model(image, pad, tokens, token_pad, owner), model(image, pad, wide, wide_pad, owner))
+
+
+@torch.no_grad()
+def test_stored_answers_are_the_answers(model: Grounder) -> None:
+    image, pad, tokens, token_pad, owner = inputs(model)
+    features, states = model.visual.maps(image, pad), model.linguistic(tokens, token_pad)
+    stored = model(image, pad, tokens, token_pad, owner, features=features, states=states)
+    close(model(image, pad, tokens, token_pad, owner), stored)
+
+
+@torch.no_grad()
+def test_maps_lie_on_content_only() -> None:
+    model = create_model("tiny-resnet", anchored=True, similarity=True).eval()
+    image, pad, tokens, token_pad, owner = inputs(model)
+    output = model(image, pad, tokens, token_pad, owner)
+    assert output.where is not None and output.similarity is not None
+    stride = model.visual.stride
+    token_content = ~pad[:, ::stride, ::stride].flatten(1)[owner]
+    assert torch.equal(output.where.isfinite(), token_content)
+    assert torch.equal(output.similarity.isfinite(), token_content)
+
+
+def test_first_vls_is_padding_in_a_letterboxed_picture_and_content_is_not() -> None:
+    """HOUSE of the choice: eq. 2's first token sees a letterboxed picture only through attention."""
+    torch.manual_seed(0)
+    first, content = (create_model("tiny-resnet", vls=vls).eval() for vls in ("first", "content"))
+    content.load_state_dict(first.state_dict())
+    image, pad, tokens, token_pad, owner = inputs(first)
+    with torch.no_grad():
+        a = first(image, pad, tokens, token_pad, owner).visual
+        b = content(image, pad, tokens, token_pad, owner).visual
+    letterboxed = owner == 0
+    assert not torch.allclose(a[letterboxed], b[letterboxed])
+    torch.testing.assert_close(a[~letterboxed], b[~letterboxed])
+
+
+def test_a_batch_can_be_learned(model: Grounder) -> None:
+    image, pad, tokens, token_pad, owner = inputs(model)
+    target = torch.tensor([[0.3, 0.4, 0.2, 0.2], [0.7, 0.7, 0.3, 0.2], [0.5, 0.6, 0.5, 0.1], [0.2, 0.8, 0.2, 0.3]])
+    loss_of = GroundingLoss(box="l1", box_weight=5, giou=2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    model.train()
+    for _ in range(120):
+        loss = loss_of(model(image, pad, tokens, token_pad, owner), target).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    box = model(image, pad, tokens, token_pad, owner).box
+    assert paired_iou(to_xyxy(box), to_xyxy(target)).min() > 0.7
+
+
+def test_every_trainable_parameter_learns(model: Grounder) -> None:
+    """Nothing is carried that no gradient reaches: several processes then need no search for unused parameters."""
+    output = model.train()(*inputs(model))
+    target = torch.full((4, 4), 0.4)
+    loss = GroundingLoss()(output, target).total + output.visual.sum() + output.text.sum()
+    loss.backward()
+    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert idle == []
+
+
+def test_a_saved_model_answers_the_same(model: Grounder, tmp_path: Path) -> None:
+    save(model, tmp_path)
+    again = load(tmp_path)
+    with torch.no_grad():
+        close(model(*inputs(model)), again(*inputs(again)))
+    assert again.settings == model.settings
+
+
+@pytest.mark.parametrize("damage", ["model.yaml", "model.safetensors", "tokenizer", "torn weights", "other weights"])
+def test_a_damaged_folder_is_named(tiny: Grounder, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "run"
+    save(tiny, folder)
+    if damage == "torn weights":
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    elif damage == "other weights":
+        save(create_model("tiny-resnet"), tmp_path / "other")
+        (tmp_path / "other" / "model.safetensors").replace(folder / "model.safetensors")
+    else:
+        (folder / damage).rename(folder / "elsewhere")
+    with pytest.raises(InputError, match="run"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_build_with_the_right_number_of_places(name: str) -> None:
+    numbers = preset(name)
+    if numbers["linguistic"]["hidden"] > 700:
+        numbers = preset(name, linguistic={"layers": 1, "hidden": 96, "feedforward": 96}, canvas=64)
+    model = build(numbers).eval()
+    image, pad, tokens, token_pad, owner = inputs(model)
+    with torch.no_grad():
+        output = model(image, pad, tokens, token_pad, owner)
+    assert output.grid == (model.canvas // model.visual.stride,) * 2
+    assert output.box.shape == (4, 4) and ((output.box > -1) & (output.box < 2)).all()
+
+
+def test_unknown_names_are_answered_with_a_guess() -> None:
+    with pytest.raises(InputError, match="did you mean 'mini'"):
+        create_model("mimi")
+    with pytest.raises(InputError, match="did you mean 'canvas'"):
+        create_model("tiny-resnet", canvass=3)
+    with pytest.raises(InputError, match=r"model tiny-resnet\.fusion has no setting 'laiers'"):
+        create_model("tiny-resnet", fusion={"laiers": 3})
+
+
+def test_remembered_phrases_are_the_encoder_s_answers() -> None:
+    model = create_model("tiny-resnet", linguistic={"frozen": True}).eval()
+    memory = TextMemory(model.linguistic, limit=3)
+    tokens, token_pad = model.tokenize(PHRASES)
+    for order in ([0, 1, 2, 3], [3, 1], [2, 2, 0], [0]):
+        direct = model.linguistic(tokens[order], token_pad[order]).masked_fill(token_pad[order][..., None], 0)
+        torch.testing.assert_close(memory(tokens[order], token_pad[order]), direct, atol=2e-3, rtol=2e-3)
+        assert len(memory.kept) <= 3

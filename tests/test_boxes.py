@@ -1,0 +1,59 @@
+"""Boxes: conversions undo each other, IoU behaves as an overlap, the letterbox crosses both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.ops import box_iou, generalized_box_iou
+
+from epmvg.boxes import Letterbox, paired_giou, paired_iou, to_cxcywh, to_xyxy
+
+
+def random_boxes(count: int, seed: int = 0) -> torch.Tensor:
+    corner = torch.rand(count, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 100
+    size = torch.rand(count, 2, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64) * 80 + 1
+    return torch.cat([corner, corner + size], 1)
+
+
+def test_conversions_undo_each_other() -> None:
+    boxes = random_boxes(50)
+    torch.testing.assert_close(to_xyxy(to_cxcywh(boxes)), boxes)
+
+
+def test_paired_overlaps_are_the_diagonal_of_the_pairwise_ones() -> None:
+    a, b = random_boxes(60, 1), random_boxes(60, 7)
+    torch.testing.assert_close(paired_iou(a, b), box_iou(a, b).diagonal())
+    torch.testing.assert_close(paired_giou(a, b), generalized_box_iou(a, b).diagonal())
+
+
+def test_empty_boxes_give_finite_overlaps() -> None:
+    empty = torch.tensor([[3.0, 3.0, 3.0, 3.0]])
+    assert paired_iou(empty, empty).item() == 0
+    assert torch.isfinite(paired_giou(empty, empty)).all()
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.booleans())
+def test_letterbox_crosses_both_ways(width: int, height: int, flip: bool) -> None:
+    box = torch.tensor([0.1 * width, 0.2 * height, 0.7 * width, 0.9 * height], dtype=torch.float64)
+    fit = Letterbox.fit(width, height, 640)
+    letterbox = Letterbox(fit.width, fit.height, 640, fit.scale_x, fit.scale_y, fit.left, fit.top, flip)
+    inside = letterbox.to_canvas(box)
+    torch.testing.assert_close(letterbox.to_source(inside), box, rtol=1e-9, atol=1e-6)
+
+
+def test_letterbox_keeps_overlaps() -> None:
+    a, b = random_boxes(40, 3), random_boxes(40, 4)
+    letterbox = Letterbox.fit(300, 200, 256)
+    inside = paired_iou(to_xyxy(letterbox.to_canvas(a)), to_xyxy(letterbox.to_canvas(b)))
+    torch.testing.assert_close(inside, paired_iou(a, b))
+
+
+def test_published_evaluation_boxes(shared: Path) -> None:
+    """Our letterbox puts a box where TransVG's evaluation transform puts it, before that cuts boxes to integers."""
+    cases = torch.load(shared / "parity" / "data_pipeline.pt", weights_only=True)["eval_transform"]
+    for case in cases:
+        ours = Letterbox.fit(case["size_wh"][0], case["size_wh"][1], 640).to_canvas(case["box_xyxy"])
+        torch.testing.assert_close(ours, case["out_box"], atol=1e-6, rtol=0)

@@ -1,0 +1,288 @@
+"""The report: figures that can be checked by hand, intervals that behave, a page that needs nothing and no one."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageChops, ImageDraw
+
+from epmvg.draw import draw_boxes
+from epmvg.reporting import bootstrap, compare, report
+from epmvg.types import Box, InputError
+
+TARGET = [40.0, 30.0, 100.0, 90.0]
+
+
+def make_rows(ious: Sequence[float], per_image: int = 2) -> list[dict[str, Any]]:
+    """Rows with these IoUs, `per_image` phrases an image, boxes right or far off."""
+    return [
+        {
+            "image": f"images/{number // per_image}.jpg",
+            "phrase": f"the thing number {number}" + " indeed" * (number % 5),
+            "box": TARGET if iou >= 0.5 else [110.0, 80.0, 150.0, 115.0],
+            "target": TARGET,
+            "iou": iou,
+            "score": 0.5,
+            "id": f"row-{number}",
+            "kind": ("colour", "place", "relation")[number % 3],
+        }
+        for number, iou in enumerate(ious)
+    ]
+
+
+def write_jsonl(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def make_run(folder: Path, rows: Sequence[dict[str, Any]], *, teacher: str | None = None, photos: bool = True) -> Path:
+    """A run's folder as training and evaluation leave it, with drawn photos."""
+    folder.mkdir(parents=True)
+    distill = {"teacher": teacher, "image": 1.5} if teacher else None
+    config = {"name": "fake", "model": {"preset": "mini"}, "distill": distill, "train": {"lr": 1e-4, "epochs": 2}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    metrics: list[dict[str, Any]] = []
+    for step in range(1, 31):
+        at = {"step": step, "phrases": 128 * step, "seconds": 7.5 * step}
+        terms = {"l1": 2 / step, "giou": 1 / step, "odd_term": 0.1} | ({"image": 1 / step} if teacher else {})
+        metrics.append({"event": "step", "loss": terms | {"total": sum(terms.values())}, "lr": 1e-4} | at)
+        if step % 10 == 0:
+            metrics.append({"event": "evaluate", "data": "fake", "split": "val", "acc50": step / 40, "n": 9} | at)
+    write_jsonl(folder / "metrics.jsonl", metrics)
+    write_jsonl(folder / "predictions-fake-test.jsonl", rows)
+    if photos:
+        (folder / "images").mkdir()
+        for name in {row["image"] for row in rows}:
+            picture = Image.new("RGB", (160, 120), (90, 120, 140))
+            ImageDraw.Draw(picture).rectangle((40, 30, 100, 90), fill=(200, 70, 60))
+            picture.save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """A plain run that finds half the phrases, and a distilled one that finds three quarters."""
+    plain = make_rows([0.8, 0.1, 0.5, 0.49] * 6)
+    distilled = make_rows([0.9, 0.7, 0.6, 0.2] * 6)
+    return [make_run(tmp_path / "plain", plain), make_run(tmp_path / "distilled", distilled, teacher="ViT-B-32")]
+
+
+def table_text(page: str) -> str:
+    """The page's words without styles and tags, spaces collapsed."""
+    body = re.sub(r"<style>.*?</style>|<svg.*?</svg>", " ", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+# Statistics
+
+
+def test_difference_is_counted_by_hand() -> None:
+    a, b = make_rows([0.9, 0.1, 0.5, 0.3]), make_rows([0.9, 0.6, 0.4999, 0.7])  # hits 1,0,1,0 and 1,1,0,1
+    difference = compare(a, b)
+    assert difference.points == pytest.approx(25.0)
+    assert (difference.images, difference.phrases) == (2, 4)
+    assert compare(b, a).points == pytest.approx(-25.0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.integers(1, 4))
+def test_interval_lies_in_the_data_and_identical_runs_differ_by_nothing(ious: list[float], per_image: int) -> None:
+    rows = make_rows(ious, per_image)
+    low, high = bootstrap(rows, score=lambda row: row["iou"])
+    assert min(ious) - 1e-9 <= low <= high <= max(ious) + 1e-9
+    same = compare(rows, rows)
+    assert (same.points, same.low, same.high, same.clear) == (0.0, 0.0, 0.0, False)
+
+
+def test_interval_contains_the_point_and_has_the_textbook_width() -> None:
+    dice = random.Random(5)
+    rows = make_rows([float(dice.random() < 0.6) for _ in range(900)], per_image=1)
+    share = sum(row["iou"] for row in rows) / 900
+    low, high = bootstrap(rows)
+    assert low < share < high
+    assert high - low == pytest.approx(2 * 1.96 * (share * (1 - share) / 900) ** 0.5, rel=0.1)
+
+
+def test_phrases_of_one_image_count_as_one_draw() -> None:
+    """Ten phrases that stand or fall together tell no more than one does."""
+    hits = [float(number % 3 == 0) for number in range(60)]
+    alone = make_rows(hits, per_image=1)
+    together = make_rows([hit for hit in hits for _ in range(10)], per_image=10)
+    assert bootstrap(together) == pytest.approx(bootstrap(alone), abs=0.02)
+
+
+def test_rows_meet_whatever_their_order_and_only_where_both_answered() -> None:
+    a, b = make_rows([0.9, 0.1, 0.5, 0.3] * 5), make_rows([0.9, 0.6, 0.4, 0.7] * 5)
+    whole = compare(a, b)
+    assert compare(a, random.Random(1).sample(b, len(b))) == whole
+    part = compare(a, b[:4])
+    assert part.phrases == 4
+    assert part.points == pytest.approx(25.0)
+    with pytest.raises(InputError, match="no phrase in common"):
+        compare(a[:2], b[2:])
+
+
+def test_a_question_asked_twice_without_an_id_is_two_questions() -> None:
+    rows = [row | {"id": "", "phrase": "a dog", "image": "a.jpg"} for row in make_rows([0.9, 0.1])]
+    assert compare(rows, rows).phrases == 2
+
+
+# The page
+
+
+def test_page_shows_the_figures(runs: list[Path], tmp_path: Path) -> None:
+    page = report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    text = table_text(page)
+    assert "distilled finds 75.0% of the 24 phrases of fake test" in text
+    assert "50.0%" in text
+    assert "+25.0" in text
+    assert f"{100 * (0.9 + 0.7 + 0.6 + 0.2) / 4:.1f}%" in text  # mean IoU
+    assert "ViT-B-32" in text
+    assert "distill.teacher" in text
+    assert "train.lr" not in text.split("Settings that differ")[1].split("All settings")[0]
+    assert "Only distilled is right 6 phrases" in text
+    assert "Neither is right 6 phrases" in text
+
+
+def test_page_needs_nothing_and_is_the_same_twice(runs: list[Path], tmp_path: Path) -> None:
+    first = report(runs, tmp_path / "a.html", gallery=3).read_bytes()
+    assert first == report(runs, tmp_path / "b.html", gallery=3).read_bytes()
+    page = first.decode()
+    assert "://" not in page
+    assert not re.search(r"<(script|link|iframe|object)\b|@import|url\((?!#)", page)
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert addresses
+    assert all(address.startswith(("data:image/jpeg;base64,", "#")) for address in addresses)
+    assert page.count("<image ") == 3 * 3  # only-distilled, both and neither; only-plain has no phrase
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_words_from_outside_are_escaped(tmp_path: Path) -> None:
+    rows = [
+        row | {"phrase": "<script>alert(1)</script>", "kind": f"<em>{i}"} for i, row in enumerate(make_rows([0.9, 0.1]))
+    ]
+    run = make_run(tmp_path / "run<i>", rows, teacher="$x <u>")
+    page = report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert not re.search(r"<(script|em|i>|u>)", page.replace('<i class="', ""))
+
+
+def test_photos_that_are_missing_or_broken_leave_a_note(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", make_rows([0.9, 0.1, 0.9, 0.1]))
+    (run / "images" / "0.jpg").unlink()
+    (run / "images" / "1.jpg").write_bytes(b"\xff\xd8 not a photo")
+    page = report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<image " not in page
+    assert "4 photos could not be opened" in page
+
+
+def test_photos_are_found_under_image_root(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", make_rows([0.9, 0.1]))
+    (run / "images").rename(tmp_path / "photos")
+    page = report([run], tmp_path / "report.html", image_root=tmp_path / "photos").read_text(encoding="utf-8")
+    assert page.count("<image ") == 2
+
+
+def test_upright_photos_keep_their_pixels(tmp_path: Path) -> None:
+    """A photo on its side is turned, and the page's pixels are those of the upright photo."""
+    run = make_run(tmp_path / "run", make_rows([0.9]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (1600, 1200)).save(run / "images" / "0.jpg", exif=exif)
+    page = report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'viewBox="0 0 1200 1600"' in page
+
+
+def test_torn_last_line_and_unknown_rows_are_tolerated(runs: list[Path], tmp_path: Path) -> None:
+    with (runs[0] / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"event": "novel"}\n{"event": "step", "loss": {"total": NaN}, "phrases": 1}\n{"event": "st')
+    assert report(runs, tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_one_run_many_runs_and_runs_without_metrics(runs: list[Path], tmp_path: Path) -> None:
+    third = make_run(tmp_path / "deep" / "plain", make_rows([0.6] * 24))
+    (third / "metrics.jsonl").unlink()
+    one = table_text(report(runs[:1], tmp_path / "one.html").read_text(encoding="utf-8"))
+    assert "Hits 12 phrases" in one
+    assert "Against" not in one
+    many = table_text(report([*runs, third], tmp_path / "many.html", gallery=1).read_text(encoding="utf-8"))
+    assert "deep/plain" in many
+    assert "The runs disagree 12 phrases" in many
+
+
+def test_unusable_input_is_one_sentence(runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    with pytest.raises(InputError, match="at least one run"):
+        report([], out)
+    with pytest.raises(InputError, match="nowhere is not a folder"):
+        report([tmp_path / "nowhere"], out)
+    (runs[0] / "predictions-fake-test.jsonl").write_text("")
+    with pytest.raises(InputError, match="holds no predictions"):
+        report(runs, out)
+    write_jsonl(runs[0] / "predictions-fake-test.jsonl", [{"image": "a", "phrase": "b", "box": [0, 0, 1]}])
+    with pytest.raises(InputError, match=r"line 1: 'box' is missing or not four numbers"):
+        report(runs, out)
+    with pytest.raises(InputError, match="is a folder"):
+        report(runs[1:], tmp_path)
+    assert not out.exists()
+
+
+def test_stays_small_with_photos_full_of_detail(tmp_path: Path) -> None:
+    rows = make_rows([0.9, 0.1] * 24, per_image=1)
+    other = make_rows([0.9, 0.1, 0.1, 0.9] * 12, per_image=1)
+    runs = [make_run(tmp_path / "a", rows), make_run(tmp_path / "b", other, photos=False)]
+    for number in range(48):
+        photo = Image.effect_noise((640, 480), 40 + number).convert("RGB")
+        photo.resize((1280, 960)).save(runs[0] / "images" / f"{number}.jpg")
+    assert report(runs, tmp_path / "report.html").stat().st_size < 3_000_000
+
+
+# Drawing
+
+
+@pytest.mark.parametrize("size", [(8, 8), (90, 60), (640, 480), (2400, 1600)])
+def test_boxes_are_drawn_at_any_size_and_the_picture_is_left_alone(size: tuple[int, int]) -> None:
+    picture = Image.new("RGB", size, (100, 100, 100))
+    width, height = size
+    boxes: list[Box] = [(0.2 * width, 0.2 * height, 0.8 * width, 0.8 * height), (-9.0, -9.0, 2.0 * width, 2.0 * height)]
+    drawn = draw_boxes(picture, boxes, ["собака 狗 \ud800 ", "a phrase " * 90], ["#00ff00", "red"])
+    assert drawn.size == size
+    assert picture.getcolors() == [(width * height, (100, 100, 100))]
+    assert drawn.getpixel((round(0.2 * width), round(0.5 * height))) == (0, 255, 0)
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (290, 0), (0, 190), (290, 190)])
+def test_labels_in_a_corner_are_as_whole_as_in_the_middle(corner: tuple[int, int]) -> None:
+    assert label_size(*corner) == label_size(150, 100)
+
+
+def label_size(x: int, y: int) -> tuple[int, int]:
+    """Width and height of what a label changes in a picture, beside its box."""
+    picture, boxes = Image.new("L", (300, 200), 128), [(x, y, x + 9, y + 9)]
+    changed = ImageChops.difference(draw_boxes(picture, boxes, ["a dog"]), draw_boxes(picture, boxes)).getbbox()
+    assert changed is not None
+    return changed[2] - changed[0], changed[3] - changed[1]
+
+
+def test_each_phrase_has_a_colour_of_its_own() -> None:
+    picture = Image.new("RGB", (300, 200))
+    boxes: list[Box] = [(20, 80, 100, 150), (150, 80, 250, 150)]
+    apart, alike = draw_boxes(picture, boxes, ["a dog", "a cat"]), draw_boxes(picture, boxes, ["a dog", "a dog"])
+    assert apart.getpixel((20, 140)) != apart.getpixel((150, 140))
+    assert alike.getpixel((20, 140)) == alike.getpixel((150, 140))
+
+
+def test_draw_refuses_what_does_not_fit() -> None:
+    picture = Image.new("RGB", (20, 20))
+    with pytest.raises(InputError, match="2 labels for 1 boxes"):
+        draw_boxes(picture, [(0, 0, 5, 5)], ["a", "b"])
+    with pytest.raises(InputError, match="'blurple' is not a colour"):
+        draw_boxes(picture, [(0, 0, 5, 5)], None, ["blurple"])

@@ -1,0 +1,164 @@
+"""Training: a run can be killed and resumed, learns with and without a teacher, and refuses what would lose something."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import epmvg
+from epmvg import training
+from epmvg.config import Recipe
+from epmvg.models.factory import create_model, load
+from epmvg.training import lr_factor, parameter_groups
+from epmvg.types import InputError
+
+TINY = [
+    "model=tiny-resnet",
+    "model.pretrained=false",
+    "model.anchored=true",
+    "model.similarity=true",
+    "data.images=3",
+    "data.phrases=2",
+    "train.epochs=3",
+    "train.lr=1e-3",
+    "train.lr_visual=1e-3",
+    "train.save_every=2",
+    "train.log_every=1",
+    "train.evaluate_every=1",
+]
+
+
+def recipe(squares: Path, *settings: str) -> Recipe:
+    return Recipe.load("scenes", f"data.name={squares}", "train.store=false", "distill=null", *TINY, *settings)
+
+
+@pytest.fixture(autouse=True)
+def scenes_recipe_is_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(folder / "state" / "last.pt", weights_only=True)["student"]
+    return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+
+
+def rows(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_resumes_to_the_same_weights(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off between two saves, resumed, and compared bit by bit with a run that was never stopped."""
+    chosen = recipe(squares, "data.augment={flip: 0.5, move: 1.0}")
+    whole = epmvg.train(chosen, tmp_path / "whole")
+    real, steps = training._step, []
+
+    def dies_at_seven(run: training.Run, batch: epmvg.Batch) -> object:
+        steps.append(1)
+        if len(steps) == 7:
+            raise Killed
+        return real(run, batch)
+
+    monkeypatch.setattr(training, "_step", dies_at_seven)
+    with pytest.raises(Killed):
+        epmvg.train(chosen, tmp_path / "cut")
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as out:
+        out.write('{"step": 7, "torn')
+    monkeypatch.setattr(training, "_step", real)
+    cut = epmvg.train(chosen, tmp_path / "cut", resume=True)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(cut)[name]), name
+    timeless = [{k: v for k, v in row.items() if "second" not in k and "_per_s" not in k} for row in rows(whole)]
+    again = [{k: v for k, v in row.items() if "second" not in k and "_per_s" not in k} for row in rows(cut)]
+    assert again == timeless
+
+
+def test_a_run_twice_is_the_same_run(squares: Path, tmp_path: Path) -> None:
+    first, second = (epmvg.train(recipe(squares), tmp_path / name) for name in ("first", "second"))
+    a, b = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (first, second))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_teacher_s_terms_fall_and_it_stays_out_of_the_checkpoint(
+    squares: Path, tmp_path: Path, frozen: bool
+) -> None:
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    }
+    (tmp_path / "teacher.json").write_text(json.dumps(config))
+    settings = [f"distill.teacher={tmp_path / 'teacher.json'}", f"distill.frozen={frozen}", "train.epochs=6"]
+    folder = epmvg.train(recipe(squares, *settings), tmp_path / "run")
+    steps = [row["loss"] for row in rows(folder) if row["event"] == "step"]
+    distilled = [step["image"] + step["text"] for step in steps]  # type: ignore[index]
+    assert sum(distilled[-4:]) < 0.7 * sum(distilled[:4])
+    names = safetensors.torch.load_file(folder / "model.safetensors").keys()
+    assert names == create_model("tiny-resnet", anchored=True, similarity=True).state_dict().keys()
+    assert load(folder).canvas == 64
+
+
+def test_stored_maps_train_the_same_student(squares: Path, tmp_path: Path) -> None:
+    """Up to the half precision of what is stored."""
+    frozen = ["model.visual={frozen: [all]}", "data.augment=null"]
+    live = epmvg.train(recipe(squares, *frozen), tmp_path / "live")
+    stored = epmvg.train(recipe(squares, *frozen, "train.store=true"), tmp_path / "stored")
+    losses = [[row["loss"]["total"] for row in rows(f) if row["event"] == "step"] for f in (live, stored)]  # type: ignore[index]
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=0.05, atol=0.02)
+    assert list((tmp_path / "cache" / "maps").glob("maps-*.bf16"))
+
+
+def test_storing_needs_a_frozen_backbone(squares: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="train.store=true needs"):
+        epmvg.train(recipe(squares, "train.store=true"), tmp_path / "run")
+
+
+def test_a_folder_with_a_run_is_refused_and_left_alone(squares: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("kept")
+    with pytest.raises(InputError, match="not empty.*--resume"):
+        epmvg.train(recipe(squares), tmp_path / "run")
+    assert (tmp_path / "run" / "config.yaml").read_text() == "kept"
+
+
+def test_resuming_needs_the_same_settings(squares: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run to resume"):
+        epmvg.train(recipe(squares), tmp_path / "run", resume=True)
+    epmvg.train(recipe(squares, "train.epochs=1"), tmp_path / "run")
+    with pytest.raises(InputError, match="other settings"):
+        epmvg.train(recipe(squares, "train.epochs=2"), tmp_path / "run", resume=True)
+
+
+def test_a_missing_photo_is_a_counted_skip(squares: Path, tmp_path: Path) -> None:
+    (squares.parent / "0.png").unlink()
+    said: list[dict[str, object]] = []
+    epmvg.train(recipe(squares, "train.epochs=1"), tmp_path / "run", report=said.append)
+    skips = [row for row in said if row["event"] == "skipped"]
+    assert len(skips) == 1 and skips[0]["rows"] == 4 and "0.png" in str(skips[0]["why"])
+
+
+def test_groups_hold_every_trainable_parameter_once() -> None:
+    for name in ("tiny-resnet", "mini"):
+        model = create_model(name)
+        groups = parameter_groups(model, Recipe().train)
+        held = [id(p) for group in groups for p in group["params"]]
+        assert len(held) == len(set(held))
+        assert set(held) == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_schedules_start_peak_and_end_where_they_should() -> None:
+    settings = Recipe().train.model_copy(update={"epochs": 10.0, "drop": 4.0, "warmup": 5})
+    assert [lr_factor(step, 10, settings) for step in (0, 4, 5, 39, 40, 80)] == pytest.approx([0.2, 1, 1, 1, 0.1, 0.01])
+    cosine = settings.model_copy(update={"schedule": "cosine"})
+    values = [lr_factor(step, 10, cosine) for step in range(5, 100)]
+    assert values[0] == 1 and values == sorted(values, reverse=True) and values[-1] == pytest.approx(0.01)
