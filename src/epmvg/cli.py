@@ -33,10 +33,10 @@ class Listed(StrEnum):
     teachers = "teachers"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line; unusable input is one sentence and exit status 2."""
     try:
-        app()
+        app(arguments)
     except InputError as error:
         print(f"epmvg: {error}", file=sys.stderr)
         sys.exit(2)

@@ -439,7 +439,7 @@ def _restore(run: Run) -> None:
     torch.set_rng_state(state["random"])
     run.position = Position(**state["position"])
     metrics = run.folder / "metrics.jsonl"
-    if metrics.exists():
+    if metrics.exists() and run.accelerator.is_main_process:
         kept = []
         for line in metrics.read_text(encoding="utf-8").splitlines():
             try:

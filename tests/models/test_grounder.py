@@ -41,7 +41,13 @@ def close(a: Output, b: Output, rows: slice | Tensor = slice(None)) -> None:
 def model(request: pytest.FixtureRequest) -> Grounder:
     torch.manual_seed(0)
     beyond = request.param == "beyond"
-    extras: dict[str, Any] = {"anchored": True, "similarity": True, "normalize": True, "vls": "mean", "position": "sine"}
+    extras: dict[str, Any] = {
+        "anchored": True,
+        "similarity": True,
+        "normalize": True,
+        "vls": "mean",
+        "position": "sine",
+    }
     return create_model("tiny-resnet", **(extras if beyond else {})).eval()
 
 

@@ -106,7 +106,11 @@ class GroundingLoader:
         """Yield the batches of an epoch from number `start` on."""
         dataset = _Batches(self, epoch, self._plans(epoch)[start:])
         loader = DataLoader(
-            dataset, batch_size=None, num_workers=self.workers, prefetch_factor=4 if self.workers else None
+            dataset,
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=4 if self.workers else None,
+            generator=torch.Generator(),  # its own: a resumed run must not draw from the student's once more
         )
         for batch in loader:
             yield cast(Batch, batch)

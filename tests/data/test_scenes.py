@@ -1,0 +1,126 @@
+"""Drawn scenes: phrases are true and mean one thing, also in a mirror; the same seed draws the same bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from epmvg.data.jsonl import read_jsonl
+from epmvg.data.scene_phrases import Thing, phrases_of
+from epmvg.data.scene_sprites import load_sprites, sprite_picture
+from epmvg.data.scenes import draw_scene, held_out_names, write_scenes
+from epmvg.data.transforms import swap_sides
+from epmvg.types import InputError
+
+SMALL = {"train": 12, "val": 4, "test": 4, "open": 6, "captions": 8}
+
+
+def referents(text: str, things: list[Thing]) -> list[int]:
+    """Read a phrase without knowing how it was made, and return every object it could mean (no margins)."""
+    names = sorted({thing.name for thing in things}, key=len, reverse=True)
+    name = next(n for n in names if re.search(rf"\b{re.escape(n)}\b", text))
+    relation = re.fullmatch(r"the (.+?) (?:to the )?(left of|right of|above|below) the (.+)", text)
+    if relation:
+        name, word, anchor = relation.groups()
+        (other,) = [thing for thing in things if thing.name == anchor]
+        axis, side = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[word]
+        return [i for i, t in enumerate(things) if t.name == name and side * (t.centre[axis] - other.centre[axis]) > 0]
+    same = [i for i, thing in enumerate(things) if thing.name == name]
+    words = text.replace(name, "").split()
+    extremes = {
+        ("smaller", "smallest"): lambda t: t.length,
+        ("bigger", "biggest"): lambda t: -t.length,
+        ("left", "leftmost"): lambda t: t.centre[0],
+        ("right", "rightmost"): lambda t: -t.centre[0],
+        ("upper", "topmost"): lambda t: t.centre[1],
+        ("lower", "bottommost"): lambda t: -t.centre[1],
+    }
+    for spoken, measure in extremes.items():
+        if set(spoken) & set(words):
+            return [min(same, key=lambda i: measure(things[i]))]
+    colours = [word for word in words if word not in ("the", "on")]
+    return [i for i in same if not colours or things[i].colour == colours[0]]
+
+
+def mirrored(things: list[Thing], width: int) -> list[Thing]:
+    return [Thing(t.name, t.colour, (width - t.box[2], t.box[1], width - t.box[0], t.box[3])) for t in things]
+
+
+@pytest.mark.parametrize("split", ["train", "open"])
+def test_phrases_mean_exactly_their_object(split: str) -> None:
+    kinds = set()
+    for number in range(150):
+        scene = draw_scene(split, number, seed=3)
+        for phrase in phrases_of(scene.things, scene.image.size):
+            assert referents(phrase.text, scene.things) == [phrase.target], phrase.text
+            kinds.add(phrase.kind)
+    assert kinds == {"name", "colour", "size", "place", "relation"}
+
+
+def test_phrases_stay_true_in_a_mirror_with_sides_swapped() -> None:
+    for number in range(60):
+        scene = draw_scene("train", number)
+        mirror = mirrored(scene.things, scene.image.width)
+        for phrase in scene.phrases:
+            assert referents(swap_sides(phrase.text), mirror) == [phrase.target], phrase.text
+
+
+def test_boxes_are_tight_and_inside() -> None:
+    """Every object's pixels differ from the empty background inside its box, up to its edges."""
+    for name in ("banana", "airplane", "bell"):
+        alpha = np.asarray(sprite_picture(name).getchannel("A"))
+        assert (alpha.max(0) > 0)[[0, -1]].all() and (alpha.max(1) > 0)[[0, -1]].all()
+    for number in range(40):
+        scene = draw_scene("val", number)
+        for thing in scene.things:
+            x0, y0, x1, y1 = thing.box
+            assert 0 <= x0 < x1 <= scene.image.width and 0 <= y0 < y1 <= scene.image.height
+
+
+def test_held_out_names_are_grounded_in_open_only_and_known_from_captions() -> None:
+    secret = held_out_names()
+    assert 30 < len(secret) < 60 and secret < load_sprites().keys()
+    for split in ("train", "val", "test"):
+        shown = {thing.name for number in range(80) for thing in draw_scene(split, number).things}
+        assert not shown & secret
+    asked = [
+        (scene.things[phrase.target].name, phrase)
+        for number in range(60)
+        for scene in [draw_scene("open", number)]
+        for phrase in scene.phrases
+    ]
+    assert asked and all(name in secret for name, _ in asked)
+    told = " ".join(text for number in range(400) for text in draw_scene("captions", number).captions)
+    assert sum(name in told for name in secret) > 0.9 * len(secret)
+
+
+def test_the_same_seed_draws_the_same_bytes_and_more_scenes_change_none(tmp_path: Path) -> None:
+    first = write_scenes(tmp_path / "first", sizes=SMALL)
+    second = write_scenes(tmp_path / "second", sizes=SMALL | {"train": 15})
+    for file in (first / "images").iterdir():
+        assert file.read_bytes() == (second / "images" / file.name).read_bytes()
+    other = write_scenes(tmp_path / "other", sizes=SMALL, seed=1)
+    name = "images/train-00000.jpg"
+    assert (first / name).read_bytes() != (other / name).read_bytes()
+
+
+def test_written_scenes_are_a_data_set_like_any_other(tmp_path: Path) -> None:
+    folder = write_scenes(tmp_path / "scenes", sizes=SMALL)
+    records = read_jsonl(folder / "annotations.jsonl")
+    assert {record.split for record in records} == {"train", "val", "test", "open"}
+    assert all(record.image.is_file() and record.extra["kind"] for record in records)
+    captions = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    assert {row["split"] for row in captions} == {"train", "val"}
+    assert not any("test" in row["image"] or "open" in row["image"] for row in captions)
+    assert write_scenes(folder, sizes=SMALL) == folder
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(InputError, match="holds something other"):
+        write_scenes(tmp_path, sizes=SMALL)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]

@@ -1,0 +1,123 @@
+"""The command line: what a user's mistake costs is one sentence and exit status 2; what works prints what it did."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import epmvg
+from epmvg.cli import main
+from epmvg.models.factory import save
+from epmvg.models.grounder import Grounder
+
+
+def epmvg_command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "epmvg", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"COLUMNS": "200"} | environment,
+    )
+
+
+@pytest.fixture
+def run(tiny: Grounder, tmp_path: Path, squares: Path) -> Path:
+    folder = tmp_path / "run"
+    save(tiny, folder)
+    recipe = epmvg.Recipe.load("scenes", f"data.name={squares}", "model=tiny-resnet")
+    (folder / "config.yaml").write_text(recipe.dump())
+    return folder
+
+
+def test_version_and_lists() -> None:
+    assert epmvg_command("--version").stdout == f"epmvg {epmvg.__version__}\n"
+    listed = json.loads(epmvg_command("list", "--json").stdout)
+    assert set(listed) == {"models", "datasets", "recipes", "teachers"}
+    assert {row["name"] for row in listed["models"]} == set(epmvg.list_models())
+    assert "ViT-B-32" in {row["name"] for row in listed["teachers"]}
+
+
+def test_predict_prints_boxes_inside_the_photo_and_draws_them(run: Path, squares: Path, tmp_path: Path) -> None:
+    photo = squares.parent / "0.png"
+    drawn = tmp_path / "out.png"
+    done = epmvg_command("predict", run, photo, "the red square", "blue", "--json", "--draw", drawn)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [one["phrase"] for one in answer["results"]] == ["the red square", "blue"]
+    for one in answer["results"]:
+        x0, y0, x1, y1 = one["box"]
+        assert 0 <= x0 <= x1 <= answer["width"] == 80 and 0 <= y0 <= y1 <= answer["height"] == 60
+    with Image.open(drawn) as picture:
+        assert picture.size == (80, 60)
+
+
+def test_evaluate_and_report(run: Path) -> None:
+    done = epmvg_command("evaluate", run, "--split", "val", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["n"] == 24 and 0 <= result["acc50"] <= 1 and {"data", "split", "protocol", "miou"} <= result.keys()
+    rows = [json.loads(line) for line in (run / "predictions-annotations-val.jsonl").read_text().splitlines()]
+    assert sum(row["iou"] >= 0.5 for row in rows) / 24 == result["acc50"]
+    done = epmvg_command("report", run, "--out", run / "report.html")
+    assert done.returncode == 0, done.stderr
+    assert "<html" in (run / "report.html").read_text()
+
+
+def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[object], str]]:
+    photo = squares.parent / "0.png"
+    torn = tmp_path / "torn.jpg"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(torn)
+    torn.write_bytes(torn.read_bytes()[:600])
+    outside = tmp_path / "outside.jsonl"
+    row = {"image": "0.png", "phrase": "it", "bbox": [90, 0, 5, 5], "width": 80, "height": 60}
+    outside.write_text(json.dumps(row) + "\n")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text(json.dumps(row | {"bbox": [1, 1, 0, 5]}) + "\n")
+    return {
+        "missing image": (["predict", run, tmp_path / "none.jpg", "it"], "none.jpg does not exist"),
+        "truncated image": (["predict", run, torn, "it"], "torn.jpg cannot be decoded"),
+        "empty phrase": (["predict", run, photo, " "], "the phrase is empty"),
+        "phrase of 500 words": (["predict", run, photo, "word " * 500], "500 words"),
+        "phrase too long for the model": (["predict", run, photo, "word " * 50], "reads 20"),
+        "not a run": (["predict", tmp_path, photo, "it"], "no model.yaml"),
+        "drawing to nowhere": (
+            ["predict", run, photo, "it", "--draw", tmp_path / "none" / "a.png"],
+            "cannot be written",
+        ),
+        "drawing in no format": (["predict", run, photo, "it", "--draw", tmp_path / "a.xyz"], "cannot be written"),
+        "box outside": (["evaluate", run, "--data", outside], "outside its image"),
+        "box empty": (["evaluate", run, "--data", empty], "empty or inverted"),
+        "unknown recipe": (["train", "scnes", "--out", tmp_path / "new"], "did you mean 'scenes'"),
+        "unknown key": (["train", "scenes", "train.epoch=1", "--out", tmp_path / "new"], "did you mean 'epochs'"),
+        "occupied folder": (["train", "scenes", "--out", run], "is not empty"),
+        "unknown data set": (["evaluate", run, "--data", "scenez"], "did you mean 'scenes'"),
+        "data without a place": (["train", "flickr-mini", "--out", tmp_path / "new2"], "data.root=FOLDER"),
+        "report on nothing": (["report", tmp_path / "void"], "void"),
+        "captions missing": (["teacher", "train", tmp_path / "c.jsonl", "--out", tmp_path / "t"], "c.jsonl"),
+    }
+
+
+def test_mistakes_are_one_sentence_and_status_2(
+    run: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(file for file in run.rglob("*"))
+    for name, (arguments, words) in mistakes(run, squares, tmp_path).items():
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr().err.strip()
+        assert ended.value.code == 2, f"{name}: {said}"
+        assert words in said and len(said.splitlines()) == 1, f"{name}: {said}"
+    assert sorted(file for file in run.rglob("*")) == before
+
+
+def test_a_mistake_reaches_the_shell_without_a_traceback(tmp_path: Path) -> None:
+    done = epmvg_command("predict", tmp_path, tmp_path / "none.jpg", "it")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("epmvg: ")
+    assert len(done.stderr.strip().splitlines()) == 1

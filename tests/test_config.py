@@ -1,0 +1,55 @@
+"""Recipes: all of the package load, overrides land where they say, wrong ones are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from epmvg.config import Recipe, list_recipes
+from epmvg.models.presets import preset
+from epmvg.types import InputError
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_recipes_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
+    recipe = Recipe.load(name)
+    assert recipe.about
+    preset(recipe.model.preset, **recipe.model.set)
+    (tmp_path / "copy.yaml").write_text(recipe.dump())
+    assert Recipe.load(tmp_path / "copy.yaml") == recipe
+
+
+def test_overrides_land_where_they_say() -> None:
+    recipe = Recipe.load(
+        "scenes",
+        "model=transvg-r50",
+        "model.canvas=320",
+        "train.epochs=3",
+        "train.lr=2e-4",
+        "distill=folder",
+        "data.root=/x",
+    )
+    assert (recipe.model.preset, recipe.model.set) == ("transvg-r50", {"canvas": 320})
+    assert (recipe.train.epochs, recipe.train.lr) == (3, 2e-4)
+    assert recipe.distill is not None and recipe.distill.teacher == "folder" and recipe.distill.image == 1.5
+    assert recipe.data.root == "/x" and recipe.data.name == "scenes"
+    assert Recipe.load("scenes", "distill=folder", "distill=null").distill is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["scnes"], "did you mean 'scenes'"),
+        (["nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["scenes", "train.epoch=3"], "'train.epoch'; did you mean 'epochs'"),
+        (["scenes", "trian.epochs=3"], "'trian'; did you mean 'train'"),
+        (["scenes", "train.epochs=-1"], r"train.epochs=-1 does not fit"),
+        (["scenes", "train.epochs=many"], "train.epochs='many' does not fit"),
+        (["scenes", "epochs"], "'epochs' is not a setting"),
+        (["scenes", "data.augment.flip=2"], r"data.augment.flip=2"),
+    ],
+)
+def test_wrong_settings_are_named(arguments: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        Recipe.load(*arguments)
