@@ -64,8 +64,8 @@ GROUPS: dict[str, str] = {
         glasses=pair of glasses, sunglasses=pair of sunglasses, goggles=pair of goggles, t-shirt, jeans=pair of
         jeans, scarf, gloves=pair of gloves, coat, socks=pair of socks, dress, one-piece swimsuit=swimsuit,
         shorts=pair of shorts, folding hand fan=folding fan, purse, backpack, thong sandal=flip-flop, running
-        shoe=sneaker, high-heeled shoe=high heel, ballet shoes=pair of ballet shoes, woman’s boot=boot, crown,
-        woman’s hat=straw hat, billed cap=baseball cap, military helmet=helmet, lipstick, ring, gem stone=gem,
+        shoe=sneaker, high-heeled shoe=high heel, ballet shoes=pair of ballet shoes, woman\u2019s boot=boot, crown,
+        woman\u2019s hat=straw hat, billed cap=baseball cap, military helmet=helmet, lipstick, ring, gem stone=gem,
         luggage=suitcase, watch=wristwatch""",
     "music": """
         megaphone, bell, microphone, headphone=pair of headphones, saxophone, trumpet, accordion, guitar, musical

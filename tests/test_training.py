@@ -1,4 +1,4 @@
-"""Training: a run can be killed and resumed, learns with and without a teacher, and refuses what would lose something."""
+"""Training: a run can be killed and resumed, learns with and without a teacher, refuses what would lose something."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def rows(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -65,11 +65,11 @@ def test_a_killed_run_resumes_to_the_same_weights(
     def dies_at_seven(run: training.Run, batch: epmvg.Batch) -> object:
         steps.append(1)
         if len(steps) == 7:
-            raise Killed
+            raise KilledError
         return real(run, batch)
 
     monkeypatch.setattr(training, "_step", dies_at_seven)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         epmvg.train(chosen, tmp_path / "cut")
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as out:
         out.write('{"step": 7, "torn')
@@ -117,14 +117,14 @@ def test_stored_maps_train_the_same_student(squares: Path, tmp_path: Path) -> No
 
 
 def test_storing_needs_a_frozen_backbone(squares: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="train.store=true needs"):
+    with pytest.raises(InputError, match=r"train\.store=true needs"):
         epmvg.train(recipe(squares, "train.store=true"), tmp_path / "run")
 
 
 def test_a_folder_with_a_run_is_refused_and_left_alone(squares: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("kept")
-    with pytest.raises(InputError, match="not empty.*--resume"):
+    with pytest.raises(InputError, match=r"not empty.*--resume"):
         epmvg.train(recipe(squares), tmp_path / "run")
     assert (tmp_path / "run" / "config.yaml").read_text() == "kept"
 

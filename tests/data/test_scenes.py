@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def referents(text: str, things: list[Thing]) -> list[int]:
         return [i for i, t in enumerate(things) if t.name == name and side * (t.centre[axis] - other.centre[axis]) > 0]
     same = [i for i, thing in enumerate(things) if thing.name == name]
     words = text.replace(name, "").split()
-    extremes = {
+    extremes: dict[tuple[str, str], Callable[[Thing], float]] = {
         ("smaller", "smallest"): lambda t: t.length,
         ("bigger", "biggest"): lambda t: -t.length,
         ("left", "leftmost"): lambda t: t.centre[0],

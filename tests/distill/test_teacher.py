@@ -124,7 +124,7 @@ def test_any_open_clip_configuration_can_teach(tmp_path: Path) -> None:
 def test_unknown_teachers_are_answered_with_a_guess(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'ViT-B-32'"):
         ClipTeacher("ViT-B32")
-    with pytest.raises(InputError, match="has no weights 'openia'.*openai"):
+    with pytest.raises(InputError, match=r"has no weights 'openia'.*openai"):
         ClipTeacher("ViT-B-32", "openia")
     shutil.copytree(folder, tmp_path / "torn")
     (tmp_path / "torn" / "open_clip_model.safetensors").write_bytes(b"torn")

@@ -6,7 +6,7 @@ by a clear margin too: two cats hardly differ in size -> nobody speaks of "the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from epmvg.data.scene_sprites import CLOSE_COLOURS
@@ -50,7 +50,7 @@ def phrases_of(things: Sequence[Thing], size: tuple[int, int]) -> list[Phrase]:
     found = []
     for number, thing in enumerate(things):
         same = [other for i, other in enumerate(things) if other.name == thing.name and i != number]
-        says = [("name", [] if same else [f"the {thing.name}"])]
+        says: list[tuple[str, Iterable[str]]] = [("name", [] if same else [f"the {thing.name}"])]
         says += [("colour", _by_colour(thing, same)), ("size", _by_size(thing, same))]
         says += [("place", _by_place(thing, same, size)), ("relation", _by_relation(thing, same, things, size))]
         found += [Phrase(text, kind, number) for kind, texts in says for text in texts]

@@ -133,7 +133,7 @@ def tint(picture: Image.Image, hue: int, colour: str) -> Image.Image:
     return tinted
 
 
-def _hsv(picture: Image.Image) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+def _hsv(picture: Image.Image) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]]:
     """Hue in degrees, saturation and value in 0..1 of the opaque pixels."""
     opaque = np.asarray(picture.getchannel("A")) >= 200
     pixels = np.asarray(picture.convert("RGB").convert("HSV"))[opaque].astype(np.float32) / 255

@@ -158,13 +158,13 @@ def _write_towers(folder: Path, image_tower: str, text_tower: TextTower, side: i
     if image_tower == "tf_efficientnet_lite0":
         trunk = efficientnet_lite0_state()
         clip.visual.trunk.load_state_dict({name: trunk[name] for name in clip.visual.trunk.state_dict()})
-    clip.text.transformer.load_state_dict(bert)
+    clip.text.transformer.load_state_dict({name: bert[name] for name in clip.text.transformer.state_dict()})
     safetensors.torch.save_file(clip.state_dict(), folder / WEIGHTS)
     return clip.eval()
 
 
 def _write_text(folder: Path, tower: TextTower) -> dict[str, Tensor]:
-    """Write the text tower's configuration and tokenizer; return its weights without the pooler."""
+    """Write the text tower's configuration and tokenizer; return its weights."""
     if tower == "minilm":
         source = minilm_folder()
         bert = BertConfig.from_pretrained(source)
@@ -180,7 +180,7 @@ def _write_text(folder: Path, tower: TextTower) -> dict[str, Tensor]:
         state = BertModel(bert).state_dict()
     bert.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {name: tensor for name, tensor in state.items() if not name.startswith("pooler.")}
+    return state
 
 
 class _Seen:

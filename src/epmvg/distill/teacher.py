@@ -70,7 +70,7 @@ class ClipTeacher(nn.Module):
         return Embeddings(self.image(image, pad), self.text(phrase))
 
     def image(self, image: Tensor, pad: Tensor | None = None) -> Tensor:
-        """Answer image [I, 3, S, S] in 0..1 with vectors [I, E], not normalised; `pad` is needed to see content only."""
+        """Answer image [I, 3, S, S] in 0..1 with vectors [I, E], not normalised; content is seen through `pad`."""
         if self.view == "content" and pad is not None:
             squares = torch.cat([self._square(_content(one, hole)) for one, hole in zip(image, pad, strict=True)])
         else:
