@@ -78,7 +78,12 @@ def _telling(tell: Report, title: str) -> Any:
 def _teacher(scenes: Path, folder: Path, tell: Report, quick: bool) -> dict[str, Any]:
     start = time.monotonic()
     metrics = train_teacher(
-        scenes / "captions.jsonl", folder, side=192, epochs=1 if quick else 10, progress=_telling(tell, "Teacher")
+        scenes / "captions.jsonl",
+        folder,
+        side=160,
+        epochs=1 if quick else 20,
+        mirror=False,  # the students' scenes are not mirrored either
+        progress=_telling(tell, "Teacher"),
     )
     return asdict(metrics) | {"seconds": round(time.monotonic() - start, 1)}
 

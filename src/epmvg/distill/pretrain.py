@@ -62,6 +62,7 @@ def train_teacher(
     epochs: int = 10,
     batch: int = 256,
     lr: float = 1e-3,
+    mirror: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TeacherMetrics:
@@ -75,6 +76,7 @@ def train_teacher(
         text_tower: "minilm" (pretrained) or "tiny" (random, for tests).
         side: of the pictures it sees, pixels; width: E of its answers.
         epochs, batch, lr: of the contrastive training; the best epoch on val is kept.
+        mirror: learn each picture in the mirror too, with left and right swapped in its captions.
         seed: of weights and order.
         progress: called with (pictures and captions encoded, all of them).
 
@@ -93,8 +95,8 @@ def train_teacher(
     clip = _write_towers(temporary, image_tower, text_tower, side, width)
     teacher = ClipTeacher(temporary)
     teacher.clip.load_state_dict(clip.state_dict())
-    seen = _Seen(len(train.images) * 2 + len(val.images), progress)
-    table = _encode(teacher, train, seen, mirror=True), _encode(teacher, val, seen, mirror=False)
+    seen = _Seen(len(train.images) * (1 + mirror) + len(val.images), progress)
+    table = _encode(teacher, train, seen, mirror=mirror), _encode(teacher, val, seen, mirror=False)
     r1, r5, epoch = _fit(clip, *table, epochs=epochs, batch=batch, lr=lr, seed=seed)
     count = sum(len(said) for said in train.captions)
     metrics = TeacherMetrics(r1, r5, epoch, len(train.images), count, round(time.monotonic() - start, 1))

@@ -170,8 +170,8 @@ class Grounder(nn.Module):
         )
         hide = torch.cat([token_pad.new_zeros(phrases, 1), visual_pad, token_pad], 1)  # [P, 1 + n + L]
         x = self.fusion(x, position.to(x.dtype), hide)
-        count = visual.shape[1]
-        fused_reg, fused, fused_text = x[:, 0], x[:, 1 : 1 + count], x[:, 1 + count :]
+        fused_reg, fused, fused_text = x.split([1, visual.shape[1], length], 1)
+        fused_reg = fused_reg[:, 0]
 
         regressed = self.head(fused_reg).float().sigmoid()  # [P, 4] (eq. 4)
         out = Output(
@@ -242,7 +242,8 @@ class Similarity(nn.Module):
         phrase = (states * weight).sum(1) / weight.sum(1)
         visual = F.normalize(self.visual(visual), dim=-1)
         phrase = F.normalize(self.text(phrase), dim=-1)
-        cosine = torch.einsum("pnd,pd->pn", visual.index_select(0, owner), phrase)
+        every = visual @ phrase.T  # [I, n, P]: all pairs cost less than a copy of the image for each phrase
+        cosine = every.permute(0, 2, 1)[owner, torch.arange(len(owner), device=owner.device)]  # [P, n]
         return cosine * self.scale.clamp(max=math.log(100.0)).exp()
 
     def feed(self, similarity: Tensor) -> Tensor:

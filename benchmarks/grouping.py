@@ -1,0 +1,83 @@
+"""How much faster training is when phrases of one image share its encoding.
+
+Times whole training steps (forward, loss, backward, optimiser) of one model on random pixels and real phrase lengths,
+at one phrase an image and at several, taking turns, and prints the medians and their ratio as JSON.
+
+    python benchmarks/grouping.py [--model mini] [--phrases 8] [--batch 32] [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+
+from epmvg.distill.losses import GroundingLoss
+from epmvg.models.factory import create_model
+from epmvg.models.grounder import Grounder
+from epmvg.models.memory import TextMemory
+from epmvg.training import use_bf16
+
+PHRASES = ["a man in a blue shirt", "his dog", "the woman on the left", "a red bicycle leaning against a wall"]
+
+
+def seconds_of_step(
+    model: Grounder, optimizer: torch.optim.Optimizer, memory: TextMemory | None, batch: int, phrases: int
+) -> float:
+    """Time one training step over `batch` phrases asked of batch / phrases images."""
+    images = max(1, batch // phrases)
+    side = model.canvas
+    image = torch.rand(images, 3, side, side)
+    pad = torch.zeros(images, side, side, dtype=torch.bool)
+    pad[:, : side // 8] = pad[:, -side // 8 :] = True  # a 4:3 photo
+    tokens, token_pad = model.tokenize([PHRASES[i % len(PHRASES)] for i in range(batch)])
+    owner = torch.arange(batch) // phrases
+    target = torch.rand(batch, 4) * 0.4 + 0.3
+    start = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16("auto")):
+        states = memory(tokens, token_pad) if memory else None
+        output = model(image, pad, tokens, token_pad, owner, states=states)
+    GroundingLoss()(output, target).total.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--phrases", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    model = create_model(arguments.model).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    memory = TextMemory(model.linguistic) if model.linguistic.frozen else None
+    times: dict[int, list[float]] = {1: [], arguments.phrases: []}
+    for round_ in range(arguments.rounds + 1):
+        for phrases, taken in times.items():
+            seconds = seconds_of_step(model, optimizer, memory, arguments.batch, phrases)
+            if round_:  # the first warms up
+                taken.append(seconds)
+    rates = {phrases: arguments.batch / statistics.median(taken) for phrases, taken in times.items()}
+    print(
+        json.dumps(
+            {
+                "model": arguments.model,
+                "threads": torch.get_num_threads(),
+                "phrases_per_s": {str(phrases): round(rate, 1) for phrases, rate in rates.items()},
+                "ratio": round(rates[arguments.phrases] / rates[1], 2),
+                "rounds": arguments.rounds,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
