@@ -97,8 +97,9 @@ ONE_COLOUR = """
 ALIKE = """
     bear, teddy bear | fish, shark, whale | car, taxi, police car, racing car | truck, van, ambulance, fire engine,
     bus | pair of glasses, pair of sunglasses, pair of goggles, diving mask | purse, backpack, suitcase |
-    monkey, gorilla | mobile phone, telephone | laptop, computer | sailboat, canoe, speedboat, ship | alarm clock, stopwatch, wristwatch |
-    mouse, computer mouse | cupcake, birthday cake, slice of cake, pie | apple, tomato, peach, pair of cherries |
+    monkey, gorilla | mobile phone, telephone | laptop, computer | sailboat, canoe, speedboat, ship |
+    alarm clock, stopwatch, wristwatch | mouse, computer mouse | cupcake, birthday cake, slice of cake, pie |
+    apple, tomato, peach, pair of cherries |
     pine tree, Christmas tree | horse, unicorn | pencil, pen, crayon | guitar, violin, banjo | motorcycle, scooter |
     coin, medal, sun | dove, swan, duck | crab, lobster, shrimp | cucumber, pear | bell, alarm clock |
     glass of milk, jar | key, padlock | paintbrush, toothbrush | cup of coffee, beer mug | lion, tiger, leopard"""
