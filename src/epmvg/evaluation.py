@@ -80,7 +80,11 @@ def _rows(output: Output, batch: Batch) -> list[dict[str, Any]]:
                 "score": round(scores[i], 4),
                 "id": record.id,
             }
-            | {key: record.extra[key] for key in ("kind", "types", "dataset", "category") if key in record.extra}
+            | {
+                key: record.extra[key]
+                for key in ("kind", "types", "dataset", "split", "category")
+                if key in record.extra
+            }
         )
     return rows
 
@@ -161,12 +165,12 @@ def summarise(rows: Sequence[dict[str, Any]]) -> Scores:
 
 
 def _parts(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Scores by the rows' own `dataset` or `kind`, where they name one."""
-    for key in ("dataset", "kind"):
-        names = sorted({row[key] for row in rows if key in row})
-        if len(names) > 1:
-            return {name: asdict(summarise([row for row in rows if row.get(key) == name])) for name in names}
-    return {}
+    """Scores by the rows' own data set and split, or by their kind, where they name several."""
+    named: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        name = f"{row['dataset']} {row.get('split', '')}".strip() if "dataset" in row else row.get("kind", "other")
+        named.setdefault(name, []).append(row)
+    return {name: asdict(summarise(part)) for name, part in sorted(named.items())} if len(named) > 1 else {}
 
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -60,3 +60,11 @@ def test_a_missing_file_and_a_missing_split_are_named(tmp_path: Path) -> None:
         read_jsonl(tmp_path / "nowhere.jsonl")
     with pytest.raises(InputError, match=r"split 'test'.*there are train"):
         read_jsonl(write(tmp_path, {**GOOD, "split": "train"}), split="test")
+
+
+def test_a_split_by_another_key_survives_a_round_trip(tmp_path: Path) -> None:
+    row = {**GOOD, "split": "testA", "mini_split": "test"}
+    records = read_jsonl(write(tmp_path, row), split="test", split_key="mini_split")
+    assert (records[0].split, records[0].extra["split"]) == ("test", "testA")
+    write_jsonl(tmp_path / "copy.jsonl", records)
+    assert read_jsonl(tmp_path / "copy.jsonl", split="test", split_key="mini_split") == records

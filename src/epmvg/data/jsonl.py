@@ -112,7 +112,7 @@ def write_jsonl(file: Path | str, records: Sequence[Record]) -> None:
             if record.size is not None:
                 row["width"], row["height"] = record.size
             if record.split:
-                row["split"] = record.split
+                row["split"] = record.split  # unless the row has one of its own, below
             if record.id:
                 row["id"] = record.id
             out.write(json.dumps(row | record.extra, ensure_ascii=False) + "\n")
@@ -148,7 +148,9 @@ def _record(row: dict[str, Any], root: Path, name: str, split_key: str) -> Recor
         raise InputError(f'{name}: "image" and "phrase" must be texts.')
     box: Box = (x, y, x + w, y + h)
     size = (int(row["width"]), int(row["height"])) if "width" in row and "height" in row else None
-    known = {"image", "phrase", "bbox", "width", "height", "split", "id"}
+    known = {"image", "phrase", "bbox", "width", "height", "id"}
+    if split_key == "split":  # else both it and the row's own "split" are kept as they were
+        known.add("split")
     return Record(
         image=root / image,
         phrase=phrase,
