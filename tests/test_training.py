@@ -119,6 +119,7 @@ def test_stored_maps_train_the_same_student(squares: Path, tmp_path: Path) -> No
 def test_storing_needs_a_frozen_backbone(squares: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.store=true needs"):
         epmvg.train(recipe(squares, "train.store=true"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_with_a_run_is_refused_and_left_alone(squares: Path, tmp_path: Path) -> None:

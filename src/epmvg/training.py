@@ -63,6 +63,7 @@ class Run:
     network: nn.Module  # the student as Accelerate wrapped it
     report: Report
     text_memory: TextMemory | None
+    board: Any = None  # a TensorBoard writer, if the recipe wants one
     position: Position = field(default_factory=Position)
 
 
@@ -89,7 +90,13 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Repo
         _claim(folder, recipe, resume)
     accelerator.wait_for_everyone()
     tell = report if report is not None and accelerator.is_main_process else _say_nothing
-    run = _prepare(recipe, folder, accelerator, tell)
+    try:
+        run = _prepare(recipe, folder, accelerator, tell)
+    except InputError:
+        if not resume and accelerator.is_main_process:  # leave no folder behind that would refuse the next try
+            (folder / "config.yaml").unlink()
+            folder.rmdir()
+        raise
     if resume:
         _restore(run)
     _fit(run)
@@ -138,7 +145,16 @@ def _prepare(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerator, 
         network=network,
         report=report,
         text_memory=TextMemory(student.linguistic) if student.linguistic.frozen else None,
+        board=_board(folder) if settings.tensorboard and accelerator.is_main_process else None,
     )
+
+
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError("train.tensorboard=true needs TensorBoard: pip install 'epmvg[tensorboard]'.") from error
+    return SummaryWriter(str(folder / "tensorboard"))
 
 
 def use_bf16(precision: str) -> bool:
@@ -403,6 +419,11 @@ def _write(run: Run, row: dict[str, Any]) -> None:
     row = {"step": position.step, "phrases": position.phrases, "seconds": round(position.seconds, 2)} | row
     with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as out:
         out.write(json.dumps(row) + "\n")
+    if run.board is not None:
+        values = row.get("loss", {}) | {k: v for k, v in row.items() if isinstance(v, float) and k != "seconds"}
+        for name, value in values.items():
+            run.board.add_scalar(f"{row['event']}/{name}", value, position.step)
+        run.board.flush()
     run.report(row | {"steps": round(run.recipe.train.epochs * _steps_per_epoch(run.loader, run.recipe.train))})
 
 
