@@ -19,10 +19,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 from epmvg.distill.losses import GroundingLoss
+from epmvg.hardware import use_bf16
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
-from epmvg.training import use_bf16
 
 PHRASES = ["a man in a blue shirt", "his dog", "the woman on the left", "a red bicycle leaning against a wall"]
 

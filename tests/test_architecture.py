@@ -13,7 +13,7 @@ SOURCE = Path(epmvg.__file__).parent
 
 # Floors from the ground up; a room may import its own floor's room only where ALLOWED says so.
 FLOORS = [
-    ["types", "boxes", "config", "weights", "draw", "terminal"],
+    ["types", "boxes", "config", "weights", "draw", "hardware", "terminal"],
     ["data", "models", "distill", "reporting"],
     ["evaluation", "predict", "listing", "store"],
     ["training"],

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from epmvg.data.loader import GroundingLoader
 from epmvg.distill.teacher import ClipTeacher
+from epmvg.hardware import use_bf16
 from epmvg.models.grounder import Grounder
 from epmvg.types import InputError, Record
 
@@ -82,6 +83,7 @@ def _stored(
     """Open the array if it is there, else compute it into a temporary file and rename that."""
     count = len(images.images)
     first = next(iter(images.batches(0)))
+    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=use_bf16("auto"))  # half precision is what is kept
     shape = (count, *answer(first.image[:1], first.pad[:1]).shape[1:])
     size = torch.Size(shape).numel()
     if not file.exists():
@@ -95,7 +97,8 @@ def _stored(
         array = torch.from_file(str(temporary), shared=True, size=size, dtype=torch.bfloat16).view(shape)
         done = 0
         for batch in images.batches(0):
-            array[done : done + len(batch.image)] = answer(batch.image, batch.pad).to(torch.bfloat16)
+            with bf16:
+                array[done : done + len(batch.image)] = answer(batch.image, batch.pad).to(torch.bfloat16)
             done += len(batch.image)
             report({"event": "store", "name": file.name.partition("-")[0], "done": done, "total": count})
         del array

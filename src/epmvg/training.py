@@ -27,6 +27,7 @@ from epmvg.data.transforms import Augment
 from epmvg.distill.losses import GroundingLoss, Loss
 from epmvg.distill.teacher import ClipTeacher
 from epmvg.evaluation import evaluation_loader, predict_rows, summarise, write_rows
+from epmvg.hardware import use_bf16
 from epmvg.models.factory import create_model, save, write_text
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
@@ -155,23 +156,6 @@ def _board(folder: Path) -> Any:
     except ImportError as error:
         raise InputError("train.tensorboard=true needs TensorBoard: pip install 'epmvg[tensorboard]'.") from error
     return SummaryWriter(str(folder / "tensorboard"))
-
-
-def use_bf16(precision: str) -> bool:
-    """Say whether to compute in bfloat16; "auto" does where the processor or GPU has it in hardware."""
-    if precision != "auto":
-        return precision == "bf16"
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    return "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags()
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def _teacher(recipe: Recipe) -> ClipTeacher | None:
@@ -404,7 +388,7 @@ def _validate(run: Run) -> None:
     scores = summarise(rows)
     name, split = Path(run.recipe.data.name).stem, run.recipe.data.val
     _write(run, {"event": "evaluate", "data": name, "split": split} | asdict(scores))
-    if scores.acc50 > run.position.best:
+    if scores.acc50 >= run.position.best:  # of equals the later, whose learning rate is lower
         run.position.best = scores.acc50
         save(run.student, run.folder)
         write_rows(run.folder / f"predictions-{name}-{split}.jsonl", rows)

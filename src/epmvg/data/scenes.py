@@ -22,7 +22,7 @@ from epmvg.data.scene_phrases import Phrase, Thing, captions_of, phrases_of
 from epmvg.data.scene_sprites import Sprite, load_sprites, sprite_picture
 from epmvg.types import Box, InputError, Progress
 
-DEFAULT_SIZES = {"train": 4000, "val": 250, "test": 400, "open": 300, "captions": 2500}
+DEFAULT_SIZES = {"train": 4000, "val": 250, "test": 400, "open": 300, "captions": 1500}
 """Scenes a split. `open` asks for names that only captions have shown; `captions` scenes carry no phrases."""
 
 HELD_OUT_SHARE = 0.12

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
 from epmvg.data.transforms import evaluation_view, open_image, render, swap_sides
 from epmvg.distill.teacher import CONFIG, TEXT, WEIGHTS, ClipTeacher, build_clip
+from epmvg.hardware import use_bf16
 from epmvg.types import InputError, Progress
 from epmvg.weights import efficientnet_lite0_state, minilm_folder
 
@@ -231,7 +232,9 @@ def _encode(teacher: ClipTeacher, pairs: Pairs, seen: _Seen, *, mirror: bool) ->
 
 
 def _trunk_of_images(teacher: ClipTeacher, canvas: Tensor) -> Tensor:
-    return torch.as_tensor(teacher.clip.visual.trunk((canvas - teacher.mean) / teacher.std)).float()
+    pixels = ((canvas - teacher.mean) / teacher.std).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16("auto")):
+        return torch.as_tensor(teacher.clip.visual.trunk(pixels)).float()
 
 
 def _trunk_of_texts(teacher: ClipTeacher, texts: list[str]) -> Tensor:
@@ -242,7 +245,8 @@ def _trunk_of_texts(teacher: ClipTeacher, texts: list[str]) -> Tensor:
         part = order[start : start + 256]
         tokens = teacher.tokenize([texts[number] for number in part])
         pad = (tokens != tower.config.pad_token_id).long()
-        pooled = tower.pooler(tower.transformer(input_ids=tokens, attention_mask=pad), pad).float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16("auto")):
+            pooled = tower.pooler(tower.transformer(input_ids=tokens, attention_mask=pad), pad).float()
         for number, answer in zip(part, pooled, strict=True):
             answers[number] = answer
     return torch.stack(answers)
