@@ -85,25 +85,14 @@ GROUPS: dict[str, str] = {
 }
 
 TINTED_GROUPS = ("vehicles", "play", "clothes", "music", "office", "household")
-TINTED_TOO = "umbrella, teapot, rose, tulip, tent"
-"""Made things (and some others) come in any colour."""
+"""Made things come in any colour."""
 
 ONE_COLOUR = """
     ambulance, fire engine, police car, taxi, stop sign, traffic light, basketball, baseball, football, soccer ball,
-    pumpkin, Christmas tree, trophy, medal, target, coin, television, light bulb, magnifying glass, painting, palette,
-    fire extinguisher, pair of glasses, pair of sunglasses, laptop, computer, window, mirror, door, ladder, cardboard box,
-    violin, money bag, ring, candle, saxophone, trumpet, hourglass, ship, canoe, speedboat, sailboat, kite, parachute,
-    pair of maracas, bed, crayon, gift, bomb, diving mask, stethoscope, pinata, test tube, puzzle piece, pair of socks,
-    water pistol, battery, skateboard, tennis racket, accordion, sled, gear,
-    bus, rocket, telescope"""
+    pumpkin, Christmas tree, trophy, medal, target, coin, pair of sunglasses, television, light bulb, magnifying glass,
+    painting, fire extinguisher, pair of glasses, laptop, computer, window, mirror, door, ladder, cardboard box,
+    violin, money bag, ring, candle, saxophone, trumpet, palette, hourglass, ship, canoe, speedboat, sailboat"""
 """Made things that are known by their colour, or whose coloured part is not what a colour word would mean."""
-
-DOUBTFUL = """
-    canoe, magnifying glass, pair of glasses, microphone, giraffe, lightning bolt, pretzel, sponge, skunk, candy, shrimp,
-    taco, ping pong paddle, ice cube, window, television, laptop, computer, test tube, stethoscope,
-    sailboat, speedboat, zebra, saxophone, crown, megaphone, padlock, steak, potted plant, leopard, gear, wrench, camera,
-    puzzle piece, pair of scissors"""
-"""Sprites whose measured colour is that of water, glass or shade, or that people would call otherwise."""
 
 ALIKE = """
     bear, teddy bear | fish, shark, whale | car, taxi, police car, racing car | truck, van, ambulance, fire engine,
@@ -153,9 +142,8 @@ def cut(art: Path, code: str, name: str, group: str) -> dict[str, Any]:
     file = name.lower().replace(" ", "-") + ".webp"
     picture.save(SPRITE_FOLDER / file, quality=85, method=6)
     picture = Image.open(SPRITE_FOLDER / file).convert("RGBA")
-    colour = None if name in split(DOUBTFUL) else name_colour(picture)
-    tinted = (group in TINTED_GROUPS or name in split(TINTED_TOO)) and name not in split(ONE_COLOUR)
-    hue = dominant_hue(picture) if tinted else None
+    colour = name_colour(picture)
+    hue = dominant_hue(picture) if group in TINTED_GROUPS and name not in split(ONE_COLOUR) else None
     tints = (
         []
         if hue is None

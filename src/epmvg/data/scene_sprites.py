@@ -21,11 +21,24 @@ TINT_HUES = {"red": 352, "orange": 24, "yellow": 50, "green": 125, "blue": 212, 
 """Hue in degrees that a tinted sprite of this colour is turned to."""
 
 CLOSE_COLOURS = frozenset(
-    frozenset(pair.split("-"))
-    for pair in (
-        "red-orange red-pink red-brown orange-yellow orange-brown orange-pink yellow-brown yellow-green blue-purple "
-        "pink-purple white-grey white-pink grey-blue grey-purple grey-brown"
-    ).split()  # noqa: SIM905 a table
+    frozenset(pair.split())
+    for pair in [
+        "red orange",
+        "red pink",
+        "red brown",
+        "orange yellow",
+        "orange brown",
+        "orange pink",
+        "yellow brown",
+        "yellow green",
+        "blue purple",
+        "pink purple",
+        "white grey",
+        "white pink",
+        "grey blue",
+        "grey purple",
+        "grey brown",
+    ]
 )
 """Pairs that people may call by either word: a phrase never rests on telling them apart."""
 
@@ -38,9 +51,11 @@ _HUES = {
     "pink": (292, 332),
 }
 _RED = 338, 15  # wraps around
-_SHARE, _RIVAL = 0.4, 0.2  # of the opaque pixels: a hue names a sprite with this much of it and less of any other
-_NEUTRAL_SHARE = 0.7  # white and grey are read as light and shade where there is any colour
-_NEAR = 60  # degrees around a sprite's own hue that a tint turns with it
+_SHARE, _RIVAL = (
+    0.5,
+    0.2,
+)  # of the opaque pixels: a colour names a sprite that has this much of it and less of any other
+_NEAR = 45  # degrees around a sprite's own hue that a tint turns with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +105,19 @@ def name_colour(picture: Image.Image) -> str | None:
     hue, saturation, value = _hsv(picture)
     vivid, bright = saturation >= 0.35, value >= 0.55
     warm = (hue <= 40) | (hue >= 338)
-    words = {word: vivid & (value >= 0.5) & (hue >= low) & (hue <= high) for word, (low, high) in _HUES.items()}
+    words = {word: vivid & (value >= 0.4) & (hue >= low) & (hue <= high) for word, (low, high) in _HUES.items()}
     words["yellow"] &= value >= 0.8
     words["orange"] &= (value >= 0.8) & (saturation >= 0.6)
     words["red"] = (saturation >= 0.62) & bright & ((hue >= _RED[0]) | (hue <= _RED[1]))
     words["pink"] &= value >= 0.75
     words["pink"] |= (saturation >= 0.25) & (saturation <= 0.55) & (value >= 0.9) & ((hue >= 320) | (hue <= 8))
-    words["brown"] = warm & (saturation >= 0.28) & (value <= 0.68) & (value >= 0.2) & ~words["red"]
+    words["brown"] = warm & (saturation >= 0.28) & (value <= 0.68) & (value >= 0.2)
+    words["white"] = (saturation <= 0.18) & (value >= 0.8)
+    words["grey"] = (saturation <= 0.25) & (value >= 0.3) & (value <= 0.8)
     shares = sorted(((float(mask.mean()), word) for word, mask in words.items()), reverse=True)
     (first, word), (second, _) = shares[:2]
-    if first >= _SHARE and second <= _RIVAL:
-        return word
-    white, grey = (saturation <= 0.18) & (value >= 0.8), (saturation <= 0.25) & (value >= 0.3) & (value <= 0.8)
-    return "white" if white.mean() >= _NEUTRAL_SHARE else "grey" if grey.mean() >= _NEUTRAL_SHARE else None
+    needed = 0.7 if word in ("white", "grey") else _SHARE
+    return word if first >= needed and second <= _RIVAL else None
 
 
 def tint(picture: Image.Image, hue: int, colour: str) -> Image.Image:
@@ -110,7 +125,7 @@ def tint(picture: Image.Image, hue: int, colour: str) -> Image.Image:
     channels = np.array(picture.convert("RGB").convert("HSV"))
     degrees = channels[..., 0].astype(np.float32) * (360 / 255)
     offset = (degrees - hue + 180) % 360 - 180
-    turned = (TINT_HUES[colour] + offset / 3) % 360  # a third of the spread: shades of one colour stay one colour
+    turned = (TINT_HUES[colour] + offset / 2) % 360  # half the spread: shades of one colour stay one colour
     degrees = np.where(np.abs(offset) <= _NEAR, turned, degrees)
     channels[..., 0] = np.round(degrees * (255 / 360)).astype(np.uint8)
     tinted = Image.fromarray(channels, "HSV").convert("RGB")
