@@ -15,7 +15,7 @@ SOURCE = Path(epmvg.__file__).parent
 FLOORS = [
     ["types", "boxes", "config", "weights", "draw", "hardware", "terminal"],
     ["data", "models", "distill", "reporting"],
-    ["evaluation", "predict", "listing", "store"],
+    ["convert", "evaluation", "predict", "listing", "store"],
     ["training"],
     ["demo"],
     ["cli"],

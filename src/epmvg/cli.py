@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -227,6 +228,37 @@ def list_(
         return
     for name, rows in chosen.items():
         _table(name, rows)
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="Published weights: .pth or .safetensors.")],
+    kind: Annotated[str, typer.Option("--as", help="transvg, qrnet, detr, swin or imagenet.")],
+    out: Annotated[Path, typer.Option(help="The student's folder.")],
+    model: Annotated[str | None, typer.Option(help="A model's name; told from the weights by default.")] = None,
+    canvas: Annotated[int | None, typer.Option(help="Side of the input in pixels; the file's own by default.")] = None,
+    length: Annotated[int | None, typer.Option(help="Most word pieces; the file's own by default.")] = None,
+    resample: Annotated[bool, typer.Option("--resample", help="Fit positions to another canvas or length.")] = False,
+    bert: Annotated[str | None, typer.Option(help="A BERT to start from: hub name or folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Turn published weights into a folder that every other command reads."""
+    from epmvg.convert import convert as turn
+    from epmvg.convert import write
+
+    done = turn(file, kind, model=model, canvas=canvas, length=length, resample=resample, bert=bert)
+    write(done, out)
+    if as_json:
+        account = {"model": done.preset, "converted": done.converted, "ignored": done.ignored, "new": done.new}
+        print(json.dumps(account | {"out": str(out)}))
+        return
+    reasons = Counter(done.ignored.values())
+    rows = [{"parameters": "converted", "number": str(len(done.converted)), "why": ""}]
+    rows += [{"parameters": "ignored", "number": str(count), "why": why} for why, count in reasons.items()]
+    if done.new:
+        rooms = ", ".join(sorted({name.split(".")[0] for name in done.new}))
+        rows.append({"parameters": "new", "number": str(len(done.new)), "why": f"not in the file: {rooms}"})
+    _table(f"{done.preset} in {out}", rows)
 
 
 @teacher_app.command("train")

@@ -27,6 +27,7 @@ class ModelSettings(Settings):
 
     preset: str = "mini"
     pretrained: bool = True
+    start: str | None = None  # a folder (of a run or of `epmvg convert`) whose weights the student starts from
     set: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -64,6 +65,7 @@ class DataSettings(Settings):
     split_key: str = "split"
     images: int = Field(16, ge=1)
     phrases: int = Field(8, ge=1)
+    canvas: int | None = Field(None, ge=32)  # side of training views, if smaller than the model's: cheaper steps
     workers: int = Field(0, ge=0)
     augment: AugmentSettings | None = AugmentSettings()
 

@@ -19,7 +19,7 @@ import accelerate
 import torch
 from torch import Tensor, nn
 
-from epmvg.config import Recipe, TrainSettings
+from epmvg.config import ModelSettings, Recipe, TrainSettings
 from epmvg.data.catalog import cache_folder, open_records
 from epmvg.data.jsonl import Skipped
 from epmvg.data.loader import GroundingLoader
@@ -28,7 +28,7 @@ from epmvg.distill.losses import GroundingLoss, Loss
 from epmvg.distill.teacher import ClipTeacher
 from epmvg.evaluation import evaluation_loader, predict_rows, summarise, write_rows
 from epmvg.hardware import use_bf16
-from epmvg.models.factory import create_model, save, write_text
+from epmvg.models.factory import create_model, save, start_from, write_text
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
 from epmvg.store import stored_maps
@@ -126,7 +126,7 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
 def _prepare(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerator, report: Report) -> Run:
     settings = recipe.train
     accelerate.utils.set_seed(settings.seed, device_specific=True)
-    student = create_model(recipe.model.preset, recipe.model.pretrained, **recipe.model.set)
+    student = _student(recipe.model)
     teacher = _teacher(recipe)
     loader, val = _loaders(recipe, student, teacher, accelerator, report)
     optimizer = torch.optim.AdamW(parameter_groups(student, settings, teacher), weight_decay=settings.weight_decay)
@@ -148,6 +148,14 @@ def _prepare(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerator, 
         text_memory=TextMemory(student.linguistic) if student.linguistic.frozen else None,
         board=_board(folder) if settings.tensorboard and accelerator.is_main_process else None,
     )
+
+
+def _student(settings: ModelSettings) -> Grounder:
+    if settings.start is None:
+        return create_model(settings.preset, settings.pretrained, **settings.set)
+    student = create_model(settings.preset, **settings.set)
+    start_from(student, settings.start)
+    return student
 
 
 def _board(folder: Path) -> Any:
@@ -185,6 +193,9 @@ def _loaders(
     val = open_records(data.name, split=data.val, root=data.root, split_key=data.split_key)
     if settings.evaluate_limit:
         val = val[: settings.evaluate_limit]
+    canvas = data.canvas or student.canvas
+    if canvas != student.canvas and (settings.store or not student.sine):
+        raise InputError(f"data.canvas={canvas} needs model.position=sine and train.store=false.")
     stored: dict[str, Tensor] = {}
     stored_val: dict[str, Tensor] = {}
     if settings.store:
@@ -195,7 +206,7 @@ def _loaders(
     loader = GroundingLoader(
         records,
         student.tokenize,
-        canvas=student.canvas,
+        canvas=canvas,
         images=data.images,
         phrases=data.phrases,
         augment=Augment(**data.augment.model_dump()) if data.augment else None,
@@ -229,8 +240,8 @@ def parameter_groups(
 
     An unfrozen teacher trains along with the student at its own rate (Table 4).
     """
-    backbone = list(student.visual.backbone.parameters())
-    encoder = [*student.visual.input_proj.parameters(), *student.visual.encoder.parameters()]
+    trained = student.visual.trained()
+    backbone, encoder = ([p for m in trained[name] for p in m.parameters()] for name in ("backbone", "encoder"))
     text = list(student.linguistic.parameters())
     named = {id(p) for p in (*backbone, *encoder, *text)}
     rest = [p for p in student.parameters() if id(p) not in named]

@@ -14,6 +14,7 @@ from epmvg.distill.losses import GroundingLoss
 from epmvg.models.factory import build, create_model, load, save
 from epmvg.models.grounder import Grounder, mean_vote, median_vote
 from epmvg.models.memory import TextMemory
+from epmvg.models.modulation import QueryGate
 from epmvg.models.presets import PRESETS, preset
 from epmvg.types import InputError, Output
 
@@ -37,18 +38,31 @@ def close(a: Output, b: Output, rows: slice | Tensor = slice(None)) -> None:
     torch.testing.assert_close(a.text[rows], b.text, atol=1e-5, rtol=1e-4)
 
 
-@pytest.fixture(params=["paper", "beyond"])
+BEYOND: dict[str, Any] = {
+    "anchored": True,
+    "similarity": True,
+    "normalize": True,
+    "vls": "mean",
+    "position": "sine",
+}
+STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "paper": ("tiny-resnet", {}),
+    "beyond": ("tiny-resnet", BEYOND),
+    "swin": ("tiny-swin", {"visual": {"gates": "off"}}),
+    "query-aware": ("tiny-swin", {}),
+    "query-aware beyond": ("tiny-swin", BEYOND | {"visual": {"strides": [8], "pool": "content"}}),
+}
+
+
+@pytest.fixture(params=list(STUDENTS))
 def model(request: pytest.FixtureRequest) -> Grounder:
     torch.manual_seed(0)
-    beyond = request.param == "beyond"
-    extras: dict[str, Any] = {
-        "anchored": True,
-        "similarity": True,
-        "normalize": True,
-        "vls": "mean",
-        "position": "sine",
-    }
-    return create_model("tiny-resnet", **(extras if beyond else {})).eval()
+    name, numbers = STUDENTS[request.param]
+    made = create_model(name, **numbers).eval()
+    for part, parameter in made.named_parameters():
+        if part.endswith(".V"):  # starts at 0, where no gate hears its phrase yet
+            torch.nn.init.normal_(parameter, std=0.3)
+    return made
 
 
 @torch.no_grad()
@@ -96,8 +110,8 @@ def test_maps_lie_on_content_only() -> None:
     image, pad, tokens, token_pad, owner = inputs(model)
     output = model(image, pad, tokens, token_pad, owner)
     assert output.where is not None and output.similarity is not None
-    stride = model.visual.stride
-    token_content = ~pad[:, ::stride, ::stride].flatten(1)[owner]
+    (token_pad_of_image,) = model.visual.pads(pad)
+    token_content = ~token_pad_of_image.flatten(1)[owner]
     assert torch.equal(output.where.isfinite(), token_content)
     assert torch.equal(output.similarity.isfinite(), token_content)
 
@@ -122,7 +136,7 @@ def test_a_batch_can_be_learned(model: Grounder) -> None:
     loss_of = GroundingLoss(box="l1", box_weight=5, giou=2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     model.train()
-    for _ in range(220):
+    for _ in range(150):
         loss = loss_of(model(image, pad, tokens, token_pad, owner), target).total
         optimizer.zero_grad()
         loss.backward()
@@ -175,7 +189,8 @@ def test_presets_build_with_the_right_number_of_places(name: str) -> None:
     image, pad, tokens, token_pad, owner = inputs(model)
     with torch.no_grad():
         output = model(image, pad, tokens, token_pad, owner)
-    assert output.grid == (model.canvas // model.visual.stride,) * 2
+    one_map = len(model.visual.strides) == 1
+    assert output.grid == ((model.canvas // model.visual.strides[0],) * 2 if one_map else None)
     assert output.box.shape == (4, 4) and ((output.box > -1) & (output.box < 2)).all()
 
 
@@ -189,7 +204,7 @@ def test_unknown_names_are_answered_with_a_guess() -> None:
 
 
 def test_remembered_phrases_are_the_encoder_s_answers() -> None:
-    model = create_model("tiny-resnet", linguistic={"frozen": True}).eval()
+    model = create_model("tiny-resnet", linguistic={"frozen": ["all"]}).eval()
     memory = TextMemory(model.linguistic, limit=3)
     tokens, token_pad = model.tokenize(PHRASES)
     for order in ([0, 1, 2, 3], [3, 1], [2, 2, 0], [0]):
@@ -208,3 +223,50 @@ def test_the_median_vote_is_deaf_to_a_few_far_votes() -> None:
     torch.testing.assert_close(median_vote(where, votes[:, shuffled])[0], near)
     padded = torch.cat([where, torch.full((1, 5), -torch.inf)], 1)
     torch.testing.assert_close(median_vote(padded, torch.cat([votes, torch.zeros(1, 5, 4)], 1))[0], near)
+
+
+@torch.no_grad()
+def test_a_query_aware_branch_hears_its_phrase() -> None:
+    torch.manual_seed(0)
+    model = create_model("tiny-swin").eval()
+    image, pad = torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
+    query, owner = torch.randn(2, model.linguistic.width), torch.zeros(2, dtype=torch.int64)
+    maps = model.visual.maps(image, pad)
+    same = model.visual.tokens(maps, pad, query, owner)
+    assert torch.equal(same[0], same[1])  # V = 0: every gate is a half
+    for name, parameter in model.visual.named_parameters():
+        if name.endswith(".V"):
+            torch.nn.init.normal_(parameter)
+    differ = model.visual.tokens(maps, pad, query, owner)
+    assert (differ[0] - differ[1]).abs().max() > 1e-3
+
+
+def test_only_the_repaired_channel_gate_learns_its_first_layer() -> None:
+    """The published start (V = 0 in both layers) passes the first layer no gradient, ever."""
+    for start, learns in (("as_published", False), ("repaired", True)):
+        torch.manual_seed(0)
+        gate = QueryGate(8, 128, start)  # type: ignore[arg-type]
+        maps, query, owner = torch.randn(2, 4, 4, 128), torch.randn(3, 8), torch.tensor([0, 1, 1])
+        optimizer = torch.optim.SGD(gate.parameters(), lr=1e-3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            gate(maps, query, owner).square().sum().backward()
+            optimizer.step()
+        gradient = gate.squeeze.V.grad
+        assert gradient is not None and bool(gradient.abs().max() > 0) == learns
+
+
+@torch.no_grad()
+def test_gates_can_pool_content_only() -> None:
+    """Published QRNet pools over the canvas, padding included; with a pad the gates do not see what lies there."""
+    torch.manual_seed(0)
+    gate = QueryGate(8, 32)
+    for parameter in gate.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    maps, query, owner = torch.randn(1, 4, 4, 32), torch.randn(1, 8), torch.tensor([0])
+    pad = torch.zeros(1, 4, 4, dtype=torch.bool)
+    pad[:, 2:] = True
+    other = torch.where(pad[..., None], torch.randn_like(maps), maps)
+    content = ~pad
+    assert torch.equal(gate(maps, query, owner, pad)[content], gate(other, query, owner, pad)[content])
+    assert not torch.allclose(gate(maps, query, owner)[content], gate(other, query, owner)[content])

@@ -15,12 +15,12 @@ import safetensors.torch
 import timm
 import torch
 import yaml
-from transformers import AutoTokenizer, BertModel, BertTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, BertModel, BertTokenizer, PreTrainedTokenizerBase
 
 from epmvg.models.grounder import Grounder
 from epmvg.models.linguistic import LinguisticBranch
 from epmvg.models.presets import MINILM_L6, preset
-from epmvg.models.visual import ConvBranch
+from epmvg.models.visual import ConvBranch, SwinBranch, VisualBranch
 from epmvg.types import InputError
 from epmvg.weights import efficientnet_lite0_state, minilm_folder
 
@@ -47,9 +47,14 @@ def build(settings: dict[str, Any]) -> Grounder:
     """Build a grounder from a preset's complete numbers."""
     visual_settings, linguistic_settings = settings["visual"], settings["linguistic"]
     dropout = settings["dropout"]
+    visual: VisualBranch
+    if "gates" in visual_settings:
+        visual = SwinBranch(**visual_settings, canvas=settings["canvas"], query=linguistic_settings["hidden"])
+    else:
+        visual = ConvBranch(**visual_settings, dropout=dropout)
     return Grounder(
-        ConvBranch(**visual_settings, dropout=dropout),
-        LinguisticBranch(**linguistic_settings),
+        visual,
+        LinguisticBranch(**linguistic_settings, dropout=dropout),
         tokenizer=default_tokenizer(),
         settings=settings,
         canvas=settings["canvas"],
@@ -86,12 +91,43 @@ def load_pretrained(model: Grounder) -> None:
         raise InputError(f"The weights of {backbone_name} lack {sorted(missing)[0]!r}: they are not of this network.")
     model.visual.backbone.load_state_dict({name: backbone_state[name] for name in wanted})
 
-    if {**model.settings["linguistic"], "frozen": None} == {**MINILM_L6, "frozen": None}:
-        bert = safetensors.torch.load_file(minilm_folder() / "model.safetensors")
-    else:
-        bert = _from_hub("bert-base-uncased", lambda: BertModel.from_pretrained("bert-base-uncased").state_dict())
+    own = {**model.settings["linguistic"], "frozen": []} == {**MINILM_L6, "frozen": []}
+    load_bert(model, str(minilm_folder()) if own else "bert-base-uncased")
+
+
+def bert_sizes(name: str) -> dict[str, int]:
+    """Return the numbers of a BERT on the hub or in a local folder, as `linguistic` settings.
+
+    Raises:
+        InputError: there is no such model, or it is no BERT.
+    """
+    config = _from_hub(name, lambda: AutoConfig.from_pretrained(name))
+    if config.model_type != "bert":
+        raise InputError(f"{name} is a {config.model_type}: the linguistic branch wants a BERT.")
+    return {
+        "hidden": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "feedforward": config.intermediate_size,
+        "vocabulary": config.vocab_size,
+    }
+
+
+def load_bert(model: Grounder, name: str) -> None:
+    """Start the linguistic branch from a BERT on the hub or in a local folder, in place, its tokenizer included.
+
+    Raises:
+        InputError: it cannot be had, is no BERT or has other sizes.
+    """
+    for key, size in bert_sizes(name).items():
+        if model.settings["linguistic"][key] != size:
+            raise InputError(
+                f"{name} has {key}={size}, the student {model.settings['linguistic'][key]}: choose another."
+            )
+    bert = _from_hub(name, lambda: BertModel.from_pretrained(name).state_dict())
     wanted = model.linguistic.bert.state_dict()  # without the pooler, which nobody uses
-    model.linguistic.bert.load_state_dict({name: bert[name] for name in wanted})
+    model.linguistic.bert.load_state_dict({key: bert[key] for key in wanted})
+    model.tokenizer = _from_hub(name, lambda: AutoTokenizer.from_pretrained(name))
 
 
 def save(model: Grounder, folder: Path | str) -> None:
@@ -126,6 +162,21 @@ def load(folder: Path | str) -> Grounder:
         raise InputError(f"{folder} holds a model that cannot be read ({reason}): copy or train it again.") from error
     model.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     return model.eval()
+
+
+def start_from(model: Grounder, folder: Path | str) -> None:
+    """Give `model` the weights and tokenizer of a saved grounder of the same shape, in place.
+
+    Raises:
+        InputError: the folder holds no grounder, or one of another shape.
+    """
+    saved = load(folder)
+    own, other = model.state_dict(), saved.state_dict()
+    for name in [*own, *other]:
+        if name not in own or name not in other or own[name].shape != other[name].shape:
+            raise InputError(f"{folder} holds a model of another shape (see {name}): give the preset it was made for.")
+    model.load_state_dict(other)
+    model.tokenizer = saved.tokenizer
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,22 +19,22 @@ from transformers import PreTrainedTokenizerBase
 from epmvg.boxes import to_cxcywh, to_xyxy
 from epmvg.models.linguistic import LinguisticBranch
 from epmvg.models.transformer import MLP, Encoder, sine_position
-from epmvg.models.visual import ConvBranch
-from epmvg.types import Output
+from epmvg.models.visual import VisualBranch
+from epmvg.types import InputError, Output
 
 Vls = Literal["first", "content", "mean"]
 Position = Literal["learned", "sine"]
 
 
 @dataclass(slots=True)
-class ImageTokens:
-    """Encoded images, ready for any number of phrases."""
+class EncodedImages:
+    """Images as far as they can be encoded without a phrase, ready for any number of them."""
 
-    tokens: Tensor  # [I, N, D], projected to the fused width
-    pad: Tensor  # bool [I, H, W], H * W = N
+    features: Tensor  # visual tokens [I, N, C], or the maps [I, ...] that a query-aware branch starts from
+    pad: Tensor  # bool [I, S, S]
 
-    def select(self, index: Tensor) -> ImageTokens:
-        return ImageTokens(self.tokens[index], self.pad[index])
+    def select(self, index: Tensor) -> EncodedImages:
+        return EncodedImages(self.features[index], self.pad[index])
 
 
 class Grounder(nn.Module):
@@ -57,7 +57,7 @@ class Grounder(nn.Module):
 
     def __init__(
         self,
-        visual: ConvBranch,
+        visual: VisualBranch,
         linguistic: LinguisticBranch,
         *,
         tokenizer: PreTrainedTokenizerBase,
@@ -85,12 +85,14 @@ class Grounder(nn.Module):
         self.width = width
         self.vls = vls
         self.anchored = anchored
-        places = (canvas // visual.stride) ** 2
+        if anchored and len(visual.strides) > 1:
+            raise InputError("anchored=true needs one map of visual tokens: give model.visual one stride.")
         self.visu_proj = _projection(visual.width, width, normalize)
         self.text_proj = _projection(linguistic.width, width, normalize)
         self.reg_token = nn.Embedding(1, width)
         self.sine = position == "sine"
-        self.vl_pos_embed = nn.Embedding(1 + length + (0 if self.sine else places), width)  # rows: [REG], text, visual
+        places = 0 if self.sine else visual.places(canvas)
+        self.vl_pos_embed = nn.Embedding(1 + length + places, width)  # rows: [REG], text, visual
         self.fusion = Encoder(layers, width, heads, hidden, dropout)
         self.head = MLP(width, width, 4)
         self.similarity = Similarity(visual.width, linguistic.width, width) if similarity else None
@@ -112,10 +114,10 @@ class Grounder(nn.Module):
         )
         return encoded["input_ids"], encoded["attention_mask"] == 0
 
-    def encode_image(self, image: Tensor, pad: Tensor, features: Tensor | None = None) -> ImageTokens:
+    def encode_image(self, image: Tensor, pad: Tensor, features: Tensor | None = None) -> EncodedImages:
         """Encode image [I, 3, S, S] in 0..1 with pad bool [I, S, S]; `features` is what `visual.maps` answered."""
-        tokens, token_pad = self.visual(image, pad, features)
-        return ImageTokens(tokens, token_pad)
+        maps = self.visual.maps(image, pad) if features is None else features
+        return EncodedImages(maps if self.visual.query_aware else self.visual.tokens(maps, pad), pad)
 
     def forward(
         self,
@@ -142,19 +144,26 @@ class Grounder(nn.Module):
             states = self.linguistic(tokens, token_pad)
         return self.answer(self.encode_image(image, pad, features), states, token_pad, owner)
 
-    def answer(self, images: ImageTokens, states: Tensor, token_pad: Tensor, owner: Tensor) -> Output:
+    def answer(self, images: EncodedImages, states: Tensor, token_pad: Tensor, owner: Tensor) -> Output:
         """Fuse encoded images with text states [P, L, C] and read the boxes."""
-        rows, columns = images.pad.shape[1:]
-        pad = images.pad.flatten(1)  # [I, N]
+        pads = self.visual.pads(images.pad)  # [I, H, W] each
+        pad = torch.cat([level.flatten(1) for level in pads], 1)  # [I, N]
+        position = self._visual_position(pads)  # [I, N, D]
         keep = _content_first(pad)  # [I, n]: padding is never attended to, so most of it need not be carried
-        visual_pad = pad.gather(1, keep).index_select(0, owner)  # [P, n]
-        branch = _take(images.tokens, keep)  # [I, n, C]
-        visual = self.visu_proj(branch).index_select(0, owner)  # [P, n, D]
-        position = _take(self._visual_position(images.pad), keep).index_select(0, owner)  # [P, n, D]
+        branch = images.features
+        source = owner  # where a phrase's visual tokens lie in `branch`
+        if self.visual.query_aware:
+            branch = self.visual.tokens(branch, images.pad, states[:, 0], owner)  # [P, N, C]
+            source = torch.arange(len(owner), device=owner.device)
+            pad, position, keep = pad[owner], position[owner], keep[owner]
+        visual_pad = pad.gather(1, keep).index_select(0, source)  # [P, n]
+        branch = _take(branch, keep)  # [I, n, C]
+        visual = self.visu_proj(branch).index_select(0, source)  # [P, n, D]
+        position = _take(position, keep).index_select(0, source)  # [P, n, D]
         text = self.text_proj(states)  # [P, L, D]
         similarity = None
         if self.similarity is not None:
-            similarity = self.similarity(branch, states, token_pad, owner)  # [P, n]
+            similarity = self.similarity(branch, states, token_pad, source)  # [P, n]
             visual = visual + self.similarity.feed(similarity)
 
         phrases, length = token_pad.shape
@@ -174,30 +183,32 @@ class Grounder(nn.Module):
         fused_reg, fused, fused_text = x.split([1, visual.shape[1], length], 1)
         fused_reg = fused_reg[:, 0]
 
+        rows, columns = pads[0].shape[1:]
+        grid = (rows, columns) if len(pads) == 1 else None
         regressed = self.head(fused_reg).float().sigmoid()  # [P, 4] (eq. 4)
         out = Output(
             box=regressed,
             visual=self._vls_of(fused, visual_pad),
             text=fused_text[:, 0],
             owner=owner,
-            grid=(rows, columns),
+            grid=grid,
         )
         places = pad.shape[1]
         if similarity is not None:
             similarity = similarity.float().masked_fill(visual_pad, -math.inf)
-            out.similarity = _spread(similarity, keep[owner], places)
+            out.similarity = _spread(similarity, keep[source], places)
         if self.where_head is not None and self.vote_head is not None:
             where = self.where_head(fused).squeeze(-1).float()  # [P, n]
             if similarity is not None:
                 where = where + similarity
             where = where.masked_fill(visual_pad, -math.inf)
-            centre = _centres(keep, rows, columns)[owner]  # [P, n, 2]
+            centre = _centres(keep, rows, columns)[source]  # [P, n, 2]
             votes = self._votes(fused, fused_reg, centre)
             out.box = mean_vote(where, votes) if self.training else median_vote(where, votes)
             out.regressed = regressed
-            index = keep[owner][..., None].expand(-1, -1, 4)
+            index = keep[source][..., None].expand(-1, -1, 4)
             out.votes = votes.new_zeros(phrases, places, 4).scatter(1, index, votes)
-            out.where = _spread(where, keep[owner], places)
+            out.where = _spread(where, keep[source], places)
         return out
 
     def _votes(self, fused: Tensor, fused_reg: Tensor, centre: Tensor) -> Tensor:
@@ -206,14 +217,15 @@ class Grounder(nn.Module):
         vote = self.vote_head(fused + fused_reg[:, None]).float()
         return torch.cat([centre + vote[..., :2], vote[..., 2:].sigmoid()], -1)
 
-    def _visual_position(self, pad: Tensor) -> Tensor:
-        """Positions of visual tokens in the fusion, [I, N, D]."""
+    def _visual_position(self, pads: list[Tensor]) -> Tensor:
+        """Positions of visual tokens in the fusion, [I, N, D], of token maps with pad [I, H, W] each."""
         if self.sine:
-            return sine_position(pad, self.width).flatten(1, 2)
+            return torch.cat([sine_position(pad, self.width).flatten(1, 2) for pad in pads], 1)
         rows = self.vl_pos_embed.weight[1 + self.length :]
-        if len(rows) != pad[0].numel():
-            raise ValueError(f"this model has {len(rows)} learned places, the canvas has {pad[0].numel()}")
-        return rows.expand(len(pad), -1, -1)
+        places = sum(pad[0].numel() for pad in pads)
+        if len(rows) != places:
+            raise ValueError(f"this model has {len(rows)} learned places, the canvas has {places}")
+        return rows.expand(len(pads[0]), -1, -1)
 
     def _vls_of(self, fused: Tensor, visual_pad: Tensor) -> Tensor:
         """[VLS] of fused visual tokens [P, n, D] -> [P, D]."""

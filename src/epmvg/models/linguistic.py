@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
@@ -13,11 +15,21 @@ class LinguisticBranch(nn.Module):
     Args:
         hidden, layers, heads, feedforward: BERT's four sizes.
         vocabulary: number of word pieces.
-        frozen: keep every weight as it is and never apply dropout.
+        dropout: of hidden states and attention.
+        frozen: names (prefixes) of BERT's modules that never train, for example "embeddings" and "encoder.layer.0";
+            "all" freezes the whole branch, which makes its answers storable.
     """
 
     def __init__(
-        self, *, hidden: int, layers: int, heads: int, feedforward: int, vocabulary: int, frozen: bool = False
+        self,
+        *,
+        hidden: int,
+        layers: int,
+        heads: int,
+        feedforward: int,
+        vocabulary: int,
+        dropout: float = 0.1,
+        frozen: Sequence[str] = (),
     ) -> None:
         super().__init__()
         config = BertConfig(
@@ -26,12 +38,15 @@ class LinguisticBranch(nn.Module):
             num_hidden_layers=layers,
             num_attention_heads=heads,
             intermediate_size=feedforward,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
         )
         self.bert = BertModel(config, add_pooling_layer=False)
         self.width = hidden
-        self.frozen = frozen
-        if frozen:
-            self.requires_grad_(False)
+        self.frozen = "all" in frozen
+        for name, parameter in self.bert.named_parameters():
+            if self.frozen or f"{name}.".startswith(tuple(f"{prefix}." for prefix in frozen)):
+                parameter.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> LinguisticBranch:

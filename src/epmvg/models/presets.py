@@ -8,6 +8,7 @@ from typing import Any
 from epmvg.types import InputError
 
 BERT_BASE = {"hidden": 768, "layers": 12, "heads": 12, "feedforward": 3072, "vocabulary": 30_522}
+_TINY_BERT = {"hidden": 32, "layers": 1, "heads": 2, "feedforward": 64, "vocabulary": 30_522, "frozen": []}
 MINILM_L6 = {"hidden": 384, "layers": 6, "heads": 12, "feedforward": 1536, "vocabulary": 30_522}
 
 # TransVG at 640 px (SPEC: 6 encoder and 6 fusion layers of width 256, FFN 2048, conv1 and layer1 never train).
@@ -23,7 +24,7 @@ _TRANSVG: dict[str, Any] = {
         "hidden": 2048,
         "frozen": ["conv1", "bn1", "layer1"],
     },
-    "linguistic": BERT_BASE | {"frozen": False},
+    "linguistic": BERT_BASE | {"frozen": []},
     "fusion": {"width": 256, "layers": 6, "heads": 8, "hidden": 2048},
     "dropout": 0.1,
     "vls": "first",
@@ -33,9 +34,25 @@ _TRANSVG: dict[str, Any] = {
     "anchored": False,
 }
 
+# QRNet at 640 px: Swin-S and its neck; tokens at strides 32 and 64, no encoder of DETR (SPEC: 500 visual tokens).
+_QRNET: dict[str, Any] = _TRANSVG | {
+    "visual": {
+        "backbone": "swin_small_patch4_window7_224",
+        "shape": {},
+        "strides": [32, 64],
+        "width": 256,
+        "gates": "repaired",
+        "pool": "canvas",
+        "drop_path": 0.2,
+        "frozen": [],
+    },
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "transvg-r50": _TRANSVG,
     "transvg-r101": _TRANSVG | {"visual": _TRANSVG["visual"] | {"backbone": "resnet101"}},
+    "transvg-swin-s": _QRNET | {"visual": _QRNET["visual"] | {"gates": "off"}},
+    "qrnet-swin-s": _QRNET,
     "mini": _TRANSVG
     | {
         "canvas": 256,
@@ -50,7 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],
         },
-        "linguistic": MINILM_L6 | {"frozen": True},
+        "linguistic": MINILM_L6 | {"frozen": ["all"]},
         "fusion": {"width": 256, "layers": 3, "heads": 4, "hidden": 512},
         "dropout": 0.0,
         "vls": "mean",
@@ -71,14 +88,23 @@ PRESETS: dict[str, dict[str, Any]] = {
             "hidden": 64,
             "frozen": [],
         },
-        "linguistic": {
-            "hidden": 32,
-            "layers": 1,
-            "heads": 2,
-            "feedforward": 64,
-            "vocabulary": 30_522,
-            "frozen": False,
+        "linguistic": _TINY_BERT,
+        "fusion": {"width": 32, "layers": 2, "heads": 2, "hidden": 64},
+    },
+    "tiny-swin": _QRNET
+    | {
+        "canvas": 64,
+        "visual": {
+            "backbone": "swin_tiny_patch4_window7_224",
+            "shape": {"embed_dim": 16, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 4, 8]},
+            "strides": [8, 16],
+            "width": 32,
+            "gates": "repaired",
+            "pool": "canvas",
+            "drop_path": 0.0,
+            "frozen": [],
         },
+        "linguistic": _TINY_BERT,
         "fusion": {"width": 32, "layers": 2, "heads": 2, "hidden": 64},
     },
 }
@@ -106,7 +132,8 @@ def _merge(base: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[
     for key, value in overrides.items():
         if key not in base and not (where.endswith(".visual") and key in ("mean", "std")):
             raise InputError(f"{where} has no setting {key!r}{_did_you_mean(key, base)}")
-        merged[key] = _merge(base[key], value, f"{where}.{key}") if isinstance(base[key], dict) else value
+        group = isinstance(base.get(key), dict) and key != "shape"  # timm checks the numbers of a shape
+        merged[key] = _merge(base[key], value, f"{where}.{key}") if group else value
     return merged
 
 

@@ -1,36 +1,136 @@
-"""Visual branch: a timm backbone, a 1x1 projection and a transformer encoder over its map (sec. 3.1, Visual Branch)."""
+"""Visual branches: from a picture on its canvas to visual tokens (sec. 3.1, Visual Branch).
+
+`ConvBranch` is TransVG's (a CNN and DETR's encoder), `SwinBranch` is QRNet's, with its query-aware gates or without.
+A branch works in two steps: `maps` needs the image alone, and `tokens` may need a phrase's query.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import timm
 import torch
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from epmvg.models.modulation import ChannelGate, QueryGate
 from epmvg.models.transformer import Encoder, sine_position
+from epmvg.types import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class ConvBranch(nn.Module):
+class VisualBranch(nn.Module):
+    """What the grounder asks of a visual branch.
+
+    Attributes:
+        backbone: the part that arrives pretrained.
+        width: C, of a visual token.
+        strides: of the token maps, finest first; the tokens of all of them follow each other.
+        query_aware: whether tokens depend on the phrase.
+        frozen: whether nothing that `maps` computes ever trains, which makes its answers storable.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, width: int, strides: Sequence[int], mean: Any, std: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.width = width
+        self.strides = tuple(sorted(strides))
+        self.frozen = self.query_aware = False
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def maps(self, image: Tensor, pad: Tensor) -> Tensor:
+        """Answer what no phrase is needed for, from image float [I, 3, S, S] in 0..1 and pad bool [I, S, S]."""
+        raise NotImplementedError
+
+    def tokens(self, maps: Tensor, pad: Tensor, query: Tensor | None = None, owner: Tensor | None = None) -> Tensor:
+        """Turn maps into tokens [I, N, C]; a query-aware branch into [P, N, C], for queries [P, Q] of images `owner`.
+
+        `pad` is bool [I, S, S], as for `maps`.
+        """
+        raise NotImplementedError
+
+    def trained(self) -> dict[str, list[nn.Module]]:
+        """Return the modules that arrive pretrained, by parameter group: `backbone` and `encoder`."""
+        raise NotImplementedError
+
+    def pads(self, pad: Tensor) -> list[Tensor]:
+        """Return pad bool [I, H, W] of each token map: the pixel at a token's corner decides."""
+        return [pad[:, ::stride, ::stride] for stride in self.strides]
+
+    def places(self, canvas: int) -> int:
+        """Return N, the number of visual tokens on a canvas."""
+        return sum(math.ceil(canvas / stride) ** 2 for stride in self.strides)
+
+    def freeze(self, frozen: Sequence[str]) -> None:
+        """Stop the backbone's modules of these names (prefixes) from training; "all" stops the whole backbone."""
+        self.frozen = "all" in frozen
+        for name, parameter in self.backbone.named_parameters():
+            if self.frozen or name.startswith(tuple(frozen)):
+                parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> VisualBranch:
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def pixels(self, image: Tensor, pad: Tensor) -> Tensor:
+        """Normalise pixels; padding becomes the mean."""
+        return ((image - self.mean) / self.std).masked_fill(pad[:, None], 0.0)
+
+
+class FrozenBatchNorm(nn.Module):
+    """A batch norm that keeps its statistics and its affine for good: batches are too small for better ones.
+
+    All four are buffers, as in DETR and TransVG; an activation that timm fused into the norm stays.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        self.act = cast(nn.Module, norm.act) if hasattr(norm, "act") else nn.Identity()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, getattr(norm, name).detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(
+            F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        )
+        return out
+
+
+def freeze_norms(module: nn.Module) -> None:
+    """Replace every batch norm inside a module by a frozen one, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm(child))
+        else:
+            freeze_norms(child)
+
+
+class ConvBranch(VisualBranch):
     """Any timm CNN, its batch norms frozen, followed by DETR's encoder.
 
     Args:
         backbone: timm name.
         strides: which maps of the backbone to use; coarser ones are resized to the finest and concatenated.
         width, layers, heads, hidden, dropout: of the encoder; 0 layers leave the projected map as it is.
-        frozen: names (prefixes) of backbone modules that never train; "all" freezes the whole backbone,
-            which makes its maps storable.
+        frozen: names (prefixes) of backbone modules that never train, or "all".
         mean, std: of the pixels, RGB in 0..1.
-
-    The work splits in two so that a frozen backbone's answers can be stored: `maps` (image alone) and `forward`.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -46,54 +146,185 @@ class ConvBranch(nn.Module):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        super().__init__()
         reductions = cast(Any, timm.create_model(backbone, features_only=True)).feature_info.reduction()
-        self.backbone: nn.Module = timm.create_model(
+        network = timm.create_model(
             backbone, features_only=True, out_indices=[reductions.index(stride) for stride in sorted(strides)]
         )
-        self.norms = [m for m in self.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
-        self.stride = min(strides)
-        self.channels: int = sum(cast(Any, self.backbone).feature_info.channels())
-        self.width = width
-        self.input_proj = nn.Conv2d(self.channels, width, 1)
+        super().__init__(network, width, [min(strides)], mean, std)
+        freeze_norms(self.backbone)
+        self.input_proj = nn.Conv2d(sum(cast(Any, network).feature_info.channels()), width, 1)
         self.encoder = Encoder(layers, width, heads, hidden, dropout)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.frozen = "all" in frozen
-        for name, parameter in self.backbone.named_parameters():
-            if self.frozen or name.startswith(tuple(frozen)):
-                parameter.requires_grad_(False)
-        for norm in self.norms:
-            norm.requires_grad_(False)
+        self.freeze(frozen)
         self.train()
 
-    def train(self, mode: bool = True) -> ConvBranch:
-        super().train(mode)
-        for norm in self.norms:  # its statistics are ImageNet's for good: batches are too small for better ones
-            norm.eval()
-        if self.frozen:
-            self.backbone.eval()
-        return self
-
     def maps(self, image: Tensor, pad: Tensor) -> Tensor:
-        """Return the backbone's map [I, C, S/stride, S/stride] of image [I, 3, S, S] in 0..1; padding is the mean."""
-        pixels = ((image - self.mean) / self.std).masked_fill(pad[:, None], 0.0)
+        """Return the backbone's map [I, C', S/stride, S/stride]."""
+        pixels = self.pixels(image, pad).contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            finest, *coarser = self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+            finest, *coarser = self.backbone(pixels)
         size = finest.shape[-2:]
         return torch.cat([finest, *(F.interpolate(m, size=size, mode="bilinear") for m in coarser)], 1)
 
-    def forward(self, image: Tensor, pad: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Encode images -> visual tokens [I, N, C] row by row, and their pad bool [I, H, W].
-
-        Args:
-            image: float [I, 3, S, S]; pad: bool [I, S, S].
-            features: what `maps` answered for these images, if stored.
-        """
-        features = self.maps(image, pad) if features is None else features
-        tokens = self.input_proj(features).flatten(2).transpose(1, 2)  # [I, N, C]
-        token_pad = pad[:, :: self.stride, :: self.stride]  # [I, H, W], the pixel at each token's corner
+    def tokens(self, maps: Tensor, pad: Tensor, query: Tensor | None = None, owner: Tensor | None = None) -> Tensor:
+        tokens: Tensor = self.input_proj(maps).flatten(2).transpose(1, 2)  # [I, N, C]
         if self.encoder.layers:
+            (token_pad,) = self.pads(pad)
             position = sine_position(token_pad, self.width).flatten(1, 2)
             tokens = self.encoder(tokens, position.to(tokens.dtype), token_pad.flatten(1))
-        return tokens, token_pad
+        return tokens
+
+    def trained(self) -> dict[str, list[nn.Module]]:
+        return {"backbone": [self.backbone], "encoder": [self.input_proj, self.encoder]}
+
+
+class SwinBranch(VisualBranch):
+    """Swin and QRNet's multiscale neck, query-aware or not; TransVG-Swin is the same with the gates off.
+
+    One map of tokens for each of `strides`; beyond the backbone's 32, a coarser map is every second place of the last.
+
+    Args:
+        backbone: timm name of a Swin transformer with 4 stages.
+        shape: numbers of the backbone that differ from the named one (`embed_dim`, `depths`, `num_heads`).
+        strides: of the token maps, out of 4, 8, 16, 32 and 64.
+        width: C, of the neck.
+        gates: `off`, or how the channel gates start (`QueryGate`).
+        pool: what the gates pool over: the `canvas`, padding included, as published, or the `content`.
+        query: Q, width of the linguistic branch.
+        drop_path: stochastic depth of the last block.
+        frozen: names (prefixes) of backbone modules that never train.
+        mean, std: of the pixels, RGB in 0..1.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        canvas: int,
+        query: int,
+        shape: dict[str, Any] | None = None,
+        strides: Sequence[int],
+        width: int,
+        gates: Literal["off", "as_published", "repaired"] = "repaired",
+        pool: Literal["canvas", "content"] = "canvas",
+        drop_path: float = 0.2,
+        frozen: Sequence[str] = (),
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        if canvas % 32:
+            raise InputError(f"canvas={canvas} does not fit a Swin: give a multiple of 32.")
+        swin = timm.create_model(
+            backbone, img_size=canvas, num_classes=0, drop_path_rate=drop_path, always_partition=True, **(shape or {})
+        )
+        assert isinstance(swin, SwinTransformer)
+        swin.norm = nn.Identity()  # the classifier's; each stage has a norm of its own below
+        super().__init__(swin, width, strides, mean, std)
+        channels = [int(stage["num_chs"]) for stage in swin.feature_info]
+        self.query_aware = gates != "off"
+        self.pool = pool
+        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
+        self.lateral = nn.ModuleList(nn.Linear(c, width) for c in channels)
+        for layer in self.lateral:
+            nn.init.xavier_uniform_(cast(nn.Linear, layer).weight)
+            nn.init.zeros_(cast(nn.Linear, layer).bias)
+        self.scale_embed = nn.Embedding(len(_NECK_STRIDES), width)
+        self.climbs = min(3, _NECK_STRIDES.index(self.strides[-1]))  # steps from fine to coarse that somebody reads
+        self.stage_gates, self.neck_gates = nn.ModuleList(), nn.ModuleList()
+        if self.query_aware:
+            start: ChannelGate = "as_published" if gates == "as_published" else "repaired"
+            self.stage_gates.extend(QueryGate(query, c, start) for c in channels)
+            self.neck_gates.extend(QueryGate(query, width, start) for _ in range(self.climbs))
+            for layer in self.stage_gates.modules():
+                if isinstance(layer, nn.Linear):  # those of the neck keep torch's start
+                    nn.init.trunc_normal_(layer.weight, std=0.02)
+                    nn.init.zeros_(layer.bias)
+        self.freeze(frozen)
+        self.train()
+
+    def maps(self, image: Tensor, pad: Tensor) -> Tensor:
+        """Return the first stage's map [I, S/4, S/4, C']: what comes before the first gate."""
+        swin = cast(Any, self.backbone)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            first: Tensor = _stage(swin.layers[0], swin.patch_embed(self.pixels(image, pad)))
+        return first
+
+    def tokens(self, maps: Tensor, pad: Tensor, query: Tensor | None = None, owner: Tensor | None = None) -> Tensor:
+        x = maps
+        levels = []
+        for number, stage in enumerate(cast(Any, self.backbone).layers):
+            x = x if number == 0 else _stage(stage, x)
+            if self.query_aware:
+                x, pad, owner = self._gate(self.stage_gates[number], x, pad, query, owner)
+            levels.append(self.lateral[number](self.norms[number](x)))  # [P, S/4, S/4, C] to [P, S/32, S/32, C]
+        for fine in (2, 1, 0):
+            levels[fine] = _add_above(levels[fine], levels[fine + 1])
+        for fine in range(self.climbs):
+            x = levels[fine]
+            if self.query_aware:
+                x, _, _ = self._gate(self.neck_gates[fine], x, pad, query, owner)
+            levels[fine + 1] = levels[fine + 1] + _squares(x).mean((2, 4))
+        levels.append(levels[3][:, ::2, ::2])
+        tokens = []
+        for stride in self.strides:
+            number = _NECK_STRIDES.index(stride)
+            tokens.append(levels[number].flatten(1, 2) + self.scale_embed.weight[number])
+        return torch.cat(tokens, 1)
+
+    def _gate(
+        self, gate: nn.Module, x: Tensor, pad: Tensor, query: Tensor | None, owner: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gate maps x [I, H, W, C] for each phrase; return them with the pad and owner of maps that are one's own."""
+        assert query is not None and owner is not None
+        stride = pad.shape[1] // x.shape[1]
+        ignored = pad[:, ::stride, ::stride] if self.pool == "content" else None
+        return gate(x, query, owner, ignored), pad[owner], torch.arange(len(owner), device=x.device)
+
+    def trained(self) -> dict[str, list[nn.Module]]:
+        return {"backbone": [self.backbone, self.norms], "encoder": [self.lateral]}
+
+
+_NECK_STRIDES = (4, 8, 16, 32, 64)
+
+
+def _squares(x: Tensor) -> Tensor:
+    """View x [P, H, W, C] as 2 x 2 squares [P, H/2, 2, W/2, 2, C]."""
+    rows, columns = x.shape[1:3]
+    return x.reshape(len(x), rows // 2, 2, columns // 2, 2, -1)
+
+
+def _add_above(fine: Tensor, coarse: Tensor) -> Tensor:
+    """Add a map [P, H/2, W/2, C] to the finer one [P, H, W, C] below it, each place to its 2 x 2 square."""
+    return (_squares(fine) + coarse[:, :, None, :, None]).flatten(1, 2).flatten(2, 3)
+
+
+def _stage(stage: Any, x: Tensor) -> Tensor:
+    """Run a stage of timm's Swin, its patch merging first, on x [B, H, W, C]."""
+    x = stage.downsample(x)
+    side = stage.blocks[0].window_size[0]
+    room = [-size % side for size in x.shape[1:3]]
+    shifted = next((block for block in stage.blocks if any(block.shift_size)), None)
+    hide = None  # [windows, side ** 2, side ** 2]: places that meet only because the map was rolled
+    if shifted is not None:
+        hide = shifted.get_attn_mask(x.new_empty(1, x.shape[1] + room[0], x.shape[2] + room[1], 1))
+    for block in stage.blocks:
+        x = x + block.drop_path1(_window_attention(block, block.norm1(x), room, hide))
+        x = x + block.drop_path2(block.mlp(block.norm2(x)))
+    return x
+
+
+def _window_attention(block: SwinTransformerBlock, x: Tensor, room: list[int], hide: Tensor | None) -> Tensor:
+    """Attend within windows of x [B, H, W, C], which is padded before it is rolled.
+
+    Swin's published code does it in this order and its weights know it; timm rolls first.
+    """
+    rows, columns = x.shape[1:3]
+    shift = block.shift_size[0]
+    x = F.pad(x, (0, 0, 0, room[1], 0, room[0]))
+    if shift:
+        x = x.roll((-shift, -shift), (1, 2))
+    windows = window_partition(x, block.window_size).flatten(1, 2)  # [B * windows, side ** 2, C]
+    windows = block.attn(windows, hide if shift else None).unflatten(1, block.window_size)
+    x = window_reverse(windows, block.window_size, rows + room[0], columns + room[1])
+    if shift:
+        x = x.roll((shift, shift), (1, 2))
+    return x[:, :rows, :columns]

@@ -1,0 +1,365 @@
+"""Published weights -> our folder: TransVG, QRNet, DETR, Swin detectors, ImageNet networks, any BERT.
+
+Files are opened by torch's weights-only unpickler: nothing but tensors and plain containers is ever built from them.
+Every parameter is accounted for: converted, ignored with a reason, or, where a file holds only part of a student, new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from epmvg.models.factory import bert_sizes, build, load_bert, save
+from epmvg.models.grounder import Grounder
+from epmvg.models.presets import preset
+from epmvg.types import InputError
+
+Kind = Literal["transvg", "qrnet", "detr", "swin", "imagenet"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+# Published name -> ours, tried in order; None leaves the parameter out, for the reason beside it.
+Rule = tuple[str, str | None, str]
+
+_SHARED: list[Rule] = [
+    (r"textmodel\.bert\.pooler\..*", None, "the pooler's answer is never used"),
+    (r"textmodel\.bert\.embeddings\.position_ids", None, "a row of numbers that transformers no longer stores"),
+    (r"textmodel\.bert\.(.*)", r"linguistic.bert.\1", ""),
+    (r"vl_transformer\.encoder\.(.*)", r"fusion.\1", ""),
+    (r"bbox_embed\.(.*)", r"head.\1", ""),
+    (r"(visu_proj|text_proj|reg_token|vl_pos_embed)\.(.*)", r"\1.\2", ""),
+]
+_RESNET: list[Rule] = [
+    (r".*\.num_batches_tracked", None, "counts batches, which frozen batch norms do not"),
+    (r"fc\..*", None, "the classifier of ImageNet"),
+    (r"((?:conv1|bn1|layer\d)\..*)", r"visual.backbone.\1", ""),
+]
+_SWIN: list[Rule] = [
+    (r".*\.relative_position_index", None, "computed, not learned"),
+    (r".*\.attn_mask", None, "computed, not learned"),
+    (r"norm(\d)\.(.*)", r"visual.norms.\1.\2", ""),
+    (r"((?:patch_embed|layers\.\d+\.(?:blocks|downsample))\..*)", r"visual.backbone.\1", ""),
+]
+_GATE = {"ChannelGate.mlp.0": "squeeze", "ChannelGate.mlp.2": "excite", "SpatialGate.spatial": "spatial"}
+
+
+def _gate_rules(published: str, ours: str) -> list[Rule]:
+    rules: list[Rule] = []
+    for name, part in _GATE.items():
+        inner = re.escape(name)
+        rules.append((rf"{published}\.qdatt\.{inner}\.decoder\.decoder\.(.*)", rf"{ours}.{part}.decoder.\2", ""))
+        rules.append((rf"{published}\.qdatt\.{inner}\.decoder\.V", rf"{ours}.{part}.V", ""))
+    return rules
+
+
+def _under(prefix: str, rules: Sequence[Rule]) -> list[Rule]:
+    return [(re.escape(prefix) + pattern, ours, why) for pattern, ours, why in rules]
+
+
+_DETR: list[Rule] = [
+    *_under("backbone.0.body.", _RESNET),
+    (r"input_proj\.(.*)", r"visual.input_proj.\1", ""),
+    (r"transformer\.encoder\.(.*)", r"visual.encoder.\1", ""),
+    (r"transformer\.decoder\..*", None, "DETR's decoder finds objects without a phrase"),
+    (r"(query_embed|class_embed|bbox_embed)\..*", None, "DETR's head finds objects without a phrase"),
+]
+_NECK: list[Rule] = [
+    (r"neck\.lateral_convs\.(\d)\.conv\.(.*)", r"visual.lateral.\1.\2", ""),
+    (r"neck\.fpn_convs\..*", None, "the student's neck has no output convolutions"),
+    (r"(rpn_head|roi_head)\..*", None, "a detector's head"),
+]
+
+RULES: dict[str, list[Rule]] = {
+    "transvg": [*_under("visumodel.", _DETR), *_SHARED],
+    "qrnet": [
+        *_gate_rules(r"visumodel\.backbone\.layers\.(\d)", r"visual.stage_gates.\1"),
+        *_gate_rules(r"visumodel\.neck\.fpn_down\.(\d)", r"visual.neck_gates.\1"),
+        *_under("visumodel.backbone.", _SWIN),
+        *_under("visumodel.", _NECK),
+        (r"scale_embed\.(.*)", r"visual.scale_embed.\1", ""),
+        *_SHARED,
+    ],
+    "detr": _DETR,
+    "swin": [*_under("backbone.", _SWIN), *_NECK],
+    "imagenet": [
+        *_RESNET,
+        *_SWIN,
+        (r"(norm|head|head\.fc)\.(weight|bias)", None, "the classifier of ImageNet"),
+    ],
+}
+
+# What a file of each kind must hold to be one; the rest of the student stays new where the kind is only part of it.
+_SIGNATURE = {
+    "transvg": "visumodel.input_proj.weight",
+    "qrnet": "visumodel.backbone.patch_embed.proj.weight",
+    "detr": "transformer.encoder.layers.0.linear1.weight",
+    "swin": "neck.lateral_convs.0.conv.weight",
+}
+_MAY_BE_NEW: dict[str, tuple[str, ...]] = {
+    "transvg": (),
+    "qrnet": (),
+    "detr": ("linguistic.", "fusion.", "head.", "visu_proj.", "text_proj.", "reg_token.", "vl_pos_embed."),
+}
+_MAY_BE_NEW["swin"] = (*_MAY_BE_NEW["detr"], "visual.scale_embed.", "visual.stage_gates.", "visual.neck_gates.")
+_MAY_BE_NEW["imagenet"] = (
+    *_MAY_BE_NEW["swin"],
+    *("visual.input_proj.", "visual.encoder.", "visual.norms.", "visual.lateral."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A converted student, and what became of every parameter."""
+
+    model: Grounder
+    preset: str
+    converted: list[str]  # published names
+    ignored: dict[str, str]  # published name -> reason
+    new: list[str]  # our names that the file does not hold; they keep their random start
+
+
+def convert(file: Path | str, kind: str, **options: Any) -> Conversion:
+    """Build a student from a published checkpoint.
+
+    Args:
+        file: a `.pth` or `.safetensors` file.
+        kind: what it holds: `transvg`, `qrnet`, `detr`, `swin` (a Swin-S detector) or `imagenet` (a backbone).
+        options: as for `from_published`.
+
+    Raises:
+        InputError: the file cannot be read safely, holds something else, or fits the student only in part.
+    """
+    if kind not in KINDS:
+        raise InputError(f"There is no kind {kind!r} of published weights: give one of {', '.join(KINDS)}.")
+    return from_published(read_published(file), kind, file=file, **options)
+
+
+def from_published(
+    published: dict[str, Tensor],
+    kind: str,
+    *,
+    file: Path | str = "the state dict",
+    model: str | None = None,
+    canvas: int | None = None,
+    length: int | None = None,
+    resample: bool = False,
+    bert: str | None = None,
+) -> Conversion:
+    """Build a student from published tensors by name.
+
+    Args:
+        published: as `read_published` returns them.
+        kind: as for `convert`.
+        file: what messages call the source.
+        model: a preset's name; guessed from the weights by default, wanted for `imagenet`.
+        canvas, length: S and L of the student, the file's own by default.
+        resample: fit learned positions to another canvas or length (`resample_positions`).
+        bert: name on the hub or local folder of a BERT whose weights the linguistic branch starts from.
+
+    Raises:
+        InputError: the weights are of something else, or fit the student only in part.
+    """
+    sign = _SIGNATURE.get(kind)
+    if sign and sign not in published:
+        other = next((k for k, s in _SIGNATURE.items() if s in published), None)
+        hint = f"give --as {other}" if other else f"give one of {', '.join(KINDS)} that fits"
+        raise InputError(f"{file} holds no {kind} weights (there is no {sign}): {hint}.")
+    name = model or _guess(kind, published, file)
+    settings = preset(name)
+    state, ignored, origin = _rename(published, kind, file)
+    positions = state.get("vl_pos_embed.weight")
+    if positions is None:
+        own_canvas, own_length = canvas or settings["canvas"], length or settings["length"]
+    else:
+        own_canvas, own_length = _sizes(len(positions), settings, file)
+    if bert is not None:
+        if any(key.startswith("linguistic.") for key in state):
+            raise InputError(f"{file} brings its own BERT: leave out --bert.")
+        settings["linguistic"] = settings["linguistic"] | bert_sizes(bert)
+    settings["canvas"], settings["length"] = canvas or own_canvas, length or own_length
+    student = build(settings)
+    if (settings["canvas"], settings["length"]) != (own_canvas, own_length):
+        if not resample:
+            raise InputError(
+                f"{file} was trained at canvas={own_canvas}, length={own_length}: "
+                "leave these as they are, or give --resample to fit its positions."
+            )
+        assert positions is not None
+        grids = _grids(student, own_canvas)
+        state["vl_pos_embed.weight"] = resample_positions(positions, own_length, grids, student)
+    new = _fill(student, state, origin, kind, file)
+    if bert is not None:
+        load_bert(student, bert)
+        new = [key for key in new if not key.startswith("linguistic.")]
+    return Conversion(student.eval(), name, sorted(origin.values()), ignored, new)
+
+
+def write(conversion: Conversion, folder: Path | str) -> None:
+    """Save the converted student as a folder that `load`, `evaluate`, `predict` and `model.start` read.
+
+    Raises:
+        InputError: the folder holds something already.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty: choose another --out.")
+    save(conversion.model, folder)
+
+
+def read_published(file: Path | str) -> dict[str, Tensor]:
+    """Read the tensors of a published checkpoint by name, unwrapped from whatever training left around them.
+
+    Raises:
+        InputError: no such file, not a checkpoint, or one that would have to run code to be opened.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise InputError(f"{file} does not exist: give a .pth or .safetensors file.")
+    if file.suffix == ".safetensors":
+        try:
+            return dict(safetensors.torch.load_file(file))
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            raise InputError(f"{file} is not a safetensors file ({error}): fetch it again.") from error
+    try:
+        with torch.serialization.safe_globals(_PLAIN):
+            held = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not its own
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found:
+            raise InputError(
+                f"{file} wants to build a {found[1]}, which is not plain data, and was not opened: "
+                "save its state dict alone where you trust it."
+            ) from error
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise InputError(f"{file} is not a checkpoint that can be read ({reason}): fetch it again.") from error
+    for key in ("model", "state_dict", "model_state_dict"):
+        if isinstance(held, dict) and isinstance(held.get(key), dict):
+            held = held[key]
+            break
+    tensors = (
+        {str(k).removeprefix("module."): v for k, v in held.items() if isinstance(v, Tensor)}
+        if (isinstance(held, dict))
+        else {}
+    )
+    if not tensors:
+        raise InputError(f"{file} holds no weights by name: give a checkpoint or a state dict.")
+    return tensors
+
+
+_DTYPES = [type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool", "str")]
+_SCALAR = np.float64(0).__reduce__()[0]
+_RECONSTRUCT = np.zeros(1).__reduce__()[0]
+# Beside tensors: what training scripts leave in a checkpoint, all of it plain data.
+_PLAIN: list[Any] = [
+    argparse.Namespace,
+    collections.Counter,
+    collections.defaultdict,
+    dict,
+    np.dtype,
+    np.ndarray,
+    *_DTYPES,
+    _SCALAR,
+    _RECONSTRUCT,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
+]
+
+
+def _guess(kind: str, published: dict[str, Tensor], file: Path | str) -> str:
+    """Tell which preset the weights belong to."""
+    if kind == "imagenet":
+        raise InputError(f"{file}: say which student the ImageNet weights are for, for example --model transvg-r50.")
+    if kind in ("qrnet", "swin"):
+        return "qrnet-swin-s"
+    return "transvg-r101" if any(".layer3.22." in name for name in published) else "transvg-r50"
+
+
+def _rename(
+    published: dict[str, Tensor], kind: str, file: Path | str
+) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+    """Return our names -> tensors, ignored names -> reasons, and our names -> published names."""
+    merges_late = any(re.search(r"(^|\.)layers\.0\.downsample\.", name) for name in published)  # Swin's own layout
+    state: dict[str, Tensor] = {}
+    ignored: dict[str, str] = {}
+    origin: dict[str, str] = {}
+    for name, tensor in published.items():
+        for pattern, ours, why in RULES[kind]:
+            match = re.fullmatch(pattern, name)
+            if match is None:
+                continue
+            if ours is None:
+                ignored[name] = why
+                break
+            own = match.expand(ours)
+            if merges_late:  # timm keeps patch merging at the start of the next stage
+                own = re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", own)
+            pointwise = own.startswith("visual.lateral.") and tensor.dim() == 4  # a 1x1 convolution is a linear map
+            state[own] = tensor.flatten(1) if pointwise else tensor
+            origin[own] = name
+            break
+        else:
+            raise InputError(f"{file}: nobody knows the parameter {name!r}: is this {kind}?")
+    return state, ignored, origin
+
+
+def _grids(model: Grounder, canvas: int) -> list[int]:
+    """Sides of the token maps on a canvas."""
+    return [math.ceil(canvas / stride) for stride in model.visual.strides]
+
+
+def _sizes(rows: int, settings: dict[str, Any], file: Path | str) -> tuple[int, int]:
+    """Read canvas and length off the learned positions: 1 + L + N rows, L being 20 or 40 in what is published."""
+    for length in (20, 40):
+        for canvas in range(64, 2048, 32):
+            if 1 + length + sum(math.ceil(canvas / stride) ** 2 for stride in settings["visual"]["strides"]) == rows:
+                return canvas, length
+    raise InputError(f"{file}: its {rows} positions fit no length of 20 or 40 words and no square canvas.")
+
+
+def resample_positions(rows: Tensor, length: int, grids: list[int], model: Grounder) -> Tensor:
+    """Fit learned positions [1 + L + N, D] of another length and of token maps of sides `grids` to a model.
+
+    Visual rows are interpolated (bicubic); of words, the first ones are kept and the last is repeated.
+    """
+    reg, words, places = rows[:1], rows[1 : 1 + length], rows[1 + length :]
+    words = words[torch.arange(model.length).clamp(max=length - 1)]
+    parts = [reg, words]
+    for side, own, level in zip(
+        grids, _grids(model, model.canvas), places.split([side**2 for side in grids]), strict=True
+    ):
+        image = level.T.view(1, -1, side, side).float()  # [1, D, side, side]
+        image = F.interpolate(image, size=(own, own), mode="bicubic", align_corners=False) if own != side else image
+        parts.append(image.flatten(2)[0].T.to(rows.dtype))
+    return torch.cat(parts)
+
+
+def _fill(model: Grounder, state: dict[str, Tensor], origin: dict[str, str], kind: str, file: Path | str) -> list[str]:
+    """Put every tensor in its place, or raise before any is; return the places that stay new."""
+    wanted = model.state_dict()
+    for name, tensor in state.items():
+        if name not in wanted:
+            raise InputError(f"{file}: the student has no place for {origin[name]}: is this {kind}?")
+        if wanted[name].shape != tensor.shape:
+            raise InputError(
+                f"{file}: {origin[name]} is {list(tensor.shape)} and the student's is {list(wanted[name].shape)}: "
+                "choose the --model that these weights were made for."
+            )
+        if not torch.isfinite(tensor.float()).all():
+            raise InputError(f"{file}: {origin[name]} holds values that are not numbers: fetch the file again.")
+    new = [name for name in wanted if name not in state]
+    missing = [name for name in new if not name.startswith(_MAY_BE_NEW[kind])]
+    if missing:
+        raise InputError(f"{file} is not complete: it has nothing for {missing[0]} (and {len(missing) - 1} more).")
+    model.load_state_dict(wanted | state)
+    return new

@@ -1,0 +1,242 @@
+"""Published weights become a student whole or not at all, and no file ever runs code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from epmvg.cli import main
+from epmvg.convert import convert, from_published, read_published, resample_positions, write
+from epmvg.models.factory import create_model, default_tokenizer, load
+from epmvg.models.grounder import Grounder
+from epmvg.models.presets import PRESETS, preset
+from epmvg.types import InputError
+
+Checkpoint = dict[str, Any]
+
+
+def published_name(name: str) -> str:
+    """The published name of one of our parameters (TransVG)."""
+    pairs = [
+        ("visual.backbone.", "visumodel.backbone.0.body."),
+        ("visual.encoder.", "visumodel.transformer.encoder."),
+        ("visual.", "visumodel."),
+        ("linguistic.", "textmodel."),
+        ("fusion.", "vl_transformer.encoder."),
+        ("head.", "bbox_embed."),
+    ]
+    for own, theirs in pairs:
+        if name.startswith(own):
+            return theirs + name.removeprefix(own)
+    return name
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TransVG-R50 in all but size: the same names with narrow text and fusion."""
+    narrow = preset(
+        "transvg-r50",
+        canvas=64,
+        linguistic={"hidden": 32, "layers": 1, "heads": 2, "feedforward": 64},
+        fusion={"width": 32, "layers": 1, "heads": 2, "hidden": 64},
+        visual={"width": 32, "layers": 1, "heads": 2, "hidden": 64},
+    )
+    monkeypatch.setitem(PRESETS, "transvg-r50", narrow)
+
+
+@pytest.fixture
+def student() -> Grounder:
+    torch.manual_seed(0)
+    return create_model("transvg-r50").eval()
+
+
+@pytest.fixture
+def checkpoint(student: Grounder) -> Checkpoint:
+    """What the published training script would have saved for `student`."""
+    state = {published_name(name): tensor.clone() for name, tensor in student.state_dict().items()}
+    state["textmodel.bert.pooler.dense.weight"] = torch.zeros(32, 32)
+    state["textmodel.bert.embeddings.position_ids"] = torch.arange(512)[None]
+    return {
+        "model": state,
+        "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]},
+        "lr_scheduler": {"step_size": 60, "_last_lr": [1e-4]},
+        "epoch": 3,
+        "args": argparse.Namespace(lr=1e-4, device="cuda", aug_crop=True),
+        "val_accu": np.float64(0.75),
+    }
+
+
+def saved(held: Any, folder: Path, name: str = "published.pth") -> Path:
+    file = folder / name
+    torch.save(held, file)
+    return file
+
+
+@torch.no_grad()
+def test_a_converted_checkpoint_answers_like_the_student(
+    student: Grounder, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    conversion = convert(saved(checkpoint, tmp_path), "transvg")
+    assert conversion.new == [] and len(conversion.ignored) == 2
+    write(conversion, tmp_path / "run")
+    image, pad = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
+    words = student.tokenize(["a dog", "the cat on the left"])
+    assert torch.equal(load(tmp_path / "run")(image, pad, *words).box, student(image, pad, *words).box)
+
+
+class Stranger:
+    """Something that only code can build."""
+
+
+def drop(name: str) -> Callable[[Checkpoint], None]:
+    def spoil(checkpoint: Checkpoint) -> None:
+        del checkpoint["model"][name]
+
+    return spoil
+
+
+def put(name: str, value: Tensor) -> Callable[[Checkpoint], None]:
+    def spoil(checkpoint: Checkpoint) -> None:
+        checkpoint["model"][name] = value
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (drop("visumodel.input_proj.weight"), "holds no transvg weights"),
+        (drop("bbox_embed.layers.0.weight"), "head.layers.0.weight"),
+        (put("bbox_embed.layers.0.weight", torch.zeros(3, 3)), "bbox_embed.layers.0.weight"),
+        (put("bbox_embed.layers.0.bias", torch.full((32,), torch.nan)), "bbox_embed.layers.0.bias"),
+        (put("surprise.weight", torch.zeros(1)), "surprise.weight"),
+        (put("vl_pos_embed.weight", torch.zeros(24, 32)), "24 positions"),
+    ],
+)
+def test_wrong_or_partial_files_are_refused(
+    checkpoint: Checkpoint, tmp_path: Path, spoil: Callable[[Checkpoint], None], named: str
+) -> None:
+    spoil(checkpoint)
+    with pytest.raises(InputError, match=named):
+        convert(saved(checkpoint, tmp_path), "transvg")
+
+
+def test_code_in_a_file_is_not_run(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    checkpoint["args"] = Stranger()
+    with pytest.raises(InputError, match="Stranger"):
+        read_published(saved(checkpoint, tmp_path))
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "noise.pth").write_bytes(b"not weights")
+    (tmp_path / "noise.safetensors").write_bytes(b"not weights")
+    for name in ("noise.pth", "noise.safetensors", "absent.pth"):
+        with pytest.raises(InputError, match=name):
+            read_published(tmp_path / name)
+    with pytest.raises(InputError, match="no weights"):
+        read_published(saved([1, 2], tmp_path))
+
+
+def test_positions_are_resampled_only_on_request(student: Grounder, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    file = saved(checkpoint, tmp_path)
+    with pytest.raises(InputError, match="--resample"):
+        convert(file, "transvg", canvas=128, length=40)
+    conversion = convert(file, "transvg", canvas=128, length=40, resample=True)
+    rows, old = conversion.model.vl_pos_embed.weight, student.vl_pos_embed.weight
+    assert len(rows) == 1 + 40 + 16
+    assert torch.equal(rows[:21], old[:21]) and torch.equal(rows[40], old[20])
+
+
+def test_resampling_keeps_what_is_smooth() -> None:
+    """A ramp stays a ramp, and resampling to the same size changes nothing."""
+    model = create_model("tiny-resnet", canvas=128)  # 8 x 8 tokens
+    ramp = torch.arange(16.0).view(16, 1).expand(16, 16).reshape(256, 1).expand(256, 32)
+    rows = torch.cat([torch.zeros(21, 32), ramp])
+    fitted = resample_positions(rows, 20, [16], model)[21:].view(8, 8, 32)
+    inner = fitted[2:6]
+    torch.testing.assert_close(inner, (torch.arange(2.0, 6) * 2 + 0.5).view(4, 1, 1).expand(4, 8, 32))
+    same = torch.randn(1 + 20 + 64, 32)
+    assert torch.equal(resample_positions(same, 20, [8], model), same)
+
+
+def test_detr_fills_the_visual_branch_only(student: Grounder, tmp_path: Path) -> None:
+    detr = {
+        published_name(name).removeprefix("visumodel."): tensor + 1
+        for name, tensor in student.state_dict().items()
+        if name.startswith("visual.")
+    }
+    detr |= {"transformer.decoder.norm.weight": torch.ones(3), "class_embed.bias": torch.ones(92)}
+    conversion = convert(saved({"model": detr}, tmp_path), "detr")
+    assert {name.split(".")[0] for name in conversion.new} >= {"linguistic", "fusion", "head"}
+    assert not any(name.startswith("visual.") for name in conversion.new)
+    own = conversion.model.state_dict()
+    for name, tensor in student.state_dict().items():
+        if name.startswith("visual."):
+            assert torch.equal(own[name], tensor + 1)
+    with pytest.raises(InputError, match="--as detr"):
+        from_published(detr, "transvg")
+
+
+def test_imagenet_and_a_bert_from_a_folder(student: Grounder, tmp_path: Path) -> None:
+    backbone = student.visual.backbone.state_dict() | {"fc.weight": torch.zeros(5, 5)}
+    bert = BertModel(
+        BertConfig(vocab_size=30_522, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
+    )
+    bert.save_pretrained(tmp_path / "bert")
+    default_tokenizer().save_pretrained(tmp_path / "bert")
+    conversion = from_published(backbone, "imagenet", model="transvg-r50", bert=str(tmp_path / "bert"))
+    assert conversion.model.linguistic.width == 64
+    assert conversion.ignored == {"fc.weight": "the classifier of ImageNet"}
+    words = conversion.model.linguistic.bert.embeddings.word_embeddings
+    assert isinstance(words, nn.Embedding)
+    assert torch.equal(words.weight, bert.embeddings.word_embeddings.weight)
+    with pytest.raises(InputError, match="--model"):
+        from_published(backbone, "imagenet")
+
+
+def test_a_swin_detector_fills_backbone_and_neck() -> None:
+    """Published names of patch merging, of norms and of 1x1 convolutions find their places."""
+    model = create_model("transvg-swin-s", canvas=64)
+    state = model.state_dict()
+    detector: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.startswith("visual.norms."):
+            detector["backbone.norm" + name.removeprefix("visual.norms.")] = tensor + 1
+        elif name.startswith("visual.lateral."):
+            number, kind = name.split(".")[2:]
+            value = tensor[..., None, None] if kind == "weight" else tensor
+            detector[f"neck.lateral_convs.{number}.conv.{kind}"] = value + 1
+        elif name.startswith("visual.backbone."):
+            parts = name.removeprefix("visual.").split(".")
+            if parts[3:4] == ["downsample"]:
+                parts[2] = str(int(parts[2]) - 1)
+            detector[".".join(parts)] = tensor + 1
+    detector |= {"roi_head.bbox_head.fc_cls.bias": torch.ones(81), "neck.fpn_convs.0.conv.bias": torch.ones(256)}
+    detector["backbone.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.long)
+    conversion = from_published(detector, "swin", model="transvg-swin-s", canvas=64)
+    for name, tensor in conversion.model.state_dict().items():
+        if name.startswith("visual.") and "scale_embed" not in name:
+            assert torch.equal(tensor, state[name] + 1), name
+
+
+def test_the_command_accounts_for_everything(
+    checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = saved(checkpoint, tmp_path), tmp_path / "run"
+    with pytest.raises(SystemExit) as exit_:
+        main(["convert", str(file), "--as", "transvg", "--out", str(out), "--json"])
+    assert exit_.value.code == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["converted"]) + len(told["ignored"]) == len(checkpoint["model"])
+    with pytest.raises(SystemExit) as exit_:
+        main(["convert", str(file), "--as", "transvg", "--out", str(out)])
+    assert exit_.value.code == 2
