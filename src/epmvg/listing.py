@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import yaml
 
 from epmvg.config import list_recipes, recipe_text
 from epmvg.data.catalog import DATASETS
-from epmvg.models.presets import PRESETS
+from epmvg.models.presets import LOADABLE, PRESETS
 
 
 def known() -> dict[str, list[dict[str, str]]]:
@@ -18,14 +20,18 @@ def known() -> dict[str, list[dict[str, str]]]:
 
 
 def _models() -> list[dict[str, str]]:
+    sizes = json.loads((resources.files("epmvg.models") / "sizes.json").read_text(encoding="utf-8"))
     return [
         {
             "name": name,
             "backbone": numbers["visual"]["backbone"],
             "canvas": f"{numbers['canvas']} px",
-            "visual tokens": str((numbers["canvas"] // min(numbers["visual"]["strides"])) ** 2),
+            "visual tokens": str(sizes[name]["tokens"]),
             "text tokens": str(numbers["length"]),
-            "fusion": f"{numbers['fusion']['layers']} x {numbers['fusion']['width']}",
+            "parameters": f"{sizes[name]['parameters'] / 1e6:.1f} M",
+            "GFLOPs": f"{sizes[name]['gflops']:.1f}",
+            "a further phrase": f"{sizes[name]['phrase_gflops']:.1f}",
+            "can load": LOADABLE.get(name, ""),
         }
         for name, numbers in sorted(PRESETS.items())
     ]

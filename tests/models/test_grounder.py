@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from epmvg.boxes import paired_iou, to_xyxy
 from epmvg.distill.losses import GroundingLoss
-from epmvg.models.factory import build, create_model, load, save
+from epmvg.models import presets
+from epmvg.models.factory import build, create_model, load, measure, save
 from epmvg.models.grounder import Grounder, mean_vote, median_vote
 from epmvg.models.memory import TextMemory
 from epmvg.models.modulation import QueryGate
@@ -136,7 +138,7 @@ def test_a_batch_can_be_learned(model: Grounder) -> None:
     loss_of = GroundingLoss(box="l1", box_weight=5, giou=2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     model.train()
-    for _ in range(150):
+    for _ in range(220):
         loss = loss_of(model(image, pad, tokens, token_pad, owner), target).total
         optimizer.zero_grad()
         loss.backward()
@@ -270,3 +272,13 @@ def test_gates_can_pool_content_only() -> None:
     content = ~pad
     assert torch.equal(gate(maps, query, owner, pad)[content], gate(other, query, owner, pad)[content])
     assert not torch.allclose(gate(maps, query, owner)[content], gate(other, query, owner)[content])
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_listed_sizes_are_true(name: str) -> None:
+    listed = json.loads((Path(presets.__file__).with_name("sizes.json")).read_text())[name]
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in create_model(name).parameters())
+    assert listed["parameters"] == parameters
+    if parameters < 50_000_000:
+        assert measure(create_model(name)) == listed

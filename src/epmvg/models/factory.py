@@ -15,6 +15,7 @@ import safetensors.torch
 import timm
 import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoTokenizer, BertModel, BertTokenizer, PreTrainedTokenizerBase
 
 from epmvg.models.grounder import Grounder
@@ -196,7 +197,28 @@ def _from_hub(name: str, fetch: Any) -> Any:
         ) from error
 
 
-def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """Return the number of parameters, and of those that train."""
+@torch.no_grad()
+def measure(model: Grounder) -> dict[str, float]:
+    """Count what a student costs.
+
+    Returns:
+        parameters; trained, those of them that learn; tokens, the visual tokens; gflops of one square image with one
+        phrase of full length, and phrase_gflops of a further phrase; a multiplication and an addition count as two.
+    """
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
+    words = torch.full((1, model.length), 1)
+    listen = words == 0
+    image = torch.zeros(1, 3, model.canvas, model.canvas)
+    pad = torch.zeros(1, model.canvas, model.canvas, dtype=torch.bool)
+    model.eval()
+    with FlopCounterMode(display=False) as whole:
+        encoded = model.encode_image(image, pad)
+        with FlopCounterMode(display=False) as phrase:
+            model.answer(encoded, model.linguistic(words, listen), listen, torch.zeros(1, dtype=torch.int64))
+    return {
+        "parameters": sum(n for n, _ in sizes),
+        "trained": sum(n for n, trains in sizes if trains),
+        "tokens": model.visual.places(model.canvas),
+        "gflops": round(whole.get_total_flops() / 1e9, 2),
+        "phrase_gflops": round(phrase.get_total_flops() / 1e9, 2),
+    }

@@ -109,6 +109,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# What `epmvg convert --as` can load into a preset.
+LOADABLE = {
+    "transvg-r50": "transvg, detr, imagenet",
+    "transvg-r101": "transvg, detr, imagenet",
+    "transvg-swin-s": "swin, imagenet",
+    "qrnet-swin-s": "qrnet, swin, imagenet",
+}
+
 
 def list_models() -> list[str]:
     """Return the names `create_model` knows."""
