@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from epmvg.boxes import to_cxcywh, to_xyxy
 from epmvg.models.linguistic import LinguisticBranch
-from epmvg.models.transformer import MLP, Encoder, sine_position
+from epmvg.models.transformer import MLP, Encoder, content_first, sine_position
 from epmvg.models.visual import VisualBranch
 from epmvg.types import InputError, Output
 
@@ -149,7 +149,7 @@ class Grounder(nn.Module):
         pads = self.visual.pads(images.pad)  # [I, H, W] each
         pad = torch.cat([level.flatten(1) for level in pads], 1)  # [I, N]
         position = self._visual_position(pads)  # [I, N, D]
-        keep = _content_first(pad)  # [I, n]: padding is never attended to, so most of it need not be carried
+        keep = content_first(pad)  # [I, n]: padding is never attended to, so most of it need not be carried
         branch = images.features
         source = owner  # where a phrase's visual tokens lie in `branch`
         if self.visual.query_aware:
@@ -287,15 +287,6 @@ def median_vote(where: Tensor, votes: Tensor, sharpen: float = 1.25, middle: flo
 def _projection(inputs: int, width: int, normalize: bool) -> nn.Module:
     linear = nn.Linear(inputs, width)
     return nn.Sequential(linear, nn.LayerNorm(width)) if normalize else linear
-
-
-def _content_first(pad: Tensor, multiple: int = 16) -> Tensor:
-    """Indices [I, n] of each image's content tokens (and token 0), row by row, filled up with padding."""
-    skip = pad.clone()
-    skip[:, 0] = False
-    count = int((~skip).sum(1).max())
-    count = min(-(-count // multiple) * multiple, pad.shape[1])
-    return skip.to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
 
 
 def _take(tokens: Tensor, index: Tensor) -> Tensor:

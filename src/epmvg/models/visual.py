@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epmvg.models.modulation import ChannelGate, QueryGate
-from epmvg.models.transformer import Encoder, sine_position
+from epmvg.models.norms import freeze_norms
+from epmvg.models.transformer import Encoder, content_first, sine_position
 from epmvg.types import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -87,40 +88,6 @@ class VisualBranch(nn.Module):
         return ((image - self.mean) / self.std).masked_fill(pad[:, None], 0.0)
 
 
-class FrozenBatchNorm(nn.Module):
-    """A batch norm that keeps its statistics and its affine for good: batches are too small for better ones.
-
-    All four are buffers, as in DETR and TransVG; an activation that timm fused into the norm stays.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.eps = norm.eps
-        self.act = cast(nn.Module, norm.act) if hasattr(norm, "act") else nn.Identity()
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            self.register_buffer(name, getattr(norm, name).detach().clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.act(
-            F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        )
-        return out
-
-
-def freeze_norms(module: nn.Module) -> None:
-    """Replace every batch norm inside a module by a frozen one, in place."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNorm(child))
-        else:
-            freeze_norms(child)
-
-
 class ConvBranch(VisualBranch):
     """Any timm CNN, its batch norms frozen, followed by DETR's encoder.
 
@@ -168,9 +135,13 @@ class ConvBranch(VisualBranch):
     def tokens(self, maps: Tensor, pad: Tensor, query: Tensor | None = None, owner: Tensor | None = None) -> Tensor:
         tokens: Tensor = self.input_proj(maps).flatten(2).transpose(1, 2)  # [I, N, C]
         if self.encoder.layers:
-            (token_pad,) = self.pads(pad)
-            position = sine_position(token_pad, self.width).flatten(1, 2)
-            tokens = self.encoder(tokens, position.to(tokens.dtype), token_pad.flatten(1))
+            (level,) = self.pads(pad)
+            position = sine_position(level, self.width).flatten(1, 2).to(tokens.dtype)
+            token_pad = level.flatten(1)  # [I, N]
+            keep = content_first(token_pad)  # [I, n]: nobody attends to the others
+            index = keep[..., None].expand(-1, -1, self.width)
+            kept = self.encoder(tokens.gather(1, index), position.gather(1, index), token_pad.gather(1, keep))
+            tokens = torch.zeros_like(tokens, dtype=kept.dtype).scatter(1, index, kept)
         return tokens
 
     def trained(self) -> dict[str, list[nn.Module]]:

@@ -1,0 +1,156 @@
+"""Full-size TransVG against a plain re-creation of the published computation, on the same weights in one run.
+
+OMP_WAIT_POLICY=passive OMP_NUM_THREADS=2 python benchmarks/students.py [--model transvg-r101] [--rounds 5]
+
+A picture of 4:3 on its 640 px canvas; phrases of 8 word pieces, padded to 20 in the plain version as published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from plain import PlainTransVG
+from torch import Tensor
+
+from epmvg.distill.losses import GroundingLoss
+from epmvg.models.factory import create_model
+from epmvg.models.grounder import Grounder
+from epmvg.types import Output
+
+PHRASES = [
+    "the woman in the tan jacket",
+    "a small dog on the left",
+    "the man with the red hat",
+    "a blue car behind the tree",
+    "the second bike from right",
+    "an old wooden table",
+    "the child holding a ball",
+]
+
+
+def pictures(count: int, side: int) -> tuple[Tensor, Tensor]:
+    """Noise on a 4:3 letterbox: image [I, 3, S, S], pad [I, S, S]."""
+    pad = torch.ones(count, side, side, dtype=torch.bool)
+    pad[:, side // 8 : -side // 8] = False
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0)), pad
+
+
+def padded(student: Grounder, phrases: list[str]) -> tuple[Tensor, Tensor]:
+    """Tokens and their pad, always of full length."""
+    tokens, token_pad = student.tokenize(phrases)
+    room = student.length - tokens.shape[1]
+    return torch.nn.functional.pad(tokens, (0, room)), torch.nn.functional.pad(token_pad, (0, room), value=True)
+
+
+def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+
+
+class Bench:
+    def __init__(self, name: str) -> None:
+        torch.manual_seed(0)
+        self.student = create_model(name)
+        self.plain = PlainTransVG(self.student, 101 if "101" in name else 50)
+        self.loss_of = GroundingLoss(box="l1")
+        side = self.student.canvas
+        self.image, self.pad = pictures(1, side)
+
+    def ours(self, phrases: int) -> Tensor:
+        words = self.student.tokenize(PHRASES[:phrases])
+        output: Output = self.student(self.image, self.pad, *words, torch.zeros(phrases, dtype=torch.int64))
+        return output.box
+
+    def theirs(self, phrases: int) -> Tensor:
+        """One image encoding a phrase, one call a phrase: what their loader and evaluation do at batch size one."""
+        pixels = self.student.visual.pixels(self.image, self.pad)
+        return torch.cat([self.plain(pixels, self.pad, *padded(self.student, [p])) for p in PHRASES[:phrases]])
+
+    def our_step(self, images: int, phrases: int, optimizer: torch.optim.Optimizer) -> None:
+        words = self.student.tokenize(PHRASES[:phrases] * images)
+        image, pad = (t.expand(images, *t.shape[1:]) for t in (self.image, self.pad))
+        output = self.student(image, pad, *words, torch.arange(images).repeat_interleave(phrases))
+        self.loss_of(output, torch.full((images * phrases, 4), 0.4)).total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def their_step(self, batch: int, optimizer: torch.optim.Optimizer) -> None:
+        pixels = self.student.visual.pixels(self.image, self.pad).expand(batch, -1, -1, -1)
+        words = padded(self.student, (PHRASES * batch)[:batch])
+        box = self.plain(pixels, self.pad.expand(batch, -1, -1), *words)
+        (box - 0.4).abs().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def compare(rounds: int, ours: Callable[[], object], theirs: Callable[[], object]) -> dict[str, float]:
+    """Run both in turn; medians in seconds and their ratio."""
+    times: dict[str, list[float]] = {"ours": [], "plain": []}
+    for number in range(rounds + 1):
+        for name, run in (("ours", ours), ("plain", theirs)):
+            start = time.perf_counter()
+            run()
+            if number:  # the first round warms up
+                times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {name: round(value, 4) for name, value in medians.items()} | {
+        "ratio": round(medians["ours"] / medians["plain"], 3)
+    }
+
+
+def peak_of_a_step(model: str, who: str, batch: int) -> int:
+    """Peak memory in MB of two training steps in a process of their own."""
+    command = [sys.executable, __file__, "--model", model, "--step", who, "--batch", str(batch)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="transvg-r50", choices=["transvg-r50", "transvg-r101"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=8, help="of the step whose memory is measured")
+    parser.add_argument("--step", choices=["ours", "plain"], help="only take two steps and print the peak in MB")
+    arguments = parser.parse_args()
+    bench = Bench(arguments.model)
+    if arguments.step:
+        bench.student.train(), bench.plain.train()
+        if arguments.step == "ours":
+            del bench.plain
+        optimizer = optimizer_of(bench.student if arguments.step == "ours" else bench.plain)
+        for _ in range(2):
+            if arguments.step == "ours":
+                bench.our_step(arguments.batch, 1, optimizer)
+            else:
+                bench.their_step(arguments.batch, optimizer)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        return
+
+    figures: dict[str, object] = {"model": arguments.model, "threads": torch.get_num_threads()}
+    bench.student.eval(), bench.plain.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(bench.ours(7), bench.theirs(7), atol=1e-5, rtol=0)  # the same function
+        figures["one phrase"] = compare(arguments.rounds, lambda: bench.ours(1), lambda: bench.theirs(1))
+        figures["seven phrases"] = compare(arguments.rounds, lambda: bench.ours(7), lambda: bench.theirs(7))
+    bench.student.train(), bench.plain.train()
+    ours, theirs = optimizer_of(bench.student), optimizer_of(bench.plain)
+    step = compare(
+        max(2, arguments.rounds // 2), lambda: bench.our_step(2, 7, ours), lambda: bench.their_step(8, theirs)
+    )
+    step |= {"ours": round(step["ours"] / 14, 4), "plain": round(step["plain"] / 8, 4)}
+    step["ratio"] = round(step["ours"] / step["plain"], 3)
+    figures["training step, seconds a phrase (7 an image against 1)"] = step
+    figures["peak MB of a step with 8 images"] = {
+        who: peak_of_a_step(arguments.model, who, arguments.batch) for who in ("ours", "plain")
+    }
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
