@@ -100,7 +100,7 @@ def _stored(
             with bf16:
                 array[done : done + len(batch.image)] = answer(batch.image, batch.pad).to(torch.bfloat16)
             done += len(batch.image)
-            report({"event": "store", "name": file.name.partition("-")[0], "done": done, "total": count})
+            report({"event": "store", "name": "storing " + file.name.partition("-")[0], "done": done, "total": count})
         del array
         temporary.replace(file)
     return torch.from_file(str(file), shared=False, size=size, dtype=torch.bfloat16).view(shape)

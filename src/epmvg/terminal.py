@@ -44,7 +44,7 @@ class Narrator:
         self.console = console
         self.bar = _bar(console)
         self.tasks: dict[str, TaskID] = {}
-        self.said = 0
+        self.said: dict[str, int] = {}
 
     def __enter__(self) -> Narrator:
         self.bar.start()
@@ -57,23 +57,24 @@ class Narrator:
 
     def __call__(self, row: dict[str, Any]) -> None:
         event = row["event"]
+        who = f"{row['who']}: " if "who" in row else ""
         if event == "step":
             loss = ", ".join(f"{name} {value:.2f}" for name, value in row["loss"].items() if name != "total")
             note = f"loss {row['loss']['total']:.3f} ({loss}), {row['images_per_s']:.1f} images/s"
-            self._advance(row.get("title", "Learning"), row["step"], row["steps"], note)
-            if not self.console.is_terminal and row["step"] * 10 // row["steps"] != self.said:
-                self.said = row["step"] * 10 // row["steps"]
-                self.console.print(f"step {row['step']}/{row['steps']}: {note}", soft_wrap=True)
+            self._advance(f"{who}learning", row["step"], row["steps"], note)
+            if not self.console.is_terminal and row["step"] * 10 // row["steps"] != self.said.get(who, 0):
+                self.said[who] = row["step"] * 10 // row["steps"]
+                self.console.print(f"{who}step {row['step']}/{row['steps']}: {note}", soft_wrap=True)
         elif event == "store":
-            self._advance(f"Storing {row['name']}", row["done"], row["total"], "")
+            self._advance(f"{who}{row['name']}", row["done"], row["total"], "")
         elif event == "evaluate":
             self.console.print(
-                f"{row['data']} {row['split']} after {row['phrases']:,} phrases, {row['seconds']:.0f} s: "
+                f"{who}{row['data']} {row['split']} after {row['phrases']:,} phrases, {row['seconds']:.0f} s: "
                 f"Acc@0.5 {row['acc50']:.3f}, mean IoU {row['miou']:.3f} ({row['n']:,} phrases)",
                 soft_wrap=True,
             )
         elif event == "skipped":
-            self.console.print(f"{row['why']}.", soft_wrap=True)
+            self.console.print(f"{who}{row['why']}.", soft_wrap=True)
         elif event == "say":
             self.console.print(row["text"], soft_wrap=True)
 

@@ -109,6 +109,15 @@ def test_the_same_seed_draws_the_same_bytes_and_more_scenes_change_none(tmp_path
     assert (first / name).read_bytes() != (other / name).read_bytes()
 
 
+def test_several_processes_draw_the_same_bytes(tmp_path: Path) -> None:
+    sizes = {"train": 3, "captions": 2}
+    alone, together = (write_scenes(tmp_path / str(n), sizes=sizes, side=96, workers=n) for n in (0, 2))
+    files = sorted(file.relative_to(alone) for file in alone.rglob("*") if file.is_file())
+    assert len(files) == 8
+    for file in files:
+        assert (alone / file).read_bytes() == (together / file).read_bytes(), file
+
+
 def test_written_scenes_are_a_data_set_like_any_other(tmp_path: Path) -> None:
     folder = write_scenes(tmp_path / "scenes", sizes=SMALL)
     records = read_jsonl(folder / "annotations.jsonl")

@@ -6,11 +6,15 @@ For the demo, the tests and the first lesson, where no data set can be downloade
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import multiprocessing
 import os
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,6 +183,7 @@ def write_scenes(
     sizes: Mapping[str, int] = DEFAULT_SIZES,
     side: int = 256,
     seed: int = 0,
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> Path:
     """Draw a data set of scenes and return its folder.
@@ -186,6 +191,7 @@ def write_scenes(
     Args:
         folder: gets images/, annotations.jsonl (train, val, test, open) and captions.jsonl (train, val).
         sizes: scenes a split; side: of the pictures, pixels; seed: of everything.
+        workers: processes that draw; 0 draws here. The pictures are the same.
         progress: called with (scenes drawn, all of them).
 
     Raises:
@@ -200,21 +206,21 @@ def write_scenes(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "images").mkdir(parents=True)
+    asked = [(split, number) for split, count in sizes.items() for number in range(count)]
+    draw = functools.partial(_draw_to, temporary, seed, side)
     rows: list[dict[str, Any]] = []
     captions: list[dict[str, Any]] = []
-    done, total = 0, sum(sizes.values())
-    for split, count in sizes.items():
-        for number in range(count):
-            scene = draw_scene(split, number, seed=seed, side=side)
-            name = f"images/{split}-{number:05d}.jpg"
-            scene.image.save(temporary / name, quality=90)
-            rows += [] if split == "captions" else _rows(scene, name, split)
-            if scene.captions and split in ("train", "captions", "val"):
-                known = "val" if split == "val" else "train"
-                captions.append({"image": name, "split": known, "captions": scene.captions})
-            done += 1
+    with contextlib.ExitStack() as stack:
+        drawn: Iterable[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = map(draw, asked)
+        if workers:
+            context = multiprocessing.get_context("spawn")  # the caller may hold threads, which a fork would tear
+            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
+            drawn = pool.map(draw, asked, chunksize=32)
+        for done, (own_rows, own_captions) in enumerate(drawn, 1):
+            rows += own_rows
+            captions += own_captions
             if progress:
-                progress(done, total)
+                progress(done, len(asked))
     for file, content in (("annotations.jsonl", rows), ("captions.jsonl", captions)):
         with (temporary / file).open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(row) + "\n" for row in content)
@@ -224,6 +230,20 @@ def write_scenes(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary.rename(folder)
     return folder
+
+
+def _draw_to(
+    folder: Path, seed: int, side: int, asked: tuple[str, int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Draw one scene into a folder; return its rows and its captions."""
+    split, number = asked
+    scene = draw_scene(split, number, seed=seed, side=side)
+    name = f"images/{split}-{number:05d}.jpg"
+    scene.image.save(folder / name, quality=90)
+    captions = []
+    if scene.captions and split in ("train", "captions", "val"):
+        captions = [{"image": name, "split": "val" if split == "val" else "train", "captions": scene.captions}]
+    return [] if split == "captions" else _rows(scene, name, split), captions
 
 
 def _rows(scene: Scene, name: str, split: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
+import transformers
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoTokenizer, BertModel, BertTokenizer, PreTrainedTokenizerBase
@@ -125,6 +126,7 @@ def load_bert(model: Grounder, name: str) -> None:
             raise InputError(
                 f"{name} has {key}={size}, the student {model.settings['linguistic'][key]}: choose another."
             )
+    transformers.logging.disable_progress_bar()  # a bar for a hundred tensors
     bert = _from_hub(name, lambda: BertModel.from_pretrained(name).state_dict())
     wanted = model.linguistic.bert.state_dict()  # without the pooler, which nobody uses
     model.linguistic.bert.load_state_dict({key: bert[key] for key in wanted})

@@ -1,0 +1,56 @@
+"""A tiny student of each family learns eight real photos by heart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from epmvg.boxes import paired_iou, to_xyxy
+from epmvg.data.catalog import open_records
+from epmvg.data.loader import GroundingLoader
+from epmvg.distill.losses import GroundingLoss
+from epmvg.models.factory import create_model
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "TransVG": ("tiny-resnet", {"canvas": 96, "dropout": 0.0}),
+    "TransVG, beyond": ("tiny-resnet", {"canvas": 96, "dropout": 0.0, "anchored": True, "similarity": True}),
+    "TransVG-Swin": ("tiny-swin", {"canvas": 96, "dropout": 0.0, "visual": {"gates": "off"}}),
+    "QRNet": ("tiny-swin", {"canvas": 96, "dropout": 0.0}),
+    "QRNet as published": ("tiny-swin", {"canvas": 96, "dropout": 0.0, "visual": {"gates": "as_published"}}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_eight_photos_by_heart(family: str, shared: Path) -> None:
+    torch.manual_seed(0)
+    name, numbers = FAMILIES[family]
+    model = create_model(name, **numbers)
+    records = open_records("flickr-mini", split="train", root=shared / "real_grounding")
+    photos = list(dict.fromkeys(record.image for record in records))[:8]
+    chosen = [record for record in records if record.image in photos]
+    (batch,) = GroundingLoader(chosen, model.tokenize, canvas=model.canvas, images=8, phrases=1000)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    loss_of = GroundingLoss(box="l1", box_weight=5.0, giou=2.0)
+    steps = 1500
+    accuracy = 0.0
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1.0, (step + 1) / 50, 2 * (1 - step / steps) + 0.02)
+        model.train()
+        loss = loss_of(model(*batch.inputs), batch.box).total
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 49:
+            model.eval()
+            with torch.no_grad():
+                iou = paired_iou(to_xyxy(model(*batch.inputs).box), to_xyxy(batch.box))
+            accuracy = (iou >= 0.5).float().mean().item()
+            if accuracy == 1.0:
+                return
+    raise AssertionError(f"{family} knows {accuracy:.3f} of {len(chosen)} phrases after {steps} steps")
