@@ -57,3 +57,20 @@ def test_training_by_hand_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     write_scenes(tmp_path / "scenes", sizes={"train": 20, "val": 2, "test": 2, "open": 2, "captions": 2})
     (block,) = [code for code in blocks("python") if "loss_of" in code]
     exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_paper_s_table_points_at_code() -> None:
+    source = ROOT / "src" / "epmvg"
+    text = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    pointers = re.findall(r"`([\w/]+\.py): ([\w.]+)`", text)
+    assert len(pointers) > 15
+    for file, symbol in pointers:
+        code = (source / file).read_text(encoding="utf-8")
+        for name in symbol.split("."):
+            assert re.search(rf"(def|class) {name}\b", code), f"{file}: {symbol}"
+
+
+def test_every_equation_s_number_stands_in_the_code() -> None:
+    code = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "src" / "epmvg").rglob("*.py"))
+    marked = {int(n) for mark in re.findall(r"#.*\(eq\. ([\d, ]+)\)", code) for n in mark.split(",")}
+    assert marked == set(range(1, 9))

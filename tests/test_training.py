@@ -146,6 +146,25 @@ def test_a_missing_photo_is_a_counted_skip(squares: Path, tmp_path: Path) -> Non
     assert len(skips) == 1 and skips[0]["rows"] == 4 and "0.png" in str(skips[0]["why"])
 
 
+def test_a_run_starts_from_another_s_weights(squares: Path, tmp_path: Path) -> None:
+    """One step at a vanishing rate leaves them where they were; another shape is refused."""
+    first = epmvg.train(recipe(squares), out=tmp_path / "first")
+    still = ["train.lr=1e-12", "train.lr_visual=1e-12", "train.lr_encoder=1e-12", "train.lr_text=1e-12"]
+    second = epmvg.train(recipe(squares, f"model.start={first}", "train.epochs=0.5", *still), out=tmp_path / "second")
+    start = load(first).state_dict()
+    for name, tensor in load(second).state_dict().items():
+        torch.testing.assert_close(tensor, start[name], atol=1e-6, rtol=1e-5)
+    with pytest.raises(InputError, match="another shape"):
+        epmvg.train(recipe(squares, f"model.start={first}", "model.anchored=false"), out=tmp_path / "third")
+
+
+def test_smaller_training_views_need_positions_of_any_size(squares: Path, tmp_path: Path) -> None:
+    epmvg.train(recipe(squares, "data.canvas=32", "model.position=sine", "train.epochs=1"), out=tmp_path / "run")
+    assert load(tmp_path / "run").canvas == 64
+    with pytest.raises(InputError, match="model.position=sine"):
+        epmvg.train(recipe(squares, "data.canvas=32"), out=tmp_path / "other")
+
+
 def test_groups_hold_every_trainable_parameter_once() -> None:
     for name in ("tiny-resnet", "mini"):
         model = create_model(name)

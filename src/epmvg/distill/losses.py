@@ -64,7 +64,7 @@ class GroundingLoss:
 
     def __call__(self, output: Output, box: Tensor, teacher: Embeddings | None = None) -> Loss:
         """Return the weighted terms for target boxes [P, 4] (cxcywh, 0..1 of the canvas)."""
-        loss = Loss()
+        loss = Loss()  # its terms add up (eq. 8)
         self._add_box(loss, "", output.box, box, 1.0)
         if output.regressed is not None:
             self._add_box(loss, "regressed_", output.regressed, box, self.regressed)

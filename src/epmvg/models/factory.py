@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
@@ -126,7 +126,7 @@ def load_bert(model: Grounder, name: str) -> None:
             raise InputError(
                 f"{name} has {key}={size}, the student {model.settings['linguistic'][key]}: choose another."
             )
-    transformers.logging.disable_progress_bar()  # a bar for a hundred tensors
+    cast(Any, transformers).logging.disable_progress_bar()  # a bar for a hundred tensors
     bert = _from_hub(name, lambda: BertModel.from_pretrained(name).state_dict())
     wanted = model.linguistic.bert.state_dict()  # without the pooler, which nobody uses
     model.linguistic.bert.load_state_dict({key: bert[key] for key in wanted})

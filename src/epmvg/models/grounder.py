@@ -158,9 +158,9 @@ class Grounder(nn.Module):
             pad, position, keep = pad[owner], position[owner], keep[owner]
         visual_pad = pad.gather(1, keep).index_select(0, source)  # [P, n]
         branch = _take(branch, keep)  # [I, n, C]
-        visual = self.visu_proj(branch).index_select(0, source)  # [P, n, D]
+        visual = self.visu_proj(branch).index_select(0, source)  # [P, n, D] (eq. 2)
         position = _take(position, keep).index_select(0, source)  # [P, n, D]
-        text = self.text_proj(states)  # [P, L, D]
+        text = self.text_proj(states)  # [P, L, D] (eq. 3)
         similarity = None
         if self.similarity is not None:
             similarity = self.similarity(branch, states, token_pad, source)  # [P, n]
