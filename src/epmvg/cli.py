@@ -261,6 +261,31 @@ def convert(
     _table(f"{done.preset} in {out}", rows)
 
 
+@app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(help="A folder that training wrote.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    token: Annotated[
+        str | None, typer.Option(envvar="EPMVG_TOKEN", help="Bearer token to ask for; better set as a variable.")
+    ] = None,
+    queue: Annotated[int, typer.Option(help="Pictures in the house at once; more are told to come back.")] = 64,
+    upload_mb: Annotated[int, typer.Option(help="Largest request, MB.")] = 20,
+    megapixels: Annotated[int, typer.Option(help="Largest picture, million pixels.")] = 50,
+    seconds: Annotated[int, typer.Option(help="Longest wait for an answer.")] = 30,
+    device: Annotated[str, typer.Option(help="Where the model computes, for example cuda.")] = "cpu",
+) -> None:
+    """Serve a run: an HTTP API, and a page to try it on."""
+    try:
+        from epmvg.serve.limits import Limits
+        from epmvg.serve.server import serve as run_server
+    except ModuleNotFoundError as error:
+        raise InputError(f"`epmvg serve` needs {error.name}: pip install 'epmvg[serve]'.") from error
+
+    limits = Limits(queue=queue, upload=upload_mb * 10**6, pixels=megapixels * 10**6, seconds=seconds)
+    run_server(run, host=host, port=port, limits=limits, token=token, device=device)
+
+
 @teacher_app.command("train")
 def teacher_train(
     captions: Annotated[Path, typer.Argument(help='JSONL rows {"image", "split", "captions": [...]}.')],
@@ -279,6 +304,28 @@ def teacher_train(
     with counting(console, "Teacher") as progress:
         metrics = train_teacher(captions, out, images=images, epochs=epochs, side=side, seed=seed, progress=progress)
     console.print(f"The teacher is in {out}: {metrics}")
+
+
+@teacher_app.command("cache")
+def teacher_cache(
+    recipe: Annotated[str, typer.Argument(help="A recipe that distils, or give distill=TEACHER.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value, as for `epmvg train`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Ask a frozen teacher beforehand all that a training will ask it."""
+    from epmvg.config import Recipe
+    from epmvg.terminal import counting
+    from epmvg.training import cache_teacher
+
+    with counting(Console(stderr=True), "Asking the teacher") as progress:
+        built = cache_teacher(Recipe.load(recipe, *(settings or [])), progress)
+    if as_json:
+        print(json.dumps(built))
+        return
+    console.print(
+        f"{built['answers']:,} answers, {built['megabytes']} MB, after {built['seconds']} s: {built['file']}",
+        soft_wrap=True,
+    )
 
 
 def _table(title: str, rows: list[dict[str, str]]) -> None:

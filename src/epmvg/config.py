@@ -81,7 +81,7 @@ class DistillSettings(Settings):
     teacher: str
     pretrained: str | None = None
     frozen: bool = True
-    view: Literal["canvas", "content"] = "canvas"
+    view: Literal["photo", "canvas", "content"] | None = None  # the photo, or the student's view of it; see `_choose`
     distance: Literal["cosine", "l1"] = "cosine"
     image: float = Field(1.5, ge=0)  # alpha (sec. 4.2)
     text: float = Field(2.0, ge=0)  # beta (sec. 4.2)
@@ -90,6 +90,13 @@ class DistillSettings(Settings):
     @classmethod
     def _read(cls, value: Any) -> Any:
         return {"teacher": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _choose(self) -> DistillSettings:
+        """A frozen teacher looks at the photo, whose answer can be kept; one that trains sees what the student sees."""
+        if self.view is None:
+            self.view = "photo" if self.frozen else "canvas"
+        return self
 
 
 class LossSettings(Settings):

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from epmvg.data.loader import GroundingLoader
-from epmvg.distill.teacher import ClipTeacher
 from epmvg.hardware import use_bf16
 from epmvg.models.grounder import Grounder
 from epmvg.types import InputError, Record
@@ -26,41 +25,33 @@ Answer = Callable[[Tensor, Tensor], Tensor]
 
 def stored_maps(
     student: Grounder,
-    teacher: ClipTeacher | None,
     records: Sequence[Record],
     folder: Path,
     limit_gb: float,
     report: Callable[[dict[str, Any]], None],
-) -> dict[str, Tensor]:
-    """Return the frozen backbone's maps, and the frozen teacher's image vectors, of each image of `records`.
+) -> Tensor:
+    """Return the frozen backbone's maps of each image of `records`.
 
     Args:
         student: its backbone must be frozen.
-        teacher: stored too if frozen.
-        records: their images, in order of first appearance, index the arrays.
+        records: their images, in order of first appearance, index the array.
         folder: where the arrays lie.
         limit_gb: refuse to store more.
         report: told about progress.
 
     Returns:
-        "maps": bfloat16 [images, C, h, w] and, with a frozen teacher, "teacher": bfloat16 [images, E]; memory-mapped.
+        bfloat16 [images, C, h, w], memory-mapped.
 
     Raises:
-        InputError: the arrays would be larger than `limit_gb`, or a picture cannot be opened.
+        InputError: the array would be larger than `limit_gb`, or a picture cannot be opened.
     """
-    asked: dict[str, tuple[nn.Module, Answer]] = {"maps": (student.visual.backbone, student.visual.maps)}
-    if teacher is not None and teacher.frozen:
-        asked["teacher"] = (teacher, teacher.image)
     images = _loader(records, student)
     key = hashlib.sha256()
     for path in images.images:
         key.update(f"{path.name}:".encode() + path.read_bytes())
     key.update(str(student.canvas).encode())
-    answers = {}
-    for name, (network, answer) in asked.items():
-        file = folder / f"{name}-{_fingerprint(network, key.copy())}.bf16"
-        answers[name] = _stored(file, answer, images, limit_gb, report)
-    return answers
+    file = folder / f"maps-{_fingerprint(student.visual.backbone, key)}.bf16"
+    return _stored(file, student.visual.maps, images, limit_gb, report)
 
 
 def _loader(records: Sequence[Record], student: Grounder) -> GroundingLoader:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import accelerate
 import torch
@@ -23,16 +23,17 @@ from epmvg.config import ModelSettings, Recipe, TrainSettings
 from epmvg.data.catalog import cache_folder, open_records
 from epmvg.data.jsonl import Skipped
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.transforms import Augment
+from epmvg.data.transforms import Augment, evaluation_view, open_image, pad_of, render, swap_sides
+from epmvg.distill.cache import CachedTeacher
 from epmvg.distill.losses import GroundingLoss, Loss
-from epmvg.distill.teacher import ClipTeacher
+from epmvg.distill.teacher import ClipTeacher, View
 from epmvg.evaluation import evaluation_loader, predict_rows, summarise, write_rows
 from epmvg.hardware import use_bf16
 from epmvg.models.factory import create_model, save, start_from, write_text
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
 from epmvg.store import stored_maps
-from epmvg.types import Batch, Embeddings, InputError, Record
+from epmvg.types import Batch, Embeddings, InputError, Progress, Record
 
 Report = Callable[[dict[str, Any]], None]
 """Called with each row of metrics.jsonl as it is written."""
@@ -55,7 +56,7 @@ class Run:
     recipe: Recipe
     folder: Path
     student: Grounder
-    teacher: ClipTeacher | None
+    teacher: ClipTeacher | CachedTeacher | None
     loss_of: GroundingLoss
     loader: GroundingLoader
     val: GroundingLoader
@@ -127,12 +128,15 @@ def _prepare(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerator, 
     settings = recipe.train
     accelerate.utils.set_seed(settings.seed, device_specific=True)
     student = _student(recipe.model)
-    teacher = _teacher(recipe)
-    loader, val = _loaders(recipe, student, teacher, accelerator, report)
-    optimizer = torch.optim.AdamW(parameter_groups(student, settings, teacher), weight_decay=settings.weight_decay)
+    clip = open_teacher(recipe)
+    loader, val = _loaders(recipe, student, accelerator, report)
+    optimizer = torch.optim.AdamW(parameter_groups(student, settings, clip), weight_decay=settings.weight_decay)
     network = accelerator.prepare_model(student)
-    if teacher is not None:
-        teacher.to(accelerator.device)
+    teacher: ClipTeacher | CachedTeacher | None = clip
+    if clip is not None:
+        clip.to(accelerator.device)
+        if clip.frozen:
+            teacher = CachedTeacher(clip, cache_folder() / "answers")
     return Run(
         recipe=recipe,
         folder=folder,
@@ -166,11 +170,42 @@ def _board(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-def _teacher(recipe: Recipe) -> ClipTeacher | None:
+def open_teacher(recipe: Recipe) -> ClipTeacher | None:
+    """Open the teacher of a recipe."""
     distill = recipe.distill
     if distill is None:
         return None
-    return ClipTeacher(distill.teacher, distill.pretrained, frozen=distill.frozen, view=distill.view)
+    if recipe.train.store and distill.view != "photo":
+        raise InputError("train.store=true opens no pictures: set distill.view=photo.")
+    if distill.view == "photo" and not distill.frozen:
+        raise InputError("A teacher that trains sees what the student sees: set distill.view=canvas.")
+    view: View = "content" if distill.view == "content" else "canvas"
+    return ClipTeacher(distill.teacher, distill.pretrained, frozen=distill.frozen, view=view)
+
+
+def cache_teacher(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
+    """Ask the recipe's frozen teacher beforehand all that a training with `distill.view=photo` will ask.
+
+    Phrases are asked in both spellings where a flip would swap their sides. What was answered before is kept, so a pass
+    that was cut off goes on where it was.
+
+    Returns:
+        answers and megabytes of the file, seconds of the pass, and the file's path.
+
+    Raises:
+        InputError: the recipe has no frozen teacher, or its data cannot be read.
+    """
+    teacher = open_teacher(recipe)
+    if teacher is None or not teacher.frozen:
+        raise InputError("There is no frozen teacher in this recipe: give distill=NAME or distill=FOLDER.")
+    data, skipped = recipe.data, Skipped()
+    records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
+    records = _with_photo(records, skipped)
+    flips = data.augment is not None and data.augment.flip > 0
+    phrases = [spelling for r in records for spelling in ((r.phrase, swap_sides(r.phrase)) if flips else (r.phrase,))]
+    cached = CachedTeacher(teacher, cache_folder() / "answers")
+    built = cached.fill(phrases, [r.image for r in records], photo_view(teacher.side), progress)
+    return built | {"file": str(cached.answers.path)}
 
 
 def _loss(recipe: Recipe) -> GroundingLoss:
@@ -181,7 +216,7 @@ def _loss(recipe: Recipe) -> GroundingLoss:
 
 
 def _loaders(
-    recipe: Recipe, student: Grounder, teacher: ClipTeacher | None, accelerator: accelerate.Accelerator, report: Report
+    recipe: Recipe, student: Grounder, accelerator: accelerate.Accelerator, report: Report
 ) -> tuple[GroundingLoader, GroundingLoader]:
     """Make the training loader and the validation loader, with stored answers where the recipe wants them."""
     data, settings = recipe.data, recipe.train
@@ -201,8 +236,9 @@ def _loaders(
     if settings.store:
         if data.augment is not None or not student.visual.frozen:
             raise InputError("train.store=true needs data.augment=null and a wholly frozen backbone (model.visual).")
-        stored = stored_maps(student, teacher, records, cache_folder() / "maps", settings.store_gb, report)
-        stored_val = stored_maps(student, None, val, cache_folder() / "maps", settings.store_gb, report)
+        folder = cache_folder() / "maps"
+        stored = {"maps": stored_maps(student, records, folder, settings.store_gb, report)}
+        stored_val = {"maps": stored_maps(student, val, folder, settings.store_gb, report)}
     loader = GroundingLoader(
         records,
         student.tokenize,
@@ -329,7 +365,7 @@ def _step(run: Run, batch: Batch) -> Loss:
             with torch.no_grad():
                 states = run.text_memory(batch.tokens, batch.token_pad)
         output = run.network(*batch.inputs, features=batch.stored.get("maps"), states=states)
-        teacher = None if run.teacher is None else ask(run.teacher, batch)
+        teacher = None if run.teacher is None else _ask(run, run.teacher, batch)
     loss = run.loss_of(output, batch.box, teacher)
     total = loss.total
     if not torch.isfinite(total):
@@ -346,12 +382,35 @@ def _step(run: Run, batch: Batch) -> Loss:
     return loss
 
 
-def ask(teacher: ClipTeacher, batch: Batch) -> Embeddings:
-    """Ask the teacher about a batch, its image side from storage where it was asked before."""
-    if "teacher" in batch.stored:
-        return Embeddings(batch.stored["teacher"].float(), teacher.text(batch.phrase))
-    answer: Embeddings = teacher(batch.image, batch.phrase, batch.pad)
-    return answer
+def _ask(run: Run, teacher: ClipTeacher | CachedTeacher, batch: Batch) -> Embeddings:
+    """Ask the teacher about a batch; what a frozen one has answered before comes from its file."""
+    if isinstance(teacher, ClipTeacher):
+        return cast(Embeddings, teacher(batch.image, batch.phrase, batch.pad))
+    assert run.recipe.distill is not None
+    if run.recipe.distill.view == "photo":
+        return Embeddings(
+            teacher.photos(photos_of(batch), photo_view(teacher.teacher.side)), teacher.text(batch.phrase)
+        )
+    if run.recipe.data.augment is None:
+        return teacher(batch.image, batch.phrase, batch.pad)
+    return Embeddings(teacher.teacher.image(batch.image, batch.pad), teacher.text(batch.phrase))  # views never return
+
+
+def photos_of(batch: Batch) -> list[Path]:
+    """Return the photo of each image of a batch, [I]."""
+    owned = dict(zip(batch.owner.tolist(), batch.records, strict=True))
+    return [owned[i].image for i in range(len(batch.letterbox))]
+
+
+def photo_view(side: int) -> Callable[[Path], tuple[Tensor, Tensor]]:
+    """Return what opens a photo as the evaluation view on a canvas of `side` pixels."""
+
+    def view_of(path: Path) -> tuple[Tensor, Tensor]:
+        photo = open_image(path)
+        view = evaluation_view(photo.size, side)
+        return render(photo, view), pad_of(view)
+
+    return view_of
 
 
 def _lr(run: Run) -> float:
@@ -430,7 +489,7 @@ def _save_state(run: Run) -> None:
     folder.mkdir(exist_ok=True)
     state = {
         "student": run.student.state_dict(),
-        "teacher": run.teacher.state_dict() if run.teacher is not None and not run.teacher.frozen else {},
+        "teacher": run.teacher.state_dict() if isinstance(run.teacher, ClipTeacher) else {},
         "optimizer": run.optimizer.state_dict(),
         "random": torch.get_rng_state(),
         "position": asdict(run.position),
@@ -449,7 +508,7 @@ def _restore(run: Run) -> None:
         return
     state = torch.load(file, map_location="cpu", weights_only=True)
     run.student.load_state_dict(state["student"])
-    if run.teacher is not None and state["teacher"]:
+    if isinstance(run.teacher, ClipTeacher):
         run.teacher.load_state_dict(state["teacher"])
     run.optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"])

@@ -1,0 +1,209 @@
+"""A frozen teacher's answers, kept on disk: whatever it was asked once it is never asked again.
+
+Answers are found by the content of what is asked (a phrase, an image's pixels as the student sees them, or a photo's
+file), in a file that belongs to one teacher (weights, preprocessing, view). So they cannot go stale, only be unused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+
+from epmvg.distill.teacher import ClipTeacher
+from epmvg.types import Embeddings, InputError, Progress
+
+KEY = 16  # bytes of a hash
+HEADER = 256  # bytes
+TOGETHER = 64  # phrases or photos the teacher is asked at once
+MAGIC = "epmvg answers 1"
+
+ViewOf = Callable[[Path], tuple[Tensor, Tensor]]
+"""Opens a photo and returns image [3, S, S] in 0..1 and pad bool [S, S]."""
+
+
+class AnswerFile:
+    """Vectors by key, in one file that only grows.
+
+    A record is a key and a vector in half precision; records are appended whole under a lock, so several processes
+    may write at once, and what a crash left unfinished is cut off by the next writer.
+
+    Args:
+        path: the file; it is made if absent.
+        owner: who answered; a file of somebody else is refused.
+        width: E, of a vector.
+
+    Raises:
+        InputError: the file is of another owner or width, or no such file at all.
+    """
+
+    def __init__(self, path: Path, owner: str, width: int) -> None:
+        self.path, self.width = path, width
+        self.record = np.dtype([("key", f"V{KEY}"), ("vector", np.float16, (width,))])
+        self.index: dict[bytes, int] = {}
+        self.records: NDArray[np.void] = np.empty(0, self.record)
+        self.lock = FileLock(f"{path}.lock")
+        header = json.dumps({"made_by": MAGIC, "owner": owner, "width": width}).ljust(HEADER - 1).encode() + b"\n"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self.lock:
+            if not path.exists() or path.stat().st_size < HEADER:
+                temporary = path.with_name(path.name + ".part")
+                temporary.write_bytes(header)
+                temporary.replace(path)
+        with path.open("rb") as file:
+            found = file.read(HEADER)
+        if found != header:
+            raise InputError(
+                f"{path} holds the answers of another teacher or is damaged: delete it, it will be made anew."
+            )
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def refresh(self) -> None:
+        """Learn what others have added."""
+        whole = (self.path.stat().st_size - HEADER) // self.record.itemsize
+        if whole > len(self.records):
+            known = len(self.records)
+            self.records = np.memmap(self.path, self.record, "r", HEADER, (whole,))
+            self.index.update((key.tobytes(), known + i) for i, key in enumerate(self.records["key"][known:]))
+
+    def find(self, keys: Sequence[bytes]) -> list[Tensor | None]:
+        """Return the vector [E] of each key, or None."""
+        places = [self.index.get(key) for key in keys]
+        return [
+            None if place is None else torch.from_numpy(self.records["vector"][place].astype(np.float32))
+            for place in places
+        ]
+
+    def add(self, keys: Sequence[bytes], vectors: Tensor) -> None:
+        """Append vectors [K, E] under their keys."""
+        fresh = np.empty(len(keys), self.record)
+        fresh["key"] = np.frombuffer(b"".join(keys), f"V{KEY}")
+        fresh["vector"] = vectors.detach().float().cpu().numpy()
+        with self.lock, self.path.open("r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(size - (size - HEADER) % self.record.itemsize)  # over what a crash left
+            file.write(fresh.tobytes())
+            file.truncate()
+        self.refresh()
+
+
+class CachedTeacher:
+    """A frozen teacher that looks up what it has answered before.
+
+    Args:
+        teacher: frozen.
+        folder: where answer files lie; the teacher's own is named by its fingerprint.
+
+    Raises:
+        InputError: the teacher is not frozen, or its file is damaged.
+    """
+
+    def __init__(self, teacher: ClipTeacher, folder: Path) -> None:
+        if not teacher.frozen:
+            raise InputError("Only a frozen teacher's answers can be kept: set distill.frozen=true.")
+        self.teacher = teacher
+        owner = teacher.fingerprint()
+        self.answers = AnswerFile(folder / f"{owner}.answers", owner, teacher.text(["a"]).shape[1])
+        self.contents: dict[Path, bytes] = {}
+        self.asked = self.known = 0
+
+    def __call__(self, image: Tensor, phrase: list[str], pad: Tensor | None = None) -> Embeddings:
+        """Answer image [I, 3, S, S] and P phrases with [I, E] and [P, E], as the teacher would."""
+        return Embeddings(self.image(image, pad), self.text(phrase))
+
+    def text(self, phrase: list[str]) -> Tensor:
+        """Answer P phrases with vectors [P, E]."""
+        keys = [_key(b"text", text.encode()) for text in phrase]
+        return self._answer(keys, lambda missing: self.teacher.text([phrase[i] for i in missing]))
+
+    def image(self, image: Tensor, pad: Tensor | None = None) -> Tensor:
+        """Answer images as the student sees them, by their pixels: [I, E]. Worth it where views come again."""
+        pixels = image.detach().cpu().numpy()
+        holes = None if pad is None else np.packbits(pad.cpu().numpy(), axis=-1)
+        keys = [
+            _key(b"pixels", one.tobytes() + (b"" if holes is None else holes[i].tobytes()))
+            for i, one in enumerate(pixels)
+        ]
+
+        def ask(missing: list[int]) -> Tensor:
+            return self.teacher.image(image[missing], None if pad is None else pad[missing])
+
+        return self._answer(keys, ask)
+
+    def photos(self, paths: Sequence[Path], view_of: ViewOf) -> Tensor:
+        """Answer photos as they are on disk, whatever the student's view shows of them: [I, E]."""
+        keys = [_key(b"photo", self._content(path)) for path in paths]
+
+        def ask(missing: list[int]) -> Tensor:
+            views = [view_of(paths[i]) for i in missing]
+            device = self.teacher.mean.device
+            image, pad = (torch.stack(part).to(device) for part in zip(*views, strict=True))
+            return self.teacher.image(image, pad)
+
+        return self._answer(keys, ask)
+
+    def _content(self, path: Path) -> bytes:
+        """Hash a photo's file, once a process."""
+        if path not in self.contents:
+            self.contents[path] = hashlib.blake2b(path.read_bytes(), digest_size=KEY).digest()
+        return self.contents[path]
+
+    def _answer(self, keys: list[bytes], ask: Callable[[list[int]], Tensor]) -> Tensor:
+        found = self.answers.find(keys)
+        places: dict[bytes, int] = {}
+        for i, (key, vector) in enumerate(zip(keys, found, strict=True)):
+            if vector is None:
+                places.setdefault(key, i)
+        self.asked += len(keys)
+        self.known += len(keys) - len(places)
+        if places:
+            with torch.no_grad():
+                self.answers.add(list(places), ask(list(places.values())))
+            found = self.answers.find(keys)
+        return torch.stack([vector for vector in found if vector is not None]).to(self.teacher.mean.device)
+
+    def fill(
+        self, phrases: Sequence[str], photos: Sequence[Path], view_of: ViewOf, progress: Progress | None = None
+    ) -> dict[str, float]:
+        """Ask everything beforehand, in one pass that can be cut off and started again.
+
+        Args:
+            phrases, photos: what will be asked.
+            view_of: opens a photo.
+            progress: called with (answered, all).
+
+        Returns:
+            answers and megabytes of the file, seconds of the pass.
+        """
+        start = time.monotonic()
+        phrases, photos = list(dict.fromkeys(phrases)), list(dict.fromkeys(photos))
+        total = len(phrases) + len(photos)
+        for first in range(0, len(phrases), TOGETHER):
+            self.text(phrases[first : first + TOGETHER])
+            if progress:
+                progress(min(first + TOGETHER, len(phrases)), total)
+        for first in range(0, len(photos), TOGETHER):
+            self.photos(photos[first : first + TOGETHER], view_of)
+            if progress:
+                progress(len(phrases) + min(first + TOGETHER, len(photos)), total)
+        return {
+            "answers": len(self.answers),
+            "megabytes": round(self.answers.path.stat().st_size / 1e6, 2),
+            "seconds": round(time.monotonic() - start, 1),
+        }
+
+
+def _key(kind: bytes, content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=KEY, person=kind).digest()

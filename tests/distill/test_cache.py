@@ -1,0 +1,160 @@
+"""A cached teacher answers as the teacher does, asks it once, and loses nothing to crashes or second writers."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from epmvg.config import Recipe
+from epmvg.distill.cache import AnswerFile, CachedTeacher
+from epmvg.distill.pretrain import train_teacher
+from epmvg.distill.teacher import ClipTeacher
+from epmvg.training import cache_teacher, photo_view, train
+from epmvg.types import InputError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of 32 px, hardly trained."""
+    made = tmp_path_factory.mktemp("teacher")
+    for number in range(10):
+        Image.new("RGB", (40, 30), (25 * number, 0, 0)).save(made / f"{number}.png")
+    rows = [{"image": f"{n}.png", "split": "val" if n > 7 else "train", "captions": [f"red {n}"]} for n in range(10)]
+    (made / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = made / "out"
+    train_teacher(
+        made / "captions.jsonl", out, image_tower="resnet10t", text_tower="tiny", side=32, width=16, epochs=1, batch=4
+    )
+    return out
+
+
+class Counting(ClipTeacher):
+    """A teacher that counts what it is asked."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.images = self.phrases = 0
+
+    def image(self, image: Tensor, pad: Tensor | None = None) -> Tensor:
+        self.images += len(image)
+        return super().image(image, pad)
+
+    def _read(self, phrase: list[str]) -> Tensor:
+        self.phrases += len(phrase)
+        return super()._read(phrase)
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(16, "little")
+
+
+def test_answers_are_found_again(tmp_path: Path) -> None:
+    vectors = torch.randn(3, 8)
+    AnswerFile(tmp_path / "a", "me", 8).add([key(1), key(2), key(3)], vectors)
+    again = AnswerFile(tmp_path / "a", "me", 8)
+    found = again.find([key(3), key(9), key(1)])
+    assert found[1] is None and found[0] is not None and found[2] is not None
+    torch.testing.assert_close(torch.stack([found[2], found[0]]), vectors[[0, 2]], atol=1e-3, rtol=1e-3)
+
+
+def test_a_torn_record_is_cut_off(tmp_path: Path) -> None:
+    file = AnswerFile(tmp_path / "a", "me", 8)
+    file.add([key(1)], torch.ones(1, 8))
+    with file.path.open("ab") as torn:
+        torn.write(b"half a record")
+    again = AnswerFile(tmp_path / "a", "me", 8)
+    assert len(again) == 1
+    again.add([key(2)], torch.full((1, 8), 2.0))
+    third = AnswerFile(tmp_path / "a", "me", 8)
+    assert [None if v is None else v[0].item() for v in third.find([key(1), key(2)])] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(("owner", "width"), [("you", 8), ("me", 9)])
+def test_another_s_file_is_refused(tmp_path: Path, owner: str, width: int) -> None:
+    AnswerFile(tmp_path / "a", "me", 8)
+    with pytest.raises(InputError, match="another teacher"):
+        AnswerFile(tmp_path / "a", owner, width)
+
+
+def write_many(path: Path, start: int) -> None:
+    file = AnswerFile(path, "me", 4)
+    for number in range(start, start + 30):
+        file.add([key(number)], torch.full((1, 4), float(number)))
+
+
+def test_two_writers_lose_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=write_many, args=(tmp_path / "a", start)) for start in (0, 30)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    found = AnswerFile(tmp_path / "a", "me", 4).find([key(n) for n in range(60)])
+    assert [int(v[0]) for v in found if v is not None] == list(range(60))
+
+
+def test_a_cached_teacher_answers_alike_and_asks_once(folder: Path, tmp_path: Path) -> None:
+    teacher = Counting(folder)
+    image, pad = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
+    pad[0, :16] = True
+    phrases = ["a dog", "the cat", "a dog"]
+    expected = teacher(image, phrases, pad)
+    cached = CachedTeacher(teacher, tmp_path)
+    for _ in range(2):
+        answer = cached(image, phrases, pad)
+        torch.testing.assert_close(answer.image, expected.image, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(answer.text, expected.text, atol=2e-3, rtol=2e-3)
+    assert teacher.images == 4 and (cached.asked, cached.known) == (10, 6)
+    later = CachedTeacher(Counting(folder), tmp_path)
+    later(image, phrases, pad)
+    assert isinstance(later.teacher, Counting) and later.teacher.images == 0
+    other_hole = pad.clone()
+    other_hole[1, :8] = True
+    later(image, phrases, other_hole)
+    assert later.teacher.images == 1
+
+
+def test_a_photo_is_known_by_its_content(folder: Path, tmp_path: Path) -> None:
+    for name, colour in (("a", "red"), ("b", "red"), ("c", "blue")):
+        Image.new("RGB", (40, 30), colour).save(tmp_path / f"{name}.png")
+    teacher = Counting(folder)
+    cached = CachedTeacher(teacher, tmp_path / "answers")
+    answers = cached.photos([tmp_path / f"{n}.png" for n in "abc"], photo_view(64))
+    assert teacher.images == 2 and torch.equal(answers[0], answers[1]) and not torch.equal(answers[0], answers[2])
+    Image.new("RGB", (40, 30), "green").save(tmp_path / "a.png")
+    CachedTeacher(teacher, tmp_path / "answers").photos([tmp_path / "a.png"], photo_view(64))
+    assert teacher.images == 3
+
+
+def test_only_frozen_teachers_are_cached(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="frozen"):
+        CachedTeacher(ClipTeacher(folder, frozen=False), tmp_path)
+
+
+def test_training_after_caching_asks_nothing_new(
+    squares: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both spellings of every phrase and every photo are there beforehand; a second pass has nothing to do."""
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+    rows = squares.read_text().replace("the red square", "the red square on the left")
+    squares.write_text(rows)
+    recipe = Recipe.load(
+        "scenes",
+        f"data.name={squares}",
+        "model=tiny-resnet",
+        "model.pretrained=false",
+        "data.augment={flip: 0.5}",
+        "train.store=false",
+        "train.epochs=2",
+        f"distill={folder}",
+    )
+    first, second = cache_teacher(recipe), cache_teacher(recipe)
+    assert first["answers"] == second["answers"] == 6 + 4 + 1  # photos, phrases, the swapped one
+    train(recipe, tmp_path / "run")
+    assert cache_teacher(recipe)["answers"] == first["answers"]
