@@ -15,8 +15,8 @@ SOURCE = Path(epmvg.__file__).parent
 FLOORS = [
     ["types", "boxes", "config", "weights", "draw", "hardware", "terminal"],
     ["data", "models", "distill", "reporting"],
-    ["convert", "evaluation", "predict", "listing", "store"],
-    ["training"],
+    ["convert", "doctor", "evaluation", "predict", "listing", "store"],
+    ["training", "serve"],
     ["demo"],
     ["cli"],
     ["__main__"],
@@ -24,6 +24,7 @@ FLOORS = [
 ALLOWED = {("distill", "data"), ("store", "evaluation"), ("evaluation", "predict"), ("predict", "evaluation")}
 FORBIDDEN = {("models", "data"), ("data", "models"), ("data", "distill"), ("models", "distill")}
 GUESTS = {"open_clip": {"distill"}, "accelerate": {"training"}, "typer": {"cli"}, "jinja2": {"reporting"}}
+GUESTS |= dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"), {"serve"})
 
 
 def rooms() -> dict[Path, str]:

@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 teacher_app = typer.Typer(help="Make a teacher of your own.", no_args_is_help=True)
 app.add_typer(teacher_app, name="teacher")
+data_app = typer.Typer(help="Look into data sets, and turn one format into another.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 console = Console()
 
 
@@ -326,6 +328,64 @@ def teacher_cache(
         f"{built['answers']:,} answers, {built['megabytes']} MB, after {built['seconds']} s: {built['file']}",
         soft_wrap=True,
     )
+
+
+@data_app.command("stats")
+def data_stats(
+    name: Annotated[str, typer.Argument(help="A data set's name, or a file or folder of rows.")],
+    root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
+    split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Count images, phrases and boxes by split, from the annotations alone."""
+    from epmvg.data.stats import count_records
+
+    counts = count_records(name, root=root, split_key=split_key)
+    if as_json:
+        print(json.dumps(counts))
+        return
+    rows = [
+        {
+            "split": split or "(none)",
+            "images": f"{part['images']:,}",
+            "phrases": f"{part['phrases']:,}",
+            "boxes": f"{part['boxes']:,}",
+            "words a phrase": f"{part['words']:.1f}",
+            "longest": str(part["longest"]),
+            "median box": "" if part["box_share"] is None else f"{part['box_share']:.1%} of its image",
+        }
+        for split, part in counts["splits"].items()
+    ]
+    _table(name, rows)
+    _say_skipped(counts["skipped"])
+
+
+@data_app.command("convert")
+def data_convert(
+    name: Annotated[str, typer.Argument(help="A data set's name, or a file or folder of rows.")],
+    to: Annotated[Path, typer.Option(help="What to write: .jsonl, .json (COCO), .odvg.jsonl, .parquet or a folder.")],
+    kind: Annotated[str | None, typer.Option("--as", help="jsonl, coco, odvg, parquet or folder.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
+    split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Turn any data set into JSONL, or into another format that can hold it."""
+    from epmvg.data.exchange import convert_data
+
+    done = convert_data(name, to, kind=kind, split=split, root=root, split_key=split_key)
+    if as_json:
+        print(json.dumps(done))
+        return
+    console.print(f"{done['rows']:,} rows about {done['images']:,} images are in {to}", soft_wrap=True)
+    if Path(done["root"]) not in (to, to.parent):
+        console.print(f"Image paths are relative to {done['root']}: read it with --root {done['root']}", soft_wrap=True)
+    _say_skipped(done["skipped"])
+
+
+def _say_skipped(skipped: dict[str, int]) -> None:
+    for reason, count in skipped.items():
+        console.print(f"{count:,} row{'s' * (count > 1)} skipped: {reason}", soft_wrap=True)
 
 
 def _table(title: str, rows: list[dict[str, str]]) -> None:

@@ -1,0 +1,130 @@
+"""Questions of many requests answered together: a gate that bounds them, a batcher that gathers what waits.
+
+While the model looks at one batch the next one gathers by itself, so nobody waits for a timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from epmvg.serve.intake import Picture
+from epmvg.serve.limits import RefusalError
+from epmvg.types import Prediction
+
+Outcome = list[Prediction] | Exception
+Answer = Callable[[Sequence["Waiting"]], Sequence[Outcome]]
+
+
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """A question whose answer somebody awaits."""
+
+    picture: Picture
+    phrases: list[str]
+    answer: asyncio.Future[list[Prediction]]
+
+
+class Gate:
+    """Count the pictures in the house and refuse those that find no room."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.inside = 0
+        self.pace = 0.1  # seconds a picture stays, a running mean; the first guess is a small model's on a CPU
+
+    @contextmanager
+    def admit(self, pictures: int = 1) -> Iterator[None]:
+        """Hold room for some pictures while the block runs.
+
+        Raises:
+            RefusalError: 429 with Retry-After, there is no room.
+        """
+        if self.inside + pictures > self.room:
+            wait = min(60, max(1, math.ceil(self.inside * self.pace)))
+            sentence = f"The server is busy: ask again in {wait} s."
+            raise RefusalError(429, sentence, {"Retry-After": str(wait)})
+        self.inside += pictures
+        try:
+            yield
+        finally:
+            self.inside -= pictures
+
+    def note(self, pictures: int, seconds: float) -> None:
+        """Learn from a batch how long a picture takes."""
+        self.pace += 0.2 * (seconds / pictures - self.pace)
+
+
+class Batcher:
+    """Gather waiting questions and answer them together, in one thread.
+
+    Args:
+        answer: called in that thread with some questions; returns as many outcomes.
+        most: phrases in one call; a question with more goes alone.
+        note: called with (questions, seconds) after each call.
+    """
+
+    def __init__(self, answer: Answer, most: int, note: Callable[[Sequence[Waiting], float], None]) -> None:
+        self._answer = answer
+        self._most = most
+        self._note = note
+        self._waiting: deque[Waiting] = deque()
+        self._news = asyncio.Event()
+        self._closing = False
+        self._thread = ThreadPoolExecutor(1, "epmvg-model")
+        self._task = asyncio.create_task(self._work())
+
+    async def ask(self, picture: Picture, phrases: list[str]) -> list[Prediction]:
+        """Wait for the answer; a caller who gives up takes the question along, unless it is being answered."""
+        waiting = Waiting(picture, phrases, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._news.set()
+        try:
+            return await waiting.answer
+        finally:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+
+    async def close(self) -> None:
+        """Answer what was accepted, then stop."""
+        self._closing = True
+        self._news.set()
+        await self._task
+        self._thread.shutdown()
+
+    async def _work(self) -> None:
+        while True:
+            if not self._waiting:
+                if self._closing:
+                    return
+                self._news.clear()
+                await self._news.wait()
+                continue
+            batch = self._gather()
+            started = time.perf_counter()
+            try:
+                outcomes = await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, batch)
+            except Exception as error:
+                outcomes = [error] * len(batch)
+            self._note(batch, time.perf_counter() - started)
+            for waiting, outcome in zip(batch, outcomes, strict=True):
+                if waiting.answer.done():  # its caller gave up
+                    continue
+                if isinstance(outcome, Exception):
+                    waiting.answer.set_exception(outcome)
+                else:
+                    waiting.answer.set_result(outcome)
+
+    def _gather(self) -> list[Waiting]:
+        batch = [self._waiting.popleft()]
+        phrases = len(batch[0].phrases)
+        while self._waiting and phrases + len(self._waiting[0].phrases) <= self._most:
+            batch.append(self._waiting.popleft())
+            phrases += len(batch[-1].phrases)
+        return batch

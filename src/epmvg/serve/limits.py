@@ -1,0 +1,45 @@
+"""What one server takes on, and how it says no."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from epmvg.data.transforms import MOST_PIXELS
+from epmvg.types import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on work, memory and patience.
+
+    Raises:
+        InputError: a number is not positive, or pictures may be larger than this program opens.
+    """
+
+    queue: int = 64  # pictures in the house at once: arriving, waiting or being looked at
+    batch: int = 64  # phrases in one pass of the model
+    phrases: int = 32  # asked of one picture
+    letters: int = 1_000  # of one phrase
+    pictures: int = 16  # in one request to the batch endpoint
+    upload: int = 20_000_000  # bytes of a request's body
+    pixels: int = 50_000_000  # of a picture once decoded
+    seconds: float = 30.0  # from the first byte of a request to its answer
+    kept: int = 256 * 2**20  # bytes of decoded pictures kept for the next question
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value > 0:
+                raise InputError(f"The limit `{field.name}` is {value}: give a number above 0.")
+        if self.pixels > MOST_PIXELS:
+            raise InputError(f"The limit `pixels` is {self.pixels:,}: give {MOST_PIXELS:,} or fewer.")
+
+
+class RefusalError(Exception):
+    """A request that is not served: an HTTP status and one sentence for whoever sent it."""
+
+    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+        self.headers = headers or {}

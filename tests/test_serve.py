@@ -1,0 +1,460 @@
+"""The server: it answers as `Predictor` does, alone and in a crowd, and says no in one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from epmvg.models.factory import create_model, save
+from epmvg.models.grounder import Grounder
+from epmvg.predict import Predictor
+from epmvg.serve.app import STATIC, create_app
+from epmvg.serve.limits import Limits
+from epmvg.types import InputError, Prediction
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "serve_client.py"
+JSON = {"content-type": "application/json"}
+FORM = {"content-type": "multipart/form-data; boundary=x"}
+PHRASES = ["the red square", "a dog on the left", "it"]
+
+
+def picture(colour: str = "teal", size: tuple[int, int] = (80, 60), kind: str = "PNG") -> bytes:
+    image = Image.new("RGB", size, colour)
+    image.paste((200, 30, 30), (size[0] // 8, size[1] // 8, size[0] // 2, size[1] // 2))
+    out = io.BytesIO()
+    image.save(out, kind)
+    return out.getvalue()
+
+
+def multipart(client: TestClient, image: bytes, phrases: list[str], **more: Any) -> Any:
+    return client.post("/v1/ground", files={"image": ("a.png", image)}, data={"phrases": phrases}, **more)
+
+
+def question(image: bytes, phrases: list[str]) -> dict[str, Any]:
+    return {"image": base64.b64encode(image).decode(), "phrases": phrases}
+
+
+def agree(answer: dict[str, Any], found: list[Prediction]) -> None:
+    """The same but for float noise: phrases are padded to the longest of their batch, boxes rounded to 0.01 px."""
+    assert [one["phrase"] for one in answer["results"]] == [one.phrase for one in found]
+    for one, other in zip(answer["results"], found, strict=True):
+        assert one["box"] == pytest.approx(other.box, abs=0.02)
+        assert one["score"] == pytest.approx(other.score, abs=1e-4)
+
+
+class Held:
+    """A model that answers when it is let go, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.entered = threading.Event()
+        self.calls: list[list[str]] = []
+
+    def __call__(self, image: Image.Image, phrases: list[str]) -> list[Prediction]:
+        self.calls.append(phrases)
+        self.entered.set()
+        assert self.go.wait(30)
+        if "unreadable" in phrases:
+            raise InputError("The phrase 'unreadable' cannot be asked.")
+        if "crash" in phrases:
+            raise RuntimeError("out of memory")
+        return [Prediction(phrase, (0.0, 0.0, float(image.width), float(len(phrase))), 0.5) for phrase in phrases]
+
+
+@pytest.fixture
+def predictor(tiny: Grounder) -> Predictor:
+    return Predictor(tiny)
+
+
+@pytest.fixture
+def client(predictor: Predictor) -> Iterator[TestClient]:
+    with TestClient(create_app(predictor)) as opened:
+        yield opened
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen within 30 s")
+
+
+def metric(client: TestClient, name: str) -> float:
+    found = re.search(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    return float(found.group(1)) if found else 0.0
+
+
+def test_multipart_and_json_agree_with_the_predictor(client: TestClient, predictor: Predictor) -> None:
+    for kind in ("PNG", "JPEG", "WEBP"):
+        image = picture(kind=kind)
+        found = predictor(image, PHRASES)
+        by_form = multipart(client, image, PHRASES)
+        by_json = client.post("/v1/ground", json=question(image, PHRASES))
+        as_url = question(image, PHRASES) | {"image": "data:image/png;base64," + base64.b64encode(image).decode()}
+        assert by_form.status_code == 200, by_form.text
+        assert (by_form.json()["width"], by_form.json()["height"]) == (80, 60)
+        agree(by_form.json(), found)
+        assert by_form.json() == by_json.json() == client.post("/v1/ground", json=as_url).json()
+
+
+def test_a_crowd_gets_the_answers_of_one(client: TestClient, predictor: Predictor) -> None:
+    asked = [(picture(colour), PHRASES[: 1 + number % 3]) for number, colour in enumerate(["teal", "navy", "teal"] * 6)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda one: multipart(client, *one), asked))
+    for (image, phrases), answer in zip(asked, answers, strict=True):
+        assert answer.status_code == 200
+        agree(answer.json(), predictor(image, phrases))
+
+
+def test_what_waits_is_answered_together_one_pass_a_picture() -> None:
+    held = Held()
+    with TestClient(create_app(held)) as client, ThreadPoolExecutor(8) as pool:
+        first = pool.submit(multipart, client, picture(), ["first"])
+        assert held.entered.wait(30)
+        rest = [
+            pool.submit(multipart, client, picture(colour), [phrase, "shared"])
+            for colour, phrase in (("teal", "a"), ("navy", "b"), ("teal", "c"), ("teal", "unreadable"))
+        ]
+        wait_for(lambda: metric(client, "epmvg_pictures_inside") == 5)
+        wait_for(lambda: metric(client, 'epmvg_pictures_total{kept="yes"}') == 3)
+        held.go.set()
+        assert first.result().status_code == 200
+        answers = [future.result() for future in rest]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 422]
+        assert [one["phrase"] for one in answers[2].json()["results"]] == ["c", "shared"]
+        assert answers[3].json() == {"error": "The phrase 'unreadable' cannot be asked."}
+        merged = [set(call) for call in held.calls[1:]]
+        assert {"a", "c", "unreadable", "shared"} in merged and {"b", "shared"} in merged
+        assert metric(client, "epmvg_batch_questions_count") == 2
+        assert metric(client, "epmvg_batch_questions_sum") == 5
+        assert metric(client, "epmvg_pictures_inside") == 0
+
+
+def test_a_batch_answers_each_question_for_itself(client: TestClient, predictor: Predictor) -> None:
+    good = question(picture(), PHRASES)
+    bad = {"image": "bm8=", "phrases": ["it"]}
+    answer = client.post("/v1/ground/batch", json={"questions": [good, bad, good | {"phrases": [" "]}, good]})
+    assert answer.status_code == 200, answer.text
+    first, second, third, fourth = answer.json()["answers"]
+    agree(first, predictor(picture(), PHRASES))
+    assert first == fourth and "cannot be read as JPEG" in second["error"] and "empty" in third["error"]
+
+
+def test_a_full_house_says_when_to_come_back() -> None:
+    held = Held()
+    with TestClient(create_app(held, Limits(queue=2))) as client, ThreadPoolExecutor(2) as pool:
+        inside = [pool.submit(multipart, client, picture(), ["it"]) for _ in range(2)]
+        wait_for(lambda: metric(client, "epmvg_pictures_inside") == 2)
+        refused = multipart(client, picture(), ["it"])
+        assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+        assert refused.json() == {"error": "The server is busy: ask again in 1 s."}
+        held.go.set()
+        assert [future.result().status_code for future in inside] == [200, 200]
+        three = {"questions": [question(picture(), ["it"])] * 3}
+        assert client.post("/v1/ground/batch", json=three).status_code == 429
+        assert multipart(client, picture(), ["it"]).status_code == 200
+        assert metric(client, 'epmvg_requests_total{route="/v1/ground",status="429"}') == 1
+
+
+def test_a_late_answer_is_a_504_and_leaves_nothing_behind() -> None:
+    held = Held()
+    with TestClient(create_app(held, Limits(seconds=0.3))) as client, ThreadPoolExecutor(2) as pool:
+        late = list(pool.map(lambda phrase: multipart(client, picture(), [phrase]), ["one", "two"]))
+        assert [answer.status_code for answer in late] == [504, 504]
+        assert "within 0.3 s" in late[0].json()["error"] and metric(client, "epmvg_pictures_inside") == 0
+        held.go.set()
+        wait_for(lambda: multipart(client, picture(), ["it"]).status_code == 200)
+        assert len(held.calls) == 2, "a question that its caller gave up was still asked"
+
+
+def test_a_body_that_does_not_come_is_a_408() -> None:
+    """Called without a server: the body's first piece arrives, the second never does."""
+    pieces = [{"type": "http.request", "body": b"--x", "more_body": True}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return pieces.pop() if pieces else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/ground", "query_string": b""}
+    headers = [(name.encode(), value.encode()) for name, value in FORM.items()]
+    asyncio.run(create_app(Held(), Limits(seconds=0.2))(scope | {"headers": headers}, receive, send))
+    assert sent[0]["status"] == 408 and b"took too long to arrive" in sent[1]["body"]
+
+
+def test_limits_are_kept(predictor: Predictor) -> None:
+    limits = Limits(upload=4_000, pixels=5_000, phrases=2, letters=20, pictures=2)
+    noise = Image.effect_noise((60, 60), 90)
+    out = io.BytesIO()
+    noise.save(out, "BMP")
+    with TestClient(create_app(predictor, limits)) as client:
+        assert multipart(client, picture(), ["it"]).status_code == 200
+        large = out.getvalue() * 2
+        faults = [
+            (multipart(client, large, ["it"]), 413, "larger than 4,000 bytes"),
+            (client.post("/v1/ground", json=question(large, ["it"])), 413, "larger than 4,000 bytes"),
+            (client.post("/v1/ground", content=iter([b"{"] * 5_000), headers=JSON), 413, "larger than 4,000 bytes"),
+            (multipart(client, picture(size=(100, 51)), ["it"]), 422, "100 x 51 pixels, more than 5,000"),
+            (multipart(client, picture(), ["a", "b", "c"]), 422, "There are 3 phrases: send 1 to 2"),
+            (multipart(client, picture(), ["a" * 21]), 422, "21 characters, more than 20"),
+            (client.post("/v1/ground/batch", json={"questions": []}), 422, "There are 0 questions: send 1 to 2"),
+        ]
+        for answer, status, words in faults:
+            assert answer.status_code == status and words in answer.json()["error"], answer.text
+    for wrong in ({"queue": 0}, {"seconds": -1.0}, {"pixels": 10**9}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            Limits(**wrong)
+
+
+def test_bad_bodies_are_one_sentence(client: TestClient) -> None:
+    image = picture()
+    files = {"image": ("a.png", image)}
+    faults: list[tuple[Any, int, str]] = [
+        (client.post("/v1/ground", content=b"{", headers=JSON), 400, "Invalid JSON"),
+        (client.post("/v1/ground", json=[]), 422, "The body: "),
+        (client.post("/v1/ground", json={"image": "aa=="}), 422, "phrases: Field required"),
+        (client.post("/v1/ground", json=question(image, ["it"]) | {"x": 1}), 422, "x: Extra inputs"),
+        (client.post("/v1/ground", json={"image": "!", "phrases": ["it"]}), 422, "not base64"),
+        (client.post("/v1/ground", json=question(image, [])), 422, "There are 0 phrases"),
+        (client.post("/v1/ground", content=b"hello"), 415, "multipart/form-data"),
+        (client.post("/v1/ground", content=b"--x", headers={"content-type": "multipart/form-data"}), 400, "multipart"),
+        (client.post("/v1/ground", content=b"nonsense", headers=FORM), 400, "multipart"),
+        (client.post("/v1/ground", data={"phrases": "it", "image": "text"}, files={}), 415, "multipart"),
+        (client.post("/v1/ground", files=files), 422, "There are 0 phrases"),
+        (client.post("/v1/ground", files=files, data={"phrase": "it"}), 422, "no field 'phrase'"),
+        (client.post("/v1/ground", files=[("image", image), ("image", image)]), 422, "must be one file"),
+        (client.post("/v1/ground", files={**files, "phrases": ("a", b"it")}), 422, "must be text"),
+        (multipart(client, b"", ["it"]), 422, "cannot be read as JPEG"),
+        (multipart(client, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", ["it"]), 422, "cannot be read"),
+        (multipart(client, picture(kind="JPEG")[:-40], ["it"]), 422, "cannot be decoded"),
+        (multipart(client, image, [" "]), 422, "the phrase is empty"),
+        (multipart(client, image, ["word " * 30]), 422, "word pieces"),
+        (client.get("/v1/ground"), 405, "Method Not Allowed"),
+        (client.get("/static/../app.py"), 404, "Not Found"),
+        (client.get("/samples/99.jpg"), 404, "no such sample"),
+    ]
+    for answer, status, words in faults:
+        error = answer.json()["error"]
+        assert answer.status_code == status and words in error and "\n" not in error, answer.text
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_failing_model_is_a_500_without_its_innards(caplog: pytest.LogCaptureFixture) -> None:
+    held = Held()
+    held.go.set()
+    with TestClient(create_app(held)) as client:
+        answer = multipart(client, picture(), ["crash"])
+        assert answer.status_code == 500 and answer.json() == {"error": "The server failed; its log says why."}
+        assert "out of memory" in caplog.text and "content-security-policy" in answer.headers
+        assert multipart(client, picture(), ["fine"]).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def fuzzed() -> Iterator[TestClient]:
+    torch.manual_seed(0)
+    with TestClient(create_app(Predictor(create_model("tiny-resnet").eval()))) as opened:
+        yield opened
+
+
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+WHOLE = {kind: picture(kind=kind, size=(24, 16)) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP")}
+
+
+def fits(answer: Any) -> None:
+    assert answer.status_code in (200, 400, 413, 415, 422), f"{answer.status_code} {answer.text}"
+    assert answer.status_code == 200 or answer.json()["error"]
+
+
+@FUZZ
+@given(st.sampled_from(sorted(WHOLE)), st.integers(0, 400), st.binary(max_size=12), st.booleans())
+def test_damaged_pictures_are_never_a_500(fuzzed: TestClient, kind: str, place: int, junk: bytes, cut: bool) -> None:
+    image = WHOLE[kind]
+    fits(multipart(fuzzed, image[:place] + junk + (b"" if cut else image[place + len(junk) :]), ["it"]))
+
+
+@FUZZ
+@given(st.binary(max_size=200), st.sampled_from(["application/json", FORM["content-type"], "multipart/form-data", ""]))
+@example(b'--x\r\nContent-Disposition: form-data; name="phrases"\r\n\r\n\xff\xfe\r\n--x--\r\n', FORM["content-type"])
+@example(b"[" * 100_000, "application/json")
+@example(
+    b'--x\r\nContent-Disposition: form-data; name="phrases"\r\n\r\n+2AA-\r\n--x--\r\n',
+    "multipart/form-data; boundary=x; charset=utf-7",
+)
+@example(b"--x--", "multipart/form-data; boundary=x; charset=base64")
+def test_odd_bodies_are_never_a_500(fuzzed: TestClient, body: bytes, kind: str) -> None:
+    for path in ("/v1/ground", "/v1/ground/batch"):
+        answer = fuzzed.post(path, content=body, headers={"content-type": kind})
+        fits(answer)
+        assert answer.status_code != 200
+
+
+@FUZZ
+@given(st.lists(st.text(max_size=30), min_size=1, max_size=3))
+@example(["\ud800"])
+@example(["\x00"])
+@example(["<img src=x onerror=alert(1)>"])
+def test_odd_phrases_are_never_a_500(fuzzed: TestClient, phrases: list[str]) -> None:
+    image = base64.b64encode(WHOLE["PNG"]).decode()
+    body = {"image": image, "phrases": phrases}
+    answer = fuzzed.post("/v1/ground", content=json.dumps(body), headers=JSON)
+    fits(answer)
+    if answer.status_code == 200:
+        assert [one["phrase"] for one in answer.json()["results"]] == phrases
+
+
+def test_the_token_closes_the_api_and_leaves_the_page_open(predictor: Predictor) -> None:
+    with TestClient(create_app(predictor, token="s3cret")) as client:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}):
+            refused = multipart(client, picture(), ["it"], headers=headers)
+            assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+            assert client.post("/v1/ground/batch", content=b"{", headers=headers).status_code == 401
+            assert client.get("/metrics", headers=headers).status_code == 401
+        known = {"Authorization": "Bearer s3cret"}
+        assert multipart(client, picture(), ["it"], headers=known).status_code == 200
+        assert client.get("/metrics", headers=known).status_code == 200
+        for path in ("/", "/docs", "/openapi.json", "/healthz", "/samples", "/static/page.js"):
+            assert client.get(path).status_code == 200, path
+
+
+def test_counters_move(client: TestClient) -> None:
+    for _ in range(2):
+        assert multipart(client, picture(), PHRASES).status_code == 200
+    assert metric(client, 'epmvg_requests_total{route="/v1/ground",status="200"}') == 2
+    assert metric(client, "epmvg_phrases_total") == 6
+    assert metric(client, 'epmvg_pictures_total{kept="no"}') == 1
+    assert metric(client, 'epmvg_pictures_total{kept="yes"}') == 1
+    assert metric(client, 'epmvg_request_seconds_count{route="/v1/ground"}') == 2
+
+
+def test_kept_pictures_stay_within_their_bytes(predictor: Predictor) -> None:
+    with TestClient(create_app(predictor, Limits(kept=2 * 3 * 80 * 60))) as client:
+        for colour in ("teal", "navy", "gold", "teal", "gold"):
+            multipart(client, picture(colour), ["it"])
+        assert metric(client, 'epmvg_pictures_total{kept="yes"}') == 1
+
+
+def test_openapi_tells_what_the_endpoints_take(client: TestClient) -> None:
+    told = client.get("/openapi.json").json()
+    assert set(told["paths"]) == {"/v1/ground", "/v1/ground/batch", "/healthz", "/metrics", "/samples"}
+    ground = told["paths"]["/v1/ground"]["post"]
+    assert set(ground["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
+    assert {"200", "401", "413", "422", "429", "504"} <= set(ground["responses"])
+    assert client.get("/healthz").json()["status"] == "ok"
+
+
+def test_the_page_makes_no_request_elsewhere(client: TestClient) -> None:
+    for file in STATIC.iterdir():
+        text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"(https?:)?//[a-z]|@import|\burl\(", re.sub(r"^\s*//.*|\s// .*", "", text, flags=re.M)), (
+            file
+        )
+        assert not re.search(r"<script(?![^>]* src)|<style|\son[a-z]+=|innerHTML|eval\(", text), (
+            f"{file} breaks the CSP"
+        )
+    for path in ("/", "/docs"):
+        page = client.get(path)
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+        for address in re.findall(r'(?:href|src)="([^"]+)"', page.text):
+            assert client.get(f"/{address.lstrip('./')}").status_code == 200, address
+    for sample in client.get("/samples").json():
+        assert client.get(f"/{sample['image']}").headers["content-type"] == "image/jpeg" and sample["phrases"]
+
+
+@contextlib.contextmanager
+def served(run: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`epmvg serve` as people run it, on a free port -> (process, address)."""
+    command = [sys.executable, "-m", "epmvg", "serve", str(run), "--port", "0", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        address = re.search(r"at (http://\S+)", line)
+        assert address, line + process.stderr.read()
+        yield process, address.group(1)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run(tiny: Grounder, tmp_path: Path) -> Path:
+    save(tiny, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_stopped_server_finishes_what_it_accepted(run: Path, tmp_path: Path) -> None:
+    """A request whose body is still on its way when SIGTERM comes gets its answer; then the server is gone."""
+    image = picture()
+    boundary = b"--x\r\nContent-Disposition: form-data; name="
+    body = (
+        boundary + b'"phrases"\r\n\r\nit\r\n' + boundary + b'"image"; filename="a"\r\n\r\n' + image + b"\r\n--x--\r\n"
+    )
+    with served(run) as (process, address):
+        (tmp_path / "a.png").write_bytes(image)
+        client = [sys.executable, str(EXAMPLE), str(tmp_path / "a.png"), "it", "a dog"]
+        said = subprocess.run(
+            client, env={**os.environ, "EPMVG_SERVER": address}, capture_output=True, text=True, check=True
+        )
+        assert re.fullmatch(r"0\.\d\d  it  \[.*\]\n0\.\d\d  a dog  \[.*\]\n", said.stdout)
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as line:
+            line.sendall(
+                b"POST /v1/ground HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Type: multipart/form-data; "
+                b"boundary=x\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:100]
+            )
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            with pytest.raises(OSError):
+                socket.create_connection((host, int(port)), timeout=5)
+            line.sendall(body[100:])
+            answer = b"".join(iter(lambda: line.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 200") and b'"phrase":"it"' in answer
+        process.wait(60)
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_mistakes_at_the_start_are_one_sentence(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from epmvg.cli import main
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        mistakes = {
+            "port taken": (["--port", port], "choose another"),
+            "no such host": (["--host", "192.0.2.1"], "choose another"),
+            "no such port": (["--port", "99999"], "choose another"),
+            "no queue": (["--queue", "0"], "`queue` is 0"),
+            "token with a line": (["--token", "a\nb"], "The token must be"),
+        }
+        for name, (options, words) in mistakes.items():
+            with pytest.raises(SystemExit) as ended:
+                main(["serve", str(run), *options])
+            said = capsys.readouterr().err.strip()
+            assert ended.value.code == 2 and words in said and len(said.splitlines()) == 1, f"{name}: {said}"

@@ -1,0 +1,197 @@
+"""The page as people use it, in a real browser; skipped where there is none."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from PIL import Image
+from playwright.sync_api import ConsoleMessage, Locator, Page, Request, sync_playwright
+
+from epmvg.models.grounder import Grounder
+from epmvg.predict import Predictor
+from epmvg.serve.app import create_app
+from epmvg.serve.server import listen
+
+CHROMIUM = shutil.which("chromium")
+QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+SHOTS = os.environ.get("EPMVG_SHOTS")  # a folder to leave screenshots in
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+
+
+@contextmanager
+def serving(ground: Any, **options: Any) -> Iterator[str]:
+    door = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(create_app(ground, **options), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{door.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        door.close()
+
+
+@pytest.fixture
+def address(tiny: Grounder) -> Iterator[str]:
+    with serving(Predictor(tiny)) as found:
+        yield found
+
+
+Visit = Callable[..., Page]
+
+
+@pytest.fixture
+def visit() -> Iterator[Visit]:
+    """Open a page; what it asks of other hosts and what it complains about fails the test."""
+    strange: list[str] = []
+    with sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
+
+        def open_page(address: str, path: str = "/", **context: Any) -> Page:
+            def said(message: ConsoleMessage) -> None:
+                if message.type == "error" and "401" not in message.text:
+                    strange.append(message.text)
+
+            def asked(request: Request) -> None:
+                if not request.url.startswith((address, f"blob:{address}")):
+                    strange.append(request.url)
+
+            page = browser.new_context(**context).new_page()
+            page.on("console", said)
+            page.on("pageerror", lambda error: strange.append(str(error)))
+            page.on("request", asked)
+            page.goto(address + path)
+            return page
+
+        yield open_page
+        browser.close()
+    assert strange == []
+
+
+def shoot(page: Page, name: str) -> None:
+    if SHOTS:
+        page.wait_for_timeout(300)
+        page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=True)
+
+
+def first_phrase(page: Page) -> Locator:
+    return page.get_by_role("textbox", name="Phrase 1")
+
+
+def ask_a_sample(page: Page) -> None:
+    page.locator("#samples button").first.click()
+    page.locator("#suggestions button").nth(0).click()
+    page.locator("#suggestions button").nth(4).click()
+    page.wait_for_selector(".box.c1")
+
+
+def test_a_sample_is_asked_by_keyboard_alone(visit: Visit, address: str) -> None:
+    page = visit(address)
+    page.locator("#samples button").first.press("Enter")
+    page.wait_for_selector("#suggestions button")
+    first_phrase(page).press_sequentially("the rooster")
+    page.wait_for_selector(".box.c0")
+    label = page.locator(".box.c0 span").inner_text()
+    assert re.fullmatch(r"the rooster 0\.\d\d", label)
+    first_phrase(page).press("Enter")
+    page.keyboard.type("<img src=x onerror=alert(1)>")
+    page.wait_for_selector(".box.c1")
+    assert page.locator(".box.c1 span").inner_text().startswith("<img src=x onerror=alert(1)> 0.")
+    assert page.locator(".box").count() == 2 and page.locator("#boxes img").count() == 0
+    page.keyboard.press("Escape")
+    assert page.locator(".box").count() == 1 and first_phrase(page).evaluate("e => e === document.activeElement")
+
+
+def test_a_photo_is_scaled_down_upright_and_its_box_is_in_its_own_pixels(
+    visit: Visit, address: str, tmp_path: Path, tiny: Grounder
+) -> None:
+    photo = Image.new("RGB", (2400, 1200), "teal")
+    photo.paste((200, 30, 30), (0, 0, 700, 700))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right: it is displayed 1200 x 2400
+    photo.save(tmp_path / "a.jpg", exif=exif)
+    page = visit(address)
+    first_phrase(page).fill("the red square")
+    with page.expect_response("**/v1/ground") as asked:
+        page.set_input_files("#file", tmp_path / "a.jpg")
+    answer = asked.value.json()
+    assert (answer["width"], answer["height"]) == (800, 1600)
+    page.wait_for_selector(".box.c0")
+    shown = re.findall(r"\d+", (first_phrase(page).get_attribute("title") or "").partition(":")[2])
+    found = Predictor(tiny)(tmp_path / "a.jpg", "the red square")[0]
+    assert [int(value) for value in shown] == pytest.approx(found.box, abs=30)
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    page.set_input_files("#file", tmp_path / "b.jpg")
+    page.get_by_text("no picture that the browser can show").wait_for()
+
+
+def test_what_was_asked_before_needs_no_request(visit: Visit, address: str) -> None:
+    page = visit(address)
+    ask_a_sample(page)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    phrase = first_phrase(page)
+    before = phrase.input_value()
+    phrase.fill("")
+    assert page.locator(".box").count() == 1
+    phrase.fill(before)
+    assert page.locator(".box").count() == 2
+    page.wait_for_timeout(500)
+    assert asked == []
+
+
+def test_it_looks_right_in_light_dark_and_on_a_phone(visit: Visit, address: str) -> None:
+    looks: dict[str, dict[str, Any]] = {
+        "light": {"viewport": {"width": 1280, "height": 800}},
+        "dark": {"viewport": {"width": 1280, "height": 800}, "color_scheme": "dark"},
+        "phone": {"viewport": {"width": 375, "height": 740}, "has_touch": True, "is_mobile": True},
+    }
+    brightness = {}
+    for name, look in looks.items():
+        page = visit(address, **look)
+        page.wait_for_selector("#samples img")
+        shoot(page, f"{name}-empty")
+        ask_a_sample(page)
+        shoot(page, name)
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        brightness[name] = sum(map(int, re.findall(r"\d+", paper)[:3]))
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} scrolls sideways"
+        small = page.evaluate("[...document.querySelectorAll('button, input')].filter(e => e.offsetHeight < 36).length")
+        assert small == 1, "a finger misses what is lower than 36 px; only the hidden file field may be"
+    assert brightness["dark"] < 150 and brightness["light"] == brightness["phone"] > 600
+
+
+def test_the_api_page_tells_every_operation(visit: Visit, address: str) -> None:
+    for name, scheme in (("docs-light", "light"), ("docs-dark", "dark")):
+        page = visit(address, "/docs", color_scheme=scheme)
+        page.wait_for_selector("#operations article")
+        assert page.locator("article h2 code").all_inner_texts() == [
+            "/v1/ground",
+            "/v1/ground/batch",
+            "/healthz",
+            "/metrics",
+            "/samples",
+        ]
+        assert '"phrases": [string, ...]' in page.locator("#operations").inner_text()
+        shoot(page, name)
+
+
+def test_a_closed_server_asks_for_its_token(visit: Visit, tiny: Grounder) -> None:
+    with serving(Predictor(tiny), token="s3cret") as address:
+        page = visit(address)
+        page.locator("#samples button").first.click()
+        page.locator("#suggestions button").first.click()
+        page.get_by_label("asks for its token").fill("s3cret")
+        page.keyboard.press("Tab")
+        page.wait_for_selector(".box.c0")
