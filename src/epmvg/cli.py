@@ -112,7 +112,7 @@ def train(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A folder that training wrote.")],
-    data: Annotated[str | None, typer.Option(help="A data set's name or JSONL file; the run's own by default.")] = None,
+    data: Annotated[str | None, typer.Option(help="A data set's name or a file; the run's own by default.")] = None,
     split: Annotated[str | None, typer.Option(help="Of that data; the run's validation split by default.")] = None,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
     split_key: Annotated[str | None, typer.Option(help="The row key that names the split.")] = None,

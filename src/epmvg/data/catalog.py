@@ -1,4 +1,4 @@
-"""The data sets by name: how each is read, from where."""
+"""The data sets by name: how each is read, from where. Readers are imported when they are asked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pathlib import Path
 from epmvg.data.jsonl import Skipped, read_jsonl
 from epmvg.types import InputError, Record
 
+Reader = Callable[[Path, str | None, Skipped | None], list[Record]]
+"""(root, split or None for all, skipped) -> records."""
+
 
 def cache_folder() -> Path:
     """Where drawn scenes and stored answers are kept: $EPMVG_CACHE, or epmvg in the user's cache folder."""
@@ -18,29 +21,101 @@ def cache_folder() -> Path:
     return Path(os.environ.get("EPMVG_CACHE") or Path(home) / "epmvg")
 
 
+def _scenes(root: Path, split: str | None, skipped: Skipped | None) -> list[Record]:
+    file = root / "annotations.jsonl"
+    if not file.exists():
+        from epmvg.data.scenes import write_scenes
+
+        write_scenes(root)
+    return read_jsonl(file, split=split, skipped=skipped)
+
+
+def _flickr_mini(root: Path, split: str | None, skipped: Skipped | None) -> list[Record]:
+    file = root / "annotations.jsonl"
+    if not file.exists():
+        raise InputError(f"{root} holds no {file.name}: point data.root at the folder of flickr-mini.")
+    return read_jsonl(file, split=split, split_key="mini_split", skipped=skipped)
+
+
+def _refcoco(name: str) -> Reader:
+    def read(root: Path, split: str | None, skipped: Skipped | None) -> list[Record]:
+        from epmvg.data.refcoco import read_refcoco
+
+        return read_refcoco(root, name, split=split, skipped=skipped)
+
+    return read
+
+
+def _referit(root: Path, split: str | None, skipped: Skipped | None) -> list[Record]:
+    from epmvg.data.referit import read_referit
+
+    return read_referit(root, split=split, skipped=skipped)
+
+
+def _flickr30k(root: Path, split: str | None, skipped: Skipped | None) -> list[Record]:
+    from epmvg.data.flickr30k import read_flickr30k
+
+    return read_flickr30k(root, split=split, skipped=skipped)
+
+
+def _flickr30k_all(root: Path, split: str | None, skipped: Skipped | None) -> list[Record]:
+    from epmvg.data.flickr30k import read_flickr30k
+
+    return read_flickr30k(root, split=split, boxes="all", skipped=skipped)
+
+
+def _transvg(flag: str) -> Reader:
+    def read(root: Path, split: str | None, skipped: Skipped | None) -> list[Record]:
+        from epmvg.data.transvg_index import read_transvg
+
+        return read_transvg(root, flag, split=split, skipped=skipped)
+
+    return read
+
+
 @dataclass(frozen=True, slots=True)
 class DataSet:
     """A named data set."""
 
     about: str
-    default_root: Callable[[], Path | None]
     splits: tuple[str, ...]
-    split_key: str = "split"
-    file: str = "annotations.jsonl"
+    read: Reader
+    default_root: Callable[[], Path | None] = lambda: None
 
+
+_COCO = ("train", "val", "trainval", "testA", "testB")
+_PLAIN = ("train", "val", "test")
+_MORE = ("train", "val", "trainval", "test")
 
 DATASETS: dict[str, DataSet] = {
     "scenes": DataSet(
         "drawn scenes with true phrases, drawn on first use",
-        lambda: cache_folder() / "scenes",
         ("train", "val", "test", "open"),
+        _scenes,
+        lambda: cache_folder() / "scenes",
     ),
     "flickr-mini": DataSet(
-        "6,156 real photos of Flickr30k Entities and the RefCOCO family, as JSONL",
-        lambda: None,
-        ("train", "val", "test"),
-        "mini_split",
+        "6,156 real photos of Flickr30k Entities and the RefCOCO family, as JSONL", _PLAIN, _flickr_mini
     ),
+    "refcoco": DataSet("RefCOCO, split by UNC, from refer's refs(unc).p", _COCO, _refcoco("refcoco")),
+    "refcoco+": DataSet("RefCOCO+, split by UNC, from refer's refs(unc).p", _COCO, _refcoco("refcoco+")),
+    "refcocog-umd": DataSet("RefCOCOg, split by UMD, from refer's refs(umd).p", _MORE, _refcoco("refcocog-umd")),
+    "refcocog-google": DataSet(
+        "RefCOCOg, split by Google, from refer's refs(google).p",
+        ("train", "val", "trainval"),
+        _refcoco("refcocog-google"),
+    ),
+    "referit": DataSet("ReferItGame, from the Berkeley metadata", _MORE, _referit),
+    "flickr30k": DataSet("Flickr30k Entities, several boxes of a phrase joined to one", _PLAIN, _flickr30k),
+    "flickr30k-all": DataSet("Flickr30k Entities, a row for each box of a phrase", _PLAIN, _flickr30k_all),
+    "transvg-unc": DataSet("RefCOCO, from TransVG's index files", _COCO, _transvg("unc")),
+    "transvg-unc+": DataSet("RefCOCO+, from TransVG's index files", _COCO, _transvg("unc+")),
+    "transvg-gref": DataSet(
+        "RefCOCOg (Google), from TransVG's index files", ("train", "val", "trainval"), _transvg("gref")
+    ),
+    "transvg-gref_umd": DataSet("RefCOCOg (UMD), from TransVG's index files", _MORE, _transvg("gref_umd")),
+    "transvg-referit": DataSet("ReferItGame, from TransVG's index files", _MORE, _transvg("referit")),
+    "transvg-flickr": DataSet("Flickr30k Entities, from TransVG's index files", _PLAIN, _transvg("flickr")),
 }
 
 
@@ -55,35 +130,39 @@ def open_records(
     """Read the records of a data set.
 
     Args:
-        name: of `DATASETS`, or a JSONL file.
+        name: of `DATASETS`, or a file or folder in one of the formats of docs/data.md.
         split: which part; None reads all.
-        root: the folder the set lies in, where it has no place of its own.
-        split_key: the row key that names the split, for JSONL files.
+        root: the folder the set lies in, where it has no place of its own; for a file, what its image paths are
+            relative to, by default its folder.
+        split_key: the row key that names the split, for files.
         skipped: collects rows that cannot be used, instead of refusing them.
 
     Raises:
         InputError: unknown name, missing files, unusable rows.
     """
-    if name.endswith(".jsonl"):
-        return read_jsonl(name, split=split, split_key=split_key, skipped=skipped)
     if name not in DATASETS:
-        close = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = (
-            f"did you mean {close[0]!r}?"
-            if close
-            else f"there are {', '.join(sorted(DATASETS))}, or give a .jsonl file."
-        )
-        raise InputError(f"There is no data set {name!r}: {hint}")
+        return _open_file(name, split, root, split_key, skipped)
     known = DATASETS[name]
     folder = Path(root) if root else known.default_root()
     if folder is None:
         raise InputError(f"The data set {name} has to be pointed to: give its folder with data.root=FOLDER or --root.")
-    if name == "scenes" and not (folder / known.file).exists():
-        from epmvg.data.scenes import write_scenes
-
-        write_scenes(folder)
-    if not (folder / known.file).exists():
-        raise InputError(f"{folder} holds no {known.file}: point data.root at the folder of {name}.")
     if split is not None and split not in known.splits:
         raise InputError(f"{name} has no split {split!r}: there are {', '.join(known.splits)}.")
-    return read_jsonl(folder / known.file, split=split, split_key=known.split_key, skipped=skipped)
+    return known.read(folder, split, skipped)
+
+
+def _open_file(
+    name: str, split: str | None, root: str | Path | None, split_key: str, skipped: Skipped | None
+) -> list[Record]:
+    from epmvg.data.formats import READABLE, read_file
+
+    if name.endswith(READABLE) or Path(name).is_dir():
+        return read_file(Path(name), split=split, root=root, split_key=split_key, skipped=skipped)
+    close = difflib.get_close_matches(name, DATASETS, n=1)
+    known = ", ".join(sorted(DATASETS))
+    hint = (
+        f"did you mean {close[0]!r}?"
+        if close
+        else f"there are {known}, or give a file or folder ({', '.join(READABLE)})."
+    )
+    raise InputError(f"There is no data set {name!r}: {hint}")

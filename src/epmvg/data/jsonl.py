@@ -1,16 +1,23 @@
-"""JSONL data sets: one row a phrase, `{"image", "phrase", "bbox": [x, y, w, h]}`, paths relative to the file."""
+"""Rows and records: what every format is read into and written from, and JSONL, which holds just that.
+
+A row is `{"image", "phrase", "bbox": [x, y, w, h]}` with optional `split`, `id`, `width`, `height` and keys of its own;
+image paths are relative to the file, or to a root that holds the pictures.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from epmvg.data.files import four_numbers, inside, is_encodable, need, parse_json, relative_to, shown, size_of
 from epmvg.types import Box, InputError, Record
+
+Row = dict[str, Any]
 
 LONGEST_PHRASE = 100
 """Words; a longer "phrase" is a document pasted into the wrong column (the field's sets stay under 60)."""
@@ -35,13 +42,19 @@ class Skipped:
 
 
 def read_jsonl(
-    file: Path | str, *, split: str | None = None, split_key: str = "split", skipped: Skipped | None = None
+    file: Path | str,
+    *,
+    split: str | None = None,
+    split_key: str = "split",
+    root: Path | str | None = None,
+    skipped: Skipped | None = None,
 ) -> list[Record]:
     """Read the records of a JSONL file.
 
     Args:
-        file: the JSONL file; image paths are relative to its folder.
+        file: the JSONL file.
         split: keep only rows whose `split_key` says so; None keeps all.
+        root: what image paths are relative to and stay in; by default the file's folder.
         skipped: rows with a box outside the image or empty, or an unusable phrase, are counted and left out here;
             without it they raise.
 
@@ -49,25 +62,54 @@ def read_jsonl(
         InputError: the file is missing, a line is not such a row, or nothing is left.
     """
     file = Path(file)
-    records = []
+    folder = Path(root) if root else file.parent
+    return read_rows(json_lines(file), folder, str(file), split=split, split_key=split_key, skipped=skipped)
+
+
+def read_rows(
+    rows: Iterable[tuple[str, Row]],
+    root: Path,
+    source: str,
+    *,
+    split: str | None = None,
+    split_key: str = "split",
+    skipped: Skipped | None = None,
+) -> list[Record]:
+    """Turn (where it stands, row) pairs into records; arguments and errors as `read_jsonl`."""
     splits: set[str] = set()
-    for number, row in _rows(file):
-        name = f"{file} line {number}"
-        splits.add(str(row.get(split_key, "")))
-        if split is not None and row.get(split_key) != split:
-            continue
-        record = _record(row, file.parent, name, split_key)
+
+    def wanted() -> Iterator[tuple[str, Record]]:
+        for where, row in rows:
+            named = row.get(split_key)
+            if len(splits) < 20:
+                splits.add(named if isinstance(named, str) else "")
+            if split is None or named == split:
+                yield where, _record(row, root, where, split_key)
+
+    records = usable(wanted(), skipped)
+    if not records:
+        there = ", ".join(sorted(splits - {""}))
+        missing = f" of split {split!r} ({f'there are {there}' if there else 'no row names a split'})" if splits else ""
+        lost = f" {skipped}." if skipped and skipped.counts else ""
+        raise InputError(f"{source} has no usable rows{missing if split else ''}.{lost}")
+    return records
+
+
+def usable(named: Iterable[tuple[str, Record]], skipped: Skipped | None) -> list[Record]:
+    """Keep what can be used of (where it stands, record) pairs.
+
+    Raises:
+        InputError: a record cannot be used, and there is no `skipped` to count it.
+    """
+    records = []
+    for where, record in named:
         fault = fault_of(record)
         if fault is None:
             records.append(record)
         elif skipped is None:
-            raise InputError(f"{name}: {fault}. Mend or delete the row.")
+            raise InputError(f"{where}: {fault}. Mend or delete the row.")
         else:
-            skipped.add(fault, name)
-    if not records:
-        wanted = f" of split {split!r} (there are {', '.join(sorted(splits))})" if split and splits else ""
-        lost = f" {skipped}." if skipped and skipped.counts else ""
-        raise InputError(f"{file} has no usable rows{wanted}.{lost}")
+            skipped.add(fault, where)
     return records
 
 
@@ -89,74 +131,103 @@ def phrase_fault(phrase: str) -> str | None:
     """Say what makes a phrase unusable, or None."""
     if not phrase.strip():
         return "the phrase is empty"
+    if not is_encodable(phrase):
+        return "the phrase holds half of a letter"
     if len(phrase.split()) > LONGEST_PHRASE:
         return f"the phrase has {len(phrase.split())} words, more than {LONGEST_PHRASE}"
     return None
 
 
-def write_jsonl(file: Path | str, records: Sequence[Record]) -> None:
-    """Write records so that `read_jsonl` gives them back; image paths become relative to the file where possible."""
+def write_jsonl(file: Path | str, records: Sequence[Record], *, root: Path | str | None = None) -> None:
+    """Write records so that `read_jsonl` gives them back; image paths are relative to the root or the file's folder."""
     file = Path(file)
     temporary = file.with_name(file.name + ".part")
-    with temporary.open("w", encoding="utf-8") as out:
-        for record in records:
-            x0, y0, x1, y1 = record.box
-            image = record.image
-            if image.is_relative_to(file.parent):
-                image = image.relative_to(file.parent)
-            row: dict[str, Any] = {
-                "image": image.as_posix(),
-                "phrase": record.phrase,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-            }
-            if record.size is not None:
-                row["width"], row["height"] = record.size
-            if record.split:
-                row["split"] = record.split  # unless the row has one of its own, below
-            if record.id:
-                row["id"] = record.id
-            out.write(json.dumps(row | record.extra, ensure_ascii=False) + "\n")
+    with temporary.open("wb") as out:
+        out.writelines(json_line(row) for row in rows_of(records, Path(root) if root else file.parent))
     temporary.replace(file)
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows_of(records: Iterable[Record], base: Path) -> Iterator[Row]:
+    """Turn records into rows whose image paths are relative to `base`, absolute where they lie elsewhere."""
+    names: dict[Path, str] = {}
+    for record in records:
+        x0, y0, x1, y1 = record.box
+        name = names.get(record.image)
+        if name is None:
+            name = names[record.image] = relative_to(record.image, base) or record.image.absolute().as_posix()
+        row: Row = {"image": name, "phrase": record.phrase, "bbox": [x0, y0, length(x0, x1), length(y0, y1)]}
+        if record.size is not None:
+            row["width"], row["height"] = record.size
+        if record.split:
+            row["split"] = record.split  # unless the row has one of its own, below
+        if record.id:
+            row["id"] = record.id
+        yield row | record.extra
+
+
+def length(start: float, end: float) -> float:
+    """Return the shortest decimal that leads from start to end: 108.71 rather than 108.70999999999998."""
+    exact = end - start
+    for digits in (2, 6, 12):
+        if start + round(exact, digits) == end:
+            return round(exact, digits)
+    nearby = (exact, math.nextafter(exact, math.inf), math.nextafter(exact, -math.inf))
+    return next((value for value in nearby if start + value == end), exact)
+
+
+def json_line(row: Row) -> bytes:
+    """Return one line of JSONL, letters as they are where UTF-8 can hold them."""
+    text = json.dumps(row, ensure_ascii=False)
+    return (text if is_encodable(text) else json.dumps(row)).encode() + b"\n"
+
+
+def json_lines(file: Path) -> Iterator[tuple[str, Row]]:
+    """Yield (where it stands, object) of each line of a JSONL file.
+
+    Raises:
+        InputError: the file is missing, or a line is not a JSON object.
+    """
     try:
-        lines = file.open(encoding="utf-8")
+        lines = file.open("rb")
     except OSError as error:
         raise InputError(f"{file} cannot be opened ({error.strerror}): check the path.") from error
     with lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{file} line {number} is not JSON ({error.msg}): mend or delete the line.") from error
+            where = f"{file} line {number}"
+            row = parse_json(line, where, "mend or delete the line")
             if not isinstance(row, dict):
-                raise InputError(f"{file} line {number} is not a JSON object: mend or delete the line.")
-            yield number, row
+                raise InputError(f"{where} is not a JSON object: mend or delete the line.")
+            yield where, row
 
 
-def _record(row: dict[str, Any], root: Path, name: str, split_key: str) -> Record:
-    try:
-        image, phrase, (x, y, w, h) = row["image"], row["phrase"], map(float, row["bbox"])
-    except KeyError as error:
-        raise InputError(f'{name} has no "{error.args[0]}": a row needs image, phrase and bbox.') from error
-    except (TypeError, ValueError) as error:
-        raise InputError(f'{name}: "bbox" is {row["bbox"]!r}, it must be four numbers [x, y, w, h].') from error
-    if not isinstance(image, str) or not isinstance(phrase, str):
-        raise InputError(f'{name}: "image" and "phrase" must be texts.')
+def _record(row: Row, root: Path, where: str, split_key: str) -> Record:
+    for key in ("image", "phrase", "bbox"):
+        if key not in row:
+            raise InputError(f'{where} has no "{key}": a row needs image, phrase and bbox.')
+    numbers = four_numbers(row["bbox"])
+    if numbers is None:
+        raise InputError(f'{where}: "bbox" is {shown(row["bbox"])}, it must be four numbers [x, y, w, h].')
+    x, y, w, h = numbers
     box: Box = (x, y, x + w, y + h)
-    size = (int(row["width"]), int(row["height"])) if "width" in row and "height" in row else None
     known = {"image", "phrase", "bbox", "width", "height", "id"}
     if split_key == "split":  # else both it and the row's own "split" are kept as they were
         known.add("split")
     return Record(
-        image=root / image,
-        phrase=phrase,
+        image=inside(root, row["image"], where),
+        phrase=need(row, "phrase", str, where),
         box=box,
-        split=str(row.get(split_key, "")),
-        id=str(row.get("id", row.get("source_id", ""))),
-        size=size,
+        split=_text(row.get(split_key, ""), where),
+        id=_text(row.get("id", row.get("source_id", "")), where),
+        size=size_of(row.get("width"), row.get("height"), where),
         extra={key: value for key, value in row.items() if key not in known},
     )
+
+
+def _text(value: object, where: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str | int | float) or (isinstance(value, int) and value.bit_length() > 99):
+        raise InputError(f"{where}: {shown(value)} is not the name of a row or split; mend the row.")
+    return str(value)
