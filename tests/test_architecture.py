@@ -24,7 +24,7 @@ FLOORS = [
 ALLOWED = {("distill", "data"), ("store", "evaluation"), ("evaluation", "predict"), ("predict", "evaluation")}
 FORBIDDEN = {("models", "data"), ("data", "models"), ("data", "distill"), ("models", "distill")}
 GUESTS = {"open_clip": {"distill"}, "accelerate": {"training"}, "typer": {"cli"}, "jinja2": {"reporting"}}
-GUESTS |= dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart"), {"serve"})
+GUESTS |= {guest: {"serve"} for guest in ("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart")}
 
 
 def rooms() -> dict[Path, str]:

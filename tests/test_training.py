@@ -161,7 +161,7 @@ def test_a_run_starts_from_another_s_weights(squares: Path, tmp_path: Path) -> N
 def test_smaller_training_views_need_positions_of_any_size(squares: Path, tmp_path: Path) -> None:
     epmvg.train(recipe(squares, "data.canvas=32", "model.position=sine", "train.epochs=1"), out=tmp_path / "run")
     assert load(tmp_path / "run").canvas == 64
-    with pytest.raises(InputError, match="model.position=sine"):
+    with pytest.raises(InputError, match=r"model\.position=sine"):
         epmvg.train(recipe(squares, "data.canvas=32"), out=tmp_path / "other")
 
 

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +17,9 @@ from rich.table import Table
 from epmvg import __version__
 from epmvg.types import InputError
 
+if TYPE_CHECKING:
+    from epmvg.doctor import Diagnosis
+
 app = typer.Typer(
     help="Visual grounding: an image and a phrase go in, the box of that thing comes out.",
     no_args_is_help=True,
@@ -24,7 +27,9 @@ app = typer.Typer(
 )
 teacher_app = typer.Typer(help="Make a teacher of your own.", no_args_is_help=True)
 app.add_typer(teacher_app, name="teacher")
-data_app = typer.Typer(help="Look into data sets, and turn one format into another.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Look into data sets, examine them, and turn one format into another.", no_args_is_help=True
+)
 app.add_typer(data_app, name="data")
 console = Console()
 
@@ -381,6 +386,45 @@ def data_convert(
     if Path(done["root"]) not in (to, to.parent):
         console.print(f"Image paths are relative to {done['root']}: read it with --root {done['root']}", soft_wrap=True)
     _say_skipped(done["skipped"])
+
+
+@data_app.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="A data set's name, or a file or folder of rows.")],
+    root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
+    split_key: Annotated[
+        str | None, typer.Option(help="The row key that names the split; the set's own by default.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Text file of image names, ids or paths that evaluation must not hold.")
+    ] = None,
+    length: Annotated[int, typer.Option(help="Word pieces a model reads.")] = 20,
+    html: Annotated[Path | None, typer.Option(help="Write a page with pictures of what was found.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what is missing, broken, duplicated or leaked in a data set; exit status 1 if anything is."""
+    from epmvg.doctor import check, write_page
+    from epmvg.terminal import counting
+
+    with counting(Console(stderr=True), "Examining") as progress:
+        diagnosis = check(name, root=root, split_key=split_key, against=against, longest=length, progress=progress)
+    if html is not None:
+        write_page(diagnosis, html)
+    if as_json:
+        print(json.dumps(diagnosis.as_dict()))
+    else:
+        _say_diagnosis(diagnosis)
+    raise typer.Exit(0 if diagnosis.clean else 1)
+
+
+def _say_diagnosis(diagnosis: Diagnosis) -> None:
+    seen = f"{diagnosis.rows:,} rows about {diagnosis.images:,} images, {diagnosis.seconds:.0f} s"
+    if diagnosis.clean:
+        console.print(f"{diagnosis.data}: nothing found in {seen}", soft_wrap=True)
+    else:
+        _table(f"{diagnosis.data}: {seen}", diagnosis.table())
+    if diagnosis.note:
+        console.print(diagnosis.note, soft_wrap=True)
 
 
 def _say_skipped(skipped: dict[str, int]) -> None:

@@ -53,6 +53,8 @@ class AugmentSettings(Settings):
     scale: float = Field(0.7, gt=0, le=1)
     jitter: float = Field(0.8, ge=0, le=1)
     move: float = Field(1.0, ge=0, le=1)
+    style: Literal["free", "transvg"] = "free"  # transvg: the sizes and crops of the published recipe
+    as_published: bool = False  # with its faults, to compare
 
 
 class DataSettings(Settings):
@@ -67,6 +69,7 @@ class DataSettings(Settings):
     phrases: int = Field(8, ge=1)
     canvas: int | None = Field(None, ge=32)  # side of training views, if smaller than the model's: cheaper steps
     workers: int = Field(0, ge=0)
+    cache_gb: float = Field(0.0, ge=0)  # decoded pictures for training views, kept on disk up to this
     augment: AugmentSettings | None = AugmentSettings()
 
     @model_validator(mode="before")

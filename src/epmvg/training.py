@@ -253,6 +253,7 @@ def _loaders(
         world=accelerator.num_processes,
         tolerant=True,
         stored=stored,
+        cache_gb=data.cache_gb,
     )
     return loader, evaluation_loader(student, val, images=data.images, stored=stored_val)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -10,11 +12,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
 from epmvg.boxes import to_xyxy
+from epmvg.data import as_published
 from epmvg.data.transforms import (
     Augment,
+    Photo,
+    View,
     evaluation_view,
     laid_rectangle,
     names_place,
@@ -27,6 +32,17 @@ from epmvg.data.transforms import (
 from epmvg.types import InputError
 
 STRONG = Augment(flip=0.5, crop=1.0, crop_min=0.4, scale=0.5, jitter=1.0, move=1.0)
+TRANSVG = Augment(flip=0.5, crop=0.5, scale=0.7, jitter=0.8, move=1.0, style="transvg")
+PUBLISHED = replace(TRANSVG, as_published=True)
+SHAPES = [(640, 480), (640, 427), (480, 640), (640, 640)]
+
+
+def photo_like(width: int, height: int) -> Image.Image:
+    """A picture with broad colours and fine detail."""
+    random = np.random.default_rng(0)
+    broad = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), 3)
+    grain = random.normal(0, 6, (height, width, 1))
+    return Image.fromarray((np.asarray(broad) + grain).clip(0, 255).astype(np.uint8))
 
 
 def test_published_evaluation_view(shared: Path) -> None:
@@ -49,6 +65,8 @@ def test_published_evaluation_view(shared: Path) -> None:
         ("Leftmost cup", "Rightmost cup"),
         ("RIGHT side", "LEFT side"),
         ("left-hand dog", "right-hand dog"),
+        ("right-most lefthand leftside rightest", "left-most righthand rightside leftest"),
+        ("facing leftwards", "facing rightwards"),
         ("bright upright copyright leftovers", "bright upright copyright leftovers"),
         ("left of the right one", "right of the left one"),
     ],
@@ -59,32 +77,34 @@ def test_sides_swap_as_words(before: str, after: str) -> None:
 
 
 def test_places_are_words() -> None:
-    assert names_place("top left corner") and names_place("the middle one") and names_place("rightmost")
-    assert not names_place("a laptop that stops in bright light")
+    for phrase in ("top left corner", "the middle one", "rightmost", "left-hand cup", "uppermost", "Leftside guy"):
+        assert names_place(phrase)
+    for phrase in ("a laptop that stops in bright light", "leftovers", "middleweight boxer", "bottomless"):
+        assert not names_place(phrase)
 
 
-@given(st.integers(0, 10_000))
-def test_training_views_keep_their_targets(seed: int) -> None:
-    """Whatever is kept shows at least `keep` of its box, and every box lands inside the canvas."""
+@given(st.integers(0, 10_000), st.sampled_from([STRONG, replace(TRANSVG, crop=1.0)]), st.integers(1, 4))
+def test_training_views_keep_their_targets(seed: int, augment: Augment, phrases: int) -> None:
+    """A shared view shows at least `keep` of each box, and every box lands inside the canvas."""
     random = np.random.default_rng(seed)
     width, height = (int(v) for v in random.integers(40, 300, 2))
-    x0, y0 = random.uniform(0, width * 0.7), random.uniform(0, height * 0.7)
-    box = (x0, y0, random.uniform(x0 + 5, width), random.uniform(y0 + 5, height))
-    view, kept = training_view((width, height), 128, [box], ["a thing"], STRONG, random)
-    assert kept == [0]
-    x0, y0, x1, y1 = (to_xyxy(view.letterbox.to_canvas(torch.tensor(box))) * 128).tolist()
-    content = ~pad_of(view)
-    rows, columns = content.any(1).nonzero(), content.any(0).nonzero()
-    left, right = columns[0].item(), columns[-1].item() + 1
-    top, bottom = rows[0].item(), rows[-1].item() + 1
-    seen = max(0.0, min(x1, right) - max(x0, left)) * max(0.0, min(y1, bottom) - max(y0, top))
-    assert seen / ((x1 - x0) * (y1 - y0)) >= STRONG.keep - 0.1  # whole pixels on the canvas
+    corners = random.uniform(0, 1, (phrases, 2, 2))
+    low, high = corners.min(1) * 0.8, corners.max(1) * 0.8 + 0.2
+    boxes = [(x0 * width, y0 * height, x1 * width, y1 * height) for (x0, y0), (x1, y1) in zip(low, high, strict=True)]
+    view = training_view((width, height), 128, boxes, ["a thing"] * phrases, augment, random)
+    left, top, right, bottom = laid_rectangle(view)
+    assert 0 <= left < right <= 128 and 0 <= top < bottom <= 128
+    assert int((~pad_of(view)).sum()) == (right - left) * (bottom - top)
+    for box in boxes:
+        x0, y0, x1, y1 = (to_xyxy(view.letterbox.to_canvas(torch.tensor(box))) * 128).tolist()
+        seen = max(0.0, min(x1, right) - max(x0, left)) * max(0.0, min(y1, bottom) - max(y0, top))
+        assert seen / ((x1 - x0) * (y1 - y0)) >= augment.keep - 0.1  # whole pixels on the canvas
 
 
 def test_phrases_by_place_are_never_cropped() -> None:
     for seed in range(30):
         random = np.random.default_rng(seed)
-        view, _ = training_view((100, 80), 64, [(10, 10, 30, 30)], ["the cup on the left"], STRONG, random)
+        view = training_view((100, 80), 64, [(10, 10, 30, 30)], ["the cup on the left"], STRONG, random)
         assert view.crop == (0, 0, 100, 80)
 
 
@@ -94,8 +114,7 @@ def test_a_rendered_target_lies_in_its_box() -> None:
     picture.paste((255, 255, 255), (30, 20, 80, 70))
     quiet = Augment(flip=0.5, crop=1.0, crop_min=0.6, scale=0.6, move=1.0)
     for seed in range(20):
-        view, kept = training_view((120, 90), 128, [(30, 20, 80, 70)], ["it"], quiet, np.random.default_rng(seed))
-        assert kept == [0]
+        view = training_view((120, 90), 128, [(30, 20, 80, 70)], ["it"], quiet, np.random.default_rng(seed))
         white = (render(picture, view).min(0).values > 0.5).nonzero().float()
         box = (to_xyxy(view.letterbox.to_canvas(torch.tensor([30.0, 20, 80, 70]))) * 128).tolist()
         left, top, right, bottom = laid_rectangle(view)
@@ -103,6 +122,119 @@ def test_a_rendered_target_lies_in_its_box() -> None:
         low, high = white.min(0).values, white.max(0).values + 1
         found = torch.tensor([low[1], low[0], high[1], high[0]])
         torch.testing.assert_close(found, seen, atol=1.5, rtol=0)
+
+
+def test_published_sizes_and_crops() -> None:
+    """Longer sides step by 32; crops measure 384 to 600 in a picture whose shorter side is 400, 500 or 600."""
+    random = np.random.default_rng(0)
+    sides, shares = set(), []
+    for _ in range(300):
+        view = training_view((1200, 900), 640, [(500, 400, 600, 500)], ["it"], replace(TRANSVG, crop=1.0), random)
+        sides.add(max(view.size))
+        shares.append((view.crop[2] - view.crop[0]) / 900)
+        assert view.jitter == () or sorted(name for name, _ in view.jitter) == ["Brightness", "Color", "Contrast"]
+        assert all(0.6 <= factor <= 1.4 for _, factor in view.jitter)
+    assert sides == {448, 480, 512, 544, 576, 608, 640}
+    assert 384 / 600 - 0.01 <= min(shares) < 0.7 and 1.2 < max(shares) <= 4 / 3
+    assert {max(training_view((90, 60), 320, [], [], TRANSVG, random).size) for _ in range(99)} == {
+        s // 2 for s in sides
+    }
+
+
+def test_published_swaps_and_places(shared: Path) -> None:
+    facts = torch.load(shared / "parity" / "data_pipeline.pt", weights_only=True)
+    differing = 0
+    for (phrase, swapped, box), before in zip(facts["flip"], [(15, 6, 30, 30)] * 7, strict=True):
+        assert as_published.swap_sides(phrase) == swapped
+        differing += swap_sides(phrase) != swapped
+        view = training_view((60, 40), 60, [before], [phrase], Augment(flip=1.0), np.random.default_rng(0))
+        top = view.letterbox.top
+        ours = to_xyxy(view.letterbox.to_canvas(torch.tensor(before, dtype=torch.float))) * 60
+        torch.testing.assert_close(ours - torch.tensor([0, top, 0, top]), box)
+    assert differing == 4  # bright, copyright, upright; LEFT
+    for place in facts["no_crop_substrings"]:
+        assert PUBLISHED.fixed(f"x{place}x") and not TRANSVG.fixed(f"x{place}x") and TRANSVG.fixed(f"the {place} one")
+    assert PUBLISHED.mirrored("LEFT light") == "right light" and TRANSVG.mirrored("bright LEFT") == "bright RIGHT"
+
+
+def test_published_crops_cut_boxes(shared: Path) -> None:
+    """A box is moved and clipped as published; a crop there is (top, left, height, width)."""
+    facts = torch.load(shared / "parity" / "data_pipeline.pt", weights_only=True)["crop_fn"]
+    for box, (top, left, height, width), expected in facts:
+        x0, y0, x1, y1 = box
+        cut = torch.tensor([x0 - left, y0 - top, x1 - left, y1 - top]).clamp(min=0)
+        cut = torch.minimum(cut, torch.tensor([width, height, width, height]).float())
+        torch.testing.assert_close(cut, expected)
+
+
+def test_published_crops_lose_targets_and_mended_ones_do_not(shared: Path) -> None:
+    """Boxes of 8 to 60 % of a side. The facts do not say the pictures' shapes: those of common photos are taken."""
+    facts = torch.load(shared / "parity" / "data_pipeline.pt", weights_only=True)["crop_survival"]
+    always, random = replace(PUBLISHED, crop=1.0, flip=0.0), np.random.default_rng(0)
+    mended = replace(always, as_published=False)
+    count = facts["of"]
+    seen = {True: np.empty(count), False: np.empty(count)}
+    for number in range(count):
+        width, height = SHAPES[random.integers(len(SHAPES))]
+        w, h = random.uniform(0.08, 0.6) * width, random.uniform(0.08, 0.6) * height
+        x, y = random.uniform(0, width - w), random.uniform(0, height - h)
+        for augment in (always, mended):
+            box = (x, y, x + w, y + h)
+            x0, y0, x1, y1 = training_view((width, height), 640, [box], ["it"], augment, random).crop
+            inside = max(0.0, min(box[2], x1) - max(x, x0)) * max(0.0, min(box[3], y1) - max(y, y0))
+            seen[augment.as_published][number] = inside / (w * h)
+    for share, below in (("zero", 1e-9), ("under_half", 0.5), ("under_90", 0.9)):
+        error = 3 * math.sqrt(2 * facts[share] * (1 - facts[share]) / count)
+        assert abs(float((seen[True] < below).mean()) - facts[share]) < error
+    assert seen[False].min() >= mended.keep - 1e-9
+
+
+def published_steps(picture: Image.Image, view: View) -> Image.Image:
+    """SPEC_transvg 7.4, step by step, with the numbers that a view has drawn."""
+    if view.first:
+        picture = picture.resize(view.first, Image.Resampling.BILINEAR)
+    x0, y0, x1, y1 = view.crop
+    width, height = view.letterbox.width, view.letterbox.height
+    if view.letterbox.flip:
+        x0, x1 = width - x1, width - x0
+    across, down = picture.width / width, picture.height / height
+    picture = picture.crop((round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down)))
+    ratio = max(view.size) / max(picture.size)
+    size = (round(picture.width * ratio), round(picture.height * ratio))
+    picture = picture.resize(size, Image.Resampling.BILINEAR)
+    for name, factor in view.jitter:
+        picture = getattr(ImageEnhance, name)(picture).enhance(factor)
+    return ImageOps.mirror(picture) if view.letterbox.flip else picture
+
+
+def test_published_views_pixel_by_pixel() -> None:
+    picture = photo_like(500, 375)
+    cropped = 0
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        view = training_view(picture.size, 320, [(100, 100, 200, 180)], ["it"], PUBLISHED, random)
+        left, top, right, bottom = laid_rectangle(view)
+        cropped += view.first is not None
+        laid = torch.from_numpy(np.array(published_steps(picture, view))).permute(2, 0, 1) / 255
+        assert torch.equal(render(picture, view)[:, top:bottom, left:right], laid)
+    assert 0 < cropped < 12
+
+
+def test_quick_rendering_agrees_with_pillow() -> None:
+    picture = photo_like(400, 300)
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        view = training_view(picture.size, 256, [(100, 100, 200, 180)], ["it"], STRONG, random)
+        apart = (render(picture, view) - render(picture, replace(view, exact=True))).abs() * 255
+        assert apart.max() < 6 and apart.mean() < 1.5  # Pillow cuts to whole levels after each of three enhancers
+
+
+def test_rendering_on_a_given_canvas() -> None:
+    picture, out = photo_like(90, 60), torch.full((3, 64, 64), math.nan)
+    for augment in (STRONG, PUBLISHED):
+        view = training_view(picture.size, 64, [(9, 9, 80, 50)], ["it"], augment, np.random.default_rng(1))
+        render(picture, view, out)
+        assert torch.equal(out, render(picture, view))
 
 
 def bytes_of(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -116,6 +248,67 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turned by 90 degrees
     (tmp_path / "turned.jpg").write_bytes(bytes_of(Image.new("RGB", (40, 20)), "JPEG", exif=exif.tobytes()))
     assert open_image(tmp_path / "turned.jpg").size == (20, 40)
+
+
+def test_a_photo_is_decoded_as_fine_as_its_view_needs(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = photo_like(900, 1600).resize((1600, 900))
+    picture.save(tmp_path / "turned.jpg", quality=95, exif=exif.tobytes())
+    whole = open_image(tmp_path / "turned.jpg")
+    for seed in range(8):
+        with Photo(tmp_path / "turned.jpg") as photo:
+            assert photo.size == whole.size == (900, 1600)
+            augment = replace(STRONG, jitter=0.0)
+            random = np.random.default_rng(seed)
+            view = training_view(photo.size, 320, [(300, 300, 600, 900)], ["it"], augment, random)
+            reduced = photo.decode(view.needs)
+        assert all(side >= need for side, need in zip(reduced.size, view.needs, strict=True))
+        assert reduced.width < whole.width
+        apart = (render(reduced, view) - render(whole, view)).abs() * 255
+        assert apart.mean() < 3
+
+
+def test_an_animation_is_its_first_picture(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "green", "blue")]
+    for kind in ("gif", "png", "webp"):
+        frames[0].save(tmp_path / f"moving.{kind}", save_all=True, append_images=frames[1:])
+        red, green, blue = open_image(tmp_path / f"moving.{kind}").getpixel((4, 3))  # type: ignore[misc]
+        assert red > 240 and green < 20 and blue < 20
+
+
+def test_printing_colours_become_rgb(tmp_path: Path) -> None:
+    (tmp_path / "print.jpg").write_bytes(bytes_of(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
+    red, green, _ = open_image(tmp_path / "print.jpg").getpixel((4, 4))  # type: ignore[misc]
+    assert red > 200 and green < 50
+
+
+def test_sixteen_bits_in_a_png(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 5), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    assert open_image(tmp_path / "deep.png").getpixel((0, 0)) == (156, 156, 156)
+
+
+def test_pixels_without_a_white_are_refused(tmp_path: Path) -> None:
+    Image.new("F", (4, 4), 0.5).save(tmp_path / "float.tiff")
+    with pytest.raises(InputError, match=r"float\.tiff.*8 bits"):
+        open_image(tmp_path / "float.tiff")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_damaged_photos_open_or_are_named(tmp_path: Path, kind: str) -> None:
+    """Whatever the damage, it is a picture or an InputError with the file's name."""
+    whole = bytes_of(photo_like(40, 30), kind)
+    random = np.random.default_rng(0)
+    file = tmp_path / "photo.bin"
+    for number in range(60):
+        damaged = bytearray(whole)
+        for place in random.integers(0, len(whole), 4):
+            damaged[place] = random.integers(256)
+        file.write_bytes(damaged[: random.integers(len(whole))] if number % 2 else damaged)
+        try:
+            assert open_image(file).mode == "RGB"
+        except InputError as error:
+            assert "photo.bin" in str(error)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "I;16", "1"])
@@ -139,3 +332,8 @@ def test_unusable_photos_are_named(tmp_path: Path, fault: str) -> None:
         file.write_bytes(bytes_of(Image.new("1", (20_000, 20_000)), "PNG"))
     with pytest.raises(InputError, match=r"photo\.jpg"):
         open_image(file)
+
+
+def test_faults_as_published_are_of_one_style() -> None:
+    with pytest.raises(InputError, match=r"style=transvg"):
+        Augment(as_published=True)

@@ -7,6 +7,7 @@ would have seen, whatever the number of workers or processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,16 +18,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from epmvg.boxes import Letterbox
-from epmvg.data.catalog import open_records
+from epmvg.data.catalog import cache_folder, open_records
+from epmvg.data.image_cache import ImageCache
 from epmvg.data.transforms import (
     Augment,
+    Photo,
     View,
     evaluation_view,
     laid_rectangle,
-    open_image,
     pad_of,
     render,
-    swap_sides,
     training_view,
 )
 from epmvg.types import Batch, InputError, Record
@@ -52,9 +53,11 @@ class GroundingLoader:
         tolerant: leave out pictures that cannot be opened and name them in `Batch.skipped`, instead of raising.
         stored: arrays [images, ...] by name, the answers of frozen networks to each image's evaluation view; pictures
             are then not opened at all.
+        cache_gb: keep decoded pictures for training views on disk, in at most so many gigabytes.
 
     Raises:
-        InputError: while iterating, a picture that cannot be opened, unless `tolerant`.
+        InputError: `cache_gb` with views as published; while iterating, a picture that cannot be opened, unless
+            `tolerant`.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class GroundingLoader:
         world: int = 1,
         tolerant: bool = False,
         stored: dict[str, Tensor] | None = None,
+        cache_gb: float = 0.0,
     ) -> None:
         self.records = records
         self.tokenize = tokenize
@@ -87,11 +91,13 @@ class GroundingLoader:
         self.tolerant = tolerant
         self.stored = stored or {}
         self.by_image = group_by_image(records)
+        self.images = list(self.by_image)
         self.epoch = 0
-
-    @property
-    def images(self) -> list[Path]:
-        return list(self.by_image)
+        self.cache: ImageCache | None = None
+        if cache_gb and augment is not None:
+            if augment.as_published:
+                raise InputError("data.cache_gb keeps reduced pictures: set it to 0 with data.augment.as_published.")
+            self.cache = ImageCache(cache_folder() / "pictures", cache_gb, augment.finest(canvas))
 
     def __len__(self) -> int:
         """Batches an epoch, on this process."""
@@ -123,18 +129,23 @@ class GroundingLoader:
             order = list(random.permutation(members)) if self.shuffle else members
             parts = -(-len(order) // self.phrases_per_image)
             groups += [(number, [int(i) for i in part]) for part in np.array_split(order, parts)]
+        size, world = self.images_per_batch, self.world
         if self.shuffle:
             groups = [groups[i] for i in random.permutation(len(groups))]
-        size = self.images_per_batch
-        plans = [groups[i : i + size] for i in range(0, len(groups), size)]
-        if self.shuffle and len(plans) > self.world:
-            plans = plans[: len(plans) // self.world * self.world]  # as many steps on every process
-        return plans[self.rank :: self.world]
+            if len(groups) >= world > 1:  # as many steps on every process, and still every row
+                steps = -(-len(groups) // (size * world))
+                count = min(steps, len(groups) // world) * world
+                edges = [number * len(groups) // count for number in range(count + 1)]
+                return [groups[a:b] for a, b in pairwise(edges)][self.rank :: world]
+        return [groups[i : i + size] for i in range(0, len(groups), size)][self.rank :: world]
 
     def load(self, epoch: int, plan: list[Group]) -> Batch:
         """Open, view, tokenise and collate the groups of one batch."""
-        paths = self.images
-        pictures, pads, boxes = [], [], []
+        shape = (len(plan), 3, self.canvas, self.canvas)
+        canvases = torch.from_numpy(
+            (np.zeros if self.stored else np.empty)(shape, np.float32)
+        )  # numpy asks for huge pages
+        pads, boxes = [], []
         letterboxes: list[Letterbox] = []
         records: list[Record] = []
         owner: list[int] = []
@@ -144,22 +155,20 @@ class GroundingLoader:
         for number, members in plan:
             rows = [self.records[i] for i in members]
             try:
-                image = None if self.stored else open_image(paths[number])
-                view, kept = self._view(epoch, number, rows, image)
+                view, picture = self._open(epoch, number, rows)
             except InputError as error:
                 if not self.tolerant:
                     raise
                 skipped.append(str(error))
                 continue
             pads.append(pad_of(view))
-            pictures.append(
-                torch.zeros(1, 1, 1).expand(3, self.canvas, self.canvas) if image is None else render(image, view)
-            )
-            rows = [rows[i] for i in kept]
+            if picture is not None:
+                render(picture, view, out=canvases[len(letterboxes)])
             owner += [len(letterboxes)] * len(rows)
             canvas_box = view.letterbox.to_canvas(torch.tensor([row.box for row in rows], dtype=torch.float64))
             boxes.append(_clip(canvas_box, view) if self.augment else canvas_box)
-            phrases += [swap_sides(row.phrase) if view.letterbox.flip else row.phrase for row in rows]
+            flipped = self.augment if view.letterbox.flip else None
+            phrases += [flipped.mirrored(row.phrase) if flipped else row.phrase for row in rows]
             letterboxes.append(view.letterbox)
             records += rows
             kept_images.append(number)
@@ -167,7 +176,7 @@ class GroundingLoader:
             raise InputError(f"None of the pictures of a batch can be opened; the first: {skipped[0]}")
         tokens, token_pad = self.tokenize(phrases)
         return Batch(
-            image=torch.stack(pictures),
+            image=canvases[: len(letterboxes)],
             pad=torch.stack(pads),
             tokens=tokens,
             token_pad=token_pad,
@@ -180,12 +189,23 @@ class GroundingLoader:
             stored={name: values[kept_images] for name, values in self.stored.items()},
         )
 
-    def _view(self, epoch: int, number: int, rows: list[Record], image: Image.Image | None) -> tuple[View, list[int]]:
-        size = rows[0].size if image is None else image.size
-        if size is None:
-            raise InputError(f"{rows[0].image}: stored views need the width and height of each image in its rows.")
+    def _open(self, epoch: int, number: int, rows: list[Record]) -> tuple[View, Image.Image | None]:
+        """Plan an image's view, and open its picture unless answers to it are stored."""
+        path = self.images[number]
+        if self.stored:
+            if rows[0].size is None:
+                raise InputError(f"{path}: stored views need the width and height of each image in its rows.")
+            return self._view(epoch, number, rows, rows[0].size), None
+        if self.cache is not None:
+            picture, size = self.cache.open(path)
+            return self._view(epoch, number, rows, size), picture
+        with Photo(path) as photo:
+            view = self._view(epoch, number, rows, photo.size)
+            return view, photo.decode(None if view.exact else view.needs)
+
+    def _view(self, epoch: int, number: int, rows: list[Record], size: tuple[int, int]) -> View:
         if self.augment is None:
-            return evaluation_view(size, self.canvas), list(range(len(rows)))
+            return evaluation_view(size, self.canvas)
         random = np.random.default_rng([self.seed, epoch, number, 1])
         return training_view(size, self.canvas, [r.box for r in rows], [r.phrase for r in rows], self.augment, random)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from epmvg.reporting.page import render
 from epmvg.reporting.runs import read_runs
 from epmvg.reporting.statistics import PairedDifference, bootstrap, compare
+from epmvg.reporting.template import write
 from epmvg.types import InputError
 
 __all__ = ["PairedDifference", "bootstrap", "compare", "report"]
@@ -35,8 +36,5 @@ def report(
     if out.is_dir():
         raise InputError(f"{out} is a folder: name the HTML file, for example {out / 'report.html'}.")
     html = render(read_runs(runs), Path(image_root) if image_root is not None else None, gallery)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.part")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(out)
+    write(html, out)
     return out

@@ -120,14 +120,19 @@ def _locate(image: str, run: Path, image_root: Path | None) -> Path | None:
 def _photo(rows: Question, file: Path | None) -> Photo:
     if file is not None:
         try:
-            return _thumbnail(file)
+            return thumbnail(file)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             pass  # a photo that cannot be opened is shown as one that is not there
     boxes = [_box(rows[0], "target"), *(_box(row, "box") for row in rows)]
     return Photo(max(4.0, *(box[2] for box in boxes)) * 1.05, max(3.0, *(box[3] for box in boxes)) * 1.05, "")
 
 
-def _thumbnail(file: Path) -> Photo:
+def thumbnail(file: Path) -> Photo:
+    """Return a photo small, upright by its EXIF orientation, with its own width and height.
+
+    Raises:
+        OSError, SyntaxError, ValueError, Image.DecompressionBombError: as Pillow, for what it cannot decode.
+    """
     with warnings.catch_warnings(), Image.open(file) as opened:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         across = opened.getexif().get(0x0112, 1) >= 5  # EXIF orientations that lie on their side

@@ -8,13 +8,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from epmvg.reporting.charts import accuracy_charts, iou_histogram, loss_charts
 from epmvg.reporting.gallery import Card, make_gallery
 from epmvg.reporting.runs import Row, Run, SplitName
 from epmvg.reporting.slices import groupings
 from epmvg.reporting.statistics import PairedDifference, accuracy, bootstrap, compare, mean_iou, pair
+from epmvg.reporting.template import count, fill
 
 THIN = "\N{NARROW NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
@@ -73,17 +72,9 @@ def render(runs: Sequence[Run], image_root: Path | None, gallery: int) -> str:
     splits = sorted({split for run in runs for split in run.answers})
     pictures = max(1, gallery // len(splits)) if gallery else 0
     sections = [_section(runs, split, pictures, image_root) for split in splits]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "percent": _percent,
-        "count": _count,
-        "points": _points,
-        "clock": _clock,
-        "setting": _setting,
-        "px": _px,
-    }
-    template = environment.from_string((resources.files("epmvg.reporting") / "page.html").read_text(encoding="utf-8"))
-    page = template.render(
+    return fill(
+        (resources.files("epmvg.reporting") / "page.html").read_text(encoding="utf-8"),
+        {"percent": _percent, "points": _points, "clock": _clock, "setting": _setting},
         runs=runs,
         sections=sections,
         headline=_headline(runs, sections[0]),
@@ -92,7 +83,6 @@ def render(runs: Sequence[Run], image_root: Path | None, gallery: int) -> str:
         accuracy=accuracy_charts(runs),
         losses=loss_charts(runs),
     )
-    return page.strip() + "\n"
 
 
 def _section(runs: Sequence[Run], split: SplitName, pictures: int, image_root: Path | None) -> Section:
@@ -144,7 +134,7 @@ def _headline(runs: Sequence[Run], section: Section) -> str:
     """Say in a sentence or two what the first split shows."""
     named = [(runs[result.run].name, result) for result in section.results]
     name, result = named[-1] if len(named) == 2 else max(named, key=lambda item: item[1].acc50.value)
-    found = f"{name} finds {_percent(result.acc50.value)} of the {_count(result.acc50.n)} phrases of {section.split}"
+    found = f"{name} finds {_percent(result.acc50.value)} of the {count(result.acc50.n)} phrases of {section.split}"
     difference = result.difference
     if difference is None:
         return f"{found}, with a mean IoU of {_percent(result.miou.value)}."
@@ -167,10 +157,6 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def _count(number: float) -> str:
-    return f"{number:,.0f}"
-
-
 def _points(difference: float) -> str:
     text = f"{abs(difference):.1f}"
     return text if text == "0.0" else f"{MINUS if difference < 0 else '+'}{text}"
@@ -190,7 +176,3 @@ def _setting(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _px(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")

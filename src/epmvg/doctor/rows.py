@@ -1,0 +1,194 @@
+"""Rows as they stand: a JSONL file is read line by line, faults and all; other formats come as records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from epmvg.data.files import shown, size_of
+from epmvg.doctor.findings import Example, Findings, legible
+from epmvg.types import Box, InputError, Record
+
+LONGEST_LINE = 10_000_000
+"""Bytes; a longer line is no row, and is not taken into memory whole."""
+
+OTHER_NAMES = {
+    "bbox": ("box", "bounding_box", "boundingbox", "bndbox", "xywh", "xyxy", "target", "gt_bbox", "gt_box"),
+    "phrase": (
+        "sentence",
+        "sent",
+        "caption",
+        "expression",
+        "text",
+        "query",
+        "description",
+        "ref",
+        "referring_expression",
+    ),
+    "image": (
+        "img",
+        "image_path",
+        "img_path",
+        "image_file",
+        "img_file",
+        "file_name",
+        "filename",
+        "file",
+        "path",
+        "photo",
+    ),
+    "split": ("set", "subset", "partition"),
+    "width": ("img_width", "image_width", "img_w"),
+    "height": ("img_height", "image_height", "img_h"),
+}
+"""What other formats call our keys; letter case never matters."""
+
+_KEY_OF = {other: key for key, others in OTHER_NAMES.items() for other in (*others, key)}
+_NEEDED = ("image", "phrase", "bbox")
+
+
+@dataclass(slots=True)
+class Entry:
+    """What could be understood of a row; None where it could not."""
+
+    where: str
+    image: str | None = None
+    phrase: str | None = None
+    box: Box | None = None  # x0, y0, x1, y1
+    split: str | None = ""  # "" where it is not named, None where its value is no name
+    id: str = ""
+    size: tuple[int, int] | None = None
+    file: Path | None = None  # where a reader has found the image already
+
+
+def count_lines(file: Path) -> int:
+    """Count the lines of a file.
+
+    Raises:
+        InputError: the file cannot be opened.
+    """
+    with _open(file) as source:
+        return sum(part.count(b"\n") for part in iter(lambda: source.read(2**20), b"")) + 1
+
+
+def read_entries(file: Path, split_key: str, found: Findings) -> Iterator[Entry]:
+    """Yield what can be understood of each line of a JSONL file, and note what cannot.
+
+    Raises:
+        InputError: the file cannot be opened.
+    """
+    with _open(file) as lines:
+        for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
+            text = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
+            if not text:
+                continue
+            row = _parse(text, f"line {number}", found)
+            if row is not None:
+                yield _entry(row, f"line {number}", split_key, found)
+
+
+def _open(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise InputError(f"{file} cannot be opened ({error.strerror}): check the path.") from error
+
+
+def entries_of(records: Iterable[Record]) -> Iterator[Entry]:
+    """Yield records as entries."""
+    for number, record in enumerate(records, 1):
+        where = f"row {number}" + (f" ({legible(record.id, 60)})" if record.id else "")
+        size = record.size
+        yield Entry(
+            where, str(record.image), record.phrase, record.box, record.split, record.id, size, file=record.image
+        )
+
+
+def _parse(line: bytes, where: str, found: Findings) -> dict[str, Any] | None:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        found.add("line-encoding", Example(where, f"byte {error.start}: {error.reason}"))
+        return None
+    try:
+        row = json.loads(text)
+    except RecursionError:
+        found.add("line-json", Example(where, "nested too deep"))
+        return None
+    except ValueError as error:
+        found.add("line-json", Example(where, legible(str(error))))
+        return None
+    if not isinstance(row, dict):
+        found.add("line-json", Example(where, f"{legible(shown(row))} is no object"))
+        return None
+    return row
+
+
+def _entry(row: dict[str, Any], where: str, split_key: str, found: Findings) -> Entry:
+    entry = Entry(where)
+    wanted = (*_NEEDED, split_key, "width", "height")
+    if not row.keys() >= set(wanted):
+        _name_keys(row, wanted, where, found)
+    faults: list[str] = []
+    entry.image = _text(row, "image", faults)
+    entry.phrase = _text(row, "phrase", faults)
+    entry.split = _label(row, split_key, faults)
+    entry.id = _label(row, "id" if "id" in row else "source_id", faults) or ""
+    if "bbox" in row:
+        entry.box = _box(row["bbox"])
+        if entry.box is None:
+            faults.append(f'"bbox" is {shown(row["bbox"])}')
+    try:
+        entry.size = size_of(row.get("width"), row.get("height"), where)
+    except InputError:
+        faults.append(f"width and height are {shown(row['width'])}, {shown(row['height'])}")
+    if faults:
+        found.add("value-type", Example(where, legible("; ".join(faults)), entry.image or "", entry.phrase or ""))
+    return entry
+
+
+def _name_keys(row: dict[str, Any], wanted: Iterable[str], where: str, found: Findings) -> None:
+    """Note keys that are missing, or there under another name."""
+    others = {_KEY_OF[key.lower()]: key for key in row if key.lower() in _KEY_OF and key not in wanted}
+    missing = [key for key in wanted if key not in row]
+    renamed = [f"{legible(others[key], 40)} -> {key}" for key in missing if key in others]
+    absent = [key for key in missing if key in _NEEDED and key not in others]
+    name = row.get("image")
+    image = legible(name) if isinstance(name, str) else ""
+    if renamed:
+        found.add("key-renamed", Example(where, ", ".join(renamed), image))
+    if absent:
+        found.add("key-missing", Example(where, f"no {', no '.join(absent)}", image))
+
+
+def _text(row: dict[str, Any], key: str, faults: list[str]) -> str | None:
+    value = row.get(key)
+    if value is None and key not in row:
+        return None
+    if not isinstance(value, str):
+        faults.append(f'"{key}" is {shown(value)}')
+        return None
+    return value
+
+
+def _label(row: dict[str, Any], key: str, faults: list[str]) -> str | None:
+    value = row.get(key)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        faults.append(f'"{key}" is {shown(value)}')
+        return None
+    return value if isinstance(value, str) else shown(value)
+
+
+def _box(value: object) -> Box | None:
+    if not isinstance(value, list) or len(value) != 4 or any(type(number) not in (int, float) for number in value):
+        return None
+    try:
+        x, y, w, h = (float(number) for number in value)
+    except OverflowError:
+        return None
+    return x, y, x + w, y + h

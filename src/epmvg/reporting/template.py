@@ -1,0 +1,35 @@
+"""Fills a page that is one file: escaped by default, in the house's style, with nothing to fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+
+def fill(template: str, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any) -> str:
+    """Return a template as HTML, every value escaped; `style` is the style that the pages share."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"count": count, "px": _px, **(filters or {})}
+    style = (resources.files("epmvg.reporting") / "style.css").read_text(encoding="utf-8")
+    return environment.from_string(template).render(style=style, **values).strip() + "\n"
+
+
+def write(html: str, out: Path) -> None:
+    """Write a page whole or not at all; an existing one is replaced."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.part")
+    temporary.write_text(html, encoding="utf-8")
+    temporary.replace(out)
+
+
+def count(number: float) -> str:
+    """1,234,567"""
+    return f"{number:,.0f}"
+
+
+def _px(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
