@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from epmvg.config import Recipe
@@ -56,12 +56,14 @@ def run_demo(out: Path, *, quick: bool = False, report: Report | None = None) ->
     sizes = QUICK_SIZES if quick else DEFAULT_SIZES
     write_scenes(scenes, sizes=sizes, workers=min(cores, 4), progress=_telling(tell, "drawing"))
     tell({"event": "say", "text": "2. Training a plain student, and beside it a teacher and its distilled student"})
-    summary: dict[str, Any] = _side_by_side({"plain": _plain, "distilled": _distilled}, out, quick, cores, tell)
+    memory = _Memory()
+    summary = _side_by_side({"plain": _plain, "distilled": _distilled}, out, quick, cores, tell, memory)
     better = max(("plain", "distilled"), key=lambda name: float(summary[name]["acc50"]))
     tell({"event": "say", "text": "3. Drawing a prediction and writing the report"})
     _draw(out / better, scenes, out / "prediction.png")
     write_report([out / "plain", out / "distilled"], out / "report.html")
-    summary["peak_rss_mb"] += peak_rss_mb()
+    memory.look()
+    summary["peak_rss_mb"] = memory.peak
     summary["seconds"] = round(time.monotonic() - start, 1)
     write_json(out / "summary.json", summary)
     return summary
@@ -70,7 +72,32 @@ def run_demo(out: Path, *, quick: bool = False, report: Report | None = None) ->
 Part = Callable[[Path, bool, Report], dict[str, Any]]
 
 
-def _side_by_side(parts: dict[str, Part], out: Path, quick: bool, cores: int, tell: Report) -> dict[str, Any]:
+class _Memory:
+    """The most memory, MB, that this process and those it started have held together; looked at every second.
+
+    A page that several processes share counts once where the system can tell (Linux).
+    """
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self.next = 0.0
+
+    def look(self) -> None:
+        if time.monotonic() < self.next:
+            return
+        self.next = time.monotonic() + 1
+        own = psutil.Process()
+        held = 0
+        for process in (own, *own.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                memory = process.memory_full_info()
+                held += getattr(memory, "pss", memory.rss)
+        self.peak = max(self.peak, round(held / 1e6))
+
+
+def _side_by_side(
+    parts: dict[str, Part], out: Path, quick: bool, cores: int, tell: Report, memory: _Memory
+) -> dict[str, Any]:
     """Run each part in a process of its own, with its share of the cores; merge what they return.
 
     Two processes use two cores far better than the threads of one: these networks are small.
@@ -80,16 +107,14 @@ def _side_by_side(parts: dict[str, Part], out: Path, quick: bool, cores: int, te
     with context.Manager() as manager, ProcessPoolExecutor(len(parts), mp_context=context) as pool:
         rows: queue.Queue[dict[str, Any]] = manager.Queue()
         running = [pool.submit(_run_part, name, part, out, quick, threads, rows) for name, part in parts.items()]
-        summary: dict[str, Any] = {"peak_rss_mb": 0}
+        summary: dict[str, Any] = {}
         while not all(each.done() for each in running) or not rows.empty():
             try:
                 tell(rows.get(timeout=0.2))
             except queue.Empty:
-                continue
+                memory.look()
         for each in running:
-            answer = each.result()
-            summary["peak_rss_mb"] += answer.pop("peak_rss_mb")
-            summary |= answer
+            summary |= each.result()
     return summary
 
 
@@ -97,8 +122,7 @@ def _run_part(
     name: str, part: Part, out: Path, quick: bool, threads: int, rows: queue.Queue[dict[str, Any]]
 ) -> dict[str, Any]:
     torch.set_num_threads(threads)
-    answer = part(out, quick, lambda row: rows.put(row | {"who": name}))
-    return answer | {"peak_rss_mb": peak_rss_mb()}
+    return part(out, quick, lambda row: rows.put(row | {"who": name}))
 
 
 def _plain(out: Path, quick: bool, tell: Report) -> dict[str, Any]:
@@ -160,9 +184,3 @@ def _draw(run: Path, scenes: Path, file: Path) -> None:
     large = picture.resize((picture.width * 3, picture.height * 3))  # a scene is small beside its labels
     boxes = [(x0 * 3, y0 * 3, x1 * 3, y1 * 3) for x0, y0, x1, y1 in (one.box for one in found)]
     draw_boxes(large, boxes, [one.phrase for one in found]).save(file)
-
-
-def peak_rss_mb() -> int:
-    """Return this process's peak memory in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / 1e6 if sys.platform == "darwin" else peak / 1e3)
