@@ -164,7 +164,7 @@ class CachedTeacher:
         if not patches:
             return self._answer(self.answers, keys, lambda missing: self.teacher.image(*see(missing)))
         answers = self._answer(self.token_answers, keys, lambda missing: self.teacher.tokens(*see(missing)).flatten(1))
-        return answers.unflatten(1, (-1, self.teacher.width))
+        return answers.view(len(keys), -1, self.teacher.width)
 
     def _content(self, path: Path) -> bytes:
         """Hash a photo's file, once a process."""
