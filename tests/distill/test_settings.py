@@ -144,7 +144,7 @@ def test_after_caching_a_dense_training_asks_nothing_new(squares: Path, vit: Pat
         (["loss.giou=0", "loss.box_weight=0"], r"no box would be learned"),
         (["distill.at=input", "model.vls=learned"], r"set distill\.at=output"),
         (["distill.dense=1", "model.similarity=false"], r"set model\.similarity=true"),
-        (["distill.dense=1", "model=tiny-swin", "model.similarity=true"], r"one stride"),
+        (["distill.dense=1", "model.preset=tiny-swin"], r"one stride"),
     ],
 )
 def test_what_cannot_be_is_refused(squares: Path, vit: Path, tmp_path: Path, settings: list[str], words: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +14,6 @@ from epmvg.data.transforms import evaluation_view, open_image, pad_of, render
 from epmvg.distill.cache import CachedTeacher
 from epmvg.distill.teacher import ClipTeacher, content_of
 from epmvg.types import Batch, Embeddings, InputError, SimilarityMap
-
-Side = Literal["image", "text"]
 
 
 class Lesson:
@@ -76,9 +73,11 @@ class Lesson:
         phrases = [record.phrase for record in batch.records] if self.photo else batch.phrase
         sentences = F.normalize(self.teacher.text(phrases).float(), dim=-1)
         patches = F.normalize(patches.float(), dim=-1)
-        logits = torch.einsum("pte,pe->pt", patches[batch.owner], sentences) * self.clip.scale
+        # No matrix product, which autocast would round.
+        cosine = (patches[batch.owner] * sentences[:, None]).sum(-1)  # [P, h * w]
         frame, content = self._frames(batch)
-        return SimilarityMap(logits.unflatten(1, self.grid), content[batch.owner], frame[batch.owner])
+        logits = (cosine * self.clip.scale).unflatten(1, self.grid)  # [P, h, w]
+        return SimilarityMap(logits, content[batch.owner], frame[batch.owner])
 
     def _frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Where each image's grid of patches lies on the student's canvas [I, 4], and what is picture [I, h, w]."""
