@@ -58,7 +58,7 @@ def seconds_of_steps(run: Run, steps: int) -> dict[str, list[float]]:
     kept = run.lesson
     assert kept is not None
     clip = kept.clip
-    lessons = {"none": None, "cached": kept, "online": Lesson(clip)}
+    lessons: dict[str, Lesson | None] = {"none": None, "cached": kept, "online": Lesson(clip)}
     batches = [batch for batch, _ in zip(run.loader.batches(0), range(BATCHES), strict=False)]
     for batch in batches:
         kept(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -116,8 +117,9 @@ def test_a_regressor_finds_the_teacher_s_vectors_where_pooling_cannot() -> None:
     regressor = Regressor(8, 16)
     with torch.no_grad():
         for side, space in zip(("image", "text"), spaces, strict=True):
-            regressor.sides[side].weight.copy_(space.T)  # type: ignore[operator, union-attr]
-            regressor.sides[side].bias.zero_()  # type: ignore[operator, union-attr]
+            linear = cast(torch.nn.Linear, regressor.sides[side])
+            linear.weight.copy_(space.T)
+            linear.bias.zero_()
     out.owner = torch.arange(6)
     teacher = Embeddings(out.visual @ spaces[0], out.text @ spaces[1])
     mapped, pooled = (GroundingLoss(regressor=r)(out, box, teacher).terms for r in (regressor, None))

@@ -82,7 +82,8 @@ def test_what_trains_beside_the_student_is_resumed_with_it(
 ) -> None:
     """An unfrozen teacher and a regressor, cut off between two saves: bit for bit the run that was never stopped."""
     chosen = recipe(squares, f"distill.teacher={vit}", "distill.frozen=false", "distill.fit=linear", "train.epochs=3")
-    real, done = training._step, []
+    real = training._step
+    done: list[int] = []
 
     def dies_at_five(run: training.Run, batch: epmvg.Batch) -> object:
         done.append(1)

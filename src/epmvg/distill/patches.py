@@ -5,7 +5,7 @@ A patch is projected exactly as the pooled vector is, so its cosine with a sente
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from open_clip.timm_model import TimmModel
@@ -30,8 +30,8 @@ def patch_vectors(tower: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(tower, VisionTransformer) and tower.attn_pool is None:
         return _of_transformer(tower, pixels)
     if isinstance(tower, TimmModel) and not hasattr(tower.head, "pool"):
-        maps = cast(Any, tower.trunk).forward_features(pixels)
-        if maps.ndim == 4 and maps.shape[1] == cast(Any, tower.trunk).num_features:
+        maps = tower.trunk.forward_features(pixels)
+        if maps.ndim == 4 and maps.shape[1] == tower.trunk.num_features:
             return _of_map(tower, maps)
     raise InputError(
         "distill.dense: this teacher's image tower has no patch vectors in the space of its sentences: "
