@@ -63,25 +63,25 @@ def losses(folder: Path) -> list[dict[str, float]]:
     [
         ["distill.distance=relational", "distill.dense=1"],
         ["distill.distance=smooth_l1", "distill.fit=linear", "distill.at=input"],
-        ["distill.frozen=false", "distill.dense=1", "distill.view=content", "train.lr_teacher=1e-4"],
     ],
     ids=" ".join,
 )
 def test_a_teacher_s_terms_fall(squares: Path, vit: Path, tmp_path: Path, settings: list[str]) -> None:
     torch.manual_seed(0)
-    chosen = recipe(squares, f"distill.teacher={vit}", *settings, "train.epochs=16", "train.evaluate_every=16")
+    rates = ["train.lr_visual=1e-3", "train.lr_encoder=1e-3", "train.epochs=8", "train.evaluate_every=8"]
+    chosen = recipe(squares, f"distill.teacher={vit}", *settings, *rates)
     steps = losses(epmvg.train(chosen, tmp_path / "run"))
-    names = ["image", "text"] + (["dense"] if chosen.distill and chosen.distill.dense else [])
-    for name in names:
-        first, last = (sum(step[name] for step in part) for part in (steps[:6], steps[-6:]))
-        assert last < (0.97 if name == "dense" else 0.8) * first, name
+    for name in {"image", "text", "dense"} & steps[0].keys():
+        first, last = (sum(step[name] for step in part) for part in (steps[:8], steps[-8:]))
+        assert last < 0.9 * first, name
 
 
 def test_what_trains_beside_the_student_is_resumed_with_it(
     squares: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unfrozen teacher and a regressor, cut off between two saves: bit for bit the run that was never stopped."""
-    chosen = recipe(squares, f"distill.teacher={vit}", "distill.frozen=false", "distill.fit=linear", "train.epochs=3")
+    settings = ["distill.frozen=false", "distill.view=content", "distill.fit=linear", "distill.dense=1"]
+    chosen = recipe(squares, f"distill.teacher={vit}", *settings, "train.epochs=2")
     real = training._step
     done: list[int] = []
 
