@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 
 import epmvg
 from epmvg import training
-from epmvg.config import Recipe
+from epmvg.config import DistillSettings, Recipe
 from epmvg.distill.teacher import ClipTeacher
 from epmvg.types import InputError
 
@@ -153,6 +155,21 @@ def test_what_cannot_be_is_refused(squares: Path, vit: Path, tmp_path: Path, set
         epmvg.train(recipe(squares, f"distill.teacher={vit}", *settings), tmp_path / "run")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_every_setting_has_a_command_in_the_documents() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "distill.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    shown = set()
+    for line in lines:
+        words = shlex.split(line, comments=True)[1:]
+        if words[:2] != ["teacher", "train"]:
+            source, *settings = words[2:] if words[0] == "teacher" else words[1:]
+            settings = settings[: settings.index("--out")] if "--out" in settings else settings
+            Recipe.load(source, *settings)
+            shown |= {setting.partition("=")[0] for setting in settings}
+    assert {f"distill.{name}" for name in DistillSettings.model_fields} - shown == {"distill.teacher"}
+    assert {"distill", "loss.giou", "model.vls", "train.lr_teacher"} < shown
 
 
 def test_a_distilled_run_costs_nothing_at_inference(squares: Path, vit: Path, tmp_path: Path) -> None:
