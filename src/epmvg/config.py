@@ -85,9 +85,12 @@ class DistillSettings(Settings):
     pretrained: str | None = None
     frozen: bool = True
     view: Literal["photo", "canvas", "content"] | None = None  # the photo, or the student's view of it; see `_choose`
-    distance: Literal["cosine", "l1"] = "cosine"
+    distance: Literal["cosine", "l1", "smooth_l1", "relational"] = "cosine"
+    fit: Literal["pool", "linear"] = "pool"  # how vectors of widths D and E meet: eq. 5, 6, or a learned linear map
+    at: Literal["output", "input"] = "output"  # of the fusion
     image: float = Field(1.5, ge=0)  # alpha (sec. 4.2)
     text: float = Field(2.0, ge=0)  # beta (sec. 4.2)
+    dense: float = Field(0.0, ge=0)  # of the teacher's similarity map, beyond the paper
 
     @model_validator(mode="before")
     @classmethod
@@ -99,7 +102,20 @@ class DistillSettings(Settings):
         """A frozen teacher looks at the photo, whose answer can be kept; one that trains sees what the student sees."""
         if self.view is None:
             self.view = "photo" if self.frozen else "canvas"
+        if self.view == "photo" and not self.frozen:
+            raise InputError("A teacher that trains sees what the student sees: set distill.view=canvas.")
+        if not self.image and not self.text and not self.dense:
+            raise InputError(
+                "distill.image, distill.text and distill.dense are all 0: set distill=null for a plain run."
+            )
+        if self.distance == "relational" and self.fit == "linear":
+            raise InputError("distill.distance=relational needs no shared space: set distill.fit=pool.")
         return self
+
+    @property
+    def sides(self) -> list[str]:
+        """The vectors that are compared."""
+        return [side for side in ("image", "text") if getattr(self, side)]
 
 
 class LossSettings(Settings):
@@ -112,6 +128,12 @@ class LossSettings(Settings):
     similarity: float = Field(0.5, ge=0)
     regressed: float = Field(0.5, ge=0)
     votes: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _choose(self) -> LossSettings:
+        if not self.box_weight and not self.giou:
+            raise InputError("loss.box_weight and loss.giou are both 0, so no box would be learned: raise one.")
+        return self
 
 
 class TrainSettings(Settings):
@@ -250,6 +272,8 @@ def _sentence(error: ValidationError, source: str) -> str:
         close = difflib.get_close_matches(key.split(".")[-1], _known_keys(first["loc"]), n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(_known_keys(first['loc']))}."
         return f"{source}: there is no setting {key!r}; {hint}"
+    if first["type"] == "value_error":  # one of our own, a sentence already
+        return f"{source}: {first['ctx']['error']}"
     if first["type"] == "missing":
         return f"{source}: the setting {key!r} is missing; give it."
     return f"{source}: {key}={first['input']!r} does not fit: {first['msg'].lower()}."

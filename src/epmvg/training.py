@@ -13,19 +13,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import accelerate
 import torch
 from torch import Tensor, nn
 
-from epmvg.config import ModelSettings, Recipe, TrainSettings
+from epmvg.config import DistillSettings, ModelSettings, Recipe, TrainSettings
 from epmvg.data.catalog import cache_folder, open_records
 from epmvg.data.jsonl import Skipped
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.transforms import Augment, evaluation_view, open_image, pad_of, render, swap_sides
+from epmvg.data.transforms import Augment, swap_sides
 from epmvg.distill.cache import CachedTeacher
-from epmvg.distill.losses import GroundingLoss, Loss
+from epmvg.distill.lesson import Lesson, photo_view
+from epmvg.distill.losses import GroundingLoss, Loss, Regressor
 from epmvg.distill.teacher import ClipTeacher, View
 from epmvg.evaluation import evaluation_loader, predict_rows, summarise, write_rows
 from epmvg.hardware import use_bf16
@@ -33,7 +34,7 @@ from epmvg.models.factory import create_model, save, start_from, write_text
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
 from epmvg.store import stored_maps
-from epmvg.types import Batch, Embeddings, InputError, Progress, Record
+from epmvg.types import Batch, InputError, Progress, Record
 
 Report = Callable[[dict[str, Any]], None]
 """Called with each row of metrics.jsonl as it is written."""
@@ -56,13 +57,14 @@ class Run:
     recipe: Recipe
     folder: Path
     student: Grounder
-    teacher: ClipTeacher | CachedTeacher | None
+    lesson: Lesson | None
     loss_of: GroundingLoss
     loader: GroundingLoader
     val: GroundingLoader
     optimizer: torch.optim.Optimizer
     accelerator: accelerate.Accelerator
     network: nn.Module  # the student as Accelerate wrapped it
+    beside: dict[str, nn.Module]  # what trains beside the student and is dropped after it
     report: Report
     text_memory: TextMemory | None
     board: Any = None  # a TensorBoard writer, if the recipe wants one
@@ -128,26 +130,29 @@ def _prepare(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerator, 
     settings = recipe.train
     accelerate.utils.set_seed(settings.seed, device_specific=True)
     student = _student(recipe.model)
+    if recipe.distill is not None:
+        _check_student(student, recipe.distill)
     clip = open_teacher(recipe)
+    regressor = None
+    if clip is not None and recipe.distill is not None and recipe.distill.fit == "linear":
+        regressor = Regressor(student.width, clip.width, recipe.distill.sides)
     loader, val = _loaders(recipe, student, accelerator, report)
-    optimizer = torch.optim.AdamW(parameter_groups(student, settings, clip), weight_decay=settings.weight_decay)
+    groups = parameter_groups(student, settings, clip, regressor)
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     network = accelerator.prepare_model(student)
-    teacher: ClipTeacher | CachedTeacher | None = clip
-    if clip is not None:
-        clip.to(accelerator.device)
-        if clip.frozen:
-            teacher = CachedTeacher(clip, cache_folder() / "answers")
+    beside = {"teacher": None if clip is None or clip.frozen else clip, "regressor": regressor}
     return Run(
         recipe=recipe,
         folder=folder,
         student=student,
-        teacher=teacher,
-        loss_of=_loss(recipe),
+        lesson=None if clip is None else _lesson(recipe, clip.to(accelerator.device)),
+        loss_of=_loss(recipe, None if regressor is None else accelerator.prepare_model(regressor)),
         loader=loader,
         val=val,
         optimizer=accelerator.prepare_optimizer(optimizer),
         accelerator=accelerator,
         network=network,
+        beside={name: part for name, part in beside.items() if part is not None},
         report=report,
         text_memory=TextMemory(student.linguistic) if student.linguistic.frozen else None,
         board=_board(folder) if settings.tensorboard and accelerator.is_main_process else None,
@@ -177,16 +182,38 @@ def open_teacher(recipe: Recipe) -> ClipTeacher | None:
         return None
     if recipe.train.store and distill.view != "photo":
         raise InputError("train.store=true opens no pictures: set distill.view=photo.")
-    if distill.view == "photo" and not distill.frozen:
-        raise InputError("A teacher that trains sees what the student sees: set distill.view=canvas.")
     view: View = "content" if distill.view == "content" else "canvas"
     return ClipTeacher(distill.teacher, distill.pretrained, frozen=distill.frozen, view=view)
+
+
+def _check_student(student: Grounder, distill: DistillSettings) -> None:
+    """Refuse what this student could not learn."""
+    if distill.at == "input" and distill.image and student.vls == "learned":
+        raise InputError("A learned [VLS] knows nothing of its image at the fusion's input: set distill.at=output.")
+    if distill.dense and student.similarity is None and not student.anchored:
+        raise InputError("distill.dense supervises a map that this student lacks: set model.similarity=true.")
+    if distill.dense and len(student.visual.strides) > 1:
+        raise InputError("distill.dense needs one map of visual tokens: give model.visual.strides one stride.")
+
+
+def _lesson(recipe: Recipe, clip: ClipTeacher) -> Lesson:
+    """Plan what the teacher is asked; what a frozen one has answered before comes from its files."""
+    distill = recipe.distill
+    assert distill is not None
+    return Lesson(
+        CachedTeacher(clip, cache_folder() / "answers") if clip.frozen else clip,
+        photo=distill.view == "photo",
+        fixed=recipe.data.augment is None,
+        sides=distill.sides,
+        dense=distill.dense > 0,
+    )
 
 
 def cache_teacher(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
     """Ask the recipe's frozen teacher beforehand all that a training with `distill.view=photo` will ask.
 
-    Phrases are asked in both spellings where a flip would swap their sides. What was answered before is kept, so a pass
+    Phrases are asked in both spellings where a flip would swap their sides, photos with their patches where
+    `distill.dense` wants them, and nothing about a side whose weight is 0. What was answered before is kept, so a pass
     that was cut off goes on where it was.
 
     Returns:
@@ -196,23 +223,27 @@ def cache_teacher(recipe: Recipe, progress: Progress | None = None) -> dict[str,
         InputError: the recipe has no frozen teacher, or its data cannot be read.
     """
     teacher = open_teacher(recipe)
-    if teacher is None or not teacher.frozen:
+    distill = recipe.distill
+    if teacher is None or distill is None or not teacher.frozen:
         raise InputError("There is no frozen teacher in this recipe: give distill=NAME or distill=FOLDER.")
     data, skipped = recipe.data, Skipped()
     records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
     records = _with_photo(records, skipped)
     flips = data.augment is not None and data.augment.flip > 0
-    phrases = [spelling for r in records for spelling in ((r.phrase, swap_sides(r.phrase)) if flips else (r.phrase,))]
+    phrases = [record.phrase for record in records] if distill.text or distill.dense else []
+    if distill.text and flips:
+        phrases += [swap_sides(phrase) for phrase in phrases]
+    photos = [record.image for record in records] if distill.image or distill.dense else []
     cached = CachedTeacher(teacher, cache_folder() / "answers")
-    built = cached.fill(phrases, [r.image for r in records], photo_view(teacher.side), progress)
+    built = cached.fill(phrases, photos, photo_view(teacher.side), progress, patches=distill.dense > 0)
     return built | {"file": str(cached.answers.path)}
 
 
-def _loss(recipe: Recipe) -> GroundingLoss:
-    weights = recipe.loss.model_dump()
+def _loss(recipe: Recipe, regressor: nn.Module | None) -> GroundingLoss:
+    settings = recipe.loss.model_dump()
     if recipe.distill is not None:
-        weights |= {"image": recipe.distill.image, "text": recipe.distill.text, "distance": recipe.distill.distance}
-    return GroundingLoss(**weights)
+        settings |= recipe.distill.model_dump(include={"image", "text", "dense", "distance", "at"})
+    return GroundingLoss(**settings, regressor=regressor)
 
 
 def _loaders(
@@ -271,11 +302,14 @@ def _with_photo(records: list[Record], skipped: Skipped) -> list[Record]:
 
 
 def parameter_groups(
-    student: Grounder, settings: TrainSettings, teacher: ClipTeacher | None = None
+    student: Grounder,
+    settings: TrainSettings,
+    teacher: ClipTeacher | None = None,
+    regressor: Regressor | None = None,
 ) -> list[dict[str, Any]]:
     """Split what trains into groups with learning rates of their own (sec. 4.2), by module.
 
-    An unfrozen teacher trains along with the student at its own rate (Table 4).
+    An unfrozen teacher trains along with the student at its own rate (Table 4), a regressor as what is not pretrained.
     """
     trained = student.visual.trained()
     backbone, encoder = ([p for m in trained[name] for p in m.parameters()] for name in ("backbone", "encoder"))
@@ -290,6 +324,8 @@ def parameter_groups(
     ]
     if teacher is not None and not teacher.frozen:
         groups.append({"name": "teacher", "params": list(teacher.parameters()), "lr": settings.lr_teacher})
+    if regressor is not None:
+        groups.append({"name": "regressor", "params": list(regressor.parameters()), "lr": settings.lr})
     for group in groups:
         group["params"] = [p for p in group["params"] if p.requires_grad]
         group["peak_lr"] = group["lr"]
@@ -331,8 +367,9 @@ def _fit(run: Run) -> None:
     every = max(1, round(settings.evaluate_every * steps))
     since = time.monotonic() - run.position.seconds
     meter = _Meter()
+    learners = [part for part in (run.network, run.loss_of.regressor) if part is not None]
     for batch in _batches(run):
-        with run.accelerator.accumulate(run.network):
+        with run.accelerator.accumulate(*learners):
             loss = _step(run, batch.to(run.accelerator.device))
         meter.add(loss, batch)
         run.position.phrases += len(batch.records) * run.accelerator.num_processes
@@ -366,7 +403,7 @@ def _step(run: Run, batch: Batch) -> Loss:
             with torch.no_grad():
                 states = run.text_memory(batch.tokens, batch.token_pad)
         output = run.network(*batch.inputs, features=batch.stored.get("maps"), states=states)
-        teacher = None if run.teacher is None else _ask(run, run.teacher, batch)
+        teacher = None if run.lesson is None else run.lesson(batch)
     loss = run.loss_of(output, batch.box, teacher)
     total = loss.total
     if not torch.isfinite(total):
@@ -381,37 +418,6 @@ def _step(run: Run, batch: Batch) -> Loss:
     run.optimizer.step()
     run.optimizer.zero_grad()
     return loss
-
-
-def _ask(run: Run, teacher: ClipTeacher | CachedTeacher, batch: Batch) -> Embeddings:
-    """Ask the teacher about a batch; what a frozen one has answered before comes from its file."""
-    if isinstance(teacher, ClipTeacher):
-        return cast(Embeddings, teacher(batch.image, batch.phrase, batch.pad))
-    assert run.recipe.distill is not None
-    if run.recipe.distill.view == "photo":
-        return Embeddings(
-            teacher.photos(photos_of(batch), photo_view(teacher.teacher.side)), teacher.text(batch.phrase)
-        )
-    if run.recipe.data.augment is None:
-        return teacher(batch.image, batch.phrase, batch.pad)
-    return Embeddings(teacher.teacher.image(batch.image, batch.pad), teacher.text(batch.phrase))  # views never return
-
-
-def photos_of(batch: Batch) -> list[Path]:
-    """Return the photo of each image of a batch, [I]."""
-    owned = dict(zip(batch.owner.tolist(), batch.records, strict=True))
-    return [owned[i].image for i in range(len(batch.letterbox))]
-
-
-def photo_view(side: int) -> Callable[[Path], tuple[Tensor, Tensor]]:
-    """Return what opens a photo as the evaluation view on a canvas of `side` pixels."""
-
-    def view_of(path: Path) -> tuple[Tensor, Tensor]:
-        photo = open_image(path)
-        view = evaluation_view(photo.size, side)
-        return render(photo, view), pad_of(view)
-
-    return view_of
 
 
 def _lr(run: Run) -> float:
@@ -490,7 +496,7 @@ def _save_state(run: Run) -> None:
     folder.mkdir(exist_ok=True)
     state = {
         "student": run.student.state_dict(),
-        "teacher": run.teacher.state_dict() if isinstance(run.teacher, ClipTeacher) else {},
+        "beside": {name: part.state_dict() for name, part in run.beside.items()},
         "optimizer": run.optimizer.state_dict(),
         "random": torch.get_rng_state(),
         "position": asdict(run.position),
@@ -509,8 +515,8 @@ def _restore(run: Run) -> None:
         return
     state = torch.load(file, map_location="cpu", weights_only=True)
     run.student.load_state_dict(state["student"])
-    if isinstance(run.teacher, ClipTeacher):
-        run.teacher.load_state_dict(state["teacher"])
+    for name, part in run.beside.items():
+        part.load_state_dict(state["beside"][name])
     run.optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"])
     run.position = Position(**state["position"])

@@ -80,6 +80,8 @@ class Output:
     visual: Tensor  # [P, D], [VLS] after fusion
     text: Tensor  # [P, D], [CLS] after fusion
     owner: Tensor  # int64 [P]
+    visual_input: Tensor | None = None  # [P, D], [VLS] as it enters the fusion
+    text_input: Tensor | None = None  # [P, D], [CLS] as it enters the fusion
     regressed: Tensor | None = None  # [P, 4], the paper's box from [REG] where `box` is the anchored head's
     where: Tensor | None = None  # [P, N] logits over visual tokens, -inf at padding
     similarity: Tensor | None = None  # [P, N] logits: phrase against visual tokens, -inf at padding
@@ -88,11 +90,21 @@ class Output:
 
 
 @dataclass(slots=True)
-class Embeddings:
-    """What a teacher answers: [DIE] and [DTE] of the paper."""
+class SimilarityMap:
+    """Where in its image a teacher sees each phrase, on a grid of its own."""
 
-    image: Tensor  # [I, E]
-    text: Tensor  # [P, E]
+    logits: Tensor  # [P, h, w], cosine of patch and sentence at the teacher's temperature
+    content: Tensor  # [P, h, w], share of a patch that is picture and not padding, 0..1
+    frame: Tensor  # [P, 4], where the grid lies: xyxy in 0..1 of the student's canvas, x0 > x1 if mirrored
+
+
+@dataclass(slots=True)
+class Embeddings:
+    """What a teacher answers: [DIE] and [DTE] of the paper; None is what it was not asked."""
+
+    image: Tensor | None = None  # [I, E]
+    text: Tensor | None = None  # [P, E]
+    similarity: SimilarityMap | None = None
 
 
 class Teacher(Protocol):

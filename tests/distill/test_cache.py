@@ -13,9 +13,10 @@ from torch import Tensor
 
 from epmvg.config import Recipe
 from epmvg.distill.cache import AnswerFile, CachedTeacher
+from epmvg.distill.lesson import photo_view
 from epmvg.distill.pretrain import train_teacher
 from epmvg.distill.teacher import ClipTeacher
-from epmvg.training import cache_teacher, photo_view, train
+from epmvg.training import cache_teacher, train
 from epmvg.types import InputError
 
 

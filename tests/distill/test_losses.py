@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 from epmvg.boxes import paired_giou, paired_iou, to_xyxy
-from epmvg.distill.losses import GroundingLoss, box_loss, distillation_loss, giou_loss, tokens_inside, where_loss
-from epmvg.types import Embeddings, Output
+from epmvg.distill.losses import (
+    GroundingLoss,
+    Regressor,
+    box_loss,
+    dense_loss,
+    distillation_loss,
+    giou_loss,
+    resample,
+    tokens_inside,
+    where_loss,
+)
+from epmvg.types import Embeddings, InputError, Output, SimilarityMap
 
 
 def test_published_losses_and_overlaps(shared: Path) -> None:
@@ -55,14 +66,124 @@ def test_terms_add_up_and_scale_with_their_weights() -> None:
     assert "image" not in GroundingLoss()(out, box).terms
 
 
+@pytest.mark.parametrize(
+    ("weights", "left_out"),
+    [({"giou": 0}, {"giou", "votes_giou"}), ({"image": 0}, {"image"}), ({"text": 0}, {"text"})],
+)
+def test_a_weight_of_0_leaves_its_terms_out(weights: dict[str, float], left_out: set[str]) -> None:
+    """Tables 3 and 7: the others stay as they were, and lambda weighs what it says."""
+    out, box = output(6, 8), torch.rand(6, 4) * 0.4 + 0.3
+    teacher = Embeddings(torch.randn(2, 16), torch.randn(6, 16))
+    whole = GroundingLoss()(out, box, teacher).terms
+    less = GroundingLoss(**weights)(out, box, teacher).terms  # type: ignore[arg-type]
+    assert whole.keys() - less.keys() == left_out
+    for name, term in less.items():
+        torch.testing.assert_close(term, whole[name])
+
+
+def test_a_side_that_was_not_asked_has_no_term() -> None:
+    out, box = output(6, 8), torch.rand(6, 4)
+    terms = GroundingLoss()(out, box, Embeddings(text=torch.randn(6, 16))).terms
+    assert "text" in terms and "image" not in terms
+
+
 @pytest.mark.parametrize("width", [8, 16, 32])
 def test_a_student_that_agrees_with_its_teacher_has_nothing_to_learn(width: int) -> None:
     """Equal vectors, pooled to the student's width first, and any positive multiple of them for the cosine."""
     vectors = torch.randn(5, 16)
     pooled = torch.nn.functional.adaptive_avg_pool1d(vectors, width)
     assert distillation_loss(pooled, vectors, "l1") < 1e-6
+    assert distillation_loss(pooled, vectors, "smooth_l1") < 1e-6
     assert distillation_loss(pooled * 3, vectors, "cosine") < 1e-6
     torch.testing.assert_close(distillation_loss(-pooled, vectors, "cosine"), torch.tensor(2.0))
+
+
+def test_relations_need_no_shared_space() -> None:
+    """A turned, scaled and widened copy relates alike; a shuffled one does not; a single vector has no relations."""
+    vectors = torch.randn(7, 16)
+    turned = torch.linalg.qr(torch.randn(24, 16)).Q.T
+    student = (vectors @ turned * torch.rand(7, 1)).requires_grad_()  # [7, 24]
+    assert distillation_loss(student, vectors, "relational") < 1e-6
+    away = distillation_loss(student, vectors.flip(0), "relational")
+    assert away > 1e-2
+    away.backward()
+    assert student.grad is not None and student.grad.isfinite().all() and student.grad.abs().max() > 0
+    assert distillation_loss(student[:1], vectors[1:2], "relational") < 1e-6
+
+
+def test_a_regressor_finds_the_teacher_s_vectors_where_pooling_cannot() -> None:
+    out, box = output(6, 8), torch.rand(6, 4)
+    spaces = torch.randn(8, 16), torch.randn(8, 16)
+    regressor = Regressor(8, 16)
+    with torch.no_grad():
+        for side, space in zip(("image", "text"), spaces, strict=True):
+            linear = cast(torch.nn.Linear, regressor.sides[side])
+            linear.weight.copy_(space.T)
+            linear.bias.zero_()
+    out.owner = torch.arange(6)
+    teacher = Embeddings(out.visual @ spaces[0], out.text @ spaces[1])
+    mapped, pooled = (GroundingLoss(regressor=r)(out, box, teacher).terms for r in (regressor, None))
+    for side in ("image", "text"):
+        assert mapped[side] < 1e-5 and pooled[side] > 1e-1
+
+
+def test_the_fusion_s_input_is_compared_where_it_is_asked() -> None:
+    out, box = output(6, 8), torch.rand(6, 4)
+    teacher = Embeddings(torch.randn(2, 16), torch.randn(6, 16))
+    expected = GroundingLoss()(out, box, teacher).terms
+    with pytest.raises(InputError, match=r"set distill\.at=output"):
+        GroundingLoss(at="input")(out, box, teacher)
+    out.visual_input, out.text_input = out.visual, out.text
+    out.visual, out.text = torch.randn(6, 8), torch.randn(6, 8)
+    terms = GroundingLoss(at="input")(out, box, teacher).terms
+    for side in ("image", "text"):
+        torch.testing.assert_close(terms[side], expected[side])
+
+
+WHOLE = torch.tensor([0.0, 0.0, 1.0, 1.0])
+
+
+def similarity_map(logits: torch.Tensor, frame: torch.Tensor = WHOLE) -> SimilarityMap:
+    return SimilarityMap(logits, torch.ones_like(logits), frame.expand(len(logits), -1))
+
+
+def test_a_map_is_read_where_its_frame_lies() -> None:
+    """Over the whole canvas it is itself, mirrored it is flipped, and a quarter of the canvas reads all of it."""
+    logits = torch.randn(3, 4, 6)
+    torch.testing.assert_close(resample(similarity_map(logits), (4, 6)).view(3, 4, 6), logits)
+    mirrored = resample(similarity_map(logits, torch.tensor([1.0, 0.0, 0.0, 1.0])), (4, 6)).view(3, 4, 6)
+    torch.testing.assert_close(mirrored, logits.flip(2))
+    quarter = resample(similarity_map(logits, torch.tensor([0.5, 0.0, 1.0, 0.5])), (8, 12)).view(3, 8, 12)
+    torch.testing.assert_close(quarter[:, :4, 6:], logits)
+
+
+def test_what_a_teacher_saw_of_padding_is_not_read() -> None:
+    logits = torch.randn(2, 4, 4)
+    content = torch.ones(2, 4, 4)
+    content[:, 3] = 0
+    seen = SimilarityMap(logits, content, WHOLE.expand(2, -1))
+    before = resample(seen, (8, 8)).view(2, 8, 8)[:, :6]
+    logits[:, 3] = 1e3
+    torch.testing.assert_close(resample(seen, (8, 8)).view(2, 8, 8)[:, :6], before)
+
+
+def test_the_dense_loss_is_0_where_the_maps_agree_and_only_there() -> None:
+    out = output(3, 8)
+    logits = torch.randn(3, 4, 4)
+    agreed = logits.flatten(1) + 5  # a softmax knows no constant
+    agreed[:, :4] = -torch.inf  # padding
+    out.similarity = agreed.clone().requires_grad_()
+    assert dense_loss(out, similarity_map(logits)).abs() < 1e-6
+    loss = dense_loss(out, similarity_map(logits.flip(2)))
+    assert loss > 1e-2
+    loss.backward()
+    assert out.similarity.grad is not None and out.similarity.grad.isfinite().all()
+    assert (out.similarity.grad[:, :4] == 0).all()
+    out.similarity = None
+    dense_loss(out, similarity_map(logits))  # the where-map's turn
+    out.where = None
+    with pytest.raises(InputError, match="one map"):
+        dense_loss(out, similarity_map(logits))
 
 
 def test_the_image_vector_goes_to_each_phrase_of_its_image() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from epmvg.distill.pretrain import train_teacher
 from epmvg.distill.teacher import ClipTeacher
-from epmvg.types import InputError
+from epmvg.types import Embeddings, InputError
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "white": (250, 250, 250)}
 
@@ -48,13 +48,18 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return image, pad
 
 
+def vectors(answer: Embeddings) -> tuple[torch.Tensor, torch.Tensor]:
+    assert answer.image is not None and answer.text is not None
+    return answer.image, answer.text
+
+
 def test_a_teacher_answers_the_same_wherever_its_folder_lies(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "moved")
     here, there = ClipTeacher(folder), ClipTeacher(tmp_path / "moved")
     image, pad = batch()
-    a, b = here(image, ["a red wall", "blue"], pad), there(image, ["a red wall", "blue"], pad)
-    assert torch.equal(a.image, b.image) and torch.equal(a.text, b.text)
-    assert a.image.shape == (3, 16) and a.text.shape == (2, 16)
+    a, b = (vectors(teacher(image, ["a red wall", "blue"], pad)) for teacher in (here, there))
+    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    assert a[0].shape == (3, 16) and a[1].shape == (2, 16) and here.width == 16
     assert here.fingerprint() == there.fingerprint()
 
 
@@ -62,8 +67,8 @@ def test_what_was_learned_tells_colours_apart(captions: Path, folder: Path) -> N
     """Each colour's caption is nearest to a picture of that colour, as it was not before training."""
     teacher = ClipTeacher(folder)
     image = torch.stack([torch.tensor(c).view(3, 1, 1).expand(3, 32, 32) / 255 for c in COLOURS.values()])
-    answer = teacher(image, [f"a {name} wall" for name in COLOURS])
-    cosine = torch.nn.functional.cosine_similarity(answer.text[:, None], answer.image[None], dim=-1)
+    seen, read = vectors(teacher(image, [f"a {name} wall" for name in COLOURS]))
+    cosine = torch.nn.functional.cosine_similarity(read[:, None], seen[None], dim=-1)
     assert (cosine.argmax(1) == torch.arange(4)).sum() >= 3
 
 
@@ -71,15 +76,15 @@ def test_a_frozen_teacher_stays_frozen(folder: Path) -> None:
     teacher = ClipTeacher(folder).train()
     assert not any(module.training for module in teacher.modules())
     image, pad = batch()
-    answer = teacher(image, ["red"], pad)
-    assert not answer.image.requires_grad and not answer.text.requires_grad
+    seen, read = vectors(teacher(image, ["red"], pad))
+    assert not seen.requires_grad and not read.requires_grad
 
 
 def test_an_unfrozen_teacher_learns(folder: Path) -> None:
     teacher = ClipTeacher(folder, frozen=False)
     image, pad = batch()
-    answer = teacher(image, ["red"], pad)
-    (answer.image.sum() + answer.text.sum()).backward()
+    seen, read = vectors(teacher(image, ["red"], pad))
+    (seen.sum() + read.sum()).backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in teacher.parameters())
 
 
@@ -102,11 +107,11 @@ def test_images_and_phrases_are_answered_one_by_one(folder: Path) -> None:
     teacher = ClipTeacher(folder)
     image, _ = batch()
     phrases = ["red", "a long white wall all over", "blue"]
-    together = teacher(image, phrases)
+    together = vectors(teacher(image, phrases))
     for i in range(3):
-        alone = teacher(image[i : i + 1], phrases[i : i + 1])
-        torch.testing.assert_close(together.image[i], alone.image[0], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(together.text[i], alone.text[0], atol=1e-5, rtol=1e-4)
+        alone = vectors(teacher(image[i : i + 1], phrases[i : i + 1]))
+        for whole, part in zip(together, alone, strict=True):
+            torch.testing.assert_close(whole[i], part[0], atol=1e-5, rtol=1e-4)
 
 
 def test_any_open_clip_configuration_can_teach(tmp_path: Path) -> None:
@@ -117,8 +122,8 @@ def test_any_open_clip_configuration_can_teach(tmp_path: Path) -> None:
         "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
     }
     (tmp_path / "small.json").write_text(json.dumps(config))
-    answer = ClipTeacher(tmp_path / "small.json")(batch()[0], ["a cat", "word " * 50])
-    assert answer.image.shape == (3, 24) and answer.text.shape == (2, 24)
+    seen, read = vectors(ClipTeacher(tmp_path / "small.json")(batch()[0], ["a cat", "word " * 50]))
+    assert seen.shape == (3, 24) and read.shape == (2, 24)
 
 
 def test_unknown_teachers_are_answered_with_a_guess(tmp_path: Path, folder: Path) -> None:

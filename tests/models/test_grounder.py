@@ -52,7 +52,7 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "beyond": ("tiny-resnet", BEYOND),
     "swin": ("tiny-swin", {"visual": {"gates": "off"}}),
     "query-aware": ("tiny-swin", {}),
-    "query-aware beyond": ("tiny-swin", BEYOND | {"visual": {"strides": [8], "pool": "content"}}),
+    "query-aware beyond": ("tiny-swin", BEYOND | {"vls": "learned", "visual": {"strides": [8], "pool": "content"}}),
 }
 
 
@@ -132,6 +132,29 @@ def test_first_vls_is_padding_in_a_letterboxed_picture_and_content_is_not() -> N
     torch.testing.assert_close(a[~letterboxed], b[~letterboxed])
 
 
+def test_a_learned_vls_sees_the_image_and_adds_nothing_else() -> None:
+    """Its two rows are all that a checkpoint gains; the vector it answers with depends on picture and phrase."""
+    torch.manual_seed(0)
+    plain, model = (create_model("tiny-resnet", vls=vls).eval() for vls in ("first", "learned"))
+    assert model.state_dict().keys() - plain.state_dict().keys() == {"vls_token.weight"}
+    image, pad, tokens, token_pad, owner = inputs(model)
+    with torch.no_grad():
+        visual = model(image, pad, tokens, token_pad, owner).visual
+        other = model(1 - image, pad, tokens, token_pad, owner).visual
+    assert (visual - other).abs().amax(1).min() > 1e-3
+    assert (visual[0] - visual[2]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_without_layers_the_fusion_s_output_is_its_input(model: Grounder) -> None:
+    model.fusion.layers = torch.nn.ModuleList()
+    output = model(*inputs(model))
+    assert output.text_input is not None and torch.equal(output.text, output.text_input)
+    assert (output.visual_input is None) == (model.vls == "learned")
+    if output.visual_input is not None:
+        assert torch.equal(output.visual, output.visual_input)
+
+
 def test_a_batch_can_be_learned(model: Grounder) -> None:
     image, pad, tokens, token_pad, owner = inputs(model)
     target = torch.tensor([[0.3, 0.4, 0.2, 0.2], [0.7, 0.7, 0.3, 0.2], [0.5, 0.6, 0.5, 0.1], [0.2, 0.8, 0.2, 0.3]])
@@ -199,6 +222,8 @@ def test_presets_build_with_the_right_number_of_places(name: str) -> None:
 def test_unknown_names_are_answered_with_a_guess() -> None:
     with pytest.raises(InputError, match="did you mean 'mini'"):
         create_model("mimi")
+    with pytest.raises(InputError, match=r"set model\.vls to one of first, content, mean, learned"):
+        create_model("tiny-resnet", vls="last")
     with pytest.raises(InputError, match="did you mean 'canvas'"):
         create_model("tiny-resnet", canvass=3)
     with pytest.raises(InputError, match=r"model tiny-resnet\.fusion has no setting 'laiers'"):

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,9 @@ MAGIC = "epmvg answers 1"
 
 ViewOf = Callable[[Path], tuple[Tensor, Tensor]]
 """Opens a photo and returns image [3, S, S] in 0..1 and pad bool [S, S]."""
+
+See = Callable[[list[int]], tuple[Tensor, Tensor | None]]
+"""Returns image [J, 3, S, S] and pad bool [J, S, S] of the images of J numbers."""
 
 
 class AnswerFile:
@@ -104,7 +108,8 @@ class CachedTeacher:
 
     Args:
         teacher: frozen.
-        folder: where answer files lie; the teacher's own is named by its fingerprint.
+        folder: where answer files lie; the teacher's own are named by its fingerprint. Patches have a file of their
+            own, made when they are first asked.
 
     Raises:
         InputError: the teacher is not frozen, or its file is damaged.
@@ -114,10 +119,16 @@ class CachedTeacher:
         if not teacher.frozen:
             raise InputError("Only a frozen teacher's answers can be kept: set distill.frozen=true.")
         self.teacher = teacher
-        owner = teacher.fingerprint()
-        self.answers = AnswerFile(folder / f"{owner}.answers", owner, teacher.text(["a"]).shape[1])
+        self.folder, self.owner = folder, teacher.fingerprint()
+        self.answers = AnswerFile(folder / f"{self.owner}.answers", self.owner, teacher.width)
         self.contents: dict[Path, bytes] = {}
         self.asked = self.known = 0
+
+    @cached_property
+    def token_answers(self) -> AnswerFile:
+        """The file of images with their patches."""
+        rows, columns = self.teacher.grid
+        return AnswerFile(self.folder / f"{self.owner}.tokens", self.owner, (1 + rows * columns) * self.teacher.width)
 
     def __call__(self, image: Tensor, phrase: list[str], pad: Tensor | None = None) -> Embeddings:
         """Answer image [I, 3, S, S] and P phrases with [I, E] and [P, E], as the teacher would."""
@@ -126,33 +137,34 @@ class CachedTeacher:
     def text(self, phrase: list[str]) -> Tensor:
         """Answer P phrases with vectors [P, E]."""
         keys = [_key(b"text", text.encode()) for text in phrase]
-        return self._answer(keys, lambda missing: self.teacher.text([phrase[i] for i in missing]))
+        return self._answer(self.answers, keys, lambda missing: self.teacher.text([phrase[i] for i in missing]))
 
     def image(self, image: Tensor, pad: Tensor | None = None) -> Tensor:
         """Answer images as the student sees them, by their pixels: [I, E]. Worth it where views come again."""
-        pixels = image.detach().cpu().numpy()
-        holes = None if pad is None else np.packbits(pad.cpu().numpy(), axis=-1)
-        keys = [
-            _key(b"pixels", one.tobytes() + (b"" if holes is None else holes[i].tobytes()))
-            for i, one in enumerate(pixels)
-        ]
+        return self._look(_keys_of_pixels(image, pad), _part_of(image, pad), patches=False)
 
-        def ask(missing: list[int]) -> Tensor:
-            return self.teacher.image(image[missing], None if pad is None else pad[missing])
+    def tokens(self, image: Tensor, pad: Tensor | None = None) -> Tensor:
+        """Answer images as `image` does, with their patches: [I, 1 + h * w, E]."""
+        return self._look(_keys_of_pixels(image, pad), _part_of(image, pad), patches=True)
 
-        return self._answer(keys, ask)
+    def photos(self, paths: Sequence[Path], view_of: ViewOf, *, patches: bool = False) -> Tensor:
+        """Answer photos as they are on disk, whatever the student's view shows of them: [I, E].
 
-    def photos(self, paths: Sequence[Path], view_of: ViewOf) -> Tensor:
-        """Answer photos as they are on disk, whatever the student's view shows of them: [I, E]."""
+        With `patches`, as `tokens` does: [I, 1 + h * w, E].
+        """
+
+        def see(missing: list[int]) -> tuple[Tensor, Tensor]:
+            image, pad = (torch.stack(part) for part in zip(*(view_of(paths[i]) for i in missing), strict=True))
+            return image.to(self.teacher.mean.device), pad.to(self.teacher.mean.device)
+
         keys = [_key(b"photo", self._content(path)) for path in paths]
+        return self._look(keys, see, patches=patches)
 
-        def ask(missing: list[int]) -> Tensor:
-            views = [view_of(paths[i]) for i in missing]
-            device = self.teacher.mean.device
-            image, pad = (torch.stack(part).to(device) for part in zip(*views, strict=True))
-            return self.teacher.image(image, pad)
-
-        return self._answer(keys, ask)
+    def _look(self, keys: list[bytes], see: See, *, patches: bool) -> Tensor:
+        if not patches:
+            return self._answer(self.answers, keys, lambda missing: self.teacher.image(*see(missing)))
+        answers = self._answer(self.token_answers, keys, lambda missing: self.teacher.tokens(*see(missing)).flatten(1))
+        return answers.view(len(keys), -1, self.teacher.width)
 
     def _content(self, path: Path) -> bytes:
         """Hash a photo's file, once a process."""
@@ -160,8 +172,8 @@ class CachedTeacher:
             self.contents[path] = hashlib.blake2b(path.read_bytes(), digest_size=KEY).digest()
         return self.contents[path]
 
-    def _answer(self, keys: list[bytes], ask: Callable[[list[int]], Tensor]) -> Tensor:
-        found = self.answers.find(keys)
+    def _answer(self, answers: AnswerFile, keys: list[bytes], ask: Callable[[list[int]], Tensor]) -> Tensor:
+        found = answers.find(keys)
         places: dict[bytes, int] = {}
         for i, (key, vector) in enumerate(zip(keys, found, strict=True)):
             if vector is None:
@@ -170,12 +182,18 @@ class CachedTeacher:
         self.known += len(keys) - len(places)
         if places:
             with torch.no_grad():
-                self.answers.add(list(places), ask(list(places.values())))
-            found = self.answers.find(keys)
+                answers.add(list(places), ask(list(places.values())))
+            found = answers.find(keys)
         return torch.stack([vector for vector in found if vector is not None]).to(self.teacher.mean.device)
 
     def fill(
-        self, phrases: Sequence[str], photos: Sequence[Path], view_of: ViewOf, progress: Progress | None = None
+        self,
+        phrases: Sequence[str],
+        photos: Sequence[Path],
+        view_of: ViewOf,
+        progress: Progress | None = None,
+        *,
+        patches: bool = False,
     ) -> dict[str, float]:
         """Ask everything beforehand, in one pass that can be cut off and started again.
 
@@ -183,9 +201,10 @@ class CachedTeacher:
             phrases, photos: what will be asked.
             view_of: opens a photo.
             progress: called with (answered, all).
+            patches: ask about the photos' patches too.
 
         Returns:
-            answers and megabytes of the file, seconds of the pass.
+            answers and megabytes of the files, seconds of the pass.
         """
         start = time.monotonic()
         phrases, photos = list(dict.fromkeys(phrases)), list(dict.fromkeys(photos))
@@ -195,14 +214,27 @@ class CachedTeacher:
             if progress:
                 progress(min(first + TOGETHER, len(phrases)), total)
         for first in range(0, len(photos), TOGETHER):
-            self.photos(photos[first : first + TOGETHER], view_of)
+            self.photos(photos[first : first + TOGETHER], view_of, patches=patches)
             if progress:
                 progress(len(phrases) + min(first + TOGETHER, len(photos)), total)
+        files = [self.answers, self.token_answers] if patches else [self.answers]
         return {
-            "answers": len(self.answers),
-            "megabytes": round(self.answers.path.stat().st_size / 1e6, 2),
+            "answers": sum(len(file) for file in files),
+            "megabytes": round(sum(file.path.stat().st_size for file in files) / 1e6, 2),
             "seconds": round(time.monotonic() - start, 1),
         }
+
+
+def _keys_of_pixels(image: Tensor, pad: Tensor | None) -> list[bytes]:
+    pixels = image.detach().cpu().numpy()
+    holes = None if pad is None else np.packbits(pad.cpu().numpy(), axis=-1)
+    return [
+        _key(b"pixels", one.tobytes() + (b"" if holes is None else holes[i].tobytes())) for i, one in enumerate(pixels)
+    ]
+
+
+def _part_of(image: Tensor, pad: Tensor | None) -> See:
+    return lambda numbers: (image[numbers], None if pad is None else pad[numbers])
 
 
 def _key(kind: bytes, content: bytes) -> bytes:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epmvg.boxes import paired_giou, to_xyxy
-from epmvg.types import Embeddings, Output
+from epmvg.types import Embeddings, InputError, Output, SimilarityMap
 
 BoxLoss = Literal["l1", "smooth_l1"]
-Distance = Literal["cosine", "l1"]
+Distance = Literal["cosine", "l1", "smooth_l1", "relational"]
+Place = Literal["output", "input"]
 
 
 @dataclass(slots=True)
@@ -27,15 +29,39 @@ class Loss:
         return torch.stack(list(self.terms.values())).sum()
 
 
+class Regressor(nn.Module):
+    """Learned linear maps from the student's vectors to the teacher's space, in place of pooling (eq. 5, 6).
+
+    They stand on the student's side, as FitNets' regressor does (Romero et al., ICLR 2015): a learned map of the
+    teacher's vectors could send them all to one point, where any student agrees. They are dropped after training.
+
+    Args:
+        width: D of the student.
+        teacher: E of the teacher.
+        sides: which vectors are mapped, of "image" and "text".
+    """
+
+    def __init__(self, width: int, teacher: int, sides: Sequence[str] = ("image", "text")) -> None:
+        super().__init__()
+        self.sides = nn.ModuleDict({side: nn.Linear(width, teacher) for side in sides})
+
+    def forward(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Map vectors [P, D] by side -> [P, E]."""
+        return {side: self.sides[side](vector.float()) for side, vector in vectors.items()}
+
+
 class GroundingLoss:
     """Score a student's answer against target boxes and, if there is one, a teacher's answer (eq. 8).
 
     Args:
         box: "smooth_l1" (eq. 8) or "l1" (TransVG), summed over the four coordinates, averaged over phrases.
         box_weight: of that term.
-        giou: lambda of eq. 8.
-        image, text: alpha and beta of eq. 7.
-        distance: between student and teacher vectors: "cosine" or "l1" (Table 3).
+        giou: lambda of eq. 8; 0 leaves the term out (Table 7).
+        image, text: alpha and beta of eq. 7; 0 leaves the side out (Table 3).
+        dense: of the teacher's similarity map, which the student's follows.
+        distance: between student and teacher vectors, as for `distillation_loss`.
+        at: whether [VLS] and [CLS] are taken at the fusion's "output" (eq. 7) or at its "input".
+        regressor: maps the student's vectors to the teacher's space; None pools the teacher's to D (eq. 5, 6).
         where, similarity: of the two maps' terms, for students that have them.
         votes: of the boxes that tokens inside the target vote for; they share the box terms.
         regressed: of the box from [REG] where the student also has an anchored one; both share the box terms.
@@ -49,21 +75,30 @@ class GroundingLoss:
         giou: float = 1.0,
         image: float = 1.5,
         text: float = 2.0,
+        dense: float = 0.0,
         distance: Distance = "cosine",
+        at: Place = "output",
+        regressor: nn.Module | None = None,
         where: float = 1.0,
         similarity: float = 0.5,
         regressed: float = 0.5,
         votes: float = 1.0,
     ) -> None:
-        self.distance: Distance = distance
         self.kind: BoxLoss = box
         self.box_weight, self.giou = box_weight, giou
-        self.image, self.text = image, text
+        self.image, self.text, self.dense = image, text, dense
+        self.distance: Distance = distance
+        self.at: Place = at
+        self.regressor = regressor
         self.where, self.similarity = where, similarity
         self.regressed, self.votes = regressed, votes
 
     def __call__(self, output: Output, box: Tensor, teacher: Embeddings | None = None) -> Loss:
-        """Return the weighted terms for target boxes [P, 4] (cxcywh, 0..1 of the canvas)."""
+        """Return the weighted terms for target boxes [P, 4] (cxcywh, 0..1 of the canvas).
+
+        Raises:
+            InputError: the student's answer lacks what the teacher is to be compared with.
+        """
         loss = Loss()  # its terms add up (eq. 8)
         self._add_box(loss, "", output.box, box, 1.0)
         if output.regressed is not None:
@@ -81,16 +116,38 @@ class GroundingLoss:
                 if logits is not None:
                     loss.terms[name] = share * where_loss(logits, box, output.grid)
         if teacher is not None:
-            image = teacher.image[output.owner]  # [P, E]
-            loss.terms["image"] = self.image * distillation_loss(output.visual, image, self.distance)  # (eq. 7)
-            loss.terms["text"] = self.text * distillation_loss(output.text, teacher.text, self.distance)
+            self._add_vectors(loss, output, teacher)
+            if self.dense and teacher.similarity is not None:
+                loss.terms["dense"] = self.dense * dense_loss(output, teacher.similarity)
         return loss
+
+    def _add_vectors(self, loss: Loss, output: Output, teacher: Embeddings) -> None:
+        students: dict[str, Tensor | None] = {"image": output.visual, "text": output.text}
+        if self.at == "input":
+            students = {"image": output.visual_input, "text": output.text_input}
+        weights = {"image": self.image, "text": self.text}
+        teachers = {"image": None if teacher.image is None else teacher.image[output.owner], "text": teacher.text}
+        wanted = {side: vector for side, vector in teachers.items() if vector is not None and weights[side]}  # [P, E]
+        own: dict[str, Tensor] = {}
+        for side in wanted:
+            vector = students[side]  # [P, D]
+            if vector is None:
+                raise InputError(
+                    f"distill.at=input: this student has no {side} vector at its fusion's input: set distill.at=output."
+                )
+            own[side] = vector
+        if self.regressor is not None:
+            own = self.regressor(own)  # [P, E]
+        for side, vector in own.items():
+            loss.terms[side] = weights[side] * distillation_loss(vector, wanted[side], self.distance)  # (eq. 7)
 
     def _add_box(
         self, loss: Loss, prefix: str, predicted: Tensor, target: Tensor, scale: float, weight: Tensor | None = None
     ) -> None:
-        loss.terms[prefix + self.kind] = scale * self.box_weight * box_loss(predicted, target, self.kind, weight)
-        loss.terms[prefix + "giou"] = scale * self.giou * giou_loss(predicted, target, weight)
+        if self.box_weight:
+            loss.terms[prefix + self.kind] = scale * self.box_weight * box_loss(predicted, target, self.kind, weight)
+        if self.giou:
+            loss.terms[prefix + "giou"] = scale * self.giou * giou_loss(predicted, target, weight)
 
 
 def box_loss(predicted: Tensor, target: Tensor, kind: BoxLoss, weight: Tensor | None = None) -> Tensor:
@@ -137,8 +194,66 @@ def tokens_inside(box: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, distance: Distance) -> Tensor:
-    """Distance of student vectors [P, D] from teacher vectors [P, E] pooled to D (eq. 5-7), averaged over phrases."""
-    target = F.adaptive_avg_pool1d(teacher.float(), student.shape[-1])  # [P, D] (eq. 5, 6)
+    """Distance of student vectors [P, D] from teacher vectors [P, E], averaged over phrases.
+
+    Args:
+        student, teacher: the vectors; but for "relational" the teacher's are pooled to D (eq. 5, 6).
+        distance: 1 - "cosine" (eq. 7), "l1" (Table 3), "smooth_l1", or "relational": how far the batch's pairwise
+            cosines differ, which needs no shared space.
+    """
+    student, teacher = student.float(), teacher.float()
+    if distance == "relational":
+        return relational_loss(student, teacher)
+    target = F.adaptive_avg_pool1d(teacher, student.shape[-1])  # [P, D] (eq. 5, 6)
     if distance == "l1":
-        return F.l1_loss(student.float(), target)
-    return (1 - F.cosine_similarity(student.float(), target, dim=-1)).mean()
+        return F.l1_loss(student, target)
+    if distance == "smooth_l1":
+        return F.smooth_l1_loss(student, target)
+    return (1 - F.cosine_similarity(student, target, dim=-1)).mean()
+
+
+def relational_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference between the cosines of all pairs of student vectors [P, D] and of teacher vectors [P, E].
+
+    Similarity-preserving distillation (Tung and Mori, ICCV 2019), with cosines for its row-normalised products; 0 for a
+    single phrase.
+    """
+    own, wanted = (F.normalize(vectors, dim=-1) for vectors in (student, teacher))
+    difference = (own @ own.T - wanted @ wanted.T).square()  # [P, P], its diagonal is 0
+    return difference.sum() / max(1, len(own) * (len(own) - 1))
+
+
+def dense_loss(output: Output, teacher: SimilarityMap) -> Tensor:
+    """KL divergence of the student's map over its visual tokens from the teacher's, averaged over phrases.
+
+    The student's is its similarity map or, if it has none, its where-map; padding takes no part.
+
+    Raises:
+        InputError: the student has neither, or several maps of visual tokens.
+    """
+    logits = output.where if output.similarity is None else output.similarity  # [P, N], -inf at padding
+    if logits is None or output.grid is None:
+        raise InputError(
+            "distill.dense needs one map over the student's visual tokens: set model.similarity=true and one stride."
+        )
+    content = logits.isfinite()
+    wanted = resample(teacher, output.grid).masked_fill(~content, -torch.inf).log_softmax(-1)
+    own = logits.float().log_softmax(-1)
+    return (wanted.exp() * (wanted - own).masked_fill(~content, 0.0)).sum(-1).mean()
+
+
+def resample(teacher: SimilarityMap, grid: tuple[int, int]) -> Tensor:
+    """Read a teacher's map at the centres of the student's tokens -> [P, N], in rows and columns of `grid`.
+
+    Bilinear, each of the four patches weighed by its share of picture: what the teacher saw of padding is not mixed in.
+    """
+    rows, columns = grid
+    x0, y0, x1, y1 = (edge[:, None] for edge in teacher.frame.unbind(-1))
+    x = (torch.arange(columns, device=x0.device) + 0.5) / columns
+    y = (torch.arange(rows, device=y0.device) + 0.5) / rows
+    across = ((x - x0) / (x1 - x0))[:, None, :].expand(-1, rows, -1)  # 0..1 of the teacher's grid
+    down = ((y - y0) / (y1 - y0))[:, :, None].expand(-1, -1, columns)
+    place = torch.stack([across, down], -1) * 2 - 1  # [P, rows, columns, 2]
+    values = torch.stack([teacher.logits * teacher.content, teacher.content], 1).float()  # [P, 2, h, w]
+    read = F.grid_sample(values, place.float(), padding_mode="border", align_corners=False)  # [P, 2, rows, columns]
+    return (read[:, 0] / read[:, 1].clamp(min=1e-6)).flatten(1)

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
+from epmvg.distill.patches import patch_grid, patch_vectors
 from epmvg.types import Embeddings, InputError
 
 MOST_KNOWN = 100_000
@@ -41,6 +43,9 @@ class ClipTeacher(nn.Module):
         view: what it sees of an image: the letterboxed "canvas" as the student does, or only its "content", squashed
             to the teacher's square.
 
+    Attributes:
+        width: E, of its answers; side: of the square it sees, pixels.
+
     Raises:
         InputError: there is no such model, or its files cannot be read.
     """
@@ -52,7 +57,7 @@ class ClipTeacher(nn.Module):
         self, name: str | Path, pretrained: str | None = None, *, frozen: bool = True, view: View = "canvas"
     ) -> None:
         super().__init__()
-        self.clip, self.tokenize = _open(str(name), pretrained)
+        self.clip, self.tokenize, self.width = _open(str(name), pretrained)
         self.frozen = frozen
         self.view: View = view
         self.known: dict[str, Tensor] = {}  # a frozen teacher answers a phrase once
@@ -75,13 +80,28 @@ class ClipTeacher(nn.Module):
 
     def image(self, image: Tensor, pad: Tensor | None = None) -> Tensor:
         """Answer image [I, 3, S, S] in 0..1 with vectors [I, E], not normalised; content is seen through `pad`."""
-        if self.view == "content" and pad is not None:
-            squares = torch.cat([self._square(_content(one, hole)) for one, hole in zip(image, pad, strict=True)])
-        else:
-            pixels = image if pad is None else torch.where(pad[:, None], self.mean, image)
-            squares = self._square(pixels)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return cast(Tensor, self.clip.encode_image((squares - self.mean) / self.std))
+            return cast(Tensor, self.clip.encode_image(self._pixels(image, pad)))
+
+    def tokens(self, image: Tensor, pad: Tensor | None = None) -> Tensor:
+        """Answer as `image` does, and for each patch too: [I, 1 + h * w, E], the whole image first.
+
+        Raises:
+            InputError: as `patch_vectors`.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            pooled, patches = patch_vectors(self.clip.visual, self._pixels(image, pad))
+        return torch.cat([pooled[:, None], patches.flatten(1, 2)], 1)
+
+    @cached_property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of its patches; an InputError as of `patch_vectors`."""
+        return patch_grid(self.clip.visual, self.side)
+
+    @property
+    def scale(self) -> Tensor:
+        """The inverse temperature that its cosines were trained with."""
+        return cast(Tensor, self.clip.logit_scale).detach().exp()
 
     def text(self, phrase: list[str]) -> Tensor:
         """Answer P phrases with vectors [P, E], not normalised; what its tokenizer has no room for is cut."""
@@ -99,6 +119,14 @@ class ClipTeacher(nn.Module):
     def _read(self, phrase: list[str]) -> Tensor:
         return cast(Tensor, self.clip.encode_text(self.tokenize(phrase).to(self.mean.device)))
 
+    def _pixels(self, image: Tensor, pad: Tensor | None) -> Tensor:
+        """Show it its view of image [I, 3, S, S] -> [I, 3, side, side], normalised."""
+        if self.view == "content" and pad is not None:
+            squares = torch.cat([self._square(_content(one, hole)) for one, hole in zip(image, pad, strict=True)])
+        else:
+            squares = self._square(image if pad is None else torch.where(pad[:, None], self.mean, image))
+        return (squares - self.mean) / self.std
+
     def _square(self, image: Tensor) -> Tensor:
         if image.shape[-2:] == (self.side, self.side):
             return image
@@ -112,15 +140,20 @@ class ClipTeacher(nn.Module):
         return key.hexdigest()[:16]
 
 
+def content_of(pad: Tensor) -> tuple[int, int, int, int]:
+    """Return the rectangle of pad bool [S, S] that is not padding: (left, top, right, bottom) in whole pixels."""
+    rows, columns = (~pad).any(1).nonzero(), (~pad).any(0).nonzero()
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def _content(image: Tensor, pad: Tensor) -> Tensor:
     """Cut one image [3, S, S] to the rectangle that is not padding -> [1, 3, h, w]."""
-    rows, columns = (~pad).any(1).nonzero(), (~pad).any(0).nonzero()
-    top, bottom = int(rows[0]), int(rows[-1]) + 1
-    left, right = int(columns[0]), int(columns[-1]) + 1
+    left, top, right, bottom = content_of(pad)
     return image[None, :, top:bottom, left:right]
 
 
-def _open(name: str, pretrained: str | None) -> tuple[Any, Tokenize]:
+def _open(name: str, pretrained: str | None) -> tuple[Any, Tokenize, int]:
+    """Open a model, its tokenizer and the width of its answers."""
     path = Path(name)
     if path.is_dir():
         return _open_folder(path)
@@ -139,10 +172,10 @@ def _open(name: str, pretrained: str | None) -> tuple[Any, Tokenize]:
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"The weights {pretrained!r} of the teacher {name} cannot be loaded: {reason}") from error
-    return model, cast(Tokenize, open_clip.get_tokenizer(name))
+    return model, cast(Tokenize, open_clip.get_tokenizer(name)), open_clip.get_model_config(name)["embed_dim"]
 
 
-def _open_folder(folder: Path) -> tuple[Any, Tokenize]:
+def _open_folder(folder: Path) -> tuple[Any, Tokenize, int]:
     config, weights = folder / CONFIG, folder / WEIGHTS
     for file in (config, weights):
         if not file.is_file():
@@ -152,7 +185,7 @@ def _open_folder(folder: Path) -> tuple[Any, Tokenize]:
     return _open_files(config, str(weights))
 
 
-def _open_files(config: Path, weights: str | None) -> tuple[Any, Tokenize]:
+def _open_files(config: Path, weights: str | None) -> tuple[Any, Tokenize, int]:
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
         settings = settings.get("model_cfg", settings) | {"preprocess": settings.get("preprocess_cfg", {})}
@@ -162,7 +195,7 @@ def _open_files(config: Path, weights: str | None) -> tuple[Any, Tokenize]:
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"The teacher {config.parent} cannot be read ({reason}): make or copy it again.") from error
-    return model, tokenize
+    return model, tokenize, int(settings["embed_dim"])
 
 
 def build_clip(settings: dict[str, Any], folder: Path) -> tuple[Any, Tokenize]:

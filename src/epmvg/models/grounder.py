@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from epmvg.models.transformer import MLP, Encoder, content_first, sine_position
 from epmvg.models.visual import VisualBranch
 from epmvg.types import InputError, Output
 
-Vls = Literal["first", "content", "mean"]
+Vls = Literal["first", "content", "mean", "learned"]
 Position = Literal["learned", "sine"]
 
 
@@ -47,12 +47,16 @@ class Grounder(nn.Module):
         canvas: S, side of the square input in pixels.
         length: L, most word pieces of a phrase, [CLS] and [SEP] included.
         width, layers, heads, hidden, dropout: of the fusion (D, depth, ...).
-        vls: which fused visual token is [VLS]: the first (eq. 2), the first that is not padding, or their mean.
+        vls: which fused visual token is [VLS]: the "first" (eq. 2), the first that is not padding ("content"), their
+            "mean", or a "learned" one that stands beside them.
         position: of visual tokens in the fusion: one learned row a place (the paper), or the sine code,
             which works for any canvas.
         normalize: bring visual and text tokens to one scale (LayerNorm) before they meet; small budgets need it.
         similarity: let each visual token know its cosine with the phrase in a shared space.
         anchored: predict a where-map over visual tokens and let each token vote for the box.
+
+    Raises:
+        InputError: no such `vls`, or `anchored` with several maps of visual tokens.
     """
 
     def __init__(
@@ -85,6 +89,8 @@ class Grounder(nn.Module):
         self.width = width
         self.vls = vls
         self.anchored = anchored
+        if vls not in get_args(Vls):
+            raise InputError(f"There is no [VLS] {vls!r}: set model.vls to one of {', '.join(get_args(Vls))}.")
         if anchored and len(visual.strides) > 1:
             raise InputError("anchored=true needs one map of visual tokens: give model.visual one stride.")
         self.visu_proj = _projection(visual.width, width, normalize)
@@ -93,6 +99,7 @@ class Grounder(nn.Module):
         self.sine = position == "sine"
         places = 0 if self.sine else visual.places(canvas)
         self.vl_pos_embed = nn.Embedding(1 + length + places, width)  # rows: [REG], text, visual
+        self.vls_token = nn.Embedding(2, width) if vls == "learned" else None  # rows: itself, its position
         self.fusion = Encoder(layers, width, heads, hidden, dropout)
         self.head = MLP(width, width, 4)
         self.similarity = Similarity(visual.width, linguistic.width, width) if similarity else None
@@ -167,30 +174,32 @@ class Grounder(nn.Module):
             visual = visual + self.similarity.feed(similarity)
 
         phrases, length = token_pad.shape
-        reg = self.reg_token.weight.expand(phrases, 1, -1)
-        x = torch.cat([reg, visual, text], 1)  # [P, 1 + n + L, D] (eq. 1)
         place = self.vl_pos_embed.weight
+        learned, learned_place = self._learned_tokens()  # [R, D]
+        x = torch.cat([learned.expand(phrases, -1, -1), visual, text], 1)  # [P, R + n + L, D] (eq. 1)
         position = torch.cat(
             [
-                place[:1].expand(phrases, 1, -1),
+                learned_place.expand(phrases, -1, -1),
                 position.to(place.dtype),
                 place[1 : 1 + length].expand(phrases, -1, -1),
             ],
             1,
         )
-        hide = torch.cat([token_pad.new_zeros(phrases, 1), visual_pad, token_pad], 1)  # [P, 1 + n + L]
+        hide = torch.cat([token_pad.new_zeros(phrases, len(learned)), visual_pad, token_pad], 1)  # [P, R + n + L]
         x = self.fusion(x, position.to(x.dtype), hide)
-        fused_reg, fused, fused_text = x.split([1, visual.shape[1], length], 1)
-        fused_reg = fused_reg[:, 0]
+        fused_learned, fused, fused_text = x.split([len(learned), visual.shape[1], length], 1)
+        fused_reg = fused_learned[:, 0]
 
         rows, columns = pads[0].shape[1:]
         grid = (rows, columns) if len(pads) == 1 else None
         regressed = self.head(fused_reg).float().sigmoid()  # [P, 4] (eq. 4)
         out = Output(
             box=regressed,
-            visual=self._vls_of(fused, visual_pad),
+            visual=fused_learned[:, 1] if self.vls == "learned" else self._vls_of(fused, visual_pad),
             text=fused_text[:, 0],
             owner=owner,
+            visual_input=None if self.vls == "learned" else self._vls_of(visual, visual_pad),
+            text_input=text[:, 0],
             grid=grid,
         )
         places = pad.shape[1]
@@ -217,6 +226,14 @@ class Grounder(nn.Module):
         vote = self.vote_head(fused + fused_reg[:, None]).float()
         return torch.cat([centre + vote[..., :2], vote[..., 2:].sigmoid()], -1)
 
+    def _learned_tokens(self) -> tuple[Tensor, Tensor]:
+        """[REG] and, where it is learned, [VLS]: tokens and their positions, [R, D] each."""
+        reg, place = self.reg_token.weight, self.vl_pos_embed.weight[:1]
+        if self.vls_token is None:
+            return reg, place
+        vls, vls_place = self.vls_token.weight.split(1)
+        return torch.cat([reg, vls]), torch.cat([place, vls_place])
+
     def _visual_position(self, pads: list[Tensor]) -> Tensor:
         """Positions of visual tokens in the fusion, [I, N, D], of token maps with pad [I, H, W] each."""
         if self.sine:
@@ -227,16 +244,16 @@ class Grounder(nn.Module):
             raise ValueError(f"this model has {len(rows)} learned places, the canvas has {places}")
         return rows.expand(len(pads[0]), -1, -1)
 
-    def _vls_of(self, fused: Tensor, visual_pad: Tensor) -> Tensor:
-        """[VLS] of fused visual tokens [P, n, D] -> [P, D]."""
+    def _vls_of(self, visual: Tensor, visual_pad: Tensor) -> Tensor:
+        """[VLS] out of visual tokens [P, n, D] -> [P, D]."""
         if self.vls == "first":
-            return fused[:, 0]
+            return visual[:, 0]
         content = ~visual_pad
         if self.vls == "content":
             first = content.float().argmax(1)
-            return fused[torch.arange(len(fused), device=fused.device), first]
-        weight = content.to(fused.dtype)[..., None]
-        return (fused * weight).sum(1) / weight.sum(1).clamp(min=1)
+            return visual[torch.arange(len(visual), device=visual.device), first]
+        weight = content.to(visual.dtype)[..., None]
+        return (visual * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 class Similarity(nn.Module):

@@ -1,0 +1,116 @@
+"""What a teacher costs a training step: with none, with one whose answers are kept, and with one asked at every step.
+
+Whole steps as `epmvg train` takes them (forward, teacher, loss, backward, optimiser), by one student in one process, on
+the same batches in turn; opening the student's pictures is in none of them. The teacher is of the named size and
+random. Kept, it looks at the photo, and all its answers are on disk before the clock runs; asked at every step, it sees
+the student's canvas, and nothing it said before is remembered.
+
+    OMP_WAIT_POLICY=passive OMP_NUM_THREADS=2 python benchmarks/teacher_overhead.py [--json]
+        [--presets mini,transvg-r50] [--steps 9] [--images 2] [--phrases 4] [--teacher ViT-B-32]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import accelerate
+import torch
+
+from epmvg.config import Recipe
+from epmvg.data.scenes import write_scenes
+from epmvg.distill.lesson import Lesson
+from epmvg.hardware import use_bf16
+from epmvg.training import Run, _prepare, _step
+
+BATCHES = 3  # that come in turn
+
+
+def prepare(preset: str, folder: Path, arguments: argparse.Namespace) -> Run:
+    """Make a run of a preset with a frozen teacher that looks at photos."""
+    recipe = Recipe.of(
+        {
+            "model": {"preset": preset, "pretrained": False},
+            "data": {
+                "name": str(folder / "scenes" / "annotations.jsonl"),
+                "images": arguments.images,
+                "phrases": arguments.phrases,
+            },
+            "distill": arguments.teacher,
+            "train": {"precision": "auto"},
+        },
+        "benchmark",
+    )
+    precision = "bf16" if use_bf16(recipe.train.precision) else "no"
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision)
+    return _prepare(recipe, folder / preset, accelerator, lambda row: None)
+
+
+def seconds_of_steps(run: Run, steps: int) -> dict[str, list[float]]:
+    """Take `steps` steps of each kind in turn."""
+    kept = run.lesson
+    assert kept is not None
+    clip = kept.clip
+    lessons: dict[str, Lesson | None] = {"none": None, "cached": kept, "online": Lesson(clip)}
+    batches = [batch for batch, _ in zip(run.loader.batches(0), range(BATCHES), strict=False)]
+    for batch in batches:
+        kept(batch)
+        if run.text_memory is not None:
+            run.text_memory(batch.tokens, batch.token_pad)
+    _step(run, batches[0])
+    names = list(lessons)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(steps):
+        first = number % len(names)  # each goes first as often as the others
+        for name in names[first:] + names[:first]:
+            run.lesson = lessons[name]
+            if name == "online":
+                clip.known.clear()
+            start = time.perf_counter()
+            _step(run, batches[number % len(batches)])
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print medians as one JSON object")
+    parser.add_argument("--presets", default="mini,transvg-r50", help="names with commas between them")
+    parser.add_argument("--steps", type=int, default=9, help="timed steps of each kind")
+    parser.add_argument("--images", type=int, default=2, help="images in a batch")
+    parser.add_argument("--phrases", type=int, default=4, help="phrases of each image")
+    parser.add_argument("--teacher", default="ViT-B-32", help="an open_clip name, a teacher's folder or configuration")
+    arguments = parser.parse_args()
+    medians: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["EPMVG_CACHE"] = str(folder / "cache")
+        write_scenes(
+            folder / "scenes",
+            sizes={"train": BATCHES * arguments.images, "val": 1, "test": 1, "open": 1, "captions": 1},
+        )
+        for preset in arguments.presets.split(","):
+            times = seconds_of_steps(prepare(preset, folder, arguments), arguments.steps)
+            medians[preset] = {kind: statistics.median(taken) for kind, taken in times.items()}
+    if arguments.json:
+        print(json.dumps({preset: {k: round(s, 4) for k, s in row.items()} for preset, row in medians.items()}))
+        return
+    print(
+        f"{arguments.teacher}; {arguments.images} images of {arguments.phrases} phrases; "
+        f"{torch.get_num_threads()} threads; medians of {arguments.steps} steps"
+    )
+    print(f"{'preset':<16}{'none':>10}{'cached':>10}{'online':>10}{'cached':>10}{'online':>10}")
+    for preset, row in medians.items():
+        ratios = "".join(f"{(row[kind] / row['none'] - 1) * 100:>+9.1f}%" for kind in ("cached", "online"))
+        print(f"{preset:<16}" + "".join(f"{seconds:>9.3f}s" for seconds in row.values()) + ratios)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Dense distillation: patches live in the space of sentences, and lie on the student's canvas where they were seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from epmvg.data.loader import GroundingLoader
+from epmvg.data.transforms import Augment
+from epmvg.distill import teacher as teacher_module
+from epmvg.distill.cache import CachedTeacher
+from epmvg.distill.lesson import Lesson
+from epmvg.distill.losses import resample
+from epmvg.distill.teacher import ClipTeacher, View
+from epmvg.models.factory import create_model
+from epmvg.types import Batch, InputError, Record
+
+TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+VIT = {"image_size": 64, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+TOWERS = {
+    "class token": VIT,
+    "fine": VIT | {"patch_size": 4},
+    "average": VIT | {"pool_type": "avg"},
+    "norm last": VIT | {"pool_type": "avg", "final_ln_after_pool": True},
+    "timm map": {"timm_model_name": "resnet10t", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64},
+    "resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8},
+    "timm transformer": {"timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none", "image_size": 160},
+}
+
+
+def teacher_of(
+    tower: str, folder: Path, *, kind: type[ClipTeacher] = ClipTeacher, view: View = "canvas"
+) -> ClipTeacher:
+    torch.manual_seed(0)
+    config = {"embed_dim": 24, "vision_cfg": TOWERS[tower], "text_cfg": TEXT}
+    (folder / "teacher.json").write_text(json.dumps(config))
+    return kind(folder / "teacher.json", view=view)
+
+
+@pytest.mark.parametrize("tower", ["class token", "average", "timm map"])
+def test_patches_are_projected_as_the_whole_is(tower: str, tmp_path: Path) -> None:
+    """Averages of patches are the average's vector; beside a class token they are what open_clip calls its tokens."""
+    teacher = teacher_of(tower, tmp_path)
+    image = torch.rand(2, 3, 64, 64)
+    tokens = teacher.tokens(image)
+    rows, columns = teacher.grid
+    assert tokens.shape == (2, 1 + rows * columns, teacher.width) == (2, 1 + rows * columns, 24)
+    torch.testing.assert_close(tokens[:, 0], teacher.image(image), atol=1e-5, rtol=1e-4)
+    if tower == "class token":
+        teacher.clip.visual.output_tokens = True
+        _, patches = teacher.clip.visual((image - teacher.mean) / teacher.std)
+        torch.testing.assert_close(tokens[:, 1:], patches @ teacher.clip.visual.proj, atol=1e-5, rtol=1e-4)
+    else:
+        torch.testing.assert_close(tokens[:, 1:].mean(1), tokens[:, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_norm_after_pooling_stands_after_each_patch(tmp_path: Path) -> None:
+    """A picture whose patches are all alike, without positions, is each of its patches."""
+    teacher = teacher_of("norm last", tmp_path)
+    with torch.no_grad():
+        teacher.clip.visual.positional_embedding.zero_()
+    tokens = teacher.tokens(torch.rand(1, 3, 16, 16).repeat(1, 1, 4, 4))
+    torch.testing.assert_close(tokens[:, 1:], tokens[:, :1].expand(-1, 16, -1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tower", ["resnet", "timm transformer"])
+def test_a_tower_without_such_patches_is_refused(tower: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"set distill\.dense=0"):
+        Lesson(teacher_of(tower, tmp_path), dense=True)
+
+
+PHRASES = ["the red thing on the left", "green"]
+SEEN = ["the red thing on the right", "green"]  # in the mirror
+
+
+class Placed(ClipTeacher):
+    """A teacher whose patches are the colours they show, and whose sentences ask for red or for green."""
+
+    asked: list[str]
+
+    def _read(self, phrase: list[str]) -> Tensor:
+        self.asked = [*getattr(self, "asked", []), *phrase]
+        return torch.stack([F.one_hot(torch.tensor(2 * ("green" in text)), 24).float() for text in phrase])
+
+
+def coloured(tower: object, pixels: Tensor, *, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors of length 1 whose cosines with the two sentences are red and green, over the root of 2."""
+    colour = F.avg_pool2d(pixels * std + mean, 4)[:, :2]  # [I, 2, h, w]
+    parts = torch.stack([colour, (1 - colour.square()).clamp(min=0).sqrt()], 2).flatten(1, 2) / 2**0.5
+    vectors = F.pad(parts.permute(0, 2, 3, 1), (0, 20))
+    return vectors.mean((1, 2)), vectors
+
+
+def batches(photo: Path, views: int) -> list[Batch]:
+    """Training views of a wide photo: flipped, cropped, scaled and moved."""
+    student = create_model("tiny-resnet")
+    rows = [Record(photo, phrase, (60.0, 30.0, 100.0, 60.0)) for phrase in PHRASES]
+    augment = Augment(flip=0.5, crop=0.7, crop_min=0.5, keep=0.1, scale=0.8, move=1.0)
+    loader = GroundingLoader(rows, student.tokenize, canvas=128, augment=augment, seed=3)
+    return [loader.load(epoch, [(0, [0, 1])]) for epoch in range(views)]
+
+
+@pytest.mark.parametrize("view", ["photo", "canvas", "content"])
+def test_the_map_lies_where_the_student_sees_the_same(
+    view: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A photo whose colours tell the place: what is read at a token is the colour of the student's canvas there."""
+    x, y = np.meshgrid(np.linspace(0, 255, 160), np.linspace(0, 255, 90))
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.stack([x, y, np.full_like(x, 128)], -1).astype(np.uint8)).save(photo)
+    seen: View = "content" if view == "content" else "canvas"
+    teacher = teacher_of("fine", tmp_path, kind=Placed, view=seen)
+    assert isinstance(teacher, Placed)
+
+    def patch_vectors(tower: object, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return coloured(tower, pixels, mean=teacher.mean, std=teacher.std)
+
+    monkeypatch.setattr(teacher_module, "patch_vectors", patch_vectors)
+    by_photo = view == "photo"
+    lesson = Lesson(CachedTeacher(teacher, tmp_path) if by_photo else teacher, photo=by_photo, sides=(), dense=True)
+    flips = 0
+    for batch in batches(photo, 8):
+        answer = lesson(batch)
+        assert answer.image is None and answer.text is None and answer.similarity is not None
+        read = resample(answer.similarity, (16, 16)).view(2, 16, 16) / teacher.scale * 2**0.5
+        shown = F.avg_pool2d(batch.image, 8)[0, :2]
+        content = F.avg_pool2d((~batch.pad).float(), 8)[0] == 1
+        # At an edge there is no neighbour to lean on: half a patch of a picture that is some 6 patches high.
+        assert (read - shown).abs()[:, content].max() < 0.13
+        assert (read - shown).abs()[:, content].mean() < 0.03
+        flips += batch.letterbox[0].flip
+    assert 0 < flips < 8
+    assert set(teacher.asked) == set(PHRASES if by_photo else PHRASES + SEEN)  # a photo is not mirrored
+
+
+def test_stored_patches_are_the_patches_and_are_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = teacher_of("class token", tmp_path)
+    image, pad = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
+    expected = teacher.tokens(image, pad)
+    torch.testing.assert_close(CachedTeacher(teacher, tmp_path).tokens(image, pad), expected, atol=2e-3, rtol=2e-3)
+    again = CachedTeacher(teacher, tmp_path)
+    again.tokens(image[:1])  # another question: its padding is not known
+    monkeypatch.delattr(ClipTeacher, "tokens")
+    torch.testing.assert_close(again.tokens(image, pad), expected, atol=2e-3, rtol=2e-3)

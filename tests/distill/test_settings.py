@@ -1,0 +1,194 @@
+"""Distillation as a recipe sets it: it trains and resumes, what cannot be is refused, inference pays nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+import epmvg
+from epmvg import training
+from epmvg.config import DistillSettings, Recipe
+from epmvg.distill.teacher import ClipTeacher
+from epmvg.types import InputError
+
+STUDENT = [
+    "model=tiny-resnet",
+    "model.pretrained=false",
+    "model.similarity=true",
+    "data.augment={flip: 0.5, crop: 0.5}",
+    "data.images=3",
+    "data.phrases=2",
+    "train.store=false",
+    "train.lr=1e-3",
+    "train.save_every=2",
+    "train.log_every=1",
+]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def vit(tmp_path: Path) -> Path:
+    """A tiny open_clip ViT, random."""
+    config = {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 64, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    }
+    (tmp_path / "teacher.json").write_text(json.dumps(config))
+    return tmp_path / "teacher.json"
+
+
+def recipe(squares: Path, *settings: str) -> Recipe:
+    return Recipe.load("scenes", f"data.name={squares}", *STUDENT, *settings)
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    rows: list[dict[str, Any]] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if row["event"] == "step"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["distill.distance=relational", "distill.dense=1"],
+        ["distill.distance=smooth_l1", "distill.fit=linear", "distill.at=input"],
+    ],
+    ids=" ".join,
+)
+def test_a_teacher_s_terms_fall(squares: Path, vit: Path, tmp_path: Path, settings: list[str]) -> None:
+    torch.manual_seed(0)
+    rates = ["train.lr_visual=1e-3", "train.lr_encoder=1e-3", "train.epochs=8", "train.evaluate_every=8"]
+    chosen = recipe(squares, f"distill.teacher={vit}", *settings, *rates)
+    steps = losses(epmvg.train(chosen, tmp_path / "run"))
+    for name in {"image", "text", "dense"} & steps[0].keys():
+        first, last = (sum(step[name] for step in part) for part in (steps[:8], steps[-8:]))
+        assert last < 0.9 * first, name
+
+
+def test_what_trains_beside_the_student_is_resumed_with_it(
+    squares: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unfrozen teacher and a regressor, cut off between two saves: bit for bit the run that was never stopped."""
+    settings = ["distill.frozen=false", "distill.view=content", "distill.fit=linear", "distill.dense=1"]
+    chosen = recipe(squares, f"distill.teacher={vit}", *settings, "train.epochs=2")
+    real = training._step
+    done: list[int] = []
+
+    def dies_at_five(run: training.Run, batch: epmvg.Batch) -> object:
+        done.append(1)
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        return real(run, batch)
+
+    whole = epmvg.train(chosen, tmp_path / "whole")
+    monkeypatch.setattr(training, "_step", dies_at_five)
+    with pytest.raises(KeyboardInterrupt):
+        epmvg.train(chosen, tmp_path / "cut")
+    monkeypatch.setattr(training, "_step", real)
+    cut = epmvg.train(chosen, tmp_path / "cut", resume=True)
+    expected, resumed = (torch.load(f / "state" / "last.pt", weights_only=True) for f in (whole, cut))
+    assert set(expected["beside"]) == {"teacher", "regressor"}
+    for name, part in {"student": expected["student"], **expected["beside"]}.items():
+        again = resumed["student"] if name == "student" else resumed["beside"][name]
+        assert all(torch.equal(tensor, again[key]) for key, tensor in part.items()), name
+
+
+@pytest.mark.parametrize(("off", "tower"), [("image", "encode_image"), ("text", "encode_text")])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_tower_of_a_side_that_is_off_is_never_asked(
+    squares: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: str, tower: str, frozen: bool
+) -> None:
+    chosen = recipe(
+        squares, f"distill.teacher={vit}", f"distill.{off}=0", f"distill.frozen={frozen}", "train.epochs=0.5"
+    )
+    opened = training.open_teacher
+
+    def without_tower(recipe: Recipe) -> ClipTeacher | None:
+        teacher = opened(recipe)
+        assert teacher is not None
+        monkeypatch.setattr(teacher.clip, tower, None)
+        return teacher
+
+    monkeypatch.setattr(training, "open_teacher", without_tower)
+    if frozen:
+        training.cache_teacher(chosen)
+    (step,) = losses(epmvg.train(chosen, tmp_path / "run"))[:1]
+    assert off not in step and {"image", "text"} - {off} < step.keys()
+
+
+def test_after_caching_a_dense_training_asks_nothing_new(squares: Path, vit: Path, tmp_path: Path) -> None:
+    chosen = recipe(squares, f"distill.teacher={vit}", "distill.dense=1", "train.epochs=1")
+    built = training.cache_teacher(chosen)
+    assert built["answers"] == 6 + 4  # photos with their patches, phrases
+    epmvg.train(chosen, tmp_path / "run")
+    assert training.cache_teacher(chosen)["answers"] == built["answers"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["distill.frozen=false", "distill.view=photo"], r"set distill\.view=canvas"),
+        (["distill.image=0", "distill.text=0"], r"set distill=null"),
+        (["distill.distance=relational", "distill.fit=linear"], r"set distill\.fit=pool"),
+        (["distill.distance=l3"], r"distill\.distance='l3' does not fit"),
+        (["loss.giou=0", "loss.box_weight=0"], r"no box would be learned"),
+        (["distill.at=input", "model.vls=learned"], r"set distill\.at=output"),
+        (["distill.dense=1", "model.similarity=false"], r"set model\.similarity=true"),
+        (["distill.dense=1", "model.preset=tiny-swin"], r"one stride"),
+    ],
+)
+def test_what_cannot_be_is_refused(squares: Path, vit: Path, tmp_path: Path, settings: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words) as refused:
+        epmvg.train(recipe(squares, f"distill.teacher={vit}", *settings), tmp_path / "run")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_setting_has_a_command_in_the_documents() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "distill.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("epmvg")]
+    shown = set()
+    for line in lines:
+        words = shlex.split(line, comments=True)[1:]
+        if words[:2] != ["teacher", "train"]:
+            source, *settings = words[2:] if words[0] == "teacher" else words[1:]
+            settings = settings[: settings.index("--out")] if "--out" in settings else settings
+            Recipe.load(source, *settings)
+            shown |= {setting.partition("=")[0] for setting in settings}
+    assert {f"distill.{name}" for name in DistillSettings.model_fields} - shown == {"distill.teacher"}
+    assert {"distill", "loss.giou", "model.vls", "train.lr_teacher"} < shown
+
+
+def test_a_distilled_run_costs_nothing_at_inference(squares: Path, vit: Path, tmp_path: Path) -> None:
+    """Same parameters, same size of file, and it is loaded and asked without open_clip or any of `epmvg.distill`."""
+    settings = ["train.epochs=0.5", "model.vls=learned"]
+    plain = epmvg.train(recipe(squares, "distill=null", *settings), tmp_path / "plain")
+    taught = [f"distill.teacher={vit}", "distill.dense=1", "distill.fit=linear"]
+    distilled = epmvg.train(recipe(squares, *taught, *settings), tmp_path / "distilled")
+    files = [folder / "model.safetensors" for folder in (plain, distilled)]
+    shapes = [{k: v.shape for k, v in safetensors.torch.load_file(file).items()} for file in files]
+    assert shapes[0] == shapes[1]
+    assert files[0].stat().st_size == files[1].stat().st_size
+    ask = (
+        "import sys, epmvg\n"
+        "(found,) = epmvg.Predictor(sys.argv[1])(sys.argv[2], ['the red square'])\n"
+        "print(found.box)\n"
+        "sys.exit(any(name.split('.')[0] == 'open_clip' or name.startswith('epmvg.distill') for name in sys.modules))"
+    )
+    command = [sys.executable, "-c", ask, str(distilled), str(squares.parent / "0.png")]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert asked.returncode == 0 and asked.stdout.startswith("("), asked.stderr
