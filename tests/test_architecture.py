@@ -13,10 +13,10 @@ SOURCE = Path(epmvg.__file__).parent
 
 # Floors from the ground up; a room may import its own floor's room only where ALLOWED says so.
 FLOORS = [
-    ["types", "boxes", "config", "weights", "draw", "hardware", "terminal"],
+    ["types", "boxes", "config", "confidence", "weights", "draw", "hardware", "terminal"],
     ["data", "models", "distill", "reporting"],
-    ["convert", "doctor", "evaluation", "predict", "listing", "store"],
-    ["training", "serve"],
+    ["convert", "doctor", "evaluation", "predict", "results", "listing", "store"],
+    ["training", "calibration", "hub", "serve"],
     ["demo"],
     ["cli"],
     ["__main__"],
