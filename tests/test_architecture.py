@@ -21,9 +21,15 @@ FLOORS = [
     ["cli"],
     ["__main__"],
 ]
-ALLOWED = {("distill", "data"), ("store", "evaluation"), ("evaluation", "predict"), ("predict", "evaluation")}
+ALLOWED = {
+    ("distill", "data"),
+    ("store", "evaluation"),
+    ("evaluation", "predict"),
+    ("predict", "evaluation"),
+    ("predict", "results"),
+}
 FORBIDDEN = {("models", "data"), ("data", "models"), ("data", "distill"), ("models", "distill")}
-GUESTS = {"open_clip": {"distill"}, "accelerate": {"training"}, "typer": {"cli"}, "jinja2": {"reporting"}}
+GUESTS = {"open_clip": {"distill"}, "accelerate": {"training"}, "typer": {"cli"}, "jinja2": {"reporting", "hub"}}
 GUESTS |= {guest: {"serve"} for guest in ("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart")}
 
 

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from epmvg.boxes import paired_iou
-from epmvg.confidence import BINS, Calibration, measure_trust
+from epmvg.confidence import BINS, Calibration, interval, measure_trust
 from epmvg.config import Recipe
 from epmvg.data.absent import absent_records
 from epmvg.data.catalog import open_records
@@ -130,7 +131,7 @@ def evaluate(
         absent: so many phrases asked of another image, a phrase of the split at most; 0 asks none.
 
     Returns:
-        data, split, protocol, n, acc50, acc25, acc75, miou, `parts` by data set where rows name several, and
+        data, split, protocol, n, acc50, acc25, acc75, miou, acc50_interval (95 %), `parts` by data set where rows name several, and
         `confidence` (docs/confidence.md).
 
     Raises:
@@ -160,6 +161,9 @@ def evaluate(
     parts = _parts(rows)
     if parts:
         result["parts"] = parts
+    hits = np.array([row["iou"] >= 0.5 for row in rows], np.float64)
+    images = [row["image"] for row in rows]
+    result["acc50_interval"] = interval(images, lambda drawn: float(np.average(hits, weights=drawn)))
     result["confidence"] = {"calibrated": model.calibration is not None, "bins": BINS}
     result["confidence"] |= asdict(measure_trust(rows, nothing))
     write_json(run / f"evaluation-{stem}.json", result)

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, BertModel, BertTokenizer, Pr
 
 from epmvg.confidence import CONFIDENCE_FILE, read_calibration
 from epmvg.models.grounder import Grounder
+from epmvg.models.hub import fetch
 from epmvg.models.linguistic import LinguisticBranch
 from epmvg.models.presets import MINILM_L6, preset
 from epmvg.models.visual import ConvBranch, SwinBranch, VisualBranch
@@ -153,13 +154,16 @@ def save(model: Grounder, folder: Path | str) -> None:
         write_text(folder / CONFIDENCE_FILE, model.calibration.dump())
 
 
-def load(folder: Path | str) -> Grounder:
+def load(run: Path | str) -> Grounder:
     """Load a grounder that `save` or a training run wrote, in eval mode.
 
+    Args:
+        run: its folder, or OWNER/NAME of a model on the Hugging Face hub.
+
     Raises:
-        InputError: the folder or one of its files is missing or not ours.
+        InputError: the folder or one of its files is missing or not ours, or the hub cannot be asked.
     """
-    folder = Path(folder)
+    folder = fetch(run)
     for name in ("model.yaml", "model.safetensors", "tokenizer"):
         if not (folder / name).exists():
             raise InputError(f"{folder} is not a trained run: it has no {name}. Give the folder that training wrote.")
