@@ -131,8 +131,8 @@ def evaluate(
         absent: so many phrases asked of another image, a phrase of the split at most; 0 asks none.
 
     Returns:
-        data, split, protocol, n, acc50, acc25, acc75, miou, acc50_interval (95 %), `parts` by data set where rows name several, and
-        `confidence` (docs/confidence.md).
+        data, split, protocol, n, acc50, acc25, acc75, miou, acc50_interval (95 %, images drawn anew), `parts` by data
+        set where rows name several, and `confidence` (docs/confidence.md).
 
     Raises:
         InputError: the run, the data or a picture cannot be read.
