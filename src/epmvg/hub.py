@@ -11,7 +11,6 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,7 +22,6 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from epmvg import __version__
-from epmvg.confidence import Calibration
 from epmvg.config import Recipe
 from epmvg.data.catalog import open_records
 from epmvg.models.factory import load, save, write_text
@@ -137,7 +135,7 @@ def model_card(run: Path | str, *, licence: str | None = None, latency: Latency 
     )
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    template = (resources.files("epmvg.models") / "card.md").read_text(encoding="utf-8")
+    template = (resources.files("epmvg") / "card.md").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         front=about.to_yaml(),
         run=run.resolve().name,
@@ -148,7 +146,7 @@ def model_card(run: Path | str, *, licence: str | None = None, latency: Latency 
         model=model.settings,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         evaluations=_evaluations(run),
-        calibration=_Judged(model.calibration) if model.calibration else None,
+        calibration=model.calibration,
         latency=latency,
         leaks=_leaks(run),
     )
@@ -181,17 +179,6 @@ def time_model(model: Grounder, rounds: int = 15) -> Latency:
     threads = torch.get_num_threads()
     where = f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}"
     return Latency(one, (nine - one) / 8, where)
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """What the card says of a calibration."""
-
-    of: Calibration
-
-    @property
-    def fitted(self) -> Mapping[str, Any]:
-        return self.of.fitted or {}
 
 
 def _evaluations(run: Path) -> list[dict[str, Any]]:
