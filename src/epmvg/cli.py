@@ -254,8 +254,12 @@ def predict(
     if draw is not None:
         _save_picture(found.draw(), draw)
     if form is not None or as_json:
-        kinds = {Form.coco: lambda: to_coco([found]), Form.label_studio: lambda: to_label_studio([found])}
-        print(json.dumps(kinds.get(form or Form.json, found.to_dict)()))
+        if form is Form.coco:
+            print(json.dumps(to_coco([found])))
+        elif form is Form.label_studio:
+            print(json.dumps(to_label_studio([found])))
+        else:
+            print(json.dumps(found.to_dict()))
         return
     _table(
         f"{image} ({found.picture.width} x {found.picture.height})",

@@ -47,7 +47,7 @@ class Calibration:
     def __call__(self, score: Array) -> Array:
         """Turn raw scores [n] into probabilities [n]."""
         features = _features(score)
-        return cast(Array, _sigmoid(features @ np.array([self.rising, self.falling, self.shift])))
+        return _sigmoid(features @ np.array([self.rising, self.falling, self.shift]))
 
     def dump(self) -> str:
         """Return it as JSON that `read_calibration` reads back."""
@@ -117,7 +117,8 @@ def _fit(method: Method, score: Array, correct: Array) -> Calibration:
     while (turned := numbers[:2] < 0).any():
         tie = tie[:, ~tie[:2][turned].any(0)]
         numbers = tie @ _logistic(features @ tie, correct, _neutral(tie))
-    return Calibration(method, *(float(value) for value in numbers))
+    rising, falling, shift = numbers.tolist()
+    return Calibration(method, rising, falling, shift)
 
 
 def _neutral(tie: Array) -> Array:
@@ -146,7 +147,7 @@ def _features(score: Array) -> Array:
 
 
 def _sigmoid(value: Array) -> Array:
-    return cast(Array, 0.5 * (1 + np.tanh(0.5 * value)))
+    return 0.5 * (1 + np.tanh(0.5 * value))
 
 
 def log_loss(probability: Array, correct: Array) -> float:
@@ -225,7 +226,7 @@ def auroc(score: Array, positive: Array, weight: Array | None = None) -> float:
 def _pooled(score: Array, outcome: Array, mass: Array) -> tuple[Array, Array, Array]:
     """Pool rows of equal score, lowest first: scores, mean outcomes and masses; pools without mass are left out."""
     value, owner = np.unique(score, return_inverse=True)
-    total = np.bincount(owner, weights=mass)
+    total = np.bincount(owner, weights=mass).astype(np.float64)
     happened = np.bincount(owner, weights=mass * outcome)
     there = total > 0
     return value[there], happened[there] / total[there], total[there]
