@@ -100,6 +100,14 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "unknown data set": (["evaluate", run, "--data", "scenez"], "did you mean 'scenes'"),
         "data without a place": (["train", "flickr-mini", "--out", tmp_path / "new2"], "data.root=FOLDER"),
         "report on nothing": (["report", tmp_path / "void"], "void"),
+        "score without a number": (
+            ["predict", run, photo, "it", "--min-score", "high"],
+            "--min-score high is no number",
+        ),
+        "no stored threshold": (["predict", run, photo, "it", "--min-score", "auto"], "`epmvg calibrate RUN`"),
+        "calibrated on a test split": (["calibrate", run, "--split", "test"], "for reporting"),
+        "published nowhere": (["publish", run], "--to FOLDER or --hub OWNER/NAME"),
+        "no such hub": (["predict", "nobody/none", photo, "it"], "nobody/none is no folder here"),
         "captions missing": (["teacher", "train", tmp_path / "c.jsonl", "--out", tmp_path / "t"], "c.jsonl"),
     }
 

@@ -9,15 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from epmvg.calibration import calibrate
     from epmvg.config import Recipe
     from epmvg.data.loader import make_loader
     from epmvg.distill.losses import GroundingLoss
     from epmvg.distill.teacher import ClipTeacher
     from epmvg.evaluation import evaluate
+    from epmvg.hub import from_pretrained, push_to_hub, save_pretrained
     from epmvg.models.factory import create_model, load, save
     from epmvg.models.presets import list_models
     from epmvg.predict import Predictor
     from epmvg.reporting import report
+    from epmvg.results import Predictions, to_coco, to_label_studio
     from epmvg.training import train
     from epmvg.types import Batch, Embeddings, InputError, Output, Prediction, Record
 
@@ -29,16 +32,23 @@ __all__ = [
     "InputError",
     "Output",
     "Prediction",
+    "Predictions",
     "Predictor",
     "Recipe",
     "Record",
+    "calibrate",
     "create_model",
     "evaluate",
+    "from_pretrained",
     "list_models",
     "load",
     "make_loader",
+    "push_to_hub",
     "report",
     "save",
+    "save_pretrained",
+    "to_coco",
+    "to_label_studio",
     "train",
 ]
 
@@ -52,16 +62,23 @@ _HOME = {
     "InputError": "types",
     "Output": "types",
     "Prediction": "types",
+    "Predictions": "results",
     "Predictor": "predict",
     "Recipe": "config",
     "Record": "types",
+    "calibrate": "calibration",
     "create_model": "models.factory",
     "evaluate": "evaluation",
+    "from_pretrained": "hub",
     "list_models": "models.presets",
     "load": "models.factory",
     "make_loader": "data.loader",
+    "push_to_hub": "hub",
     "report": "reporting",
     "save": "models.factory",
+    "save_pretrained": "hub",
+    "to_coco": "results",
+    "to_label_studio": "results",
     "train": "training",
 }
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -32,6 +31,12 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 console = Console()
+
+
+class Form(StrEnum):
+    json = "json"
+    coco = "coco"
+    label_studio = "label-studio"
 
 
 class Listed(StrEnum):
@@ -121,6 +126,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Of that data; the run's validation split by default.")] = None,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
     split_key: Annotated[str | None, typer.Option(help="The row key that names the split.")] = None,
+    absent: Annotated[float, typer.Option(help="Phrases asked of other images, a phrase of the split.")] = 0.25,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON; - prints it.")] = None,
 ) -> None:
     """Score a run: Acc@0.5, mean IoU, and a row of predictions a phrase."""
@@ -129,7 +135,7 @@ def evaluate(
     from epmvg.terminal import counting
 
     with counting(Console(stderr=True), "Scoring") as progress:
-        result = score(run, data=data, split=split, root=root, split_key=split_key, progress=progress)
+        result = score(run, data=data, split=split, root=root, split_key=split_key, absent=absent, progress=progress)
     if str(json_file) == "-":
         print(json.dumps(result))
         return
@@ -148,6 +154,82 @@ def evaluate(
             for name, scores in parts.items()
         ],
     )
+    _table("How far the score can be trusted", [_trust_row(result["confidence"])])
+
+
+def _trust_row(said: dict[str, Any]) -> dict[str, str]:
+    figures = {
+        "calibration error": said["ece"],
+        "AURC": said["aurc"],
+        "AUROC, correct box": said["auroc_correct"],
+        "AUROC, phrase belongs": said["auroc_belongs"],
+    }
+    return {
+        name: "-" if one is None else f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+        for name, one in figures.items()
+    }
+
+
+@app.command()
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="A folder that training wrote.")],
+    data: Annotated[str | None, typer.Option(help="A data set's name or a file; the run's own by default.")] = None,
+    split: Annotated[str | None, typer.Option(help="To calibrate on; the run's validation split by default.")] = None,
+    root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
+    split_key: Annotated[str | None, typer.Option(help="The row key that names the split.")] = None,
+    fit_head: Annotated[bool, typer.Option("--fit-head", help="First fit a score head on the training split.")] = False,
+    limit: Annotated[int, typer.Option(help="Most phrases to fit the head on.")] = 20_000,
+    false_alarms: Annotated[
+        float, typer.Option(help="Share of absent phrases that may pass the stored threshold.")
+    ] = 0.1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Make a run's scores probabilities, and choose the threshold of "nothing found"."""
+    from epmvg.calibration import calibrate as run_calibration
+    from epmvg.terminal import counting
+
+    with counting(Console(stderr=True), "Asking") as progress:
+        done = run_calibration(
+            run,
+            data=data,
+            split=split,
+            root=root,
+            split_key=split_key,
+            fit_head=fit_head,
+            limit=limit,
+            false_alarms=false_alarms,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps(done))
+        return
+    fitted = done["fitted"]
+    shown = fitted | {"method": done["method"], "threshold": done["threshold"]}
+    _table(
+        f"{run}",
+        [{"": key, "value": f"{said:.4f}" if isinstance(said, float) else str(said)} for key, said in shown.items()],
+    )
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(help="A folder that training wrote.")],
+    to: Annotated[Path | None, typer.Option(help="Write the hub's folder here.")] = None,
+    hub: Annotated[str | None, typer.Option(help="Publish it as OWNER/NAME on the Hugging Face hub.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the weights, for example apache-2.0.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Only its owner sees a new one.")] = False,
+    latency: Annotated[bool, typer.Option("--latency", help="Time the model on this machine for its card.")] = False,
+) -> None:
+    """Write a run as a folder for the Hugging Face hub with a model card, or publish it there."""
+    from epmvg.hub import push_to_hub, save_pretrained
+
+    if (to is None) == (hub is None):
+        raise InputError("Say where: give either --to FOLDER or --hub OWNER/NAME.")
+    if to is not None:
+        console.print(f"The model is in {save_pretrained(run, to, licence=licence, measure_latency=latency)}")
+    if hub is not None:
+        address = push_to_hub(run, hub, private=private, licence=licence, measure_latency=latency)
+        console.print(f"The model is at {address}")
 
 
 @app.command()
@@ -157,32 +239,48 @@ def predict(
     phrases: Annotated[list[str], typer.Argument(help="What to find, one or several.")],
     draw: Annotated[Path | None, typer.Option(help="Save the photo with the boxes drawn.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    form: Annotated[Form | None, typer.Option("--format", help="Print JSON of this kind.")] = None,
+    min_score: Annotated[
+        str | None, typer.Option(help="Below it nothing counts as found; auto takes the calibrated threshold.")
+    ] = None,
 ) -> None:
     """Find phrases in a photo."""
     from epmvg.data.transforms import open_image
-    from epmvg.draw import draw_boxes
     from epmvg.predict import Predictor
+    from epmvg.results import to_coco, to_label_studio
 
-    picture = open_image(image)
-    found = Predictor(run)(picture, phrases)
+    open_image(image)  # a wrong name is said before a model is loaded
+    found = Predictor(run)(image, phrases, min_score=_score_bound(min_score))
     if draw is not None:
-        drawn = draw_boxes(picture, [one.box for one in found], [one.phrase for one in found])
-        _save_picture(drawn, draw)
-    if as_json:
-        results = [dataclasses.asdict(one) for one in found]
-        print(json.dumps({"image": str(image), "width": picture.width, "height": picture.height, "results": results}))
+        _save_picture(found.draw(), draw)
+    if form is not None or as_json:
+        if form is Form.coco:
+            print(json.dumps(to_coco([found])))
+        elif form is Form.label_studio:
+            print(json.dumps(to_label_studio([found])))
+        else:
+            print(json.dumps(found.to_dict()))
         return
     _table(
-        f"{image} ({picture.width} x {picture.height})",
+        f"{image} ({found.picture.width} x {found.picture.height})",
         [
             {
                 "phrase": one.phrase,
-                "box (x0, y0, x1, y1)": ", ".join(f"{v:.1f}" for v in one.box),
+                "box (x0, y0, x1, y1)": ", ".join(f"{v:.1f}" for v in one.box) if one.found else "nothing found",
                 "score": f"{one.score:.2f}",
             }
             for one in found
         ],
     )
+
+
+def _score_bound(text: str | None) -> float | Literal["auto"] | None:
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]  # mypy does not narrow str to a literal
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--min-score {text} is no number: give one between 0 and 1, or auto.") from None
 
 
 def _save_picture(picture: Any, file: Path) -> None:

@@ -128,6 +128,7 @@ class LossSettings(Settings):
     similarity: float = Field(0.5, ge=0)
     regressed: float = Field(0.5, ge=0)
     votes: float = Field(1.0, ge=0)
+    score: float = Field(1.0, ge=0)  # of the score head, from which no gradient passes into the rest
 
     @model_validator(mode="after")
     def _choose(self) -> LossSettings:
@@ -154,6 +155,7 @@ class TrainSettings(Settings):
     seed: int = 13
     store: bool = False  # keep a wholly frozen backbone's maps on disk; needs augment = null
     store_gb: float = Field(4.0, gt=0)
+    absent: float = Field(0.25, ge=0, le=1)  # pairs a phrase that the score head learns "nothing there" from
     lr_teacher: float = Field(1e-6, gt=0)  # of an unfrozen teacher (Table 4)
     evaluate_every: float = Field(1.0, gt=0)  # epochs
     evaluate_limit: int | None = Field(None, ge=1)  # phrases of val; None scores all

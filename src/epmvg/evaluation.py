@@ -8,15 +8,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from epmvg.boxes import paired_iou, to_xyxy
+from epmvg.boxes import paired_iou
+from epmvg.confidence import BINS, Calibration, interval, measure_trust
 from epmvg.config import Recipe
+from epmvg.data.absent import absent_records
 from epmvg.data.catalog import open_records
 from epmvg.data.loader import GroundingLoader
 from epmvg.models.factory import load
-from epmvg.models.grounder import Grounder
+from epmvg.models.grounder import Grounder, share_inside
 from epmvg.models.memory import TextMemory
 from epmvg.types import Batch, InputError, Output, Progress, Record
 
@@ -58,14 +61,14 @@ def predict_rows(
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             states = memory(batch.tokens, batch.token_pad) if memory else None
             output = model(*batch.inputs, features=batch.stored.get("maps"), states=states)
-        rows += _rows(output, batch)
+        rows += _rows(output, batch, model.calibration)
         if progress:
             progress(len(rows), total)
     return rows
 
 
-def _rows(output: Output, batch: Batch) -> list[dict[str, Any]]:
-    boxes, scores = output.box.float().cpu(), box_scores(output).cpu().tolist()
+def _rows(output: Output, batch: Batch, calibration: Calibration | None) -> list[dict[str, Any]]:
+    boxes, scores = output.box.float().cpu(), box_scores(output, calibration).tolist()
     rows = []
     for i, record in enumerate(batch.records):
         box = batch.letterbox[int(batch.owner[i])].to_source(boxes[i].double())
@@ -82,25 +85,27 @@ def _rows(output: Output, batch: Batch) -> list[dict[str, Any]]:
             }
             | {
                 key: record.extra[key]
-                for key in ("kind", "types", "dataset", "split", "category")
+                for key in ("kind", "types", "dataset", "split", "category", "absent")
                 if key in record.extra
             }
         )
     return rows
 
 
-def box_scores(output: Output) -> Tensor:
-    """Share of the where-map inside each predicted box, [P] in 0..1; 1 for a model without a map."""
-    if output.where is None or output.grid is None:
-        return torch.ones(len(output.box))
-    rows, columns = output.grid
-    share = output.where.float().softmax(-1).unflatten(1, (rows, columns))  # [P, H, W]
-    x0, y0, x1, y1 = (edge[:, None] for edge in to_xyxy(output.box.float()).unbind(-1))
-    left = torch.arange(columns, device=share.device) / columns
-    top = torch.arange(rows, device=share.device) / rows
-    across = ((x1 - left).clamp(max=1 / columns) - (x0 - left).clamp(min=0)).clamp(min=0) * columns  # [P, W], 0..1
-    down = ((y1 - top).clamp(max=1 / rows) - (y0 - top).clamp(min=0)).clamp(min=0) * rows  # [P, H], 0..1
-    return torch.einsum("phw,ph,pw->p", share, down, across).clamp(0, 1)
+def box_scores(output: Output, calibration: Calibration | None = None) -> Tensor:
+    """Say how sure a model is of each box, float64 [P] in 0..1, on the CPU.
+
+    Raw, that is the IoU its score head expects; without one, the share of the where-map inside the box; without a map,
+    1. A calibration turns it into the probability that the box is correct.
+    """
+    if output.score is not None:
+        score = output.score.sigmoid()
+    elif output.where is not None and output.grid is not None:
+        score = share_inside(output.where, output.box, output.grid)
+    else:
+        score = torch.ones(len(output.box))
+    score = score.double().cpu()
+    return score if calibration is None else torch.from_numpy(calibration(score.numpy()))
 
 
 def evaluate(
@@ -110,9 +115,12 @@ def evaluate(
     split: str | None = None,
     root: str | None = None,
     split_key: str | None = None,
+    absent: float = 0.25,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a run on a split and leave `predictions-<data>-<split>.jsonl` and `evaluation-...json` in its folder.
+
+    Some phrases are asked of other images as well, to which they do not belong: `absent-...jsonl`.
 
     Args:
         run: a folder that training wrote.
@@ -120,9 +128,11 @@ def evaluate(
         split: of that data; the run's validation split by default.
         root: where the data lies; the run's own by default.
         split_key: the row key that names the split; the run's own by default.
+        absent: so many phrases asked of another image, a phrase of the split at most; 0 asks none.
 
     Returns:
-        data, split, protocol, n, acc50, acc25, acc75, miou, and `parts` by data set where rows name several.
+        data, split, protocol, n, acc50, acc25, acc75, miou, acc50_interval (95 %, images drawn anew), `parts` by data
+        set where rows name several, and `confidence` (docs/confidence.md).
 
     Raises:
         InputError: the run, the data or a picture cannot be read.
@@ -138,18 +148,33 @@ def evaluate(
         root=root or (settings.root if data in (None, settings.name) else None),
         split_key=split_key or settings.split_key,
     )
-    loader = evaluation_loader(model, records, images=settings.images)
-    rows = predict_rows(model, loader.batches(0), progress=progress, total=len(records))
+    asked = [*records, *absent_records(records, absent)]  # an image is still encoded once
+    loader = evaluation_loader(model, asked, images=settings.images)
+    answers = predict_rows(model, loader.batches(0), progress=progress, total=len(asked))
+    rows, nothing = split_absent(answers)
     if len(rows) != len(records):
         raise InputError(f"{name} has {len(records)} rows but {len(rows)} were answered.")
     stem = f"{Path(name).stem}-{split or 'all'}"
     write_rows(run / f"predictions-{stem}.jsonl", rows)
+    write_rows(run / f"absent-{stem}.jsonl", nothing)
     result = {"data": Path(name).stem, "split": split or "all", "protocol": PROTOCOL} | asdict(summarise(rows))
     parts = _parts(rows)
     if parts:
         result["parts"] = parts
+    hits = np.array([row["iou"] >= 0.5 for row in rows], np.float64)
+    images = [row["image"] for row in rows]
+    result["acc50_interval"] = interval(images, lambda drawn: float(np.average(hits, weights=drawn)))
+    result["confidence"] = {"calibrated": model.calibration is not None, "bins": BINS}
+    result["confidence"] |= asdict(measure_trust(rows, nothing))
     write_json(run / f"evaluation-{stem}.json", result)
     return result
+
+
+def split_absent(answers: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Part rows of predictions from those of phrases that do not belong to their image, whose target means nothing."""
+    rows = [row for row in answers if not row.get("absent")]
+    kept = ("image", "phrase", "box", "score")
+    return rows, [{key: row[key] for key in kept} for row in answers if row.get("absent")]
 
 
 def evaluation_loader(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from epmvg.config import DistillSettings, ModelSettings, Recipe, TrainSettings
+from epmvg.data.absent import Absence
 from epmvg.data.catalog import cache_folder, open_records
 from epmvg.data.jsonl import Skipped
 from epmvg.data.loader import GroundingLoader
@@ -67,6 +68,7 @@ class Run:
     beside: dict[str, nn.Module]  # what trains beside the student and is dropped after it
     report: Report
     text_memory: TextMemory | None
+    absence: Absence | None  # which phrases the score head may learn "nothing there" from
     board: Any = None  # a TensorBoard writer, if the recipe wants one
     position: Position = field(default_factory=Position)
 
@@ -155,6 +157,7 @@ def _prepare(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerator, 
         beside={name: part for name, part in beside.items() if part is not None},
         report=report,
         text_memory=TextMemory(student.linguistic) if student.linguistic.frozen else None,
+        absence=Absence(loader.records) if student.score_head is not None and settings.absent else None,
         board=_board(folder) if settings.tensorboard and accelerator.is_main_process else None,
     )
 
@@ -402,7 +405,10 @@ def _step(run: Run, batch: Batch) -> Loss:
         if run.text_memory is not None:
             with torch.no_grad():
                 states = run.text_memory(batch.tokens, batch.token_pad)
-        output = run.network(*batch.inputs, features=batch.stored.get("maps"), states=states)
+        absent = None
+        if run.absence is not None:
+            absent = run.absence.pairs(batch, run.recipe.train.absent, (run.recipe.train.seed, run.position.step))
+        output = run.network(*batch.inputs, features=batch.stored.get("maps"), states=states, absent=absent)
         teacher = None if run.lesson is None else run.lesson(batch)
     loss = run.loss_of(output, batch.box, teacher)
     total = loss.total
@@ -414,10 +420,16 @@ def _step(run: Run, batch: Batch) -> Loss:
         )
     run.accelerator.backward(total)
     if run.accelerator.sync_gradients and run.recipe.train.clip:
-        run.accelerator.clip_grad_norm_(run.network.parameters(), run.recipe.train.clip)
+        run.accelerator.clip_grad_norm_(_clipped(run), run.recipe.train.clip)
     run.optimizer.step()
     run.optimizer.zero_grad()
     return loss
+
+
+def _clipped(run: Run) -> list[nn.Parameter]:
+    """What the gradient's norm is taken of: a score head must not slow the student down."""
+    apart = set() if run.student.score_head is None else {id(p) for p in run.student.score_head.parameters()}
+    return [parameter for parameter in run.network.parameters() if id(parameter) not in apart]
 
 
 def _lr(run: Run) -> float:

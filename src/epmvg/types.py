@@ -87,6 +87,10 @@ class Output:
     similarity: Tensor | None = None  # [P, N] logits: phrase against visual tokens, -inf at padding
     votes: Tensor | None = None  # [P, N, 4] the box each visual token votes for, cxcywh
     grid: tuple[int, int] | None = None  # (rows, columns) of the N visual tokens
+    judged: Tensor | None = None  # [P, 4], the box that `score` is about: the one inference reads
+    evidence: Tensor | None = None  # [P, F], what the score head looks at; no gradient passes
+    score: Tensor | None = None  # [P] logits of the expected IoU of `judged`
+    absent: Tensor | None = None  # [A] the same logits for phrases that do not belong to the image they were asked of
 
 
 @dataclass(slots=True)
@@ -115,8 +119,9 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One phrase found in one image."""
+    """One phrase looked for in one image."""
 
     phrase: str
-    box: Box  # (x0, y0, x1, y1) in pixels of the image as it is displayed
-    score: float  # 0..1: share of the where-map inside the box; 1.0 for a model without a map
+    box: Box  # (x0, y0, x1, y1) in pixels of the image as it is displayed; the best guess even where not found
+    score: float  # 0..1, how sure the model is of the box: a probability once the run is calibrated
+    found: bool = True  # False: the score is below the bound that was asked for

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from epmvg.boxes import paired_giou, to_xyxy
+from epmvg.boxes import paired_giou, paired_iou, to_xyxy
 from epmvg.types import Embeddings, InputError, Output, SimilarityMap
 
 BoxLoss = Literal["l1", "smooth_l1"]
@@ -65,6 +65,7 @@ class GroundingLoss:
         where, similarity: of the two maps' terms, for students that have them.
         votes: of the boxes that tokens inside the target vote for; they share the box terms.
         regressed: of the box from [REG] where the student also has an anchored one; both share the box terms.
+        score: of the score head's term, for students that have one.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class GroundingLoss:
         similarity: float = 0.5,
         regressed: float = 0.5,
         votes: float = 1.0,
+        score: float = 1.0,
     ) -> None:
         self.kind: BoxLoss = box
         self.box_weight, self.giou = box_weight, giou
@@ -92,6 +94,7 @@ class GroundingLoss:
         self.regressor = regressor
         self.where, self.similarity = where, similarity
         self.regressed, self.votes = regressed, votes
+        self.score = score
 
     def __call__(self, output: Output, box: Tensor, teacher: Embeddings | None = None) -> Loss:
         """Return the weighted terms for target boxes [P, 4] (cxcywh, 0..1 of the canvas).
@@ -119,6 +122,8 @@ class GroundingLoss:
             self._add_vectors(loss, output, teacher)
             if self.dense and teacher.similarity is not None:
                 loss.terms["dense"] = self.dense * dense_loss(output, teacher.similarity)
+        if output.score is not None and output.judged is not None:
+            loss.terms["score"] = self.score * score_loss(output.score, output.judged, box, output.absent)
         return loss
 
     def _add_vectors(self, loss: Loss, output: Output, teacher: Embeddings) -> None:
@@ -179,6 +184,22 @@ def where_loss(logits: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
     inside = tokens_inside(box, grid) & logits.isfinite()  # [P, N]
     log_share = logits.float().log_softmax(-1).masked_fill(~inside, 0.0)
     return -(log_share.sum(-1) / inside.sum(-1).clamp(min=1)).mean()
+
+
+def score_loss(score: Tensor, judged: Tensor, target: Tensor, absent: Tensor | None = None) -> Tensor:
+    """Cross-entropy of predicted with true IoU, averaged over phrases and absent pairs.
+
+    A soft target makes the mean prediction the expected IoU (as in IoU-aware detectors: Wu et al., IoU-aware
+    Single-stage Object Detector, 2020).
+
+    Args:
+        score: logits [P]; absent: logits [A] of phrases that name nothing in their image, whose target is 0.
+        judged, target: [P, 4] cxcywh, the box that the score is about and the true one.
+    """
+    iou = paired_iou(to_xyxy(judged.float()), to_xyxy(target.float())).clamp(0, 1)
+    if absent is not None:
+        score, iou = torch.cat([score, absent]), torch.cat([iou, torch.zeros_like(absent)])
+    return F.binary_cross_entropy_with_logits(score, iou)
 
 
 def tokens_inside(box: Tensor, grid: tuple[int, int]) -> Tensor:

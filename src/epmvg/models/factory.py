@@ -19,7 +19,9 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoTokenizer, BertModel, BertTokenizer, PreTrainedTokenizerBase
 
+from epmvg.confidence import CONFIDENCE_FILE, read_calibration
 from epmvg.models.grounder import Grounder
+from epmvg.models.hub import fetch
 from epmvg.models.linguistic import LinguisticBranch
 from epmvg.models.presets import MINILM_L6, preset
 from epmvg.models.visual import ConvBranch, SwinBranch, VisualBranch
@@ -68,6 +70,7 @@ def build(settings: dict[str, Any]) -> Grounder:
         normalize=settings["normalize"],
         similarity=settings["similarity"],
         anchored=settings["anchored"],
+        score=settings["score"],
     )
 
 
@@ -134,51 +137,69 @@ def load_bert(model: Grounder, name: str) -> None:
 
 
 def save(model: Grounder, folder: Path | str) -> None:
-    """Write weights, tokenizer and numbers of `model` into a folder that `load` reads without anything else."""
+    """Write weights, tokenizer and numbers of `model` into a folder that `load` reads without anything else.
+
+    A calibration of what the folder held before is deleted: it is not true of other weights.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIDENCE_FILE).unlink(missing_ok=True)
     model.tokenizer.save_pretrained(folder / "tokenizer")
     write_text(folder / "model.yaml", yaml.safe_dump(model.settings, sort_keys=False))
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     temporary = folder / "model.safetensors.part"
     safetensors.torch.save_file(state, temporary)
     temporary.replace(folder / "model.safetensors")
+    if model.calibration is not None:
+        write_text(folder / CONFIDENCE_FILE, model.calibration.dump())
 
 
-def load(folder: Path | str) -> Grounder:
+def load(run: Path | str) -> Grounder:
     """Load a grounder that `save` or a training run wrote, in eval mode.
 
+    Args:
+        run: its folder, or OWNER/NAME of a model on the Hugging Face hub.
+
     Raises:
-        InputError: the folder or one of its files is missing or not ours.
+        InputError: the folder or one of its files is missing or not ours, or the hub cannot be asked.
     """
-    folder = Path(folder)
+    folder = fetch(run)
     for name in ("model.yaml", "model.safetensors", "tokenizer"):
         if not (folder / name).exists():
             raise InputError(f"{folder} is not a trained run: it has no {name}. Give the folder that training wrote.")
     try:
         settings = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
-        model = build(settings)
         state = safetensors.torch.load_file(folder / "model.safetensors")
+        settings["score"] = any(name.startswith("score_head.") for name in state)  # it may have been fitted later
+        model = build(settings)
         model.load_state_dict(state)
     except (yaml.YAMLError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder} holds a model that cannot be read ({reason}): copy or train it again.") from error
     model.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    model.calibration = read_calibration(folder)
     return model.eval()
 
 
 def start_from(model: Grounder, folder: Path | str) -> None:
     """Give `model` the weights and tokenizer of a saved grounder of the same shape, in place.
 
+    A score head that only one of the two has is left as it is, or left out.
+
     Raises:
         InputError: the folder holds no grounder, or one of another shape.
     """
     saved = load(folder)
     own, other = model.state_dict(), saved.state_dict()
+    if (model.score_head is None) != (saved.score_head is None):
+        own, other = (
+            {name: value for name, value in state.items() if not name.startswith("score_head.")}
+            for state in (own, other)
+        )
     for name in [*own, *other]:
         if name not in own or name not in other or own[name].shape != other[name].shape:
             raise InputError(f"{folder} holds a model of another shape (see {name}): give the preset it was made for.")
-    model.load_state_dict(other)
+    model.load_state_dict(other, strict=False)  # the names were compared above
     model.tokenizer = saved.tokenizer
 
 

@@ -1,8 +1,8 @@
 """The grounder: visual and linguistic branches, [REG], fusion and head (eq. 1-4).
 
 Token order is eq. 1's: [REG], visual, text. An image is encoded once and answers all its phrases.
-The where-map, the phrase-token similarity and the anchored head go beyond the paper
-(docs/design.md).
+The where-map, the phrase-token similarity, the anchored head and the score head go beyond the paper
+(docs/design.md, docs/confidence.md).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from epmvg.boxes import to_cxcywh, to_xyxy
+from epmvg.boxes import paired_iou, to_cxcywh, to_xyxy
+from epmvg.confidence import Calibration
 from epmvg.models.linguistic import LinguisticBranch
 from epmvg.models.transformer import MLP, Encoder, content_first, sine_position
 from epmvg.models.visual import VisualBranch
@@ -54,6 +55,9 @@ class Grounder(nn.Module):
         normalize: bring visual and text tokens to one scale (LayerNorm) before they meet; small budgets need it.
         similarity: let each visual token know its cosine with the phrase in a shared space.
         anchored: predict a where-map over visual tokens and let each token vote for the box.
+        score: predict how well the own box fits, without a say in what the rest learns.
+
+    `calibration` turns raw scores into probabilities; `load` sets it where the folder has one.
 
     Raises:
         InputError: no such `vls`, or `anchored` with several maps of visual tokens.
@@ -78,6 +82,7 @@ class Grounder(nn.Module):
         normalize: bool = False,
         similarity: bool = False,
         anchored: bool = False,
+        score: bool = False,
     ) -> None:
         super().__init__()
         self.visual = visual
@@ -108,6 +113,13 @@ class Grounder(nn.Module):
         if self.vote_head is not None:
             nn.init.normal_(cast(nn.Linear, self.vote_head.layers[-1]).weight, std=0.01)  # first votes: one's own place
             nn.init.zeros_(cast(nn.Linear, self.vote_head.layers[-1]).bias)
+        self.score_head = self.new_score_head() if score else None
+        self.calibration: Calibration | None = None
+
+    def new_score_head(self) -> ScoreHead:
+        """Make a fresh score head for this student; the caller's random numbers stay as they were."""
+        with torch.random.fork_rng(devices=[]):
+            return ScoreHead(self.width, maps=self.anchored, similarity=self.similarity is not None)
 
     def tokenize(self, phrases: list[str]) -> tuple[Tensor, Tensor]:
         """Turn P phrases into tokens int64 [P, L'] and token_pad bool [P, L'], L' <= L; longer phrases are cut."""
@@ -136,6 +148,7 @@ class Grounder(nn.Module):
         *,
         features: Tensor | None = None,
         states: Tensor | None = None,
+        absent: Tensor | None = None,
     ) -> Output:
         """Ground P phrases in I images.
 
@@ -144,12 +157,30 @@ class Grounder(nn.Module):
             tokens: int64 [P, L]; token_pad: bool [P, L].
             owner: int64 [P], the image of each phrase; None means phrase i asks about image i.
             features, states: stored answers of a frozen backbone [I, C, h, w] and a frozen text encoder [P, L, C].
+            absent: int64 [2, A], image and phrase of pairs that do not belong together; the score head judges them
+                (`Output.absent`), and nothing else hears of them.
         """
         if owner is None:
             owner = torch.arange(len(tokens), device=tokens.device)
         if states is None:
             states = self.linguistic(tokens, token_pad)
-        return self.answer(self.encode_image(image, pad, features), states, token_pad, owner)
+        images = self.encode_image(image, pad, features)
+        output = self.answer(images, states, token_pad, owner)
+        if absent is not None and self.score_head is not None:
+            output.absent = self.score_head(self._evidence_of(images, states, token_pad, *absent))
+        return output
+
+    @torch.no_grad()
+    def _evidence_of(
+        self, images: EncodedImages, states: Tensor, token_pad: Tensor, image: Tensor, phrase: Tensor
+    ) -> Tensor:
+        """Ask phrases [A] of images [A] as at inference, without drawing a random number."""
+        learning = self.training
+        self.eval()
+        evidence = self.answer(images, states[phrase], token_pad[phrase], image).evidence
+        self.train(learning)
+        assert evidence is not None
+        return evidence
 
     def answer(self, images: EncodedImages, states: Tensor, token_pad: Tensor, owner: Tensor) -> Output:
         """Fuse encoded images with text states [P, L, C] and read the boxes."""
@@ -218,7 +249,47 @@ class Grounder(nn.Module):
             index = keep[source][..., None].expand(-1, -1, 4)
             out.votes = votes.new_zeros(phrases, places, 4).scatter(1, index, votes)
             out.where = _spread(where, keep[source], places)
+        self._judge(out, fused_reg, fused, visual_pad, keep[source])
         return out
+
+    def _judge(self, out: Output, reg: Tensor, fused: Tensor, visual_pad: Tensor, keep: Tensor) -> None:
+        """Let the score head judge the box that inference reads; no gradient passes into the rest."""
+        if self.score_head is None:
+            return
+        out.judged = out.box.detach()
+        if self.training and out.where is not None and out.votes is not None:
+            index = keep[..., None].expand(-1, -1, 4)
+            out.judged = median_vote(out.where.detach().gather(1, keep), out.votes.detach().gather(1, index))
+        out.evidence = self._evidence(out, reg, fused, visual_pad, keep)
+        out.score = self.score_head(out.evidence)
+
+    @torch.no_grad()
+    def _evidence(self, out: Output, reg: Tensor, fused: Tensor, visual_pad: Tensor, keep: Tensor) -> Tensor:
+        """Gather what tells a good box from a bad one: tokens, the box and how far the maps agree with it -> [P, F]."""
+        assert out.judged is not None
+        box = out.judged
+        facts = [box]  # [P, 4]
+        if out.where is not None and out.votes is not None and out.regressed is not None and out.grid is not None:
+            logits = out.where.gather(1, keep)  # [P, n]
+            share = logits.softmax(-1)
+            votes = to_xyxy(out.votes.gather(1, keep[..., None].expand(-1, -1, 4)))  # [P, n, 4]
+            corners = to_xyxy(box)
+            entropy = -(share * share.clamp(min=1e-9).log()).sum(-1) / math.log(share.shape[-1])
+            agreement = (share * paired_iou(votes, corners[:, None])).sum(-1)
+            spread = (share[..., None] * (votes - corners[:, None]).abs()).sum(1)  # [P, 4]
+            peak = logits.amax(-1) / 10  # of some tens at most
+            other = paired_iou(to_xyxy(out.regressed), corners)
+            inside = share_inside(out.where, box, out.grid)
+            facts += [spread, torch.stack([entropy, agreement, share.amax(-1), peak, other, inside], -1)]
+            pooled = torch.einsum("pn,pnd->pd", share.to(fused.dtype), fused)
+        else:
+            content = (~visual_pad).to(fused.dtype)[..., None]
+            pooled = (fused * content).sum(1) / content.sum(1).clamp(min=1)
+        if out.similarity is not None:
+            cosine = out.similarity.gather(1, keep) / 10
+            mean = cosine.masked_fill(visual_pad, 0.0).sum(-1) / (~visual_pad).sum(-1).clamp(min=1)
+            facts.append(torch.stack([cosine.amax(-1), mean], -1))
+        return torch.cat([reg.float(), pooled.float(), *(fact.float() for fact in facts)], -1)
 
     def _votes(self, fused: Tensor, fused_reg: Tensor, centre: Tensor) -> Tensor:
         """Let each visual token guess the box from its own place (centre [P, n, 2]) -> [P, n, 4] cxcywh."""
@@ -254,6 +325,20 @@ class Grounder(nn.Module):
             return visual[torch.arange(len(visual), device=visual.device), first]
         weight = content.to(visual.dtype)[..., None]
         return (visual * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+class ScoreHead(nn.Module):
+    """Predict the IoU of the student's own box from what the student knows; no gradient passes into the student."""
+
+    def __init__(self, width: int, *, maps: bool, similarity: bool) -> None:
+        super().__init__()
+        inputs = 2 * width + 4 + 10 * maps + 2 * similarity  # [REG], the pooled token and the facts of `_evidence`
+        self.layers = MLP(inputs, width, 1, layers=2)
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """Evidence [P, F] -> logits [P] of the expected IoU."""
+        logits: Tensor = self.layers(evidence).squeeze(-1).float()
+        return logits
 
 
 class Similarity(nn.Module):
@@ -299,6 +384,18 @@ def median_vote(where: Tensor, votes: Tensor, sharpen: float = 1.25, middle: flo
     low, high = 0.5 - middle / 2, 0.5 + middle / 2
     weight = (upto.clamp(max=high) - since.clamp(min=low)).clamp(min=0)  # [P, n, 4]
     return to_cxcywh((weight * edges).sum(1) / weight.sum(1))
+
+
+def share_inside(where: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Share of where-maps (logits [P, N] on a grid of rows x columns) inside boxes [P, 4] cxcywh -> [P] in 0..1."""
+    rows, columns = grid
+    share = where.float().softmax(-1).unflatten(1, grid)  # [P, H, W]
+    x0, y0, x1, y1 = (edge[:, None] for edge in to_xyxy(box.float()).unbind(-1))
+    left = torch.arange(columns, device=share.device) / columns
+    top = torch.arange(rows, device=share.device) / rows
+    across = ((x1 - left).clamp(max=1 / columns) - (x0 - left).clamp(min=0)).clamp(min=0) * columns  # [P, W], 0..1
+    down = ((y1 - top).clamp(max=1 / rows) - (y0 - top).clamp(min=0)).clamp(min=0) * rows  # [P, H], 0..1
+    return torch.einsum("phw,ph,pw->p", share, down, across).clamp(0, 1)
 
 
 def _projection(inputs: int, width: int, normalize: bool) -> nn.Module:

@@ -32,6 +32,7 @@ _TRANSVG: dict[str, Any] = {
     "normalize": False,
     "similarity": False,
     "anchored": False,
+    "score": False,
 }
 
 # QRNet at 640 px: Swin-S and its neck; tokens at strides 32 and 64, no encoder of DETR (SPEC: 500 visual tokens).
@@ -75,6 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "normalize": True,
         "similarity": True,
         "anchored": True,
+        "score": True,
     },
     "tiny-resnet": _TRANSVG
     | {

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from epmvg.confidence import reliability, risk_coverage
 from epmvg.reporting.runs import Row, Run, SplitName, is_number
 
 MOST_POINTS = 200  # of one line: more than the eye, or a 320 px chart, can tell apart
@@ -43,6 +44,7 @@ TERMS = {
     "image": "Distillation, image",
     "text": "Distillation, text",
     "where": "Where-map",
+    "score": "Score head (cross-entropy with the IoU)",
     "similarity": "Similarity map",
     "regressed_l1": "Box from [REG] (L1)",
     "regressed_smooth_l1": "Box from [REG] (smooth L1)",
@@ -99,6 +101,37 @@ def iou_histogram(answers: Sequence[tuple[int, Sequence[Row]]], split: SplitName
     axes.set_xlabel("IoU with the true box")
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     return Chart(f"Phrases of {split} by the IoU of their box", _inline(figure))
+
+
+def trust_charts(answers: Sequence[tuple[int, Sequence[Row]]]) -> list[Chart]:
+    """Draw accuracy over score, and the share of wrong boxes over the share of phrases answered, a line a run."""
+    charts = []
+    reliable, reliable_axes = _axes()
+    risky, risky_axes = _axes()
+    for number, rows in answers:
+        score = np.array([row["score"] for row in rows], np.float64)
+        correct = np.array([row["iou"] >= 0.5 for row in rows], np.float64)
+        bins = reliability(score, correct)
+        ink = _ink(number)
+        x, y = [one.score for one in bins], [one.accuracy for one in bins]
+        reliable_axes.plot(x, y, color=ink, linewidth=1.8, marker="o", markersize=3.5)
+        coverage, risk = risk_coverage(score, correct)
+        every = -(-len(coverage) // MOST_POINTS)
+        coverage, risk = coverage[every - 1 :: every], risk[every - 1 :: every]
+        risky_axes.plot(coverage, risk, color=ink, linewidth=1.8)
+    reliable_axes.plot([0, 1], [0, 1], color=TEXT, linewidth=1, linestyle=(0, (4, 3)))
+    reliable_axes.set_xlabel("score, mean of a bin")
+    risky_axes.set_xlabel("share of phrases answered, surest first")
+    risky_axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+    risky_axes.set_ylim(bottom=0)
+    for figure, axes, title in (
+        (reliable, reliable_axes, "How often a box is right, by its score"),
+        (risky, risky_axes, "How many boxes are wrong, if only the surest are answered"),
+    ):
+        axes.set_xlim(0, 1)
+        axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+        charts.append(Chart(title, _inline(figure)))
+    return charts
 
 
 def _terms(row: Row) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from epmvg.reporting.charts import accuracy_charts, iou_histogram, loss_charts
+from epmvg.confidence import BINS, Trust, measure_trust
+from epmvg.reporting.charts import Chart, accuracy_charts, iou_histogram, loss_charts, trust_charts
 from epmvg.reporting.gallery import Card, make_gallery
-from epmvg.reporting.runs import Row, Run, SplitName
+from epmvg.reporting.runs import Row, Run, SplitName, is_number
 from epmvg.reporting.slices import groupings
 from epmvg.reporting.statistics import PairedDifference, accuracy, bootstrap, compare, mean_iou, pair
 from epmvg.reporting.template import count, fill
@@ -60,6 +61,8 @@ class Section:
     histogram: str
     slices: list[tuple[str, list[SliceRow]]]
     gallery: list[tuple[str, int, list[Card]]]
+    trust: list[tuple[int, Trust]]  # of the runs whose scores differ from row to row
+    trust_charts: list[Chart]
 
     @property
     def missing(self) -> int:
@@ -82,6 +85,7 @@ def render(runs: Sequence[Run], image_root: Path | None, gallery: int) -> str:
         differing=_differing(runs),
         accuracy=accuracy_charts(runs),
         losses=loss_charts(runs),
+        bins=BINS,
     )
 
 
@@ -89,6 +93,7 @@ def _section(runs: Sequence[Run], split: SplitName, pictures: int, image_root: P
     numbers = [number for number, run in enumerate(runs) if split in run.answers]
     asked = [runs[number] for number in numbers]
     rows = [run.answers[split] for run in asked]
+    scored = [number for number in numbers if _has_scores(runs[number].answers[split])]
     protocols = sorted({run.protocols[split] for run in asked if split in run.protocols})
     return Section(
         split=split,
@@ -98,7 +103,14 @@ def _section(runs: Sequence[Run], split: SplitName, pictures: int, image_root: P
         histogram=iou_histogram(list(zip(numbers, rows, strict=True)), split).svg,
         slices=_slices(rows),
         gallery=make_gallery(asked, split, pictures, image_root),
+        trust=[(n, measure_trust(runs[n].answers[split], runs[n].absent.get(split, []))) for n in scored],
+        trust_charts=trust_charts([(n, runs[n].answers[split]) for n in scored]) if scored else [],
     )
+
+
+def _has_scores(rows: Sequence[Row]) -> bool:
+    """Say whether every row has a score and they are not all the same, which would say nothing."""
+    return all(is_number(row.get("score")) for row in rows) and len({row["score"] for row in rows}) > 1
 
 
 def _result(runs: Sequence[Run], number: int, split: SplitName) -> Result:

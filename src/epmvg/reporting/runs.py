@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -45,6 +45,7 @@ class Run:
     metrics: list[dict[str, Any]]
     answers: dict[SplitName, list[Row]]  # rows of predictions
     protocols: dict[SplitName, str]  # how a hit was counted, where the evaluation says
+    absent: dict[SplitName, list[Row]] = field(default_factory=dict)  # phrases asked of images they do not belong to
 
     @property
     def teacher(self) -> str | None:
@@ -95,17 +96,19 @@ def _read_run(folder: Path, name: str) -> Run:
         raise InputError(f"{folder} is not a folder: give the --out of a training.")
     answers: dict[SplitName, list[Row]] = {}
     protocols: dict[SplitName, str] = {}
+    absent: dict[SplitName, list[Row]] = {}
     for file in sorted(folder.glob("predictions-*.jsonl")):
         split, protocol = _describe(file)
         rows = _read_predictions(file)
         if rows:
             answers[split] = rows
             protocols |= {split: protocol} if protocol else {}
+            absent[split] = _read_absent(file.with_name(file.name.replace("predictions-", "absent-", 1)))
     if not answers:
         raise InputError(f"{folder} holds no predictions: run `epmvg evaluate {folder}` first.")
     settings = _flatten(_read_settings(folder / "config.yaml"))
     ordered = {split: answers[split] for split in sorted(answers)}
-    return Run(name, folder, settings, _read_metrics(folder / "metrics.jsonl"), ordered, protocols)
+    return Run(name, folder, settings, _read_metrics(folder / "metrics.jsonl"), ordered, protocols, absent)
 
 
 def _describe(predictions: Path) -> tuple[SplitName, str]:
@@ -149,6 +152,11 @@ def _flatten(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read_metrics(file: Path) -> list[dict[str, Any]]:
     return [row for _, row in _read_jsonl(file)] if file.is_file() else []
+
+
+def _read_absent(file: Path) -> list[Row]:
+    rows = [row for _, row in _read_jsonl(file)] if file.is_file() else []
+    return [row for row in rows if isinstance(row.get("image"), str) and is_number(row.get("score"))]
 
 
 def _read_predictions(file: Path) -> list[Row]:

@@ -12,10 +12,9 @@ from pathlib import PurePath
 
 import numpy as np
 
+from epmvg.confidence import interval
 from epmvg.reporting.runs import Row
 from epmvg.types import InputError
-
-DRAWS = 2000  # the ends of a 95 % interval then rest on 50 draws each
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +99,6 @@ def _keys(rows: Sequence[Row]) -> list[tuple[object, ...]]:
 
 
 def _interval(images: Sequence[str], values: Sequence[float], seed: int) -> tuple[float, float]:
-    """Percentiles 2.5 and 97.5 of the mean value over DRAWS draws of whole images."""
-    _, owner = np.unique(np.asarray(images, dtype=object).astype(str), return_inverse=True)
-    sums, counts = np.bincount(owner, weights=values), np.bincount(owner)
-    random = np.random.default_rng(seed)
-    means = np.empty(DRAWS)
-    for draw in range(DRAWS):
-        drawn = random.integers(len(counts), size=len(counts))
-        means[draw] = sums[drawn].sum() / counts[drawn].sum()
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    """Percentiles 2.5 and 97.5 of the mean value over draws of whole images."""
+    every = np.asarray(values, np.float64)
+    return interval(images, lambda drawn: float(drawn @ every / drawn.sum()), seed=seed)

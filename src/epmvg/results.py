@@ -1,0 +1,136 @@
+"""What a user does with answers: draw them, cut them out, hand them to other tools."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from epmvg.data.coco import coco_of
+from epmvg.draw import draw_boxes
+from epmvg.types import InputError, Prediction
+
+
+class Predictions(list[Prediction]):
+    """The answers to phrases about one picture, in the order asked.
+
+    Attributes:
+        picture: the upright picture that the boxes are in.
+        image: the file's name as it was given, "" where the picture came without one.
+    """
+
+    def __init__(self, answers: Iterable[Prediction], picture: Image.Image, image: str = "") -> None:
+        super().__init__(answers)
+        self.picture = picture
+        self.image = image
+
+    @property
+    def found(self) -> list[Prediction]:
+        """Those that were found: all of them, unless a lowest score was asked for."""
+        return [one for one in self if one.found]
+
+    def draw(self) -> Image.Image:
+        """Return the picture with the boxes of what was found and their phrases drawn on it."""
+        return draw_boxes(self.picture, [one.box for one in self.found], [one.phrase for one in self.found])
+
+    def crop(self, number: int = 0, margin: float = 0.0) -> Image.Image:
+        """Cut out what answer `number` found, with a margin of so many times the box's longer side.
+
+        Raises:
+            InputError: it was not found.
+        """
+        one = self[number]
+        if not one.found:
+            raise InputError(f"{one.phrase!r} was not found (score {one.score:.2f}): there is nothing to cut out.")
+        x0, y0, x1, y1 = one.box
+        space = margin * max(x1 - x0, y1 - y0)
+        left = min(max(math.floor(x0 - space), 0), self.picture.width - 1)
+        top = min(max(math.floor(y0 - space), 0), self.picture.height - 1)
+        right = min(max(math.ceil(x1 + space), left + 1), self.picture.width)
+        bottom = min(max(math.ceil(y1 + space), top + 1), self.picture.height)
+        return self.picture.crop((left, top, right, bottom))
+
+    def to_supervision(self) -> Any:
+        """Return what was found as `supervision.Detections`; a class is a phrase, by its place among those asked.
+
+        Raises:
+            InputError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise InputError("to_supervision needs supervision: pip install 'epmvg[supervision]'.") from error
+        return supervision.Detections(
+            xyxy=np.array([one.box for one in self.found], np.float32).reshape(-1, 4),
+            confidence=np.array([one.score for one in self.found], np.float32),
+            class_id=np.array([number for number, one in enumerate(self) if one.found], int),
+            data={"class_name": np.array([one.phrase for one in self.found], dtype=str)},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return image, width, height and results as plain values for JSON."""
+        results = [{"phrase": one.phrase, "box": list(one.box), "score": one.score, "found": one.found} for one in self]
+        return {"image": self.image, "width": self.picture.width, "height": self.picture.height, "results": results}
+
+
+def to_coco(answers: Sequence[Predictions]) -> dict[str, Any]:
+    """Return what was found as one COCO-style object that `epmvg data convert` and `epmvg train` read.
+
+    An annotation has its phrase beside its box, and the score among its `attributes`.
+    """
+    rows = []
+    for number, about in enumerate(answers):
+        picture = {"image": _name(about, number), "width": about.picture.width, "height": about.picture.height}
+        rows += [picture | {"phrase": one.phrase, "bbox": _xywh(one), "score": one.score} for one in about.found]
+    coco = coco_of(rows)
+    there = {image["file_name"] for image in coco["images"]}
+    for number, about in enumerate(answers):
+        if _name(about, number) not in there:  # asked, and nothing found
+            size = {"width": about.picture.width, "height": about.picture.height}
+            coco["images"].append({"id": len(coco["images"]) + 1, "file_name": _name(about, number)} | size)
+    return coco
+
+
+def to_label_studio(answers: Sequence[Predictions], prefix: str = "") -> list[dict[str, Any]]:
+    """Return what was found as pre-annotated tasks of Label Studio, for the labelling set-up in docs/use.md.
+
+    Args:
+        answers: of one picture or several.
+        prefix: put before an image's name, for example "/data/local-files/?d=".
+    """
+    return [_task(about, prefix + _name(about, number)) for number, about in enumerate(answers)]
+
+
+def _task(about: Predictions, image: str) -> dict[str, Any]:
+    """One picture's task: a rectangle a phrase, in per cent of its sides, and the phrase as that region's text."""
+    width, height = about.picture.size
+    result = []
+    for number, one in enumerate(about.found):
+        x, y, w, h = _xywh(one)
+        place = {"x": 100 * x / width, "y": 100 * y / height, "width": 100 * w / width, "height": 100 * h / height}
+        region = {
+            "id": f"phrase-{number}",
+            "to_name": "image",
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "score": one.score,
+        }
+        place["rotation"] = 0
+        result.append(region | {"from_name": "box", "type": "rectangle", "value": place})
+        result.append(region | {"from_name": "phrase", "type": "textarea", "value": place | {"text": [one.phrase]}})
+    scores = [one.score for one in about.found]
+    prediction = {"model_version": "epmvg", "score": min(scores, default=0.0), "result": result}
+    return {"data": {"image": image}, "predictions": [prediction]}
+
+
+def _name(about: Predictions, number: int) -> str:
+    return about.image or f"image-{number + 1}"
+
+
+def _xywh(one: Prediction) -> list[float]:
+    x0, y0, x1, y1 = one.box
+    return [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)]

@@ -1,0 +1,64 @@
+"""Absent phrases: nothing they name is named by the image they are asked of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from epmvg.data.absent import Absence, absent_records, things_named
+from epmvg.types import Batch, Record
+
+SAID = {
+    "park": ["a man in a blue shirt", "two horses", "the left one"],
+    "kitchen": ["a woman", "the red kettle", "a horse on the wall"],
+    "beach": ["the dog", "a blue ball", "the largest thing"],
+}
+RECORDS = [
+    Record(Path(f"{image}.jpg"), phrase, (0, 0, 5, 5), size=(len(image), 9))
+    for image, phrases in SAID.items()
+    for phrase in phrases
+]
+
+
+@pytest.mark.parametrize(
+    ("phrase", "things"),
+    [
+        ("Two men in blue shirts", {"man", "shirt"}),
+        ("the dresses", {"dress"}),
+        ("a dress", {"dress"}),
+        ("the leftmost thing", set()),
+        ("the big red one on the left", set()),
+    ],
+)
+def test_things_are_what_is_left_without_places_sizes_and_colours(phrase: str, things: set[str]) -> None:
+    assert things_named(phrase) == things
+
+
+def test_absent_rows_name_nothing_their_image_shows() -> None:
+    absent = absent_records(RECORDS, 1.0, seed=3)
+    assert absent == absent_records(RECORDS, 1.0, seed=3)
+    belongs = {(record.image, record.phrase) for record in RECORDS}
+    for record in absent:
+        assert (record.image, record.phrase) not in belongs and record.extra == {"absent": True}
+        assert record.size == (len(record.image.stem), 9)
+        assert things_named(record.phrase).isdisjoint(things_named(" ".join(SAID[record.image.stem])))
+    assert {record.phrase for record in absent} == {p for said in SAID.values() for p in said if things_named(p)}
+    assert len(absent_records(RECORDS, 0.34)) <= 3 and absent_records(RECORDS, 0) == []
+
+
+def test_pairs_of_a_batch_are_absent_and_as_many_as_asked() -> None:
+    records = RECORDS[:6]
+    owner = torch.tensor([0, 0, 0, 1, 1, 1])
+    nothing = torch.zeros(0)
+    batch = Batch(nothing, nothing, nothing, nothing, owner, nothing, [r.phrase for r in records], [], records)
+    absence = Absence(RECORDS)
+    pairs = absence.pairs(batch, 1.0, (7, 1))
+    assert pairs is not None
+    found = {(int(image), records[phrase].phrase) for image, phrase in pairs.T.tolist()}
+    assert found == {(1, "a man in a blue shirt"), (0, "a woman"), (0, "the red kettle")}
+    few = absence.pairs(batch, 0.5, (7, 1))
+    assert few is None or few.shape[1] <= 3
+    alone = Batch(nothing, nothing, nothing, nothing, owner[:3], nothing, [], [], records[:3])
+    assert absence.pairs(alone, 1.0, (7, 1)) is None

@@ -1,0 +1,138 @@
+"""A score head tells, and changes nothing; a calibrated run says what its scores mean wherever it is used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import epmvg
+from epmvg.confidence import CONFIDENCE_FILE, calibration_error
+from epmvg.config import Recipe
+from epmvg.distill.losses import score_loss
+from epmvg.models.factory import create_model, load, save
+from epmvg.types import InputError
+
+NOUNS = {"red": "apple", "green": "frog", "blue": "whale", "yellow": "lemon"}
+
+
+@pytest.fixture
+def named(squares: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The squares under names of their own, two a picture, so that the others are absent from it."""
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+    rows = [json.loads(line) for line in squares.read_text().splitlines()]
+    kept = [row for number, row in enumerate(rows) if number % 4 < 2]
+    for row in kept:
+        row["phrase"] = f"the {NOUNS[row['phrase'].split()[1]]}"
+    squares.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    return squares
+
+
+def train(named: Path, out: Path, *settings: str) -> Path:
+    tiny = ["model=tiny-resnet", "model.pretrained=false", "model.anchored=true", "model.similarity=true"]
+    tiny += ["model.dropout=0.1", "data.images=3", "data.phrases=2", "train.epochs=2", "train.lr=1e-3"]
+    tiny += ["train.store=false", "train.clip=0.1", "train.log_every=1", "distill=null"]
+    return epmvg.train(Recipe.load("scenes", f"data.name={named}", *tiny, *settings), out)
+
+
+def test_a_score_head_changes_nothing_else(named: Path, tmp_path: Path) -> None:
+    """Same seed with dropout and clipped gradients: without it, with it, and with absent phrases too."""
+    plain = train(named, tmp_path / "plain")
+    scored = train(named, tmp_path / "scored", "model.score=true", "train.absent=0")
+    absent = train(named, tmp_path / "absent", "model.score=true", "train.absent=1")
+    state, with_head, with_absent = (
+        torch.load(run / "state" / "last.pt", weights_only=True)["student"] for run in (plain, scored, absent)
+    )
+    heads = {name for name in with_head if name.startswith("score_head.")}
+    assert heads and with_head.keys() - heads == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(tensor, with_head[name]) and torch.equal(tensor, with_absent[name]), name
+    assert any(not torch.equal(with_head[name], with_absent[name]) for name in heads)  # it did learn from them
+    fresh = load(plain).new_score_head().state_dict()
+    assert any(not torch.equal(with_head[f"score_head.{name}"], value) for name, value in fresh.items())
+    boxes = [[row["box"] for row in predictions(run)] for run in (plain, scored, absent)]
+    assert boxes[0] == boxes[1] == boxes[2]
+
+
+def predictions(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "predictions-annotations-val.jsonl").read_text().splitlines()]
+
+
+def test_the_score_s_target_is_the_iou_and_nothing_for_absent_phrases() -> None:
+    """The loss is lowest where the expected IoU is the IoU."""
+    box, target = torch.tensor([[0.5, 0.5, 0.4, 0.4]]), torch.tensor([[0.5, 0.5, 0.4, 0.2]])  # IoU 1/2
+    right, low, high = (score_loss(torch.tensor([value]), box, target) for value in (0.0, -1.0, 1.0))
+    assert right < low and right < high
+    nothing, something = (score_loss(torch.zeros(1), box, target, torch.tensor([value])) for value in (-3.0, 0.0))
+    assert nothing < something
+
+
+def test_the_head_judges_the_box_that_inference_reads() -> None:
+    model = create_model("tiny-resnet", anchored=True, similarity=True, score=True, dropout=0.0)
+    image, pad = torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
+    tokens, token_pad = model.tokenize(["the frog", "a whale"])
+    owner = torch.zeros(2, dtype=torch.int64)
+    with torch.no_grad():
+        training = model.train()(image, pad, tokens, token_pad, owner, absent=torch.tensor([[0], [1]]))
+        reading = model.eval()(image, pad, tokens, token_pad, owner)
+    torch.testing.assert_close(training.judged, reading.box)
+    torch.testing.assert_close(training.score, reading.score)
+    torch.testing.assert_close(training.absent, reading.score[1:])  # phrase 1 of image 0: as if asked
+    assert not torch.allclose(training.box, reading.box)
+
+
+@pytest.mark.parametrize("fit_head", [False, True])
+def test_a_calibrated_run_says_the_same_everywhere(named: Path, tmp_path: Path, fit_head: bool) -> None:
+    run = train(named, tmp_path / "run", "model.score=false")
+    photo = named.parent / "1.png"
+    before = epmvg.Predictor(run)(photo, ["the frog", "the lemon"])
+    with pytest.raises(InputError, match="epmvg calibrate"):
+        epmvg.Predictor(run)(photo, "the frog", min_score="auto")
+    done = epmvg.calibrate(run, fit_head=fit_head, false_alarms=0.3)
+    model = load(run)
+    assert (model.score_head is not None) == fit_head and model.calibration is not None
+    assert json.loads((run / CONFIDENCE_FILE).read_text()) == done and done["fitted"]["n"] == 12
+
+    after = epmvg.Predictor(run)(photo, ["the frog", "the lemon"], min_score="auto")
+    assert [one.box for one in after] == [one.box for one in before]
+    assert [one.found for one in after] == [one.score >= done["threshold"] for one in after]
+    result = epmvg.evaluate(run)
+    rows = predictions(run)
+    score = next(row["score"] for row in rows if str(row["image"]).endswith("1.png") and row["phrase"] == "the frog")
+    asked = epmvg.Predictor(run)(photo, ["the frog"])[0].score
+    assert score == pytest.approx(asked, abs=1e-3)
+    correct = np.array([row["iou"] >= 0.5 for row in rows], np.float64)
+    scores = np.array([row["score"] for row in rows], np.float64)
+    assert result["confidence"]["calibrated"] and result["n"] == 12 == len(rows)
+    assert result["confidence"]["ece"]["value"] == pytest.approx(calibration_error(scores, correct))
+    absent = [json.loads(line) for line in (run / "absent-annotations-val.jsonl").read_text().splitlines()]
+    assert len(absent) == result["confidence"]["absent"] > 0
+    assert not {(row["image"], row["phrase"]) for row in rows} & {(row["image"], row["phrase"]) for row in absent}
+
+    fresh = load(run)
+    fresh.calibration = None
+    save(fresh, run)  # other weights, as far as the folder knows
+    assert not (run / CONFIDENCE_FILE).exists()
+
+
+def test_what_cannot_be_calibrated_is_refused(named: Path, tmp_path: Path) -> None:
+    run = train(named, tmp_path / "run", "model.anchored=false", "model.similarity=false", "train.epochs=0.5")
+    with pytest.raises(InputError, match="--fit-head"):
+        epmvg.calibrate(run)
+    with pytest.raises(InputError, match="for reporting"):
+        epmvg.calibrate(run, fit_head=True, split="test")
+    with pytest.raises(InputError, match="between 0 and 1"):
+        epmvg.calibrate(run, fit_head=True, false_alarms=2.0)
+    epmvg.calibrate(run, fit_head=True)  # the paper's head can be judged as well
+    assert 0 < epmvg.Predictor(run)(named.parent / "1.png", "the frog")[0].score < 1
+
+
+def test_a_start_with_or_without_a_score_head_fits(named: Path, tmp_path: Path) -> None:
+    for number, (first, second) in enumerate((("true", "false"), ("false", "true"))):
+        start = train(named, tmp_path / f"start{number}", f"model.score={first}", "train.epochs=0.5")
+        end = train(named, tmp_path / f"end{number}", f"model.score={second}", f"model.start={start}")
+        assert (load(end).score_head is not None) == (second == "true")

@@ -1,0 +1,109 @@
+"""docs/use.md keeps its word: every block runs, in order, with a small model and a drawn picture of that name.
+
+So does a published folder: it answers as the run does, names no place on a disk, and states only what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import epmvg
+from epmvg.cli import main
+from epmvg.confidence import Calibration
+from epmvg.models.factory import create_model, load, save
+from epmvg.types import InputError
+
+PAGE = (Path(__file__).parents[1] / "docs" / "use.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def run(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A scored and calibrated run in runs/mine, and street.jpg, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "mine"
+    model = create_model("tiny-resnet", anchored=True, similarity=True, score=True)
+    model.calibration = Calibration("platt", 1.5, 1.5, -0.5, 0.25, 0.1, {"data": "annotations", "split": "val"})
+    model.calibration.fitted.update(answered=0.5)  # type: ignore[union-attr]
+    save(model, folder)
+    recipe = epmvg.Recipe.load("scenes", f"data.name={squares}", f"data.root={squares.parent}", "model=tiny-resnet")
+    (folder / "config.yaml").write_text(recipe.dump())
+    (squares.parent / "0.png").rename(squares.parent / "street.jpg")
+    lines = squares.read_text().replace('"0.png"', '"street.jpg"')
+    squares.write_text(lines)
+    return folder
+
+
+def test_every_block_of_the_page_runs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    ran = {"python": 0, "sh": 0, "xml": 0}
+    for language, code in re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL):
+        ran[language] += 1
+        if language == "python":
+            exec(compile(code, "docs/use.md", "exec"), names)
+        for line in code.splitlines() if language == "sh" else ():
+            words = shlex.split(line)
+            assert words[0] == "epmvg"
+            with pytest.raises(SystemExit) as ended:
+                main(words[1:])
+            assert not ended.value.code, line
+    assert ran["python"] >= 6 and ran["sh"] == 2 and ran["xml"] == 1
+    for file in (
+        "drawn.png",
+        "red.png",
+        "coco.json",
+        "tasks.json",
+        "hub/mine/README.md",
+        "hub/again/model.safetensors",
+    ):
+        assert (tmp_path / file).exists(), file
+    assert '"results": [{"phrase": "an elephant"' in capsys.readouterr().out
+
+
+def test_a_published_folder_answers_the_same_and_tells_no_place(run: Path, tmp_path: Path) -> None:
+    epmvg.evaluate(run)
+    folder = epmvg.save_pretrained(run, tmp_path / "hub" / "mine", measure_latency=True)
+    here, there = (epmvg.Predictor(where)("street.jpg", "the red square", min_score="auto") for where in (run, folder))
+    assert here == there
+    card = (folder / "README.md").read_text()
+    said = json.loads((run / "evaluation-annotations-val.json").read_text())
+    low, high = said["acc50_interval"]
+    assert f"| {100 * said['acc50']:.1f} % ({100 * low:.1f} % to {100 * high:.1f} %) |" in card
+    assert "0 of the 6 images of annotations val are among the 6 training images" in card
+    assert "Teacher: none" in card and "No licence was stated" in card and re.search(r"takes \d+ ms", card)
+    assert yaml.safe_load(card.split("---")[1])["license"] == "unknown"
+    for file in folder.rglob("*"):
+        assert file.suffix not in (".bin", ".pt", ".pkl")
+        assert not file.is_file() or str(tmp_path).encode() not in file.read_bytes(), file
+    with pytest.raises(InputError, match="not empty"):
+        epmvg.save_pretrained(run, folder)
+
+
+def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:
+    """A model saved by hand: no recipe, no score, no calibration."""
+    save(create_model("tiny-resnet"), tmp_path / "run")
+    card = (epmvg.save_pretrained(tmp_path / "run", tmp_path / "hub", licence="mit") / "README.md").read_text()
+    for words in ("how this model was trained is not known", "no `epmvg evaluate` was run", "Not checked", "under mit"):
+        assert words in card
+    assert "Scores are not calibrated" in card and "Latency: not measured" in card
+    assert load(tmp_path / "hub").calibration is None
+
+
+def test_the_hub_out_of_reach_is_one_sentence(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite is offline; a slip in a local path is never asked of the hub."""
+    import huggingface_hub
+
+    with pytest.raises(InputError, match=r"^somebody/mini is no folder here and could not be had") as failed:
+        epmvg.load("somebody/mini")
+    assert "\n" not in str(failed.value)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    with pytest.raises(InputError, match=r"runs/nine is not a trained run"):
+        epmvg.load("runs/nine")
+    with pytest.raises(InputError, match="could not be published"):
+        epmvg.push_to_hub(run, "somebody/mini")
