@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections import Counter
 from enum import StrEnum
@@ -130,6 +131,8 @@ def evaluate(
 
     with counting(Console(stderr=True), "Scoring") as progress:
         result = score(run, data=data, split=split, root=root, split_key=split_key, progress=progress)
+    if not _is_first():
+        return
     if str(json_file) == "-":
         print(json.dumps(result))
         return
@@ -293,6 +296,28 @@ def serve(
     run_server(run, host=host, port=port, limits=limits, token=token, device=device)
 
 
+@app.command()
+def bench(
+    preset: Annotated[
+        list[str] | None, typer.Option(help="A model's name; again for several. All of paper size by default.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few rounds.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for bench.json, tables and a plot.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure speed and memory of presets against a plain re-creation of the published computation."""
+    from epmvg.bench.page import tables, write_figures
+    from epmvg.bench.suite import PRESETS
+    from epmvg.bench.suite import bench as measure
+    from epmvg.terminal import counting
+
+    with counting(Console(stderr=True), "Measuring") as progress:
+        found = measure(preset or PRESETS, quick=quick, progress=progress)
+    if out is not None:
+        write_figures(found, out)
+    print(json.dumps(found) if as_json else tables(found))
+
+
 @teacher_app.command("train")
 def teacher_train(
     captions: Annotated[Path, typer.Argument(help='JSONL rows {"image", "split", "captions": [...]}.')],
@@ -425,6 +450,11 @@ def _say_diagnosis(diagnosis: Diagnosis) -> None:
         _table(f"{diagnosis.data}: {seen}", diagnosis.table())
     if diagnosis.note:
         console.print(diagnosis.note, soft_wrap=True)
+
+
+def _is_first() -> bool:
+    """Say whether this is the process that speaks, of those a launcher started together."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _say_skipped(skipped: dict[str, int]) -> None:

@@ -255,7 +255,8 @@ def _loaders(
         stored=stored,
         cache_gb=data.cache_gb,
     )
-    return loader, evaluation_loader(student, val, images=data.images, stored=stored_val)
+    share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    return loader, evaluation_loader(student, val, images=data.images, stored=stored_val, **share)
 
 
 def _with_photo(records: list[Record], skipped: Skipped) -> list[Record]:
@@ -450,12 +451,11 @@ class _Meter:
 
 
 def _validate(run: Run) -> None:
-    """Score on val, and keep the weights if they are the best so far."""
-    if not run.accelerator.is_main_process:
-        run.accelerator.wait_for_everyone()
-        return
+    """Score on val, all processes together, and keep the weights if they are the best so far."""
     settings = run.recipe.train
     rows = predict_rows(run.student, run.val.batches(0), autocast=use_bf16(settings.precision))
+    if not run.accelerator.is_main_process:
+        return
     scores = summarise(rows)
     name, split = Path(run.recipe.data.name).stem, run.recipe.data.val
     _write(run, {"event": "evaluate", "data": name, "split": split} | asdict(scores))
@@ -463,7 +463,6 @@ def _validate(run: Run) -> None:
         run.position.best = scores.acc50
         save(run.student, run.folder)
         write_rows(run.folder / f"predictions-{name}-{split}.jsonl", rows)
-    run.accelerator.wait_for_everyone()
 
 
 def _write(run: Run, row: dict[str, Any]) -> None:
