@@ -156,12 +156,24 @@ def evaluate(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="A folder that training wrote.")],
-    image: Annotated[Path, typer.Argument(help="A photo.")],
-    phrases: Annotated[list[str], typer.Argument(help="What to find, one or several.")],
+    image: Annotated[Path, typer.Argument(help="A photo; with --out a folder of photos or a JSONL file of rows.")],
+    phrases: Annotated[
+        list[str] | None, typer.Argument(help="What to find, one or several; a file's own phrases by default.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a row a phrase to this JSONL file; resumable.")] = None,
+    root: Annotated[Path | None, typer.Option(help="What a JSONL file's image paths are relative to.")] = None,
+    device: Annotated[str, typer.Option(help="Where the model computes, with --out: for example cuda.")] = "cpu",
     draw: Annotated[Path | None, typer.Option(help="Save the photo with the boxes drawn.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Find phrases in a photo."""
+    """Find phrases in a photo, or in many."""
+    if out is not None:
+        _predict_many(run, image, phrases or [], out, root, device, as_json)
+        return
+    if image.is_dir() or image.suffix == ".jsonl":
+        raise InputError(f"{image} holds many photos: give --out predictions.jsonl.")
+    if not phrases:
+        raise InputError(f"There is nothing to find in {image}: give one phrase or several.")
     from epmvg.data.transforms import open_image
     from epmvg.draw import draw_boxes
     from epmvg.predict import Predictor
@@ -186,6 +198,22 @@ def predict(
             for one in found
         ],
     )
+
+
+def _predict_many(
+    run: Path, source: Path, phrases: list[str], out: Path, root: Path | None, device: str, as_json: bool
+) -> None:
+    from epmvg.bulk import predict_many
+    from epmvg.terminal import counting
+
+    with counting(Console(stderr=True), "Finding") as progress:
+        counts = predict_many(run, source, out, phrases=phrases, root=root, device=device, progress=progress)
+    if not _is_first():
+        return
+    if as_json:
+        print(json.dumps(counts))
+        return
+    console.print(f"{counts['rows']:,} rows ({counts['errors']:,} of them errors) in {out}", soft_wrap=True)
 
 
 def _save_picture(picture: Any, file: Path) -> None:

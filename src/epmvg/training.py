@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import accelerate
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from epmvg.activations import LiveTensors
 from epmvg.config import ModelSettings, Recipe, TrainSettings
 from epmvg.data.catalog import cache_folder, open_records
 from epmvg.data.jsonl import Skipped
@@ -32,6 +38,7 @@ from epmvg.hardware import use_bf16
 from epmvg.models.factory import create_model, save, start_from, write_text
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
+from epmvg.processes import gathered
 from epmvg.store import stored_maps
 from epmvg.types import Batch, Embeddings, InputError, Progress, Record
 
@@ -66,6 +73,7 @@ class Run:
     report: Report
     text_memory: TextMemory | None
     board: Any = None  # a TensorBoard writer, if the recipe wants one
+    activation_mb: float | None = None  # what the run's first forward pass left for its backward pass
     position: Position = field(default_factory=Position)
 
 
@@ -101,8 +109,32 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Repo
         raise
     if resume:
         _restore(run)
-    _fit(run)
+    with _stopping_together(accelerator.num_processes):
+        _fit(run)
     return folder
+
+
+@contextmanager
+def _stopping_together(processes: int) -> Iterator[None]:
+    """Say it plainly where another process of the training ended, or the launcher stops this one because of that."""
+
+    def stop(*_: object) -> None:
+        raise InputError("Another process of this training ended, or it was told to stop: go on with --resume.")
+
+    if processes == 1:
+        yield
+        return
+    heard = threading.current_thread() is threading.main_thread()  # no other thread may listen to signals
+    before = signal.signal(signal.SIGTERM, stop) if heard else None
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise InputError("Another process of this training ended: go on with --resume.") from error
+        raise
+    finally:
+        if heard:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _say_nothing(row: dict[str, Any]) -> None:
@@ -128,6 +160,7 @@ def _prepare(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerator, 
     settings = recipe.train
     accelerate.utils.set_seed(settings.seed, device_specific=True)
     student = _student(recipe.model)
+    student.checkpoint_layers(settings.checkpoint_layers)
     clip = open_teacher(recipe)
     loader, val = _loaders(recipe, student, accelerator, report)
     optimizer = torch.optim.AdamW(parameter_groups(student, settings, clip), weight_decay=settings.weight_decay)
@@ -326,23 +359,33 @@ def _batches(run: Run) -> Iterator[Batch]:
                 return
 
 
+def _micro_batches(run: Run) -> Iterator[list[Batch]]:
+    """Yield the batches of each optimiser step; what is left over at the end of the run steps no more."""
+    batches, several = _batches(run), run.recipe.train.accumulate
+    while len(step := list(islice(batches, several))) == several:
+        yield step
+
+
 def _fit(run: Run) -> None:
     settings = run.recipe.train
     steps = _steps_per_epoch(run.loader, settings)
     every = max(1, round(settings.evaluate_every * steps))
     since = time.monotonic() - run.position.seconds
     meter = _Meter()
-    for batch in _batches(run):
-        with run.accelerator.accumulate(run.network):
-            loss = _step(run, batch.to(run.accelerator.device))
-        meter.add(loss, batch)
-        run.position.phrases += len(batch.records) * run.accelerator.num_processes
-        if not run.accelerator.sync_gradients:
-            continue
+    for batches in _micro_batches(run):
+        phrases = _phrases(run, batches)
+        for batch in batches:
+            share = len(batch.records) * len(batches) * run.accelerator.num_processes / phrases
+            with run.accelerator.accumulate(run.network):
+                loss = _step(run, batch.to(run.accelerator.device), share)
+            meter.add(loss, batch)
+        run.position.phrases += phrases
         run.position.step += 1
         run.position.seconds = time.monotonic() - since
         if run.position.step % settings.log_every == 0:
-            row = meter.take(run.accelerator.num_processes)
+            row = meter.take(run.accelerator)
+            if run.activation_mb is not None:
+                row["activation_mb"], run.activation_mb = run.activation_mb, None
             _write(run, {"event": "step", "lr": _lr(run)} | row)
         if run.position.step % every == 0:
             _validate(run)
@@ -355,20 +398,29 @@ def _fit(run: Run) -> None:
     _save_state(run)
 
 
-def _step(run: Run, batch: Batch) -> Loss:
-    """Learn from one batch; return its loss."""
+def _phrases(run: Run, batches: Sequence[Batch]) -> int:
+    """Count the phrases of an optimiser step over all its batches and processes."""
+    own = torch.tensor(sum(len(batch.records) for batch in batches), device=run.accelerator.device)
+    return int(cast(Tensor, run.accelerator.reduce(own, "sum")))
+
+
+def _step(run: Run, batch: Batch, share: float) -> Loss:
+    """Learn from one batch; return its loss.
+
+    `share` is its number of phrases against the mean of the optimiser step's batches: with it the gradient is the mean
+    over all phrases of the step, however they were dealt out to batches and processes.
+    """
     run.network.train()
     factor = lr_factor(run.position.step, _steps_per_epoch(run.loader, run.recipe.train), run.recipe.train)
     for group in run.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
-    with run.accelerator.autocast():
-        states = None
-        if run.text_memory is not None:
-            with torch.no_grad():
-                states = run.text_memory(batch.tokens, batch.token_pad)
-        output = run.network(*batch.inputs, features=batch.stored.get("maps"), states=states)
-        teacher = None if run.teacher is None else _ask(run, run.teacher, batch)
-    loss = run.loss_of(output, batch.box, teacher)
+    if run.position.step == 0 and run.activation_mb is None:
+        known = [*run.network.parameters(), *run.network.buffers(), *batch.inputs, batch.box]
+        with LiveTensors(known) as live:
+            loss = _loss_of(run, batch)
+        run.activation_mb = live.megabytes()
+    else:
+        loss = _loss_of(run, batch)
     total = loss.total
     if not torch.isfinite(total):
         images = ", ".join(sorted({record.image.name for record in batch.records})[:3])
@@ -376,12 +428,24 @@ def _step(run: Run, batch: Batch) -> Loss:
             f"The loss became {total.item()} at step {run.position.step + 1} (images {images}, ...): "
             "lower train.lr or set train.clip=1."
         )
-    run.accelerator.backward(total)
+    run.accelerator.backward(total * share)
     if run.accelerator.sync_gradients and run.recipe.train.clip:
         run.accelerator.clip_grad_norm_(run.network.parameters(), run.recipe.train.clip)
     run.optimizer.step()
     run.optimizer.zero_grad()
     return loss
+
+
+def _loss_of(run: Run, batch: Batch) -> Loss:
+    """Ask the student and its teacher, and compare."""
+    with run.accelerator.autocast():
+        states = None
+        if run.text_memory is not None:
+            with torch.no_grad():
+                states = run.text_memory(batch.tokens, batch.token_pad)
+        output = run.network(*batch.inputs, features=batch.stored.get("maps"), states=states)
+        teacher = None if run.teacher is None else _ask(run, run.teacher, batch)
+    return run.loss_of(output, batch.box, teacher)
 
 
 def _ask(run: Run, teacher: ClipTeacher | CachedTeacher, batch: Batch) -> Embeddings:
@@ -421,30 +485,31 @@ def _lr(run: Run) -> float:
 
 
 class _Meter:
-    """Running means since the last row of metrics."""
+    """Running means over phrases since the last row of metrics."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         self.start = time.monotonic()
-        self.batches = self.images = self.phrases = 0
+        self.images = self.phrases = 0
         self.terms: dict[str, float] = {}
 
     def add(self, loss: Loss, batch: Batch) -> None:
-        self.batches += 1
         self.images += len(batch.letterbox)
         self.phrases += len(batch.records)
         for name, term in [*loss.terms.items(), ("total", loss.total)]:
-            self.terms[name] = self.terms.get(name, 0.0) + term.item()
+            self.terms[name] = self.terms.get(name, 0.0) + term.item() * len(batch.records)
 
-    def take(self, processes: int) -> dict[str, Any]:
-        """Return the means and rates since the last time; the rates of this process times the number of processes."""
+    def take(self, accelerator: accelerate.Accelerator) -> dict[str, Any]:
+        """Return means and rates since the last time, of all processes together."""
         seconds = time.monotonic() - self.start
+        own = torch.tensor([self.images, self.phrases, *self.terms.values()], device=accelerator.device)
+        images, phrases, *terms = cast(Tensor, accelerator.reduce(own, "sum")).tolist()
         row = {
-            "loss": {name: round(value / self.batches, 5) for name, value in self.terms.items()},
-            "images_per_s": round(self.images * processes / seconds, 2),
-            "phrases_per_s": round(self.phrases * processes / seconds, 2),
+            "loss": {name: round(value / phrases, 5) for name, value in zip(self.terms, terms, strict=True)},
+            "images_per_s": round(images / seconds, 2),
+            "phrases_per_s": round(phrases / seconds, 2),
         }
         self.clear()
         return row
@@ -483,6 +548,7 @@ def _write(run: Run, row: dict[str, Any]) -> None:
 
 def _save_state(run: Run) -> None:
     """Keep everything that `--resume` needs; the file appears whole or not at all."""
+    random = gathered(torch.get_rng_state())
     if not run.accelerator.is_main_process:
         return
     folder = run.folder / "state"
@@ -491,7 +557,7 @@ def _save_state(run: Run) -> None:
         "student": run.student.state_dict(),
         "teacher": run.teacher.state_dict() if isinstance(run.teacher, ClipTeacher) else {},
         "optimizer": run.optimizer.state_dict(),
-        "random": torch.get_rng_state(),
+        "random": random,  # of each process
         "position": asdict(run.position),
     }
     temporary = folder / "last.pt.part"
@@ -507,11 +573,14 @@ def _restore(run: Run) -> None:
         (run.folder / "metrics.jsonl").unlink(missing_ok=True)
         return
     state = torch.load(file, map_location="cpu", weights_only=True)
+    processes = len(state["random"])
+    if processes != run.accelerator.num_processes:
+        raise InputError(f"{run.folder} was trained by {processes} processes: resume it with as many.")
     run.student.load_state_dict(state["student"])
     if isinstance(run.teacher, ClipTeacher):
         run.teacher.load_state_dict(state["teacher"])
     run.optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"])
+    torch.set_rng_state(state["random"][run.accelerator.process_index])
     run.position = Position(**state["position"])
     metrics = run.folder / "metrics.jsonl"
     if metrics.exists() and run.accelerator.is_main_process:
