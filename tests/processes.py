@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 
 import accelerate
@@ -29,6 +30,7 @@ def together(count: int, work: Callable[[], object]) -> list[int | None]:
 
 
 def _child(rank: int, count: int, port: int, work: Callable[[], object]) -> None:
+    warnings.simplefilter("default")  # of DDP about strides, which cost it time
     torch.set_num_threads(1)  # a forked process must not wait for its parent's threads
     accelerate.state.AcceleratorState._reset_state(True)
     if count > 1:

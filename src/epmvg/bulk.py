@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,10 @@ def predict_many(
         InputError: the run or source cannot be read, there is nothing to ask, or `<out>.part/` is of other work.
     """
     source, out = Path(source), Path(out)
+    asked = questions(source, phrases, root)
+    first = next(asked, None)
+    if first is None:
+        raise InputError(f"{source} asks nothing: give pictures and phrases.")
     model = load(run).to(device)
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"{out} cannot be written: give a file's name in a folder that exists.")
@@ -95,7 +99,7 @@ def predict_many(
         fault = told(_claim(folder, job) if rank == 0 else None)
         if fault is not None:
             raise InputError(fault)
-        batches = enumerate(_batches(questions(source, phrases, root), images))
+        batches = enumerate(batches_of(chain([first], asked), images))
         own = (batch for number, batch in batches if number % world == rank)
         _answer(model, own, folder / f"{rank}.jsonl", device, progress)
         gathered(None)  # wait for all answers
@@ -103,8 +107,6 @@ def predict_many(
             return {"to": str(out)}
         counts = _join([folder / f"{number}.jsonl" for number in range(world)], out)
         shutil.rmtree(folder)
-        if not counts["rows"]:
-            raise InputError(f"{source} asks nothing: give pictures and phrases.")
         return counts | {"to": str(out)}
 
 
@@ -151,7 +153,7 @@ def _pictures(folder: Path) -> Iterator[Path]:
             yield entry
 
 
-def _batches(asked: Iterator[Question], images: int) -> Iterator[list[Question]]:
+def batches_of(asked: Iterator[Question], images: int) -> Iterator[list[Question]]:
     """Cut questions into batches of at most so many pictures and `MOST_PHRASES` phrases."""
     batch: list[Question] = []
     room = MOST_PHRASES
@@ -269,7 +271,7 @@ def _fault(model: Grounder, phrase: str) -> str | None:
 
 
 def _join(files: Sequence[Path], out: Path) -> dict[str, int]:
-    """Put the batches of all processes together in their order, if there are any; count rows and errors."""
+    """Put the batches of all processes together in their order; count rows and errors."""
     counts = {"rows": 0, "errors": 0}
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     with temporary.open("wb") as joined:
@@ -278,10 +280,7 @@ def _join(files: Sequence[Path], out: Path) -> dict[str, int]:
                 joined.write(json_line(row))
                 counts["rows"] += 1
                 counts["errors"] += "error" in row
-    if counts["rows"]:
-        temporary.replace(out)
-    else:
-        temporary.unlink()
+    temporary.replace(out)
     return counts
 
 

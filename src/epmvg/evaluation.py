@@ -150,11 +150,11 @@ def evaluate(
         root=root or (settings.root if data in (None, settings.name) else None),
         split_key=split_key or settings.split_key,
     )
-    stem = f"{Path(name).stem}-{split or 'all'}"
+    stem = f"{short_name(name)}-{split or 'all'}"
     with together() as (rank, world):
         loader = evaluation_loader(model, records, images=settings.images, rank=rank, world=world)
         rows = predict_rows(model, loader.batches(0), progress=progress, total=-(-len(records) // world))
-        result: dict[str, Any] = {"data": Path(name).stem, "split": split or "all", "protocol": PROTOCOL}
+        result: dict[str, Any] = {"data": short_name(name), "split": split or "all", "protocol": PROTOCOL}
         if rank == 0:
             if len(rows) != len(records):
                 raise InputError(f"{name} has {len(records)} rows but {len(rows)} were answered.")
@@ -190,6 +190,11 @@ def evaluation_loader(
         rank=rank,
         world=world,
     )
+
+
+def short_name(data: str) -> str:
+    """Return what a data set or file is called in the names of a run's files."""
+    return Path(data).stem.replace("*", "all")
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> Scores:

@@ -26,14 +26,17 @@ from torch import Tensor, nn
 
 from epmvg.activations import LiveTensors
 from epmvg.config import ModelSettings, Recipe, TrainSettings
+from epmvg.data.archives import is_there
 from epmvg.data.catalog import cache_folder, open_records
 from epmvg.data.jsonl import Skipped
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.shard_loader import ShardLoader
+from epmvg.data.shards import shard_files
 from epmvg.data.transforms import Augment, evaluation_view, open_image, pad_of, render, swap_sides
 from epmvg.distill.cache import CachedTeacher
 from epmvg.distill.losses import GroundingLoss, Loss
 from epmvg.distill.teacher import ClipTeacher, View
-from epmvg.evaluation import evaluation_loader, predict_rows, summarise, write_rows
+from epmvg.evaluation import evaluation_loader, predict_rows, short_name, summarise, write_rows
 from epmvg.hardware import use_bf16
 from epmvg.models.factory import create_model, save, start_from, write_text
 from epmvg.models.grounder import Grounder
@@ -65,7 +68,7 @@ class Run:
     student: Grounder
     teacher: ClipTeacher | CachedTeacher | None
     loss_of: GroundingLoss
-    loader: GroundingLoader
+    loader: GroundingLoader | ShardLoader
     val: GroundingLoader
     optimizer: torch.optim.Optimizer
     accelerator: accelerate.Accelerator
@@ -250,51 +253,65 @@ def _loss(recipe: Recipe) -> GroundingLoss:
 
 def _loaders(
     recipe: Recipe, student: Grounder, accelerator: accelerate.Accelerator, report: Report
-) -> tuple[GroundingLoader, GroundingLoader]:
+) -> tuple[GroundingLoader | ShardLoader, GroundingLoader]:
     """Make the training loader and the validation loader, with stored answers where the recipe wants them."""
     data, settings = recipe.data, recipe.train
-    skipped = Skipped()
-    records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
-    records = _with_photo(records, skipped)
-    if skipped.counts:
-        report({"event": "skipped", "rows": sum(skipped.counts.values()), "why": str(skipped)})
     val = open_records(data.name, split=data.val, root=data.root, split_key=data.split_key)
     if settings.evaluate_limit:
         val = val[: settings.evaluate_limit]
     canvas = data.canvas or student.canvas
     if canvas != student.canvas and (settings.store or not student.sine):
         raise InputError(f"data.canvas={canvas} needs model.position=sine and train.store=false.")
+    share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     stored: dict[str, Tensor] = {}
     stored_val: dict[str, Tensor] = {}
+
+    def make(records: list[Record], window: int = 0) -> GroundingLoader:
+        return GroundingLoader(
+            records,
+            student.tokenize,
+            canvas=canvas,
+            images=data.images,
+            phrases=data.phrases,
+            augment=Augment(**data.augment.model_dump()) if data.augment else None,
+            shuffle=True,
+            seed=settings.seed + 1000 * window,
+            workers=data.workers,
+            tolerant=True,
+            stored=stored,
+            cache_gb=data.cache_gb,
+            **share,
+        )
+
+    loader: GroundingLoader | ShardLoader
+    if data.name.endswith(".tar"):
+        if settings.store:
+            raise InputError("train.store=true cannot be had with shards, which are streamed: set it to false.")
+        files = shard_files(data.name)
+        loader = ShardLoader(files, make, split=data.train, split_key=data.split_key, seed=settings.seed)
+        _report_skipped(loader.skipped, report)
+        return loader, evaluation_loader(student, val, images=data.images, **share)
+    skipped = Skipped()
+    records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
+    records = _with_photo(records, skipped)
+    _report_skipped(skipped, report)
     if settings.store:
         if data.augment is not None or not student.visual.frozen:
             raise InputError("train.store=true needs data.augment=null and a wholly frozen backbone (model.visual).")
         folder = cache_folder() / "maps"
         stored = {"maps": stored_maps(student, records, folder, settings.store_gb, report)}
         stored_val = {"maps": stored_maps(student, val, folder, settings.store_gb, report)}
-    loader = GroundingLoader(
-        records,
-        student.tokenize,
-        canvas=canvas,
-        images=data.images,
-        phrases=data.phrases,
-        augment=Augment(**data.augment.model_dump()) if data.augment else None,
-        shuffle=True,
-        seed=settings.seed,
-        workers=data.workers,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        tolerant=True,
-        stored=stored,
-        cache_gb=data.cache_gb,
-    )
-    share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
-    return loader, evaluation_loader(student, val, images=data.images, stored=stored_val, **share)
+    return make(records), evaluation_loader(student, val, images=data.images, stored=stored_val, **share)
+
+
+def _report_skipped(skipped: Skipped, report: Report) -> None:
+    if skipped.counts:
+        report({"event": "skipped", "rows": sum(skipped.counts.values()), "why": str(skipped)})
 
 
 def _with_photo(records: list[Record], skipped: Skipped) -> list[Record]:
     """Leave out rows whose photo is not there."""
-    there = {image: image.is_file() for image in {record.image for record in records}}
+    there = {image: is_there(image) for image in {record.image for record in records}}
     for record in records:
         if not there[record.image]:
             skipped.add("the image is missing", str(record.image))
@@ -341,7 +358,7 @@ def lr_factor(step: int, steps_per_epoch: int, settings: TrainSettings) -> float
     return float(0.1 ** math.floor(step / steps_per_epoch / settings.drop))
 
 
-def _steps_per_epoch(loader: GroundingLoader, settings: TrainSettings) -> int:
+def _steps_per_epoch(loader: GroundingLoader | ShardLoader, settings: TrainSettings) -> int:
     return max(1, len(loader) // settings.accumulate)
 
 
@@ -522,7 +539,7 @@ def _validate(run: Run) -> None:
     if not run.accelerator.is_main_process:
         return
     scores = summarise(rows)
-    name, split = Path(run.recipe.data.name).stem, run.recipe.data.val
+    name, split = short_name(run.recipe.data.name), run.recipe.data.val
     _write(run, {"event": "evaluate", "data": name, "split": split} | asdict(scores))
     if scores.acc50 >= run.position.best:  # of equals the later, whose learning rate is lower
         run.position.best = scores.acc50
