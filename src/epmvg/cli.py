@@ -421,8 +421,10 @@ def data_stats(
 @data_app.command("convert")
 def data_convert(
     name: Annotated[str, typer.Argument(help="A data set's name, or a file or folder of rows.")],
-    to: Annotated[Path, typer.Option(help="What to write: .jsonl, .json (COCO), .odvg.jsonl, .parquet or a folder.")],
-    kind: Annotated[str | None, typer.Option("--as", help="jsonl, coco, odvg, parquet or folder.")] = None,
+    to: Annotated[
+        Path, typer.Option(help=".jsonl, .json (COCO), .odvg.jsonl, .parquet, .tar (shards: x-%05d.tar) or a folder.")
+    ],
+    kind: Annotated[str | None, typer.Option("--as", help="jsonl, coco, odvg, parquet, tar or folder.")] = None,
     split: Annotated[str | None, typer.Option(help="Only this one.")] = None,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
     split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",

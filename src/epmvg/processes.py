@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from epmvg.types import InputError
+
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=1)
@@ -18,7 +20,11 @@ PATIENCE = timedelta(days=1)
 
 @contextmanager
 def together() -> Iterator[tuple[int, int]]:
-    """Join the processes that were started together; yield this one's rank and their number, 0 and 1 if it is alone."""
+    """Join the processes that were started together; yield this one's rank and their number, 0 and 1 if it is alone.
+
+    Raises:
+        InputError: one of the others ended.
+    """
     if dist.is_available() and dist.is_initialized():
         yield dist.get_rank(), dist.get_world_size()
         return
@@ -28,8 +34,17 @@ def together() -> Iterator[tuple[int, int]]:
     dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield dist.get_rank(), dist.get_world_size()
+    except RuntimeError as error:
+        if is_lost_process(error):
+            raise InputError("Another of the processes ended: mend what it said, and start them again.") from error
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Say whether an error means that another process ended, which its connection reports at once."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def gathered(own: T) -> list[T]:

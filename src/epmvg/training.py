@@ -21,7 +21,6 @@ from typing import Any, cast
 
 import accelerate
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from epmvg.activations import LiveTensors
@@ -41,7 +40,7 @@ from epmvg.hardware import use_bf16
 from epmvg.models.factory import create_model, save, start_from, write_text
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
-from epmvg.processes import gathered
+from epmvg.processes import gathered, is_lost_process
 from epmvg.store import stored_maps
 from epmvg.types import Batch, Embeddings, InputError, Progress, Record
 
@@ -132,7 +131,7 @@ def _stopping_together(processes: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if is_lost_process(error):
             raise InputError("Another process of this training ended: go on with --resume.") from error
         raise
     finally:
