@@ -19,7 +19,8 @@ from epmvg.models.grounder import Grounder
 
 SAME = ["train.store=false", "distill=null", "model=tiny-resnet", "model.pretrained=false", "model.dropout=0"]
 SAME += ["model.anchored=true", "model.similarity=true", "data.augment={flip: 0.5, move: 1.0}", "data.phrases=3"]
-SAME += ["train.precision=fp32", "train.evaluate_every=1", "train.warmup=0"]
+# On a grid of 4 x 4 a small target may hold no token of the picture, whose votes have no mean then.
+SAME += ["loss.votes=0", "train.precision=fp32", "train.evaluate_every=1", "train.warmup=0"]
 SAME += ["train.epochs=3", "train.lr=1e-3", "train.lr_visual=1e-3", "train.log_every=1", "train.save_every=2"]
 
 
