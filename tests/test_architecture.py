@@ -13,10 +13,10 @@ SOURCE = Path(epmvg.__file__).parent
 
 # Floors from the ground up; a room may import its own floor's room only where ALLOWED says so.
 FLOORS = [
-    ["types", "boxes", "config", "confidence", "weights", "draw", "hardware", "terminal"],
+    ["types", "boxes", "config", "confidence", "weights", "draw", "hardware", "terminal", "activations", "processes"],
     ["data", "models", "distill", "reporting"],
     ["convert", "doctor", "evaluation", "predict", "results", "listing", "store"],
-    ["training", "calibration", "hub", "serve"],
+    ["training", "calibration", "hub", "serve", "bench", "bulk"],
     ["demo"],
     ["cli"],
     ["__main__"],

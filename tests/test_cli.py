@@ -86,6 +86,10 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "empty phrase": (["predict", run, photo, " "], "the phrase is empty"),
         "phrase of 500 words": (["predict", run, photo, "word " * 500], "500 words"),
         "phrase too long for the model": (["predict", run, photo, "word " * 50], "reads 20"),
+        "many photos without a file to write": (["predict", run, squares], "give --out"),
+        "nothing to find": (["predict", run, photo], "nothing to find"),
+        "a folder asked nothing": (["predict", run, squares.parent, "--out", tmp_path / "p.jsonl"], "give the phrases"),
+        "unknown preset": (["bench", "--preset", "minni"], "did you mean 'mini'"),
         "not a run": (["predict", tmp_path, photo, "it"], "no model.yaml"),
         "drawing to nowhere": (
             ["predict", run, photo, "it", "--draw", tmp_path / "none" / "a.png"],

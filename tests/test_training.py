@@ -62,11 +62,11 @@ def test_a_killed_run_resumes_to_the_same_weights(
     whole = epmvg.train(chosen, tmp_path / "whole")
     real, steps = training._step, []
 
-    def dies_at_seven(run: training.Run, batch: epmvg.Batch) -> object:
+    def dies_at_seven(run: training.Run, batch: epmvg.Batch, share: float) -> object:
         steps.append(1)
         if len(steps) == 7:
             raise KilledError
-        return real(run, batch)
+        return real(run, batch, share)
 
     monkeypatch.setattr(training, "_step", dies_at_seven)
     with pytest.raises(KilledError):

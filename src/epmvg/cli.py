@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from enum import StrEnum
@@ -136,6 +137,8 @@ def evaluate(
 
     with counting(Console(stderr=True), "Scoring") as progress:
         result = score(run, data=data, split=split, root=root, split_key=split_key, absent=absent, progress=progress)
+    if not _is_first():
+        return
     if str(json_file) == "-":
         print(json.dumps(result))
         return
@@ -235,8 +238,13 @@ def publish(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="A folder that training wrote.")],
-    image: Annotated[Path, typer.Argument(help="A photo.")],
-    phrases: Annotated[list[str], typer.Argument(help="What to find, one or several.")],
+    image: Annotated[Path, typer.Argument(help="A photo; with --out a folder of photos or a JSONL file of rows.")],
+    phrases: Annotated[
+        list[str] | None, typer.Argument(help="What to find, one or several; a file's own phrases by default.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a row a phrase to this JSONL file; resumable.")] = None,
+    root: Annotated[Path | None, typer.Option(help="What a JSONL file's image paths are relative to.")] = None,
+    device: Annotated[str, typer.Option(help="Where the model computes, with --out: for example cuda.")] = "cpu",
     draw: Annotated[Path | None, typer.Option(help="Save the photo with the boxes drawn.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     form: Annotated[Form | None, typer.Option("--format", help="Print JSON of this kind.")] = None,
@@ -244,7 +252,14 @@ def predict(
         str | None, typer.Option(help="Below it nothing counts as found; auto takes the calibrated threshold.")
     ] = None,
 ) -> None:
-    """Find phrases in a photo."""
+    """Find phrases in a photo, or in many."""
+    if out is not None:
+        _predict_many(run, image, phrases or [], out, root, device, as_json)
+        return
+    if image.is_dir() or image.suffix == ".jsonl":
+        raise InputError(f"{image} holds many photos: give --out predictions.jsonl.")
+    if not phrases:
+        raise InputError(f"There is nothing to find in {image}: give one phrase or several.")
     from epmvg.data.transforms import open_image
     from epmvg.predict import Predictor
     from epmvg.results import to_coco, to_label_studio
@@ -281,6 +296,22 @@ def _score_bound(text: str | None) -> float | Literal["auto"] | None:
         return float(text)
     except ValueError:
         raise InputError(f"--min-score {text} is no number: give one between 0 and 1, or auto.") from None
+
+
+def _predict_many(
+    run: Path, source: Path, phrases: list[str], out: Path, root: Path | None, device: str, as_json: bool
+) -> None:
+    from epmvg.bulk import predict_many
+    from epmvg.terminal import counting
+
+    with counting(Console(stderr=True), "Finding") as progress:
+        counts = predict_many(run, source, out, phrases=phrases, root=root, device=device, progress=progress)
+    if not _is_first():
+        return
+    if as_json:
+        print(json.dumps(counts))
+        return
+    console.print(f"{counts['rows']:,} rows ({counts['errors']:,} of them errors) in {out}", soft_wrap=True)
 
 
 def _save_picture(picture: Any, file: Path) -> None:
@@ -391,6 +422,28 @@ def serve(
     run_server(run, host=host, port=port, limits=limits, token=token, device=device)
 
 
+@app.command()
+def bench(
+    preset: Annotated[
+        list[str] | None, typer.Option(help="A model's name; again for several. All of paper size by default.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few rounds.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for bench.json, tables and a plot.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure speed and memory of presets against a plain re-creation of the published computation."""
+    from epmvg.bench.page import tables, write_figures
+    from epmvg.bench.suite import PRESETS
+    from epmvg.bench.suite import bench as measure
+    from epmvg.terminal import counting
+
+    with counting(Console(stderr=True), "Measuring") as progress:
+        found = measure(preset or PRESETS, quick=quick, progress=progress)
+    if out is not None:
+        write_figures(found, out)
+    print(json.dumps(found) if as_json else tables(found))
+
+
 @teacher_app.command("train")
 def teacher_train(
     captions: Annotated[Path, typer.Argument(help='JSONL rows {"image", "split", "captions": [...]}.')],
@@ -466,8 +519,10 @@ def data_stats(
 @data_app.command("convert")
 def data_convert(
     name: Annotated[str, typer.Argument(help="A data set's name, or a file or folder of rows.")],
-    to: Annotated[Path, typer.Option(help="What to write: .jsonl, .json (COCO), .odvg.jsonl, .parquet or a folder.")],
-    kind: Annotated[str | None, typer.Option("--as", help="jsonl, coco, odvg, parquet or folder.")] = None,
+    to: Annotated[
+        Path, typer.Option(help=".jsonl, .json (COCO), .odvg.jsonl, .parquet, .tar (shards: x-%05d.tar) or a folder.")
+    ],
+    kind: Annotated[str | None, typer.Option("--as", help="jsonl, coco, odvg, parquet, tar or folder.")] = None,
     split: Annotated[str | None, typer.Option(help="Only this one.")] = None,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
     split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",
@@ -523,6 +578,11 @@ def _say_diagnosis(diagnosis: Diagnosis) -> None:
         _table(f"{diagnosis.data}: {seen}", diagnosis.table())
     if diagnosis.note:
         console.print(diagnosis.note, soft_wrap=True)
+
+
+def _is_first() -> bool:
+    """Say whether this is the process that speaks, of those a launcher started together."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _say_skipped(skipped: dict[str, int]) -> None:

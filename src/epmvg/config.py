@@ -152,6 +152,7 @@ class TrainSettings(Settings):
     clip: float | None = Field(None, gt=0)
     accumulate: int = Field(1, ge=1)
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    checkpoint_layers: bool = False  # compute encoder and fusion layers again in the backward pass, to save memory
     seed: int = 13
     store: bool = False  # keep a wholly frozen backbone's maps on disk; needs augment = null
     store_gb: float = Field(4.0, gt=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from epmvg.data.catalog import open_records
 from epmvg.data.loader import GroundingLoader
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder, share_inside
-from epmvg.models.memory import TextMemory
+from epmvg.processes import gathered, together, told
 from epmvg.types import Batch, InputError, Output, Progress, Record
+
+Row = dict[str, Any]
+"""A row of predictions."""
 
 PROTOCOL = "IoU >= 0.5 in pixels of the original image, target not clipped, prediction clipped to the image"
 
@@ -51,23 +55,29 @@ def predict_rows(
     autocast: bool = False,
     progress: Progress | None = None,
     total: int = 0,
-) -> list[dict[str, Any]]:
-    """Answer every phrase of some batches and return a row of predictions for each."""
+) -> list[Row]:
+    """Answer every phrase of some batches and return a row of predictions for each.
+
+    Where several processes work together, each brings its share of an evaluation's batches, and the first gets the
+    rows of all, in order; the others get none. A batch's answers depend on nothing outside it, so the rows are the
+    same, to the last digit, for any number of processes (of equally many threads).
+    """
     model.eval()
     device = next(model.parameters()).device
-    memory = TextMemory(model.linguistic) if model.linguistic.frozen else None
-    rows: list[dict[str, Any]] = []
+    answered: list[list[Row]] = []
+    done = 0
     for batch in (each.to(device) for each in batches):
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            states = memory(batch.tokens, batch.token_pad) if memory else None
-            output = model(*batch.inputs, features=batch.stored.get("maps"), states=states)
-        rows += _rows(output, batch, model.calibration)
+            output = model(*batch.inputs, features=batch.stored.get("maps"))
+        answered.append(_rows(output, batch, model.calibration))
+        done += len(answered[-1])
         if progress:
-            progress(len(rows), total)
-    return rows
+            progress(done, total)
+    dealt = zip_longest(*gathered(answered), fillvalue=[])  # batches were dealt out in turn
+    return [row for turn in dealt for rows in turn for row in rows]
 
 
-def _rows(output: Output, batch: Batch, calibration: Calibration | None) -> list[dict[str, Any]]:
+def _rows(output: Output, batch: Batch, calibration: Calibration | None) -> list[Row]:
     boxes, scores = output.box.float().cpu(), box_scores(output, calibration).tolist()
     rows = []
     for i, record in enumerate(batch.records):
@@ -120,7 +130,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a run on a split and leave `predictions-<data>-<split>.jsonl` and `evaluation-...json` in its folder.
 
-    Some phrases are asked of other images as well, to which they do not belong: `absent-...jsonl`.
+    Some phrases are asked of other images as well, to which they do not belong: `absent-...jsonl`. Processes that
+    torchrun started together share the work; the first writes, and all return the same.
 
     Args:
         run: a folder that training wrote.
@@ -149,24 +160,32 @@ def evaluate(
         split_key=split_key or settings.split_key,
     )
     asked = [*records, *absent_records(records, absent)]  # an image is still encoded once
-    loader = evaluation_loader(model, asked, images=settings.images)
-    answers = predict_rows(model, loader.batches(0), progress=progress, total=len(asked))
-    rows, nothing = split_absent(answers)
-    if len(rows) != len(records):
-        raise InputError(f"{name} has {len(records)} rows but {len(rows)} were answered.")
-    stem = f"{Path(name).stem}-{split or 'all'}"
-    write_rows(run / f"predictions-{stem}.jsonl", rows)
-    write_rows(run / f"absent-{stem}.jsonl", nothing)
-    result = {"data": Path(name).stem, "split": split or "all", "protocol": PROTOCOL} | asdict(summarise(rows))
+    stem = f"{short_name(name)}-{split or 'all'}"
+    with together() as (rank, world):
+        loader = evaluation_loader(model, asked, images=settings.images, rank=rank, world=world)
+        answers = predict_rows(model, loader.batches(0), progress=progress, total=-(-len(asked) // world))
+        result: dict[str, Any] = {"data": short_name(name), "split": split or "all", "protocol": PROTOCOL}
+        if rank == 0:
+            rows, nothing = split_absent(answers)
+            if len(rows) != len(records):
+                raise InputError(f"{name} has {len(records)} rows but {len(rows)} were answered.")
+            result |= _judge(rows, nothing, calibrated=model.calibration is not None)
+            write_rows(run / f"predictions-{stem}.jsonl", rows)
+            write_rows(run / f"absent-{stem}.jsonl", nothing)
+            write_json(run / f"evaluation-{stem}.json", result)
+        return told(result)
+
+
+def _judge(rows: list[Row], nothing: list[Row], *, calibrated: bool) -> dict[str, Any]:
+    """Score rows of predictions, and how far their own scores can be trusted."""
+    result: dict[str, Any] = asdict(summarise(rows))
     parts = _parts(rows)
     if parts:
         result["parts"] = parts
     hits = np.array([row["iou"] >= 0.5 for row in rows], np.float64)
     images = [row["image"] for row in rows]
     result["acc50_interval"] = interval(images, lambda drawn: float(np.average(hits, weights=drawn)))
-    result["confidence"] = {"calibrated": model.calibration is not None, "bins": BINS}
-    result["confidence"] |= asdict(measure_trust(rows, nothing))
-    write_json(run / f"evaluation-{stem}.json", result)
+    result["confidence"] = {"calibrated": calibrated, "bins": BINS} | asdict(measure_trust(rows, nothing))
     return result
 
 
@@ -178,10 +197,33 @@ def split_absent(answers: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]
 
 
 def evaluation_loader(
-    model: Grounder, records: Sequence[Record], *, images: int = 16, stored: dict[str, Tensor] | None = None
+    model: Grounder,
+    records: Sequence[Record],
+    *,
+    images: int = 16,
+    stored: dict[str, Tensor] | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> GroundingLoader:
-    """Make the loader of an evaluation: evaluation views, rows in order, nothing left out."""
-    return GroundingLoader(records, model.tokenize, canvas=model.canvas, images=images, phrases=16, stored=stored)
+    """Make the loader of an evaluation: evaluation views, rows in order, nothing left out.
+
+    The batches are the same for any number of processes `world`, which take them in turn.
+    """
+    return GroundingLoader(
+        records,
+        model.tokenize,
+        canvas=model.canvas,
+        images=images,
+        phrases=16,
+        stored=stored,
+        rank=rank,
+        world=world,
+    )
+
+
+def short_name(data: str) -> str:
+    """Return what a data set or file is called in the names of a run's files."""
+    return Path(data).stem.replace("*", "all")
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> Scores:

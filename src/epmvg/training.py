@@ -8,32 +8,41 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import accelerate
 import torch
 from torch import Tensor, nn
 
+from epmvg.activations import LiveTensors
 from epmvg.config import DistillSettings, ModelSettings, Recipe, TrainSettings
 from epmvg.data.absent import Absence
+from epmvg.data.archives import is_there
 from epmvg.data.catalog import cache_folder, open_records
 from epmvg.data.jsonl import Skipped
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.shard_loader import ShardLoader
+from epmvg.data.shards import shard_files
 from epmvg.data.transforms import Augment, swap_sides
 from epmvg.distill.cache import CachedTeacher
 from epmvg.distill.lesson import Lesson, photo_view
 from epmvg.distill.losses import GroundingLoss, Loss, Regressor
 from epmvg.distill.teacher import ClipTeacher, View
-from epmvg.evaluation import evaluation_loader, predict_rows, summarise, write_rows
+from epmvg.evaluation import evaluation_loader, predict_rows, short_name, summarise, write_rows
 from epmvg.hardware import use_bf16
 from epmvg.models.factory import create_model, save, start_from, write_text
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
+from epmvg.processes import gathered, is_lost_process
 from epmvg.store import stored_maps
 from epmvg.types import Batch, InputError, Progress, Record
 
@@ -60,7 +69,7 @@ class Run:
     student: Grounder
     lesson: Lesson | None
     loss_of: GroundingLoss
-    loader: GroundingLoader
+    loader: GroundingLoader | ShardLoader
     val: GroundingLoader
     optimizer: torch.optim.Optimizer
     accelerator: accelerate.Accelerator
@@ -70,6 +79,7 @@ class Run:
     text_memory: TextMemory | None
     absence: Absence | None  # which phrases the score head may learn "nothing there" from
     board: Any = None  # a TensorBoard writer, if the recipe wants one
+    activation_mb: float | None = None  # what the run's first forward pass left for its backward pass
     position: Position = field(default_factory=Position)
 
 
@@ -105,8 +115,32 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Repo
         raise
     if resume:
         _restore(run)
-    _fit(run)
+    with _stopping_together(accelerator.num_processes):
+        _fit(run)
     return folder
+
+
+@contextmanager
+def _stopping_together(processes: int) -> Iterator[None]:
+    """Say it plainly where another process of the training ended, or the launcher stops this one because of that."""
+
+    def stop(*_: object) -> None:
+        raise InputError("Another process of this training ended, or it was told to stop: go on with --resume.")
+
+    if processes == 1:
+        yield
+        return
+    heard = threading.current_thread() is threading.main_thread()  # no other thread may listen to signals
+    before = signal.signal(signal.SIGTERM, stop) if heard else None
+    try:
+        yield
+    except RuntimeError as error:
+        if is_lost_process(error):
+            raise InputError("Another process of this training ended: go on with --resume.") from error
+        raise
+    finally:
+        if heard:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _say_nothing(row: dict[str, Any]) -> None:
@@ -134,6 +168,7 @@ def _prepare(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerator, 
     student = _student(recipe.model)
     if recipe.distill is not None:
         _check_student(student, recipe.distill)
+    student.checkpoint_layers(settings.checkpoint_layers)
     clip = open_teacher(recipe)
     regressor = None
     if clip is not None and recipe.distill is not None and recipe.distill.fit == "linear":
@@ -157,9 +192,16 @@ def _prepare(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerator, 
         beside={name: part for name, part in beside.items() if part is not None},
         report=report,
         text_memory=TextMemory(student.linguistic) if student.linguistic.frozen else None,
-        absence=Absence(loader.records) if student.score_head is not None and settings.absent else None,
+        absence=_absence(student, loader, settings),
         board=_board(folder) if settings.tensorboard and accelerator.is_main_process else None,
     )
+
+
+def _absence(student: Grounder, loader: GroundingLoader | ShardLoader, settings: TrainSettings) -> Absence | None:
+    """Say which phrases are absent where; of a stream too little is known to say."""
+    if student.score_head is None or not settings.absent or isinstance(loader, ShardLoader):
+        return None
+    return Absence(loader.records)
 
 
 def _student(settings: ModelSettings) -> Grounder:
@@ -251,50 +293,65 @@ def _loss(recipe: Recipe, regressor: nn.Module | None) -> GroundingLoss:
 
 def _loaders(
     recipe: Recipe, student: Grounder, accelerator: accelerate.Accelerator, report: Report
-) -> tuple[GroundingLoader, GroundingLoader]:
+) -> tuple[GroundingLoader | ShardLoader, GroundingLoader]:
     """Make the training loader and the validation loader, with stored answers where the recipe wants them."""
     data, settings = recipe.data, recipe.train
-    skipped = Skipped()
-    records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
-    records = _with_photo(records, skipped)
-    if skipped.counts:
-        report({"event": "skipped", "rows": sum(skipped.counts.values()), "why": str(skipped)})
     val = open_records(data.name, split=data.val, root=data.root, split_key=data.split_key)
     if settings.evaluate_limit:
         val = val[: settings.evaluate_limit]
     canvas = data.canvas or student.canvas
     if canvas != student.canvas and (settings.store or not student.sine):
         raise InputError(f"data.canvas={canvas} needs model.position=sine and train.store=false.")
+    share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     stored: dict[str, Tensor] = {}
     stored_val: dict[str, Tensor] = {}
+
+    def make(records: list[Record], window: int = 0) -> GroundingLoader:
+        return GroundingLoader(
+            records,
+            student.tokenize,
+            canvas=canvas,
+            images=data.images,
+            phrases=data.phrases,
+            augment=Augment(**data.augment.model_dump()) if data.augment else None,
+            shuffle=True,
+            seed=settings.seed + 1000 * window,
+            workers=data.workers,
+            tolerant=True,
+            stored=stored,
+            cache_gb=data.cache_gb,
+            **share,
+        )
+
+    loader: GroundingLoader | ShardLoader
+    if data.name.endswith(".tar"):
+        if settings.store:
+            raise InputError("train.store=true cannot be had with shards, which are streamed: set it to false.")
+        files = shard_files(data.name)
+        loader = ShardLoader(files, make, split=data.train, split_key=data.split_key, seed=settings.seed)
+        _report_skipped(loader.skipped, report)
+        return loader, evaluation_loader(student, val, images=data.images, **share)
+    skipped = Skipped()
+    records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
+    records = _with_photo(records, skipped)
+    _report_skipped(skipped, report)
     if settings.store:
         if data.augment is not None or not student.visual.frozen:
             raise InputError("train.store=true needs data.augment=null and a wholly frozen backbone (model.visual).")
         folder = cache_folder() / "maps"
         stored = {"maps": stored_maps(student, records, folder, settings.store_gb, report)}
         stored_val = {"maps": stored_maps(student, val, folder, settings.store_gb, report)}
-    loader = GroundingLoader(
-        records,
-        student.tokenize,
-        canvas=canvas,
-        images=data.images,
-        phrases=data.phrases,
-        augment=Augment(**data.augment.model_dump()) if data.augment else None,
-        shuffle=True,
-        seed=settings.seed,
-        workers=data.workers,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        tolerant=True,
-        stored=stored,
-        cache_gb=data.cache_gb,
-    )
-    return loader, evaluation_loader(student, val, images=data.images, stored=stored_val)
+    return make(records), evaluation_loader(student, val, images=data.images, stored=stored_val, **share)
+
+
+def _report_skipped(skipped: Skipped, report: Report) -> None:
+    if skipped.counts:
+        report({"event": "skipped", "rows": sum(skipped.counts.values()), "why": str(skipped)})
 
 
 def _with_photo(records: list[Record], skipped: Skipped) -> list[Record]:
     """Leave out rows whose photo is not there."""
-    there = {image: image.is_file() for image in {record.image for record in records}}
+    there = {image: is_there(image) for image in {record.image for record in records}}
     for record in records:
         if not there[record.image]:
             skipped.add("the image is missing", str(record.image))
@@ -346,7 +403,7 @@ def lr_factor(step: int, steps_per_epoch: int, settings: TrainSettings) -> float
     return float(0.1 ** math.floor(step / steps_per_epoch / settings.drop))
 
 
-def _steps_per_epoch(loader: GroundingLoader, settings: TrainSettings) -> int:
+def _steps_per_epoch(loader: GroundingLoader | ShardLoader, settings: TrainSettings) -> int:
     return max(1, len(loader) // settings.accumulate)
 
 
@@ -364,6 +421,13 @@ def _batches(run: Run) -> Iterator[Batch]:
                 return
 
 
+def _micro_batches(run: Run) -> Iterator[list[Batch]]:
+    """Yield the batches of each optimiser step; what is left over at the end of the run steps no more."""
+    batches, several = _batches(run), run.recipe.train.accumulate
+    while len(step := list(islice(batches, several))) == several:
+        yield step
+
+
 def _fit(run: Run) -> None:
     settings = run.recipe.train
     steps = _steps_per_epoch(run.loader, settings)
@@ -371,17 +435,20 @@ def _fit(run: Run) -> None:
     since = time.monotonic() - run.position.seconds
     meter = _Meter()
     learners = [part for part in (run.network, run.loss_of.regressor) if part is not None]
-    for batch in _batches(run):
-        with run.accelerator.accumulate(*learners):
-            loss = _step(run, batch.to(run.accelerator.device))
-        meter.add(loss, batch)
-        run.position.phrases += len(batch.records) * run.accelerator.num_processes
-        if not run.accelerator.sync_gradients:
-            continue
+    for batches in _micro_batches(run):
+        phrases = _phrases(run, batches)
+        for batch in batches:
+            share = len(batch.records) * len(batches) * run.accelerator.num_processes / phrases
+            with run.accelerator.accumulate(*learners):
+                loss = _step(run, batch.to(run.accelerator.device), share)
+            meter.add(loss, batch)
+        run.position.phrases += phrases
         run.position.step += 1
         run.position.seconds = time.monotonic() - since
         if run.position.step % settings.log_every == 0:
-            row = meter.take(run.accelerator.num_processes)
+            row = meter.take(run.accelerator)
+            if run.activation_mb is not None:
+                row["activation_mb"], run.activation_mb = run.activation_mb, None
             _write(run, {"event": "step", "lr": _lr(run)} | row)
         if run.position.step % every == 0:
             _validate(run)
@@ -394,23 +461,29 @@ def _fit(run: Run) -> None:
     _save_state(run)
 
 
-def _step(run: Run, batch: Batch) -> Loss:
-    """Learn from one batch; return its loss."""
+def _phrases(run: Run, batches: Sequence[Batch]) -> int:
+    """Count the phrases of an optimiser step over all its batches and processes."""
+    own = torch.tensor(sum(len(batch.records) for batch in batches), device=run.accelerator.device)
+    return int(cast(Tensor, run.accelerator.reduce(own, "sum")))
+
+
+def _step(run: Run, batch: Batch, share: float) -> Loss:
+    """Learn from one batch; return its loss.
+
+    `share` is its number of phrases against the mean of the optimiser step's batches: with it the gradient is the mean
+    over all phrases of the step, however they were dealt out to batches and processes.
+    """
     run.network.train()
     factor = lr_factor(run.position.step, _steps_per_epoch(run.loader, run.recipe.train), run.recipe.train)
     for group in run.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
-    with run.accelerator.autocast():
-        states = None
-        if run.text_memory is not None:
-            with torch.no_grad():
-                states = run.text_memory(batch.tokens, batch.token_pad)
-        absent = None
-        if run.absence is not None:
-            absent = run.absence.pairs(batch, run.recipe.train.absent, (run.recipe.train.seed, run.position.step))
-        output = run.network(*batch.inputs, features=batch.stored.get("maps"), states=states, absent=absent)
-        teacher = None if run.lesson is None else run.lesson(batch)
-    loss = run.loss_of(output, batch.box, teacher)
+    if run.position.step == 0 and run.activation_mb is None:
+        known = [*run.network.parameters(), *run.network.buffers(), *batch.inputs, batch.box]
+        with LiveTensors(known) as live:
+            loss = _loss_of(run, batch)
+        run.activation_mb = live.megabytes()
+    else:
+        loss = _loss_of(run, batch)
     total = loss.total
     if not torch.isfinite(total):
         images = ", ".join(sorted({record.image.name for record in batch.records})[:3])
@@ -418,7 +491,7 @@ def _step(run: Run, batch: Batch) -> Loss:
             f"The loss became {total.item()} at step {run.position.step + 1} (images {images}, ...): "
             "lower train.lr or set train.clip=1."
         )
-    run.accelerator.backward(total)
+    run.accelerator.backward(total * share)
     if run.accelerator.sync_gradients and run.recipe.train.clip:
         run.accelerator.clip_grad_norm_(_clipped(run), run.recipe.train.clip)
     run.optimizer.step()
@@ -432,56 +505,70 @@ def _clipped(run: Run) -> list[nn.Parameter]:
     return [parameter for parameter in run.network.parameters() if id(parameter) not in apart]
 
 
+def _loss_of(run: Run, batch: Batch) -> Loss:
+    """Ask the student and its teacher, and compare."""
+    with run.accelerator.autocast():
+        states = None
+        if run.text_memory is not None:
+            with torch.no_grad():
+                states = run.text_memory(batch.tokens, batch.token_pad)
+        absent = None
+        if run.absence is not None:
+            absent = run.absence.pairs(batch, run.recipe.train.absent, (run.recipe.train.seed, run.position.step))
+        output = run.network(*batch.inputs, features=batch.stored.get("maps"), states=states, absent=absent)
+        teacher = None if run.lesson is None else run.lesson(batch)
+    return run.loss_of(output, batch.box, teacher)
+
+
 def _lr(run: Run) -> float:
     """The learning rate of what is not pretrained."""
     return next(float(group["lr"]) for group in run.optimizer.param_groups if group["name"] == "rest")
 
 
 class _Meter:
-    """Running means since the last row of metrics."""
+    """Running means over phrases since the last row of metrics."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         self.start = time.monotonic()
-        self.batches = self.images = self.phrases = 0
+        self.images = self.phrases = 0
         self.terms: dict[str, float] = {}
 
     def add(self, loss: Loss, batch: Batch) -> None:
-        self.batches += 1
         self.images += len(batch.letterbox)
         self.phrases += len(batch.records)
         for name, term in [*loss.terms.items(), ("total", loss.total)]:
-            self.terms[name] = self.terms.get(name, 0.0) + term.item()
+            self.terms[name] = self.terms.get(name, 0.0) + term.item() * len(batch.records)
 
-    def take(self, processes: int) -> dict[str, Any]:
-        """Return the means and rates since the last time; the rates of this process times the number of processes."""
+    def take(self, accelerator: accelerate.Accelerator) -> dict[str, Any]:
+        """Return means and rates since the last time, of all processes together."""
         seconds = time.monotonic() - self.start
+        own = torch.tensor([self.images, self.phrases, *self.terms.values()], device=accelerator.device)
+        images, phrases, *terms = cast(Tensor, accelerator.reduce(own, "sum")).tolist()
         row = {
-            "loss": {name: round(value / self.batches, 5) for name, value in self.terms.items()},
-            "images_per_s": round(self.images * processes / seconds, 2),
-            "phrases_per_s": round(self.phrases * processes / seconds, 2),
+            "loss": {name: round(value / phrases, 5) for name, value in zip(self.terms, terms, strict=True)},
+            "images_per_s": round(images / seconds, 2),
+            "phrases_per_s": round(phrases / seconds, 2),
         }
         self.clear()
         return row
 
 
 def _validate(run: Run) -> None:
-    """Score on val, and keep the weights if they are the best so far."""
-    if not run.accelerator.is_main_process:
-        run.accelerator.wait_for_everyone()
-        return
+    """Score on val, all processes together, and keep the weights if they are the best so far."""
     settings = run.recipe.train
     rows = predict_rows(run.student, run.val.batches(0), autocast=use_bf16(settings.precision))
+    if not run.accelerator.is_main_process:
+        return
     scores = summarise(rows)
-    name, split = Path(run.recipe.data.name).stem, run.recipe.data.val
+    name, split = short_name(run.recipe.data.name), run.recipe.data.val
     _write(run, {"event": "evaluate", "data": name, "split": split} | asdict(scores))
     if scores.acc50 >= run.position.best:  # of equals the later, whose learning rate is lower
         run.position.best = scores.acc50
         save(run.student, run.folder)
         write_rows(run.folder / f"predictions-{name}-{split}.jsonl", rows)
-    run.accelerator.wait_for_everyone()
 
 
 def _write(run: Run, row: dict[str, Any]) -> None:
@@ -502,6 +589,7 @@ def _write(run: Run, row: dict[str, Any]) -> None:
 
 def _save_state(run: Run) -> None:
     """Keep everything that `--resume` needs; the file appears whole or not at all."""
+    random = gathered(torch.get_rng_state())
     if not run.accelerator.is_main_process:
         return
     folder = run.folder / "state"
@@ -510,7 +598,7 @@ def _save_state(run: Run) -> None:
         "student": run.student.state_dict(),
         "beside": {name: part.state_dict() for name, part in run.beside.items()},
         "optimizer": run.optimizer.state_dict(),
-        "random": torch.get_rng_state(),
+        "random": random,  # of each process
         "position": asdict(run.position),
     }
     temporary = folder / "last.pt.part"
@@ -526,11 +614,14 @@ def _restore(run: Run) -> None:
         (run.folder / "metrics.jsonl").unlink(missing_ok=True)
         return
     state = torch.load(file, map_location="cpu", weights_only=True)
+    processes = len(state["random"])
+    if processes != run.accelerator.num_processes:
+        raise InputError(f"{run.folder} was trained by {processes} processes: resume it with as many.")
     run.student.load_state_dict(state["student"])
     for name, part in run.beside.items():
         part.load_state_dict(state["beside"][name])
     run.optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"])
+    torch.set_rng_state(state["random"][run.accelerator.process_index])
     run.position = Position(**state["position"])
     metrics = run.folder / "metrics.jsonl"
     if metrics.exists() and run.accelerator.is_main_process:

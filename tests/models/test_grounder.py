@@ -106,6 +106,20 @@ def test_stored_answers_are_the_answers(model: Grounder) -> None:
     close(model(image, pad, tokens, token_pad, owner), stored)
 
 
+def test_checkpointed_layers_give_the_same_gradients(model: Grounder) -> None:
+    """Dropout included: a layer that is computed again draws what it drew before."""
+    given, gradients = inputs(model), []
+    for checkpointed in (False, True):
+        model.train().checkpoint_layers(checkpointed)
+        torch.manual_seed(3)
+        model.zero_grad()
+        GroundingLoss()(model(*given), torch.full((len(PHRASES), 4), 0.4)).total.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
 @torch.no_grad()
 def test_maps_lie_on_content_only() -> None:
     model = create_model("tiny-resnet", anchored=True, similarity=True).eval()

@@ -25,7 +25,7 @@ def convert_data(
 
     Args:
         target: the file or folder to write.
-        kind: jsonl, coco, odvg, parquet or folder; told from the target's ending by default.
+        kind: jsonl, coco, odvg, parquet, tar or folder; told from the target's ending by default.
         split, root, split_key: as for `open_records`.
 
     Returns:

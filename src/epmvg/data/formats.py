@@ -10,13 +10,21 @@ from epmvg.data.coco import coco_of, is_odvg_file, json_rows, odvg_of, odvg_rows
 from epmvg.data.imagefolder import folder_rows, metadata_files, write_folder
 from epmvg.data.jsonl import Row, Skipped, json_line, json_lines, read_jsonl, read_rows, rows_of, write_jsonl
 from epmvg.data.parquet import parquet_rows, write_parquet
+from epmvg.data.shards import read_shards, shard_files, write_shards
 from epmvg.data.transvg_index import FLAGS, read_transvg, read_transvg_file
 from epmvg.types import InputError, Record
 
-KINDS = {"jsonl": ".jsonl", "coco": ".json", "odvg": ".odvg.jsonl", "parquet": ".parquet", "folder": ""}
+KINDS = {
+    "jsonl": ".jsonl",
+    "coco": ".json",
+    "odvg": ".odvg.jsonl",
+    "parquet": ".parquet",
+    "tar": ".tar",
+    "folder": "",
+}
 """What can be written, and the ending that means it."""
 
-READABLE = (".jsonl", ".json", ".parquet", ".pth", ".pkl")
+READABLE = (".jsonl", ".json", ".parquet", ".tar", ".pth", ".pkl")
 
 
 def read_file(
@@ -30,6 +38,7 @@ def read_file(
     """Read the records of a file or folder in any of the formats of docs/data.md.
 
     Args:
+        file: also a pattern of shards, `FOLDER/*.tar`.
         root: what image paths are relative to and stay in; by default the file's folder.
 
     Raises:
@@ -37,6 +46,8 @@ def read_file(
     """
     if file.suffix in (".pth", ".pkl"):
         return read_transvg_file(file, root=root, split=split, skipped=skipped)
+    if file.suffix == ".tar":
+        return read_shards(shard_files(str(file)), split=split, split_key=split_key, skipped=skipped)
     if file.is_dir() and not metadata_files(file):
         return _read_named_folder(file, split, root, split_key, skipped)
     folder = Path(root) if root else file if file.is_dir() else file.parent
@@ -60,6 +71,9 @@ def write_file(target: Path, records: Sequence[Record], root: Path, kind: str | 
         target.mkdir(exist_ok=True)
         write_folder(target, rows_of(records, root), root)
         return target
+    if kind == "tar":
+        write_shards(target, rows_of(records, root), root)
+        return target.parent
     own = target.parent
     base = root if any(Path(row["image"]).is_absolute() for row in rows_of(records, own)) else own
     if kind == "jsonl":
@@ -83,12 +97,14 @@ def kind_of(target: Path) -> str:
     Raises:
         InputError: none.
     """
-    for kind in ("odvg", "jsonl", "coco", "parquet"):
+    for kind in ("odvg", "jsonl", "coco", "parquet", "tar"):
         if target.name.endswith(KINDS[kind]):
             return kind
     if not target.suffix:
         return "folder"
-    raise InputError(f"{target} means no format: end it in .jsonl, .json, .odvg.jsonl or .parquet, or name a folder.")
+    raise InputError(
+        f"{target} means no format: end it in .jsonl, .json, .odvg.jsonl, .parquet or .tar, or name a folder."
+    )
 
 
 def _rows(file: Path) -> Iterator[tuple[str, Row]]:

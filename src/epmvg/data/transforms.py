@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from epmvg.boxes import Letterbox
 from epmvg.data import as_published
+from epmvg.data.archives import source_of
 from epmvg.types import Box, InputError
 
 MEAN_COLOUR = (0.485, 0.456, 0.406)
@@ -314,7 +315,7 @@ class Photo:
     def __init__(self, source: Path | BytesIO) -> None:
         self.name = str(source) if isinstance(source, Path) else "The image"
         with _naming(self.name):
-            self._image = Image.open(source)
+            self._image = Image.open(source_of(source) if isinstance(source, Path) else source)
             try:
                 self._turned, self.size = self._shape()
             except BaseException:

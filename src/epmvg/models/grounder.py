@@ -133,6 +133,12 @@ class Grounder(nn.Module):
         )
         return encoded["input_ids"], encoded["attention_mask"] == 0
 
+    def checkpoint_layers(self, wanted: bool = True) -> None:
+        """Choose whether training computes the layers of the fusion and of the visual encoder twice to save memory."""
+        for module in self.modules():
+            if isinstance(module, Encoder):
+                module.checkpointed = wanted
+
     def encode_image(self, image: Tensor, pad: Tensor, features: Tensor | None = None) -> EncodedImages:
         """Encode image [I, 3, S, S] in 0..1 with pad bool [I, S, S]; `features` is what `visual.maps` answered."""
         maps = self.visual.maps(image, pad) if features is None else features

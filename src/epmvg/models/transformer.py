@@ -73,7 +73,12 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of encoder layers; every matrix starts Xavier-uniform."""
+    """A stack of encoder layers; every matrix starts Xavier-uniform.
+
+    Attributes:
+        checkpointed: whether a training step keeps only each layer's input and computes the layer again in the
+            backward pass (gradient checkpointing).
+    """
 
     def __init__(self, layers: int, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -81,12 +86,16 @@ class Encoder(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+        self.checkpointed = False
 
     def forward(self, x: Tensor, position: Tensor, pad: Tensor) -> Tensor:
         """Encode x [B, T, D] with `position` (broadcast to x) and `pad` bool [B, T], True where there is nothing."""
         hide = torch.zeros(pad.shape, dtype=x.dtype, device=x.device).masked_fill(pad, -math.inf)[:, None, None]
         for layer in self.layers:
-            x = layer(x, position, hide)
+            if self.checkpointed and torch.is_grad_enabled():
+                x = checkpoint(layer, x, position, hide, use_reentrant=False)
+            else:
+                x = layer(x, position, hide)
         return x
 
 

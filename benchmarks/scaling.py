@@ -1,0 +1,103 @@
+"""Cost against size: phrases of an image from 1 to 64, and rows of a file from a thousand to a million.
+
+    OMP_NUM_THREADS=2 python benchmarks/scaling.py [--preset mini] [--rows 1000000] [--json FILE]
+
+Phrases: time of one pass over one image and peak memory. Rows: time and peak memory of reading a JSONL file as a
+stream of batches (`epmvg predict ... --out`) and of reading and planning an epoch of training, pictures left closed.
+Each size is measured in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from epmvg.bench.memory import forget_peak, peak_mb
+from epmvg.bench.suite import in_turn
+from epmvg.bench.work import PHRASES, Work
+from epmvg.bulk import batches_of, questions
+from epmvg.data.jsonl import read_jsonl
+from epmvg.data.loader import GroundingLoader
+
+COUNTS = (1, 2, 4, 8, 16, 32, 64)
+A_PICTURE = 7  # rows of a picture, as in RefCOCO
+
+
+def phrases_cost(preset: str, count: int, rounds: int = 5) -> dict[str, Any]:
+    """Ask one image `count` phrases."""
+    work = Work(preset)
+    words = work.student.tokenize([PHRASES[i % len(PHRASES)] for i in range(count)])
+    owner = torch.zeros(count, dtype=torch.int64)
+    forget_peak()
+    with torch.inference_mode():
+        (times,) = in_turn([lambda: work.student(work.image, work.pad, *words, owner)], rounds)
+    return {"phrases": count, "ms": round(statistics.median(times) * 1e3, 2), "peak_mb": peak_mb()}
+
+
+def stream(file: Path) -> int:
+    return sum(len(question.phrases) for batch in batches_of(questions(file, (), None), 16) for question in batch)
+
+
+def plan(file: Path) -> int:
+    loader = GroundingLoader(read_jsonl(file), lambda _: (torch.empty(0), torch.empty(0)), canvas=256, shuffle=True)
+    assert len(loader) > 0
+    return len(loader.records)
+
+
+WAYS: dict[str, Callable[[Path], int]] = {"stream": stream, "plan": plan}
+
+
+def rows_cost(way: str, count: int) -> dict[str, Any]:
+    """Read a file of `count` rows that is written for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.jsonl"
+        with file.open("w") as out:
+            for number in range(count):
+                row = {"image": f"{number // A_PICTURE}.jpg", "phrase": PHRASES[number % A_PICTURE]}
+                out.write(json.dumps(row | {"bbox": [10, 20, 30, 40], "id": number}) + "\n")
+        forget_peak()
+        start = time.perf_counter()
+        assert WAYS[way](file) == count
+        seconds = time.perf_counter() - start
+    return {"way": way, "rows": count, "seconds": round(seconds, 3), "peak_mb": peak_mb()}
+
+
+def apart(*arguments: str) -> dict[str, Any]:
+    """Measure one size in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True)
+    return dict(json.loads(done.stdout))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="mini")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the largest file")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--one", help="measure one size, phrases or a way of reading rows, and print it")
+    parser.add_argument("--count", type=int)
+    arguments = parser.parse_args()
+    if arguments.one:
+        one = phrases_cost(arguments.preset, arguments.count) if arguments.one == "phrases" else None
+        print(json.dumps(one or rows_cost(arguments.one, arguments.count)))
+        return
+    sizes = [size for size in (10**3, 10**4, 10**5, 10**6) if size <= arguments.rows]
+    found: dict[str, Any] = {"preset": arguments.preset, "threads": torch.get_num_threads()}
+    found["phrases"] = [apart("--one", "phrases", "--count", str(n), "--preset", arguments.preset) for n in COUNTS]
+    found["rows"] = [apart("--one", way, "--count", str(n)) for way in WAYS for n in sizes]
+    print(json.dumps(found, indent=1))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

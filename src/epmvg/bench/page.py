@@ -1,0 +1,95 @@
+"""The figures as Markdown tables and one plot, for docs/performance.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from epmvg.evaluation import write_json
+from epmvg.models.factory import write_text
+
+COLUMNS = {
+    "rows": {
+        "preset": "preset",
+        "backend": "backend",
+        "precision": "precision",
+        "phrases_per_image": "phrases an image",
+        "ms_per_image": "ms an image (median)",
+        "p95_ms": "p95",
+        "phrases_per_s": "phrases/s",
+        "peak_mb": "peak MB",
+        "gflops_per_s": "GFLOP/s",
+        "share_of_peak": "of matrix peak",
+        "ratio_to_reference": "time against plain",
+    },
+    "batches": {
+        "preset": "preset",
+        "backend": "backend",
+        "precision": "precision",
+        "images": "images a batch",
+        "images_per_s": "images/s",
+    },
+    "training": {
+        "preset": "preset",
+        "phrases_per_image": "phrases an image",
+        "ms_per_phrase": "ms a phrase",
+        "ratio_to_reference": "time against plain",
+        "activation_mb": "activations MB",
+        "activation_mb_checkpointed": "with checkpointing",
+    },
+    "loader": {
+        "preset": "preset",
+        "training_images_per_s": "training views, images/s",
+        "evaluation_images_per_s": "evaluation views, images/s",
+    },
+    "sizes": {"preset": "preset", "backend": "backend", "precision": "precision", "mb": "MB"},
+}
+
+
+def write_figures(found: dict[str, Any], folder: Path) -> None:
+    """Write bench.json, bench.md and bench.svg into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "bench.json", found)
+    write_text(folder / "bench.md", tables(found))
+    _plot(found["rows"], folder / "bench.svg")
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Return every part as a Markdown table, the machine first."""
+    about = found["machine"]
+    peaks = ", ".join(f"{value} GFLOP/s in {name}" for name, value in about["peak_gflops"].items())
+    lines = [
+        f"{about['processor']}, {about['threads']} threads of {about['cores']} cores, torch {about['torch']}; "
+        f"load before: {about['load']}; matrix peak: {peaks}."
+    ]
+    for part, columns in COLUMNS.items():
+        if found[part]:
+            lines += ["", *_table(found[part], columns)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> list[str]:
+    head = [" | ".join(columns.values()), " | ".join("---" for _ in columns)]
+    body = [" | ".join(str(row[key]) for key in columns) for row in rows]
+    return [f"| {line} |" for line in head + body]
+
+
+def _plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Draw each row's time against the plain re-creation's as a bar."""
+    names = [f"{r['preset']} {r['backend']} {r['precision']}, {r['phrases_per_image']} an image" for r in rows]
+    style: Any = {"svg.hashsalt": "epmvg", "font.size": 9}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(8, 0.6 + 0.26 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        bars = axes.barh(names[::-1], [row["ratio_to_reference"] for row in rows][::-1], color="#3b6ea5")
+        axes.bar_label(bars, fmt="%.2f", padding=2)
+        axes.axvline(1, color="#333333", linewidth=0.8, linestyle="--")
+        axes.set_xlabel("time against the plain re-creation of the same work (1 = as fast)")
+        axes.margins(x=0.1)
+        temporary = file.with_name(file.name + ".part")
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    temporary.replace(file)

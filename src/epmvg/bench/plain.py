@@ -1,0 +1,158 @@
+"""The yardstick: the published computation, written plainly, on the weights of one of our students.
+
+Frozen batch norms as separate multiplications, attention with its weights written out, every position carried, phrases
+padded to full length, and the image encoded once for every phrase.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, cast
+
+import timm
+import torch
+from timm.models.swin_transformer import WindowAttention
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
+from transformers import BertModel
+
+from epmvg.models.grounder import Grounder, mean_vote, median_vote
+from epmvg.models.transformer import Encoder, sine_position
+from epmvg.models.visual import ConvBranch, SwinBranch
+
+
+class PlainLayer(nn.Module):
+    """DETR's encoder layer on torch's attention module, whose averaged weights are returned."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, position: Tensor, pad: Tensor) -> Tensor:
+        q = x + position
+        x = self.norm1(x + self.drop(self.self_attn(q, q, x, key_padding_mask=pad)[0]))
+        hidden = self.drop(torch.relu(self.linear1(x)))
+        return cast(Tensor, self.norm2(x + self.drop(self.linear2(hidden))))
+
+
+class PlainNorm(FrozenBatchNorm2d):
+    """A frozen batch norm as DETR computes it, followed by the activation that timm keeps inside its norms."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__(norm.num_features, norm.eps)
+        self.act = cast(nn.Module, norm.act) if hasattr(norm, "act") else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.act(super().forward(x)))
+
+
+class PlainConv(nn.Module):
+    """A CNN with its norms beside the convolutions, and DETR's encoder over every place of the canvas."""
+
+    def __init__(self, branch: ConvBranch, numbers: dict[str, Any], dropout: float) -> None:
+        super().__init__()
+        name = numbers["backbone"]
+        reductions = cast(Any, timm.create_model(name, features_only=True)).feature_info.reduction()
+        indices = [reductions.index(stride) for stride in sorted(numbers["strides"])]
+        self.backbone = timm.create_model(name, features_only=True, out_indices=indices)
+        for place, norm in [(n, m) for n, m in self.backbone.named_modules() if isinstance(m, nn.BatchNorm2d)]:
+            parent, _, child = place.rpartition(".")
+            setattr(self.backbone.get_submodule(parent), child, PlainNorm(norm))
+        self.backbone.load_state_dict(branch.backbone.state_dict())
+        frozen = {key for key, parameter in branch.backbone.named_parameters() if not parameter.requires_grad}
+        for key, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(key not in frozen)
+        self.input_proj = copy.deepcopy(branch.input_proj)
+        self.encoder = _plain_layers(branch.encoder, numbers, dropout)
+        self.stride, self.width = branch.strides[0], branch.width
+
+    def forward(self, pixels: Tensor, pad: Tensor) -> Tensor:
+        """Answer visual tokens [P, N, C] from normalised pixels [P, 3, S, S] and pad [P, S, S]."""
+        finest, *coarser = self.backbone(pixels)
+        maps = [finest, *(F.interpolate(m, size=finest.shape[-2:], mode="bilinear") for m in coarser)]
+        tokens: Tensor = self.input_proj(torch.cat(maps, 1)).flatten(2).transpose(1, 2)
+        places = pad[:, :: self.stride, :: self.stride]
+        position = sine_position(places, self.width).flatten(1, 2)
+        for layer in self.encoder:
+            tokens = layer(tokens, position, places.flatten(1))
+        return tokens
+
+
+class PlainGrounder(nn.Module):
+    """Answer boxes [P, 4] for as many images as phrases, with the weights of `student`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, student: Grounder) -> None:
+        super().__init__()
+        numbers = student.settings
+        self.conv, self.swin = None, None
+        if isinstance(student.visual, ConvBranch):
+            self.conv = PlainConv(student.visual, numbers["visual"], numbers["dropout"])
+        else:
+            self.swin = cast(SwinBranch, copy.deepcopy(student.visual))
+            for module in self.swin.modules():
+                if isinstance(module, WindowAttention):
+                    module.fused_attn = False
+        config = copy.deepcopy(student.linguistic.bert.config)
+        config._attn_implementation = "eager"
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.bert.load_state_dict(student.linguistic.bert.state_dict())
+        self.bert.requires_grad_(not student.linguistic.frozen)
+        self.fusion = _plain_layers(student.fusion, numbers["fusion"], numbers["dropout"])
+        for part in ("visu_proj", "text_proj", "reg_token", "vl_pos_embed", "head", "similarity"):
+            setattr(self, part, copy.deepcopy(getattr(student, part)))
+        self.where_head, self.vote_head = copy.deepcopy(student.where_head), copy.deepcopy(student.vote_head)
+        self.strides, self.sine = student.visual.strides, student.sine
+        self.register_buffer("mean", student.visual.mean.clone())
+        self.register_buffer("std", student.visual.std.clone())
+
+    def forward(self, image: Tensor, pad: Tensor, tokens: Tensor, token_pad: Tensor) -> Tensor:
+        """Answer image [P, 3, S, S] in 0..1 with pad [P, S, S] and tokens [P, L] with token_pad [P, L]."""
+        states = self.bert(tokens, (~token_pad).long()).last_hidden_state
+        own = torch.arange(len(tokens), device=tokens.device)
+        if self.conv is not None:
+            pixels = ((image - self.mean) / self.std).masked_fill(pad[:, None], 0.0)
+            branch = self.conv(pixels, pad)
+        else:
+            assert self.swin is not None
+            branch = self.swin.tokens(self.swin.maps(image, pad), pad, states[:, 0], own)
+        places = [pad[:, ::stride, ::stride] for stride in self.strides]
+        visual_pad = torch.cat([level.flatten(1) for level in places], 1)  # [P, N]
+        visual, text = self.visu_proj(branch), self.text_proj(states)
+        likeness = None
+        if self.similarity is not None:
+            likeness = self.similarity(branch, states, token_pad, own)  # [P, N]
+            visual = visual + self.similarity.feed(likeness)
+        x = torch.cat([self.reg_token.weight.expand(len(tokens), 1, -1), text, visual], 1)  # the published order
+        hide = torch.cat([token_pad.new_zeros(len(tokens), 1), token_pad, visual_pad], 1)
+        position = self.vl_pos_embed.weight.expand(len(tokens), -1, -1)
+        if self.sine:
+            position = torch.cat([position, *(sine_position(p, x.shape[-1]).flatten(1, 2) for p in places)], 1)
+        for layer in self.fusion:
+            x = layer(x, position, hide)
+        if self.where_head is None or self.vote_head is None:
+            return cast(Tensor, self.head(x[:, 0]).sigmoid())
+        fused = x[:, 1 + tokens.shape[1] :]
+        where = self.where_head(fused).squeeze(-1) + (0 if likeness is None else likeness)
+        vote = self.vote_head(fused + x[:, :1])
+        rows, columns = places[0].shape[1:]
+        across = (torch.arange(columns, device=x.device) + 0.5) / columns
+        down = (torch.arange(rows, device=x.device) + 0.5) / rows
+        centre = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1).flatten(0, 1)  # [N, 2]
+        votes = torch.cat([centre + vote[..., :2], vote[..., 2:].sigmoid()], -1)
+        return (mean_vote if self.training else median_vote)(where.masked_fill(visual_pad, -math.inf), votes)
+
+
+def _plain_layers(encoder: Encoder, numbers: dict[str, Any], dropout: float) -> nn.ModuleList:
+    layers = nn.ModuleList(
+        PlainLayer(numbers["width"], numbers["heads"], numbers["hidden"], dropout) for _ in encoder.layers
+    )
+    layers.load_state_dict(encoder.layers.state_dict())
+    return layers

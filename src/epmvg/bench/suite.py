@@ -1,0 +1,264 @@
+"""The benchmark: each preset and backend against the plain re-creation, taking turns in one process."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.autograd.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from epmvg.activations import LiveTensors
+from epmvg.bench.machine import machine
+from epmvg.bench.memory import peaks
+from epmvg.bench.work import PHRASES, Engine, Work, engines
+from epmvg.data.loader import GroundingLoader
+from epmvg.data.transforms import Augment
+from epmvg.models.grounder import Grounder
+from epmvg.models.presets import preset
+from epmvg.types import Progress, Record
+
+PRESETS = ("mini", "transvg-r50", "transvg-r101", "transvg-swin-s", "qrnet-swin-s")
+COUNTS = (1, len(PHRASES))
+MATRIX_WORK = ("convolution", "mm", "linear", "attention")  # parts of the names of kernels that multiply matrices
+
+
+def bench(
+    presets: Sequence[str] = PRESETS, *, quick: bool = False, memory: bool = True, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Measure presets and return the machine and rows of figures.
+
+    Args:
+        presets: names of `list_models()`.
+        quick: few rounds, and no batches of images.
+        memory: measure peak memory too, each in a process of its own.
+        progress: called with presets (done, total).
+
+    Returns:
+        machine, and lists of rows: rows (answers by backend, precision and phrases an image, against the plain
+        re-creation), batches (images/s by batch size), matrix (where the time of one pass goes), training, loader
+        and sizes.
+
+    Raises:
+        InputError: unknown preset.
+    """
+    for name in presets:
+        preset(name)
+    found: dict[str, Any] = {"machine": machine()}
+    parts = ("rows", "batches", "matrix", "training", "loader", "sizes")
+    found |= {part: [] for part in parts}
+    rounds = 3 if quick else 9
+    for number, name in enumerate(presets):
+        if progress:
+            progress(number, len(presets))
+        work = Work(name)
+        with torch.inference_mode():
+            offered = engines(work)
+            found["rows"] += answers(work, offered, rounds, found["machine"]["peak_gflops"], memory)
+            found["matrix"] += [{"preset": name} | where_time_goes(work, engine) for engine in offered]
+            if not quick:
+                found["batches"] += batches(work, offered)
+        found["training"] += training(work, rounds // 3)
+        found["loader"].append({"preset": name} | loader(work, 8 if quick else 32))
+        found["sizes"] += [
+            {"preset": name, "backend": e.backend, "precision": e.precision, "mb": e.size_mb} for e in offered
+        ]
+    if progress:
+        progress(len(presets), len(presets))
+    return found
+
+
+def answers(
+    work: Work, offered: Sequence[Engine], rounds: int, peak: dict[str, float], memory: bool
+) -> list[dict[str, Any]]:
+    """Time each engine and the plain re-creation in turn on one image; a row an engine and number of phrases."""
+    plain, rows = work.plain(), []
+    mb = {(e.backend, e.precision): peaks(work.preset, e.backend, e.precision) for e in offered} if memory else {}
+    plain_mb = peaks(work.preset, "plain", "fp32") if memory else {}
+    for phrases in COUNTS:
+        runs: list[Callable[[], Tensor]] = [lambda n=phrases: work.ask_plainly(plain, n)]  # type: ignore[misc]
+        runs += [lambda e=engine, n=phrases: e.answer(1, n) for engine in offered]  # type: ignore[misc]
+        plainly, *others = in_turn(runs, rounds)
+        truth = runs[0]()
+        flops = count_flops(lambda n=phrases: offered[0].answer(1, n))  # type: ignore[misc]
+        for engine, times in zip(offered, others, strict=True):
+            seconds = statistics.median(times)
+            rate = flops / seconds / 1e9
+            most = peak.get(engine.precision, peak["fp32"])
+            rows.append(
+                {
+                    "preset": work.preset,
+                    "backend": engine.backend,
+                    "precision": engine.precision,
+                    "phrases_per_image": phrases,
+                    "ms_per_image": round(seconds * 1e3, 2),
+                    "p50_ms": round(quantile(times, 0.5) * 1e3, 2),
+                    "p95_ms": round(quantile(times, 0.95) * 1e3, 2),
+                    "images_per_s": round(1 / seconds, 2),
+                    "phrases_per_s": round(phrases / seconds, 2),
+                    "peak_mb": mb.get((engine.backend, engine.precision), {}).get(phrases),
+                    "reference_ms": round(statistics.median(plainly) * 1e3, 2),
+                    "reference_peak_mb": plain_mb.get(phrases),
+                    "ratio_to_reference": round(seconds / statistics.median(plainly), 3),
+                    "gflops": round(flops / 1e9, 2),
+                    "gflops_per_s": round(rate, 1),
+                    "share_of_peak": round(rate / most, 3),
+                    "max_box_difference": float((engine.answer(1, phrases) - truth).abs().max()),
+                    "rounds": rounds,
+                }
+            )
+    return rows
+
+
+def batches(work: Work, offered: Sequence[Engine], sizes: Sequence[int] = (1, 2, 4, 8)) -> list[dict[str, Any]]:
+    """Time batches of images with one phrase each."""
+    rows = []
+    for engine in offered:
+        for images in sizes:
+            (times,) = in_turn([lambda e=engine, n=images: e.answer(n, 1)], 3)  # type: ignore[misc]
+            rate = images / statistics.median(times)
+            rows.append(
+                {
+                    "preset": work.preset,
+                    "backend": engine.backend,
+                    "precision": engine.precision,
+                    "images": images,
+                    "images_per_s": round(rate, 2),
+                }
+            )
+    return rows
+
+
+def where_time_goes(work: Work, engine: Engine) -> dict[str, Any]:
+    """Profile one pass of a torch engine: the share of its time in matrix work, and what takes the rest."""
+    engine.answer(1, 1)
+    with profile(use_kineto=False) as watched:
+        engine.answer(1, 1)
+    spent = {event.key: event.self_cpu_time_total for event in watched.key_averages()}
+    total = sum(spent.values()) or 1
+    matrix = sum(time_ for key, time_ in spent.items() if any(part in key for part in MATRIX_WORK))
+    others = sorted((key for key in spent if not any(part in key for part in MATRIX_WORK)), key=lambda k: -spent[k])
+    rest = {key.removeprefix("aten::"): round(spent[key] / total, 3) for key in others[:5]}
+    return {"backend": engine.backend, "precision": engine.precision, "share": round(matrix / total, 3), "rest": rest}
+
+
+def training(work: Work, rounds: int) -> list[dict[str, Any]]:
+    """Time training steps a phrase, grouped by image, against the plain re-creation's at one phrase an image."""
+    student, plain = copy.deepcopy(work.student).train(), PlainStep(work)
+    ours = {phrases: OurStep(work, student, phrases) for phrases in COUNTS}
+    rows = []
+    *taken, plainly = in_turn([*(step.take for step in ours.values()), plain.take], rounds)
+    theirs = statistics.median(plainly) / plain.phrases
+    for (phrases, step), times in zip(ours.items(), taken, strict=True):
+        each = statistics.median(times) / step.phrases
+        row = {"preset": work.preset, "precision": "fp32", "phrases_per_image": phrases}
+        row |= {"ms_per_phrase": round(each * 1e3, 2), "ratio_to_reference": round(each / theirs, 3)}
+        row |= {"activation_mb": step.activation_mb()}
+        student.checkpoint_layers(True)
+        row |= {"activation_mb_checkpointed": step.activation_mb()}
+        student.checkpoint_layers(False)
+        rows.append(row)
+    return rows
+
+
+class OurStep:
+    """A training step of two images with some phrases each."""
+
+    def __init__(self, work: Work, student: Grounder, phrases: int, images: int = 2) -> None:
+        self.student, self.phrases = student, images * phrases
+        words = student.tokenize(PHRASES[:phrases] * images)
+        self.inputs = (*work.pictures(images), *words, torch.arange(images).repeat_interleave(phrases))
+        self.target = torch.full((self.phrases, 4), 0.4)
+        self.optimizer = _optimizer(student)
+
+    def loss(self) -> Tensor:
+        return (self.student(*self.inputs).box - self.target).abs().sum()
+
+    def take(self) -> None:
+        self.loss().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def activation_mb(self) -> float:
+        """What the forward pass leaves for the backward pass, MB."""
+        known = [*self.student.parameters(), *self.student.buffers(), *self.inputs, self.target]
+        with LiveTensors(known) as live:
+            loss = self.loss()
+        size = live.megabytes()
+        del loss
+        return size
+
+
+class PlainStep:
+    """The published training step: two phrases, an image encoding each."""
+
+    phrases = 2
+
+    def __init__(self, work: Work) -> None:
+        self.plain = work.plain().train()
+        self.inputs = (*work.pictures(self.phrases), *work.full_length(PHRASES[: self.phrases]))
+        self.optimizer = _optimizer(self.plain)
+
+    def take(self) -> None:
+        (self.plain(*self.inputs) - 0.4).abs().sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def _optimizer(network: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-6)
+
+
+def loader(work: Work, images: int) -> dict[str, Any]:
+    """Time opening JPEG files of 640 x 480 as training and as evaluation views, images/s of one process."""
+    noise = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        records = []
+        for number in range(images):
+            coarse = Image.fromarray(noise.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+            file = Path(folder) / f"{number}.jpg"
+            coarse.resize((640, 480), Image.Resampling.BICUBIC).save(file, quality=90)
+            records.append(Record(file, PHRASES[number % len(PHRASES)], (100.0, 100.0, 300.0, 300.0)))
+        rates = {}
+        for name, augment in (("training", Augment(flip=0.5, crop=0.5, jitter=0.8, move=1.0)), ("evaluation", None)):
+            one = GroundingLoader(records, work.student.tokenize, canvas=work.student.canvas, images=8, augment=augment)
+            (times,) = in_turn([lambda one=one: sum(1 for _ in one.batches(0))], 2)  # type: ignore[misc]
+            rates[f"{name}_images_per_s"] = round(images / statistics.median(times), 1)
+        return rates
+
+
+def in_turn(runs: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Run all in turn, so that what else the machine does hits all alike; seconds of each, the first round left out."""
+    taken: list[list[float]] = [[] for _ in runs]
+    for number in range(rounds + 1):
+        for run, times in zip(runs, taken, strict=True):
+            start = time.perf_counter()
+            run()
+            if number:
+                times.append(time.perf_counter() - start)
+    return taken
+
+
+def quantile(times: Sequence[float], share: float) -> float:
+    return float(np.quantile(np.array(times), share))
+
+
+def count_flops(run: Callable[[], object]) -> int:
+    """Count the operations of convolutions, matrix products and attention; a multiplication and an addition are two."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch counts CUDA's alone
+
+    def of_attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))
+
+    with FlopCounterMode(display=False, custom_mapping={attention: of_attention}) as counter:
+        run()
+    return int(counter.get_total_flops())

@@ -1,0 +1,70 @@
+"""The yardstick computes what we compute, and the benchmark's figures follow from each other."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from epmvg.activations import LiveTensors
+from epmvg.bench.page import tables, write_figures
+from epmvg.bench.suite import bench
+from epmvg.bench.work import PHRASES, Work, torch_engines
+from epmvg.types import InputError
+
+
+@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-swin", "mini"])
+def test_the_plain_recreation_answers_as_we_do(name: str) -> None:
+    work = Work(name)
+    ours = next(torch_engines(work))
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            ours.answer(1, len(PHRASES)), work.ask_plainly(work.plain(), len(PHRASES)), atol=1e-5, rtol=0
+        )
+
+
+def test_figures_follow_from_each_other(tmp_path: Path) -> None:
+    found = bench(["tiny-resnet"], quick=True, memory=False)
+    assert {row["phrases_per_image"] for row in found["rows"]} == {1, 7}
+    for row in found["rows"]:
+        assert row["phrases_per_s"] == pytest.approx(row["phrases_per_image"] * row["images_per_s"], rel=0.05)
+        assert row["ratio_to_reference"] == pytest.approx(row["ms_per_image"] / row["reference_ms"], rel=0.05)
+        assert row["p50_ms"] <= row["p95_ms"] and row["max_box_difference"] < 0.05
+    assert all(row["activation_mb_checkpointed"] < row["activation_mb"] for row in found["training"])
+    write_figures(found, tmp_path)
+    assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(found))
+    assert (tmp_path / "bench.md").read_text() == tables(found) and "<svg" in (tmp_path / "bench.svg").read_text()
+
+
+def test_an_unknown_preset_is_named_before_anything_is_measured() -> None:
+    with pytest.raises(InputError, match="did you mean 'mini'"):
+        bench(["minni"])
+
+
+def test_live_tensors_are_those_that_the_backward_pass_needs() -> None:
+    layers = nn.Sequential(nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU())
+    x = torch.rand(1000, 100)
+    with LiveTensors([*layers.parameters(), x]) as live:
+        answer = layers(x)
+    assert live.megabytes() == pytest.approx(0.8)  # both ReLUs' answers: a linear layer needs its input alone
+    with torch.no_grad(), LiveTensors([*layers.parameters(), x]) as live:
+        answer = layers(x)
+    assert live.megabytes() == pytest.approx(0.4)  # the last answer
+    del answer
+    assert live.megabytes() == 0
+
+
+def test_the_gpu_benchmark_runs_in_its_tiny_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "gpu.json"), "--tiny"])
+    runpy.run_path(str(script), run_name="__main__")
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert {row["work"] for row in rows} == {"answer", "train"}
+    assert all(row["phrases_per_s"] > 0 for row in rows)

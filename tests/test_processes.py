@@ -1,0 +1,113 @@
+"""Several processes do the work of one: the same scores to the last digit, the same loss curve, every row once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from processes import together
+
+import epmvg
+from epmvg import training
+from epmvg.config import Recipe
+from epmvg.models.factory import save
+from epmvg.models.grounder import Grounder
+
+SAME = ["train.store=false", "distill=null", "model=tiny-resnet", "model.pretrained=false", "model.dropout=0"]
+SAME += ["model.anchored=true", "model.similarity=true", "data.augment={flip: 0.5, move: 1.0}", "data.phrases=3"]
+# On a grid of 4 x 4 a small target may hold no token of the picture, whose votes have no mean then.
+SAME += ["loss.votes=0", "train.precision=fp32", "train.evaluate_every=1", "train.warmup=0"]
+SAME += ["train.epochs=3", "train.lr=1e-3", "train.lr_visual=1e-3", "train.log_every=1", "train.save_every=2"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def uneven(squares: Path) -> Path:
+    """The squares with 1 to 4 phrases a training picture, so that batches differ in their number of phrases."""
+    kept = []
+    for line in squares.read_text().splitlines():
+        picture, colour = json.loads(line)["id"].split("-")
+        if int(picture) % 2 or int(picture) < 4 or colour == "red" or (colour == "blue" and int(picture) > 8):
+            kept.append(line + "\n")
+    squares.write_text("".join(kept))
+    return squares
+
+
+def rows(folder: Path, event: str) -> list[dict[str, object]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["event"] == event]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(folder / "state" / "last.pt", weights_only=True)["student"]
+    return state
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_an_evaluation_is_the_same_to_the_last_digit(tiny: Grounder, squares: Path, tmp_path: Path, count: int) -> None:
+    folder = tmp_path / "run"
+    save(tiny, folder)
+    settings = Recipe.load("scenes", f"data.name={squares}", "model=tiny-resnet", "data.images=2")
+    (folder / "config.yaml").write_text(settings.dump())
+    found = []
+    for processes in (1, count):
+        assert together(processes, lambda: epmvg.evaluate(folder, split="val")) == [0] * processes
+        files = [folder / "predictions-annotations-val.jsonl", folder / "evaluation-annotations-val.json"]
+        found.append([file.read_text() for file in files])
+    assert found[0] == found[1]
+    asked = [json.loads(line)["id"] for line in squares.read_text().splitlines() if '"val"' in line]
+    assert [json.loads(line)["id"] for line in found[1][0].splitlines()] == asked
+
+
+def test_two_processes_and_accumulation_learn_as_one_batch_does(uneven: Path, tmp_path: Path) -> None:
+    """Losses within 1e-4 of themselves, weights within 1e-4: sums are taken in another order."""
+    ways = {"one": (1, 4, 1), "accumulated": (1, 2, 2), "two": (2, 2, 1), "both": (2, 1, 2)}
+    curves, ends = {}, {}
+    for name, (count, images, accumulate) in ways.items():
+        recipe = Recipe.load(
+            "scenes", f"data.name={uneven}", *SAME, f"data.images={images}", f"train.accumulate={accumulate}"
+        )
+        work = lambda recipe=recipe, name=name: epmvg.train(recipe, tmp_path / name)  # noqa: E731
+        assert together(count, work) == [0] * count
+        curves[name] = [row["loss"] for row in rows(tmp_path / name, "step")]
+        ends[name] = weights(tmp_path / name)
+        scores = [row["acc50"] for row in rows(tmp_path / name, "evaluate")]
+        assert scores == [row["acc50"] for row in rows(tmp_path / "one", "evaluate")]
+    assert len(curves["one"]) == 6
+    for name in ("accumulated", "two", "both"):
+        for step, loss in zip(curves["one"], curves[name], strict=True):
+            assert loss == pytest.approx(step, rel=1e-4, abs=2e-5), name
+        for key, tensor in ends["one"].items():
+            torch.testing.assert_close(ends[name][key], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_a_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, "data.images=2", "model.dropout=0.1")
+    assert together(2, lambda: epmvg.train(recipe, tmp_path / "whole")) == [0, 0]
+    real = training._step
+
+    def killed(run: training.Run, batch: epmvg.Batch, share: float) -> object:
+        if run.position.step == 5 and run.accelerator.process_index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(run, batch, share)
+
+    monkeypatch.setattr(training, "_step", killed)
+    assert together(2, lambda: epmvg.train(recipe, tmp_path / "cut")) == [2, -signal.SIGKILL]
+    said = capfd.readouterr().err
+    assert "Another process of this training ended" in said and "--resume" in said and "Traceback" not in said
+    monkeypatch.setattr(training, "_step", real)
+    assert together(1, lambda: epmvg.train(recipe, tmp_path / "cut", resume=True)) == [2]
+    assert "was trained by 2 processes" in capfd.readouterr().err
+    assert together(2, lambda: epmvg.train(recipe, tmp_path / "cut", resume=True)) == [0, 0]
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(tmp_path / "cut")[name]), name
