@@ -18,6 +18,7 @@ FLOORS = [
     ["convert", "doctor", "evaluation", "predict", "listing", "store"],
     ["training", "serve"],
     ["demo"],
+    ["reproduce"],
     ["cli"],
     ["__main__"],
 ]

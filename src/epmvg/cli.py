@@ -34,6 +34,12 @@ app.add_typer(data_app, name="data")
 console = Console()
 
 
+class Scaled(StrEnum):
+    scenes = "scenes"
+    mini = "mini"
+    paper = "paper"
+
+
 class Listed(StrEnum):
     models = "models"
     datasets = "datasets"
@@ -156,18 +162,26 @@ def predict(
     image: Annotated[Path, typer.Argument(help="A photo.")],
     phrases: Annotated[list[str], typer.Argument(help="What to find, one or several.")],
     draw: Annotated[Path | None, typer.Option(help="Save the photo with the boxes drawn.")] = None,
+    where: Annotated[Path | None, typer.Option(help="Save where the model looks, a photo a phrase.")] = None,
+    attention: Annotated[Path | None, typer.Option(help="Save what [REG] attends to, a photo a phrase.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Find phrases in a photo."""
     from epmvg.data.transforms import open_image
-    from epmvg.draw import draw_boxes
+    from epmvg.draw import draw_boxes, draw_map, side_by_side
     from epmvg.predict import Predictor
 
     picture = open_image(image)
-    found = Predictor(run)(picture, phrases)
+    predictor = Predictor(run)
+    found = predictor(picture, phrases)
     if draw is not None:
         drawn = draw_boxes(picture, [one.box for one in found], [one.phrase for one in found])
         _save_picture(drawn, draw)
+    for file, look in ((where, predictor.where), (attention, predictor.attention)):
+        if file is not None:
+            maps = [draw_map(picture, values) for values in look(picture, phrases)]
+            panels = [draw_boxes(each, [one.box], [one.phrase]) for each, one in zip(maps, found, strict=True)]
+            _save_picture(side_by_side(panels), file)
     if as_json:
         results = [dataclasses.asdict(one) for one in found]
         print(json.dumps({"image": str(image), "width": picture.width, "height": picture.height, "results": results}))
@@ -217,6 +231,69 @@ def report(
     from epmvg.reporting import report as write
 
     console.print(f"The report is {write(runs, out)}")
+
+
+@app.command()
+def reproduce(
+    table: Annotated[int, typer.Argument(help="The paper's table, 1 to 7.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value, for every training of the table.")] = None,
+    scale: Annotated[Scaled, typer.Option(help="scenes and mini fit a laptop; paper is the paper's.")] = Scaled.scenes,
+    seeds: Annotated[int, typer.Option(help="Trainings of each setting.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for everything; go on by giving it again.")] = Path(
+        "runs/reproduce"
+    ),
+    root: Annotated[Path | None, typer.Option(help="Where the data lies.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and train nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Run a table of the paper again: what is missing is trained, and printed figures stand beside ours."""
+    from epmvg.reproduce import reproduce as run
+    from epmvg.terminal import Narrator
+
+    with Narrator(Console(stderr=True)) as narrator:
+        result = run(
+            table, settings or [], scale=scale.value, seeds=seeds, out=out, root=root, dry_run=dry_run, report=narrator
+        )
+    if as_json:
+        print(json.dumps(result))
+        return
+    if dry_run:
+        _say_plan(result["plan"])
+    else:
+        _say_reproduced(result)
+        console.print(f"The table is in {out / scale.value / f'table-{table}'}.md, .html and .json", soft_wrap=True)
+
+
+def _say_plan(plan: dict[str, Any]) -> None:
+    rows = [
+        {
+            "training": run["folder"],
+            "state": run["state"],
+            "phrases": "?"
+            if run["phrases"] is None
+            else f"{run['phrases']:,}" + ("" if run["counted"] else " (published)"),
+            "epochs": f"{run['epochs']:g}",
+            "steps": "?" if run["steps"] is None else f"{run['steps']:,}",
+            "GPU-hours": "?" if run["gpu_hours"] is None else f"{run['gpu_hours']:.2f}",
+            "missing": run["missing"],
+        }
+        for run in plan["runs"]
+    ]
+    _table(f"{plan['to_run']} trainings to run, about {plan['gpu_hours']:g} GPU-hours ({plan['assumes']})", rows)
+
+
+def _say_reproduced(result: dict[str, Any]) -> None:
+    from epmvg.reproduce.page import cell_text, remark
+
+    _table(
+        f"Table {result['table']}: {result['title']} (printed, then **ours**)",
+        [
+            {"row": row["name"]}
+            | {column: cell_text(cell) for column, cell in zip(result["columns"], row["cells"], strict=True)}
+            | {"remark": "; ".join(dict.fromkeys(remark(each) for each in row["trainings"] if remark(each)))}
+            for row in result["rows"]
+        ],
+    )
 
 
 @app.command("list")

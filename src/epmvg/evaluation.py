@@ -110,6 +110,7 @@ def evaluate(
     split: str | None = None,
     root: str | None = None,
     split_key: str | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a run on a split and leave `predictions-<data>-<split>.jsonl` and `evaluation-...json` in its folder.
@@ -120,6 +121,8 @@ def evaluate(
         split: of that data; the run's validation split by default.
         root: where the data lies; the run's own by default.
         split_key: the row key that names the split; the run's own by default.
+        device: where to compute, for example "cuda".
+        progress: called with (phrases answered, all of them).
 
     Returns:
         data, split, protocol, n, acc50, acc25, acc75, miou, and `parts` by data set where rows name several.
@@ -128,7 +131,7 @@ def evaluate(
         InputError: the run, the data or a picture cannot be read.
     """
     run = Path(run)
-    model = load(run)
+    model = load(run).to(device)
     settings = Recipe.load(run / "config.yaml").data
     name = data or settings.name
     split = split or (settings.val if data is None else None)

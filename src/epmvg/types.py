@@ -85,6 +85,7 @@ class Output:
     similarity: Tensor | None = None  # [P, N] logits: phrase against visual tokens, -inf at padding
     votes: Tensor | None = None  # [P, N, 4] the box each visual token votes for, cxcywh
     grid: tuple[int, int] | None = None  # (rows, columns) of the N visual tokens
+    attention: Tensor | None = None  # [P, 1 + N + L] shares of [REG]'s attention in the last layer, only on request
 
 
 @dataclass(slots=True)

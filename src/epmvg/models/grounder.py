@@ -129,6 +129,7 @@ class Grounder(nn.Module):
         *,
         features: Tensor | None = None,
         states: Tensor | None = None,
+        attention: bool = False,
     ) -> Output:
         """Ground P phrases in I images.
 
@@ -137,15 +138,19 @@ class Grounder(nn.Module):
             tokens: int64 [P, L]; token_pad: bool [P, L].
             owner: int64 [P], the image of each phrase; None means phrase i asks about image i.
             features, states: stored answers of a frozen backbone [I, C, h, w] and a frozen text encoder [P, L, C].
+            attention: also answer what [REG] attends to in the last fusion layer, the mean of its heads, in eq. 1's
+                order: [REG] itself, N visual and L text tokens. The fusion is computed a second time for it.
         """
         if owner is None:
             owner = torch.arange(len(tokens), device=tokens.device)
         if states is None:
             states = self.linguistic(tokens, token_pad)
-        return self.answer(self.encode_image(image, pad, features), states, token_pad, owner)
+        return self.answer(self.encode_image(image, pad, features), states, token_pad, owner, attention=attention)
 
-    def answer(self, images: EncodedImages, states: Tensor, token_pad: Tensor, owner: Tensor) -> Output:
-        """Fuse encoded images with text states [P, L, C] and read the boxes."""
+    def answer(
+        self, images: EncodedImages, states: Tensor, token_pad: Tensor, owner: Tensor, *, attention: bool = False
+    ) -> Output:
+        """Fuse encoded images with text states [P, L, C] and read the boxes; `attention` as for `forward`."""
         pads = self.visual.pads(images.pad)  # [I, H, W] each
         pad = torch.cat([level.flatten(1) for level in pads], 1)  # [I, N]
         position = self._visual_position(pads)  # [I, N, D]
@@ -168,7 +173,7 @@ class Grounder(nn.Module):
 
         phrases, length = token_pad.shape
         reg = self.reg_token.weight.expand(phrases, 1, -1)
-        x = torch.cat([reg, visual, text], 1)  # [P, 1 + n + L, D] (eq. 1)
+        joint = torch.cat([reg, visual, text], 1)  # [P, 1 + n + L, D] (eq. 1)
         place = self.vl_pos_embed.weight
         position = torch.cat(
             [
@@ -177,9 +182,9 @@ class Grounder(nn.Module):
                 place[1 : 1 + length].expand(phrases, -1, -1),
             ],
             1,
-        )
+        ).to(joint.dtype)
         hide = torch.cat([token_pad.new_zeros(phrases, 1), visual_pad, token_pad], 1)  # [P, 1 + n + L]
-        x = self.fusion(x, position.to(x.dtype), hide)
+        x = self.fusion(joint, position, hide)
         fused_reg, fused, fused_text = x.split([1, visual.shape[1], length], 1)
         fused_reg = fused_reg[:, 0]
 
@@ -192,6 +197,7 @@ class Grounder(nn.Module):
             text=fused_text[:, 0],
             owner=owner,
             grid=grid,
+            attention=self._attention(joint, position, hide, keep[source], pad.shape[1]) if attention else None,
         )
         places = pad.shape[1]
         if similarity is not None:
@@ -210,6 +216,12 @@ class Grounder(nn.Module):
             out.votes = votes.new_zeros(phrases, places, 4).scatter(1, index, votes)
             out.where = _spread(where, keep[source], places)
         return out
+
+    def _attention(self, x: Tensor, position: Tensor, hide: Tensor, keep: Tensor, places: int) -> Tensor:
+        """What [REG] attends to in the last layer over x [P, 1 + n + L, D], with 0 at the N - n tokens left out."""
+        count = keep.shape[1]
+        own, seen, read = self.fusion.attention(x, position, hide).split([1, count, x.shape[1] - 1 - count], 1)
+        return torch.cat([own, _spread(seen, keep, places, 0.0), read], 1)  # [P, 1 + N + L]
 
     def _votes(self, fused: Tensor, fused_reg: Tensor, centre: Tensor) -> Tensor:
         """Let each visual token guess the box from its own place (centre [P, n, 2]) -> [P, n, 4] cxcywh."""
@@ -294,9 +306,9 @@ def _take(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def _spread(values: Tensor, index: Tensor, places: int) -> Tensor:
-    """Put values [P, n] back to their places [P, N]; -inf elsewhere."""
-    return values.new_full((len(values), places), -math.inf).scatter(1, index, values)
+def _spread(values: Tensor, index: Tensor, places: int, elsewhere: float = -math.inf) -> Tensor:
+    """Put values [P, n] back to their places [P, N]."""
+    return values.new_full((len(values), places), elsewhere).scatter(1, index, values)
 
 
 def _centres(index: Tensor, rows: int, columns: int) -> Tensor:
