@@ -267,7 +267,7 @@ def reproduce(
 def _say_plan(plan: dict[str, Any]) -> None:
     rows = [
         {
-            "training": run["folder"],
+            "training": "/".join(Path(run["folder"]).parts[-2:]),
             "state": run["state"],
             "phrases": "?"
             if run["phrases"] is None
@@ -275,11 +275,12 @@ def _say_plan(plan: dict[str, Any]) -> None:
             "epochs": f"{run['epochs']:g}",
             "steps": "?" if run["steps"] is None else f"{run['steps']:,}",
             "GPU-hours": "?" if run["gpu_hours"] is None else f"{run['gpu_hours']:.2f}",
-            "missing": run["missing"],
         }
         for run in plan["runs"]
     ]
     _table(f"{plan['to_run']} trainings to run, about {plan['gpu_hours']:g} GPU-hours ({plan['assumes']})", rows)
+    for missing in dict.fromkeys(run["missing"] for run in plan["runs"] if run["missing"]):
+        console.print(f"Missing: {missing}", soft_wrap=True)
 
 
 def _say_reproduced(result: dict[str, Any]) -> None:

@@ -10,7 +10,17 @@ from typing import Any
 from epmvg.evaluation import write_json
 from epmvg.reporting.template import write
 from epmvg.reproduce.page import as_html, as_markdown
-from epmvg.reproduce.plan import SCALES, THROUGHPUT, Scale, Setting, estimate, is_undrawn, plan_row, trouble_of
+from epmvg.reproduce.plan import (
+    SCALES,
+    THROUGHPUT,
+    Scale,
+    Setting,
+    estimate,
+    forget_records,
+    is_undrawn,
+    plan_row,
+    trouble_of,
+)
 from epmvg.reproduce.runner import Outcome, make_teacher, read_outcome, run_job
 from epmvg.reproduce.tables import Row, Table, read_table
 from epmvg.reproduce.tally import Line, line_of
@@ -67,6 +77,7 @@ def reproduce(
     for fixed in ("data", "data.name", "train", "train.seed", "distill"):
         if any(each.partition("=")[0] == fixed for each in overrides):
             raise InputError(f"{fixed} is what the table sets: leave {fixed}=... out.")
+    forget_records()
     table, chosen, folder = read_table(number), SCALES[scale], Path(out)
     where = str(root) if root is not None else None
     planned = [

@@ -193,6 +193,11 @@ def records_of(data: DataSettings, split: str) -> tuple[Record, ...]:
     return _read(data.name, data.root, data.split_key, split, split == data.train)
 
 
+def forget_records() -> None:
+    """Read data anew when it is next asked for."""
+    _read.cache_clear()
+
+
 @functools.lru_cache(maxsize=8)
 def _read(name: str, root: str | None, split_key: str, split: str, tolerant: bool) -> tuple[Record, ...]:
     skipped = Skipped() if tolerant else None
