@@ -226,11 +226,18 @@ def report(
         list[Path], typer.Argument(help="Folders of runs; the first is what the others are compared with.")
     ],
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    phrase: Annotated[
+        list[str] | None,
+        typer.Option(help="Show this phrase run beside run, repeatable; the most improved by default."),
+    ] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Where the photos are, if not where they were.")] = None,
+    gallery: Annotated[int, typer.Option(help="Pictures in each group; 0 for none.")] = 12,
 ) -> None:
     """Write one self-contained HTML page about one run or several side by side."""
     from epmvg.reporting import report as write
 
-    console.print(f"The report is {write(runs, out)}")
+    page = write(runs, out, image_root=image_root, gallery=gallery, phrases=phrase or ())
+    console.print(f"The report is {page}")
 
 
 @app.command()

@@ -63,7 +63,7 @@ def draw_map(image: Image.Image, values: NDArray[np.float32]) -> Image.Image:
         )
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     glow = matplotlib.colormaps["inferno"](values)[..., :3].astype(np.float32) * 255
-    light = 0.4 + 0.6 * values[..., None]  # the picture stays legible where the map is low
+    light = 0.55 + 0.45 * values[..., None]  # the picture stays legible where the map is low
     share = 0.65 * values[..., None] ** 0.8
     return Image.fromarray((pixels * light * (1 - share) + glow * share).clip(0, 255).astype(np.uint8))
 
