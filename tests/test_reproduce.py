@@ -193,7 +193,7 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
         for cell in row["cells"][3:]:
             ours = cell["ours"]
             assert 0 <= ours["low"] <= ours["mean"] <= ours["high"] <= 100 and ours["deviation"] is not None
-    assert "without stored features" in second["trainings"][0]["remark"]
+    assert "no features are stored" in second["trainings"][0]["remark"]
     assert first["trainings"][0]["settings"] != second["trainings"][0]["settings"]
 
     scores = [json.loads(file.read_text())["scores"]["test"]["acc50"] for file in folders]

@@ -113,10 +113,8 @@ def plan_row(
     """
     if row.student is None:
         return []
-    remark = _remark(row, scale)
     if scale.recipe is not None and row.student != "transvg-r50":
-        splits = scale.splits
-        return [Setting(scale.recipe, splits, (), f"no counterpart: {MINI}, and it stands for TransVG")]
+        return [Setting(scale.recipe, scale.splits, (), f"no counterpart: {MINI}, and it stands for TransVG")]
     settings = []
     for data in dict.fromkeys([scale.recipe] if scale.recipe else [name for name, _ in table.columns]):
         splits = scale.splits_of(table, data)
@@ -128,40 +126,43 @@ def plan_row(
             kind = "plain" if base.distill is None else "distilled"
             folder = out / scale.name / f"{data}-{base.model.preset}-{kind}-{key}" / f"seed-{seed}"
             jobs.append(Job(recipe, splits, folder, key))
-        settings.append(Setting(data, splits, tuple(jobs), remark))
+        settings.append(Setting(data, splits, tuple(jobs), _remark(row, scale, base)))
     return settings
 
 
-def _remark(row: Row, scale: Scale) -> str:
+def _recipe(row: Row, scale: Scale, data: str, out: Path, root: str | None, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe of a row on a data set: what the row says stands over `overrides`."""
+    said = [f"data.root={root}"] if root else []
+    if row.distill is None:
+        said += ["distill=null", *(each for each in overrides if not each.startswith("distill"))]
+    else:
+        if scale.teacher is not None:
+            said.append(f"distill.teacher={out / scale.name / OWN_TEACHER}")
+        said += overrides
+        said += [f"distill.{key}={json.dumps(value)}" for key, value in row.distill.items()]
+        if _unfrozen(row):
+            said.append("train.store=false")  # stored features open no pictures, and this teacher must see them
+    if scale.recipe is None:
+        said.append(f"model.preset={row.student}")
+    recipe = Recipe.load(data, *said)
+    weight = row.giou * recipe.loss.giou
+    return recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"giou": weight})})
+
+
+def _remark(row: Row, scale: Scale, recipe: Recipe) -> str:
     """Say where a row's setting means something else at this scale than in the paper."""
     if scale.recipe is None:
         return ""
     said = ["mini in TransVG's place"]
     if row.giou != 1:
-        weight = Recipe.load(scale.recipe).loss.giou
-        said.append(f"lambda multiplies the recipe's weight of GIoU, {weight:g}")
-    if row.distill is not None and not row.distill.get("frozen", True):
-        said.append("sees the student's view, without stored features")
+        said.append(f"lambda multiplies the recipe's own weight of GIoU: {recipe.loss.giou:g} here")
+    if _unfrozen(row):
+        said.append("the teacher sees the student's view, and no features are stored")
     return "; ".join(said)
 
 
-def _recipe(row: Row, scale: Scale, data: str, out: Path, root: str | None, overrides: Sequence[str]) -> Recipe:
-    said = [f"data.root={root}"] if root else []
-    if scale.recipe is None:
-        said.append(f"model.preset={row.student}")
-    if row.distill is None:
-        said.append("distill=null")
-    else:
-        if scale.teacher is not None:
-            said.append(f"distill.teacher={out / scale.name / OWN_TEACHER}")
-        said += [f"distill.{key}={json.dumps(value)}" for key, value in row.distill.items()]
-    if row.giou != 1:
-        said.append(f"loss.giou={row.giou * Recipe.load(data).loss.giou}")
-    if row.distill is not None and not row.distill.get("frozen", True):
-        said.append("train.store=false")  # stored features open no pictures, and this teacher must see them
-    distils = row.distill is not None
-    said += [each for each in overrides if distils or not each.startswith("distill")]
-    return Recipe.load(data, *said)
+def _unfrozen(row: Row) -> bool:
+    return row.distill is not None and not row.distill.get("frozen", True)
 
 
 def settings_hash(recipe: Recipe) -> str:

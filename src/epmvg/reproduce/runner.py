@@ -60,10 +60,9 @@ def _run(job: Job, report: Report) -> Outcome:
     if trouble:
         return done if done.state == "done" else Outcome("cannot run", trouble)
     data = data_hash(job.recipe, job.splits)
-    if done.result is not None and done.result["data"] != data:
-        return Outcome("cannot run", f"{job.folder} was trained on other rows: choose another --out")
-    if done.state == "done":
-        return done
+    if done.state == "done" and done.result is not None:
+        same = done.result["data"] == data
+        return done if same else Outcome("cannot run", f"{job.folder} was trained on other rows: choose another --out")
     begun = (job.folder / "config.yaml").exists()
     if job.folder.exists() and not begun:
         shutil.rmtree(job.folder)  # killed before its first file was whole
@@ -77,7 +76,7 @@ def _run(job: Job, report: Report) -> Outcome:
         "settings": job.settings,
         "data": data,
         "seconds": _seconds(job.folder),
-        "scores": scores | {s: v for s, v in (done.result or {"scores": {}})["scores"].items() if s not in scores},
+        "scores": scores,
     }
     write_json(job.folder / RESULT, result)
     return Outcome("done", result=result)
