@@ -59,7 +59,7 @@ def test_predict_prints_boxes_inside_the_photo_and_draws_them(run: Path, squares
 
 
 def test_maps_lie_over_the_photo_a_panel_a_phrase(run: Path, squares: Path, tmp_path: Path) -> None:
-    """Where-maps and attention have the photo's pixels, peak at 1, and stay off what is shown elsewhere."""
+    """Where-maps and attention have the pixels of the photo and peak at 1."""
     photo, phrases = squares.parent / "0.png", ["the red square", "blue"]
     predictor = epmvg.Predictor(run)
     for maps in (predictor.where(photo, phrases), predictor.attention(photo, phrases)):
