@@ -81,7 +81,7 @@ def test_phrases_asked_together_are_phrases_asked_alone(model: Grounder) -> None
 def test_attention_is_the_attention_that_was_used(model: Grounder) -> None:
     """Shares of 1, nothing on padding, and mixing the values by them gives what the last layer gave [REG]."""
     seen: list[tuple[Tensor, ...]] = []
-    layer = model.fusion.layers[-1].self_attn
+    layer: Any = model.fusion.layers[-1].self_attn
     hook = layer.register_forward_hook(lambda module, given, answer: seen.append((*given, answer)))
     image, pad, tokens, token_pad, owner = inputs(model)
     output = model(image, pad, tokens, token_pad, owner, attention=True)

@@ -33,8 +33,7 @@ class Attention(nn.Module):
         """Attend within x [B, T, D]; `hide` [B, 1, 1, T] is added to the scores, -inf at padding."""
         width = x.shape[-1]
         q, k = self._queries_and_keys(x, position)
-        value = F.linear(x, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
-        v = self._by_head(value)
+        v = self._by_head(F.linear(x, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :]))
         dropout = self.dropout if self.training else 0.0
         hide = hide.to(q.dtype)
         if q.device.type != "cpu" or not torch.is_grad_enabled() or (q.dtype != torch.bfloat16 and not dropout):
@@ -59,7 +58,8 @@ class Attention(nn.Module):
         return self._by_head(query), self._by_head(key)
 
     def _by_head(self, part: Tensor) -> Tensor:
-        return part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, T, d]
+        heads: Tensor = part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, T, d]
+        return heads
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, hide: Tensor, dropout: float) -> Tensor:

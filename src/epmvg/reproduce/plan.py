@@ -239,8 +239,9 @@ def estimate(recipe: Recipe) -> Estimate | None:
     phrases = len(records) or published_phrases(data.name)
     if phrases is None:
         return None
-    members = group_by_image(records).values() if records else []
-    groups = sum(-(-len(rows) // data.phrases) for rows in members) or -(-phrases // data.phrases)
+    groups = sum(-(-len(rows) // data.phrases) for rows in group_by_image(records).values()) or -(
+        -phrases // data.phrases
+    )
     whole, further = _gflops(recipe.model.preset, json.dumps(recipe.model.set, sort_keys=True))
     epoch = (whole - further) * groups + further * phrases
     steps = math.ceil(groups / data.images) / recipe.train.accumulate * recipe.train.epochs
