@@ -18,6 +18,7 @@ FLOORS = [
     ["convert", "doctor", "evaluation", "predict", "results", "listing", "store"],
     ["training", "calibration", "hub", "serve", "bench", "bulk"],
     ["demo"],
+    ["reproduce"],
     ["cli"],
     ["__main__"],
 ]

@@ -58,6 +58,29 @@ def test_predict_prints_boxes_inside_the_photo_and_draws_them(run: Path, squares
         assert picture.size == (80, 60)
 
 
+def test_maps_lie_over_the_photo_a_panel_a_phrase(run: Path, squares: Path, tmp_path: Path) -> None:
+    """Where-maps and attention have the pixels of the photo and peak at 1."""
+    photo, phrases = squares.parent / "0.png", ["the red square", "blue"]
+    predictor = epmvg.Predictor(run)
+    for maps in (predictor.where(photo, phrases), predictor.attention(photo, phrases)):
+        assert [values.shape for values in maps] == [(60, 80)] * 2
+        assert all(values.min() >= 0 and values.max() == pytest.approx(1) for values in maps)
+    main_ok(["predict", run, photo, *phrases, "--where", tmp_path / "w.png", "--attention", tmp_path / "a.png"])
+    for name in ("w.png", "a.png"):
+        with Image.open(tmp_path / name) as strip:
+            assert strip.height == 60 and strip.width > 2 * 80
+    plain = epmvg.Predictor(epmvg.create_model("tiny-swin"))  # two strides, no where-map
+    assert plain.attention(photo, "it")[0].shape == (60, 80)
+    with pytest.raises(epmvg.InputError, match=r"model\.anchored=false"):
+        plain.where(photo, "it")
+
+
+def main_ok(arguments: list[object]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert ended.value.code == 0
+
+
 def test_evaluate_and_report(run: Path) -> None:
     done = epmvg_command("evaluate", run, "--split", "val", "--json", "-")
     assert done.returncode == 0, done.stderr

@@ -17,6 +17,7 @@ from PIL import Image, ImageChops, ImageDraw
 
 from epmvg.draw import draw_boxes
 from epmvg.reporting import bootstrap, compare, report
+from epmvg.reporting.slices import GROUPINGS
 from epmvg.types import Box, InputError
 
 TARGET = [40.0, 30.0, 100.0, 90.0]
@@ -135,6 +136,57 @@ def test_a_question_asked_twice_without_an_id_is_two_questions() -> None:
     assert compare(rows, rows).phrases == 2
 
 
+def test_a_difference_has_the_interval_of_independent_images() -> None:
+    """The phrases of an image rise or fall together here, so the textbook's interval counts images, not phrases."""
+    dice = random.Random(7)
+    before, after = [], []
+    for _ in range(400):
+        a, b = float(dice.random() < 0.5), float(dice.random() < 0.6)
+        before += [a] * 4
+        after += [b] * 4
+    difference = compare(make_rows(before, 4), make_rows(after, 4))
+    gains = [100 * (b - a) for a, b in zip(before[::4], after[::4], strict=True)]
+    mean = sum(gains) / 400
+    error = (sum((gain - mean) ** 2 for gain in gains) / 399 / 400) ** 0.5
+    assert difference.points == pytest.approx(mean)
+    assert difference.low == pytest.approx(mean - 1.96 * error, abs=0.2 * error)
+    assert difference.high == pytest.approx(mean + 1.96 * error, abs=0.2 * error)
+
+
+def test_intervals_are_drawn_from_their_seed() -> None:
+    dice = random.Random(3)
+    a, b = (make_rows([dice.random() for _ in range(200)]) for _ in range(2))
+    assert compare(a, b, seed=1) == compare(a, b, seed=1)
+    first, again, other = (bootstrap(a, score=lambda row: row["iou"], seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+# Slices
+
+
+@pytest.mark.parametrize(
+    ("title", "phrase", "name"),
+    [
+        ("Side words", "man on the LEFT", "with"),
+        ("Side words", "rightmost cup", "with"),
+        ("Side words", "a bright laptop on the desktop", "without"),
+        ("Colour words", "the grey-haired man", "with"),
+        ("Colour words", "a bored man", "without"),
+        ("Relation words", "the dog next to her", "with"),
+        ("Relation words", "woman holding a cup", "with"),
+        ("Relation words", "a dog", "without"),
+        ("Part of the data", "a dog", "refcoco testA"),
+        ("Type of thing", "a dog", "animals"),
+        ("Length of the phrase", "a dog", "1 or 2 words"),
+        ("Size of the target", "a dog", "medium (< 96² px)"),
+    ],
+)
+def test_a_row_is_in_the_slices_it_names(title: str, phrase: str, name: str) -> None:
+    (grouping,) = [each for each in GROUPINGS if each.title == title]
+    row = {"phrase": phrase, "target": TARGET, "dataset": "refcoco", "split": "testA", "types": ["animals"]}
+    assert list(grouping.names_of(row)) == [name]
+
+
 # The page
 
 
@@ -161,8 +213,31 @@ def test_page_needs_nothing_and_is_the_same_twice(runs: list[Path], tmp_path: Pa
     addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert addresses
     assert all(address.startswith(("data:image/jpeg;base64,", "#")) for address in addresses)
-    assert page.count("<image ") == 3 * 3  # only-distilled, both and neither; only-plain has no phrase
+    assert page.count("<image ") == 3 + 3 * 3  # most improved; only-distilled, both and neither (only-plain has none)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_runs_stand_side_by_side_for_the_most_improved_or_the_chosen(runs: list[Path], tmp_path: Path) -> None:
+    page = report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    part = page[page.index("Where distilled improves most on plain") : page.index("drawn at random")]
+    shown = re.findall(r'aria-label="the thing number (\d+)[^"]*: (\w+)"', part)
+    improved = [number for number in range(24) if number % 4 == 1]  # 0.1 -> 0.7; others gain 0.1 or lose
+    assert [name for _, name in shown] == ["plain", "distilled"] * 4
+    assert {int(number) for number, _ in shown} <= set(improved)
+    assert part.count("<image ") == 4 == part.count("<use ")  # a photo travels once
+    assert part.count('class="truth whole"') == 8
+
+    chosen = report(runs, tmp_path / "chosen.html", phrases=["The thing  NUMBER 5"], gallery=0).read_text(
+        encoding="utf-8"
+    )
+    assert re.findall(r'aria-label="(the thing number 5): (\w+)"', chosen) == [
+        ("the thing number 5", "plain"),
+        ("the thing number 5", "distilled"),
+    ]
+    assert "drawn at random" not in chosen
+    with pytest.raises(InputError, match="'a unicorn'"):
+        report(runs, tmp_path / "none.html", phrases=["a unicorn"])
+    assert not (tmp_path / "none.html").exists()
 
 
 def test_words_from_outside_are_escaped(tmp_path: Path) -> None:

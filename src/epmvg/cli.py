@@ -40,6 +40,12 @@ class Form(StrEnum):
     label_studio = "label-studio"
 
 
+class Scaled(StrEnum):
+    scenes = "scenes"
+    mini = "mini"
+    paper = "paper"
+
+
 class Listed(StrEnum):
     models = "models"
     datasets = "datasets"
@@ -246,6 +252,8 @@ def predict(
     root: Annotated[Path | None, typer.Option(help="What a JSONL file's image paths are relative to.")] = None,
     device: Annotated[str, typer.Option(help="Where the model computes, with --out: for example cuda.")] = "cpu",
     draw: Annotated[Path | None, typer.Option(help="Save the photo with the boxes drawn.")] = None,
+    where: Annotated[Path | None, typer.Option(help="Save where the model looks, a photo a phrase.")] = None,
+    attention: Annotated[Path | None, typer.Option(help="Save what [REG] attends to, a photo a phrase.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     form: Annotated[Form | None, typer.Option("--format", help="Print JSON of this kind.")] = None,
     min_score: Annotated[
@@ -261,13 +269,20 @@ def predict(
     if not phrases:
         raise InputError(f"There is nothing to find in {image}: give one phrase or several.")
     from epmvg.data.transforms import open_image
+    from epmvg.draw import draw_boxes, draw_map, side_by_side
     from epmvg.predict import Predictor
     from epmvg.results import to_coco, to_label_studio
 
     open_image(image)  # a wrong name is said before a model is loaded
-    found = Predictor(run)(image, phrases, min_score=_score_bound(min_score))
+    predictor = Predictor(run)
+    found = predictor(image, phrases, min_score=_score_bound(min_score))
     if draw is not None:
         _save_picture(found.draw(), draw)
+    for file, look in ((where, predictor.where), (attention, predictor.attention)):
+        if file is not None:
+            maps = [draw_map(found.picture, values) for values in look(found.picture, phrases)]
+            panels = [draw_boxes(each, [one.box], [one.phrase]) for each, one in zip(maps, found, strict=True)]
+            _save_picture(side_by_side(panels), file)
     if form is not None or as_json:
         if form is Form.coco:
             print(json.dumps(to_coco([found])))
@@ -341,11 +356,82 @@ def report(
         list[Path], typer.Argument(help="Folders of runs; the first is what the others are compared with.")
     ],
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    phrase: Annotated[
+        list[str] | None,
+        typer.Option(help="Show this phrase run beside run, repeatable; the most improved by default."),
+    ] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Where the photos are, if not where they were.")] = None,
+    gallery: Annotated[int, typer.Option(help="Pictures in each group; 0 for none.")] = 12,
 ) -> None:
     """Write one self-contained HTML page about one run or several side by side."""
     from epmvg.reporting import report as write
 
-    console.print(f"The report is {write(runs, out)}")
+    page = write(runs, out, image_root=image_root, gallery=gallery, phrases=phrase or ())
+    console.print(f"The report is {page}")
+
+
+@app.command()
+def reproduce(
+    table: Annotated[int, typer.Argument(help="The paper's table, 1 to 7.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value, for every training of the table.")] = None,
+    scale: Annotated[Scaled, typer.Option(help="scenes and mini fit a laptop; paper is the paper's.")] = Scaled.scenes,
+    seeds: Annotated[int, typer.Option(help="Trainings of each setting.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for everything; go on by giving it again.")] = Path(
+        "runs/reproduce"
+    ),
+    root: Annotated[Path | None, typer.Option(help="Where the data lies.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and train nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Run a table of the paper again: what is missing is trained, and printed figures stand beside ours."""
+    from epmvg.reproduce import reproduce as run
+    from epmvg.terminal import Narrator
+
+    with Narrator(Console(stderr=True)) as narrator:
+        result = run(
+            table, settings or [], scale=scale.value, seeds=seeds, out=out, root=root, dry_run=dry_run, report=narrator
+        )
+    if as_json:
+        print(json.dumps(result))
+        return
+    if dry_run:
+        _say_plan(result["plan"])
+    else:
+        _say_reproduced(result)
+        console.print(f"The table is in {out / scale.value / f'table-{table}'}.md, .html and .json", soft_wrap=True)
+
+
+def _say_plan(plan: dict[str, Any]) -> None:
+    rows = [
+        {
+            "training": "/".join(Path(run["folder"]).parts[-2:]),
+            "state": run["state"],
+            "phrases": "?"
+            if run["phrases"] is None
+            else f"{run['phrases']:,}" + ("" if run["counted"] else " (published)"),
+            "epochs": f"{run['epochs']:g}",
+            "steps": "?" if run["steps"] is None else f"{run['steps']:,}",
+            "GPU-hours": "?" if run["gpu_hours"] is None else f"{run['gpu_hours']:.2f}",
+        }
+        for run in plan["runs"]
+    ]
+    _table(f"{plan['to_run']} trainings to run, about {plan['gpu_hours']:g} GPU-hours ({plan['assumes']})", rows)
+    for missing in dict.fromkeys(run["missing"] for run in plan["runs"] if run["missing"]):
+        console.print(f"Missing: {missing}", soft_wrap=True)
+
+
+def _say_reproduced(result: dict[str, Any]) -> None:
+    from epmvg.reproduce.page import cell_text, remark
+
+    _table(
+        f"Table {result['table']}: {result['title']} (printed, then **ours**)",
+        [
+            {"row": row["name"]}
+            | {column: cell_text(cell) for column, cell in zip(result["columns"], row["cells"], strict=True)}
+            | {"remark": "; ".join(dict.fromkeys(remark(each) for each in row["trainings"] if remark(each)))}
+            for row in result["rows"]
+        ],
+    )
 
 
 @app.command("list")

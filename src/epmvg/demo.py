@@ -32,6 +32,12 @@ from epmvg.types import InputError
 MARK = "demo.json"
 """Says that a folder was made by the demo, which may therefore make it anew."""
 
+TEACHER_SETTINGS: dict[str, Any] = {
+    "side": 160,
+    "epochs": 20,
+    "mirror": False,
+}  # the students' scenes are not mirrored either
+
 QUICK_SIZES = {"train": 120, "val": 20, "test": 20, "open": 20, "captions": 60}
 QUICK_SETTINGS = ("train.epochs=1", "train.warmup=5")
 
@@ -153,9 +159,7 @@ def _teacher(scenes: Path, folder: Path, tell: Report, quick: bool) -> dict[str,
     metrics = train_teacher(
         scenes / "captions.jsonl",
         folder,
-        side=160,
-        epochs=1 if quick else 20,
-        mirror=False,  # the students' scenes are not mirrored either
+        **(TEACHER_SETTINGS | ({"epochs": 1} if quick else {})),
         progress=_telling(tell, "teacher"),
     )
     return asdict(metrics) | {"seconds": round(time.monotonic() - start, 1)}

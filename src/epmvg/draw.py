@@ -1,10 +1,13 @@
-"""Boxes and their labels drawn on a picture, legible at any size."""
+"""Boxes, labels and maps drawn on a picture, legible at any size."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import cycle, islice
 
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from epmvg.types import Box, InputError
@@ -42,6 +45,39 @@ def draw_boxes(
     if labels is not None:
         _write_labels(pen, placed, labels, inks, drawn.size)
     return drawn
+
+
+def draw_map(image: Image.Image, values: NDArray[np.float32]) -> Image.Image:
+    """Return a copy of a picture under a map: what is high glows, what is low lies in the dark.
+
+    Args:
+        image: any mode; the copy is RGB.
+        values: [height, width] of the picture, in 0..1.
+
+    Raises:
+        InputError: the map has not the picture's size.
+    """
+    if values.shape != (image.height, image.width):
+        raise InputError(
+            f"The map is {values.shape[1]} x {values.shape[0]}, the picture {image.width} x {image.height}."
+        )
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    glow = matplotlib.colormaps["inferno"](values)[..., :3].astype(np.float32) * 255
+    light = 0.55 + 0.45 * values[..., None]  # the picture stays legible where the map is low
+    share = 0.65 * values[..., None] ** 0.8
+    return Image.fromarray((pixels * light * (1 - share) + glow * share).clip(0, 255).astype(np.uint8))
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Put pictures of one height into one, left to right."""
+    gap = max(2, pictures[0].height // 80)
+    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
+    strip = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    x = 0
+    for picture in pictures:
+        strip.paste(picture, (x, 0))
+        x += picture.width + gap
+    return strip
 
 
 def _checked(colour: str) -> str:

@@ -126,6 +126,7 @@ def evaluate(
     root: str | None = None,
     split_key: str | None = None,
     absent: float = 0.25,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a run on a split and leave `predictions-<data>-<split>.jsonl` and `evaluation-...json` in its folder.
@@ -140,6 +141,8 @@ def evaluate(
         root: where the data lies; the run's own by default.
         split_key: the row key that names the split; the run's own by default.
         absent: so many phrases asked of another image, a phrase of the split at most; 0 asks none.
+        device: where to compute, for example "cuda".
+        progress: called with (phrases answered, all of them).
 
     Returns:
         data, split, protocol, n, acc50, acc25, acc75, miou, acc50_interval (95 %, images drawn anew), `parts` by data
@@ -149,7 +152,7 @@ def evaluate(
         InputError: the run, the data or a picture cannot be read.
     """
     run = Path(run)
-    model = load(run)
+    model = load(run).to(device)
     settings = Recipe.load(run / "config.yaml").data
     name = data or settings.name
     split = split or (settings.val if data is None else None)

@@ -90,6 +90,7 @@ class Output:
     judged: Tensor | None = None  # [P, 4], the box that `score` is about: the one inference reads
     evidence: Tensor | None = None  # [P, F], what the score head looks at; no gradient passes
     score: Tensor | None = None  # [P] logits of the expected IoU of `judged`
+    attention: Tensor | None = None  # [P, 1 + N + L] shares of [REG]'s attention in the last layer, only on request
     absent: Tensor | None = None  # [A] the same logits for phrases that do not belong to the image they were asked of
 
 

@@ -78,6 +78,34 @@ def test_phrases_asked_together_are_phrases_asked_alone(model: Grounder) -> None
 
 
 @torch.no_grad()
+def test_attention_is_the_attention_that_was_used(model: Grounder) -> None:
+    """Shares of 1, nothing on padding, and mixing the values by them gives what the last layer gave [REG]."""
+    seen: list[tuple[Tensor, ...]] = []
+    layer: Any = model.fusion.layers[-1].self_attn
+    hook = layer.register_forward_hook(lambda module, given, answer: seen.append((*given, answer)))
+    image, pad, tokens, token_pad, owner = inputs(model)
+    output = model(image, pad, tokens, token_pad, owner, attention=True)
+    hook.remove()
+    close(output, model(image, pad, tokens, token_pad, owner))
+    assert output.attention is not None
+    torch.testing.assert_close(output.attention.sum(1), torch.ones(len(PHRASES)))
+    nothing = torch.cat([level.flatten(1) for level in model.visual.pads(pad)], 1)[owner]
+    places = nothing.shape[1]
+    assert output.attention.shape == (len(PHRASES), 1 + places + tokens.shape[1])
+    assert (output.attention[:, 1 : 1 + places][nothing] == 0).all()
+    assert (output.attention[:, 1 + places :][token_pad] == 0).all()
+
+    ((x, position, hide, answer),) = seen
+    shares = layer.first_row(x, position, hide)  # [P, H, T]
+    width = x.shape[-1]
+    value = torch.nn.functional.linear(x, layer.in_proj_weight[2 * width :], layer.in_proj_bias[2 * width :])
+    mixed = torch.einsum("pht,pthd->phd", shares, value.unflatten(-1, (layer.heads, -1))).flatten(1)
+    torch.testing.assert_close(layer.out_proj(mixed), answer[:, 0], atol=1e-5, rtol=1e-4)
+    kept = output.attention[output.attention > 0].sort().values
+    torch.testing.assert_close(kept, shares.mean(1)[shares.mean(1) > 0].sort().values)
+
+
+@torch.no_grad()
 def test_without_owner_each_phrase_asks_its_own_image(model: Grounder) -> None:
     image, pad, tokens, token_pad, owner = inputs(model)
     close(model(image, pad, tokens, token_pad, owner), model(image[owner], pad[owner], tokens, token_pad))

@@ -155,6 +155,7 @@ class Grounder(nn.Module):
         features: Tensor | None = None,
         states: Tensor | None = None,
         absent: Tensor | None = None,
+        attention: bool = False,
     ) -> Output:
         """Ground P phrases in I images.
 
@@ -165,13 +166,16 @@ class Grounder(nn.Module):
             features, states: stored answers of a frozen backbone [I, C, h, w] and a frozen text encoder [P, L, C].
             absent: int64 [2, A], image and phrase of pairs that do not belong together; the score head judges them
                 (`Output.absent`), and nothing else hears of them.
+            attention: also answer what [REG] attends to in the last fusion layer, the mean of its heads, in eq. 1's
+                order: [REG] itself (with a learned [VLS]), N visual and L text tokens. The fusion is computed a
+                second time for it.
         """
         if owner is None:
             owner = torch.arange(len(tokens), device=tokens.device)
         if states is None:
             states = self.linguistic(tokens, token_pad)
         images = self.encode_image(image, pad, features)
-        output = self.answer(images, states, token_pad, owner)
+        output = self.answer(images, states, token_pad, owner, attention=attention)
         if absent is not None and self.score_head is not None:
             output.absent = self.score_head(self._evidence_of(images, states, token_pad, *absent))
         return output
@@ -188,8 +192,10 @@ class Grounder(nn.Module):
         assert evidence is not None
         return evidence
 
-    def answer(self, images: EncodedImages, states: Tensor, token_pad: Tensor, owner: Tensor) -> Output:
-        """Fuse encoded images with text states [P, L, C] and read the boxes."""
+    def answer(
+        self, images: EncodedImages, states: Tensor, token_pad: Tensor, owner: Tensor, *, attention: bool = False
+    ) -> Output:
+        """Fuse encoded images with text states [P, L, C] and read the boxes; `attention` as for `forward`."""
         pads = self.visual.pads(images.pad)  # [I, H, W] each
         pad = torch.cat([level.flatten(1) for level in pads], 1)  # [I, N]
         position = self._visual_position(pads)  # [I, N, D]
@@ -221,10 +227,11 @@ class Grounder(nn.Module):
                 place[1 : 1 + length].expand(phrases, -1, -1),
             ],
             1,
-        )
+        ).to(x.dtype)
         hide = torch.cat([token_pad.new_zeros(phrases, len(learned)), visual_pad, token_pad], 1)  # [P, R + n + L]
-        x = self.fusion(x, position.to(x.dtype), hide)
-        fused_learned, fused, fused_text = x.split([len(learned), visual.shape[1], length], 1)
+        fused_learned, fused, fused_text = self.fusion(x, position, hide).split(
+            [len(learned), visual.shape[1], length], 1
+        )
         fused_reg = fused_learned[:, 0]
 
         rows, columns = pads[0].shape[1:]
@@ -238,6 +245,9 @@ class Grounder(nn.Module):
             visual_input=None if self.vls == "learned" else self._vls_of(visual, visual_pad),
             text_input=text[:, 0],
             grid=grid,
+            attention=self._attention(x, position, hide, keep[source], pad.shape[1], len(learned))
+            if attention
+            else None,
         )
         places = pad.shape[1]
         if similarity is not None:
@@ -296,6 +306,13 @@ class Grounder(nn.Module):
             mean = cosine.masked_fill(visual_pad, 0.0).sum(-1) / (~visual_pad).sum(-1).clamp(min=1)
             facts.append(torch.stack([cosine.amax(-1), mean], -1))
         return torch.cat([reg.float(), pooled.float(), *(fact.float() for fact in facts)], -1)
+
+    def _attention(self, x: Tensor, position: Tensor, hide: Tensor, keep: Tensor, places: int, learned: int) -> Tensor:
+        """What [REG] attends to in the last layer over x [P, R + n + L, D], with 0 at the N - n tokens left out."""
+        count = keep.shape[1]
+        shares = self.fusion.attention(x, position, hide)  # [P, R + n + L]
+        own, seen, read = shares.split([learned, count, x.shape[1] - learned - count], 1)
+        return torch.cat([own.sum(1, keepdim=True), _spread(seen, keep, places, 0.0), read], 1)  # [P, 1 + N + L]
 
     def _votes(self, fused: Tensor, fused_reg: Tensor, centre: Tensor) -> Tensor:
         """Let each visual token guess the box from its own place (centre [P, n, 2]) -> [P, n, 4] cxcywh."""
@@ -414,9 +431,9 @@ def _take(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def _spread(values: Tensor, index: Tensor, places: int) -> Tensor:
-    """Put values [P, n] back to their places [P, N]; -inf elsewhere."""
-    return values.new_full((len(values), places), -math.inf).scatter(1, index, values)
+def _spread(values: Tensor, index: Tensor, places: int, elsewhere: float = -math.inf) -> Tensor:
+    """Put values [P, n] back to their places [P, N]."""
+    return values.new_full((len(values), places), elsewhere).scatter(1, index, values)
 
 
 def _centres(index: Tensor, rows: int, columns: int) -> Tensor:

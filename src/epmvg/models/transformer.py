@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +32,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, position: Tensor, hide: Tensor) -> Tensor:
         """Attend within x [B, T, D]; `hide` [B, 1, 1, T] is added to the scores, -inf at padding."""
         width = x.shape[-1]
-        weight, bias = self.in_proj_weight, self.in_proj_bias
-        query, key = F.linear(x + position, weight[: 2 * width], bias[: 2 * width]).chunk(2, -1)  # [B, T, D] each
-        value = F.linear(x, weight[2 * width :], bias[2 * width :])
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))  # [B, H, T, d]
+        q, k = self._queries_and_keys(x, position)
+        v = self._by_head(F.linear(x, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :]))
         dropout = self.dropout if self.training else 0.0
         hide = hide.to(q.dtype)
         if q.device.type != "cpu" or not torch.is_grad_enabled() or (q.dtype != torch.bfloat16 and not dropout):
@@ -45,6 +44,22 @@ class Attention(nn.Module):
             mixed = _attend(q, k, v, hide, dropout)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))  # [B, T, D]
         return out
+
+    def first_row(self, x: Tensor, position: Tensor, hide: Tensor) -> Tensor:
+        """Return what the first token attends to, [B, H, T]: shares of 1, the weights that `forward` never shows."""
+        q, k = self._queries_and_keys(x, position)
+        scores = (q[:, :, :1] * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + hide.to(q.dtype)  # [B, H, 1, T]
+        return scores[:, :, 0].float().softmax(-1)
+
+    def _queries_and_keys(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        width = x.shape[-1]
+        both = F.linear(x + position, self.in_proj_weight[: 2 * width], self.in_proj_bias[: 2 * width])
+        query, key = both.chunk(2, -1)  # [B, T, D] each
+        return self._by_head(query), self._by_head(key)
+
+    def _by_head(self, part: Tensor) -> Tensor:
+        heads: Tensor = part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, T, d]
+        return heads
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, hide: Tensor, dropout: float) -> Tensor:
@@ -90,13 +105,25 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, pad: Tensor) -> Tensor:
         """Encode x [B, T, D] with `position` (broadcast to x) and `pad` bool [B, T], True where there is nothing."""
-        hide = torch.zeros(pad.shape, dtype=x.dtype, device=x.device).masked_fill(pad, -math.inf)[:, None, None]
+        hide = _hide(pad, x)
         for layer in self.layers:
             if self.checkpointed and torch.is_grad_enabled():
                 x = checkpoint(layer, x, position, hide, use_reentrant=False)
             else:
                 x = layer(x, position, hide)
         return x
+
+    def attention(self, x: Tensor, position: Tensor, pad: Tensor) -> Tensor:
+        """Return what the first token attends to in the last layer, [B, T]: the mean of the heads, shares of 1."""
+        hide = _hide(pad, x)
+        for layer in self.layers[:-1]:
+            x = layer(x, position, hide)
+        return cast(EncoderLayer, self.layers[-1]).self_attn.first_row(x, position, hide).mean(1)
+
+
+def _hide(pad: Tensor, x: Tensor) -> Tensor:
+    """Scores to add, [B, 1, 1, T]: -inf where `pad` [B, T] says that there is nothing."""
+    return torch.zeros(pad.shape, dtype=x.dtype, device=x.device).masked_fill(pad, -math.inf)[:, None, None]
 
 
 def sine_position(pad: Tensor, width: int, temperature: float = 10_000.0) -> Tensor:

@@ -15,7 +15,12 @@ __all__ = ["PairedDifference", "bootstrap", "compare", "report"]
 
 
 def report(
-    runs: Sequence[Path | str], out: Path | str, *, image_root: Path | str | None = None, gallery: int = 12
+    runs: Sequence[Path | str],
+    out: Path | str,
+    *,
+    image_root: Path | str | None = None,
+    gallery: int = 12,
+    phrases: Sequence[str] = (),
 ) -> Path:
     """Write one self-contained HTML page about run folders and return its path.
 
@@ -26,15 +31,17 @@ def report(
         out: the HTML file; an existing one is replaced.
         image_root: where the photos are, if not where the predictions say.
         gallery: pictures in each group of the gallery, shared out among the data splits; 0 leaves the gallery out.
+        phrases: to show run beside run; by default those on which the last run improves most on the first.
 
     Raises:
-        InputError: a folder is missing, empty, unreadable or holds no predictions, or `out` is a folder.
+        InputError: a folder is missing, empty, unreadable or holds no predictions, `out` is a folder, or no run
+            answered one of `phrases`.
     """
     if gallery < 0:
         raise InputError(f"gallery={gallery} is not a number of pictures: give 0 or more.")
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder: name the HTML file, for example {out / 'report.html'}.")
-    html = render(read_runs(runs), Path(image_root) if image_root is not None else None, gallery)
+    html = render(read_runs(runs), Path(image_root) if image_root is not None else None, gallery, phrases)
     write(html, out)
     return out

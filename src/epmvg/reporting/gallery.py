@@ -63,10 +63,39 @@ def make_gallery(
     shown = []
     for title, questions in _groups(runs, _questions(runs, split)):
         chosen = _choose(questions, count, f"{split} {title}")
-        cards = [Card(rows, _photo(rows, _locate(rows[0]["image"], runs[0].folder, image_root))) for rows in chosen]
-        if cards:
-            shown.append((title, len(questions), cards))
+        if chosen:
+            shown.append((title, len(questions), _cards(runs, chosen, image_root)))
     return shown
+
+
+def make_comparison(
+    runs: Sequence[Run], split: SplitName, count: int, image_root: Path | None, phrases: Sequence[str]
+) -> tuple[str, list[Card]]:
+    """Choose what is shown run beside run (Fig. 3): rows with one of `phrases`, or those that improved most.
+
+    Improved is the IoU of the last run over the first; at most `count` are shown, one an image.
+    """
+    questions = _questions(runs, split)
+    if phrases:
+        wanted = {plain(phrase) for phrase in phrases}
+        return "Chosen phrases", _cards(
+            runs, [rows for rows in questions if plain(rows[0]["phrase"]) in wanted], image_root
+        )
+    best: dict[str, Question] = {}  # of each image, most improved first
+    for rows in sorted(questions, key=lambda rows: rows[0]["iou"] - rows[-1]["iou"]):
+        if rows[-1]["iou"] > rows[0]["iou"]:
+            best.setdefault(rows[0]["image"], rows)
+    title = f"Where {runs[-1].name} improves most on {runs[0].name}"
+    return title, _cards(runs, list(best.values())[:count], image_root)
+
+
+def plain(phrase: str) -> str:
+    """Return what a phrase is compared by: its words, whatever their case and spaces."""
+    return " ".join(phrase.casefold().split())
+
+
+def _cards(runs: Sequence[Run], questions: Sequence[Question], image_root: Path | None) -> list[Card]:
+    return [Card(rows, _photo(rows, _locate(rows[0]["image"], runs[0].folder, image_root))) for rows in questions]
 
 
 def _questions(runs: Sequence[Run], split: SplitName) -> list[Question]:

@@ -10,14 +10,16 @@ from typing import Any
 
 from epmvg.confidence import BINS, Trust, measure_trust
 from epmvg.reporting.charts import Chart, accuracy_charts, iou_histogram, loss_charts, trust_charts
-from epmvg.reporting.gallery import Card, make_gallery
+from epmvg.reporting.gallery import Card, make_comparison, make_gallery, plain
 from epmvg.reporting.runs import Row, Run, SplitName, is_number
 from epmvg.reporting.slices import groupings
 from epmvg.reporting.statistics import PairedDifference, accuracy, bootstrap, compare, mean_iou, pair
 from epmvg.reporting.template import count, fill
+from epmvg.types import InputError
 
 THIN = "\N{NARROW NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
+COMPARED = 4  # phrases that are shown run beside run where none are asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Section:
     protocol: str
     histogram: str
     slices: list[tuple[str, list[SliceRow]]]
+    comparison: tuple[str, list[Card]]  # a title, and what is shown run beside run
     gallery: list[tuple[str, int, list[Card]]]
     trust: list[tuple[int, Trust]]  # of the runs whose scores differ from row to row
     trust_charts: list[Chart]
@@ -70,11 +73,16 @@ class Section:
         return sum(not card.photo.data for _, _, cards in self.gallery for card in cards)
 
 
-def render(runs: Sequence[Run], image_root: Path | None, gallery: int) -> str:
-    """Return the page about some runs as HTML."""
+def render(runs: Sequence[Run], image_root: Path | None, gallery: int, phrases: Sequence[str]) -> str:
+    """Return the page about some runs as HTML.
+
+    Raises:
+        InputError: no run answered one of `phrases`.
+    """
     splits = sorted({split for run in runs for split in run.answers})
     pictures = max(1, gallery // len(splits)) if gallery else 0
-    sections = [_section(runs, split, pictures, image_root) for split in splits]
+    sections = [_section(runs, split, pictures, image_root, phrases) for split in splits]
+    _check_found(phrases, sections)
     return fill(
         (resources.files("epmvg.reporting") / "page.html").read_text(encoding="utf-8"),
         {"percent": _percent, "points": _points, "clock": _clock, "setting": _setting},
@@ -89,7 +97,16 @@ def render(runs: Sequence[Run], image_root: Path | None, gallery: int) -> str:
     )
 
 
-def _section(runs: Sequence[Run], split: SplitName, pictures: int, image_root: Path | None) -> Section:
+def _check_found(phrases: Sequence[str], sections: Sequence[Section]) -> None:
+    found = {plain(card.phrase) for section in sections for card in section.comparison[1]}
+    for phrase in phrases:
+        if plain(phrase) not in found:
+            raise InputError(f"No phrase of the runs is {phrase!r}: give one that their predictions hold, whole.")
+
+
+def _section(
+    runs: Sequence[Run], split: SplitName, pictures: int, image_root: Path | None, phrases: Sequence[str]
+) -> Section:
     numbers = [number for number, run in enumerate(runs) if split in run.answers]
     asked = [runs[number] for number in numbers]
     rows = [run.answers[split] for run in asked]
@@ -102,6 +119,7 @@ def _section(runs: Sequence[Run], split: SplitName, pictures: int, image_root: P
         protocol="; ".join(protocols),
         histogram=iou_histogram(list(zip(numbers, rows, strict=True)), split).svg,
         slices=_slices(rows),
+        comparison=make_comparison(asked, split, min(pictures, COMPARED), image_root, phrases),
         gallery=make_gallery(asked, split, pictures, image_root),
         trust=[(n, measure_trust(runs[n].answers[split], runs[n].absent.get(split, []))) for n in scored],
         trust_charts=trust_charts([(n, runs[n].answers[split]) for n in scored]) if scored else [],

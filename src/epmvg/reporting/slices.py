@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,11 @@ def _field(key: str) -> Callable[[Row], list[str]]:
     return names_of
 
 
+def _part(row: Row) -> list[str]:
+    """Data set and split by the row's own word, as an evaluation names its parts."""
+    return [f"{row['dataset']} {row.get('split', '')}".strip()] if row.get("dataset") else []
+
+
 LENGTHS = {2: "1 or 2 words", 4: "3 or 4 words", 8: "5 to 8 words"}
 LONGEST = "9 words or more"
 
@@ -69,10 +75,31 @@ def _size(row: Row) -> list[str]:
     return [next((name for bound, name in SIZES.items() if area < bound), LARGEST)]
 
 
+WITH, WITHOUT = "with", "without"
+
+SIDE_WORDS = r"(left|right|top|bottom|upper|lower|front|back)(most|hand)?|middle|mid|cent(er|re|ral)|corner|edge|side"
+COLOUR_WORDS = (
+    r"black|white|gr[ae]y|red|blue|green|yellow|orange|brown|pink|purple|violet|tan|beige|turquoise|maroon|navy|teal|"
+    r"gold(en)?|silver|blonde?|colou?rful|multi-?colou?red"
+)
+RELATION_WORDS = (
+    r"next to|besides?|near(est|by)?|clos(e|er|est) to|behind|in front of|between|under(neath)?|beneath|above|below|"
+    r"on top of|(left|right) of|against|around|facing|holding|wearing|carrying|riding|touching|talking to|looking at"
+)
+
+
+def _words(pattern: str) -> Callable[[Row], list[str]]:
+    known = re.compile(rf"\b({pattern})\b", re.IGNORECASE)
+    return lambda row: [WITH if known.search(row["phrase"]) else WITHOUT]
+
+
 GROUPINGS = (
-    Grouping("Data set", _field("dataset")),
+    Grouping("Part of the data", _part),
     Grouping("Kind of phrase", _field("kind")),
     Grouping("Type of thing", _field("types")),
+    Grouping("Side words", _words(SIDE_WORDS), (WITH, WITHOUT)),
+    Grouping("Colour words", _words(COLOUR_WORDS), (WITH, WITHOUT)),
+    Grouping("Relation words", _words(RELATION_WORDS), (WITH, WITHOUT)),
     Grouping("Length of the phrase", _length, (*LENGTHS.values(), LONGEST)),
     Grouping("Size of the target", _size, (*SIZES.values(), LARGEST)),
 )
