@@ -159,7 +159,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Find phrases in a photo."""
-    from epmvg.data.transforms import open_image
+    from epmvg.data.photos import open_image
     from epmvg.draw import draw_boxes
     from epmvg.predict import Predictor
 

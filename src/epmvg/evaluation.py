@@ -92,7 +92,7 @@ def _rows(output: Output, batch: Batch) -> list[dict[str, Any]]:
 def box_scores(output: Output) -> Tensor:
     """Share of the where-map inside each predicted box, [P] in 0..1; 1 for a model without a map."""
     if output.where is None or output.grid is None:
-        return torch.ones(len(output.box))
+        return torch.ones(output.box.shape[0])
     rows, columns = output.grid
     share = output.where.float().softmax(-1).unflatten(1, (rows, columns))  # [P, H, W]
     x0, y0, x1, y1 = (edge[:, None] for edge in to_xyxy(output.box.float()).unbind(-1))

@@ -23,7 +23,9 @@ from epmvg.config import ModelSettings, Recipe, TrainSettings
 from epmvg.data.catalog import cache_folder, open_records
 from epmvg.data.jsonl import Skipped
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.transforms import Augment, evaluation_view, open_image, pad_of, render, swap_sides
+from epmvg.data.photos import open_image
+from epmvg.data.transforms import Augment, pad_of, render, swap_sides
+from epmvg.data.views import evaluation_view
 from epmvg.distill.cache import CachedTeacher
 from epmvg.distill.losses import GroundingLoss, Loss
 from epmvg.distill.teacher import ClipTeacher, View

@@ -115,7 +115,12 @@ def sine_position(pad: Tensor, width: int, temperature: float = 10_000.0) -> Ten
 
 
 def content_first(pad: Tensor, multiple: int = 16) -> Tensor:
-    """Indices [I, n] of each image's content tokens (and token 0), row by row, filled up with padding."""
+    """Indices [I, n] of each image's content tokens (and token 0), row by row, filled up with padding.
+
+    An exported graph has no shapes that hang on pixels: there all tokens are kept, in order.
+    """
+    if torch.compiler.is_exporting():
+        return torch.arange(pad.shape[1], device=pad.device).expand(pad.shape[0], -1)
     skip = pad.clone()
     skip[:, 0] = False
     count = int((~skip).sum(1).max())
