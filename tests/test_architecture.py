@@ -13,18 +13,21 @@ SOURCE = Path(epmvg.__file__).parent
 
 # Floors from the ground up; a room may import its own floor's room only where ALLOWED says so.
 FLOORS = [
-    ["types", "boxes", "config", "weights", "draw", "hardware", "terminal"],
+    ["types", "boxes", "letterbox", "config", "weights", "draw", "hardware", "terminal"],
     ["data", "models", "distill", "reporting"],
-    ["convert", "doctor", "evaluation", "predict", "listing", "store"],
-    ["training", "serve"],
+    ["convert", "doctor", "evaluation", "backends", "predict", "listing", "store"],
+    ["training", "serve", "export"],
     ["demo"],
     ["cli"],
     ["__main__"],
 ]
-ALLOWED = {("distill", "data"), ("store", "evaluation"), ("evaluation", "predict"), ("predict", "evaluation")}
+ALLOWED = {("distill", "data"), ("store", "evaluation"), ("evaluation", "predict"), ("predict", "backends")}
+ALLOWED |= {("backends", "evaluation")}
 FORBIDDEN = {("models", "data"), ("data", "models"), ("data", "distill"), ("models", "distill")}
 GUESTS = {"open_clip": {"distill"}, "accelerate": {"training"}, "typer": {"cli"}, "jinja2": {"reporting"}}
 GUESTS |= {guest: {"serve"} for guest in ("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart")}
+
+GUESTS |= {guest: {"export", "backends"} for guest in ("onnx", "onnxruntime", "openvino", "tokenizers")}
 
 
 def rooms() -> dict[Path, str]:

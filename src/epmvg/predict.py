@@ -152,8 +152,8 @@ class Predictor:
         key = file or _digest(repr(picture.size).encode() + laid.tobytes())
         seen = self._seen.get(key)
         if seen is None:
-            canvas, pad = (part[None] for part in canvas_of(laid, view))
-            seen = SeenImage(view.letterbox, pad, self.backend.encode(canvas, pad))
+            canvas, pad = canvas_of(laid, view)
+            seen = SeenImage(view.letterbox, pad[None], self.backend.encode(canvas[None], pad[None]))
             self._seen.add(key, seen)
         return seen
 

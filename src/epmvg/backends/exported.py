@@ -47,7 +47,7 @@ class ExportedBackend:
             raise InputError("ONNX Runtime does not compute in bf16: export with --format openvino, or ask for fp32.")
         bf16 = precision == "bf16" or (precision == "auto" and cpu_has_bf16())
         try:
-            self._tokenizer = _guest("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self._tokenizer = guest("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
             files = [folder / f"{name}{SUFFIX[kind]}" for name in (IMAGE, PHRASES)]
@@ -83,20 +83,20 @@ class ExportedBackend:
 
 
 def _onnx(files: list[Path], threads: int) -> list[Graph]:
-    runtime = _guest("onnxruntime")
+    runtime = guest("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
 
     def open_graph(file: Path) -> Graph:
         session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        return lambda given: session.run(None, given)  # type: ignore[no-any-return]
+        return lambda given: session.run(None, given)
 
     return [open_graph(file) for file in files]
 
 
 def _openvino(files: list[Path], threads: int, bf16: bool) -> list[Graph]:
-    openvino = _guest("openvino")
+    openvino = guest("openvino")
     core = openvino.Core()
     hints = {
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
@@ -127,8 +127,13 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _guest(name: str) -> ModuleType:
+def guest(name: str) -> ModuleType:
+    """Import a package of the `export` extra.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        raise InputError(f"An exported folder needs {name}: pip install 'epmvg[export]'.") from error
+        raise InputError(f"Exported folders need {name}: pip install 'epmvg[export]'.") from error
