@@ -87,6 +87,7 @@ def _onnx(files: list[Path], threads: int) -> list[Graph]:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to others
 
     def open_graph(file: Path) -> Graph:
         session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
