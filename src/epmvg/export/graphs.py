@@ -55,11 +55,11 @@ def write_onnx(model: Grounder, folder: Path) -> None:
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     bake_norms(model.visual)
     images, phrases, pieces = Dim("images"), Dim("phrases"), Dim("pieces", min=2, max=model.length)
-    image = torch.rand(2, 3, model.canvas, model.canvas)  # sizes of 1 would be taken for fixed ones
+    image = torch.full((2, 3, model.canvas, model.canvas), 0.5)  # sizes of 1 would be taken for fixed ones
     pad = torch.zeros(2, model.canvas, model.canvas, dtype=torch.bool)
     pad[:, : model.canvas // 8] = True
     features = model.encode_image(image, pad).features
-    tokens = torch.randint(1000, 2000, (3, model.length // 2))
+    tokens = torch.ones(3, model.length // 2, dtype=torch.int64)
     token_pad = torch.zeros_like(tokens, dtype=torch.bool)
     token_pad[0, -1] = True
     owner = torch.tensor([0, 1, 1])
@@ -81,7 +81,7 @@ def write_onnx(model: Grounder, folder: Path) -> None:
 
 def _write(graph: nn.Module, file: Path, given: dict[str, tuple[Tensor, dict[int, Any]]], answers: list[str]) -> None:
     """Write one graph; `given` holds an example of each argument, and its dimensions that may be any number."""
-    with _quiet():
+    with quiet():
         program = torch.export.export(
             graph,
             tuple(example for example, _ in given.values()),
@@ -99,8 +99,8 @@ def _write(graph: nn.Module, file: Path, given: dict[str, tuple[Tensor, dict[int
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' own progress and advice off the terminal; what fails still raises."""
+def quiet() -> Iterator[None]:
+    """Keep what exporters and quantisers say to their makers off the terminal; what fails still raises."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

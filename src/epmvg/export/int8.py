@@ -7,9 +7,7 @@ What reads the boxes, and all that attends, stays in float.
 from __future__ import annotations
 
 import ast
-import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from epmvg.backends.exported import IMAGE, PHRASES
+from epmvg.export.graphs import quiet
 
 Canvas = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """image [1, 3, S, S] and pad [1, S, S]."""
@@ -40,7 +39,7 @@ class _Photos(CalibrationDataReader):  # type: ignore[misc]
 def quantize(folder: Path, canvases: Iterable[Canvas]) -> None:
     """Replace image.onnx and phrases.onnx of a folder by eight-bit ones, calibrated on canvases."""
     image, phrases = folder / f"{IMAGE}.onnx", folder / f"{PHRASES}.onnx"
-    with _quiet():
+    with quiet():
         prepared = _prepared(image)
         quantize_static(
             prepared,
@@ -83,12 +82,3 @@ def _products(file: Path, scope: str) -> list[str]:
         if node.op_type == "MatMul" and scope in ast.literal_eval(scopes):
             names.append(node.name)
     return names
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
