@@ -133,10 +133,15 @@ def test_images_and_phrases_may_be_any_number(exported: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_openvino_answers_alike(run: Path, exported: Path, tmp_path: Path) -> None:
+def test_openvino_answers_alike(run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("openvino")
     folder = tmp_path / "openvino"
-    export.export_run(run, folder, kind="openvino")
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(run), "--out", str(folder), "--format", "openvino", "--json"])
+    printed = capsys.readouterr()
+    assert stopped.value.code == 0, printed.err
+    assert json.loads(printed.out)["format"] == "openvino"
+    assert "largest difference of a box's edge" in printed.err
     names = ["image.bin", "image.xml", "phrases.bin", "phrases.xml"]
     assert sorted(file.name for file in folder.iterdir()) == [SETTINGS, *names, "tokenizer.json"]
     assert largest_difference(ExportedBackend(folder), ExportedBackend(exported)) < 0.01
