@@ -51,7 +51,10 @@ def picture(seed: int = 0) -> Image.Image:
 
 
 def ask(backend: Backend, canvas: NDArray[np.float32], pad: NDArray[np.bool_], count: int) -> NDArray[np.float64]:
-    """Encode an image and answer its first phrases: boxes [P, 4]."""
+    """Encode an image and answer its first phrases, none of them remembered: boxes [P, 4]."""
+    texts = getattr(backend, "_texts", None)  # of torch's backend
+    if texts is not None:
+        texts.kept.clear()
     tokens, token_pad = tokenize(backend, PHRASES[:count])
     box, _ = backend.answer(backend.encode(canvas, pad), pad, tokens, token_pad, np.zeros(count, np.int64))
     return box
@@ -114,7 +117,7 @@ def compare(model: str, folders: list[Path], rounds: int, phrases: list[int]) ->
         if "openvino" in folder.name and "int8" not in folder.name:
             backends[f"{folder.name} bf16"] = ExportedBackend(folder, precision="bf16")
     for name, backend in backends.items():
-        forms[name] = lambda count, backend=backend: ask(fresh(backend), canvas, pad, count)
+        forms[name] = partial(ask, backend, canvas, pad)
     yardstick = next(iter(forms))
     result: dict[str, Any] = {"model": model, "threads": torch.get_num_threads(), "yardstick": yardstick}
     result["rounds"], result["load"] = rounds, os.getloadavg()
@@ -137,14 +140,6 @@ def compare(model: str, folders: list[Path], rounds: int, phrases: list[int]) ->
             for name, (wall, cpu) in seconds.items()
         }
     return result
-
-
-def fresh(backend: Backend) -> Backend:
-    """Let the torch engine forget the phrases it has read, so that every round computes them."""
-    texts = getattr(backend, "_texts", None)
-    if texts is not None:
-        texts.kept.clear()
-    return backend
 
 
 def lean(folder: Path, rounds: int) -> dict[str, Any]:

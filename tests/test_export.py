@@ -21,7 +21,7 @@ from epmvg.cli import main
 from epmvg.data.views import canvas_of, evaluation_view, lay
 from epmvg.export.parity import largest_difference
 from epmvg.models.factory import create_model, save
-from epmvg.predict import Predictor, tokenize
+from epmvg.predict import Backend, Predictor, tokenize
 from epmvg.types import InputError
 
 pytest.importorskip("onnxscript")
@@ -44,7 +44,7 @@ def photo(seed: int, size: tuple[int, int] = (90, 60)) -> Image.Image:
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
-def canvases(backend: ExportedBackend, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def canvases(backend: Backend, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Pictures of different shapes on their canvases: image [I, 3, S, S], pad [I, S, S]."""
     drawn = []
     for seed in seeds:
@@ -230,7 +230,7 @@ def test_padding_carried_changes_no_answer(name: str, monkeypatch: pytest.Monkey
     torch.manual_seed(0)
     preset, overrides = STUDENTS[name]
     backend = EagerBackend(create_model(preset, **overrides))
-    image, pad = canvases(backend, [0, 1])  # type: ignore[arg-type]
+    image, pad = canvases(backend, [0, 1])
     tokens, token_pad = tokenize(backend, PHRASES)
     owner = np.array([0, 1, 1])
     answers = []
