@@ -70,9 +70,10 @@ class Photos:
         if len(photos) < 2:
             raise InputError(f"{self.data} names one photo: int8 is calibrated on some and scored on others.")
         order = np.random.default_rng(0).permutation(len(photos))
-        chosen = [photos[number] for number in order[: min(self.images, len(photos) // 2)]]
-        others = [record for record in records if record.image not in set(chosen)]
-        return chosen, others[: self.phrases]
+        shuffled = [photos[number] for number in order]
+        most = min(self.images, len(photos) // 2)
+        chosen, others = shuffled[:most], set(shuffled[most:])
+        return chosen, [record for record in records if record.image in others][: self.phrases]
 
 
 def export_run(
