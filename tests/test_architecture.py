@@ -13,10 +13,13 @@ SOURCE = Path(epmvg.__file__).parent
 
 # Floors from the ground up; a room may import its own floor's room only where ALLOWED says so.
 FLOORS = [
-    ["types", "boxes", "config", "confidence", "weights", "draw", "hardware", "terminal", "activations", "processes"],
+    [
+        *("types", "boxes", "letterbox", "config", "confidence", "weights", "draw", "hardware", "terminal"),
+        *("activations", "processes"),
+    ],
     ["data", "models", "distill", "reporting"],
-    ["convert", "doctor", "evaluation", "predict", "results", "listing", "store"],
-    ["training", "calibration", "hub", "serve", "bench", "bulk"],
+    ["convert", "doctor", "evaluation", "backends", "predict", "results", "listing", "store"],
+    ["training", "calibration", "hub", "serve", "bench", "bulk", "export"],
     ["demo"],
     ["reproduce"],
     ["cli"],
@@ -26,12 +29,15 @@ ALLOWED = {
     ("distill", "data"),
     ("store", "evaluation"),
     ("evaluation", "predict"),
-    ("predict", "evaluation"),
     ("predict", "results"),
+    ("predict", "backends"),
+    ("backends", "evaluation"),
 }
 FORBIDDEN = {("models", "data"), ("data", "models"), ("data", "distill"), ("models", "distill")}
 GUESTS = {"open_clip": {"distill"}, "accelerate": {"training"}, "typer": {"cli"}, "jinja2": {"reporting", "hub"}}
 GUESTS |= {guest: {"serve"} for guest in ("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart")}
+
+GUESTS |= {guest: {"export", "backends"} for guest in ("onnx", "onnxruntime", "openvino", "tokenizers")}
 
 
 def rooms() -> dict[Path, str]:

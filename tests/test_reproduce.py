@@ -161,7 +161,8 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
     run: Callable[..., dict[str, Any]], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two rows with two seeds: killed in the first training, then beside another start that holds it, then alone."""
-    real, steps = training._step, []
+    real = training._step
+    steps: list[int] = []
 
     def dies_at_three(*arguments: Any) -> Any:
         steps.append(len(steps))

@@ -27,7 +27,7 @@ def answers(tmp_path: Path) -> list[Predictions]:
         Prediction("her \N{DOG}", (70.0, 10.0, 80.0, 60.0), 0.5),
     ]
     second = [Prediction("a ghost", (1.0, 1.0, 2.0, 2.0), 0.0625, found=False)]
-    return [Predictions(first, pictures[0], "0.png"), Predictions(second, pictures[1], "1.png")]
+    return [Predictions(first, lambda: pictures[0], "0.png"), Predictions(second, lambda: pictures[1], "1.png")]
 
 
 def test_coco_is_read_back_as_rows(answers: list[Predictions], tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ import torch
 
 from epmvg.data.files import inside, need
 from epmvg.data.jsonl import json_line, json_lines, phrase_fault
-from epmvg.data.transforms import View, evaluation_view, open_image, pad_of, render
+from epmvg.data.photos import open_image
+from epmvg.data.transforms import pad_of, render
+from epmvg.data.views import View, evaluation_view
 from epmvg.evaluation import box_scores, write_json
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder
@@ -255,7 +257,7 @@ def _ask(
     image, pad = torch.stack([pixels for _, pixels in shown]), torch.stack([pad_of(view) for view, _ in shown])
     inputs = (image, pad, tokens, token_pad, torch.tensor(owner))
     output = model(*(part.to(device) for part in inputs))
-    boxes, scores = output.box.double().cpu(), box_scores(output).tolist()
+    boxes, scores = output.box.double().cpu(), box_scores(output, model.calibration).tolist()
     for number, picture, box, score in zip(numbers, owner, boxes, scores, strict=True):
         inside_picture = shown[picture][0].letterbox.to_source(box).tolist()
         rows[number] |= {"box": [round(value, 2) for value in inside_picture], "score": round(score, 4)}

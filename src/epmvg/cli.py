@@ -46,6 +46,11 @@ class Scaled(StrEnum):
     paper = "paper"
 
 
+class Runtime(StrEnum):
+    onnx = "onnx"
+    openvino = "openvino"
+
+
 class Listed(StrEnum):
     models = "models"
     datasets = "datasets"
@@ -268,7 +273,7 @@ def predict(
         raise InputError(f"{image} holds many photos: give --out predictions.jsonl.")
     if not phrases:
         raise InputError(f"There is nothing to find in {image}: give one phrase or several.")
-    from epmvg.data.transforms import open_image
+    from epmvg.data.photos import open_image
     from epmvg.draw import draw_boxes, draw_map, side_by_side
     from epmvg.predict import Predictor
     from epmvg.results import to_coco, to_label_studio
@@ -481,6 +486,42 @@ def convert(
         rooms = ", ".join(sorted({name.split(".")[0] for name in done.new}))
         rows.append({"parameters": "new", "number": str(len(done.new)), "why": f"not in the file: {rooms}"})
     _table(f"{done.preset} in {out}", rows)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A folder that training wrote.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; it needs neither torch nor the run.")],
+    kind: Annotated[Runtime, typer.Option("--format", help="What will run it.")] = Runtime.onnx,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise; needs --calibrate.")] = False,
+    calibrate: Annotated[str | None, typer.Option(help="Photos for --int8: a data set's name or file.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of those; all rows by default.")] = None,
+    root: Annotated[str | None, typer.Option(help="Where they lie.")] = None,
+    split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",
+    photos: Annotated[int, typer.Option(min=1, help="To calibrate on, at most.")] = 64,
+    phrases: Annotated[int, typer.Option(min=1, help="To score on other photos, at most.")] = 1000,
+    accept_loss: Annotated[bool, typer.Option("--accept-loss", help="Write int8 even if it loses accuracy.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Export a run for ONNX Runtime or OpenVINO, after checking that it answers as the run does."""
+    from epmvg.export import Photos, export_run
+
+    if int8 != (calibrate is not None):
+        raise InputError("--int8 and --calibrate go together: name photos like those the model will meet.")
+    chosen = None if calibrate is None else Photos(calibrate, split, root, split_key, photos, phrases)
+    errors = Console(stderr=True)
+    done = export_run(
+        run,
+        out,
+        kind=kind.value,
+        photos=chosen,
+        accept_loss=accept_loss,
+        say=lambda line: errors.print(line, soft_wrap=True),
+    )
+    if as_json:
+        print(json.dumps(done | {"out": str(out)}))
+    else:
+        console.print(f"The export is in {out}", soft_wrap=True)
 
 
 @app.command()

@@ -19,8 +19,8 @@ import torch
 
 from epmvg.config import Recipe
 from epmvg.data.catalog import open_records
+from epmvg.data.photos import open_image
 from epmvg.data.scenes import DEFAULT_SIZES, write_scenes
-from epmvg.data.transforms import open_image
 from epmvg.distill.pretrain import train_teacher
 from epmvg.draw import draw_boxes
 from epmvg.evaluation import evaluate, write_json

@@ -102,19 +102,24 @@ def _rows(output: Output, batch: Batch, calibration: Calibration | None) -> list
     return rows
 
 
+def raw_scores(output: Output) -> Tensor:
+    """Return what a model thinks of each of its boxes, [P] in 0..1: the IoU that its score head expects.
+
+    Without such a head it is the share of the where-map inside the box, without a map 1.
+    """
+    if output.score is not None:
+        return output.score.sigmoid()
+    if output.where is not None and output.grid is not None:
+        return share_inside(output.where, output.box, output.grid)
+    return output.box.new_ones(output.box.shape[0])
+
+
 def box_scores(output: Output, calibration: Calibration | None = None) -> Tensor:
     """Say how sure a model is of each box, float64 [P] in 0..1, on the CPU.
 
-    Raw, that is the IoU its score head expects; without one, the share of the where-map inside the box; without a map,
-    1. A calibration turns it into the probability that the box is correct.
+    A calibration turns raw scores into the probability that the box is correct.
     """
-    if output.score is not None:
-        score = output.score.sigmoid()
-    elif output.where is not None and output.grid is not None:
-        score = share_inside(output.where, output.box, output.grid)
-    else:
-        score = torch.ones(len(output.box))
-    score = score.double().cpu()
+    score = raw_scores(output).double().cpu()
     return score if calibration is None else torch.from_numpy(calibration(score.numpy()))
 
 

@@ -1,46 +1,125 @@
-"""Use a trained run: an image and phrases in, boxes in the image's own pixels out."""
+"""Use a trained run or an exported folder: an image and phrases in, boxes in the image's own pixels out.
+
+An exported folder is answered without torch: nothing here imports it before a torch run is asked for.
+"""
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import io
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
+from epmvg.backends.exported import ExportedBackend, is_exported
+from epmvg.confidence import Calibration
 from epmvg.data.jsonl import phrase_fault
-from epmvg.data.transforms import View, evaluation_view, laid_rectangle, open_image, pad_of, render
-from epmvg.evaluation import box_scores
-from epmvg.models.factory import load
-from epmvg.models.grounder import Grounder
+from epmvg.data.photos import open_image
+from epmvg.data.views import canvas_of, evaluation_view, lay
+from epmvg.letterbox import Letterbox
 from epmvg.results import Predictions
-from epmvg.types import Box, InputError, Output, Prediction
+from epmvg.types import Box, InputError, Prediction
+
+if TYPE_CHECKING:
+    from epmvg.models.grounder import Grounder
 
 Picture = Path | str | bytes | Image.Image | np.ndarray
+Precision = Literal["auto", "fp32", "bf16"]
+MapKind = Literal["where", "attention"]
+
+
+class Backend(Protocol):
+    """What computes the answers; arrays are numpy's, but features may be anything with `nbytes`."""
+
+    canvas: int  # S
+    length: int  # L
+    calibration: Calibration | None  # from the scores that `answer` gives to probabilities
+
+    def pieces(self, phrase: str) -> list[int]: ...
+
+    def encode(self, image: NDArray[np.float32], pad: NDArray[np.bool_]) -> Any: ...
+
+    def answer(
+        self,
+        features: Any,
+        pad: NDArray[np.bool_],
+        tokens: NDArray[np.int64],
+        token_pad: NDArray[np.bool_],
+        owner: NDArray[np.int64],
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+
+    def maps(
+        self,
+        kind: MapKind,
+        features: Any,
+        pad: NDArray[np.bool_],
+        tokens: NDArray[np.int64],
+        token_pad: NDArray[np.bool_],
+    ) -> list[NDArray[np.float32]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SeenImage:
+    """An encoded image, ready for further phrases."""
+
+    letterbox: Letterbox
+    pad: NDArray[np.bool_]  # [1, S, S]
+    features: Any  # [1, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.pad.nbytes + self.features.nbytes)
 
 
 class Predictor:
-    """Find phrases in images.
+    """Find phrases in images. The latest images are remembered: a further question costs only the phrase.
 
     Args:
-        run: a folder that training wrote, OWNER/NAME of a model on the Hugging Face hub, or a model.
-        device: where to compute, for example "cuda"; the CPU by default.
+        run: a folder that training or `epmvg export` wrote, OWNER/NAME of a model on the Hugging Face hub, or a model,
+            which is copied as it is now.
+        device: where torch computes, for example "cuda"; the CPU by default.
+        precision: fp32, bf16, or auto, which is bf16 where the hardware has it. The default gives the boxes that
+            `epmvg evaluate` scores, on any machine.
+        compile: let torch.compile make kernels for the shapes met.
+        threads: to compute with; for torch they count in the whole process.
+        keep_mb: memory for the features of images; the longest unused go first, and 0 keeps none.
 
     Raises:
-        InputError: the folder is not a trained run.
+        InputError: the folder is neither a trained run nor an exported one, or its runtime is not installed.
     """
 
-    def __init__(self, run: Path | str | Grounder, *, device: str = "cpu") -> None:
-        self.model = (run if isinstance(run, Grounder) else load(run)).to(device).eval()
-        self.device = device
+    def __init__(
+        self,
+        run: Path | str | Grounder,
+        *,
+        device: str = "cpu",
+        precision: Precision = "fp32",
+        compile: bool = False,
+        threads: int | None = None,
+        keep_mb: float = 64,
+    ) -> None:
+        self.backend: Backend
+        if isinstance(run, Path | str) and is_exported(Path(run)):
+            if device != "cpu" or compile:
+                raise InputError(f"{run} is an exported folder: it runs on the CPU and is compiled already.")
+            self.backend = ExportedBackend(Path(run), precision=precision, threads=threads)
+        else:
+            from epmvg.backends.eager import EagerBackend
+            from epmvg.models.factory import load
 
-    @torch.inference_mode()
+            model = load(run) if isinstance(run, Path | str) else copy.deepcopy(run)
+            self.backend = EagerBackend(model, device=device, precision=precision, compile=compile, threads=threads)
+        self._seen = SeenImages(int(keep_mb * 1e6))
+        self._lock = Lock()
+
     def __call__(
         self, image: Picture, phrases: Sequence[str] | str, *, min_score: float | Literal["auto"] | None = None
     ) -> Predictions:
@@ -59,18 +138,22 @@ class Predictor:
                 stored threshold.
         """
         bound = self._bound(min_score)
-        asked = [phrases] if isinstance(phrases, str) else list(phrases)
-        picture = as_picture(image)
-        view, output = self._ask(picture, asked)
-        boxes = view.letterbox.to_source(output.box.double().cpu()).tolist()
-        scores = box_scores(output, self.model.calibration).tolist()
+        asked = self._asked(phrases)
+        boxes, scores = self.find(image, asked)
         answers = [
             Prediction(phrase, _box(box), score, score >= bound)
             for phrase, box, score in zip(asked, boxes, scores, strict=True)
         ]
-        return Predictions(answers, picture, str(image) if isinstance(image, Path | str) else "")
+        return Predictions(answers, lambda: as_picture(image), str(image) if isinstance(image, Path | str) else "")
 
-    @torch.inference_mode()
+    def where(self, image: Picture, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
+        """Return where the model looks for each phrase, over the picture: [height, width], 1 where it is highest.
+
+        Raises:
+            InputError: as for a prediction, or the model has no where-map.
+        """
+        return self._maps("where", image, phrases)
+
     def attention(self, image: Picture, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
         """Return what [REG] attends to in the last fusion layer, over the picture: [height, width] a phrase.
 
@@ -79,50 +162,23 @@ class Predictor:
         Raises:
             InputError: as for a prediction.
         """
-        picture = as_picture(image)
-        view, output = self._ask(picture, [phrases] if isinstance(phrases, str) else list(phrases), attention=True)
-        assert output.attention is not None
-        places = self.model.visual.places(self.model.canvas)
-        return self._over_picture(output.attention[:, 1 : 1 + places], view, picture.size)
+        return self._maps("attention", image, phrases)
 
-    @torch.inference_mode()
-    def where(self, image: Picture, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
-        """Return where the model looks for each phrase, over the picture: [height, width], 1 where it is highest.
+    def _maps(self, kind: MapKind, image: Picture, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
+        asked = self._asked(phrases)
+        tokens, token_pad = tokenize(self.backend, asked)
+        with self._lock:
+            seen = self._see(image)
+            levels = self.backend.maps(kind, seen.features, seen.pad, tokens, token_pad)  # [P, side, side] each
+        return [_over_picture([level[i] for level in levels], seen.letterbox) for i in range(len(asked))]
 
-        Raises:
-            InputError: as for a prediction, or the model has no where-map.
-        """
-        picture = as_picture(image)
-        view, output = self._ask(picture, [phrases] if isinstance(phrases, str) else list(phrases))
-        if output.where is None:
-            raise InputError("This model has no where-map (model.anchored=false): look at its attention instead.")
-        return self._over_picture(output.where.softmax(-1), view, picture.size)
-
-    def _ask(self, picture: Image.Image, asked: list[str], *, attention: bool = False) -> tuple[View, Output]:
+    def _asked(self, phrases: Sequence[str] | str) -> list[str]:
+        asked = [phrases] if isinstance(phrases, str) else list(phrases)
         if not asked:
             raise InputError("There is no phrase to find: give at least one.")
         for phrase in asked:
             self._check(phrase)
-        view = evaluation_view(picture.size, self.model.canvas)
-        tokens, token_pad = self.model.tokenize(asked)
-        owner = torch.zeros(len(asked), dtype=torch.int64)
-        inputs = (render(picture, view)[None], pad_of(view)[None], tokens, token_pad, owner)
-        output: Output = self.model(*(part.to(self.device) for part in inputs), attention=attention)
-        return view, output
-
-    def _over_picture(self, shares: Tensor, view: View, size: tuple[int, int]) -> list[NDArray[np.float32]]:
-        """Lay shares of visual tokens [P, N] over a picture of (width, height); maps of several strides add up."""
-        canvas, (width, height) = self.model.canvas, size
-        left, top, right, bottom = laid_rectangle(view)
-        sides = [-(-canvas // stride) for stride in self.model.visual.strides]
-        levels = shares.float().cpu().split([side**2 for side in sides], 1)
-        total = torch.zeros(len(shares), 1, height, width)
-        for side, level in zip(sides, levels, strict=True):
-            density = level.view(-1, 1, side, side) * side**2  # a coarse token's share is spread over more pixels
-            laid = F.interpolate(density, (canvas, canvas), mode="bicubic")[:, :, top:bottom, left:right]
-            total += F.interpolate(laid, (height, width), mode="bilinear")
-        total = total.clamp(min=0)
-        return list((total / total.amax((2, 3), keepdim=True).clamp(min=1e-9))[:, 0].numpy())
+        return asked
 
     def _bound(self, min_score: float | Literal["auto"] | None) -> float:
         """Return the lowest score that counts as found."""
@@ -130,23 +186,94 @@ class Predictor:
             return 0.0
         if min_score != "auto":
             return min_score
-        calibration = self.model.calibration
+        calibration = self.backend.calibration
         if calibration is None or calibration.threshold is None:
             raise InputError(
                 "This model has no stored threshold: run `epmvg calibrate RUN`, or give min_score a number."
             )
         return calibration.threshold
 
+    def find(self, image: Picture, phrases: Sequence[str]) -> tuple[list[list[float]], list[float]]:
+        """Answer P phrases, cut where they are too long: xyxy boxes in pixels of the upright image, and scores.
+
+        Raises:
+            InputError: the image cannot be opened.
+        """
+        tokens, token_pad = tokenize(self.backend, phrases)
+        owner = np.zeros(len(phrases), np.int64)
+        with self._lock:
+            seen = self._see(image)
+            box, score = self.backend.answer(seen.features, seen.pad, tokens, token_pad, owner)
+        if self.backend.calibration is not None:
+            score = self.backend.calibration(score)
+        return seen.letterbox.to_source(box).tolist(), score.tolist()
+
+    def _see(self, image: Picture) -> SeenImage:
+        """Encode an image, or find it among those remembered, by its file's bytes or by its pixels on the canvas."""
+        file = _file_key(image)
+        seen = self._seen.get(file)
+        if seen is not None:
+            return seen
+        picture = as_picture(image)
+        view = evaluation_view(picture.size, self.backend.canvas)
+        laid = lay(picture, view)
+        key = file or _digest(repr(picture.size).encode() + laid.tobytes())
+        seen = self._seen.get(key)
+        if seen is None:
+            canvas, pad = canvas_of(laid, view)
+            seen = SeenImage(view.letterbox, pad[None], self.backend.encode(canvas[None], pad[None]))
+            self._seen.add(key, seen)
+        return seen
+
     def _check(self, phrase: str) -> None:
         fault = phrase_fault(phrase)
         if fault is not None:
             raise InputError(f"The phrase {_shorten(phrase)!r} cannot be asked: {fault}.")
-        pieces = len(self.model.tokenizer(phrase)["input_ids"])
-        if pieces > self.model.length:
+        pieces = len(self.backend.pieces(phrase))
+        if pieces > self.backend.length:
             raise InputError(
-                f"The phrase {_shorten(phrase)!r} has {pieces} word pieces and this model reads {self.model.length}: "
-                "shorten it."
+                f"The phrase {_shorten(phrase)!r} has {pieces} word pieces and this model reads "
+                f"{self.backend.length}: shorten it."
             )
+
+
+class SeenImages:
+    """Encoded images by key, within so many bytes; the longest unused go first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.nbytes = 0
+        self._kept: OrderedDict[bytes, SeenImage] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: bytes | None) -> SeenImage | None:
+        """Return what is kept under a key, or None."""
+        if key is None or key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def add(self, key: bytes, seen: SeenImage) -> None:
+        """Keep an image that is not kept yet, unless it alone is too large."""
+        if seen.nbytes > self.limit:
+            return
+        self._kept[key] = seen
+        self.nbytes += seen.nbytes
+        while self.nbytes > self.limit:
+            self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+
+
+def tokenize(backend: Backend, phrases: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Turn P phrases into tokens [P, L'] and token_pad [P, L'], cut and padded as `Grounder.tokenize` does."""
+    length = backend.length
+    rows = [backend.pieces(phrase.lower().strip()) for phrase in phrases]
+    rows = [row if len(row) <= length else [*row[: length - 1], row[-1]] for row in rows]
+    longest = max(map(len, rows))
+    width = -(-longest // 4) * 4 if length % 4 == 0 else longest
+    tokens = np.array([row + [0] * (width - len(row)) for row in rows], np.int64)
+    return tokens, np.arange(width) >= np.array([[len(row)] for row in rows])
 
 
 def as_picture(image: Picture) -> Image.Image:
@@ -164,6 +291,36 @@ def as_picture(image: Picture) -> Image.Image:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError(f"An array must be uint8 [H, W, 3] in RGB; this one is {image.dtype} {list(image.shape)}.")
     return Image.fromarray(image)
+
+
+def _over_picture(levels: Sequence[NDArray[np.float32]], letterbox: Letterbox) -> NDArray[np.float32]:
+    """Lay shares of visual tokens [side, side], maps of several strides added up, over the picture [height, width]."""
+    side, size = letterbox.side, (round(letterbox.width), round(letterbox.height))
+    left, top = round(letterbox.left), round(letterbox.top)
+    right = left + max(1, round(letterbox.width * letterbox.scale_x))
+    bottom = top + max(1, round(letterbox.height * letterbox.scale_y))
+    over = np.zeros(size[::-1], np.float32)
+    for level in levels:
+        density = Image.fromarray(level * level.size)  # a coarse token's share is spread over more pixels
+        laid = density.resize((side, side), Image.Resampling.BICUBIC).crop((left, top, right, bottom))
+        over += np.asarray(laid.resize(size, Image.Resampling.BILINEAR))
+    np.maximum(over, 0, out=over)
+    over /= max(float(over.max()), 1e-9)
+    return over
+
+
+def _file_key(image: Picture) -> bytes | None:
+    """Tell a file by its bytes, which need not be decoded for it; None for pictures and arrays."""
+    if isinstance(image, Path | str):
+        try:
+            return _digest(Path(image).read_bytes())
+        except OSError:
+            return None  # whoever opens it will say why
+    return _digest(image) if isinstance(image, bytes) else None
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def _box(values: list[float]) -> Box:

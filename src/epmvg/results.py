@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,18 @@ class Predictions(list[Prediction]):
     """The answers to phrases about one picture, in the order asked.
 
     Attributes:
-        picture: the upright picture that the boxes are in.
+        picture: the upright picture that the boxes are in, opened when it is first wanted.
         image: the file's name as it was given, "" where the picture came without one.
     """
 
-    def __init__(self, answers: Iterable[Prediction], picture: Image.Image, image: str = "") -> None:
+    def __init__(self, answers: Iterable[Prediction], open_picture: Callable[[], Image.Image], image: str = "") -> None:
         super().__init__(answers)
-        self.picture = picture
+        self._open_picture = open_picture
         self.image = image
+
+    @cached_property
+    def picture(self) -> Image.Image:
+        return self._open_picture()
 
     @property
     def found(self) -> list[Prediction]:

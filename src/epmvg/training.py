@@ -467,7 +467,7 @@ def _phrases(run: Run, batches: Sequence[Batch]) -> int:
     return int(cast(Tensor, run.accelerator.reduce(own, "sum")))
 
 
-def _step(run: Run, batch: Batch, share: float) -> Loss:
+def _step(run: Run, batch: Batch, share: float = 1.0) -> Loss:
     """Learn from one batch; return its loss.
 
     `share` is its number of phrases against the mean of the optimiser step's batches: with it the gradient is the mean

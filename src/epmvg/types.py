@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # rows and errors are also wanted where torch's second of imp
     import torch
     from torch import Tensor
 
-    from epmvg.boxes import Letterbox
+    from epmvg.letterbox import Letterbox
 
 Box = tuple[float, float, float, float]
 

@@ -15,9 +15,10 @@ from epmvg.data.archives import read_member
 from epmvg.data.catalog import open_records
 from epmvg.data.exchange import convert_data
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.photos import open_image
 from epmvg.data.shard_loader import ShardLoader
 from epmvg.data.shards import shard_files
-from epmvg.data.transforms import Augment, open_image
+from epmvg.data.transforms import Augment
 from epmvg.models.grounder import Grounder
 from epmvg.types import InputError, Record
 

@@ -16,19 +16,9 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from epmvg.boxes import to_xyxy
 from epmvg.data import as_published
-from epmvg.data.transforms import (
-    Augment,
-    Photo,
-    View,
-    evaluation_view,
-    laid_rectangle,
-    names_place,
-    open_image,
-    pad_of,
-    render,
-    swap_sides,
-    training_view,
-)
+from epmvg.data.photos import Photo, open_image
+from epmvg.data.transforms import Augment, names_place, pad_of, render, swap_sides, training_view
+from epmvg.data.views import View, canvas_of, evaluation_view, laid_rectangle, lay
 from epmvg.types import InputError
 
 STRONG = Augment(flip=0.5, crop=1.0, crop_min=0.4, scale=0.5, jitter=1.0, move=1.0)
@@ -241,6 +231,15 @@ def bytes_of(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", [*SHAPES, (1000, 3), (1, 1)])
+def test_the_canvas_without_torch_has_the_same_pixels(size: tuple[int, int]) -> None:
+    image = photo_like(*size)
+    view = evaluation_view(size, 160)
+    canvas, pad = canvas_of(lay(image, view), view)
+    assert torch.equal(torch.from_numpy(canvas), render(image, view))
+    assert torch.equal(torch.from_numpy(pad), pad_of(view))
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:

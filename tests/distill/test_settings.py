@@ -87,11 +87,11 @@ def test_what_trains_beside_the_student_is_resumed_with_it(
     real = training._step
     done: list[int] = []
 
-    def dies_at_five(run: training.Run, batch: epmvg.Batch) -> object:
+    def dies_at_five(run: training.Run, batch: epmvg.Batch, share: float) -> object:
         done.append(1)
         if len(done) == 5:
             raise KeyboardInterrupt
-        return real(run, batch)
+        return real(run, batch, share)
 
     whole = epmvg.train(chosen, tmp_path / "whole")
     monkeypatch.setattr(training, "_step", dies_at_five)

@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,10 +50,10 @@ def main() -> None:
         if backend == "plain":
             plain = work.plain()
             work.student.to("meta")  # only its tokenizer is still asked
-            ask = [lambda phrases=n: work.ask_plainly(plain, phrases) for n in COUNTS]
+            ask = [partial(work.ask_plainly, plain, phrases) for phrases in COUNTS]
         else:
             (engine,) = (one for one in ENGINES[backend](work) if one.precision == precision)
-            ask = [lambda phrases=n: engine.answer(1, phrases) for n in COUNTS]
+            ask = [partial(engine.answer, 1, phrases) for phrases in COUNTS]
         forget_peak()  # building a model takes more than running it
         for phrases, run in zip(COUNTS, ask, strict=True):
             run()

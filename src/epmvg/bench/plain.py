@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 from transformers import BertModel
 
-from epmvg.models.grounder import Grounder, mean_vote, median_vote
+from epmvg.models.grounder import Grounder, Similarity, mean_vote, median_vote
 from epmvg.models.transformer import Encoder, sine_position
 from epmvg.models.visual import ConvBranch, SwinBranch
 
@@ -40,7 +40,7 @@ class PlainLayer(nn.Module):
         return cast(Tensor, self.norm2(x + self.drop(self.linear2(hidden))))
 
 
-class PlainNorm(FrozenBatchNorm2d):
+class PlainNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no types
     """A frozen batch norm as DETR computes it, followed by the activation that timm keeps inside its norms."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
@@ -88,6 +88,12 @@ class PlainGrounder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    visu_proj: nn.Module
+    text_proj: nn.Module
+    head: nn.Module
+    reg_token: nn.Embedding
+    vl_pos_embed: nn.Embedding
+    similarity: Similarity | None
 
     def __init__(self, student: Grounder) -> None:
         super().__init__()

@@ -181,7 +181,8 @@ class OurStep:
         self.optimizer = _optimizer(student)
 
     def loss(self) -> Tensor:
-        return (self.student(*self.inputs).box - self.target).abs().sum()
+        box: Tensor = self.student(*self.inputs).box
+        return (box - self.target).abs().sum()
 
     def take(self) -> None:
         self.loss().backward()
@@ -191,7 +192,8 @@ class OurStep:
     def activation_mb(self) -> float:
         """What the forward pass leaves for the backward pass, MB."""
         known = [*self.student.parameters(), *self.student.buffers(), *self.inputs, self.target]
-        with LiveTensors(known) as live:
+        live = LiveTensors(known)
+        with live:
             loss = self.loss()
         size = live.megabytes()
         del loss

@@ -82,7 +82,8 @@ def _torch_answer(work: Work, student: Grounder, bf16: bool) -> Callable[[int, i
         words = student.tokenize(PHRASES[:phrases] * images)
         owner = torch.arange(images).repeat_interleave(phrases)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return student(*work.pictures(images), *words, owner).box.float()
+            box: Tensor = student(*work.pictures(images), *words, owner).box
+        return box.float()
 
     return answer
 

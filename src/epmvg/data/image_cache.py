@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from epmvg.data.archives import archive_of
-from epmvg.data.transforms import Photo
+from epmvg.data.photos import Photo
 from epmvg.types import InputError
 
 _SHELVES = 64  # each is bounded by itself, so that only its own files are counted when one is added

@@ -17,19 +17,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from epmvg.boxes import Letterbox
 from epmvg.data.catalog import cache_folder, open_records
 from epmvg.data.image_cache import ImageCache
-from epmvg.data.transforms import (
-    Augment,
-    Photo,
-    View,
-    evaluation_view,
-    laid_rectangle,
-    pad_of,
-    render,
-    training_view,
-)
+from epmvg.data.photos import Photo
+from epmvg.data.transforms import Augment, pad_of, render, training_view
+from epmvg.data.views import View, evaluation_view, laid_rectangle
+from epmvg.letterbox import Letterbox
 from epmvg.types import Batch, InputError, Record
 
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]

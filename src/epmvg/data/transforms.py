@@ -1,4 +1,4 @@
-"""Views of a picture and its phrases: the letterbox of evaluation, and training's scale, crop, flip and jitter.
+"""Views of a picture and its phrases: training's scale, crop, flip and jitter.
 
 Geometry is planned first (`View`, a pure function of sizes, boxes and a random generator) and rendered later, so that
 a view can be stored, repeated and tested without a picture, and a photo is decoded no finer than its view needs.
@@ -8,33 +8,23 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from epmvg.boxes import Letterbox
 from epmvg.data import as_published
-from epmvg.data.archives import source_of
+from epmvg.data.views import MEAN_COLOUR, View, crop_of, laid_rectangle, lay
+from epmvg.letterbox import Letterbox
 from epmvg.types import Box, InputError
 
-MEAN_COLOUR = (0.485, 0.456, 0.406)
-"""ImageNet's mean, RGB in 0..1: what lies where there is no picture."""
-
 _MEAN = torch.tensor(MEAN_COLOUR).view(3, 1, 1)
-
-MOST_PIXELS = 100_000_000
-"""A picture with more is refused before it is decoded: it would take gigabytes."""
 
 _SIDE = r"\b(left|right)(?=(?:most|hand|handed|side|sided|er|est|wards?)?\b)"
 _SIDE_WORD = re.compile(_SIDE, re.IGNORECASE)
@@ -93,25 +83,6 @@ class Augment:
         return as_published.names_place(phrase) if self.as_published else names_place(phrase)
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """One way of laying a picture on the canvas."""
-
-    letterbox: Letterbox
-    crop: tuple[float, float, float, float]  # of the (mirrored) picture, pixels
-    size: tuple[int, int]  # of the laid picture on the canvas, pixels
-    jitter: tuple[tuple[str, float], ...] = ()
-    first: tuple[int, int] | None = None  # the whole picture is scaled to this before the crop (as published)
-    exact: bool = True  # rendered by Pillow, as published; else several times faster and a grey level apart
-
-    @property
-    def needs(self) -> tuple[int, int]:
-        """Width and height of the whole picture below which this view would lose detail."""
-        x0, y0, x1, y1 = self.crop
-        width, height = self.letterbox.width, self.letterbox.height
-        return math.ceil(self.size[0] * width / (x1 - x0)), math.ceil(self.size[1] * height / (y1 - y0))
-
-
 def swap_sides(phrase: str) -> str:
     """Swap left and right as words ("leftmost" too, "bright" never), keeping the letters' case."""
 
@@ -126,14 +97,6 @@ def swap_sides(phrase: str) -> str:
 def names_place(phrase: str) -> bool:
     """Say whether a phrase names a place in the picture, so that cropping could make it false."""
     return _PLACE_WORD.search(phrase) is not None
-
-
-def evaluation_view(size: tuple[int, int], side: int) -> View:
-    """Lay a picture of (width, height) on the canvas as TransVG evaluates: longer side to S, centred."""
-    width, height = size
-    letterbox = Letterbox.fit(width, height, side)
-    laid = (max(1, round(width * letterbox.scale_x)), max(1, round(height * letterbox.scale_y)))
-    return View(letterbox, (0, 0, width, height), laid)
 
 
 def training_view(
@@ -212,13 +175,6 @@ def _visible(boxes: NDArray[np.float64], crops: NDArray[np.float64]) -> NDArray[
     return shares
 
 
-def laid_rectangle(view: View) -> tuple[int, int, int, int]:
-    """Where the picture lies on the canvas: (left, top, right, bottom) in whole pixels."""
-    left = round(view.letterbox.left + view.crop[0] * view.letterbox.scale_x)
-    top = round(view.letterbox.top + view.crop[1] * view.letterbox.scale_y)
-    return left, top, left + view.size[0], top + view.size[1]
-
-
 def pad_of(view: View) -> Tensor:
     """Bool [S, S], True where the view has no picture."""
     left, top, right, bottom = laid_rectangle(view)
@@ -243,7 +199,7 @@ def render(image: Image.Image, view: View, out: Tensor | None = None) -> Tensor:
         empty.copy_(_MEAN.expand_as(empty))
     laid = rows[:, :, left:right]
     if view.exact:
-        laid.copy_(_as_pillow(image, view)).div_(255)
+        laid.copy_(torch.from_numpy(lay(image, view)).permute(2, 0, 1)).div_(255)
     else:
         laid.copy_(_resized(image, view)).div_(255)
         for name, factor in view.jitter:
@@ -251,39 +207,14 @@ def render(image: Image.Image, view: View, out: Tensor | None = None) -> Tensor:
     return canvas
 
 
-def _as_pillow(image: Image.Image, view: View) -> Tensor:
-    """Crop, scale, jitter and mirror as TransVG does -> uint8 [3, h, w]."""
-    if view.first:
-        image = image.resize(view.first, Image.Resampling.BILINEAR)
-    crop = _crop_of(image, view)
-    laid = image if crop == (0, 0, *image.size) else image.crop(crop)
-    laid = laid.resize(view.size, Image.Resampling.BILINEAR)
-    for name, factor in view.jitter:
-        laid = getattr(ImageEnhance, name)(laid).enhance(factor)
-    if view.letterbox.flip:
-        laid = ImageOps.mirror(laid)
-    return torch.from_numpy(np.array(laid, dtype=np.uint8)).permute(2, 0, 1)
-
-
 def _resized(image: Image.Image, view: View) -> Tensor:
     """Crop, scale and mirror -> uint8 [3, h, w]. Torch's filter is Pillow's, on wider registers."""
-    x0, y0, x1, y1 = _crop_of(image, view)
+    x0, y0, x1, y1 = crop_of(image, view)
     laid = torch.from_numpy(np.array(image, dtype=np.uint8)[y0:y1, x0:x1]).permute(2, 0, 1)[None]
     width, height = view.size
     if laid.shape[2:] != (height, width):
         laid = F.interpolate(laid, (height, width), mode="bilinear", antialias=True, align_corners=False)
     return laid[0].flip(-1) if view.letterbox.flip else laid[0]
-
-
-def _crop_of(image: Image.Image, view: View) -> tuple[int, int, int, int]:
-    """Return the view's crop in whole pixels of an unmirrored, perhaps reduced picture."""
-    x0, y0, x1, y1 = view.crop
-    width, height = view.letterbox.width, view.letterbox.height
-    if view.letterbox.flip:
-        x0, x1 = width - x1, width - x0
-    left, top = round(x0 * image.width / width), round(y0 * image.height / height)
-    right, bottom = round(x1 * image.width / width), round(y1 * image.height / height)
-    return min(left, image.width - 1), min(top, image.height - 1), max(right, left + 1), max(bottom, top + 1)
 
 
 def _adjust(pixels: Tensor, name: str, factor: float) -> None:
@@ -301,97 +232,3 @@ def _adjust(pixels: Tensor, name: str, factor: float) -> None:
         pixels.mul_(factor).add_(red.add_(green).add_(blue))
     if factor > 1:  # below, every value stays between two that were in range
         pixels.clamp_(0, 1)
-
-
-class Photo:
-    """A photo, a file or its bytes, whose upright size is known before it is decoded; close it, or use `with`.
-
-    Of an animation it is the first picture.
-
-    Raises:
-        InputError: missing, empty, truncated, too large or not a picture.
-    """
-
-    def __init__(self, source: Path | BytesIO) -> None:
-        self.name = str(source) if isinstance(source, Path) else "The image"
-        with _naming(self.name):
-            self._image = Image.open(source_of(source) if isinstance(source, Path) else source)
-            try:
-                self._turned, self.size = self._shape()
-            except BaseException:
-                self.close()
-                raise
-
-    def _shape(self) -> tuple[bool, tuple[int, int]]:
-        """Say whether the pixels lie on their side, and return the upright size."""
-        width, height = self._image.size
-        if width * height > MOST_PIXELS:
-            raise InputError(f"{self.name} has {width} x {height} pixels, more than {MOST_PIXELS:,}: scale it down.")
-        turned = self._image.getexif().get(0x0112) in (5, 6, 7, 8)
-        return turned, (height, width) if turned else (width, height)
-
-    def __enter__(self) -> Photo:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._image.close()
-
-    def decode(self, at_least: tuple[int, int] | None = None) -> Image.Image:
-        """Return the picture as RGB, upright by its EXIF orientation.
-
-        Args:
-            at_least: a width and height that suffice; a JPEG may then come out reduced by 2, 4 or 8 to no less.
-
-        Raises:
-            InputError: it cannot be decoded.
-        """
-        with _naming(self.name):
-            if at_least is not None and self._image.format == "JPEG":
-                self._image.draft(None, at_least[::-1] if self._turned else at_least)
-            ImageOps.exif_transpose(self._image, in_place=True)
-            return _to_rgb(self._image, self.name)
-
-
-def open_image(source: Path | BytesIO) -> Image.Image:
-    """Open a photo, a file or its bytes, as RGB, upright by its EXIF orientation; of an animation its first picture.
-
-    Raises:
-        InputError: missing, empty, truncated, too large or not a picture.
-    """
-    with Photo(source) as photo:
-        return photo.decode()
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Name the file in whatever Pillow raises; on broken bytes its decoders raise nearly anything."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound speaks first
-            yield
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"{name} does not exist: check the path.") from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{name} has more than {MOST_PIXELS:,} pixels: scale it down.") from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{name} is not a picture this program can read: convert it to JPEG or PNG.") from error
-    except Exception as error:
-        raise InputError(f"{name} cannot be decoded ({error}): fetch or save it again.") from error
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode == "F":
-        raise InputError(f"{name} holds floating-point pixels, whose white is not known: save it with 8 bits.")
-    if image.mode.startswith("I"):  # 16-bit grey: scale, where Pillow would clip
-        grey = np.asarray(image).astype(np.int64).clip(0, 65_535) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        paper = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(paper, rgba).convert("RGB")
-    return image.convert("RGB")

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from epmvg.boxes import Letterbox, to_xyxy
-from epmvg.data.transforms import evaluation_view, open_image, pad_of, render
+from epmvg.boxes import to_xyxy
+from epmvg.data.photos import open_image
+from epmvg.data.transforms import pad_of, render
+from epmvg.data.views import evaluation_view
 from epmvg.distill.cache import CachedTeacher
 from epmvg.distill.teacher import ClipTeacher, content_of
+from epmvg.letterbox import Letterbox
 from epmvg.types import Batch, Embeddings, InputError, SimilarityMap
 
 

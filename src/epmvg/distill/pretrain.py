@@ -22,7 +22,9 @@ from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
-from epmvg.data.transforms import evaluation_view, open_image, render, swap_sides
+from epmvg.data.photos import open_image
+from epmvg.data.transforms import render, swap_sides
+from epmvg.data.views import evaluation_view
 from epmvg.distill.teacher import CONFIG, TEXT, WEIGHTS, ClipTeacher, build_clip
 from epmvg.hardware import use_bf16
 from epmvg.types import InputError, Progress

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from epmvg.data.transforms import MOST_PIXELS
+from epmvg.data.photos import MOST_PIXELS
 
 GRID = (17, 16)
 """Columns and rows of the greys: 16 x 16 differences."""

@@ -171,7 +171,7 @@ class Grounder(nn.Module):
                 second time for it.
         """
         if owner is None:
-            owner = torch.arange(len(tokens), device=tokens.device)
+            owner = torch.arange(tokens.shape[0], device=tokens.device)
         if states is None:
             states = self.linguistic(tokens, token_pad)
         images = self.encode_image(image, pad, features)
@@ -204,7 +204,7 @@ class Grounder(nn.Module):
         source = owner  # where a phrase's visual tokens lie in `branch`
         if self.visual.query_aware:
             branch = self.visual.tokens(branch, images.pad, states[:, 0], owner)  # [P, N, C]
-            source = torch.arange(len(owner), device=owner.device)
+            source = torch.arange(owner.shape[0], device=owner.device)
             pad, position, keep = pad[owner], position[owner], keep[owner]
         visual_pad = pad.gather(1, keep).index_select(0, source)  # [P, n]
         branch = _take(branch, keep)  # [I, n, C]
@@ -336,7 +336,7 @@ class Grounder(nn.Module):
         places = sum(pad[0].numel() for pad in pads)
         if len(rows) != places:
             raise ValueError(f"this model has {len(rows)} learned places, the canvas has {places}")
-        return rows.expand(len(pads[0]), -1, -1)
+        return rows.expand(pads[0].shape[0], -1, -1)
 
     def _vls_of(self, visual: Tensor, visual_pad: Tensor) -> Tensor:
         """[VLS] out of visual tokens [P, n, D] -> [P, D]."""
@@ -345,7 +345,7 @@ class Grounder(nn.Module):
         content = ~visual_pad
         if self.vls == "content":
             first = content.float().argmax(1)
-            return visual[torch.arange(len(visual), device=visual.device), first]
+            return visual[torch.arange(visual.shape[0], device=visual.device), first]
         weight = content.to(visual.dtype)[..., None]
         return (visual * weight).sum(1) / weight.sum(1).clamp(min=1)
 
@@ -381,7 +381,7 @@ class Similarity(nn.Module):
         visual = F.normalize(self.visual(visual), dim=-1)
         phrase = F.normalize(self.text(phrase), dim=-1)
         every = visual @ phrase.T  # [I, n, P]: all pairs cost less than a copy of the image for each phrase
-        cosine = every.permute(0, 2, 1)[owner, torch.arange(len(owner), device=owner.device)]  # [P, n]
+        cosine = every.permute(0, 2, 1)[owner, torch.arange(owner.shape[0], device=owner.device)]  # [P, n]
         return cosine * self.scale.clamp(max=math.log(100.0)).exp()
 
     def feed(self, similarity: Tensor) -> Tensor:
@@ -433,7 +433,7 @@ def _take(tokens: Tensor, index: Tensor) -> Tensor:
 
 def _spread(values: Tensor, index: Tensor, places: int, elsewhere: float = -math.inf) -> Tensor:
     """Put values [P, n] back to their places [P, N]."""
-    return values.new_full((len(values), places), elsewhere).scatter(1, index, values)
+    return values.new_full((values.shape[0], places), elsewhere).scatter(1, index, values)
 
 
 def _centres(index: Tensor, rows: int, columns: int) -> Tensor:

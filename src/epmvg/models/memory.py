@@ -1,4 +1,4 @@
-"""Answers of a frozen text encoder, remembered by word pieces."""
+"""Answers of a text encoder that does not change, remembered by word pieces."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from epmvg.models.linguistic import LinguisticBranch
 
 
 class TextMemory:
-    """Ask a frozen linguistic branch each phrase once.
+    """Ask a linguistic branch each phrase once.
 
     Args:
-        branch: must be frozen, since its answers are taken to last.
-        limit: phrases kept; the longest unused one goes first. 100,000 phrases of six pieces at width 384 take 0.5 GB.
-
-    Answers are kept in float16.
+        branch: must never train again, since its answers are taken to last.
+        limit: phrases kept; the longest unused one goes first. 100,000 phrases of six pieces at width 384 take 0.5 GB
+            in float16.
+        dtype: answers are kept in.
     """
 
-    def __init__(self, branch: LinguisticBranch, limit: int = 100_000) -> None:
-        if not branch.frozen:
+    def __init__(self, branch: LinguisticBranch, limit: int = 100_000, dtype: torch.dtype = torch.float16) -> None:
+        if any(parameter.requires_grad for parameter in branch.parameters()):
             raise ValueError("only a frozen linguistic branch can be remembered")
         self.branch = branch
         self.limit = limit
+        self.dtype = dtype
         self.kept: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def __call__(self, tokens: Tensor, token_pad: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ class TextMemory:
         answers = {key: self.kept[key] for key in keys if key in self.kept}
         if new:
             index = torch.tensor(list(new.values()), device=tokens.device)
-            states = self.branch(tokens[index], token_pad[index]).to(torch.float16)
+            states = self.branch(tokens[index], token_pad[index]).to(self.dtype)
             for (key, i), state in zip(new.items(), states, strict=True):
                 answers[key] = state[: lengths[i]].clone()
         for key, answer in answers.items():

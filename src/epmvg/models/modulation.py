@@ -84,4 +84,4 @@ class QueryGate(nn.Module):
         weight, bias = self.spatial(query)
         gated = places[owner] * channel[:, None]  # [P, H * W, C]
         spatial = torch.baddbmm(bias[:, None], gated, weight).sigmoid()  # [P, H * W, 1]
-        return (gated * spatial).view(len(owner), *maps.shape[1:])
+        return (gated * spatial).view(owner.shape[0], *maps.shape[1:])

@@ -61,6 +61,29 @@ class FoldedConv(nn.Module):
         return convolve(x, self.weight * scale[:, None, None, None], shift, *self.place)
 
 
+class BakedConv(nn.Module):
+    """A `FoldedConv` whose product is computed once: for networks that never train again."""
+
+    def __init__(self, folded: FoldedConv) -> None:
+        super().__init__()
+        scale, shift = folded.norm[0].affine()
+        weight = (folded.weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(shift, requires_grad=False)
+        self.same, self.place = folded.same, folded.place
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolve = conv2d_same if self.same else F.conv2d
+        return convolve(x, self.weight, self.bias, *self.place)
+
+
+@torch.no_grad()
+def bake_norms(network: nn.Module) -> None:
+    """Multiply folded norms into the weights of their convolutions for good, in place."""
+    for name, folded in _found(network, FoldedConv):
+        _replace(network, name, BakedConv(cast(FoldedConv, folded)))
+
+
 def freeze_norms(network: nn.Module) -> None:
     """Replace every batch norm inside a network by a frozen one, folded where a convolution feeds it, in place."""
     for name, norm in _found(network, nn.BatchNorm2d):

@@ -49,7 +49,8 @@ class Attention(nn.Module):
         """Return what the first token attends to, [B, H, T]: shares of 1, the weights that `forward` never shows."""
         q, k = self._queries_and_keys(x, position)
         scores = (q[:, :, :1] * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + hide.to(q.dtype)  # [B, H, 1, T]
-        return scores[:, :, 0].float().softmax(-1)
+        shares: Tensor = scores[:, :, 0].float().softmax(-1)
+        return shares
 
     def _queries_and_keys(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         width = x.shape[-1]
@@ -151,7 +152,12 @@ def sine_position(pad: Tensor, width: int, temperature: float = 10_000.0) -> Ten
 
 
 def content_first(pad: Tensor, multiple: int = 16) -> Tensor:
-    """Indices [I, n] of each image's content tokens (and token 0), row by row, filled up with padding."""
+    """Indices [I, n] of each image's content tokens (and token 0), row by row, filled up with padding.
+
+    An exported graph has no shapes that hang on pixels: there all tokens are kept, in order.
+    """
+    if torch.compiler.is_exporting():
+        return torch.arange(pad.shape[1], device=pad.device).expand(pad.shape[0], -1)
     skip = pad.clone()
     skip[:, 0] = False
     count = int((~skip).sum(1).max())

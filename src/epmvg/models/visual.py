@@ -248,7 +248,7 @@ class SwinBranch(VisualBranch):
         assert query is not None and owner is not None
         stride = pad.shape[1] // x.shape[1]
         ignored = pad[:, ::stride, ::stride] if self.pool == "content" else None
-        return gate(x, query, owner, ignored), pad[owner], torch.arange(len(owner), device=x.device)
+        return gate(x, query, owner, ignored), pad[owner], torch.arange(owner.shape[0], device=x.device)
 
     def trained(self) -> dict[str, list[nn.Module]]:
         return {"backbone": [self.backbone, self.norms], "encoder": [self.lateral]}
@@ -260,7 +260,7 @@ _NECK_STRIDES = (4, 8, 16, 32, 64)
 def _squares(x: Tensor) -> Tensor:
     """View x [P, H, W, C] as 2 x 2 squares [P, H/2, 2, W/2, 2, C]."""
     rows, columns = x.shape[1:3]
-    return x.reshape(len(x), rows // 2, 2, columns // 2, 2, -1)
+    return x.reshape(x.shape[0], rows // 2, 2, columns // 2, 2, -1)
 
 
 def _add_above(fine: Tensor, coarse: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from epmvg.data.jsonl import phrase_fault
-from epmvg.data.transforms import open_image
+from epmvg.data.photos import open_image
 from epmvg.serve.limits import Limits, RefusalError
 from epmvg.types import InputError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from epmvg.data.transforms import MOST_PIXELS
+from epmvg.data.photos import MOST_PIXELS
 from epmvg.types import InputError
 
 

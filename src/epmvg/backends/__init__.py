@@ -1,0 +1,1 @@
+"""What computes a grounder's answers: torch, or the two graphs of an exported folder."""

@@ -1,0 +1,218 @@
+"""A run as two graphs for ONNX Runtime or OpenVINO, in a folder that `Predictor` runs without torch."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from epmvg import __version__
+from epmvg.backends.eager import EagerBackend
+from epmvg.backends.exported import IMAGE, PHRASES, SETTINGS, SUFFIX, ExportedBackend, guest, is_exported
+from epmvg.boxes import paired_iou
+from epmvg.confidence import CONFIDENCE_FILE
+from epmvg.data.catalog import open_records
+from epmvg.data.loader import group_by_image
+from epmvg.data.photos import open_image
+from epmvg.data.views import canvas_of, evaluation_view, lay
+from epmvg.evaluation import Scores, write_json
+from epmvg.export.graphs import write_onnx
+from epmvg.export.parity import largest_difference
+from epmvg.models.factory import load, write_text
+from epmvg.models.grounder import Grounder
+from epmvg.predict import Predictor
+from epmvg.types import InputError, Record
+
+Format = Literal["onnx", "openvino"]
+
+BOUND = 0.05
+"""Pixels of the canvas by which a float export may differ from the run."""
+
+MOST_LOSS = 0.005
+"""Acc@0.5 that int8 may lose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Photos:
+    """Real photos to calibrate int8 on, and others to score it on.
+
+    Args:
+        data: a data set's name or file of rows.
+        split: of it; None takes all rows.
+        root: where the data lies.
+        split_key: the row key that names the split.
+        images: to calibrate on, at most; half of the photos where there are fewer than twice as many.
+        phrases: to score, at most, all about other photos.
+    """
+
+    data: str
+    split: str | None = None
+    root: str | None = None
+    split_key: str = "split"
+    images: int = 64
+    phrases: int = 1000
+
+    def read(self) -> tuple[list[Path], list[Record]]:
+        """Return the photos to calibrate on and the rows to score.
+
+        Raises:
+            InputError: the data cannot be read, or names a single photo.
+        """
+        records = open_records(self.data, split=self.split, root=self.root, split_key=self.split_key)
+        photos = list(dict.fromkeys(record.image for record in records))
+        if len(photos) < 2:
+            raise InputError(f"{self.data} names one photo: int8 is calibrated on some and scored on others.")
+        order = np.random.default_rng(0).permutation(len(photos))
+        shuffled = [photos[number] for number in order]
+        most = min(self.images, len(photos) // 2)
+        chosen, others = shuffled[:most], set(shuffled[most:])
+        return chosen, [record for record in records if record.image in others][: self.phrases]
+
+
+def export_run(
+    run: Path | str,
+    out: Path | str,
+    *,
+    kind: Format = "onnx",
+    photos: Photos | None = None,
+    accept_loss: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Export a run into a folder that needs neither torch nor the run.
+
+    Args:
+        run: a folder that training wrote.
+        out: the folder to write; an earlier export there is replaced when the new one is whole.
+        kind: which runtime the folder is for.
+        photos: quantise to int8, calibrated and scored on these; None keeps float weights.
+        accept_loss: write an int8 export whose Acc@0.5 falls by more than `MOST_LOSS`, too.
+        say: called with a line about each thing measured.
+
+    Returns:
+        what `export.json` holds.
+
+    Raises:
+        InputError: the run or the photos cannot be read, `out` is something else, a package is missing, the graphs do
+            not answer as the run does, or int8 loses too much. Nothing is written then.
+    """
+    out = Path(out)
+    if out.exists() and not is_exported(out):
+        raise InputError(f"{out} exists and is no exported folder: give another --out.")
+    for package in ("onnx", "onnxscript", "onnxruntime", *(["openvino"] if kind == "openvino" else [])):
+        guest(package)
+    model = load(run)
+    chosen, rows = photos.read() if photos else ([], [])
+    with _workshop(out) as folder:
+        plain = folder / "fp32"
+        settings = _write(model, plain, kind)
+        difference = largest_difference(EagerBackend(copy.deepcopy(model)), ExportedBackend(plain))
+        say(f"largest difference of a box's edge from the run: {difference:.5f} of {model.canvas} px")
+        if not difference <= BOUND:
+            raise InputError(
+                f"The exported {run} differs from the run by {difference:.3f} px, more than {BOUND}: "
+                "export with other versions of torch, onnxscript and the runtime."
+            )
+        settings["difference_px"] = round(difference, 6)
+        done = plain
+        if photos:
+            done = folder / "int8"
+            settings |= _quantize(plain, done, settings, (chosen, rows), accept_loss, say)
+        write_json(done / SETTINGS, settings)
+        for file in [done / f"{name}.onnx" for name in (IMAGE, PHRASES) if kind != "onnx"]:
+            file.unlink()
+        if out.exists():
+            out.rename(folder / "earlier")
+        done.rename(out)
+    return settings
+
+
+def _write(model: Grounder, folder: Path, kind: Format) -> dict[str, Any]:
+    """Write graphs, tokenizer and settings; the ONNX graphs stay beside OpenVINO's."""
+    folder.mkdir()
+    write_onnx(model, folder)
+    if model.calibration is not None:
+        write_text(folder / CONFIDENCE_FILE, model.calibration.dump())
+    model.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    if kind == "openvino":
+        _to_openvino(folder)
+    settings = {"format": kind, "precision": "fp32", "canvas": model.canvas, "length": model.length}
+    settings |= {"epmvg": __version__, "torch": torch.__version__}
+    write_json(folder / SETTINGS, settings)
+    return settings
+
+
+def _quantize(
+    plain: Path,
+    folder: Path,
+    settings: dict[str, Any],
+    photos: tuple[Sequence[Path], Sequence[Record]],
+    accept_loss: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Write the int8 twin of a float export and score both; return the settings that differ."""
+    from epmvg.export.int8 import quantize
+
+    chosen, rows = photos
+    shutil.copytree(plain, folder)
+    quantize(folder, (_canvas(photo, settings["canvas"]) for photo in chosen))
+    if settings["format"] == "openvino":
+        _to_openvino(folder)
+    moved = largest_difference(ExportedBackend(plain), ExportedBackend(folder))
+    say(f"largest difference of int8 from float on noise: {moved:.2f} of {settings['canvas']} px")
+    before, after = score(Predictor(plain), rows), score(Predictor(folder), rows)
+    say(f"Acc@0.5 on {before.n} phrases: {before.acc50:.4f} in float, {after.acc50:.4f} in int8")
+    say(f"mean IoU: {before.miou:.4f} in float, {after.miou:.4f} in int8")
+    if before.acc50 - after.acc50 > MOST_LOSS and not accept_loss:
+        raise InputError(
+            f"int8 loses {before.acc50 - after.acc50:.4f} of Acc@0.5 ({before.acc50:.4f} to {after.acc50:.4f}), "
+            f"more than {MOST_LOSS}: calibrate on more photos like those it will meet, or give --accept-loss."
+        )
+    scores = {"n": before.n, "acc50": {"fp32": before.acc50, "int8": after.acc50}}
+    return {"precision": "int8", "calibrated_on": len(chosen), "int8_difference_px": round(moved, 3), "scores": scores}
+
+
+def score(ground: Predictor, records: Sequence[Record]) -> Scores:
+    """Score whatever a `Predictor` runs; every photo is encoded once."""
+    ious = []
+    for image, numbers in group_by_image(records).items():
+        rows = [records[number] for number in numbers]
+        boxes, _ = ground.find(image, [row.phrase for row in rows])
+        targets = torch.tensor([row.box for row in rows], dtype=torch.float64)
+        ious.append(paired_iou(torch.tensor(boxes, dtype=torch.float64), targets))
+    return Scores.of(torch.cat(ious))
+
+
+def _canvas(photo: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
+    image = open_image(photo)
+    view = evaluation_view(image.size, side)
+    canvas, pad = canvas_of(lay(image, view), view)
+    return canvas[None], pad[None]
+
+
+def _to_openvino(folder: Path) -> None:
+    """Turn the ONNX graphs of a folder into OpenVINO's, weights as they are."""
+    import openvino
+
+    core = openvino.Core()  # its own reader; `openvino.convert_model` would tell its maker that it was used
+    for name in (IMAGE, PHRASES):
+        graph = core.read_model(str(folder / f"{name}{SUFFIX['onnx']}"))
+        openvino.save_model(graph, str(folder / f"{name}{SUFFIX['openvino']}"), compress_to_fp16=False)
+
+
+@contextmanager
+def _workshop(out: Path) -> Iterator[Path]:
+    """Make a folder beside `out` that is gone afterwards, whatever happened."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,110 @@
+"""A grounder as two ONNX graphs, cut where an image is known and a phrase is not yet: *image* and *phrases*."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from epmvg.backends.exported import IMAGE, PHRASES
+from epmvg.evaluation import raw_scores
+from epmvg.models.grounder import EncodedImages, Grounder
+from epmvg.models.norms import bake_norms
+
+
+class ImageGraph(nn.Module):
+    """image float [I, 3, S, S], pad bool [I, S, S] -> features [I, ...]."""
+
+    def __init__(self, model: Grounder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, pad: Tensor) -> Tensor:
+        return self.model.encode_image(image, pad).features
+
+
+class PhraseGraph(nn.Module):
+    """features [I, ...], pad bool [I, S, S], tokens int64 [P, L], token_pad bool [P, L], owner int64 [P] -> box, score.
+
+    The box is float [P, 4], cxcywh in 0..1 of the canvas; the score float [P].
+    """
+
+    def __init__(self, model: Grounder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, features: Tensor, pad: Tensor, tokens: Tensor, token_pad: Tensor, owner: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        states = self.model.linguistic(tokens, token_pad)
+        output = self.model.answer(EncodedImages(features, pad), states, token_pad, owner)
+        return output.box, raw_scores(output)
+
+
+@torch.no_grad()
+def write_onnx(model: Grounder, folder: Path) -> None:
+    """Write image.onnx and phrases.onnx into a folder; images, phrases and word pieces may be any number."""
+    model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    bake_norms(model.visual)
+    images, phrases, pieces = Dim("images"), Dim("phrases"), Dim("pieces", min=2, max=model.length)
+    image = torch.full((2, 3, model.canvas, model.canvas), 0.5)  # sizes of 1 would be taken for fixed ones
+    pad = torch.zeros(2, model.canvas, model.canvas, dtype=torch.bool)
+    pad[:, : model.canvas // 8] = True
+    features = model.encode_image(image, pad).features
+    tokens = torch.ones(3, model.length // 2, dtype=torch.int64)
+    token_pad = torch.zeros_like(tokens, dtype=torch.bool)
+    token_pad[0, -1] = True
+    owner = torch.tensor([0, 1, 1])
+    _write(
+        ImageGraph(model),
+        folder / f"{IMAGE}.onnx",
+        {"image": (image, {0: images}), "pad": (pad, {0: images})},
+        ["features"],
+    )
+    asked = {
+        "features": (features, {0: images}),
+        "pad": (pad, {0: images}),
+        "tokens": (tokens, {0: phrases, 1: pieces}),
+        "token_pad": (token_pad, {0: phrases, 1: pieces}),
+        "owner": (owner, {0: phrases}),
+    }
+    _write(PhraseGraph(model), folder / f"{PHRASES}.onnx", asked, ["box", "score"])
+
+
+def _write(graph: nn.Module, file: Path, given: dict[str, tuple[Tensor, dict[int, Any]]], answers: list[str]) -> None:
+    """Write one graph; `given` holds an example of each argument, and its dimensions that may be any number."""
+    with quiet():
+        program = torch.export.export(
+            graph,
+            tuple(example for example, _ in given.values()),
+            dynamic_shapes=tuple(free for _, free in given.values()),
+        )
+        torch.onnx.export(
+            program,
+            f=file,
+            input_names=list(given),
+            output_names=answers,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what exporters and quantisers say to their makers off the terminal; what fails still raises."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,66 @@
+"""The only geometry between an image and the canvas, in plain arithmetic: arrays of numpy and torch alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # an exported model answers without torch
+    from torch import Tensor
+
+Boxes = TypeVar("Boxes", "NDArray[np.float64]", "Tensor")
+
+
+@dataclass(frozen=True, slots=True)
+class Letterbox:
+    """Where a source picture lies on a square canvas: canvas = source * scale + offset.
+
+    `flip` mirrors the source left-right first. A crop is a source that starts at negative offsets.
+    """
+
+    width: float  # of the source, pixels
+    height: float
+    side: int  # S
+    scale_x: float
+    scale_y: float
+    left: float  # canvas pixels
+    top: float
+    flip: bool = False
+
+    @classmethod
+    def fit(cls, width: int, height: int, side: int) -> Letterbox:
+        """Scale the longer side to `side` and centre, as TransVG evaluates (its rounding of the offsets included)."""
+        ratio = side / max(width, height)
+        left = round((side - round(width * ratio)) / 2 - 0.1)
+        top = round((side - round(height * ratio)) / 2 - 0.1)
+        return cls(width, height, side, ratio, ratio, left, top)
+
+    def to_canvas(self, box: Boxes) -> Boxes:
+        """[..., 4] xyxy in source pixels -> [..., 4] cxcywh in 0..1 of the canvas (not clipped)."""
+        x0, y0, x1, y1 = (box[..., edge] for edge in range(4))
+        if self.flip:
+            x0, x1 = self.width - x1, self.width - x0
+        x0, x1 = x0 * self.scale_x + self.left, x1 * self.scale_x + self.left
+        y0, y1 = y0 * self.scale_y + self.top, y1 * self.scale_y + self.top
+        return _joined(box, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0) / self.side
+
+    def to_source(self, box: Boxes) -> Boxes:
+        """[..., 4] cxcywh in 0..1 of the canvas -> [..., 4] xyxy in source pixels, clipped to the picture."""
+        x, y, w, h = (box[..., number] * self.side for number in range(4))
+        x0, x1 = (x - w / 2 - self.left) / self.scale_x, (x + w / 2 - self.left) / self.scale_x
+        y0, y1 = (y - h / 2 - self.top) / self.scale_y, (y + h / 2 - self.top) / self.scale_y
+        if self.flip:
+            x0, x1 = self.width - x1, self.width - x0
+        clipped = (x0.clip(0, self.width), y0.clip(0, self.height), x1.clip(0, self.width), y1.clip(0, self.height))
+        return _joined(box, *clipped)
+
+
+def _joined(like: Boxes, *columns: Boxes) -> Boxes:
+    """Stack four numbers of boxes [...] -> [..., 4], in the library of `like`."""
+    joined = like * 0.0
+    for number, column in enumerate(columns):
+        joined[..., number] = column
+    return joined

@@ -1,0 +1,251 @@
+"""Exported folders: they answer as the run does, for any number of images and phrases, without torch, or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from epmvg import export
+from epmvg.backends.eager import EagerBackend
+from epmvg.backends.exported import SETTINGS, ExportedBackend
+from epmvg.cli import main
+from epmvg.data.views import canvas_of, evaluation_view, lay
+from epmvg.export.parity import largest_difference
+from epmvg.models.factory import create_model, save
+from epmvg.predict import Backend, Predictor, tokenize
+from epmvg.types import InputError
+
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+PHRASES = ["dog", "the woman in the tan jacket", "a red car behind the second tree from the right"]
+
+BEYOND: dict[str, Any] = {"anchored": True, "similarity": True, "normalize": True, "vls": "mean", "position": "sine"}
+STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "paper": ("tiny-resnet", {}),
+    "beyond": ("tiny-resnet", BEYOND),
+    "swin": ("tiny-swin", {"visual": {"gates": "off"}}),
+    "query-aware": ("tiny-swin", {}),
+    "query-aware beyond": ("tiny-swin", BEYOND | {"visual": {"strides": [8], "pool": "content"}}),
+}
+
+
+def photo(seed: int, size: tuple[int, int] = (90, 60)) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def canvases(backend: Backend, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of different shapes on their canvases: image [I, 3, S, S], pad [I, S, S]."""
+    drawn = []
+    for seed in seeds:
+        view = evaluation_view((90 - 20 * seed, 60), backend.canvas)
+        drawn.append(canvas_of(lay(photo(seed, (90 - 20 * seed, 60)), view), view))
+    return np.stack([image for image, _ in drawn]), np.stack([pad for _, pad in drawn])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    save(create_model("tiny-resnet", anchored=True, similarity=True), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Path:
+    folder = run / "export"
+    export.export_run(run, folder)
+    return folder
+
+
+@pytest.fixture
+def quick(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `export_run` take graphs that were written before: tracing takes seconds."""
+
+    def take(model: object, folder: Path) -> None:
+        for graph in exported.glob("*.onnx"):
+            shutil.copy(graph, folder)
+
+    monkeypatch.setattr(export, "write_onnx", take)
+
+
+@pytest.fixture
+def photos(squares: Path) -> export.Photos:
+    return export.Photos(str(squares), images=3)
+
+
+def test_the_folder_answers_as_the_run(run: Path, exported: Path) -> None:
+    ground, ours = Predictor(exported), Predictor(run)
+    for seed, size in enumerate([(90, 60), (60, 90), (200, 30), (64, 64)]):
+        found, expected = (each(photo(seed, size), PHRASES) for each in (ground, ours))
+        for one, other in zip(found, expected, strict=True):
+            assert one.box == pytest.approx(other.box, abs=0.05)
+            assert one.score == pytest.approx(other.score, abs=1e-4)
+    assert sorted(file.name for file in exported.iterdir()) == [
+        SETTINGS,
+        "image.onnx",
+        "phrases.onnx",
+        "tokenizer.json",
+    ]
+    assert json.loads((exported / SETTINGS).read_text())["difference_px"] <= export.BOUND
+
+
+def test_it_answers_without_torch(run: Path, exported: Path, tmp_path: Path) -> None:
+    photo(0).save(tmp_path / "photo.png")
+    script = """
+import json, sys
+import epmvg
+found = epmvg.Predictor(sys.argv[1])(sys.argv[2], json.loads(sys.argv[3]))
+heavy = {"torch", "torchvision", "transformers", "timm"} & sys.modules.keys()
+print(json.dumps({"boxes": [one.box for one in found], "heavy": sorted(heavy)}))
+"""
+    asked = [str(exported), str(tmp_path / "photo.png"), json.dumps(PHRASES)]
+    done = subprocess.run([sys.executable, "-c", script, *asked], check=True, capture_output=True, text=True)
+    answer = json.loads(done.stdout)
+    assert answer["heavy"] == []
+    expected = Predictor(run)(tmp_path / "photo.png", PHRASES)
+    assert np.array(answer["boxes"]) == pytest.approx(np.array([one.box for one in expected]), abs=0.05)
+
+
+def test_images_and_phrases_may_be_any_number(exported: Path) -> None:
+    backend = ExportedBackend(exported)
+    image, pad = canvases(backend, [0, 1, 2])
+    tokens, token_pad = tokenize(backend, [*PHRASES, "sky", "it"])
+    owner = np.array([2, 0, 0, 1, 2])
+    together, _ = backend.answer(backend.encode(image, pad), pad, tokens, token_pad, owner)
+    for number, whose in enumerate(owner):
+        one = slice(whose, whose + 1)
+        row = slice(number, number + 1)
+        width = int((~token_pad[number]).sum())  # alone it needs no padding
+        asked = tokens[row, :width], token_pad[row, :width], np.zeros(1, np.int64)
+        alone, _ = backend.answer(backend.encode(image[one], pad[one]), pad[one], *asked)
+        np.testing.assert_allclose(together[number], alone[0], atol=1e-5)
+
+
+@pytest.mark.usefixtures("quick")
+def test_openvino_answers_alike(run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openvino")
+    folder = tmp_path / "openvino"
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(run), "--out", str(folder), "--format", "openvino", "--json"])
+    printed = capsys.readouterr()
+    assert stopped.value.code == 0, printed.err
+    assert json.loads(printed.out)["format"] == "openvino"
+    assert "largest difference of a box's edge" in printed.err
+    names = ["image.bin", "image.xml", "phrases.bin", "phrases.xml"]
+    assert sorted(file.name for file in folder.iterdir()) == [SETTINGS, *names, "tokenizer.json"]
+    assert largest_difference(ExportedBackend(folder), ExportedBackend(exported)) < 0.01
+
+
+@pytest.mark.usefixtures("quick")
+def test_int8_is_smaller_near_and_scored(
+    run: Path, exported: Path, photos: export.Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "MOST_LOSS", -1.0)  # whatever it loses is accepted
+    lines: list[str] = []
+    settings = export.export_run(run, tmp_path / "int8", photos=photos, accept_loss=True, say=lines.append)
+    assert [file.name for file in tmp_path.iterdir() if file.is_dir()] == ["int8"]
+    assert settings["precision"] == "int8"
+    assert settings["calibrated_on"] == 3
+    assert settings["scores"]["n"] == 9 * 4  # the photos that were not calibrated on
+    assert any("Acc@0.5 on 36 phrases" in line for line in lines)
+    assert 0 < settings["int8_difference_px"] < 6.4  # a tenth of the canvas of these random weights
+    assert (tmp_path / "int8" / "image.onnx").stat().st_size < 0.4 * (exported / "image.onnx").stat().st_size
+    assert Predictor(tmp_path / "int8")(photo(0), "dog")[0].box[2] <= 90
+
+
+@pytest.mark.usefixtures("quick")
+def test_int8_that_loses_too_much_is_refused(
+    run: Path, photos: export.Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "MOST_LOSS", -1.0)
+    with pytest.raises(InputError, match=r"int8 loses 0\.0000 of Acc@0\.5.*--accept-loss"):
+        export.export_run(run, tmp_path / "out" / "int8", photos=photos)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_graphs_that_answer_otherwise_are_refused(exported: Path, tmp_path: Path) -> None:
+    """An earlier export stays as it was."""
+    torch.manual_seed(1)
+    other = tmp_path / "other"
+    save(create_model("tiny-resnet", anchored=True, similarity=True), other)
+    shutil.copytree(exported, tmp_path / "out" / "mine")
+    with pytest.raises(InputError, match=r"differs from the run by \d+\.\d+ px, more than 0\.05"):
+        export.export_run(other, tmp_path / "out" / "mine")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
+    assert (tmp_path / "out" / "mine" / "image.onnx").read_bytes() == (exported / "image.onnx").read_bytes()
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_no_export_is_not_replaced(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "letters").mkdir()
+    for arguments, sentence in {
+        ("--out", str(tmp_path / "letters")): "letters exists and is no exported folder",
+        ("--out", str(tmp_path / "new"), "--int8"): "--int8 and --calibrate go together",
+        ("--out", str(tmp_path / "new"), "--int8", "--calibrate", "nothing"): "There is no data set 'nothing'",
+    }.items():
+        with pytest.raises(SystemExit) as stopped:
+            main(["export", str(run), *arguments])
+        assert stopped.value.code == 2
+        assert sentence in capsys.readouterr().err
+    assert list((tmp_path / "letters").iterdir()) == []
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("fault", ["settings", "format", "graph", "torn", "tokenizer", "bf16", "device"])
+def test_an_unusable_folder_is_named(exported: Path, tmp_path: Path, fault: str) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(exported, folder)
+    options: dict[str, Any] = {}
+    if fault == "settings":
+        (folder / SETTINGS).write_text("{")
+    elif fault == "format":
+        (folder / SETTINGS).write_text('{"format": "stone", "canvas": 64, "length": 20}')
+    elif fault == "graph":
+        (folder / "phrases.onnx").unlink()
+    elif fault == "torn":
+        (folder / "image.onnx").write_bytes((exported / "image.onnx").read_bytes()[:1000])
+    elif fault == "tokenizer":
+        (folder / "tokenizer.json").write_text("{}")
+    else:
+        options = {"precision": "bf16"} if fault == "bf16" else {"device": "cuda"}
+    sentence = {"bf16": "does not compute in bf16", "device": "runs on the CPU"}.get(fault, "export the run again")
+    with pytest.raises(InputError, match=sentence):
+        Predictor(folder, **options)
+
+
+@pytest.mark.parametrize("name", list(STUDENTS))
+def test_padding_carried_changes_no_answer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    preset, overrides = STUDENTS[name]
+    backend = EagerBackend(create_model(preset, **overrides))
+    image, pad = canvases(backend, [0, 1])
+    tokens, token_pad = tokenize(backend, PHRASES)
+    owner = np.array([0, 1, 1])
+    answers = []
+    for carried in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_exporting", lambda carried=carried: carried)
+        answers.append(backend.answer(backend.encode(image, pad), pad, tokens, token_pad, owner))
+    np.testing.assert_allclose(answers[0][0], answers[1][0], atol=1e-5)
+    np.testing.assert_allclose(answers[0][1], answers[1][1], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(STUDENTS))
+def test_every_student_exports(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    preset, overrides = STUDENTS[name]
+    save(create_model(preset, **overrides), tmp_path / "run")
+    settings = export.export_run(tmp_path / "run", tmp_path / "out", kind="openvino")
+    assert settings["difference_px"] < export.BOUND

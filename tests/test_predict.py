@@ -1,0 +1,147 @@
+"""Prediction: what is remembered changes no answer, many phrases are one call, and memory is bounded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from epmvg.boxes import paired_iou
+from epmvg.data.views import canvas_of, evaluation_view, lay
+from epmvg.models.factory import create_model
+from epmvg.models.grounder import Grounder
+from epmvg.predict import Predictor, tokenize
+from epmvg.types import InputError, Prediction
+
+PHRASES = ["dog", "the woman in the tan jacket", "a red car behind the second tree from the right", "it", "sky"]
+
+
+def photo(seed: int, size: tuple[int, int] = (90, 60)) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def agree(one: list[Prediction], other: list[Prediction], pixels: float = 0.011) -> None:
+    """The same but for the rounding of boxes to 0.01 px."""
+    assert [found.phrase for found in one] == [found.phrase for found in other]
+    for a, b in zip(one, other, strict=True):
+        assert a.box == pytest.approx(b.box, abs=pixels)
+        assert a.score == pytest.approx(b.score, abs=1e-4)
+
+
+def count_encodings(ground: Predictor) -> list[int]:
+    """Replace the image encoder by one that notes how many images each call brings."""
+    encode, calls = ground.backend.encode, []
+
+    def counted(image: np.ndarray, pad: np.ndarray) -> object:
+        calls.append(len(image))
+        return encode(image, pad)
+
+    ground.backend.encode = counted  # type: ignore[method-assign]
+    return calls
+
+
+def test_remembered_answers_are_fresh_ones(tiny: Grounder) -> None:
+    ground, forgetful = Predictor(tiny), Predictor(tiny, keep_mb=0)
+    calls, always = count_encodings(ground), count_encodings(forgetful)
+    for seed in (0, 1, 0, 1):
+        agree(ground(photo(seed), PHRASES), forgetful(photo(seed), PHRASES))
+    assert (len(calls), len(always)) == (2, 4)
+
+
+def test_phrases_together_are_phrases_alone(tiny: Grounder) -> None:
+    ground = Predictor(tiny)
+    alone = [Predictor(tiny)(photo(0), phrase)[0] for phrase in PHRASES]
+    agree(ground(photo(0), PHRASES), alone)
+    agree(ground(photo(0), PHRASES[::-1]), alone[::-1])
+
+
+def test_an_image_is_known_by_its_content(tiny: Grounder, tmp_path: Path) -> None:
+    """By a file's bytes, whatever its name; by a picture's pixels, whatever holds them."""
+    ground = Predictor(tiny)
+    calls = count_encodings(ground)
+    for name in ("a.png", "b.png"):
+        photo(0).save(tmp_path / name)
+        ground(tmp_path / name, "dog")
+    ground((tmp_path / "a.png").read_bytes(), "dog")
+    assert len(calls) == 1
+    agree(ground(photo(0), "dog"), ground(np.asarray(photo(0)), "dog"))
+    assert len(calls) == 2
+    before = ground(tmp_path / "a.png", "dog")
+    photo(1).save(tmp_path / "a.png")
+    after = ground(tmp_path / "a.png", "dog")
+    assert len(calls) == 3
+    assert before[0].box != after[0].box
+    wide = photo(0).resize((180, 120))
+    small = wide.resize((90, 60))
+    assert ground(wide, "dog")[0].box[2] <= 180
+    assert ground(small, "dog")[0].box[2] <= 90
+
+
+def test_the_memory_of_images_is_bounded(tiny: Grounder) -> None:
+    ground = Predictor(tiny, keep_mb=0.03)  # an image of 64 px takes 6 KB
+    calls = count_encodings(ground)
+    for seed in range(20):
+        ground(photo(seed), "dog")
+        ground(photo(0), "dog")  # always wanted, so it stays
+        assert ground._seen.nbytes <= 30_000
+    assert len(calls) == 20
+    assert 1 < len(ground._seen) < 10
+    ground(photo(1), "dog")  # long unused
+    assert len(calls) == 21
+
+
+def test_a_model_is_taken_as_it_is(tiny: Grounder) -> None:
+    """Later training neither spoils the predictor nor is spoilt by it."""
+    ground = Predictor(tiny)
+    before = ground(photo(0), PHRASES)
+    with torch.no_grad():
+        for parameter in tiny.parameters():
+            parameter.add_(0.05)
+    agree(ground(photo(0), PHRASES), before, pixels=0)
+    assert Predictor(tiny)(photo(0), PHRASES) != before
+    assert any(parameter.requires_grad for parameter in tiny.parameters())
+
+
+@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-swin"])
+def test_the_engine_answers_as_the_model(name: str) -> None:
+    torch.manual_seed(0)
+    model = create_model(name).eval()
+    view = evaluation_view((90, 60), model.canvas)
+    canvas, pad = canvas_of(lay(photo(0), view), view)
+    tokens, token_pad = model.tokenize(PHRASES)
+    owner = torch.zeros(len(PHRASES), dtype=torch.int64)
+    with torch.no_grad():
+        output = model(torch.from_numpy(canvas)[None], torch.from_numpy(pad)[None], tokens, token_pad, owner)
+    expected = view.letterbox.to_source(output.box.double())
+    boxes, _ = Predictor(model).find(photo(0), PHRASES)
+    torch.testing.assert_close(torch.tensor(boxes, dtype=torch.float64), expected, atol=1e-3, rtol=0)
+
+
+def test_tokens_are_the_models_own(tiny: Grounder) -> None:
+    asked = ["  Dog ", "a café's Straße", "word " * 40, "日本", "x" * 300]
+    ours, pad = tokenize(Predictor(tiny).backend, asked)
+    theirs, their_pad = tiny.tokenize(asked)
+    assert np.array_equal(pad, their_pad.numpy())
+    assert np.array_equal(ours[~pad], theirs.numpy()[~pad])
+    assert ours.shape == theirs.shape
+
+
+def test_half_precision_is_close(tiny: Grounder) -> None:
+    exact, _ = Predictor(tiny).find(photo(0), PHRASES)
+    half, _ = Predictor(tiny, precision="bf16").find(photo(0), PHRASES)
+    assert half != exact
+    assert paired_iou(torch.tensor(half), torch.tensor(exact)).min() > 0.9
+
+
+def test_an_unusable_question_is_named(tiny: Grounder, tmp_path: Path) -> None:
+    ground = Predictor(tiny)
+    with pytest.raises(InputError, match=r"none\.jpg does not exist"):
+        ground(tmp_path / "none.jpg", "dog")
+    with pytest.raises(InputError, match="word pieces and this model reads 20"):
+        ground(photo(0), "word " * 30)
+    with pytest.raises(InputError, match="at least one"):
+        ground(photo(0), [])
