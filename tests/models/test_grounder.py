@@ -101,8 +101,10 @@ def test_attention_is_the_attention_that_was_used(model: Grounder) -> None:
     value = torch.nn.functional.linear(x, layer.in_proj_weight[2 * width :], layer.in_proj_bias[2 * width :])
     mixed = torch.einsum("pht,pthd->phd", shares, value.unflatten(-1, (layer.heads, -1))).flatten(1)
     torch.testing.assert_close(layer.out_proj(mixed), answer[:, 0], atol=1e-5, rtol=1e-4)
+    own = 2 if model.vls == "learned" else 1  # [REG], and the learned [VLS] counted with it
+    expected = torch.cat([shares.mean(1)[:, :own].sum(1, keepdim=True), shares.mean(1)[:, own:]], 1)
     kept = output.attention[output.attention > 0].sort().values
-    torch.testing.assert_close(kept, shares.mean(1)[shares.mean(1) > 0].sort().values)
+    torch.testing.assert_close(kept, expected[expected > 0].sort().values)
 
 
 @torch.no_grad()
