@@ -170,7 +170,9 @@ def giou_loss(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    return values.mean() if weight is None else (values * weight).sum() / weight.sum()
+    if weight is None:
+        return values.mean()
+    return (values * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)  # no rows: 0
 
 
 def where_loss(logits: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
