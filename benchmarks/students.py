@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from epmvg.bench.memory import peak_mb
 from epmvg.bench.plain import PlainGrounder
 from epmvg.distill.losses import GroundingLoss
 from epmvg.models.factory import create_model
@@ -127,7 +127,7 @@ def main() -> None:
                 bench.our_step(arguments.batch, 1, optimizer)
             else:
                 bench.their_step(arguments.batch, optimizer)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        print(peak_mb())
         return
 
     figures: dict[str, object] = {"model": arguments.model, "threads": torch.get_num_threads()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import cast
 
@@ -193,6 +194,20 @@ def test_the_image_vector_goes_to_each_phrase_of_its_image() -> None:
     out.owner = torch.arange(4)
     apart = GroundingLoss()(out, box, Embeddings(images[[0, 1, 0, 1]], torch.randn(4, 8))).terms["image"]
     torch.testing.assert_close(grouped, apart)
+
+
+def test_targets_that_no_token_sees_are_no_reason_to_stop() -> None:
+    """Every token inside each box is padding: the votes weigh nothing, and the other terms still teach."""
+    box = torch.tensor([[0.125, 0.125, 0.2, 0.2]] * 2)
+    where = torch.zeros(2, 16, requires_grad=True)
+    hidden = where.masked_fill(tokens_inside(box, (4, 4)), -math.inf)
+    votes = torch.full((2, 16, 4), 0.3, requires_grad=True)
+    vector = torch.ones(2, 8)
+    output = Output(box + 0.01, vector, vector, torch.arange(2), where=hidden, votes=votes, grid=(4, 4))
+    loss = GroundingLoss()(output, box)
+    loss.total.backward()
+    assert loss.total.isfinite() and loss.terms["votes_giou"] == 0
+    assert votes.grad is not None and (votes.grad == 0).all()
 
 
 def test_tokens_inside_agree_with_a_drawn_mask() -> None:
