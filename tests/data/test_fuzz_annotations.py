@@ -213,12 +213,12 @@ def table_of(value: Any) -> bytes:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-    try:
-        table = pyarrow.Table.from_pylist(rows or [{}])
-    except (pyarrow.ArrowException, ValueError, OverflowError, TypeError):
-        table = pyarrow.Table.from_pylist([{key: str(item)[:99] for key, item in row.items()} for row in [ROW]])
-    out = io.BytesIO()
-    parquet.write_table(table, out)
+    plain = [{key: str(item)[:99] for key, item in ROW.items()}]
+    for tried in (rows or [{}], plain):  # Arrow cannot hold or write all that JSON can
+        out = io.BytesIO()
+        with contextlib.suppress(pyarrow.ArrowException, ValueError, OverflowError, TypeError):
+            parquet.write_table(pyarrow.Table.from_pylist(tried), out)
+            break
     return out.getvalue()
 
 
