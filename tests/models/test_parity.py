@@ -165,18 +165,18 @@ def test_published_training_steps(name: str) -> None:
     """Losses and boxes over three AdamW steps at the published learning rates, dropout off.
 
     AdamW's first steps move a weight by its learning rate however small its gradient, so that what is rounding in one
-    processor's sums grows from step to step.
+    processor's sums grows from step to step: QRNet's third boxes differ by 0.003 or 0.025 on one thread or two.
     """
     model, expected = from_published(published(name), KINDS[name]).model, references(name)
     optimizer = torch.optim.AdamW(parameter_groups(model, Recipe().train), weight_decay=1e-4)
     batch, target = inputs(model)
     loss_of = GroundingLoss(box="l1")
-    for step, boxes, bound in zip(expected["steps"], expected["step_boxes"], (1e-5, 2e-3, 5e-3), strict=True):
+    for step, boxes, bound in zip(expected["steps"], expected["step_boxes"], (1e-5, 2e-3, 5e-2), strict=True):
         output = model(*batch)
         torch.testing.assert_close(output.box, boxes, atol=bound, rtol=0)
         loss = loss_of(output, target)
-        assert loss.terms["l1"].item() == pytest.approx(step["loss_bbox"], abs=5e-3)
-        assert loss.terms["giou"].item() == pytest.approx(step["loss_giou"], abs=5e-3)
+        assert loss.terms["l1"].item() == pytest.approx(step["loss_bbox"], abs=bound)
+        assert loss.terms["giou"].item() == pytest.approx(step["loss_giou"], abs=bound)
         loss.total.backward()
         optimizer.step()
         optimizer.zero_grad()
