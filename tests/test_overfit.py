@@ -23,6 +23,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+RATES = {"TransVG-Swin": 5e-4}  # at 1e-3 it still misses some of the 43 phrases after 1,500 steps
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_eight_photos_by_heart(family: str, shared: Path) -> None:
@@ -36,13 +39,14 @@ def test_eight_photos_by_heart(family: str, shared: Path) -> None:
         boxes.setdefault((record.image, record.phrase.lower()), set()).add(record.box)
     chosen = [r for r in records if r.image in photos and len(boxes[r.image, r.phrase.lower()]) == 1]
     (batch, *_) = GroundingLoader(chosen, model.tokenize, canvas=model.canvas, images=8, phrases=6)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    rate = RATES.get(family, 1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     loss_of = GroundingLoss(box="l1", box_weight=5.0, giou=2.0)
     steps = 1500
     accuracy = 0.0
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1.0, (step + 1) / 50, 2 * (1 - step / steps) + 0.02)
+            group["lr"] = rate * min(1.0, (step + 1) / 50, 2 * (1 - step / steps) + 0.02)
         model.train()
         loss = loss_of(model(*batch.inputs), batch.box).total
         optimizer.zero_grad()
