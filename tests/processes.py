@@ -14,6 +14,8 @@ import torch
 
 from epmvg.types import InputError
 
+PATIENCE = 120  # seconds; work here takes a few
+
 
 def together(count: int, work: Callable[[], object]) -> list[int | None]:
     """Run `work` in as many processes; return their exit statuses, 2 for an `InputError`."""
@@ -25,7 +27,12 @@ def together(count: int, work: Callable[[], object]) -> list[int | None]:
     for child in children:
         child.start()
     for child in children:
+        child.join(PATIENCE)
+    stuck = [child for child in children if child.is_alive()]
+    for child in stuck:
+        child.kill()
         child.join()
+    assert not stuck, f"{len(stuck)} of {count} processes did not end within {PATIENCE} s"
     return [child.exitcode for child in children]
 
 
