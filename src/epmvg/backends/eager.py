@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +17,7 @@ from epmvg.models.grounder import EncodedImages, Grounder
 from epmvg.models.memory import TextMemory
 from epmvg.models.norms import BakedConv, bake_norms
 from epmvg.models.transformer import Attention
-from epmvg.types import InputError
+from epmvg.types import InputError, Output
 
 TEXTS = 2_000
 """Phrases whose text states are kept: 25 KB each for BERT-base and eight word pieces."""
@@ -82,10 +84,7 @@ class EagerBackend:
         owner: NDArray[np.int64],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Answer phrases [P, L] about images `owner` [P] -> box [P, 4] cxcywh in 0..1 of the canvas, score [P]."""
-        hidden = self._tensor(token_pad)
-        with self._autocast():
-            states = self._texts(self._tensor(tokens), hidden)
-            output = self._answer(EncodedImages(features, self._tensor(pad)), states, hidden, self._tensor(owner))
+        output = self._ask(self._answer, features, pad, tokens, token_pad, owner)
         return output.box.double().cpu().numpy(), raw_scores(output).double().cpu().numpy()
 
     @torch.inference_mode()
@@ -102,12 +101,8 @@ class EagerBackend:
         Raises:
             InputError: the model has no where-map.
         """
-        hidden = self._tensor(token_pad)
-        owner = torch.zeros(len(tokens), dtype=torch.int64, device=self.device)
-        with self._autocast():
-            states = self._texts(self._tensor(tokens), hidden)
-            images = EncodedImages(features, self._tensor(pad))
-            output = self.model.answer(images, states, hidden, owner, attention=kind == "attention")
+        answer = partial(self.model.answer, attention=kind == "attention")
+        output = self._ask(answer, features, pad, tokens, token_pad, np.zeros(len(tokens), np.int64))
         if kind == "attention":
             assert output.attention is not None
             shares = output.attention[:, 1 : 1 + self.model.visual.places(self.canvas)]
@@ -118,6 +113,20 @@ class EagerBackend:
         sides = [-(-self.canvas // stride) for stride in self.model.visual.strides]
         levels = shares.float().cpu().split([side**2 for side in sides], 1)
         return [level.unflatten(1, (side, side)).numpy() for side, level in zip(sides, levels, strict=True)]
+
+    def _ask(
+        self,
+        answer: Callable[..., Output],
+        features: Tensor,
+        pad: NDArray[np.bool_],
+        tokens: NDArray[np.int64],
+        token_pad: NDArray[np.bool_],
+        owner: NDArray[np.int64],
+    ) -> Output:
+        hidden = self._tensor(token_pad)
+        with self._autocast():
+            states = self._texts(self._tensor(tokens), hidden)
+            return answer(EncodedImages(features, self._tensor(pad)), states, hidden, self._tensor(owner))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)

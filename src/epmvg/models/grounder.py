@@ -206,6 +206,7 @@ class Grounder(nn.Module):
             branch = self.visual.tokens(branch, images.pad, states[:, 0], owner)  # [P, N, C]
             source = torch.arange(owner.shape[0], device=owner.device)
             pad, position, keep = pad[owner], position[owner], keep[owner]
+        kept = keep.index_select(0, source)  # [P, n]
         visual_pad = pad.gather(1, keep).index_select(0, source)  # [P, n]
         branch = _take(branch, keep)  # [I, n, C]
         visual = self.visu_proj(branch).index_select(0, source)  # [P, n, D] (eq. 2)
@@ -217,25 +218,18 @@ class Grounder(nn.Module):
             visual = visual + self.similarity.feed(similarity)
 
         phrases, length = token_pad.shape
-        place = self.vl_pos_embed.weight
         learned, learned_place = self._learned_tokens()  # [R, D]
         x = torch.cat([learned.expand(phrases, -1, -1), visual, text], 1)  # [P, R + n + L, D] (eq. 1)
-        position = torch.cat(
-            [
-                learned_place.expand(phrases, -1, -1),
-                position.to(place.dtype),
-                place[1 : 1 + length].expand(phrases, -1, -1),
-            ],
-            1,
-        ).to(x.dtype)
+        parts = (learned_place, position, self.vl_pos_embed.weight[1 : 1 + length])
+        position = torch.cat([part.expand(phrases, -1, -1) for part in parts], 1).to(x.dtype)
         hide = torch.cat([token_pad.new_zeros(phrases, len(learned)), visual_pad, token_pad], 1)  # [P, R + n + L]
         fused_learned, fused, fused_text = self.fusion(x, position, hide).split(
             [len(learned), visual.shape[1], length], 1
         )
         fused_reg = fused_learned[:, 0]
 
+        places = pad.shape[1]
         rows, columns = pads[0].shape[1:]
-        grid = (rows, columns) if len(pads) == 1 else None
         regressed = self.head(fused_reg).float().sigmoid()  # [P, 4] (eq. 4)
         out = Output(
             box=regressed,
@@ -244,15 +238,13 @@ class Grounder(nn.Module):
             owner=owner,
             visual_input=None if self.vls == "learned" else self._vls_of(visual, visual_pad),
             text_input=text[:, 0],
-            grid=grid,
-            attention=self._attention(x, position, hide, keep[source], pad.shape[1], len(learned))
-            if attention
-            else None,
+            grid=(rows, columns) if len(pads) == 1 else None,
+            attention=self._attention(x, position, hide, kept, places, len(learned)) if attention else None,
         )
-        places = pad.shape[1]
+        where = votes = None
         if similarity is not None:
             similarity = similarity.float().masked_fill(visual_pad, -math.inf)
-            out.similarity = _spread(similarity, keep[source], places)
+            out.similarity = _spread(similarity, kept, places)
         if self.where_head is not None and self.vote_head is not None:
             where = self.where_head(fused).squeeze(-1).float()  # [P, n]
             if similarity is not None:
@@ -262,47 +254,66 @@ class Grounder(nn.Module):
             votes = self._votes(fused, fused_reg, centre)
             out.box = mean_vote(where, votes) if self.training else median_vote(where, votes)
             out.regressed = regressed
-            index = keep[source][..., None].expand(-1, -1, 4)
+            index = kept[..., None].expand(-1, -1, 4)
             out.votes = votes.new_zeros(phrases, places, 4).scatter(1, index, votes)
-            out.where = _spread(where, keep[source], places)
-        self._judge(out, fused_reg, fused, visual_pad, keep[source])
+            out.where = _spread(where, kept, places)
+        self._judge(out, fused_reg, fused, visual_pad, where=where, votes=votes, similarity=similarity)
         return out
 
-    def _judge(self, out: Output, reg: Tensor, fused: Tensor, visual_pad: Tensor, keep: Tensor) -> None:
-        """Let the score head judge the box that inference reads; no gradient passes into the rest."""
+    def _judge(
+        self,
+        out: Output,
+        reg: Tensor,
+        fused: Tensor,
+        visual_pad: Tensor,
+        *,
+        where: Tensor | None,
+        votes: Tensor | None,
+        similarity: Tensor | None,
+    ) -> None:
+        """Let the score head judge the box that inference reads; no gradient passes into the rest.
+
+        Fused tokens [P, n, D], and maps [P, n] and votes [P, n, 4] over them.
+        """
         if self.score_head is None:
             return
         out.judged = out.box.detach()
-        if self.training and out.where is not None and out.votes is not None:
-            index = keep[..., None].expand(-1, -1, 4)
-            out.judged = median_vote(out.where.detach().gather(1, keep), out.votes.detach().gather(1, index))
-        out.evidence = self._evidence(out, reg, fused, visual_pad, keep)
+        if self.training and where is not None and votes is not None:
+            out.judged = median_vote(where.detach(), votes.detach())
+        out.evidence = self._evidence(out, out.judged, reg, fused, visual_pad, where, votes, similarity)
         out.score = self.score_head(out.evidence)
 
     @torch.no_grad()
-    def _evidence(self, out: Output, reg: Tensor, fused: Tensor, visual_pad: Tensor, keep: Tensor) -> Tensor:
+    def _evidence(
+        self,
+        out: Output,
+        box: Tensor,
+        reg: Tensor,
+        fused: Tensor,
+        visual_pad: Tensor,
+        where: Tensor | None,
+        votes: Tensor | None,
+        similarity: Tensor | None,
+    ) -> Tensor:
         """Gather what tells a good box from a bad one: tokens, the box and how far the maps agree with it -> [P, F]."""
-        assert out.judged is not None
-        box = out.judged
         facts = [box]  # [P, 4]
-        if out.where is not None and out.votes is not None and out.regressed is not None and out.grid is not None:
-            logits = out.where.gather(1, keep)  # [P, n]
-            share = logits.softmax(-1)
-            votes = to_xyxy(out.votes.gather(1, keep[..., None].expand(-1, -1, 4)))  # [P, n, 4]
+        if where is not None and votes is not None:
+            assert out.where is not None and out.regressed is not None and out.grid is not None
+            share = where.softmax(-1)  # [P, n]
+            edges = to_xyxy(votes)  # [P, n, 4]
             corners = to_xyxy(box)
             entropy = -(share * share.clamp(min=1e-9).log()).sum(-1) / math.log(share.shape[-1])
-            agreement = (share * paired_iou(votes, corners[:, None])).sum(-1)
-            spread = (share[..., None] * (votes - corners[:, None]).abs()).sum(1)  # [P, 4]
-            peak = logits.amax(-1) / 10  # of some tens at most
+            agreement = (share * paired_iou(edges, corners[:, None])).sum(-1)
+            spread = (share[..., None] * (edges - corners[:, None]).abs()).sum(1)  # [P, 4]
+            peak = where.amax(-1) / 10  # of some tens at most
             other = paired_iou(to_xyxy(out.regressed), corners)
             inside = share_inside(out.where, box, out.grid)
             facts += [spread, torch.stack([entropy, agreement, share.amax(-1), peak, other, inside], -1)]
             pooled = torch.einsum("pn,pnd->pd", share.to(fused.dtype), fused)
         else:
-            content = (~visual_pad).to(fused.dtype)[..., None]
-            pooled = (fused * content).sum(1) / content.sum(1).clamp(min=1)
-        if out.similarity is not None:
-            cosine = out.similarity.gather(1, keep) / 10
+            pooled = _mean_of_content(fused, visual_pad)
+        if similarity is not None:
+            cosine = similarity / 10
             mean = cosine.masked_fill(visual_pad, 0.0).sum(-1) / (~visual_pad).sum(-1).clamp(min=1)
             facts.append(torch.stack([cosine.amax(-1), mean], -1))
         return torch.cat([reg.float(), pooled.float(), *(fact.float() for fact in facts)], -1)
@@ -346,8 +357,7 @@ class Grounder(nn.Module):
         if self.vls == "content":
             first = content.float().argmax(1)
             return visual[torch.arange(visual.shape[0], device=visual.device), first]
-        weight = content.to(visual.dtype)[..., None]
-        return (visual * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return _mean_of_content(visual, visual_pad)
 
 
 class ScoreHead(nn.Module):
@@ -419,6 +429,12 @@ def share_inside(where: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
     across = ((x1 - left).clamp(max=1 / columns) - (x0 - left).clamp(min=0)).clamp(min=0) * columns  # [P, W], 0..1
     down = ((y1 - top).clamp(max=1 / rows) - (y0 - top).clamp(min=0)).clamp(min=0) * rows  # [P, H], 0..1
     return torch.einsum("phw,ph,pw->p", share, down, across).clamp(0, 1)
+
+
+def _mean_of_content(tokens: Tensor, pad: Tensor) -> Tensor:
+    """Average tokens [P, n, D] that are not padding -> [P, D]."""
+    weight = (~pad).to(tokens.dtype)[..., None]
+    return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def _projection(inputs: int, width: int, normalize: bool) -> nn.Module:
