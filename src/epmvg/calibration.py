@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from epmvg.boxes import paired_iou, to_xyxy
 from epmvg.confidence import CONFIDENCE_FILE, auroc, calibration_error, fit_calibration, threshold_for
-from epmvg.config import DataSettings, Recipe
+from epmvg.config import DataSettings
 from epmvg.data.absent import absent_records
 from epmvg.data.catalog import open_records
-from epmvg.evaluation import evaluation_loader, predict_rows, split_absent
+from epmvg.evaluation import data_of, evaluation_loader, predict_rows, split_absent
 from epmvg.models.factory import load, save, write_text
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
@@ -66,25 +66,18 @@ def calibrate(
     model.calibration = None
     if not fit_head and model.score_head is None and not model.anchored:
         raise InputError(f"{run} has neither a score head nor a where-map to score by: fit a head with --fit-head.")
-    settings = Recipe.load(run / "config.yaml").data
-    settings = settings.model_copy(
-        update={
-            "name": data or settings.name,
-            "val": split or settings.val,
-            "root": root or (settings.root if data in (None, settings.name) else None),
-            "split_key": split_key or settings.split_key,
-        }
-    )
-    if settings.val.startswith("test"):
-        raise InputError(f"split {settings.val} is for reporting: calibrate on a validation split.")
-    val = _open(settings, settings.val)
+    settings = data_of(run, data, root, split_key)
+    split = split or settings.val
+    if split.startswith("test"):
+        raise InputError(f"split {split} is for reporting: calibrate on a validation split.")
+    val = _open(settings, split)
     if fit_head:
         fit_score_head(model, _open(settings, settings.train), images=settings.images, limit=limit, progress=progress)
     asked = [*val, *absent_records(val, ABSENT)]
     loader = evaluation_loader(model, asked, images=settings.images)
     rows, absent = split_absent(predict_rows(model, loader.batches(0), progress=progress, total=len(asked)))
     if len({row["image"] for row in rows}) < 2:
-        raise InputError(f"{settings.name} {settings.val} has a single image: calibrate on more.")
+        raise InputError(f"{settings.name} {split} has a single image: calibrate on more.")
 
     score = np.array([row["score"] for row in rows])
     correct = np.array([row["iou"] >= 0.5 for row in rows], np.float64)
@@ -94,7 +87,7 @@ def calibrate(
     sure = held_out >= (2.0 if threshold is None else threshold)
     fitted = {
         "data": Path(settings.name).stem,
-        "split": settings.val,
+        "split": split,
         "n": len(rows),
         "absent": len(absent),
         "acc50": float(correct.mean()),

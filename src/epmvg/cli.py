@@ -278,14 +278,15 @@ def predict(
     from epmvg.predict import Predictor
     from epmvg.results import to_coco, to_label_studio
 
-    open_image(image)  # a wrong name is said before a model is loaded
+    picture = open_image(image)  # a wrong name is said before a model is loaded
     predictor = Predictor(run)
-    found = predictor(image, phrases, min_score=_score_bound(min_score))
+    found = predictor(picture, phrases, min_score=_score_bound(min_score))
+    found.image = str(image)
     if draw is not None:
         _save_picture(found.draw(), draw)
     for file, look in ((where, predictor.where), (attention, predictor.attention)):
         if file is not None:
-            maps = [draw_map(found.picture, values) for values in look(found.picture, phrases)]
+            maps = [draw_map(picture, values) for values in look(picture, phrases)]
             panels = [draw_boxes(each, [one.box], [one.phrase]) for each, one in zip(maps, found, strict=True)]
             _save_picture(side_by_side(panels), file)
     if form is not None or as_json:
@@ -297,7 +298,7 @@ def predict(
             print(json.dumps(found.to_dict()))
         return
     _table(
-        f"{image} ({found.picture.width} x {found.picture.height})",
+        f"{image} ({picture.width} x {picture.height})",
         [
             {
                 "phrase": one.phrase,

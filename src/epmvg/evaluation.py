@@ -15,7 +15,7 @@ from torch import Tensor
 
 from epmvg.boxes import paired_iou
 from epmvg.confidence import BINS, Calibration, interval, measure_trust
-from epmvg.config import Recipe
+from epmvg.config import DataSettings, Recipe
 from epmvg.data.absent import absent_records
 from epmvg.data.catalog import open_records
 from epmvg.data.loader import GroundingLoader
@@ -158,15 +158,10 @@ def evaluate(
     """
     run = Path(run)
     model = load(run).to(device)
-    settings = Recipe.load(run / "config.yaml").data
-    name = data or settings.name
+    settings = data_of(run, data, root, split_key)
+    name = settings.name
     split = split or (settings.val if data is None else None)
-    records = open_records(
-        name,
-        split=split,
-        root=root or (settings.root if data in (None, settings.name) else None),
-        split_key=split_key or settings.split_key,
-    )
+    records = open_records(name, split=split, root=settings.root, split_key=settings.split_key)
     asked = [*records, *absent_records(records, absent)]  # an image is still encoded once
     stem = f"{short_name(name)}-{split or 'all'}"
     with together() as (rank, world):
@@ -182,6 +177,17 @@ def evaluate(
             write_rows(run / f"absent-{stem}.jsonl", nothing)
             write_json(run / f"evaluation-{stem}.json", result)
         return told(result)
+
+
+def data_of(run: Path, data: str | None, root: str | None, split_key: str | None) -> DataSettings:
+    """Return a run's own data settings, with what is asked for instead; another data set does not lie in its root.
+
+    Raises:
+        InputError: the run has no settings.
+    """
+    own = Recipe.load(run / "config.yaml").data
+    root = root or (own.root if data in (None, own.name) else None)
+    return own.model_copy(update={"name": data or own.name, "root": root, "split_key": split_key or own.split_key})
 
 
 def _judge(rows: list[Row], nothing: list[Row], *, calibrated: bool) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from epmvg.backends.exported import ExportedBackend, is_exported
 from epmvg.confidence import Calibration
 from epmvg.data.jsonl import phrase_fault
 from epmvg.data.photos import open_image
-from epmvg.data.views import canvas_of, evaluation_view, lay
+from epmvg.data.views import canvas_of, evaluation_view, laid_rectangle, lay
 from epmvg.letterbox import Letterbox
 from epmvg.results import Predictions
 from epmvg.types import Box, InputError, Prediction
@@ -296,13 +296,11 @@ def as_picture(image: Picture) -> Image.Image:
 def _over_picture(levels: Sequence[NDArray[np.float32]], letterbox: Letterbox) -> NDArray[np.float32]:
     """Lay shares of visual tokens [side, side], maps of several strides added up, over the picture [height, width]."""
     side, size = letterbox.side, (round(letterbox.width), round(letterbox.height))
-    left, top = round(letterbox.left), round(letterbox.top)
-    right = left + max(1, round(letterbox.width * letterbox.scale_x))
-    bottom = top + max(1, round(letterbox.height * letterbox.scale_y))
+    rectangle = laid_rectangle(evaluation_view(size, side))
     over = np.zeros(size[::-1], np.float32)
     for level in levels:
         density = Image.fromarray(level * level.size)  # a coarse token's share is spread over more pixels
-        laid = density.resize((side, side), Image.Resampling.BICUBIC).crop((left, top, right, bottom))
+        laid = density.resize((side, side), Image.Resampling.BICUBIC).crop(rectangle)
         over += np.asarray(laid.resize(size, Image.Resampling.BILINEAR))
     np.maximum(over, 0, out=over)
     over /= max(float(over.max()), 1e-9)

@@ -64,6 +64,12 @@ class Batch:
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return self.image, self.pad, self.tokens, self.token_pad, self.owner
 
+    @property
+    def photos(self) -> list[Path]:
+        """The photo of each image, [I]."""
+        owned = dict(zip(self.owner.tolist(), self.records, strict=True))
+        return [owned[number].image for number in range(len(self.letterbox))]
+
     def to(self, device: torch.device | str) -> Batch:
         """Return this batch with its tensors on a device."""
         tensors = ("image", "pad", "tokens", "token_pad", "owner", "box")

@@ -78,7 +78,7 @@ class Absence:
         Returns:
             int64 [2, A], image and phrase; None where no phrase is absent anywhere.
         """
-        photos = dict(zip(batch.owner.tolist(), (record.image for record in batch.records), strict=True))
+        photos = dict(enumerate(batch.photos))
         random = np.random.default_rng([*seed])
         chosen = random.permutation(len(batch.records))[: round(share * len(batch.records))]
         found = []

@@ -66,7 +66,7 @@ class Lesson:
 
     def _look(self, batch: Batch) -> Tensor:
         if isinstance(self.teacher, CachedTeacher) and self.photo:
-            return self.teacher.photos(photos_of(batch), photo_view(self.clip.side), patches=self.dense)
+            return self.teacher.photos(batch.photos, photo_view(self.clip.side), patches=self.dense)
         looks = self.teacher if self.fixed else self.clip
         return looks.tokens(batch.image, batch.pad) if self.dense else looks.image(batch.image, batch.pad)
 
@@ -115,12 +115,6 @@ def photo_frame(letterbox: Letterbox, side: int) -> Tensor:
     square = torch.tensor([-whole.left, -whole.top, side - whole.left, side - whole.top]) / whole.scale_x
     frame = to_xyxy(letterbox.to_canvas(square))
     return frame[[2, 1, 0, 3]] if letterbox.flip else frame
-
-
-def photos_of(batch: Batch) -> list[Path]:
-    """Return the photo of each image of a batch, [I]."""
-    owned = dict(zip(batch.owner.tolist(), batch.records, strict=True))
-    return [owned[i].image for i in range(len(batch.letterbox))]
 
 
 def photo_view(side: int) -> Callable[[Path], tuple[Tensor, Tensor]]:
