@@ -30,18 +30,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from epmvg.backends.exported import ExportedBackend
+from epmvg.bench import PHRASES
 from epmvg.data.views import canvas_of, evaluation_view, lay
 from epmvg.predict import Backend, Predictor, tokenize
-
-PHRASES = [
-    "the woman in the tan jacket",
-    "a small dog on the left",
-    "the man with the red hat",
-    "a blue car behind the tree",
-    "the second bike from right",
-    "an old wooden table",
-    "the child holding a ball",
-]
 
 
 def picture(seed: int = 0) -> Image.Image:
@@ -83,31 +74,22 @@ def compare(model: str, folders: list[Path], rounds: int, phrases: list[int]) ->
     import torch
 
     from epmvg.backends.eager import EagerBackend
-    from epmvg.bench.plain import PlainGrounder
-    from epmvg.models.factory import create_model
+    from epmvg.bench.work import Work
 
-    torch.manual_seed(0)
-    student = create_model(model).eval()
+    work = Work(model)
+    student = work.student
     view = evaluation_view(picture().size, student.canvas)
     laid, outside = canvas_of(lay(picture(), view), view)
     canvas, pad = laid[None], outside[None]
     backends: dict[str, Backend] = {}
     forms: dict[str, Callable[[int], NDArray[np.float64]]] = {}
     if model in ("transvg-r50", "transvg-r101"):
-        plain = PlainGrounder(student).eval()
-        image, hidden = torch.from_numpy(canvas), torch.from_numpy(pad)
+        plain = work.plain()
+        work.image, work.pad = torch.from_numpy(canvas), torch.from_numpy(pad)
 
         @torch.inference_mode()
         def theirs(count: int) -> NDArray[np.float64]:
-            """One image encoding and 20 word pieces a phrase, as published."""
-            boxes = []
-            for phrase in PHRASES[:count]:
-                tokens, token_pad = student.tokenize([phrase])
-                room = student.length - tokens.shape[1]
-                tokens = torch.nn.functional.pad(tokens, (0, room))
-                token_pad = torch.nn.functional.pad(token_pad, (0, room), value=True)
-                boxes.append(plain(image, hidden, tokens, token_pad))
-            return torch.cat(boxes).double().numpy()
+            return work.ask_plainly(plain, count).double().numpy()
 
         forms["plain"] = theirs
     for precision in ("fp32", "bf16"):

@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 
+from epmvg.bench import PHRASES
 from epmvg.bench.memory import forget_peak, peak_mb
 from epmvg.bench.suite import in_turn
-from epmvg.bench.work import PHRASES, Work
+from epmvg.bench.work import Work
 from epmvg.bulk import batches_of, questions
 from epmvg.data.jsonl import read_jsonl
 from epmvg.data.loader import GroundingLoader

@@ -12,77 +12,42 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from epmvg.bench import PHRASES
 from epmvg.bench.memory import peak_mb
-from epmvg.bench.plain import PlainGrounder
+from epmvg.bench.suite import in_turn, optimizer_of
+from epmvg.bench.work import Work
 from epmvg.distill.losses import GroundingLoss
-from epmvg.models.factory import create_model
-from epmvg.models.grounder import Grounder
 from epmvg.types import Output
-
-PHRASES = [
-    "the woman in the tan jacket",
-    "a small dog on the left",
-    "the man with the red hat",
-    "a blue car behind the tree",
-    "the second bike from right",
-    "an old wooden table",
-    "the child holding a ball",
-]
-
-
-def pictures(count: int, side: int) -> tuple[Tensor, Tensor]:
-    """Noise on a 4:3 letterbox: image [I, 3, S, S], pad [I, S, S]."""
-    pad = torch.ones(count, side, side, dtype=torch.bool)
-    pad[:, side // 8 : -side // 8] = False
-    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0)), pad
-
-
-def padded(student: Grounder, phrases: list[str]) -> tuple[Tensor, Tensor]:
-    """Tokens and their pad, always of full length."""
-    tokens, token_pad = student.tokenize(phrases)
-    room = student.length - tokens.shape[1]
-    return torch.nn.functional.pad(tokens, (0, room)), torch.nn.functional.pad(token_pad, (0, room), value=True)
-
-
-def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
 
 
 class Bench:
     def __init__(self, name: str) -> None:
-        torch.manual_seed(0)
-        self.student = create_model(name)
-        self.plain = PlainGrounder(self.student)
+        self.work = Work(name)
+        self.student, self.plain = self.work.student, self.work.plain()
         self.loss_of = GroundingLoss(box="l1")
-        side = self.student.canvas
-        self.image, self.pad = pictures(1, side)
 
     def ours(self, phrases: int) -> Tensor:
         words = self.student.tokenize(PHRASES[:phrases])
-        output: Output = self.student(self.image, self.pad, *words, torch.zeros(phrases, dtype=torch.int64))
+        output: Output = self.student(*self.work.pictures(1), *words, torch.zeros(phrases, dtype=torch.int64))
         return output.box
 
     def theirs(self, phrases: int) -> Tensor:
-        """One image encoding a phrase, one call a phrase: what their loader and evaluation do at batch size one."""
-        return torch.cat([self.plain(self.image, self.pad, *padded(self.student, [p])) for p in PHRASES[:phrases]])
+        return self.work.ask_plainly(self.plain, phrases)
 
     def our_step(self, images: int, phrases: int, optimizer: torch.optim.Optimizer) -> None:
         words = self.student.tokenize(PHRASES[:phrases] * images)
-        image, pad = (t.expand(images, *t.shape[1:]) for t in (self.image, self.pad))
-        output = self.student(image, pad, *words, torch.arange(images).repeat_interleave(phrases))
+        output = self.student(*self.work.pictures(images), *words, torch.arange(images).repeat_interleave(phrases))
         self.loss_of(output, torch.full((images * phrases, 4), 0.4)).total.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     def their_step(self, batch: int, optimizer: torch.optim.Optimizer) -> None:
-        words = padded(self.student, (PHRASES * batch)[:batch])
-        box = self.plain(self.image.expand(batch, -1, -1, -1), self.pad.expand(batch, -1, -1), *words)
+        box = self.plain(*self.work.pictures(batch), *self.work.full_length((PHRASES * batch)[:batch]))
         (box - 0.4).abs().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -90,17 +55,8 @@ class Bench:
 
 def compare(rounds: int, ours: Callable[[], object], theirs: Callable[[], object]) -> dict[str, float]:
     """Run both in turn; medians in seconds and their ratio."""
-    times: dict[str, list[float]] = {"ours": [], "plain": []}
-    for number in range(rounds + 1):
-        for name, run in (("ours", ours), ("plain", theirs)):
-            start = time.perf_counter()
-            run()
-            if number:  # the first round warms up
-                times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return {name: round(value, 4) for name, value in medians.items()} | {
-        "ratio": round(medians["ours"] / medians["plain"], 3)
-    }
+    own, plain = (statistics.median(times) for times in in_turn([ours, theirs], rounds))
+    return {"ours": round(own, 4), "plain": round(plain, 4), "ratio": round(own / plain, 3)}
 
 
 def peak_of_a_step(model: str, who: str, batch: int) -> int:

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from epmvg.activations import LiveTensors
+from epmvg.bench import PHRASES
 from epmvg.bench.page import tables, write_figures
 from epmvg.bench.suite import bench
-from epmvg.bench.work import PHRASES, Work, torch_engines
+from epmvg.bench.work import Work, torch_engines
 from epmvg.types import InputError
 
 

@@ -18,9 +18,10 @@ from torch.autograd.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from epmvg.activations import LiveTensors
+from epmvg.bench import PHRASES
 from epmvg.bench.machine import machine
 from epmvg.bench.memory import peaks
-from epmvg.bench.work import PHRASES, Engine, Work, engines
+from epmvg.bench.work import Engine, Work, engines
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.transforms import Augment
 from epmvg.models.grounder import Grounder
@@ -178,7 +179,7 @@ class OurStep:
         words = student.tokenize(PHRASES[:phrases] * images)
         self.inputs = (*work.pictures(images), *words, torch.arange(images).repeat_interleave(phrases))
         self.target = torch.full((self.phrases, 4), 0.4)
-        self.optimizer = _optimizer(student)
+        self.optimizer = optimizer_of(student)
 
     def loss(self) -> Tensor:
         box: Tensor = self.student(*self.inputs).box
@@ -208,7 +209,7 @@ class PlainStep:
     def __init__(self, work: Work) -> None:
         self.plain = work.plain().train()
         self.inputs = (*work.pictures(self.phrases), *work.full_length(PHRASES[: self.phrases]))
-        self.optimizer = _optimizer(self.plain)
+        self.optimizer = optimizer_of(self.plain)
 
     def take(self) -> None:
         (self.plain(*self.inputs) - 0.4).abs().sum().backward()
@@ -216,7 +217,7 @@ class PlainStep:
         self.optimizer.zero_grad()
 
 
-def _optimizer(network: nn.Module) -> torch.optim.Optimizer:
+def optimizer_of(network: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-6)
 
 

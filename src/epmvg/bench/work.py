@@ -11,21 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from epmvg.bench import PHRASES
 from epmvg.bench.plain import PlainGrounder
 from epmvg.hardware import use_bf16
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
-
-PHRASES = [
-    "the woman in the tan jacket",
-    "a small dog on the left",
-    "the man with the red hat",
-    "a blue car behind the tree",
-    "the second bike from right",
-    "an old wooden table",
-    "the child holding a ball",
-]
-"""As many as RefCOCO has an image."""
 
 
 class Work:
@@ -70,7 +60,7 @@ class Engine:
 
 
 def torch_engines(work: Work) -> Iterator[Engine]:
-    """The student as `Predictor` runs it, and under bfloat16 where the processor has it."""
+    """The student in float32, and under bfloat16 where the processor has it."""
     student = work.student
     size = round(sum(p.numel() * p.element_size() for p in student.state_dict().values()) / 1e6, 1)
     for precision in ("fp32", "bf16") if use_bf16("auto") else ("fp32",):
