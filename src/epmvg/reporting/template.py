@@ -7,14 +7,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 
 
 def fill(template: str, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any) -> str:
-    """Return a template as HTML, every value escaped; `style` is the style that the pages share."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    """Return a template as HTML, every value escaped; it extends `frame.html`, in the style that the pages share."""
+    own = resources.files("epmvg.reporting")
+    frame, style = ((own / name).read_text(encoding="utf-8") for name in ("frame.html", "style.css"))
+    environment = Environment(
+        loader=DictLoader({"frame.html": frame}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"count": count, "px": _px, **(filters or {})}
-    style = (resources.files("epmvg.reporting") / "style.css").read_text(encoding="utf-8")
     return environment.from_string(template).render(style=style, **values).strip() + "\n"
 
 
