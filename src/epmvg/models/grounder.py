@@ -38,6 +38,15 @@ class EncodedImages:
         return EncodedImages(self.features[index], self.pad[index])
 
 
+@dataclass(slots=True)
+class TokenMaps:
+    """What a student says of each of the n visual tokens that it carries; None where it has no such map."""
+
+    where: Tensor | None  # [P, n] logits, -inf at padding
+    votes: Tensor | None  # [P, n, 4] cxcywh
+    similarity: Tensor | None  # [P, n] logits, -inf at padding
+
+
 class Grounder(nn.Module):
     """Find the box of a phrase in an image.
 
@@ -257,66 +266,18 @@ class Grounder(nn.Module):
             index = kept[..., None].expand(-1, -1, 4)
             out.votes = votes.new_zeros(phrases, places, 4).scatter(1, index, votes)
             out.where = _spread(where, kept, places)
-        self._judge(out, fused_reg, fused, visual_pad, where=where, votes=votes, similarity=similarity)
+        self._judge(out, fused_reg, fused, visual_pad, TokenMaps(where, votes, similarity))
         return out
 
-    def _judge(
-        self,
-        out: Output,
-        reg: Tensor,
-        fused: Tensor,
-        visual_pad: Tensor,
-        *,
-        where: Tensor | None,
-        votes: Tensor | None,
-        similarity: Tensor | None,
-    ) -> None:
-        """Let the score head judge the box that inference reads; no gradient passes into the rest.
-
-        Fused tokens [P, n, D], and maps [P, n] and votes [P, n, 4] over them.
-        """
+    def _judge(self, out: Output, reg: Tensor, fused: Tensor, visual_pad: Tensor, maps: TokenMaps) -> None:
+        """Let the score head judge the box that inference reads; no gradient passes into the rest."""
         if self.score_head is None:
             return
         out.judged = out.box.detach()
-        if self.training and where is not None and votes is not None:
-            out.judged = median_vote(where.detach(), votes.detach())
-        out.evidence = self._evidence(out, out.judged, reg, fused, visual_pad, where, votes, similarity)
+        if self.training and maps.where is not None and maps.votes is not None:
+            out.judged = median_vote(maps.where.detach(), maps.votes.detach())
+        out.evidence = _evidence(out, out.judged, reg, fused, visual_pad, maps)
         out.score = self.score_head(out.evidence)
-
-    @torch.no_grad()
-    def _evidence(
-        self,
-        out: Output,
-        box: Tensor,
-        reg: Tensor,
-        fused: Tensor,
-        visual_pad: Tensor,
-        where: Tensor | None,
-        votes: Tensor | None,
-        similarity: Tensor | None,
-    ) -> Tensor:
-        """Gather what tells a good box from a bad one: tokens, the box and how far the maps agree with it -> [P, F]."""
-        facts = [box]  # [P, 4]
-        if where is not None and votes is not None:
-            assert out.where is not None and out.regressed is not None and out.grid is not None
-            share = where.softmax(-1)  # [P, n]
-            edges = to_xyxy(votes)  # [P, n, 4]
-            corners = to_xyxy(box)
-            entropy = -(share * share.clamp(min=1e-9).log()).sum(-1) / math.log(share.shape[-1])
-            agreement = (share * paired_iou(edges, corners[:, None])).sum(-1)
-            spread = (share[..., None] * (edges - corners[:, None]).abs()).sum(1)  # [P, 4]
-            peak = where.amax(-1) / 10  # of some tens at most
-            other = paired_iou(to_xyxy(out.regressed), corners)
-            inside = share_inside(out.where, box, out.grid)
-            facts += [spread, torch.stack([entropy, agreement, share.amax(-1), peak, other, inside], -1)]
-            pooled = torch.einsum("pn,pnd->pd", share.to(fused.dtype), fused)
-        else:
-            pooled = _mean_of_content(fused, visual_pad)
-        if similarity is not None:
-            cosine = similarity / 10
-            mean = cosine.masked_fill(visual_pad, 0.0).sum(-1) / (~visual_pad).sum(-1).clamp(min=1)
-            facts.append(torch.stack([cosine.amax(-1), mean], -1))
-        return torch.cat([reg.float(), pooled.float(), *(fact.float() for fact in facts)], -1)
 
     def _attention(self, x: Tensor, position: Tensor, hide: Tensor, keep: Tensor, places: int, learned: int) -> Tensor:
         """What [REG] attends to in the last layer over x [P, R + n + L, D], with 0 at the N - n tokens left out."""
@@ -429,6 +390,32 @@ def share_inside(where: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
     across = ((x1 - left).clamp(max=1 / columns) - (x0 - left).clamp(min=0)).clamp(min=0) * columns  # [P, W], 0..1
     down = ((y1 - top).clamp(max=1 / rows) - (y0 - top).clamp(min=0)).clamp(min=0) * rows  # [P, H], 0..1
     return torch.einsum("phw,ph,pw->p", share, down, across).clamp(0, 1)
+
+
+@torch.no_grad()
+def _evidence(out: Output, box: Tensor, reg: Tensor, fused: Tensor, visual_pad: Tensor, maps: TokenMaps) -> Tensor:
+    """Gather what tells a good box from a bad one: tokens, the box and how far the maps agree with it -> [P, F]."""
+    facts = [box]  # [P, 4]
+    if maps.where is not None and maps.votes is not None:
+        assert out.where is not None and out.regressed is not None and out.grid is not None
+        share = maps.where.softmax(-1)  # [P, n]
+        edges = to_xyxy(maps.votes)  # [P, n, 4]
+        corners = to_xyxy(box)
+        entropy = -(share * share.clamp(min=1e-9).log()).sum(-1) / math.log(share.shape[-1])
+        agreement = (share * paired_iou(edges, corners[:, None])).sum(-1)
+        spread = (share[..., None] * (edges - corners[:, None]).abs()).sum(1)  # [P, 4]
+        peak = maps.where.amax(-1) / 10  # of some tens at most
+        other = paired_iou(to_xyxy(out.regressed), corners)
+        inside = share_inside(out.where, box, out.grid)
+        facts += [spread, torch.stack([entropy, agreement, share.amax(-1), peak, other, inside], -1)]
+        pooled = torch.einsum("pn,pnd->pd", share.to(fused.dtype), fused)
+    else:
+        pooled = _mean_of_content(fused, visual_pad)
+    if maps.similarity is not None:
+        cosine = maps.similarity / 10
+        mean = cosine.masked_fill(visual_pad, 0.0).sum(-1) / (~visual_pad).sum(-1).clamp(min=1)
+        facts.append(torch.stack([cosine.amax(-1), mean], -1))
+    return torch.cat([reg.float(), pooled.float(), *(fact.float() for fact in facts)], -1)
 
 
 def _mean_of_content(tokens: Tensor, pad: Tensor) -> Tensor:
