@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from epmvg.data.absent import Absence, absent_records, things_named
+from epmvg.data.views import evaluation_view
 from epmvg.types import Batch, Record
 
 SAID = {
@@ -52,7 +53,9 @@ def test_pairs_of_a_batch_are_absent_and_as_many_as_asked() -> None:
     records = RECORDS[:6]
     owner = torch.tensor([0, 0, 0, 1, 1, 1])
     nothing = torch.zeros(0)
-    batch = Batch(nothing, nothing, nothing, nothing, owner, nothing, [r.phrase for r in records], [], records)
+    whole = evaluation_view((9, 9), 32).letterbox
+    phrases = [record.phrase for record in records]
+    batch = Batch(nothing, nothing, nothing, nothing, owner, nothing, phrases, [whole, whole], records)
     absence = Absence(RECORDS)
     pairs = absence.pairs(batch, 1.0, (7, 1))
     assert pairs is not None
@@ -60,5 +63,5 @@ def test_pairs_of_a_batch_are_absent_and_as_many_as_asked() -> None:
     assert found == {(1, "a man in a blue shirt"), (0, "a woman"), (0, "the red kettle")}
     few = absence.pairs(batch, 0.5, (7, 1))
     assert few is None or few.shape[1] <= 3
-    alone = Batch(nothing, nothing, nothing, nothing, owner[:3], nothing, [], [], records[:3])
+    alone = Batch(nothing, nothing, nothing, nothing, owner[:3], nothing, phrases[:3], [whole], records[:3])
     assert absence.pairs(alone, 1.0, (7, 1)) is None
