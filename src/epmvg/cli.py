@@ -378,7 +378,7 @@ def report(
 
 @app.command()
 def reproduce(
-    table: Annotated[int, typer.Argument(help="The paper's table, 1 to 7.")],
+    table: Annotated[str, typer.Argument(help="The paper's table, 1 to 7, or a study of our own: data, mends, vls.")],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value, for every training of the table.")] = None,
     scale: Annotated[Scaled, typer.Option(help="scenes and mini fit a laptop; paper is the paper's.")] = Scaled.scenes,
     seeds: Annotated[int, typer.Option(help="Trainings of each setting.")] = 1,
@@ -430,7 +430,7 @@ def _say_reproduced(result: dict[str, Any]) -> None:
     from epmvg.reproduce.page import cell_text, remark
 
     _table(
-        f"Table {result['table']}: {result['title']} (printed, then **ours**)",
+        f"{result['heading']}: {result['title']} (printed, then **ours**)",
         [
             {"row": row["name"]}
             | {column: cell_text(cell) for column, cell in zip(result["columns"], row["cells"], strict=True)}

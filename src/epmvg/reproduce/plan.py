@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.config import DataSettings, Recipe
-from epmvg.data.catalog import DATASETS, open_records
+from epmvg.data.catalog import DATASETS, open_records, share_of
 from epmvg.data.jsonl import Skipped
 from epmvg.data.loader import group_by_image
 from epmvg.demo import TEACHER_SETTINGS
@@ -135,20 +135,28 @@ def plan_row(
 def _recipe(row: Row, scale: Scale, data: str, out: Path, root: str | None, overrides: Sequence[str]) -> Recipe:
     """Return the recipe of a row on a data set: what the row says stands over `overrides`."""
     said = [f"data.root={root}"] if root else []
+    changed = [f"{key}={json.dumps(value)}" for key, value in row.settings.items()]
     if row.distill is None:
-        said += ["distill=null", *(each for each in overrides if not each.startswith("distill"))]
+        said += ["distill=null", *(each for each in overrides if not each.startswith("distill")), *changed]
     else:
         if scale.teacher is not None:
             said.append(f"distill.teacher={out / scale.name / OWN_TEACHER}")
         said += overrides
-        said += [f"distill.{key}={json.dumps(value)}" for key, value in row.distill.items()]
+        said += [*changed, *(f"distill.{key}={json.dumps(value)}" for key, value in row.distill.items())]
         if _unfrozen(row):
             said.append("train.store=false")  # stored features open no pictures, and this teacher must see them
     if scale.recipe is None:
         said.append(f"model.preset={row.student}")
     recipe = Recipe.load(data, *said)
     weight = row.giou * recipe.loss.giou
-    return recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"giou": weight})})
+    train = recipe.train
+    longer = {"epochs": row.epochs * train.epochs, "evaluate_every": row.epochs * train.evaluate_every}
+    return recipe.model_copy(
+        update={
+            "loss": recipe.loss.model_copy(update={"giou": weight}),
+            "train": train.model_copy(update=longer),
+        }
+    )
 
 
 def _remark(row: Row, scale: Scale, recipe: Recipe) -> str:
@@ -233,12 +241,13 @@ def estimate(recipe: Recipe) -> Estimate | None:
     """
     data = recipe.data
     try:
-        records: tuple[Record, ...] = () if is_undrawn(data) else records_of(data, data.train)
+        records = [] if is_undrawn(data) else share_of(list(records_of(data, data.train)), data.share)
     except InputError:
-        records = ()
+        records = []
     phrases = len(records) or published_phrases(data.name)
     if phrases is None:
         return None
+    phrases = phrases if records else round(phrases * data.share)
     groups = sum(-(-len(rows) // data.phrases) for rows in group_by_image(records).values()) or -(
         -phrases // data.phrases
     )

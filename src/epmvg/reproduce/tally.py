@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from epmvg.reporting import PairedDifference, compare
 from epmvg.reproduce.plan import Setting
-from epmvg.reproduce.runner import Outcome
+from epmvg.reproduce.runner import Outcome, answers_of
 from epmvg.reproduce.tables import Row
 
 
@@ -32,10 +33,11 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A printed figure and ours, either of which may be missing."""
+    """A printed figure and ours, any of which may be missing."""
 
     printed: float | None
     ours: Ours | None
+    gain: PairedDifference | None = None  # over the row it is compared with, on the seeds both have
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,18 @@ class Line:
         return asdict(self)
 
 
-def line_of(row: Row, settings: Sequence[Setting], columns: Sequence[str], outcomes: Mapping[Path, Outcome]) -> Line:
-    """Gather what the trainings of a row came to, under the table's columns."""
+def line_of(
+    row: Row,
+    settings: Sequence[Setting],
+    columns: Sequence[str],
+    outcomes: Mapping[Path, Outcome],
+    base: Sequence[Setting],
+) -> Line:
+    """Gather what the trainings of a row came to, under the table's columns, compared with those of a `base` row."""
     ours: dict[str, Ours] = {}
+    gains: dict[str, PairedDifference] = {}
     for setting in settings:
+        gains |= _gains(setting, base, outcomes)
         results = [outcome.result for outcome in _of(setting, outcomes) if outcome.state == "done" and outcome.result]
         for split in setting.splits if results else ():
             scores = [result["scores"][split] for result in results]
@@ -68,9 +78,30 @@ def line_of(row: Row, settings: Sequence[Setting], columns: Sequence[str], outco
         row.group,
         row.backbone,
         row.source or cited,
-        [Cell(printed.get(column), ours.get(column)) for column in columns],
+        [Cell(printed.get(column), ours.get(column), gains.get(column)) for column in columns],
         [_training(setting, _of(setting, outcomes)) for setting in settings],
     )
+
+
+def _gains(setting: Setting, base: Sequence[Setting], outcomes: Mapping[Path, Outcome]) -> dict[str, PairedDifference]:
+    """Compare with the base row's trainings on the same data, seed by seed, one interval over all seeds."""
+    other = next((each for each in base if each.data == setting.data and each.jobs != setting.jobs), None)
+    if other is None:
+        return {}
+    both = [
+        (a, b)
+        for a, b in zip(other.jobs, setting.jobs, strict=False)
+        if all(outcomes.get(job.folder, Outcome("planned")).state == "done" for job in (a, b))
+    ]
+    if not both:
+        return {}
+    return {
+        f"{setting.data} {split}": compare(
+            [row for job, _ in both for row in answers_of(job, split)],
+            [row for _, job in both for row in answers_of(job, split)],
+        )
+        for split in setting.splits
+    }
 
 
 def _of(setting: Setting, outcomes: Mapping[Path, Outcome]) -> list[Outcome]:
