@@ -200,6 +200,11 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
     scores = [json.loads(file.read_text())["scores"]["test"]["acc50"] for file in folders]
     shown = sorted(row["cells"][4]["ours"]["mean"] for row in (first, second))
     assert shown == pytest.approx(sorted([50 * (scores[0] + scores[1]), 50 * (scores[2] + scores[3])]))
+    gains = [cell["gain"] for cell in second["cells"][3:]]
+    assert all(cell["gain"] is None for cell in first["cells"]) and second["cells"][0]["gain"] is None
+    for gain, low, high in zip(gains, first["cells"][3:], second["cells"][3:], strict=True):
+        assert gain["points"] == pytest.approx(high["ours"]["mean"] - low["ours"]["mean"])
+        assert gain["low"] <= gain["points"] <= gain["high"] and gain["phrases"] == 2 * high["ours"]["phrases"]
     for ending in ("md", "html"):
         page = (tmp_path / "out" / "scenes" / f"table-4.{ending}").read_text(encoding="utf-8")
         assert "83.39" in page and f"{first['cells'][4]['ours']['mean']:.2f} ±" in page
@@ -267,3 +272,20 @@ def test_recipes_of_the_paper_load() -> None:
     for name in ("refcoco", "refcoco+", "refcocog-umd", "refcocog-google", "referit", "flickr30k"):
         recipe = Recipe.load(name)
         assert recipe.data.name == name and recipe.distill is not None and recipe.distill.pretrained == "openai"
+
+
+def test_studies_compare_what_they_say() -> None:
+    """Each row of a study stands beside one that exists, and differs from it in what its name says alone."""
+    studies = {name: table for name, table in read_tables().items() if not name.isdigit()}
+    assert studies
+    for table in studies.values():
+        rows = {row.name: row for row in table.rows}
+        for row in table.rows:
+            base = rows[row.against] if row.against else table.rows[0]
+            ours, theirs = (
+                plan_row(each, table, SCALES["scenes"], seeds=1, out=Path("out"), root=None, overrides=())[0].jobs[0]
+                for each in (row, base)
+            )
+            assert (ours.settings != theirs.settings) == (row is not base)
+            if row.against:
+                assert ours.recipe.data == theirs.recipe.data and ours.recipe.train == theirs.recipe.train
