@@ -186,12 +186,16 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
     assert run("4", seeds=2) == result and len(steps) == 4 * 3 + 1
 
     first, second = result["rows"]
-    assert [cell["printed"] for cell in first["cells"]] == [83.39, 86.20, 78.98, None, None, None]
-    assert result["columns"][3:] == ["scenes val", "scenes test", "scenes open"]
+    assert [cell["printed"] for cell in first["cells"]] == [83.39, 86.20, 78.98] + [None] * (len(first["cells"]) - 3)
+    assert result["columns"][3:6] == ["scenes val", "scenes test", "scenes open"]
+    assert result["columns"][6:] and all(column.endswith(", new names") for column in result["columns"][6:])
+    for column, cell in zip(result["columns"][6:], second["cells"][6:], strict=True):
+        whole = second["cells"][result["columns"].index(column.removesuffix(", new names"))]
+        assert 0 < cell["ours"]["phrases"] < whole["ours"]["phrases"]
     for row in (first, second):
         (made,) = row["trainings"]
         assert (made["seeds"], made["state"]) == (2, "") and made["rows"] and made["seconds"] > 0
-        for cell in row["cells"][3:]:
+        for cell in row["cells"][3:6]:
             ours = cell["ours"]
             assert 0 <= ours["low"] <= ours["mean"] <= ours["high"] <= 100 and ours["deviation"] is not None
     assert "no features are stored" in second["trainings"][0]["remark"]
@@ -200,9 +204,9 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
     scores = [json.loads(file.read_text())["scores"]["test"]["acc50"] for file in folders]
     shown = sorted(row["cells"][4]["ours"]["mean"] for row in (first, second))
     assert shown == pytest.approx(sorted([50 * (scores[0] + scores[1]), 50 * (scores[2] + scores[3])]))
-    gains = [cell["gain"] for cell in second["cells"][3:]]
+    gains = [cell["gain"] for cell in second["cells"][3:6]]
     assert all(cell["gain"] is None for cell in first["cells"]) and second["cells"][0]["gain"] is None
-    for gain, low, high in zip(gains, first["cells"][3:], second["cells"][3:], strict=True):
+    for gain, low, high in zip(gains, first["cells"][3:6], second["cells"][3:6], strict=True):
         assert gain["points"] == pytest.approx(high["ours"]["mean"] - low["ours"]["mean"])
         assert gain["low"] <= gain["points"] <= gain["high"] and gain["phrases"] == 2 * high["ours"]["phrases"]
     for ending in ("md", "html"):

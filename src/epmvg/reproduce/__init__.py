@@ -23,7 +23,7 @@ from epmvg.reproduce.plan import (
 )
 from epmvg.reproduce.runner import Outcome, make_teacher, read_outcome, run_job
 from epmvg.reproduce.tables import Row, Table, read_table
-from epmvg.reproduce.tally import Line, line_of
+from epmvg.reproduce.tally import Answers, Line, answers_of, line_of
 from epmvg.training import Report
 from epmvg.types import InputError
 
@@ -101,15 +101,18 @@ def reproduce(
 def _result(
     name: str, table: Table, scale: Scale, seeds: int, planned: Sequence[_Planned], outcomes: dict[Path, Outcome]
 ) -> dict[str, Any]:
-    own = [(setting, split) for setting in _ours(planned) for split in setting.splits]
     columns = [f"{data} {split}" for data, split in table.columns]
-    columns += [
-        column for column in dict.fromkeys(f"{setting.data} {split}" for setting, split in own) if column not in columns
-    ]
+    answers: dict[Path, Answers] = {}
+    for setting in _ours(planned):
+        columns += [f"{setting.data} {split}" for split in setting.splits]
+        answers[setting.folder] = answers_of(setting, outcomes)
+        columns += answers[setting.folder]
+    columns = list(dict.fromkeys(columns))
     settings = {each.row.name: each.settings for each in planned}
     first = planned[0].row.name
     lines: list[Line] = [
-        line_of(each.row, each.settings, columns, outcomes, settings[each.row.against or first]) for each in planned
+        line_of(each.row, each.settings, columns, outcomes, answers, settings[each.row.against or first])
+        for each in planned
     ]
     return {
         "table": name,

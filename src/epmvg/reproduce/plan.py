@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.config import DataSettings, Recipe
+from epmvg.data.absent import things_named
 from epmvg.data.catalog import DATASETS, open_records, share_of
 from epmvg.data.jsonl import Skipped
 from epmvg.data.loader import group_by_image
@@ -92,6 +93,11 @@ class Setting:
     splits: tuple[str, ...]
     jobs: tuple[Job, ...]
     remark: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Where its trainings lie, which equal settings share."""
+        return self.jobs[0].folder.parent if self.jobs else Path(self.data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +210,21 @@ def records_of(data: DataSettings, split: str) -> tuple[Record, ...]:
     return _read(data.name, data.root, data.split_key, split, split == data.train)
 
 
+def names_learned(data: DataSettings) -> frozenset[str]:
+    """Return every word that may name a thing in the phrases that a training learns from."""
+    return _names(data.name, data.root, data.split_key, data.train, data.share)
+
+
+@functools.lru_cache(maxsize=8)
+def _names(name: str, root: str | None, split_key: str, split: str, share: float) -> frozenset[str]:
+    records = share_of(list(_read(name, root, split_key, split, tolerant=True)), share)
+    return frozenset[str]().union(*(things_named(phrase) for phrase in {record.phrase for record in records}))
+
+
 def forget_records() -> None:
     """Read data anew when it is next asked for."""
     _read.cache_clear()
+    _names.cache_clear()
 
 
 @functools.lru_cache(maxsize=8)

@@ -82,7 +82,7 @@ def _run(job: Job, report: Report) -> Outcome:
     return Outcome("done", result=result)
 
 
-def answers_of(job: Job, split: str) -> list[dict[str, Any]]:
+def rows_answered(job: Job, split: str) -> list[dict[str, Any]]:
     """Read the rows of predictions that scoring left."""
     file = job.folder / f"predictions-{short_name(job.recipe.data.name)}-{split}.jsonl"
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
