@@ -98,9 +98,7 @@ def line_of(
         for column, own in answers[setting.folder].items():
             ours[column] = Ours.of([100 * accuracy(rows) for rows in own.values()], len(next(iter(own.values()))))
             both = sorted(own.keys() & theirs.get(column, {}).keys())
-            if (
-                both and theirs is not answers[setting.folder]
-            ):  # rows meet seed by seed, for a repeated question meets its repetition
+            if both:  # rows meet seed by seed, for a repeated question meets its repetition
                 pair = ([row for seed in both for row in each[seed]] for each in (theirs[column], own))
                 gains[column] = compare(*pair)
     printed = dict(zip(columns, row.printed, strict=False))  # the paper's columns come first
