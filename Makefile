@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV = .venv
 READY = $(VENV)/ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check slow bench clean
+.PHONY: demo test check slow bench docs clean
 
 demo: $(READY)
 	$(VENV)/bin/epmvg demo --out runs/demo
@@ -25,6 +25,9 @@ check: $(READY)
 
 bench: $(READY)
 	$(VENV)/bin/epmvg bench
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet --site-dir build/site
 
 # The two weight wheels come without their own dependencies: only their files are used.
 $(READY):
