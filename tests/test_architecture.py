@@ -15,7 +15,7 @@ SOURCE = Path(epmvg.__file__).parent
 FLOORS = [
     [
         *("types", "boxes", "letterbox", "config", "confidence", "weights", "draw", "hardware", "terminal"),
-        *("activations", "processes"),
+        *("activations", "processes", "writing"),
     ],
     ["data", "models", "distill", "reporting"],
     ["convert", "doctor", "evaluation", "backends", "predict", "results", "listing", "store"],

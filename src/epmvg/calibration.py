@@ -21,10 +21,11 @@ from epmvg.config import DataSettings
 from epmvg.data.absent import absent_records
 from epmvg.data.catalog import open_records
 from epmvg.evaluation import data_of, evaluation_loader, predict_rows, split_absent
-from epmvg.models.factory import load, save, write_text
+from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
 from epmvg.types import InputError, Progress, Record
+from epmvg.writing import write_text
 
 ABSENT = 0.5  # absent phrases a phrase, in fitting and calibrating
 

@@ -23,6 +23,7 @@ from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder, share_inside
 from epmvg.processes import gathered, together, told
 from epmvg.types import Batch, InputError, Output, Progress, Record
+from epmvg.writing import replacing, write_text
 
 Row = dict[str, Any]
 """A row of predictions."""
@@ -256,14 +257,10 @@ def _parts(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write JSONL so that no reader ever sees half of it."""
-    temporary = file.with_name(file.name + ".part")
-    with temporary.open("w", encoding="utf-8") as out:
+    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    temporary.replace(file)
 
 
 def write_json(file: Path, value: Any) -> None:
     """Write JSON so that no reader ever sees half of it."""
-    temporary = file.with_name(file.name + ".part")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

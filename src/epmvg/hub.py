@@ -24,11 +24,12 @@ from PIL import Image
 from epmvg import __version__
 from epmvg.config import Recipe
 from epmvg.data.catalog import open_records
-from epmvg.models.factory import load, save, write_text
+from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
 from epmvg.models.hub import fetch
 from epmvg.predict import Predictor
 from epmvg.types import InputError
+from epmvg.writing import write_text
 
 _PATHS = (("data", "root"), ("data", "name"), ("distill", "teacher"), ("model", "start"))
 """Settings that may name a place on the trainer's disk, which is nobody's business."""

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from epmvg.evaluation import write_json
-from epmvg.models.factory import write_text
+from epmvg.writing import write_text
 
 COLUMNS = {
     "rows": {

@@ -26,10 +26,11 @@ from epmvg.data.views import canvas_of, evaluation_view, lay
 from epmvg.evaluation import Scores, write_json
 from epmvg.export.graphs import write_onnx
 from epmvg.export.parity import largest_difference
-from epmvg.models.factory import load, write_text
+from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder
 from epmvg.predict import Predictor
 from epmvg.types import InputError, Record
+from epmvg.writing import write_text
 
 Format = Literal["onnx", "openvino"]
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 
+from epmvg.writing import write_text
+
 
 def fill(template: str, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any) -> str:
     """Return a template as HTML, every value escaped; it extends `frame.html`, in the style that the pages share."""
@@ -28,9 +30,7 @@ def fill(template: str, filters: Mapping[str, Callable[..., str]] | None = None,
 def write(html: str, out: Path) -> None:
     """Write a page whole or not at all; an existing one is replaced."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.part")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(out)
+    write_text(out, html)
 
 
 def count(number: float) -> str:
