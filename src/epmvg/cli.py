@@ -7,8 +7,9 @@ import os
 import sys
 from collections import Counter
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -60,14 +61,26 @@ class Listed(StrEnum):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; unusable input is one sentence and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a phrase may hold letters that the terminal's locale lacks
     try:
         app(arguments)
     except InputError as error:
-        print(f"epmvg: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
     except OSError as error:
-        print(f"epmvg: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        from epmvg.hardware import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        _refuse("Memory ran out: ask about fewer phrases or smaller pictures at once, or use a smaller model.")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    print(f"epmvg: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _version(asked: bool) -> None:

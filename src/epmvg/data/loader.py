@@ -206,7 +206,7 @@ class GroundingLoader:
 
 
 class _Batches(Dataset[Batch | InputError]):
-    """The batches of one epoch, by number; a fault is handed on as a value: raised in a worker it comes as a traceback."""
+    """The batches of one epoch, by number; a fault is a value, which a worker hands on without a traceback."""
 
     def __init__(self, loader: GroundingLoader, epoch: int, plans: list[list[Group]]) -> None:
         self.loader, self.epoch, self.plans = loader, epoch, plans
