@@ -87,14 +87,13 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 def full_disk(room: Room) -> tuple[int, str, bool]:
     """The disk fills up between two saved states."""
-    needed = 4_000_000
-    with small_disk(room.folder / "disk", "32m") as disk:
+    with small_disk(room.folder / "disk", "128m") as disk:
         out = disk / "run"
         process = room.start("train.epochs=40", out=out)
         while not (out / "state" / "last.pt").exists():
             time.sleep(0.01)
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-        (disk / "filler").write_bytes(bytes(max(0, free - needed // 100)))
+        (disk / "filler").write_bytes(bytes(max(0, free - 100_000)))
         said, _ = process.communicate()
         (disk / "filler").unlink()
         line = said.strip().splitlines()[-1].replace(str(room.folder) + "/", "")
