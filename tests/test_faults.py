@@ -25,6 +25,7 @@ from epmvg.cli import main
 from epmvg.config import Recipe
 from epmvg.data.jsonl import read_jsonl
 from epmvg.data.loader import GroundingLoader
+from epmvg.distill.losses import Loss
 from epmvg.models.grounder import Grounder
 from epmvg.types import InputError
 from epmvg.writing import replacing
@@ -178,7 +179,7 @@ def test_a_loss_that_is_no_number_leaves_its_batch(
     """As tensors and as rows that can be trained on; what was saved before stays."""
     real, seen = training._loss_of, []
 
-    def breaks_at_four(run: training.Run, batch: epmvg.Batch) -> training.Loss:
+    def breaks_at_four(run: training.Run, batch: epmvg.Batch) -> Loss:
         seen.append(batch)
         loss = real(run, batch)
         if len(seen) == 4:
@@ -204,7 +205,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
 ) -> None:
     real = training._step
 
-    def breaks(run: training.Run, batch: epmvg.Batch, share: float) -> training.Loss:
+    def breaks(run: training.Run, batch: epmvg.Batch, share: float) -> Loss:
         loss = real(run, batch, share)
         if run.position.step == 3:
             next(run.student.fusion.parameters()).data.fill_(float("nan"))

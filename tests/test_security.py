@@ -161,15 +161,17 @@ def test_a_picture_is_refused_by_its_header(tmp_path: Path) -> None:
 
 
 def test_pages_escape_all_but_what_we_draw() -> None:
-    """`safe` stands only beside our own style and charts."""
+    """`safe` stands only beside our own style and charts, and the card's YAML."""
+    pages = [*SOURCE.rglob("*.html"), SOURCE / "card.md"]
     marked = {
         (file.name, name)
-        for file in SOURCE.rglob("*.html")
+        for file in pages
         for name in re.findall(r"\{\{\s*([\w.]+)\s*\|\s*safe\s*\}\}", file.read_text("utf-8"))
     }
-    assert marked == {("frame.html", "style"), ("page.html", "chart.svg"), ("page.html", "section.histogram")}
-    assert sum(file.read_text("utf-8").count("safe }}") for file in SOURCE.rglob("*.html")) == 4
-    assert not [file for file in SOURCE.rglob("*.html") if "autoescape false" in file.read_text("utf-8")]
+    drawn = {("frame.html", "style"), ("page.html", "chart.svg"), ("page.html", "section.histogram")}
+    assert marked == drawn | {("card.md", "front"), ("card.md", "recipe")}
+    assert sum(file.read_text("utf-8").count("safe }}") for file in pages) == 6
+    assert not [file for file in pages if "autoescape false" in file.read_text("utf-8")]
     assert "<script" not in fill("{{ word }}{{ words | join }}", word=HOSTILE, words=[HOSTILE])
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import yaml
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from epmvg import __version__
@@ -139,12 +138,12 @@ def model_card(run: Path | str, *, licence: str | None = None, latency: Latency 
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     template = (resources.files("epmvg") / "card.md").read_text(encoding="utf-8")
     return environment.from_string(template).render(
-        front=Markup(about.to_yaml()),
+        front=about.to_yaml(),
         run=run.resolve().name,
         version=__version__,
         licence=licence,
         settings=settings,
-        recipe=None if settings is None else Markup(yaml.safe_dump(settings, sort_keys=False).strip()),  # in a fence
+        recipe=None if settings is None else yaml.safe_dump(settings, sort_keys=False).strip(),
         model=model.settings,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         evaluations=_evaluations(run),
