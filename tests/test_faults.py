@@ -7,7 +7,7 @@ import random
 import resource
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def test_a_full_disk_stops_a_training_that_goes_on_once_there_is_room(
 def test_a_file_that_does_not_fit_leaves_the_one_before_it(tiny: Grounder, tmp_path: Path, room: int) -> None:
     """Whichever library writes it; torch and safetensors raise errors of their own."""
     state = tiny.state_dict()
-    ways = {
+    ways: dict[str, Callable[[Path], object]] = {
         "plain": lambda file: file.write_bytes(bytes(20_000)),
         "torch": lambda file: torch.save(state, file.open("wb")),
         "safetensors": lambda file: safetensors.torch.save_file(state, file),

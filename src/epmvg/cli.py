@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections import Counter
 from enum import StrEnum
 from io import TextIOWrapper
@@ -64,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a phrase may hold letters that the terminal's locale lacks
+    warnings.formatwarning = lambda message, *_, **__: f"epmvg: {message}\n"
     try:
         app(arguments)
     except InputError as error:
