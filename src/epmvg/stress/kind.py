@@ -17,7 +17,7 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: Python 3.11 cannot make a frozen, generic class that has them
 class Stress(Generic[Given, Made]):
     """One way of making a question harder.
 

@@ -116,7 +116,9 @@ def _say(phrase: str, _: np.random.Generator, *, how: str) -> str:
 
 
 PHRASE_STRESSES = (
-    PhraseStress("one typo", "A slip in one word: a neighbouring key, a missed or a doubled one.", mistype_once, "a word"),
+    PhraseStress(
+        "one typo", "A slip in one word: a neighbouring key, a missed or a doubled one.", mistype_once, "a word"
+    ),
     PhraseStress("a typo in every word", "The same slips, one in each word.", mistype_every_word, "a word"),
     PhraseStress("upper case", "THE RED CAR.", lambda phrase, _: phrase.upper(), "a small letter"),
     PhraseStress("title case", "The Red Car.", lambda phrase, _: phrase.title(), "a small letter"),

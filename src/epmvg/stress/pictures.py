@@ -95,10 +95,6 @@ PICTURE_STRESSES = (
     PictureStress(
         "turned by EXIF", "Laid on its side or mirrored, and an EXIF tag says so.", turn, "pixels", "identical"
     ),
-    PictureStress(
-        "tiny", f"Scaled down to {TINY} px.", partial(scale, side=TINY, up=False), f"more than {TINY} px"
-    ),
-    PictureStress(
-        "huge", f"Scaled up to {HUGE:,} px.", partial(scale, side=HUGE, up=True), f"fewer than {HUGE:,} px"
-    ),
+    PictureStress("tiny", f"Scaled down to {TINY} px.", partial(scale, side=TINY, up=False), f"more than {TINY} px"),
+    PictureStress("huge", f"Scaled up to {HUGE:,} px.", partial(scale, side=HUGE, up=True), f"fewer than {HUGE:,} px"),
 )
