@@ -94,10 +94,10 @@ def _rows(
             "phrase": record.phrase,
             "asked": phrase,
             "cut": len(predictor.backend.pieces(phrase.lower().strip())) > predictor.backend.length,
-            "box": box,
+            "box": [round(edge, 3) for edge in box],
             "target": list(record.box),
             "iou": _iou(box, record.box),
-            "score": score,
+            "score": round(score, 4),
             "agreement": 1.0 if box == before else _iou(box, before),  # an empty box is also its own like
             "id": record.id,
         }

@@ -83,11 +83,11 @@ def _of(rows: Mapping[str, Sequence[Row]], stress: Stress[Any, Any]) -> Sequence
 
 
 def _headline(result: Mapping[str, Any]) -> str:
-    """Say what hurts most of what should not hurt."""
-    harmless = [row for row in result["stresses"] if row["n"] and row["expects"] != "other"]
-    lowest = min(harmless, key=lambda row: row["difference"]["points"])
+    """Say what hurts most of what should not hurt, and could be helped: a phrase that was cut was not read."""
+    harmless = [row for row in result["stresses"] if row["n"] > row.get("cut", 0) and row["expects"] != "other"]
+    lowest = min(harmless, key=lambda row: row["difference"]["points"], default=None)
     clean = f"{percent(result['clean']['acc50'])} of {result['clean']['n']:,} phrases are found"
-    if lowest["difference"]["points"] >= 0:
+    if lowest is None or lowest["difference"]["points"] >= 0:
         return f"{clean}, and no stress lowers that."
     gap, name = lowest["difference"], lowest["name"]
     return (
