@@ -249,10 +249,15 @@ def test_a_run_is_stressed_whole(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert stresses["colours swapped"]["n"] == 8 and stresses["depths swapped"]["n"] == 0
     assert said["absent"]["n"] == 0 and said["absent"]["why"]  # everything is a square
 
+    epmvg.evaluate(run)  # scores the same boxes
+    lines = (run / "predictions-annotations-val.jsonl").read_text(encoding="utf-8").splitlines()
+    scored = {row["id"]: row["iou"] for row in map(json.loads, lines)}
+
     rows: dict[str, list[dict[str, Any]]] = {}
     for line in (run / f"{stem}.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         right = row["stress"] == CLEAN
+        assert not right or row["iou"] == pytest.approx(scored[row["id"]], abs=1e-4)
         shown = row | {"iou": 0.9 if right else 0.1, "agreement": 1.0 if right else 0.5}
         rows.setdefault(row["stress"], []).append(shown)
     assert sum(map(len, rows.values())) == 8 + sum(row["n"] for row in said["stresses"])
