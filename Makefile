@@ -17,7 +17,7 @@ demo: $(READY)
 	$(VENV)/bin/epmvg demo --out runs/demo
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
 slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow

@@ -19,7 +19,7 @@ FLOORS = [
     ],
     ["data", "models", "distill", "reporting"],
     ["convert", "doctor", "evaluation", "backends", "predict", "results", "listing", "store"],
-    ["training", "calibration", "hub", "serve", "bench", "bulk", "export"],
+    ["training", "calibration", "hub", "serve", "bench", "bulk", "export", "stress"],
     ["demo"],
     ["reproduce"],
     ["cli"],

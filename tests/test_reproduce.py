@@ -39,15 +39,15 @@ def lines_of(paper: str, start: str, stop: str) -> list[str]:
 
 
 ABLATIONS = {
-    3: ("Table 3. Ablation", "Next, we validated"),
-    4: ("Table 4. Ablation", "Table 5."),
-    7: ("Table 7. Effects", "assistance of"),
+    "3": ("Table 3. Ablation", "Next, we validated"),
+    "4": ("Table 4. Ablation", "Table 5."),
+    "7": ("Table 7. Effects", "assistance of"),
 }
-SYSTEMS = {5: ("Table 5. The performance", "designed effectively"), 6: ("Table 6. The performance", "Table 7.")}
+SYSTEMS = {"5": ("Table 5. The performance", "designed effectively"), "6": ("Table 6. The performance", "Table 7.")}
 
 
 @pytest.mark.parametrize("number", [*ABLATIONS, *SYSTEMS])
-def test_every_printed_figure_is_the_paper_s(paper: str, number: int) -> None:
+def test_every_printed_figure_is_the_paper_s(paper: str, number: str) -> None:
     """Row by row, in order, with the row's own name and where the dashes stand."""
     lines = lines_of(paper, *(ABLATIONS | SYSTEMS)[number])
     rows = read_table(number).rows
@@ -68,7 +68,7 @@ def test_every_printed_figure_is_the_paper_s(paper: str, number: int) -> None:
 
 def test_the_drops_that_the_text_states_follow_from_the_figures(paper: str) -> None:
     """Sec. 4.3 says by how much each ablation falls."""
-    rows = read_table(3).rows + read_table(4).rows[1:]
+    rows = read_table("3").rows + read_table("4").rows[1:]
     best = rows[0].printed
     for row in rows[1:]:
         drops = [f"{a - b:.2f}%" for a, b in zip(best, row.printed, strict=True) if a is not None and b is not None]
@@ -79,7 +79,7 @@ def test_equal_settings_have_equal_figures_wherever_they_are_printed() -> None:
     seen: dict[tuple[Any, ...], float] = {}
     for table in read_tables().values():
         for row in table.rows:
-            if row.student is None:
+            if row.student is None or not row.printed:
                 continue
             for column, figure in zip(table.columns, row.printed, strict=True):
                 if figure is not None:
@@ -91,7 +91,7 @@ def test_equal_settings_have_equal_figures_wherever_they_are_printed() -> None:
 def test_the_paper_s_scale_is_the_paper_s_recipe() -> None:
     """Sec. 4.2, for every row and data set that can be trained."""
     planned = 0
-    for table in read_tables().values():
+    for table in (table for name, table in read_tables().items() if name.isdigit()):
         for row in table.rows:
             settings = plan_row(row, table, SCALES["paper"], seeds=1, out=Path("out"), root=None, overrides=())
             for setting in settings:
@@ -147,8 +147,8 @@ def run(scenes: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Run a table on the scenes with a teacher that is there."""
     teacher = f"distill.teacher={tmp_path / 'teacher.json'}"
 
-    def go(number: int, **options: Any) -> dict[str, Any]:
-        return reproduce(number, [*TINY, teacher], out=tmp_path / "out", root=scenes, **options)
+    def go(name: str, **options: Any) -> dict[str, Any]:
+        return reproduce(name, [*TINY, teacher], out=tmp_path / "out", root=scenes, **options)
 
     return go
 
@@ -172,26 +172,30 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
 
     monkeypatch.setattr(training, "_step", dies_at_three)
     with pytest.raises(KilledError):
-        run(4, seeds=2)
+        run("4", seeds=2)
     (begun,) = [file.parent for file in tmp_path.glob("out/scenes/*/seed-13/config.yaml")]
     with FileLock(f"{begun}.lock"):
-        first, second = (row["trainings"][0] for row in run(4, seeds=2)["rows"])
+        first, second = (row["trainings"][0] for row in run("4", seeds=2)["rows"])
     assert (first["seeds"], first["state"]) == (1, "running elsewhere")
     assert (second["seeds"], second["state"]) == (2, "")
 
-    result = run(4, seeds=2)
+    result = run("4", seeds=2)
     folders = sorted(tmp_path.glob("out/scenes/*/seed-*/result.json"))
     assert len(folders) == 4
     assert len(steps) == 4 * 3 + 1  # three steps a training: only the one that was cut off ran again
-    assert run(4, seeds=2) == result and len(steps) == 4 * 3 + 1
+    assert run("4", seeds=2) == result and len(steps) == 4 * 3 + 1
 
     first, second = result["rows"]
-    assert [cell["printed"] for cell in first["cells"]] == [83.39, 86.20, 78.98, None, None, None]
-    assert result["columns"][3:] == ["scenes val", "scenes test", "scenes open"]
+    assert [cell["printed"] for cell in first["cells"]] == [83.39, 86.20, 78.98] + [None] * (len(first["cells"]) - 3)
+    assert result["columns"][3:6] == ["scenes val", "scenes test", "scenes open"]
+    assert result["columns"][6:] and all(column.endswith(", new names") for column in result["columns"][6:])
+    for column, cell in zip(result["columns"][6:], second["cells"][6:], strict=True):
+        whole = second["cells"][result["columns"].index(column.removesuffix(", new names"))]
+        assert 0 < cell["ours"]["phrases"] < whole["ours"]["phrases"]
     for row in (first, second):
         (made,) = row["trainings"]
         assert (made["seeds"], made["state"]) == (2, "") and made["rows"] and made["seconds"] > 0
-        for cell in row["cells"][3:]:
+        for cell in row["cells"][3:6]:
             ours = cell["ours"]
             assert 0 <= ours["low"] <= ours["mean"] <= ours["high"] <= 100 and ours["deviation"] is not None
     assert "no features are stored" in second["trainings"][0]["remark"]
@@ -200,26 +204,31 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
     scores = [json.loads(file.read_text())["scores"]["test"]["acc50"] for file in folders]
     shown = sorted(row["cells"][4]["ours"]["mean"] for row in (first, second))
     assert shown == pytest.approx(sorted([50 * (scores[0] + scores[1]), 50 * (scores[2] + scores[3])]))
+    gains = [cell["gain"] for cell in second["cells"][3:6]]
+    assert all(cell["gain"] is None for cell in first["cells"]) and second["cells"][0]["gain"] is None
+    for gain, low, high in zip(gains, first["cells"][3:6], second["cells"][3:6], strict=True):
+        assert gain["points"] == pytest.approx(high["ours"]["mean"] - low["ours"]["mean"])
+        assert gain["low"] <= gain["points"] <= gain["high"] and gain["phrases"] == 2 * high["ours"]["phrases"]
     for ending in ("md", "html"):
         page = (tmp_path / "out" / "scenes" / f"table-4.{ending}").read_text(encoding="utf-8")
         assert "83.39" in page and f"{first['cells'][4]['ours']['mean']:.2f} ±" in page
-    same = run(7, dry_run=True)["rows"][2]  # lambda 1 is Table 4's first row, and shares its trainings
+    same = run("7", dry_run=True)["rows"][2]  # lambda 1 is Table 4's first row, and shares its trainings
     assert same["trainings"][0]["settings"] == first["trainings"][0]["settings"]
 
     rows = (scenes / "annotations.jsonl").read_text().splitlines(keepends=True)
     (scenes / "annotations.jsonl").write_text("".join(rows[:-1]))
-    assert "other rows" in run(4)["rows"][0]["trainings"][0]["state"]
+    assert "other rows" in run("4")["rows"][0]["trainings"][0]["state"]
 
 
 def test_what_cannot_run_is_shown_with_its_reason(scenes: Path, tmp_path: Path) -> None:
-    lost = reproduce(5, scale="paper", out=tmp_path / "out", root=tmp_path)
+    lost = reproduce("5", scale="paper", out=tmp_path / "out", root=tmp_path)
     states = {each["data"]: each["state"] for each in lost["rows"][-1]["trainings"]}
     assert "referit_bbox.json" in states["referit"] and "Sentences" in states["flickr30k"]
     assert "cannot run" in (tmp_path / "out" / "paper" / "table-5.html").read_text(encoding="utf-8")
-    small = reproduce(5, TINY, out=tmp_path / "out", root=scenes)
+    small = reproduce("5", TINY, out=tmp_path / "out", root=scenes)
     assert "no counterpart" in small["rows"][-1]["trainings"][0]["remark"]
     assert all(cell["ours"] is None for row in small["rows"] for cell in row["cells"])
-    no_teacher = reproduce(4, [*TINY, "distill.teacher=RN5O"], out=tmp_path / "out", root=scenes)
+    no_teacher = reproduce("4", [*TINY, "distill.teacher=RN5O"], out=tmp_path / "out", root=scenes)
     assert "There is no teacher 'RN5O'" in no_teacher["rows"][0]["trainings"][0]["state"]
 
 
@@ -232,7 +241,7 @@ def test_a_scale_makes_its_own_teacher_once(scenes: Path, tmp_path: Path, monkey
         folder.mkdir(parents=True)
 
     monkeypatch.setattr(runner, "train_teacher", fake)
-    result = reproduce(4, TINY, out=tmp_path / "out", root=scenes)
+    result = reproduce("4", TINY, out=tmp_path / "out", root=scenes)
     assert len(made) == 1
     assert "is not a teacher" in result["rows"][0]["trainings"][0]["state"]  # the fake left an empty folder
 
@@ -240,7 +249,7 @@ def test_a_scale_makes_its_own_teacher_once(scenes: Path, tmp_path: Path, monkey
 def test_a_dry_run_trains_nothing_and_counts(
     run: Callable[..., dict[str, Any]], scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = run(3, seeds=3, dry_run=True)["plan"]
+    plan = run("3", seeds=3, dry_run=True)["plan"]
     assert plan["to_run"] == 12 == len(plan["runs"]) and not (tmp_path / "out").exists()
     train = [line for line in (scenes / "annotations.jsonl").read_text().splitlines() if '"split": "train"' in line]
     assert {each["phrases"] for each in plan["runs"]} == {len(train)} and plan["runs"][0]["counted"]
@@ -253,11 +262,11 @@ def test_a_dry_run_trains_nothing_and_counts(
 
 def test_wrong_questions_are_named(tmp_path: Path) -> None:
     for words, arguments in {
-        "no table 8": {"number": 8},
-        "no scale 'huge'": {"number": 3, "scale": "huge"},
-        "seeds=0": {"number": 3, "seeds": 0},
-        "what the table sets": {"number": 3, "overrides": ["data.name=refcoco"]},
-        "did you mean 'epochs'": {"number": 3, "overrides": ["train.epoch=2"]},
+        "no table '8'": {"name": "8"},
+        "no scale 'huge'": {"name": "3", "scale": "huge"},
+        "seeds=0": {"name": "3", "seeds": 0},
+        "what the table sets": {"name": "3", "overrides": ["data.name=refcoco"]},
+        "did you mean 'epochs'": {"name": "3", "overrides": ["train.epoch=2"]},
     }.items():
         with pytest.raises(InputError, match=words):
             reproduce(**arguments, out=tmp_path)  # type: ignore[arg-type]
@@ -267,3 +276,20 @@ def test_recipes_of_the_paper_load() -> None:
     for name in ("refcoco", "refcoco+", "refcocog-umd", "refcocog-google", "referit", "flickr30k"):
         recipe = Recipe.load(name)
         assert recipe.data.name == name and recipe.distill is not None and recipe.distill.pretrained == "openai"
+
+
+def test_studies_compare_what_they_say() -> None:
+    """Each row of a study stands beside one that exists, and differs from it in what its name says alone."""
+    studies = {name: table for name, table in read_tables().items() if not name.isdigit()}
+    assert studies
+    for table in studies.values():
+        rows = {row.name: row for row in table.rows}
+        for row in table.rows:
+            base = rows[row.against] if row.against else table.rows[0]
+            ours, theirs = (
+                plan_row(each, table, SCALES["scenes"], seeds=1, out=Path("out"), root=None, overrides=())[0].jobs[0]
+                for each in (row, base)
+            )
+            assert (ours.settings != theirs.settings) == (row is not base)
+            if row.against:
+                assert ours.recipe.data == theirs.recipe.data and ours.recipe.train == theirs.recipe.train

@@ -155,8 +155,19 @@ def evaluate(
     split_key: Annotated[str | None, typer.Option(help="The row key that names the split.")] = None,
     absent: Annotated[float, typer.Option(help="Phrases asked of other images, a phrase of the split.")] = 0.25,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON; - prints it.")] = None,
+    stress: Annotated[
+        bool, typer.Option("--stress", help="Score phrases and pictures made harder instead (docs/robustness.md).")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="Most phrases, with --stress, of images drawn at random; 1,000 by default.")
+    ] = None,
 ) -> None:
-    """Score a run: Acc@0.5, mean IoU, and a row of predictions a phrase."""
+    """Score a run: Acc@0.5, mean IoU, and a row of predictions a phrase; or what it bears."""
+    if stress:
+        _stress(run, data, split, root, split_key, absent, limit, json_file)
+        return
+    if limit is not None:
+        raise InputError("--limit is for --stress: a score counts every phrase of its split.")
     from epmvg.evaluation import evaluate as score
     from epmvg.evaluation import write_json
     from epmvg.terminal import counting
@@ -184,6 +195,66 @@ def evaluate(
         ],
     )
     _table("How far the score can be trusted", [_trust_row(result["confidence"])])
+
+
+def _stress(
+    run: Path,
+    data: str | None,
+    split: str | None,
+    root: str | None,
+    split_key: str | None,
+    absent: float,
+    limit: int | None,
+    json_file: Path | None,
+) -> None:
+    if not _is_first():  # one process does this alone
+        return
+    from epmvg.evaluation import write_json
+    from epmvg.stress import LIMIT, stress_test
+    from epmvg.terminal import counting
+
+    with counting(Console(stderr=True), "Stressing") as progress:
+        result = stress_test(
+            run,
+            data=data,
+            split=split,
+            root=root,
+            split_key=split_key,
+            limit=LIMIT if limit is None else limit,
+            absent=absent,
+            progress=progress,
+        )
+    if str(json_file) == "-":
+        print(json.dumps(result))
+        return
+    if json_file is not None:
+        write_json(json_file, result)
+    clean = result["clean"]
+    title = f"{run} on {result['data']} {result['split']}: Acc@0.5 {clean['acc50']:.4f} of {clean['n']:,} phrases"
+    _table(title, [_stress_row(row) for row in result["stresses"]])
+    nothing, stem = result["absent"], f"{result['data']}-{result['split']}"
+    if "why" in nothing:
+        console.print(f"Absent phrases: {nothing['why']}.", soft_wrap=True)
+    else:
+        console.print(
+            f"Absent phrases: {nothing['refused']:.1%} of {nothing['n']:,} refused below {nothing['threshold']:.3f}, "
+            f"and {nothing['clean_refused']:.1%} of the clean ones; AUROC {nothing['auroc']:.3f}",
+            soft_wrap=True,
+        )
+    console.print(f"Pictures of the worst: {run / f'stress-{stem}.html'}", soft_wrap=True)
+
+
+def _stress_row(row: dict[str, Any]) -> dict[str, str]:
+    said = {"stress": row["name"], "phrases": f"{row['n']:,}"}
+    if not row["n"]:
+        return said | {"clean": "-", "Acc@0.5": "-", "difference": row["why"], "changed": "-"}
+    gap = row["difference"]
+    return said | {
+        "clean": f"{row['clean_acc50']:.3f}",
+        "Acc@0.5": f"{row['acc50']:.3f}",
+        "difference": f"{gap['points']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})",
+        "changed": f"{row['changed']:.1%}",
+    }
 
 
 def _trust_row(said: dict[str, Any]) -> dict[str, str]:
@@ -393,7 +464,7 @@ def report(
 
 @app.command()
 def reproduce(
-    table: Annotated[int, typer.Argument(help="The paper's table, 1 to 7.")],
+    table: Annotated[str, typer.Argument(help="The paper's table, 1 to 7, or a study of our own: data, mends, vls.")],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value, for every training of the table.")] = None,
     scale: Annotated[Scaled, typer.Option(help="scenes and mini fit a laptop; paper is the paper's.")] = Scaled.scenes,
     seeds: Annotated[int, typer.Option(help="Trainings of each setting.")] = 1,
@@ -445,7 +516,7 @@ def _say_reproduced(result: dict[str, Any]) -> None:
     from epmvg.reproduce.page import cell_text, remark
 
     _table(
-        f"Table {result['table']}: {result['title']} (printed, then **ours**)",
+        f"{result['heading']}: {result['title']} (printed, then **ours**)",
         [
             {"row": row["name"]}
             | {column: cell_text(cell) for column, cell in zip(result["columns"], row["cells"], strict=True)}

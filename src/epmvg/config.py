@@ -65,6 +65,9 @@ class DataSettings(Settings):
     train: str = "train"
     val: str = "val"
     split_key: str = "split"
+    share: float = Field(
+        1.0, gt=0, le=1
+    )  # of the training pictures that is learned from; a smaller is part of a larger
     images: int = Field(16, ge=1)
     phrases: int = Field(8, ge=1)
     canvas: int | None = Field(None, ge=32)  # side of training views, if smaller than the model's: cheaper steps

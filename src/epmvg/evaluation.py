@@ -191,6 +191,13 @@ def data_of(run: Path, data: str | None, root: str | None, split_key: str | None
     return own.model_copy(update={"name": data or own.name, "root": root, "split_key": split_key or own.split_key})
 
 
+def of_some_images(records: Sequence[Record], limit: int, seed: int) -> list[Record]:
+    """Keep the records of images drawn at random, until they are `limit`."""
+    photos = list(dict.fromkeys(record.image for record in records))
+    place = {photos[i]: rank for rank, i in enumerate(np.random.default_rng(seed).permutation(len(photos)).tolist())}
+    return sorted(records, key=lambda record: place[record.image])[:limit]
+
+
 def _judge(rows: list[Row], nothing: list[Row], *, calibrated: bool) -> dict[str, Any]:
     """Score rows of predictions, and how far their own scores can be trusted."""
     result: dict[str, Any] = asdict(summarise(rows))

@@ -30,7 +30,7 @@ from epmvg.activations import LiveTensors
 from epmvg.config import DistillSettings, ModelSettings, Recipe, TrainSettings
 from epmvg.data.absent import Absence
 from epmvg.data.archives import is_there
-from epmvg.data.catalog import cache_folder, open_records
+from epmvg.data.catalog import cache_folder, open_records, share_of
 from epmvg.data.jsonl import Skipped, json_line, rows_of
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.shard_loader import ShardLoader
@@ -361,7 +361,7 @@ def cache_teacher(recipe: Recipe, progress: Progress | None = None) -> dict[str,
         raise InputError("There is no frozen teacher in this recipe: give distill=NAME or distill=FOLDER.")
     data, skipped = recipe.data, Skipped()
     records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
-    records = _with_photo(records, skipped)
+    records = share_of(_with_photo(records, skipped), data.share)
     flips = data.augment is not None and data.augment.flip > 0
     phrases = [record.phrase for record in records] if distill.text or distill.dense else []
     if distill.text and flips:
@@ -416,13 +416,17 @@ def _loaders(
     if data.name.endswith(".tar"):
         if settings.store:
             raise InputError("train.store=true cannot be had with shards, which are streamed: set it to false.")
+        if data.share < 1:
+            raise InputError(
+                "data.share cannot be had with shards, which are streamed: name some of the files instead."
+            )
         files = shard_files(data.name)
         loader = ShardLoader(files, make, split=data.train, split_key=data.split_key, seed=settings.seed)
         _report_skipped(loader.skipped, report)
         return loader, evaluation_loader(student, val, images=data.images, **share)
     skipped = Skipped()
     records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
-    records = _with_photo(records, skipped)
+    records = share_of(_with_photo(records, skipped), data.share)
     _report_skipped(skipped, report)
     if settings.store:
         if data.augment is not None or not student.visual.frozen:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from epmvg.data.catalog import DATASETS, open_records
+from epmvg.data.catalog import DATASETS, open_records, share_of
 from epmvg.data.flickr30k import read_flickr30k
 from epmvg.data.jsonl import Skipped
 from epmvg.data.refcoco import read_refcoco
@@ -352,3 +352,17 @@ def test_all_of_flickr_has_its_counts(shared: Path, tmp_path: Path, real: dict[s
     records = open_records("flickr30k", split=None, root=root, skipped=skipped)
     assert Counter(record.split for record in records) == COUNTS["flickr30k"], str(skipped)
     assert_twins(records, real["flickr30k"], set(COUNTS["flickr30k"]))
+
+
+def test_a_share_is_of_whole_pictures_and_part_of_a_larger_share() -> None:
+    records = [Record(Path(f"{number // 3}.jpg"), f"phrase {number}", (0, 0, 1, 1)) for number in range(3000)]
+    smaller: set[str] = set()
+    for share in (0.1, 0.3, 0.7, 1.0):
+        kept = share_of(records, share)
+        phrases = {record.phrase for record in kept}
+        assert kept == [record for record in records if record.phrase in phrases]
+        assert set(Counter(record.image for record in kept).values()) == {3}
+        assert abs(len(kept) / len(records) - share) < 0.05 and smaller <= phrases
+        smaller = phrases
+    with pytest.raises(InputError, match="leaves none"):
+        share_of(records[:3], 1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -149,6 +150,23 @@ def open_records(
     if split is not None and split not in known.splits:
         raise InputError(f"{name} has no split {split!r}: there are {', '.join(known.splits)}.")
     return known.read(folder, split, skipped)
+
+
+def share_of(records: list[Record], share: float) -> list[Record]:
+    """Return the records of about a `share` (0..1) of the pictures, chosen by the pictures' names alone."""
+    if share == 1:
+        return records
+
+    def place(image: Path) -> float:
+        return (
+            int.from_bytes(hashlib.blake2b(image.name.encode("utf-8", "surrogateescape"), digest_size=8).digest())
+            / 2**64
+        )
+
+    kept = {image for image in {record.image for record in records} if place(image) < share}
+    if not kept:
+        raise InputError(f"data.share={share:g} leaves none of the pictures: give more.")
+    return [record for record in records if record.image in kept]
 
 
 def _open_file(

@@ -168,10 +168,16 @@ def thumbnail(file: Path) -> Photo:
         width, height = reversed(opened.size) if across else opened.size
         opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG decodes at a fraction of its size
         upright = ImageOps.exif_transpose(opened).convert("RGB")
-    upright.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return shrink(upright, (width, height))
+
+
+def shrink(picture: Image.Image, size: tuple[float, float]) -> Photo:
+    """Return a picture small, to be shown in the pixels of an original of (width, height)."""
+    small = picture.copy()
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     jpeg = io.BytesIO()
-    upright.save(jpeg, "JPEG", quality=80, optimize=True)
-    return Photo(width, height, "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode("ascii"))
+    small.save(jpeg, "JPEG", quality=80, optimize=True)
+    return Photo(*size, "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode("ascii"))
 
 
 def _box(row: Row, key: str) -> Box:

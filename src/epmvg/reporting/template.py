@@ -11,6 +11,8 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 
 from epmvg.writing import write_text
 
+MINUS = "\N{MINUS SIGN}"
+
 
 def fill(template: str, filters: Mapping[str, Callable[..., str]] | None = None, **values: Any) -> str:
     """Return a template as HTML, every value escaped; it extends `frame.html`, in the style that the pages share."""
@@ -23,7 +25,7 @@ def fill(template: str, filters: Mapping[str, Callable[..., str]] | None = None,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": count, "px": _px, **(filters or {})}
+    environment.filters |= {"count": count, "percent": percent, "points": points, "px": _px, **(filters or {})}
     return environment.from_string(template).render(style=style, **values).strip() + "\n"
 
 
@@ -36,6 +38,17 @@ def write(html: str, out: Path) -> None:
 def count(number: float) -> str:
     """1,234,567"""
     return f"{number:,.0f}"
+
+
+def percent(share: float) -> str:
+    """12.3%"""
+    return f"{100 * share:.1f}%"
+
+
+def points(difference: float) -> str:
+    """+1.2, or 0.0 without a sign."""
+    text = f"{abs(difference):.1f}"
+    return text if text == "0.0" else f"{MINUS if difference < 0 else '+'}{text}"
 
 
 def _px(value: float) -> str:

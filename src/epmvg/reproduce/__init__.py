@@ -1,4 +1,4 @@
-"""The paper's tables run again: what is missing is trained, and every printed figure stands beside ours."""
+"""The paper's tables run again, and studies of our own: what is missing is trained, every figure stands beside ours."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from epmvg.reproduce.plan import (
 )
 from epmvg.reproduce.runner import Outcome, make_teacher, read_outcome, run_job
 from epmvg.reproduce.tables import Row, Table, read_table
-from epmvg.reproduce.tally import Line, line_of
+from epmvg.reproduce.tally import Answers, Line, answers_of, line_of
 from epmvg.training import Report
 from epmvg.types import InputError
 
@@ -37,7 +37,7 @@ class _Planned:
 
 
 def reproduce(
-    number: int,
+    name: str,
     overrides: Sequence[str] = (),
     *,
     scale: str = "scenes",
@@ -54,7 +54,7 @@ def reproduce(
     Markdown, HTML and JSON after every training.
 
     Args:
-        number: of the table, 1 to 7.
+        name: of the table: "1" to "7", or a study's.
         overrides: key=value settings of all trainings; those of `distill` reach only the rows that distil.
         scale: "scenes", "mini" or "paper".
         seeds: trainings of each setting, with consecutive seeds.
@@ -78,37 +78,45 @@ def reproduce(
         if any(each.partition("=")[0] == fixed for each in overrides):
             raise InputError(f"{fixed} is what the table sets: leave {fixed}=... out.")
     forget_records()
-    table, chosen, folder = read_table(number), SCALES[scale], Path(out)
+    table, chosen, folder = read_table(name), SCALES[scale], Path(out)
     where = str(root) if root is not None else None
     planned = [
         _Planned(row, plan_row(row, table, chosen, seeds=seeds, out=folder, root=where, overrides=overrides))
         for row in table.rows
     ]
     if dry_run:
-        return _result(number, table, chosen, seeds, planned, {}) | {"plan": _plan(planned)}
+        return _result(name, table, chosen, seeds, planned, {}) | {"plan": _plan(planned)}
     jobs = {job.folder: job for each in planned for setting in each.settings for job in setting.jobs}
     outcomes = {job.folder: read_outcome(job) for job in jobs.values()}
     for place, job in enumerate(sorted(jobs.values(), key=lambda job: job.seed), 1):  # each setting once, then again
         tell({"event": "say", "text": f"{place}/{len(jobs)} {job.folder}"})
         trouble = "" if outcomes[job.folder].state == "done" else make_teacher(chosen, job, tell)
         outcomes[job.folder] = Outcome("cannot run", trouble) if trouble else run_job(job, tell)
-        _leave(_result(number, table, chosen, seeds, planned, outcomes), folder / scale)
-    result = _result(number, table, chosen, seeds, planned, outcomes)
+        _leave(_result(name, table, chosen, seeds, planned, outcomes), folder / scale)
+    result = _result(name, table, chosen, seeds, planned, outcomes)
     _leave(result, folder / scale)
     return result
 
 
 def _result(
-    number: int, table: Table, scale: Scale, seeds: int, planned: Sequence[_Planned], outcomes: dict[Path, Outcome]
+    name: str, table: Table, scale: Scale, seeds: int, planned: Sequence[_Planned], outcomes: dict[Path, Outcome]
 ) -> dict[str, Any]:
-    own = [(setting, split) for setting in _ours(planned) for split in setting.splits]
     columns = [f"{data} {split}" for data, split in table.columns]
-    columns += [
-        name for name in dict.fromkeys(f"{setting.data} {split}" for setting, split in own) if name not in columns
+    answers: dict[Path, Answers] = {}
+    for setting in _ours(planned):
+        columns += [f"{setting.data} {split}" for split in setting.splits]
+        answers[setting.folder] = answers_of(setting, outcomes)
+        columns += answers[setting.folder]
+    columns = list(dict.fromkeys(columns))
+    settings = {each.row.name: each.settings for each in planned}
+    first = planned[0].row.name
+    lines: list[Line] = [
+        line_of(each.row, each.settings, columns, outcomes, answers, settings[each.row.against or first])
+        for each in planned
     ]
-    lines: list[Line] = [line_of(each.row, each.settings, columns, outcomes) for each in planned]
     return {
-        "table": number,
+        "table": name,
+        "heading": f"Table {name} of the paper, run again" if name.isdigit() else f"Study {name}",
         "title": table.title,
         "scale": scale.name,
         "about": scale.about,

@@ -13,7 +13,7 @@ NONE = "\N{EN DASH}"
 
 def as_markdown(result: Mapping[str, Any]) -> str:
     """Return a table as Markdown: a printed figure, then ours in bold."""
-    lines = [f"# Table {result['table']}: {result['title']}", "", _explanation(result), ""]
+    lines = [f"# {result['heading']}: {result['title']}", "", _explanation(result), ""]
     header = ["row", "backbone", "source", *result["columns"]]
     lines += [_row(header), _row(["---"] * len(header))]
     for row in result["rows"]:
@@ -32,7 +32,7 @@ def as_html(result: Mapping[str, Any]) -> str:
     """Return a table as one page that needs nothing else."""
     return fill(
         (resources.files("epmvg.reproduce") / "page.html").read_text(encoding="utf-8"),
-        {"clock": clock, "remark": remark, "printed": printed_text, "ours": ours_text},
+        {"clock": clock, "remark": remark, "printed": printed_text, "ours": ours_text, "gain": gain_text},
         result=result,
         explanation=_explanation(result),
         trainings=_trainings(result),
@@ -40,10 +40,10 @@ def as_html(result: Mapping[str, Any]) -> str:
 
 
 def cell_text(cell: Mapping[str, Any]) -> str:
-    """Return a printed figure, ours in bold, or both."""
-    ours = ours_text(cell["ours"])
+    """Return a printed figure, ours in bold, and what ours gains over the first row's."""
+    ours, gain = ours_text(cell["ours"]), gain_text(cell["gain"])
     shown = [printed_text(cell["printed"])] if cell["printed"] is not None else []
-    return " ".join([*shown, *([f"**{ours}**"] if ours else [])]) or NONE
+    return " ".join([*shown, *([f"**{ours}**"] if ours else []), *([gain] if gain else [])]) or NONE
 
 
 def printed_text(figure: float | None) -> str:
@@ -60,6 +60,11 @@ def ours_text(ours: Mapping[str, Any] | None) -> str:
     return f"{ours['mean']:.2f} ± {ours['deviation']:.2f} ({ours['low']:.2f} to {ours['high']:.2f})"
 
 
+def gain_text(gain: Mapping[str, Any] | None) -> str:
+    """+0.8 [-0.3, +1.9], "" where there is nothing to compare with."""
+    return "" if gain is None else f"{gain['points']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]"
+
+
 def clock(seconds: float | None) -> str:
     """12 min, or a dash."""
     if seconds is None:
@@ -74,7 +79,9 @@ def remark(training: Mapping[str, Any]) -> str:
 
 def _explanation(result: Mapping[str, Any]) -> str:
     said = (
-        f"Acc@0.5 in %: printed in the paper, then ours as mean ± standard deviation (least to most) over seeds. "
+        "Acc@0.5 in %: printed in the paper, then ours as mean ± standard deviation (least to most) over seeds, and "
+        "its difference in points from the first row (or the plain one it belongs to), paired seed by seed and phrase "
+        "by phrase [95 %, images drawn anew]. "
         f"Scale {result['scale']}: {result['about']}"
     )
     return f"{said} {result['note']}".strip()

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.config import DataSettings, Recipe
-from epmvg.data.catalog import DATASETS, open_records
+from epmvg.data.absent import things_named
+from epmvg.data.catalog import DATASETS, open_records, share_of
 from epmvg.data.jsonl import Skipped
 from epmvg.data.loader import group_by_image
 from epmvg.demo import TEACHER_SETTINGS
@@ -93,6 +94,11 @@ class Setting:
     jobs: tuple[Job, ...]
     remark: str = ""
 
+    @property
+    def folder(self) -> Path:
+        """Where its trainings lie, which equal settings share."""
+        return self.jobs[0].folder.parent if self.jobs else Path(self.data)
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -135,20 +141,28 @@ def plan_row(
 def _recipe(row: Row, scale: Scale, data: str, out: Path, root: str | None, overrides: Sequence[str]) -> Recipe:
     """Return the recipe of a row on a data set: what the row says stands over `overrides`."""
     said = [f"data.root={root}"] if root else []
+    changed = [f"{key}={json.dumps(value)}" for key, value in row.settings.items()]
     if row.distill is None:
-        said += ["distill=null", *(each for each in overrides if not each.startswith("distill"))]
+        said += ["distill=null", *(each for each in overrides if not each.startswith("distill")), *changed]
     else:
         if scale.teacher is not None:
             said.append(f"distill.teacher={out / scale.name / OWN_TEACHER}")
         said += overrides
-        said += [f"distill.{key}={json.dumps(value)}" for key, value in row.distill.items()]
+        said += [*changed, *(f"distill.{key}={json.dumps(value)}" for key, value in row.distill.items())]
         if _unfrozen(row):
             said.append("train.store=false")  # stored features open no pictures, and this teacher must see them
     if scale.recipe is None:
         said.append(f"model.preset={row.student}")
     recipe = Recipe.load(data, *said)
     weight = row.giou * recipe.loss.giou
-    return recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"giou": weight})})
+    train = recipe.train
+    longer = {"epochs": row.epochs * train.epochs, "evaluate_every": row.epochs * train.evaluate_every}
+    return recipe.model_copy(
+        update={
+            "loss": recipe.loss.model_copy(update={"giou": weight}),
+            "train": train.model_copy(update=longer),
+        }
+    )
 
 
 def _remark(row: Row, scale: Scale, recipe: Recipe) -> str:
@@ -196,9 +210,21 @@ def records_of(data: DataSettings, split: str) -> tuple[Record, ...]:
     return _read(data.name, data.root, data.split_key, split, split == data.train)
 
 
+def names_learned(data: DataSettings) -> frozenset[str]:
+    """Return every word that may name a thing in the phrases that a training learns from."""
+    return _names(data.name, data.root, data.split_key, data.train, data.share)
+
+
+@functools.lru_cache(maxsize=8)
+def _names(name: str, root: str | None, split_key: str, split: str, share: float) -> frozenset[str]:
+    records = share_of(list(_read(name, root, split_key, split, tolerant=True)), share)
+    return frozenset[str]().union(*(things_named(phrase) for phrase in {record.phrase for record in records}))
+
+
 def forget_records() -> None:
     """Read data anew when it is next asked for."""
     _read.cache_clear()
+    _names.cache_clear()
 
 
 @functools.lru_cache(maxsize=8)
@@ -233,12 +259,13 @@ def estimate(recipe: Recipe) -> Estimate | None:
     """
     data = recipe.data
     try:
-        records: tuple[Record, ...] = () if is_undrawn(data) else records_of(data, data.train)
+        records = [] if is_undrawn(data) else share_of(list(records_of(data, data.train)), data.share)
     except InputError:
-        records = ()
+        records = []
     phrases = len(records) or published_phrases(data.name)
     if phrases is None:
         return None
+    phrases = phrases if records else round(phrases * data.share)
     groups = sum(-(-len(rows) // data.phrases) for rows in group_by_image(records).values()) or -(
         -phrases // data.phrases
     )

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from epmvg.data.catalog import DATASETS
 from epmvg.distill.pretrain import train_teacher
-from epmvg.evaluation import evaluate, write_json
+from epmvg.evaluation import evaluate, short_name, write_json
 from epmvg.reproduce.plan import OWN_TEACHER, Job, Scale, data_hash, trouble_of
 from epmvg.training import Report, train
 from epmvg.types import InputError
@@ -80,6 +80,12 @@ def _run(job: Job, report: Report) -> Outcome:
     }
     write_json(job.folder / RESULT, result)
     return Outcome("done", result=result)
+
+
+def rows_answered(job: Job, split: str) -> list[dict[str, Any]]:
+    """Read the rows of predictions that scoring left."""
+    file = job.folder / f"predictions-{short_name(job.recipe.data.name)}-{split}.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def _score(job: Job, split: str) -> dict[str, Any]:

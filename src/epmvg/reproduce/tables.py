@@ -1,4 +1,4 @@
-"""The paper's tables 1 to 7 as data: what was printed, and which setting a row stands for."""
+"""The paper's tables 1 to 7 and studies of our own as data: what was printed, and which setting a row stands for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    printed: tuple[float | None, ...]  # Acc@0.5 in %, one a column; None where the paper prints a dash
+    printed: tuple[float | None, ...] = ()  # Acc@0.5 in %, one a column; None where the paper prints a dash
     printed_in: str = ""  # where the figures stand, if not in this table
     group: str = ""
     backbone: str = ""
@@ -25,10 +25,13 @@ class Row(BaseModel):
     student: str | None = None  # the preset; None for a cited system
     distill: dict[str, Any] | None = None  # what differs from the paper's default teacher; None trains without one
     giou: float = 1.0  # lambda of eq. 8
+    settings: dict[str, Any] = {}  # further keys of the recipe, dotted
+    epochs: float = 1.0  # times the recipe's own
+    against: str = ""  # the row that it is compared with; "" for the table's first
 
 
 class Table(BaseModel):
-    """A table of the paper. A column is a data set and its split."""
+    """A table of the paper, or a study of our own, which prints nothing. A column is a data set and its split."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,26 +42,26 @@ class Table(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Table:
-        if any(len(row.printed) != len(self.columns) for row in self.rows):
+        if any(row.printed and len(row.printed) != len(self.columns) for row in self.rows):
             raise ValueError("a row has not one figure a column")
         return self
 
 
-def read_tables() -> dict[int, Table]:
-    """Return the tables by number."""
-    return {number: Table.model_validate(values) for number, values in _yaml()["tables"].items()}
+def read_tables() -> dict[str, Table]:
+    """Return the paper's tables by number, then the studies by name."""
+    return {str(name): Table.model_validate(values) for name, values in _yaml()["tables"].items()}
 
 
-def read_table(number: int) -> Table:
+def read_table(name: str) -> Table:
     """Return one table.
 
     Raises:
-        InputError: there is no table of that number.
+        InputError: there is no table of that name.
     """
     tables = read_tables()
-    if number not in tables:
-        raise InputError(f"The paper has no table {number}: give a number from {min(tables)} to {max(tables)}.")
-    return tables[number]
+    if name not in tables:
+        raise InputError(f"There is no table {name!r}: give one of {', '.join(tables)}.")
+    return tables[name]
 
 
 def published_phrases(data: str) -> int | None:

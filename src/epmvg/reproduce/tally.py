@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from epmvg.reproduce.plan import Setting
-from epmvg.reproduce.runner import Outcome
+from epmvg.data.absent import things_named
+from epmvg.reporting.statistics import PairedDifference, accuracy, compare
+from epmvg.reproduce.plan import Setting, names_learned
+from epmvg.reproduce.runner import Outcome, rows_answered
 from epmvg.reproduce.tables import Row
 
 
@@ -32,10 +35,11 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A printed figure and ours, either of which may be missing."""
+    """A printed figure and ours, any of which may be missing."""
 
     printed: float | None
     ours: Ours | None
+    gain: PairedDifference | None = None  # over the row it is compared with, on the seeds both have
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +57,50 @@ class Line:
         return asdict(self)
 
 
-def line_of(row: Row, settings: Sequence[Setting], columns: Sequence[str], outcomes: Mapping[Path, Outcome]) -> Line:
-    """Gather what the trainings of a row came to, under the table's columns."""
+Answers = dict[str, dict[int, list[dict[str, Any]]]]
+"""Rows of predictions by column and seed."""
+
+
+def answers_of(setting: Setting, outcomes: Mapping[Path, Outcome]) -> Answers:
+    """Read what the finished trainings of a setting answered, by column.
+
+    A split whose phrases name, in part, what no phrase of the training did has a column of these phrases too.
+    """
+    found: Answers = defaultdict(dict)
+    for job in setting.jobs:
+        if outcomes.get(job.folder, Outcome("planned")).state != "done":
+            continue
+        known = names_learned(job.recipe.data)
+        for split in setting.splits:
+            rows = rows_answered(job, split)
+            new = [row for row in rows if not things_named(row["phrase"]) <= known]
+            found[f"{setting.data} {split}"][job.seed] = rows
+            if 0 < len(new) < len(rows):
+                found[f"{setting.data} {split}, new names"][job.seed] = new
+    return found
+
+
+def line_of(
+    row: Row,
+    settings: Sequence[Setting],
+    columns: Sequence[str],
+    outcomes: Mapping[Path, Outcome],
+    answers: Mapping[Path, Answers],
+    base: Sequence[Setting],
+) -> Line:
+    """Gather what the trainings of a row came to, under the table's columns, compared with those of a `base` row."""
     ours: dict[str, Ours] = {}
+    gains: dict[str, PairedDifference] = {}
+    before = {setting.data: setting.folder for setting in base}
     for setting in settings:
-        results = [outcome.result for outcome in _of(setting, outcomes) if outcome.state == "done" and outcome.result]
-        for split in setting.splits if results else ():
-            scores = [result["scores"][split] for result in results]
-            ours[f"{setting.data} {split}"] = Ours.of([100 * score["acc50"] for score in scores], scores[0]["n"])
+        other = before.get(setting.data, setting.folder)
+        theirs = answers[other] if other != setting.folder else {}
+        for column, own in answers[setting.folder].items():
+            ours[column] = Ours.of([100 * accuracy(rows) for rows in own.values()], len(next(iter(own.values()))))
+            both = sorted(own.keys() & theirs.get(column, {}).keys())
+            if both:  # rows meet seed by seed, for a repeated question meets its repetition
+                pair = ([row for seed in both for row in each[seed]] for each in (theirs[column], own))
+                gains[column] = compare(*pair)
     printed = dict(zip(columns, row.printed, strict=False))  # the paper's columns come first
     cited = "the paper" if row.student is None else row.printed_in
     return Line(
@@ -68,7 +108,7 @@ def line_of(row: Row, settings: Sequence[Setting], columns: Sequence[str], outco
         row.group,
         row.backbone,
         row.source or cited,
-        [Cell(printed.get(column), ours.get(column)) for column in columns],
+        [Cell(printed.get(column), ours.get(column), gains.get(column)) for column in columns],
         [_training(setting, _of(setting, outcomes)) for setting in settings],
     )
 
