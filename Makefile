@@ -11,13 +11,16 @@ TOOLS = .venv-tools
 OLDEST = .venv-oldest
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check slow bench clean dist try-dist sbom audit test-oldest
+.PHONY: demo test coverage check slow bench clean dist try-dist sbom audit test-oldest
 
 demo: $(READY)
 	$(VENV)/bin/epmvg demo --out runs/demo
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadscope
+
+coverage: $(READY)
+	$(VENV)/bin/python -m pytest --cov --cov-report=term
 
 slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow

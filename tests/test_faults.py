@@ -103,7 +103,7 @@ def test_a_damaged_state_gives_way_to_the_one_before_it(finished: tuple[Recipe, 
     assert same(whole, tmp_path / "hurt")
     for file in (tmp_path / "hurt" / "state").iterdir():
         file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"last\.pt is damaged and no other state is kept"):
+    with pytest.raises(InputError, match=r"last\.pt is damaged and no other state is whole.*model\.start="):
         epmvg.train(chosen, tmp_path / "hurt", resume=True)
 
 
@@ -152,7 +152,7 @@ def test_pictures_that_vanish_are_counted_and_named_once(squares: Path, tmp_path
     lost = [row for row in said if row["event"] == "skipped"]
     named = [why for row in lost for why in row["pictures"]]  # type: ignore[attr-defined]
     assert [sum(f"{number}.png" in why for why in named) for number in (0, 2, 4)] == [0, 1, 1]
-    assert lost[-1]["images"] == 2 and f"{lost[-1]['images']} pictures were left out" in str(lost[-1]["why"])
+    assert lost[-1]["images"] == 2 and f"left out so far: {lost[-1]['images']}; now" in str(lost[-1]["why"])
     assert [row for row in rows(tmp_path / "run") if row["event"] == "skipped"]
 
 
@@ -168,7 +168,7 @@ def test_a_batch_without_a_picture_is_one_sentence(squares: Path, tiny: Grounder
 
 def test_a_missing_validation_picture_is_said_before_the_first_step(squares: Path, tmp_path: Path) -> None:
     (squares.parent / "3.png").unlink()
-    with pytest.raises(InputError, match=r"1 images of the validation split do not exist \(first: .*3\.png\)"):
+    with pytest.raises(InputError, match=r"validation split that do not exist: 1 \(first: .*3\.png\)"):
         epmvg.train(recipe(squares), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

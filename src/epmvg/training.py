@@ -442,7 +442,7 @@ def _refuse_missing(val: list[Record]) -> None:
     missing = [image for image in {record.image: None for record in val} if not is_there(image)]
     if missing:
         raise InputError(
-            f"{len(missing)} images of the validation split do not exist (first: {missing[0]}): check data.root, "
+            f"Images of the validation split that do not exist: {len(missing)} (first: {missing[0]}): check data.root, "
             "or take their rows out of the split."
         )
 
@@ -574,7 +574,7 @@ def _tell_lost(run: Run, lost: list[str]) -> None:
     lost.clear()
     if fresh:
         run.lost.update(fresh)
-        why = f"{len(run.lost)} pictures were left out so far; now {fresh[0].rstrip('.')}"
+        why = f"Pictures left out so far: {len(run.lost)}; now {fresh[0].rstrip('.')}"
         more = f" (and {len(fresh) - 1} more, see metrics.jsonl)" if len(fresh) > 1 else ""
         _write(run, {"event": "skipped", "images": len(run.lost), "why": why + more, "pictures": fresh})
 
@@ -771,7 +771,10 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
                 warnings.warn(f"{files[0]} is damaged: going on from {file.name}, step {step}.", stacklevel=4)
             return state
     if files:
-        raise InputError(f"{files[0]} is damaged and no other state is kept: start again with another --out.")
+        raise InputError(
+            f"{files[0]} is damaged and no other state is whole: start again with another --out, "
+            f"from this run's best weights by model.start={folder.parent}."
+        )
     return None
 
 
@@ -782,5 +785,7 @@ def _whole_state(file: Path) -> dict[str, Any] | None:
             if parts.testzip() is not None:
                 return None
         return cast(dict[str, Any], torch.load(file, map_location="cpu", weights_only=True))
+    except PermissionError:
+        raise
     except Exception:  # on broken bytes its readers raise nearly anything
         return None
