@@ -11,7 +11,7 @@ TOOLS = .venv-tools
 OLDEST = .venv-oldest
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test coverage check slow bench clean dist try-dist sbom audit test-oldest
+.PHONY: demo test coverage check slow bench docs clean dist try-dist sbom audit test-oldest
 
 demo: $(READY)
 	$(VENV)/bin/epmvg demo --out runs/demo
@@ -32,6 +32,9 @@ check: $(READY)
 
 bench: $(READY)
 	$(VENV)/bin/epmvg bench
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet --site-dir build/site
 
 # The two weight wheels come without their own dependencies: only their files are used.
 $(READY):

@@ -1,0 +1,55 @@
+"""The whole method without recipe or loop: a teacher, a student, the loss of eq. 8, and a folder at the end.
+
+python examples/distil_by_hand.py FOLDER [TEACHER]
+
+TEACHER is a folder that `epmvg teacher train` wrote, or an open_clip model's configuration; without one the teacher is
+a small ViT with random weights, which shows the way and teaches nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+import epmvg
+from epmvg.data.scenes import write_scenes
+
+SIZES = {"train": 24, "val": 4, "test": 4, "open": 0, "captions": 0}
+VIT = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": 64, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def main(folder: Path, teacher_name: str | None) -> None:
+    folder.mkdir(parents=True)
+    if teacher_name is None:
+        (folder / "vit.json").write_text(json.dumps(VIT), encoding="utf-8")
+    scenes = write_scenes(folder / "scenes", sizes=SIZES)
+
+    torch.manual_seed(0)
+    student = epmvg.create_model("tiny-resnet").train()
+    teacher = epmvg.ClipTeacher(teacher_name or folder / "vit.json")  # frozen
+    loss_of = epmvg.GroundingLoss(giou=1.0, image=1.5, text=2.0)  # lambda, alpha, beta (sec. 4.2)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
+    loader = epmvg.make_loader(
+        "scenes", split="train", root=scenes, tokenizer=student.tokenizer, canvas=student.canvas, images=8
+    )
+    for batch in loader:  # I images, P phrases
+        answer = student(*batch.inputs)
+        vectors = teacher(batch.image, batch.phrase, batch.pad)  # [I, E] and [P, E]
+        loss = loss_of(answer, batch.box, vectors)
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+        print(", ".join(f"{name} {term:.3f}" for name, term in loss.terms.items()))
+    epmvg.save(student, folder / "student")  # the teacher is no part of it
+    print(folder / "student")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "by-hand"), sys.argv[2] if len(sys.argv) > 2 else None)

@@ -1,0 +1,179 @@
+"""What README and docs show: their fenced blocks, and a small world in which they run.
+
+HTML comments in a page, which no reader sees, say what a block needs:
+
+- `<!-- given: runs/mine street.jpg -->` names what a page's reader has already; the test lays small ones there.
+- `<!-- not run: why -->` stands before a block that no test runs.
+
+A `sh` block runs line by line, a `python` block in the names that the page's earlier ones left, and a block with
+`title="my.jsonl"` becomes that file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+import epmvg
+from epmvg.cli import main
+from epmvg.confidence import Calibration
+from epmvg.data.scenes import write_scenes
+from epmvg.distill.pretrain import train_teacher
+from epmvg.models.factory import create_model, save
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r'^```(?P<language>[\w-]*)(?: title="(?P<title>[^"]+)")?$')
+EXCUSE = re.compile(r"^<!-- not run: (?P<why>\S.*) -->$")
+GIVEN = re.compile(r"^<!-- given: (?P<names>.+) -->$", re.MULTILINE)
+SNIPPET = re.compile(r'^--8<-- "(?P<file>[^"]+)"$', re.MULTILINE)
+
+SIZES = {"train": 6, "val": 3, "test": 3, "open": 2, "captions": 8}
+STUDENT: dict[str, Any] = {"anchored": True, "similarity": True, "score": True}
+TRAINING = [
+    *("model=tiny-resnet", "model.pretrained=false", *(f"model.{part}=true" for part in STUDENT)),
+    *("data.canvas=null", "train.epochs=1", "train.store=false", "train.precision=fp32"),
+]
+"""Put before a line's own settings, so that a training takes a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: str
+    line: int
+    language: str
+    title: str | None
+    code: str
+    excuse: str | None
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The words of each command of a `sh` block; a backslash joins lines."""
+        if self.language != "sh":
+            return []
+        lines = self.code.replace("\\\n", " ").splitlines()
+        return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """Read a page's blocks, in order, with the snippets they take in."""
+    found: list[Block] = []
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start: int | None = None
+    for number, line in enumerate(lines):
+        if start is None:
+            start = number if line.startswith("```") else None
+        elif line == "```":
+            fence = FENCE.match(lines[start])
+            assert fence, f"{page.name}:{start + 1}: {lines[start]!r} is not how a block opens"
+            excuse = EXCUSE.match(lines[start - 1])
+            code = "".join(f"{each}\n" for each in lines[start + 1 : number])
+            code = SNIPPET.sub(lambda match: (ROOT / match["file"]).read_text(encoding="utf-8").rstrip("\n"), code)
+            name = str(page.relative_to(ROOT))
+            found.append(Block(name, start + 1, fence["language"], fence["title"], code, excuse and excuse["why"]))
+            start = None
+    assert start is None, f"{page.name}:{start}: a block does not end"
+    return found
+
+
+def given(page: Path) -> list[str]:
+    """Return what a page's reader has already."""
+    return [name for match in GIVEN.finditer(page.read_text(encoding="utf-8")) for name in match["names"].split()]
+
+
+def make_world(folder: Path) -> None:
+    """Make one of each thing that a page can take as given, with paths relative to `folder`, the current one."""
+    write_scenes(folder / "scenes", sizes=SIZES)
+    rows = [json.loads(line) for line in (folder / "scenes" / "annotations.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["image"] = f"scenes/{row['image']}"
+    (folder / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows if row["split"] != "open"))
+    captions = (folder / "scenes" / "captions.jsonl").read_text().replace('"images/', '"scenes/images/')
+    (folder / "captions.jsonl").write_text(captions)
+    train_teacher(
+        folder / "captions.jsonl", folder / "teacher", image_tower="resnet10t", text_tower="tiny", side=32, epochs=1
+    )
+    model = create_model("tiny-resnet", **STUDENT)
+    model.calibration = Calibration("platt", 1.5, 1.5, -0.5, 0.25, 0.1, {"data": "my", "split": "val"})
+    model.calibration.fitted.update(answered=0.5)  # type: ignore[union-attr]
+    save(model, folder / "run")
+    recipe = epmvg.Recipe.load("flickr-mini", "data.name=my.jsonl", *TRAINING)
+    (folder / "run" / "config.yaml").write_text(recipe.dump())
+    epmvg.evaluate(folder / "run")
+
+
+def lay(name: str, world: Path, here: Path) -> None:
+    """Lay one thing that a page takes as given where the page says it is."""
+    path = here / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    photos = sorted((world / "scenes" / "images").glob("train-*"))
+    if path.suffix in (".jpg", ".png"):
+        shutil.copyfile(photos[0], path)
+    elif name.endswith("photos"):
+        path.mkdir()
+        for photo in photos[:3]:
+            shutil.copyfile(photo, path / photo.name)
+    elif path.suffix == ".jsonl":
+        shutil.copyfile(world / ("captions.jsonl" if path.name == "captions.jsonl" else "my.jsonl"), path)
+        shutil.copytree(world / "scenes", path.parent / "scenes", dirs_exist_ok=True)
+    else:
+        kind = path.name if path.name == "scenes" else "teacher" if path.parent.name == "teachers" else "run"
+        shutil.copytree(world / kind, path)
+
+
+def run_block(block: Block, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do what a block shows in the current folder; `names` are the page's Python names."""
+    if block.title is not None:
+        Path(block.title).write_text(block.code, encoding="utf-8")
+    match block.language:
+        case "python":
+            exec(compile("\n" * block.line + block.code, block.page, "exec"), names)
+        case "sh":
+            for words in block.commands:
+                run_command(words, f"{block}: {shlex.join(words)}", monkeypatch)
+        case "json":
+            for line in block.code.splitlines():
+                json.loads(line)
+        case "yaml":
+            yaml.safe_load(block.code)
+        case "xml":
+            ElementTree.fromstring(block.code)
+        case language:
+            assert language == "text", f"{block} is neither run nor marked"
+
+
+def run_command(words: list[str], shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a line: `epmvg ...`, or a Python file of this repository."""
+    if words[0] == "epmvg":
+        with pytest.raises(SystemExit) as ended:
+            main(made_small(words[1:]))
+        assert not ended.value.code, shown
+        return
+    assert words[0] == "python" and (ROOT / words[1]).is_file(), f"{shown} is neither run nor marked"
+    monkeypatch.setattr(sys, "argv", words[1:])
+    runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+
+
+def made_small(words: list[str]) -> list[str]:
+    """Put the settings of a small training before those of a line that trains."""
+    if words[0] == "train":
+        return [*words[:2], *TRAINING, *words[2:]]
+    if words[:2] == ["teacher", "cache"]:
+        return [*words[:3], *TRAINING, *words[3:]]
+    return words
