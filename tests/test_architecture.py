@@ -15,11 +15,11 @@ SOURCE = Path(epmvg.__file__).parent
 FLOORS = [
     [
         *("types", "boxes", "letterbox", "config", "confidence", "weights", "draw", "hardware", "terminal"),
-        *("activations", "processes"),
+        *("activations", "metrics", "processes"),
     ],
     ["data", "models", "distill", "reporting"],
     ["convert", "doctor", "evaluation", "backends", "predict", "results", "listing", "store"],
-    ["training", "calibration", "hub", "serve", "bench", "bulk", "export"],
+    ["training", "calibration", "hub", "serve", "bench", "bulk", "export", "scoring"],
     ["demo"],
     ["reproduce"],
     ["cli"],
