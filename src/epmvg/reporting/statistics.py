@@ -17,7 +17,6 @@ from epmvg.metrics import is_hit
 from epmvg.reporting.runs import Row
 from epmvg.types import InputError
 
-
 PERMUTATIONS = 9999  # the smallest p-value is 0.0001
 
 
