@@ -17,6 +17,7 @@ from epmvg.confidence import (
     calibration_error,
     fit_calibration,
     interval,
+    mean_intervals,
     measure_trust,
     read_calibration,
     reliability,
@@ -113,6 +114,13 @@ def test_intervals_draw_images_not_rows() -> None:
     often = interval([str(i) for i in copies], lambda drawn: auroc(score[copies], correct[copies], weight=drawn))
     assert often == pytest.approx(once, abs=1e-9)
     assert once[0] < auroc(score, correct) < once[1]
+
+
+def test_means_have_the_intervals_of_any_figure() -> None:
+    random = np.random.default_rng(6)
+    images, values = [str(i) for i in random.integers(30, size=100)], random.random((100, 2))
+    slow = [interval(images, lambda drawn, at=at: float(np.average(values[:, at], weights=drawn))) for at in (0, 1)]
+    assert mean_intervals(images, values) == [pytest.approx(ends, abs=1e-12) for ends in slow]
 
 
 def test_trust_is_none_where_there_is_nothing_to_tell_apart() -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from epmvg.boxes import paired_iou
-from epmvg.confidence import BINS, Array, Calibration, interval, measure_trust
+from epmvg.confidence import BINS, Calibration, mean_intervals, measure_trust
 from epmvg.config import DataSettings, Recipe
 from epmvg.data.absent import absent_records
 from epmvg.data.catalog import open_records
@@ -189,10 +190,10 @@ def judge(rows: Sequence[Row], *, strict: bool = False, targets: Targets = "rows
     from epmvg.reporting.slices import groupings  # brings matplotlib, which answering does not need
 
     rows = sorted(rows, key=_place)
-    images = [row["image"] for row in rows]
     result: dict[str, Any] = asdict(Scores.of(rows, strict=strict))
-    counted = parts_of(rows, strict).items()
-    result["intervals"] = {name: interval(images, _mean_of(part)) for name, part in counted}
+    counted = parts_of(rows, strict)
+    intervals = mean_intervals([row["image"] for row in rows], np.stack(list(counted.values()), -1))
+    result["intervals"] = dict(zip(counted, intervals, strict=True))
     parts = _parts(rows, strict)
     if parts:
         result["parts"] = parts
@@ -201,10 +202,6 @@ def judge(rows: Sequence[Row], *, strict: bool = False, targets: Targets = "rows
         for grouping, names in groupings(rows)
     }
     return result | {"stamp": stamp(rows, strict=strict, targets=targets)}
-
-
-def _mean_of(part: Array) -> Callable[[Array], float]:
-    return lambda drawn: float(drawn @ part / drawn.sum())
 
 
 def _place(row: Row) -> tuple[Any, ...]:

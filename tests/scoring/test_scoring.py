@@ -42,7 +42,7 @@ def make(folder: Path, size: tuple[int, int] = (8000, 4000), n: int = 30) -> tup
             "id": f"r{number}",
         }
         data.append(row | {"bbox": [x, y, w, h], "width": width, "height": height})
-        reach = dice.choice([0, 0, 8, w // 8, w // 2, w])
+        reach = dice.choice([0, 0, 8, w // 8, w // 3, 3 * w // 4, w])
         said.append(row | {"box": [x + reach, y, x + w, y + h] if reach < w else [0, 0, 16, 8], "score": 0.5})
     folder.mkdir(parents=True, exist_ok=True)
     return write(folder / "data.jsonl", data), said

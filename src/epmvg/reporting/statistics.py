@@ -12,7 +12,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from epmvg.confidence import interval
+from epmvg.confidence import mean_intervals
 from epmvg.metrics import is_hit
 from epmvg.reporting.runs import Row
 from epmvg.types import InputError
@@ -126,5 +126,4 @@ def _keys(rows: Sequence[Row]) -> list[tuple[object, ...]]:
 
 def _interval(images: Sequence[str], values: Sequence[float], seed: int) -> tuple[float, float]:
     """Percentiles 2.5 and 97.5 of the mean value over draws of whole images."""
-    every = np.asarray(values, np.float64)
-    return interval(images, lambda drawn: float(drawn @ every / drawn.sum()), seed=seed)
+    return mean_intervals(images, np.asarray(values, np.float64)[:, None], seed=seed)[0]
