@@ -189,7 +189,7 @@ def judge(rows: Sequence[Row], *, strict: bool = False, targets: Targets = "rows
     """
     from epmvg.reporting.slices import groupings  # brings matplotlib, which answering does not need
 
-    rows = sorted(rows, key=_place)
+    rows = sorted(rows, key=question_of)
     result: dict[str, Any] = asdict(Scores.of(rows, strict=strict))
     counted = parts_of(rows, strict)
     intervals = mean_intervals([row["image"] for row in rows], np.stack(list(counted.values()), -1))
@@ -204,7 +204,8 @@ def judge(rows: Sequence[Row], *, strict: bool = False, targets: Targets = "rows
     return result | {"stamp": stamp(rows, strict=strict, targets=targets)}
 
 
-def _place(row: Row) -> tuple[Any, ...]:
+def question_of(row: Row) -> tuple[Any, ...]:
+    """What rows are sorted by, so that nothing depends on the order they came in."""
     return row["image"], row["phrase"], str(row["id"]), list(row["target"]), row["box"] or []
 
 

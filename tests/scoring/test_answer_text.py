@@ -38,6 +38,7 @@ def test_what_models_write_is_read(text: str, boxes: list[tuple[float, ...]]) ->
         "[1, 2, 3, 4, 5]",
         "[1e999, 0, 1, 1]",
         "[nan, 0, 1, 1]",
+        "[-1e300, 5, 1e300, 5]",
         "(1,2)",
         "<loc_1><loc_2><loc_3>",
         "__import__('os').system('false')",

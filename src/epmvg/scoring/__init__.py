@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from epmvg.data.catalog import open_records
 from epmvg.data.photos import Photo
-from epmvg.evaluation import Row, answered_row, judge, overlaps, short_name, write_rows
+from epmvg.evaluation import Row, answered_row, judge, overlaps, question_of, short_name, write_rows
 from epmvg.metrics import BOXES, TARGETS, Targets, parts_of
 from epmvg.reporting.statistics import difference
 from epmvg.scoring.answers import FORMATS, Answer, Format, read_answers
@@ -75,7 +75,7 @@ def score(
     convention = Coordinates.named(named)
     records = open_records(data, split=split, root=root, split_key=split_key)
     asked = questions(records, targets)
-    part = f"{short_name(data)} {split or 'all'}"
+    part = f"{short_name(data)} {split or ''}".strip()
 
     def scored(file: Path, form: Format, convention: Coordinates) -> tuple[list[Row], dict[str, Any]]:
         answers = match(asked, read_answers(file, form, convention, answer_key), data)
@@ -134,7 +134,7 @@ def _rows(
         if box is None:
             row["error"] = answer.fault if answer else "not answered"
         rows.append(row)
-    return sorted(rows, key=lambda row: (row["image"], row["phrase"], row["id"], row["target"], row["box"] or []))
+    return sorted(rows, key=question_of)
 
 
 def _true(question: Question, targets: Targets) -> tuple[Box, ...]:

@@ -12,7 +12,7 @@ from epmvg.data.coco import PHRASE_KEYS
 from epmvg.data.files import four_numbers, need, read_json, shown, size_of
 from epmvg.data.jsonl import json_lines
 from epmvg.scoring.coordinates import INPUT, Coordinates
-from epmvg.scoring.text import LONGEST, read_boxes
+from epmvg.scoring.text import FARTHEST, LONGEST, read_boxes
 from epmvg.types import Box, InputError
 
 Format = Literal["jsonl", "coco", "text"]
@@ -116,7 +116,9 @@ def _four(row: dict[str, Any], key: str, where: str) -> tuple[list[Box], str]:
     found = four_numbers(row[key])
     if found is None:
         raise InputError(f'{where}: "{key}" is {shown(row[key])}, it must be four numbers.')
-    return ([found], "") if all(map(math.isfinite, found)) else ([], "the box holds a value that is not a number")
+    if all(abs(value) <= FARTHEST for value in found):
+        return [found], ""
+    return [], f"{shown(row[key])} holds a value that is no coordinate"
 
 
 def _text(row: dict[str, Any], where: str, key: str) -> tuple[list[Box], str]:

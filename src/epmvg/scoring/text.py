@@ -6,13 +6,15 @@ Four numbers count as a box where they stand together in brackets ("[1, 2, 3, 4]
 
 from __future__ import annotations
 
-import math
 import re
 
 from epmvg.types import Box
 
 LONGEST = 100_000
 """Letters of an answer that are read; what does not fit is no answer to "where is it?"."""
+
+FARTHEST = 1e9
+"""No number beyond it is a coordinate, and products of two stay finite."""
 
 _NUMBER = r"([-+]?(?:[0-9]{1,9}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][-+]?[0-9]{1,3})?)"
 _GAP = r"[\s,;]{1,8}"
@@ -41,6 +43,6 @@ def read_boxes(text: str) -> list[Box]:
     found = []
     for match in matches:
         a, b, c, d = (float(number) for number in match.groups() if number is not None)
-        if all(map(math.isfinite, (a, b, c, d))):
+        if max(map(abs, (a, b, c, d))) <= FARTHEST:
             found.append((a, b, c, d))
     return found
