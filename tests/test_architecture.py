@@ -15,11 +15,11 @@ SOURCE = Path(epmvg.__file__).parent
 FLOORS = [
     [
         *("types", "boxes", "letterbox", "config", "confidence", "weights", "draw", "hardware", "terminal"),
-        *("activations", "processes", "writing"),
+        *("activations", "metrics", "processes", "writing"),
     ],
     ["data", "models", "distill", "reporting"],
     ["convert", "doctor", "evaluation", "backends", "predict", "results", "listing", "store"],
-    ["training", "calibration", "hub", "serve", "bench", "bulk", "export", "stress"],
+    ["training", "calibration", "hub", "serve", "bench", "bulk", "export", "scoring", "stress"],
     ["demo"],
     ["reproduce"],
     ["cli"],

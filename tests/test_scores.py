@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+import math
 
-from epmvg.evaluation import PROTOCOL, Scores
+from epmvg.evaluation import PROTOCOL
+from epmvg.metrics import Scores
 
 
 def test_an_overlap_of_exactly_the_bound_counts() -> None:
-    below = torch.nextafter(torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64))
-    scores = Scores.of(torch.stack([below, *torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)]))
+    box = (0.0, 0.0, 1.0, 1.0)
+    rows = [{"iou": iou, "box": box, "target": box} for iou in (math.nextafter(0.5, 0), 0.25, 0.5, 0.75)]
+    scores, strict = Scores.of(rows), Scores.of(rows, strict=True)
     assert (scores.acc25, scores.acc50, scores.acc75) == (1.0, 0.5, 0.25)
+    assert (strict.acc25, strict.acc50, strict.acc75) == (0.75, 0.25, 0.0)
     assert PROTOCOL.startswith("IoU >= 0.5")

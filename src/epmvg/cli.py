@@ -42,6 +42,18 @@ class Form(StrEnum):
     label_studio = "label-studio"
 
 
+class Told(StrEnum):
+    jsonl = "jsonl"
+    coco = "coco"
+    text = "text"
+
+
+class Asked(StrEnum):
+    rows = "rows"
+    merged = "merged"
+    any = "any"
+
+
 class Scaled(StrEnum):
     scenes = "scenes"
     mini = "mini"
@@ -268,6 +280,79 @@ def _trust_row(said: dict[str, Any]) -> dict[str, str]:
         name: "-" if one is None else f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
         for name, one in figures.items()
     }
+
+
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(help="A file of any system's predictions.")],
+    data: Annotated[str, typer.Option(help="What they answer: a data set's name or a file.")],
+    split: Annotated[str | None, typer.Option(help="Of that data; all rows by default.")] = None,
+    root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
+    split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",
+    form: Annotated[Told, typer.Option("--format", help="Our rows, COCO results, or a model's words.")] = Told.jsonl,
+    coordinates: Annotated[
+        str | None, typer.Option(help="UNIT:ORDER of the numbers, for example 0-1000:xyxy; text needs it.")
+    ] = None,
+    answer_key: Annotated[str, typer.Option(help="Where the text of an answer stands.")] = "answer",
+    targets: Annotated[
+        Asked, typer.Option(help="Of a phrase with several boxes: each row's own, their union, or any.")
+    ] = Asked.rows,
+    strict: Annotated[bool, typer.Option("--strict", help="Count IoU > bound instead of >=.")] = False,
+    against: Annotated[Path | None, typer.Option(help="Rows of another system, to compare with.")] = None,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Count missing rows as misses.")] = False,
+    rows: Annotated[Path | None, typer.Option(help="Write what was scored to this JSONL file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Score any system's predictions as `evaluate` scores a run."""
+    from epmvg.scoring import score as run_score
+
+    result = run_score(
+        predictions,
+        data=data,
+        split=split,
+        root=root,
+        split_key=split_key,
+        form=form.value,
+        coordinates=coordinates,
+        targets=targets.value,
+        strict=strict,
+        allow_partial=allow_partial,
+        answer_key=answer_key,
+        against=against,
+        rows=rows,
+    )
+    if as_json:
+        print(json.dumps(result))
+        return
+    _say_scores(result)
+
+
+def _say_scores(result: dict[str, Any]) -> None:
+    from epmvg.metrics import FIGURES
+
+    against = result.get("against")
+    shown = []
+    for name in FIGURES:
+        low, high = result["intervals"][name]
+        row = {"figure": name, "value": f"{result[name]:.4f}", "95 % interval": f"{low:.4f} to {high:.4f}"}
+        if against:
+            gap = against["figures"][name]
+            row["points"] = f"{gap['points']:+.2f}"
+            row["of which 95 %"] = f"{gap['low']:+.2f} to {gap['high']:+.2f}"
+            row["p"] = f"{gap['p']:.4f}"
+        shown.append(row)
+    _table(f"{result['data']} {result['split']}, {result['n']:,} phrases", shown)
+    said = [(result, "")] + ([(against, f" of {against['file']}")] if against else [])
+    for part, whose in said:
+        if part["missing"]:
+            console.print(f"{len(part['missing']):,} rows without an answer{whose} count as misses.", soft_wrap=True)
+        if part["unreadable"]:
+            first = [f"  {one['where']}: {one['why']}" for one in part["unreadable"][:10]]
+            console.print(f"{len(part['unreadable']):,} answers without a box{whose} count as misses:", soft_wrap=True)
+            console.print("\n".join(first), soft_wrap=True, markup=False)
+        if part["several"]:
+            console.print(f"{part['several']:,} answers{whose} hold several boxes: the first counts.", soft_wrap=True)
+    console.print(f"{result['protocol']}; data {result['stamp']['data_sha256'][:16]}", soft_wrap=True, markup=False)
 
 
 @app.command()

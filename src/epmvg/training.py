@@ -40,8 +40,9 @@ from epmvg.distill.cache import CachedTeacher
 from epmvg.distill.lesson import Lesson, photo_view
 from epmvg.distill.losses import GroundingLoss, Loss, Regressor
 from epmvg.distill.teacher import ClipTeacher, View
-from epmvg.evaluation import evaluation_loader, predict_rows, short_name, summarise, write_rows
+from epmvg.evaluation import evaluation_loader, predict_rows, short_name, write_rows
 from epmvg.hardware import is_out_of_memory, use_bf16
+from epmvg.metrics import Scores
 from epmvg.models.factory import create_model, save, start_from
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
@@ -667,7 +668,7 @@ def _validate(run: Run) -> None:
     rows = predict_rows(run.student, run.val.batches(0), autocast=use_bf16(settings.precision))
     if not run.accelerator.is_main_process:
         return
-    scores = summarise(rows)
+    scores = Scores.of(rows)
     name, split = short_name(run.recipe.data.name), run.recipe.data.val
     _write(run, {"event": "evaluate", "data": name, "split": split} | asdict(scores))
     if scores.acc50 >= run.position.best:  # of equals the later, whose learning rate is lower

@@ -17,15 +17,15 @@ import torch
 from epmvg import __version__
 from epmvg.backends.eager import EagerBackend
 from epmvg.backends.exported import IMAGE, PHRASES, SETTINGS, SUFFIX, ExportedBackend, guest, is_exported
-from epmvg.boxes import paired_iou
 from epmvg.confidence import CONFIDENCE_FILE
 from epmvg.data.catalog import open_records
 from epmvg.data.loader import group_by_image
 from epmvg.data.photos import open_image
 from epmvg.data.views import canvas_of, evaluation_view, lay
-from epmvg.evaluation import Scores, write_json
+from epmvg.evaluation import answered_row, overlaps, write_json
 from epmvg.export.graphs import write_onnx
 from epmvg.export.parity import largest_difference
+from epmvg.metrics import Scores
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder
 from epmvg.predict import Predictor
@@ -182,13 +182,13 @@ def _quantize(
 
 def score(ground: Predictor, records: Sequence[Record]) -> Scores:
     """Score whatever a `Predictor` runs; every photo is encoded once."""
-    ious = []
+    answered = []
     for image, numbers in group_by_image(records).items():
         rows = [records[number] for number in numbers]
         boxes, _ = ground.find(image, [row.phrase for row in rows])
-        targets = torch.tensor([row.box for row in rows], dtype=torch.float64)
-        ious.append(paired_iou(torch.tensor(boxes, dtype=torch.float64), targets))
-    return Scores.of(torch.cat(ious))
+        ious = overlaps(boxes, [row.box for row in rows])
+        answered += [answered_row(*each, score=None) for each in zip(rows, boxes, ious, strict=True)]
+    return Scores.of(answered)
 
 
 def _canvas(photo: Path, side: int) -> tuple[np.ndarray, np.ndarray]:

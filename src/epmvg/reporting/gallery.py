@@ -12,8 +12,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from epmvg.metrics import is_hit
 from epmvg.reporting.runs import Row, Run, SplitName
-from epmvg.reporting.statistics import is_hit, pair
+from epmvg.reporting.statistics import pair
 from epmvg.types import Box
 
 SIDE = 360  # px, the longer side of a thumbnail: sharp at a card's width, about 20 kB

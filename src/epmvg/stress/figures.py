@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from epmvg.confidence import Calibration, auroc, interval
+from epmvg.metrics import is_hit
 from epmvg.reporting.runs import Row
-from epmvg.reporting.statistics import accuracy, bootstrap, compare, is_hit, pair
+from epmvg.reporting.statistics import accuracy, bootstrap, compare, pair
 from epmvg.stress.kind import Expects, Stress
 
 SAME_BOX = {"same": 0.5, "other": 0.5, "identical": 1.0}
