@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 
 from epmvg import __version__
 from epmvg.data.scenes import draw_scene
@@ -223,8 +223,8 @@ def _watching(house: House, secured: list[Any]) -> APIRouter:
         "/metrics",
         summary="Counters for Prometheus",
         dependencies=secured,
-        response_class=PlainTextResponse,
-        responses=faults(401),
+        response_class=Response,
+        responses=faults(401) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def metrics() -> Response:
         return Response(house.meters.page(), media_type="text/plain; version=0.0.4; charset=utf-8")

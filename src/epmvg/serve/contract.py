@@ -43,64 +43,54 @@ def faults(*statuses: int) -> dict[int | str, Schema]:
 
 def question_body(limits: Limits) -> Schema:
     """Describe one question, multipart or JSON."""
-    form = {
-        "type": "object",
-        "required": ["image", "phrases"],
-        "properties": {
-            "image": {"type": "string", "format": "binary", "description": "A JPEG, PNG, WebP, GIF, BMP or AVIF file."},
-            "phrases": _phrases(limits, "The field once for each thing to find"),
-        },
-        "additionalProperties": False,
-    }
-    return _body({"multipart/form-data": form, "application/json": _question(limits)})
+    form = _object(
+        image={"type": "string", "format": "binary", "description": "A JPEG, PNG, WebP, GIF, BMP or AVIF file."},
+        phrases=_phrases(f"The field once for each thing to find, {_how_many(limits)}") | _bounds(limits),
+    )
+    json = _object(image=IMAGE, phrases=_phrases(f"What to find, {_how_many(limits)}") | _bounds(limits))
+    return _body({"multipart/form-data": form, "application/json": json})
 
 
 def batch_body(limits: Limits) -> Schema:
-    """Describe several questions, JSON."""
+    """Describe several questions, JSON. How many phrases one has, and how long, is its own answer's matter."""
     questions = {
         "type": "array",
         "minItems": 1,
         "maxItems": limits.pictures,
-        "items": _question(limits),
+        "items": _object(image=IMAGE, phrases=_phrases(f"What to find, {_how_many(limits)}")),
         "description": f"1 to {limits.pictures}, each a picture and its phrases.",
     }
-    return _body(
-        {
-            "application/json": {
-                "type": "object",
-                "required": ["questions"],
-                "properties": {"questions": questions},
-                "additionalProperties": False,
-            }
-        }
-    )
+    return _body({"application/json": _object(questions=questions)})
 
 
-def _question(limits: Limits) -> Schema:
-    return {
-        "type": "object",
-        "required": ["image", "phrases"],
-        "properties": {
-            "image": {
-                "type": "string",
-                "format": "byte",
-                "contentEncoding": "base64",
-                "description": "The file's bytes in base64; a data: URL is understood too.",
-            },
-            "phrases": _phrases(limits, "What to find"),
-        },
-        "additionalProperties": False,
-    }
+PRINTED = r"[^\s\u001c-\u001f\u0085]"
+"""A character that is no white space to Python, in the words of JavaScript's patterns."""
+
+IMAGE = {
+    "type": "string",
+    "format": "byte",
+    "contentEncoding": "base64",
+    "description": "The file's bytes in base64; a data: URL is understood too.",
+}
 
 
-def _phrases(limits: Limits, what: str) -> Schema:
-    return {
-        "type": "array",
-        "minItems": 1,
-        "maxItems": limits.phrases,
-        "items": {"type": "string", "minLength": 1, "maxLength": limits.letters, "pattern": r"\S"},
-        "description": f"{what}: 1 to {limits.phrases}, each no longer than the model reads.",
-    }
+def _phrases(description: str) -> Schema:
+    return {"type": "array", "items": {"type": "string"}, "description": description}
+
+
+def _how_many(limits: Limits) -> str:
+    return f"1 to {limits.phrases}, of {limits.letters:,} characters at most and no longer than the model reads"
+
+
+def _bounds(limits: Limits) -> Schema:
+    phrase = {"type": "string", "minLength": 1, "maxLength": limits.letters, "pattern": PRINTED}
+    return {"minItems": 1, "maxItems": limits.phrases, "items": phrase}
+
+
+def _object(**properties: Schema) -> Schema:
+    """An object with these fields and no others, all of them required."""
+    required = list(properties)
+    return {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
 
 
 def _body(media: dict[str, Schema]) -> Schema:
