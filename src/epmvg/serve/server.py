@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from epmvg.predict import Predictor
 from epmvg.serve.app import create_app
-from epmvg.serve.connection import prompt
+from epmvg.serve.connections import bounded
 from epmvg.serve.limits import Limits
 from epmvg.types import InputError
 
@@ -40,18 +40,20 @@ def serve(run: Path, *, host: str, port: int, limits: Limits, token: str | None 
         if token is None and not _is_loopback(host):
             print("Whoever reaches this address can ask: a token (EPMVG_TOKEN) closes it.", file=sys.stderr, flush=True)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it once more when all is done
-            uvicorn.Server(configured(app, limits)).run(sockets=[door])
+            server_of(app, limits).run(sockets=[door])
 
 
-def configured(app: FastAPI, limits: Limits) -> uvicorn.Config:
-    """Say how the web server treats connections and its own end."""
-    return uvicorn.Config(
-        app,
-        http=prompt(limits.seconds),
-        ws="none",
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=int(limits.seconds) + 1,
+def server_of(app: FastAPI, limits: Limits) -> uvicorn.Server:
+    """Put an application behind HTTP; `run(sockets=[...])` serves it."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=bounded(limits),
+            ws="none",
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=int(limits.seconds) + 1,
+        )
     )
 
 
