@@ -93,9 +93,9 @@ class Line:
         except (OSError, asyncio.IncompleteReadError) as error:
             self.close()
             return type(error).__name__, 1.0
-        if "\r\nconnection: close" in head:
-            self.close()
         wait = re.search(r"\r\nretry-after: (\d+)", head)
+        if wait or "\r\nconnection: close" in head:
+            self.close()  # a server does not keep a line that is silent for long
         return head.split(" ", 2)[1], float(wait.group(1)) if wait else 0.0
 
     def close(self) -> None:

@@ -5,41 +5,23 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from PIL import Image
 from playwright.sync_api import ConsoleMessage, Locator, Page, Request, sync_playwright
+from serving import serving
 
 from epmvg.models.grounder import Grounder
 from epmvg.predict import Predictor
-from epmvg.serve.app import create_app
-from epmvg.serve.server import listen
 
 CHROMIUM = shutil.which("chromium")
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
 SHOTS = os.environ.get("EPMVG_SHOTS")  # a folder to leave screenshots in
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
-
-
-@contextmanager
-def serving(ground: Any, **options: Any) -> Iterator[str]:
-    door = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(ground, **options), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{door.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        door.close()
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ class Limits:
     pictures: int = 16  # in one request to the batch endpoint
     upload: int = 20_000_000  # bytes of a request's body
     pixels: int = 50_000_000  # of a picture once decoded
-    seconds: float = 30.0  # from the first byte of a request to its answer
+    seconds: float = 30.0  # from a request's headers to its answer
+    head_seconds: float = 10.0  # for a request's line and headers
+    connections: int = 500  # at once; half of the files that Linux lets a process open
     kept: int = 256 * 2**20  # bytes of decoded pictures kept for the next question
 
     def __post_init__(self) -> None:
