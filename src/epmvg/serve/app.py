@@ -209,15 +209,25 @@ FORM = {
         "phrases": {
             "type": "array",
             "items": {"type": "string"},
+            "minItems": 1,
             "description": "What to find; the field may be repeated.",
         },
     },
+    "additionalProperties": False,
 }
 QUESTION = Question.model_json_schema()
 BATCH = {
     "type": "object",
     "required": ["questions"],
-    "properties": {"questions": {"type": "array", "items": QUESTION, "description": "Each a picture and its phrases."}},
+    "properties": {
+        "questions": {
+            "type": "array",
+            "items": QUESTION,
+            "minItems": 1,
+            "description": "Each a picture and its phrases.",
+        }
+    },
+    "additionalProperties": False,
 }
 
 

@@ -31,8 +31,14 @@ class Question(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    image: Annotated[str, Field(description="The file's bytes in base64; a data: URL is understood too.")]
-    phrases: Annotated[list[str], Field(description="What to find, one or several.")]
+    image: Annotated[
+        str,
+        Field(
+            description="The file's bytes in base64; a data: URL is understood too.",
+            json_schema_extra={"contentEncoding": "base64"},
+        ),
+    ]
+    phrases: Annotated[list[str], Field(description="What to find, one or several.", json_schema_extra={"minItems": 1})]
 
 
 class Questions(BaseModel):
