@@ -1,12 +1,11 @@
-"""A server in a crowd: errors, latency and memory while many clients ask at once, and a quiet client's latency before.
+"""A server in a process of its own under many clients, then asked by one about a picture it knows.
 
-Starts `epmvg serve RUN` in a process of its own. First one client asks one phrase after another about the same drawn
-scene (`quiet`). Then `--clients` ask for `--seconds`, each about one of `--pictures` scenes and a phrase that is true
-of it; who is told 429 comes back after the time that Retry-After names. Memory is the server's own, looked at each
-second. Prints JSON: what every status was answered, percentiles in ms of answers, and memory of the quarters of the
-time in MB.
+Every client keeps one connection, asks a phrase of a drawn scene, waits for the answer and asks again; told 429 it
+waits as long as Retry-After says. Prints what came back, how long it took, and the server's memory and processor time.
 
-    python benchmarks/serve.py RUN [--clients 200] [--seconds 60] [--pictures 40]
+    python benchmarks/serve.py RUN [--clients 200] [--seconds 60] [--pictures 32] [--single 200] [--json]
+
+The clients speak HTTP by hand: they share the cores with the server, and a client library would need as many.
 """
 
 from __future__ import annotations
@@ -16,157 +15,212 @@ import asyncio
 import itertools
 import json
 import os
+import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from io import BytesIO
+from typing import Any
 
-import numpy as np
 import psutil
 
-from epmvg.serve.app import sample
+from epmvg.data.scenes import draw_scene
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+HEAD = "POST /v1/ground HTTP/1.1\r\nHost: here\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: "
+PART = "--x\r\nContent-Disposition: form-data; name="
+WARM_UP = 5  # seconds under load before anything is counted: pictures are decoded, the allocator finds its size
 
 
-@dataclass(slots=True)
+@dataclass
 class Tally:
-    """What clients were answered."""
+    """What the clients saw while it counted."""
 
+    counts: bool = False
     statuses: Counter[str] = field(default_factory=Counter)
-    ms: list[float] = field(default_factory=list)  # of answers with a box
+    seconds: list[float] = field(default_factory=list)  # of what was answered with 200
 
-    def percentiles(self) -> dict[str, float]:
-        """Latency of answers, ms."""
-        return (
-            {f"p{share}": round(float(np.percentile(self.ms, share)), 1) for share in (50, 95, 99)} if self.ms else {}
-        )
-
-
-def question(number: int) -> list[bytes]:
-    """Write requests about one drawn scene, one for each phrase that is true of it."""
-    picture, phrases = sample(number)
-    requests = []
-    for phrase in phrases:
-        parts = [
-            b'--cut\r\nContent-Disposition: form-data; name="image"; filename="scene.jpg"\r\n\r\n' + picture,
-            b'--cut\r\nContent-Disposition: form-data; name="phrases"\r\n\r\n' + phrase.encode(),
-            b"--cut--\r\n",
-        ]
-        body = b"\r\n".join(parts)
-        head = (
-            "POST /v1/ground HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=cut\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
-        requests.append(head.encode() + body)
-    return requests
+    def note(self, status: str, seconds: float) -> None:
+        """Count one request."""
+        if self.counts:
+            self.statuses[status] += 1
+            if status == "200":
+                self.seconds.append(seconds)
 
 
-async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> tuple[int, float]:
-    """Send a request -> status, and the seconds that Retry-After names (0: none)."""
-    writer.write(request)
-    await writer.drain()
-    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-    await reader.readexactly(int(_header(head, "content-length")))
-    return int(head.split(" ", 2)[1]), float(_header(head, "retry-after"))
+def request(image: bytes, phrase: str) -> bytes:
+    """Write a question as a browser would."""
+    form = f'{PART}"phrases"\r\n\r\n{phrase}\r\n{PART}"image"; filename="a"\r\n\r\n'.encode() + image + b"\r\n--x--\r\n"
+    return f"{HEAD}{len(form)}\r\n\r\n".encode() + form
 
 
-def _header(head: str, name: str) -> str:
-    found = re.search(rf"^{name}: (\d+)", head, re.MULTILINE)
-    return found.group(1) if found else "0"
+def questions(pictures: int) -> list[bytes]:
+    """Draw scenes of 640 px and ask each for what is true of it."""
+    asked = []
+    for number in range(pictures):
+        scene = draw_scene("benchmark", number, side=640)
+        out = BytesIO()
+        scene.image.save(out, "JPEG", quality=90)
+        asked += [request(out.getvalue(), phrase.text) for phrase in scene.phrases]
+    return asked
 
 
-async def client(port: int, requests: list[bytes], until: float, tally: Tally) -> None:
-    """Ask one thing after another until the time is over; a connection that breaks is counted."""
-    turn = itertools.cycle(requests)
-    while time.monotonic() < until:
+class Line:
+    """One connection to the server, opened again after it broke."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, question: bytes) -> tuple[str, float]:
+        """Return the answer's status, or the error's name, and how long to wait before asking again."""
         try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            status, wait = 200, 0.0
-            while status != 429 and time.monotonic() < until:
-                start = time.monotonic()
-                status, wait = await ask(reader, writer, next(turn))
-                tally.statuses[str(status)] += 1
-                if status == 200:
-                    tally.ms.append(1000 * (time.monotonic() - start))
-            writer.close()
-            await asyncio.sleep(max(0.0, min(wait, until - time.monotonic())))
+            if self._streams is None:
+                self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+            reader, writer = self._streams
+            writer.write(question)
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+            length = re.search(r"\r\ncontent-length: (\d+)", head)
+            await reader.readexactly(int(length.group(1)) if length else 0)
         except (OSError, asyncio.IncompleteReadError) as error:
-            tally.statuses[type(error).__name__] += 1
+            self.close()
+            return type(error).__name__, 1.0
+        wait = re.search(r"\r\nretry-after: (\d+)", head)
+        if wait or "\r\nconnection: close" in head:
+            self.close()  # a server does not keep a line that is silent for long
+        return head.split(" ", 2)[1], float(wait.group(1)) if wait else 0.0
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
 
 
-async def watch(server: psutil.Process, until: float) -> list[float]:
-    """Look at a process's resident memory each second, MB."""
-    seen = []
-    while time.monotonic() < until:
-        seen.append(server.memory_info().rss / 1e6)
-        await asyncio.sleep(1)
-    return seen
+async def client(port: int, asked: Iterator[bytes], tally: Tally) -> None:
+    """Ask without end, one question after the other."""
+    line = Line(port)
+    try:
+        while True:
+            started = time.perf_counter()
+            status, wait = await line.ask(next(asked))
+            tally.note(status, time.perf_counter() - started)
+            await asyncio.sleep(wait * random.uniform(1.0, 1.2))
+    finally:
+        line.close()
 
 
-async def crowd(
-    port: int, server: psutil.Process, questions: list[list[bytes]], clients: int, seconds: float
-) -> dict[str, object]:
+@asynccontextmanager
+async def served(run: str, log: Any) -> AsyncIterator[tuple[psutil.Process, int]]:
+    """Start a server on a free port; at the end it has to stop by itself when told."""
+    command = [sys.executable, "-m", "epmvg", "serve", run, "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=log, text=True)
+    assert process.stderr is not None
+    try:
+        said = await asyncio.to_thread(process.stderr.readline)
+        address = re.search(r"http://127\.0\.0\.1:(\d+)", said)
+        if address is None:
+            raise SystemExit(said + process.stderr.read())
+        yield psutil.Process(process.pid), int(address.group(1))
+        process.send_signal(signal.SIGTERM)
+        _, errors = await asyncio.to_thread(process.communicate, timeout=60)
+        if process.returncode not in (0, -signal.SIGTERM) or "Traceback" in errors:
+            raise SystemExit(f"The server ended with status {process.returncode}: {errors}")
+    finally:
+        process.kill()
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Percentiles in ms."""
+    if len(seconds) < 2:
+        return {}
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
+    return {f"p{percent}_ms": round(1000 * cuts[percent - 1], 1) for percent in (50, 95, 99)}
+
+
+async def crowd(server: psutil.Process, port: int, asked: list[bytes], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Let all clients ask for so long."""
     tally = Tally()
-    until = time.monotonic() + seconds
-    asking = [client(port, questions[number % len(questions)], until, tally) for number in range(clients)]
-    watching = asyncio.create_task(watch(server, until))
-    await asyncio.gather(*asking)
-    memory = await watching
-    quarter = max(1, len(memory) // 4)
+    turns = [itertools.cycle(random.Random(number).sample(asked, len(asked))) for number in range(arguments.clients)]
+    tasks = [asyncio.create_task(client(port, turn, tally)) for turn in turns]
+    await asyncio.sleep(WARM_UP)
+    tally.counts, busy, started, memory = True, sum(server.cpu_times()[:2]), time.perf_counter(), []
+    for second in range(arguments.seconds + 1):
+        await asyncio.sleep(max(0.0, started + second - time.perf_counter()))
+        memory.append(round(server.memory_info().rss / 1e6))
+    tally.counts, seconds = False, time.perf_counter() - started
+    busy = sum(server.cpu_times()[:2]) - busy
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    answered = tally.statuses["200"]
+    middle = len(memory) // 2
     return {
-        "clients": clients,
-        "seconds": seconds,
+        "clients": arguments.clients,
+        "seconds": round(seconds, 1),
         "statuses": dict(tally.statuses),
-        "answers_per_s": round(len(tally.ms) / seconds, 1),
-        "ms": tally.percentiles(),
-        "memory_mb": [
-            round(statistics.fmean(memory[start : start + quarter])) for start in range(0, 4 * quarter, quarter)
-        ],
+        "errors": sum(tally.statuses.values()) - answered - tally.statuses["429"],
+        "answered_per_s": round(answered / seconds, 1),
+        **spread(tally.seconds),
+        "rss_mb": {"start": memory[0], "middle": memory[middle], "end": memory[-1], "peak": max(memory)},
+        "server_cpu_ms_per_answer": round(1000 * busy / max(answered, 1), 1),
     }
 
 
-async def quiet(port: int, requests: list[bytes], rounds: int) -> dict[str, float]:
-    """One client, one phrase at a time about a picture that the server has seen -> percentiles, ms."""
-    tally = Tally()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    for request in itertools.islice(itertools.cycle(requests), rounds + len(requests)):
-        start = time.monotonic()
-        status, _ = await ask(reader, writer, request)
-        if status != 200:
-            raise RuntimeError(f"the quiet server answered {status}")
-        tally.ms.append(1000 * (time.monotonic() - start))
-    writer.close()
-    tally.ms = tally.ms[len(requests) :]  # the first round's phrases were new
-    return tally.percentiles()
+async def alone(server: psutil.Process, port: int, questions: list[bytes]) -> dict[str, Any]:
+    """Ask one question after the other; the first is not counted."""
+    line, seconds = Line(port), []
+    await line.ask(questions[0])
+    busy = sum(server.cpu_times()[:2])
+    for question in questions[1:]:
+        started = time.perf_counter()
+        status, _ = await line.ask(question)
+        seconds.append(time.perf_counter() - started)
+        assert status == "200", status
+    line.close()
+    used = sum(server.cpu_times()[:2]) - busy
+    return {**spread(seconds), "server_cpu_ms_per_answer": round(1000 * used / len(seconds), 1)}
+
+
+async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Start a server, ask it alone and in a crowd, stop it."""
+    scene = draw_scene("benchmark", 0, side=640)
+    out = BytesIO()
+    scene.image.save(out, "JPEG", quality=90)
+    image = out.getvalue()
+    asked_before = [request(image, scene.phrases[0].text)] * (arguments.single + 1)
+    never_asked = [request(image, f"the {number}th cup") for number in range(arguments.single + 1)]
+    async with served(arguments.run, subprocess.DEVNULL) as (server, port):
+        return {
+            "known picture, known phrase": await alone(server, port, asked_before),
+            "known picture, new phrase": await alone(server, port, never_asked),
+            "crowd": await crowd(server, port, questions(arguments.pictures), arguments),
+        }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run")
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--pictures", type=int, default=40)
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--pictures", type=int, default=32, help="that the clients ask about")
+    parser.add_argument("--single", type=int, default=200, help="questions of the client that asks alone")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    questions = [question(number) for number in range(arguments.pictures)]
-    command = [sys.executable, "-m", "epmvg", "serve", str(arguments.run), "--port", "0"]
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
-        assert server.stderr is not None
-        try:
-            line = server.stderr.readline()
-            found = re.search(r":(\d+) ", line)
-            if found is None:
-                sys.exit(line + server.stderr.read())
-            port = int(found.group(1))
-            result: dict[str, object] = {"quiet_ms": asyncio.run(quiet(port, questions[0], 200))}
-            held = psutil.Process(server.pid)
-            result |= asyncio.run(crowd(port, held, questions, arguments.clients, arguments.seconds))
-        finally:
-            server.terminate()
-    print(json.dumps(result, indent=1))
+    found = asyncio.run(measure(arguments))
+    if arguments.json:
+        print(json.dumps(found))
+        return
+    for name, figures in found.items():
+        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
 
 
 if __name__ == "__main__":

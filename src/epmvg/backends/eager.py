@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -73,6 +73,11 @@ class EagerBackend:
         with self._autocast():
             features: Tensor = self._encode(self._tensor(image), self._tensor(pad)).features
         return features
+
+    @torch.inference_mode()
+    def join(self, features: Sequence[Tensor]) -> Tensor:
+        """Put features of several images together in memory of their own."""
+        return torch.cat(list(features))
 
     @torch.inference_mode()
     def answer(

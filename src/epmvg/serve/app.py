@@ -83,7 +83,7 @@ class House:
     @asynccontextmanager
     async def open(self, _: FastAPI) -> AsyncIterator[None]:
         """Answer questions while the block runs; at its end those accepted are answered first."""
-        self._batcher = Batcher(self._answer, self.limits.batch, self._note)
+        self._batcher = Batcher(self._answer, self.limits.batch, self.limits.together, self._note)
         try:
             yield
         finally:

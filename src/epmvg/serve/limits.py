@@ -18,6 +18,7 @@ class Limits:
 
     queue: int = 64  # pictures in the house at once: arriving, waiting or being looked at
     batch: int = 64  # phrases in one pass of the model
+    together: int = 8  # pictures in one pass: more gain little on a CPU, and all wait for the last
     phrases: int = 32  # asked of one picture
     letters: int = 1_000  # of one phrase
     pictures: int = 16  # in one request to the batch endpoint
