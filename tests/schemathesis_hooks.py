@@ -1,4 +1,4 @@
-"""What schemathesis sends where the API wants a picture: small ones that are whole (test_serve.py sends damaged ones)."""
+"""What schemathesis sends as pictures: small ones that are whole (test_serve.py sends damaged ones)."""
 
 from __future__ import annotations
 
