@@ -345,13 +345,15 @@ def _say_scores(result: dict[str, Any]) -> None:
     said = [(result, "")] + ([(against, f" of {against['file']}")] if against else [])
     for part, whose in said:
         if part["missing"]:
-            console.print(f"{len(part['missing']):,} rows without an answer{whose} count as misses.", soft_wrap=True)
+            console.print(f"Misses{whose}, rows without an answer: {len(part['missing']):,}", soft_wrap=True)
         if part["unreadable"]:
             first = [f"  {one['where']}: {one['why']}" for one in part["unreadable"][:10]]
-            console.print(f"{len(part['unreadable']):,} answers without a box{whose} count as misses:", soft_wrap=True)
+            console.print(f"Misses{whose}, answers without a box: {len(part['unreadable']):,}", soft_wrap=True)
             console.print("\n".join(first), soft_wrap=True, markup=False)
         if part["several"]:
-            console.print(f"{part['several']:,} answers{whose} hold several boxes: the first counts.", soft_wrap=True)
+            console.print(
+                f"Answers{whose} with several boxes, of which the first counts: {part['several']:,}", soft_wrap=True
+            )
     console.print(f"{result['protocol']}; data {result['stamp']['data_sha256'][:16]}", soft_wrap=True, markup=False)
 
 
