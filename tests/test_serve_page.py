@@ -67,6 +67,15 @@ def shoot(page: Page, name: str) -> None:
         page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=True)
 
 
+HAND_OVER = """async ([kind, field, address]) => {
+  const held = new DataTransfer();
+  held.items.add(new File([await (await fetch(address)).blob()], "photo.jpg", { type: "image/jpeg" }));
+  const event = new Event(kind, { bubbles: true, cancelable: true });
+  Object.defineProperty(event, field, { value: held });
+  document.getElementById("stage").dispatchEvent(event);
+}"""
+
+
 def first_phrase(page: Page) -> Locator:
     return page.get_by_role("textbox", name="Phrase 1")
 
@@ -116,6 +125,17 @@ def test_a_photo_is_scaled_down_upright_and_its_box_is_in_its_own_pixels(
     (tmp_path / "b.jpg").write_bytes(b"no picture")
     page.set_input_files("#file", tmp_path / "b.jpg")
     page.get_by_text("no picture that the browser can show").wait_for()
+
+
+def test_photos_are_dropped_and_pasted(visit: Visit, address: str) -> None:
+    page = visit(address)
+    first_phrase(page).fill("the red square")
+    for kind, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+        with page.expect_response("**/v1/ground") as asked:
+            page.evaluate(HAND_OVER, [kind, field, "samples/0.jpg" if kind == "drop" else "samples/1.jpg"])
+        assert asked.value.status == 200
+        page.wait_for_selector(".box.c0")
+        page.get_by_text("Answered in").wait_for()
 
 
 def test_what_was_asked_before_needs_no_request(visit: Visit, address: str) -> None:

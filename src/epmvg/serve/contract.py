@@ -24,7 +24,7 @@ MEANINGS = {
     413: "The body is larger than the server takes.",
     415: "The body is of another kind.",
     422: "A picture or phrase cannot be used; the sentence says which and why.",
-    429: "There is no room.",
+    429: "There is no room; Retry-After says in how many seconds to ask again.",
     504: "The answer took too long.",
 }
 HEADERS = {
