@@ -56,7 +56,7 @@ class EagerBackend:
         self.model.visual.to(memory_format=torch.channels_last)
         if self.bf16:
             _halve(self.model)
-        self._texts = TextMemory(self.model.linguistic, TEXTS, torch.float32)
+        self.texts = TextMemory(self.model.linguistic, TEXTS, torch.float32)
         self._encode: Any = self.model.encode_image
         self._answer: Any = self.model.answer
         if compile:
@@ -125,7 +125,7 @@ class EagerBackend:
     ) -> Output:
         hidden = self._tensor(token_pad)
         with self._autocast():
-            states = self._texts(self._tensor(tokens), hidden)
+            states = self.texts(self._tensor(tokens), hidden)
             return answer(EncodedImages(features, self._tensor(pad)), states, hidden, self._tensor(owner))
 
     def _autocast(self) -> torch.autocast:
