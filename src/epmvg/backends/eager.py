@@ -52,7 +52,7 @@ class EagerBackend:
         self.model = model.to(device).eval().requires_grad_(False)
         self.device = torch.device(device)
         self.bf16 = use_bf16(precision)
-        bake_norms(self.model.visual)
+        bake_norms(self.model.visual, padding=True)
         self.model.visual.to(memory_format=torch.channels_last)
         if self.bf16:
             _halve(self.model)
