@@ -30,6 +30,7 @@ ALLOWED = {
     ("store", "evaluation"),
     ("evaluation", "predict"),
     ("predict", "results"),
+    ("bench", "export"),
     ("predict", "backends"),
     ("backends", "evaluation"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -113,7 +114,7 @@ def export_run(
     chosen, rows = photos.read() if photos else ([], [])
     with _workshop(out) as folder:
         plain = folder / "fp32"
-        settings = _write(model, plain, kind)
+        settings = write_folder(model, plain, kind)
         difference = largest_difference(EagerBackend(copy.deepcopy(model)), ExportedBackend(plain))
         say(f"largest difference of a box's edge from the run: {difference:.5f} of {model.canvas} px")
         if not difference <= BOUND:
@@ -135,19 +136,20 @@ def export_run(
     return settings
 
 
-def _write(model: Grounder, folder: Path, kind: Format) -> dict[str, Any]:
-    """Write graphs, tokenizer and settings; the ONNX graphs stay beside OpenVINO's."""
+def write_folder(model: Grounder, folder: Path, kind: Format) -> dict[str, Any]:
+    """Write a model's graphs, tokenizer and settings, and return these; the ONNX graphs stay beside OpenVINO's.
+
+    Nothing is measured, so nothing is refused: that is what `export_run` is for.
+    """
     folder.mkdir()
     write_onnx(model, folder)
     if model.calibration is not None:
         write_text(folder / CONFIDENCE_FILE, model.calibration.dump())
     model.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    if kind == "openvino":
-        _to_openvino(folder)
-    settings = {"format": kind, "precision": "fp32", "canvas": model.canvas, "length": model.length}
+    settings = {"format": "onnx", "precision": "fp32", "canvas": model.canvas, "length": model.length}
     settings |= {"epmvg": __version__, "torch": torch.__version__}
     write_json(folder / SETTINGS, settings)
-    return settings
+    return to_openvino(folder) if kind == "openvino" else settings
 
 
 def _quantize(
@@ -165,7 +167,7 @@ def _quantize(
     shutil.copytree(plain, folder)
     quantize(folder, (_canvas(photo, settings["canvas"]) for photo in chosen))
     if settings["format"] == "openvino":
-        _to_openvino(folder)
+        to_openvino(folder)
     moved = largest_difference(ExportedBackend(plain), ExportedBackend(folder))
     say(f"largest difference of int8 from float on noise: {moved:.2f} of {settings['canvas']} px")
     before, after = score(Predictor(plain), rows), score(Predictor(folder), rows)
@@ -198,14 +200,20 @@ def _canvas(photo: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
     return canvas[None], pad[None]
 
 
-def _to_openvino(folder: Path) -> None:
-    """Turn the ONNX graphs of a folder into OpenVINO's, weights as they are."""
-    import openvino
+def to_openvino(folder: Path) -> dict[str, Any]:
+    """Write OpenVINO's graphs beside the ONNX graphs of a folder, weights as they are, and return its new settings.
 
+    Raises:
+        InputError: OpenVINO is not installed.
+    """
+    openvino = guest("openvino")
     core = openvino.Core()  # its own reader; `openvino.convert_model` would tell its maker that it was used
     for name in (IMAGE, PHRASES):
         graph = core.read_model(str(folder / f"{name}{SUFFIX['onnx']}"))
         openvino.save_model(graph, str(folder / f"{name}{SUFFIX['openvino']}"), compress_to_fp16=False)
+    settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8")) | {"format": "openvino"}
+    write_json(folder / SETTINGS, settings)
+    return settings
 
 
 @contextmanager
