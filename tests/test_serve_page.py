@@ -5,41 +5,23 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from PIL import Image
 from playwright.sync_api import ConsoleMessage, Locator, Page, Request, sync_playwright
+from serving import serving
 
 from epmvg.models.grounder import Grounder
 from epmvg.predict import Predictor
-from epmvg.serve.app import create_app
-from epmvg.serve.server import listen
 
 CHROMIUM = shutil.which("chromium")
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
 SHOTS = os.environ.get("EPMVG_SHOTS")  # a folder to leave screenshots in
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
-
-
-@contextmanager
-def serving(ground: Any, **options: Any) -> Iterator[str]:
-    door = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(ground, **options), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{door.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        door.close()
 
 
 @pytest.fixture
@@ -83,6 +65,15 @@ def shoot(page: Page, name: str) -> None:
     if SHOTS:
         page.wait_for_timeout(300)
         page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=True)
+
+
+HAND_OVER = """async ([kind, field, address]) => {
+  const held = new DataTransfer();
+  held.items.add(new File([await (await fetch(address)).blob()], "photo.jpg", { type: "image/jpeg" }));
+  const event = new Event(kind, { bubbles: true, cancelable: true });
+  Object.defineProperty(event, field, { value: held });
+  document.getElementById("stage").dispatchEvent(event);
+}"""
 
 
 def first_phrase(page: Page) -> Locator:
@@ -134,6 +125,17 @@ def test_a_photo_is_scaled_down_upright_and_its_box_is_in_its_own_pixels(
     (tmp_path / "b.jpg").write_bytes(b"no picture")
     page.set_input_files("#file", tmp_path / "b.jpg")
     page.get_by_text("no picture that the browser can show").wait_for()
+
+
+def test_photos_are_dropped_and_pasted(visit: Visit, address: str) -> None:
+    page = visit(address)
+    first_phrase(page).fill("the red square")
+    for kind, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+        with page.expect_response("**/v1/ground") as asked:
+            page.evaluate(HAND_OVER, [kind, field, "samples/0.jpg" if kind == "drop" else "samples/1.jpg"])
+        assert asked.value.status == 200
+        page.wait_for_selector(".box.c0")
+        page.get_by_text("Answered in").wait_for()
 
 
 def test_what_was_asked_before_needs_no_request(visit: Visit, address: str) -> None:

@@ -58,7 +58,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut off between two saves, resumed, and compared bit by bit with a run that was never stopped."""
-    chosen = recipe(squares, "data.augment={flip: 0.5, move: 1.0}")
+    chosen = recipe(squares, "data.augment={flip: 0.5, move: 1.0}", "train.log_every=3", "train.save_every=2")
     whole = epmvg.train(chosen, tmp_path / "whole")
     real, steps = training._step, []
 

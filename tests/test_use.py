@@ -39,7 +39,7 @@ def test_a_published_folder_answers_the_same_and_tells_no_place(run: Path, tmp_p
     assert here == there
     card = (folder / "README.md").read_text()
     said = json.loads((run / "evaluation-annotations-val.json").read_text())
-    low, high = said["acc50_interval"]
+    low, high = said["intervals"]["acc50"]
     assert f"| {100 * said['acc50']:.1f} % ({100 * low:.1f} % to {100 * high:.1f} %) |" in card
     assert "0 of the 6 images of annotations val are among the 6 training images" in card
     assert "Teacher: none" in card and "No licence was stated" in card and re.search(r"takes \d+ ms", card)

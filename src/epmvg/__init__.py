@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from epmvg.predict import Predictor
     from epmvg.reporting import report
     from epmvg.results import Predictions, to_coco, to_label_studio
+    from epmvg.scoring import score
     from epmvg.training import train
     from epmvg.types import Batch, Embeddings, InputError, Output, Prediction, Record
 
@@ -47,6 +48,7 @@ __all__ = [
     "report",
     "save",
     "save_pretrained",
+    "score",
     "to_coco",
     "to_label_studio",
     "train",
@@ -77,6 +79,7 @@ _HOME = {
     "report": "reporting",
     "save": "models.factory",
     "save_pretrained": "hub",
+    "score": "scoring",
     "to_coco": "results",
     "to_label_studio": "results",
     "train": "training",

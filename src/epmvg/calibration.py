@@ -20,11 +20,12 @@ from epmvg.confidence import CONFIDENCE_FILE, auroc, calibration_error, fit_cali
 from epmvg.config import DataSettings
 from epmvg.data.absent import absent_records
 from epmvg.data.catalog import open_records
-from epmvg.evaluation import data_of, evaluation_loader, predict_rows, split_absent
-from epmvg.models.factory import load, save, write_text
+from epmvg.evaluation import data_of, evaluation_loader, of_some_images, predict_rows, split_absent
+from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
 from epmvg.types import InputError, Progress, Record
+from epmvg.writing import write_text
 
 ABSENT = 0.5  # absent phrases a phrase, in fitting and calibrating
 
@@ -133,7 +134,7 @@ def fit_score_head(
     """
     model.score_head = head = model.new_score_head()
     model.settings = model.settings | {"score": True}
-    records = _of_some_images(records, limit, seed)
+    records = of_some_images(records, limit, seed)
     evidence, iou, held_out = _ask(model, records, images, progress)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-2)
     learn, check = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
@@ -175,13 +176,6 @@ def _ask(
         if progress:
             progress(done, len(asked))
     return torch.cat(evidence), torch.cat(ious), torch.tensor(held_out)
-
-
-def _of_some_images(records: Sequence[Record], limit: int, seed: int) -> list[Record]:
-    """Keep the records of images drawn at random, until they are `limit`."""
-    photos = list(dict.fromkeys(record.image for record in records))
-    place = {photos[i]: rank for rank, i in enumerate(np.random.default_rng(seed).permutation(len(photos)).tolist())}
-    return sorted(records, key=lambda record: place[record.image])[:limit]
 
 
 def _open(settings: DataSettings, split: str) -> list[Record]:

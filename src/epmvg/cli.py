@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections import Counter
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -40,6 +42,18 @@ class Form(StrEnum):
     label_studio = "label-studio"
 
 
+class Told(StrEnum):
+    jsonl = "jsonl"
+    coco = "coco"
+    text = "text"
+
+
+class Asked(StrEnum):
+    rows = "rows"
+    merged = "merged"
+    any = "any"
+
+
 class Scaled(StrEnum):
     scenes = "scenes"
     mini = "mini"
@@ -60,14 +74,27 @@ class Listed(StrEnum):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; unusable input is one sentence and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a phrase may hold letters that the terminal's locale lacks
+    warnings.formatwarning = lambda message, *_, **__: f"epmvg: {message}\n"
     try:
         app(arguments)
     except InputError as error:
-        print(f"epmvg: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
     except OSError as error:
-        print(f"epmvg: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        from epmvg.hardware import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        _refuse("Memory ran out: ask about fewer phrases or smaller pictures at once, or use a smaller model.")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    print(f"epmvg: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _version(asked: bool) -> None:
@@ -140,8 +167,19 @@ def evaluate(
     split_key: Annotated[str | None, typer.Option(help="The row key that names the split.")] = None,
     absent: Annotated[float, typer.Option(help="Phrases asked of other images, a phrase of the split.")] = 0.25,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON; - prints it.")] = None,
+    stress: Annotated[
+        bool, typer.Option("--stress", help="Score phrases and pictures made harder instead (docs/robustness.md).")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="Most phrases, with --stress, of images drawn at random; 1,000 by default.")
+    ] = None,
 ) -> None:
-    """Score a run: Acc@0.5, mean IoU, and a row of predictions a phrase."""
+    """Score a run: Acc@0.5, mean IoU, and a row of predictions a phrase; or what it bears."""
+    if stress:
+        _stress(run, data, split, root, split_key, absent, limit, json_file)
+        return
+    if limit is not None:
+        raise InputError("--limit is for --stress: a score counts every phrase of its split.")
     from epmvg.evaluation import evaluate as score
     from epmvg.evaluation import write_json
     from epmvg.terminal import counting
@@ -171,6 +209,66 @@ def evaluate(
     _table("How far the score can be trusted", [_trust_row(result["confidence"])])
 
 
+def _stress(
+    run: Path,
+    data: str | None,
+    split: str | None,
+    root: str | None,
+    split_key: str | None,
+    absent: float,
+    limit: int | None,
+    json_file: Path | None,
+) -> None:
+    if not _is_first():  # one process does this alone
+        return
+    from epmvg.evaluation import write_json
+    from epmvg.stress import LIMIT, stress_test
+    from epmvg.terminal import counting
+
+    with counting(Console(stderr=True), "Stressing") as progress:
+        result = stress_test(
+            run,
+            data=data,
+            split=split,
+            root=root,
+            split_key=split_key,
+            limit=LIMIT if limit is None else limit,
+            absent=absent,
+            progress=progress,
+        )
+    if str(json_file) == "-":
+        print(json.dumps(result))
+        return
+    if json_file is not None:
+        write_json(json_file, result)
+    clean = result["clean"]
+    title = f"{run} on {result['data']} {result['split']}: Acc@0.5 {clean['acc50']:.4f} of {clean['n']:,} phrases"
+    _table(title, [_stress_row(row) for row in result["stresses"]])
+    nothing, stem = result["absent"], f"{result['data']}-{result['split']}"
+    if "why" in nothing:
+        console.print(f"Absent phrases: {nothing['why']}.", soft_wrap=True)
+    else:
+        console.print(
+            f"Absent phrases: {nothing['refused']:.1%} of {nothing['n']:,} refused below {nothing['threshold']:.3f}, "
+            f"and {nothing['clean_refused']:.1%} of the clean ones; AUROC {nothing['auroc']:.3f}",
+            soft_wrap=True,
+        )
+    console.print(f"Pictures of the worst: {run / f'stress-{stem}.html'}", soft_wrap=True)
+
+
+def _stress_row(row: dict[str, Any]) -> dict[str, str]:
+    said = {"stress": row["name"], "phrases": f"{row['n']:,}"}
+    if not row["n"]:
+        return said | {"clean": "-", "Acc@0.5": "-", "difference": row["why"], "changed": "-"}
+    gap = row["difference"]
+    return said | {
+        "clean": f"{row['clean_acc50']:.3f}",
+        "Acc@0.5": f"{row['acc50']:.3f}",
+        "difference": f"{gap['points']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})",
+        "changed": f"{row['changed']:.1%}",
+    }
+
+
 def _trust_row(said: dict[str, Any]) -> dict[str, str]:
     figures = {
         "calibration error": said["ece"],
@@ -182,6 +280,81 @@ def _trust_row(said: dict[str, Any]) -> dict[str, str]:
         name: "-" if one is None else f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
         for name, one in figures.items()
     }
+
+
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(help="A file of any system's predictions.")],
+    data: Annotated[str, typer.Option(help="What they answer: a data set's name or a file.")],
+    split: Annotated[str | None, typer.Option(help="Of that data; all rows by default.")] = None,
+    root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
+    split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",
+    form: Annotated[Told, typer.Option("--format", help="Our rows, COCO results, or a model's words.")] = Told.jsonl,
+    coordinates: Annotated[
+        str | None, typer.Option(help="UNIT:ORDER of the numbers, for example 0-1000:xyxy; text needs it.")
+    ] = None,
+    answer_key: Annotated[str, typer.Option(help="Where the text of an answer stands.")] = "answer",
+    targets: Annotated[
+        Asked, typer.Option(help="Of a phrase with several boxes: each row's own, their union, or any.")
+    ] = Asked.rows,
+    strict: Annotated[bool, typer.Option("--strict", help="Count IoU > bound instead of >=.")] = False,
+    against: Annotated[Path | None, typer.Option(help="Rows of another system, to compare with.")] = None,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Count missing rows as misses.")] = False,
+    rows: Annotated[Path | None, typer.Option(help="Write what was scored to this JSONL file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Score any system's predictions as `evaluate` scores a run."""
+    from epmvg.scoring import score as run_score
+
+    result = run_score(
+        predictions,
+        data=data,
+        split=split,
+        root=root,
+        split_key=split_key,
+        form=form.value,
+        coordinates=coordinates,
+        targets=targets.value,
+        strict=strict,
+        allow_partial=allow_partial,
+        answer_key=answer_key,
+        against=against,
+        rows=rows,
+    )
+    if as_json:
+        print(json.dumps(result))
+        return
+    _say_scores(result)
+
+
+def _say_scores(result: dict[str, Any]) -> None:
+    from epmvg.metrics import FIGURES
+
+    against = result.get("against")
+    shown = []
+    for name in FIGURES:
+        low, high = result["intervals"][name]
+        row = {"figure": name, "value": f"{result[name]:.4f}", "95 % interval": f"{low:.4f} to {high:.4f}"}
+        if against:
+            gap = against["figures"][name]
+            row["points"] = f"{gap['points']:+.2f}"
+            row["of which 95 %"] = f"{gap['low']:+.2f} to {gap['high']:+.2f}"
+            row["p"] = f"{gap['p']:.4f}"
+        shown.append(row)
+    _table(f"{result['data']} {result['split']}, {result['n']:,} phrases", shown)
+    said = [(result, "")] + ([(against, f" of {against['file']}")] if against else [])
+    for part, whose in said:
+        if part["missing"]:
+            console.print(f"Misses{whose}, rows without an answer: {len(part['missing']):,}", soft_wrap=True)
+        if part["unreadable"]:
+            first = [f"  {one['where']}: {one['why']}" for one in part["unreadable"][:10]]
+            console.print(f"Misses{whose}, answers without a box: {len(part['unreadable']):,}", soft_wrap=True)
+            console.print("\n".join(first), soft_wrap=True, markup=False)
+        if part["several"]:
+            console.print(
+                f"Answers{whose} with several boxes, of which the first counts: {part['several']:,}", soft_wrap=True
+            )
+    console.print(f"{result['protocol']}; data {result['stamp']['data_sha256'][:16]}", soft_wrap=True, markup=False)
 
 
 @app.command()

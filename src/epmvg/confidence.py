@@ -245,12 +245,27 @@ def interval(images: Sequence[str], figure: Callable[[Array], float], *, seed: i
     return float(low), float(high)
 
 
+def mean_intervals(images: Sequence[str], values: Array, *, seed: int = 0) -> list[tuple[float, float]]:
+    """Return the 95 % intervals of the means of columns [n, F], images drawn as `interval` draws them, but sooner."""
+    owner = _owner(images)
+    total = np.stack([np.bincount(owner, weights=column) for column in values.T], -1)  # [I, F]
+    size = np.bincount(owner)
+    drawn = np.array([times @ total / (times @ size) for times in _drawn_images(len(size), seed)])
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0).tolist()
+    return list(zip(low, high, strict=True))
+
+
 def _draws(images: Sequence[str], seed: int) -> Iterator[Array]:
     owner = _owner(images)
-    count = int(owner.max()) + 1
+    for times in _drawn_images(int(owner.max()) + 1, seed):
+        yield times[owner].astype(np.float64)
+
+
+def _drawn_images(count: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Yield how often each of `count` images was drawn, once a draw."""
     random = np.random.default_rng(seed)
     for _ in range(DRAWS):
-        yield np.bincount(random.integers(count, size=count), minlength=count)[owner].astype(np.float64)
+        yield np.bincount(random.integers(count, size=count), minlength=count)
 
 
 def _owner(images: Sequence[str]) -> NDArray[np.int64]:

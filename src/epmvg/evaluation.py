@@ -4,47 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from epmvg.boxes import paired_iou
-from epmvg.confidence import BINS, Calibration, interval, measure_trust
+from epmvg.confidence import BINS, Calibration, mean_intervals, measure_trust
 from epmvg.config import DataSettings, Recipe
 from epmvg.data.absent import absent_records
 from epmvg.data.catalog import open_records
 from epmvg.data.loader import GroundingLoader
+from epmvg.metrics import Scores, Targets, parts_of, stamp
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder, share_inside
 from epmvg.processes import gathered, together, told
 from epmvg.types import Batch, InputError, Output, Progress, Record
+from epmvg.writing import replacing, write_text
 
 Row = dict[str, Any]
 """A row of predictions."""
 
 PROTOCOL = "IoU >= 0.5 in pixels of the original image, target not clipped, prediction clipped to the image"
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Figures over n phrases; shares in 0..1."""
-
-    n: int
-    acc50: float
-    acc25: float
-    acc75: float
-    miou: float
-
-    @classmethod
-    def of(cls, iou: Tensor) -> Scores:
-        """Score IoUs [n]."""
-        share = {bound: (iou >= bound).double().mean().item() for bound in (0.25, 0.5, 0.75)}
-        return cls(len(iou), share[0.5], share[0.25], share[0.75], iou.double().mean().item())
 
 
 @torch.no_grad()
@@ -81,25 +66,26 @@ def _rows(output: Output, batch: Batch, calibration: Calibration | None) -> list
     boxes, scores = output.box.float().cpu(), box_scores(output, calibration).tolist()
     rows = []
     for i, record in enumerate(batch.records):
-        box = batch.letterbox[int(batch.owner[i])].to_source(boxes[i].double())
-        target = torch.tensor(record.box, dtype=torch.float64)
-        rows.append(
-            {
-                "image": str(record.image),
-                "phrase": record.phrase,
-                "box": [round(value, 3) for value in box.tolist()],
-                "target": list(record.box),
-                "iou": paired_iou(box, target).item(),
-                "score": round(scores[i], 4),
-                "id": record.id,
-            }
-            | {
-                key: record.extra[key]
-                for key in ("kind", "types", "dataset", "split", "category", "absent")
-                if key in record.extra
-            }
-        )
+        source = batch.letterbox[int(batch.owner[i])].to_source(boxes[i].double())
+        box = [round(value, 3) for value in source.tolist()]
+        rows.append(answered_row(record, box, overlaps([box], [record.box])[0], round(scores[i], 4)))
     return rows
+
+
+def answered_row(record: Record, box: list[float] | None, iou: float, score: float | None) -> Row:
+    """Return the row of predictions of a record: what was asked, what was answered, and what slices need."""
+    row: Row = {"image": str(record.image), "phrase": record.phrase, "box": box, "target": list(record.box), "iou": iou}
+    row |= {"score": score, "id": record.id}
+    return row | {key: record.extra[key] for key in _KEPT if key in record.extra}
+
+
+_KEPT = ("kind", "types", "dataset", "split", "category", "absent")
+
+
+def overlaps(boxes: Sequence[Sequence[float]], targets: Sequence[Sequence[float]]) -> list[float]:
+    """IoU of box i with target i, both xyxy, in double precision."""
+    pair = (torch.tensor(part, dtype=torch.float64).reshape(-1, 4) for part in (boxes, targets))
+    return cast(list[float], paired_iou(*pair).tolist())
 
 
 def raw_scores(output: Output) -> Tensor:
@@ -150,8 +136,7 @@ def evaluate(
         progress: called with (phrases answered, all of them).
 
     Returns:
-        data, split, protocol, n, acc50, acc25, acc75, miou, acc50_interval (95 %, images drawn anew), `parts` by data
-        set where rows name several, and `confidence` (docs/confidence.md).
+        data, split, protocol, what `judge` says, and `confidence` (docs/confidence.md).
 
     Raises:
         InputError: the run, the data or a picture cannot be read.
@@ -172,7 +157,9 @@ def evaluate(
             rows, nothing = split_absent(answers)
             if len(rows) != len(records):
                 raise InputError(f"{name} has {len(records)} rows but {len(rows)} were answered.")
-            result |= _judge(rows, nothing, calibrated=model.calibration is not None)
+            trust = asdict(measure_trust(rows, nothing))
+            calibrated = model.calibration is not None
+            result |= judge(rows) | {"confidence": {"calibrated": calibrated, "bins": BINS} | trust}
             write_rows(run / f"predictions-{stem}.jsonl", rows)
             write_rows(run / f"absent-{stem}.jsonl", nothing)
             write_json(run / f"evaluation-{stem}.json", result)
@@ -190,17 +177,44 @@ def data_of(run: Path, data: str | None, root: str | None, split_key: str | None
     return own.model_copy(update={"name": data or own.name, "root": root, "split_key": split_key or own.split_key})
 
 
-def _judge(rows: list[Row], nothing: list[Row], *, calibrated: bool) -> dict[str, Any]:
-    """Score rows of predictions, and how far their own scores can be trusted."""
-    result: dict[str, Any] = asdict(summarise(rows))
-    parts = _parts(rows)
+def of_some_images(records: Sequence[Record], limit: int, seed: int) -> list[Record]:
+    """Keep the records of images drawn at random, until they are `limit`."""
+    photos = list(dict.fromkeys(record.image for record in records))
+    place = {photos[i]: rank for rank, i in enumerate(np.random.default_rng(seed).permutation(len(photos)).tolist())}
+    return sorted(records, key=lambda record: place[record.image])[:limit]
+
+
+def judge(rows: Sequence[Row], *, strict: bool = False, targets: Targets = "rows") -> dict[str, Any]:
+    """Score rows of predictions; the same to the last digit in any order of them.
+
+    Args:
+        strict: count IoU > bound instead of IoU >= bound.
+        targets: what the rows' targets are, for the stamp.
+
+    Returns:
+        n and the figures of `Scores`; `intervals` of each (95 %, images drawn anew); `parts` by data set where rows
+        name several; `slices` by title and name; and the `stamp` of what was asked and how it was judged.
+    """
+    from epmvg.reporting.slices import groupings  # brings matplotlib, which answering does not need
+
+    rows = sorted(rows, key=question_of)
+    result: dict[str, Any] = asdict(Scores.of(rows, strict=strict))
+    counted = parts_of(rows, strict)
+    intervals = mean_intervals([row["image"] for row in rows], np.stack(list(counted.values()), -1))
+    result["intervals"] = dict(zip(counted, intervals, strict=True))
+    parts = _parts(rows, strict)
     if parts:
         result["parts"] = parts
-    hits = np.array([row["iou"] >= 0.5 for row in rows], np.float64)
-    images = [row["image"] for row in rows]
-    result["acc50_interval"] = interval(images, lambda drawn: float(np.average(hits, weights=drawn)))
-    result["confidence"] = {"calibrated": calibrated, "bins": BINS} | asdict(measure_trust(rows, nothing))
-    return result
+    result["slices"] = {
+        grouping.title: {name: asdict(Scores.of(grouping.select(rows, name), strict=strict)) for name in names}
+        for grouping, names in groupings(rows)
+    }
+    return result | {"stamp": stamp(rows, strict=strict, targets=targets)}
+
+
+def question_of(row: Row) -> tuple[Any, ...]:
+    """What rows are sorted by, so that nothing depends on the order they came in."""
+    return row["image"], row["phrase"], str(row["id"]), list(row["target"]), row["box"] or []
 
 
 def split_absent(answers: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -240,30 +254,23 @@ def short_name(data: str) -> str:
     return Path(data).stem.replace("*", "all")
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> Scores:
-    """Score rows of predictions."""
-    return Scores.of(torch.tensor([row["iou"] for row in rows], dtype=torch.float64))
-
-
-def _parts(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _parts(rows: Sequence[dict[str, Any]], strict: bool) -> dict[str, dict[str, Any]]:
     """Scores by the rows' own data set and split, or by their kind, where they name several."""
     named: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         name = f"{row['dataset']} {row.get('split', '')}".strip() if "dataset" in row else row.get("kind", "other")
         named.setdefault(name, []).append(row)
-    return {name: asdict(summarise(part)) for name, part in sorted(named.items())} if len(named) > 1 else {}
+    return (
+        {name: asdict(Scores.of(part, strict=strict)) for name, part in sorted(named.items())} if len(named) > 1 else {}
+    )
 
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write JSONL so that no reader ever sees half of it."""
-    temporary = file.with_name(file.name + ".part")
-    with temporary.open("w", encoding="utf-8") as out:
+    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    temporary.replace(file)
 
 
 def write_json(file: Path, value: Any) -> None:
     """Write JSON so that no reader ever sees half of it."""
-    temporary = file.with_name(file.name + ".part")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -31,6 +31,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory ran out, a GPU's or the machine's."""
+    import torch
+
+    said = ("DefaultCPUAllocator", "out of memory")  # torch has a class of its own for CUDA alone
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in said)
+
+
 @lru_cache(maxsize=1)
 def _cpu_flags() -> frozenset[str]:
     try:

@@ -24,11 +24,12 @@ from PIL import Image
 from epmvg import __version__
 from epmvg.config import Recipe
 from epmvg.data.catalog import open_records
-from epmvg.models.factory import load, save, write_text
+from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
 from epmvg.models.hub import fetch
 from epmvg.predict import Predictor
 from epmvg.types import InputError
+from epmvg.writing import write_text
 
 _PATHS = (("data", "root"), ("data", "name"), ("distill", "teacher"), ("model", "start"))
 """Settings that may name a place on the trainer's disk, which is nobody's business."""
@@ -133,7 +134,7 @@ def model_card(run: Path | str, *, licence: str | None = None, latency: Latency 
         language="en",
         tags=["visual-grounding", "referring-expression-comprehension", "phrase-grounding"],
     )
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     template = (resources.files("epmvg") / "card.md").read_text(encoding="utf-8")
     return environment.from_string(template).render(

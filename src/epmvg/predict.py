@@ -23,7 +23,7 @@ from epmvg.backends.exported import ExportedBackend, is_exported
 from epmvg.confidence import Calibration
 from epmvg.data.jsonl import phrase_fault
 from epmvg.data.photos import open_image
-from epmvg.data.views import canvas_of, evaluation_view, laid_rectangle, lay
+from epmvg.data.views import View, canvas_of, evaluation_view, laid_rectangle, lay
 from epmvg.letterbox import Letterbox
 from epmvg.results import Predictions
 from epmvg.types import Box, InputError, Prediction
@@ -46,6 +46,8 @@ class Backend(Protocol):
     def pieces(self, phrase: str) -> list[int]: ...
 
     def encode(self, image: NDArray[np.float32], pad: NDArray[np.bool_]) -> Any: ...
+
+    def join(self, features: Sequence[Any]) -> Any: ...
 
     def answer(
         self,
@@ -139,12 +141,24 @@ class Predictor:
         """
         bound = self._bound(min_score)
         asked = self._asked(phrases)
-        boxes, scores = self.find(image, asked)
-        answers = [
-            Prediction(phrase, _box(box), score, score >= bound)
-            for phrase, box, score in zip(asked, boxes, scores, strict=True)
-        ]
-        return Predictions(answers, lambda: as_picture(image), str(image) if isinstance(image, Path | str) else "")
+        found = _predictions(asked, *self.find(image, asked), bound)
+        return Predictions(found, lambda: as_picture(image), str(image) if isinstance(image, Path | str) else "")
+
+    def ask(self, questions: Sequence[tuple[Picture, Sequence[str]]]) -> list[list[Prediction]]:
+        """Find phrases in several images, all in one pass; the answers are those of asking one by one.
+
+        Args:
+            questions: images, each with its phrases.
+
+        Returns:
+            For each question a prediction a phrase, as calling gives them.
+
+        Raises:
+            InputError: as calling does; nothing is answered then.
+        """
+        asked = [(image, self._asked(phrases)) for image, phrases in questions]
+        found = zip(asked, self._find(asked), strict=True)
+        return [_predictions(phrases, boxes, scores, 0.0) for (_, phrases), (boxes, scores) in found]
 
     def where(self, image: Picture, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
         """Return where the model looks for each phrase, over the picture: [height, width], 1 where it is highest.
@@ -168,7 +182,7 @@ class Predictor:
         asked = self._asked(phrases)
         tokens, token_pad = tokenize(self.backend, asked)
         with self._lock:
-            seen = self._see(image)
+            (seen,) = self._see([image])
             levels = self.backend.maps(kind, seen.features, seen.pad, tokens, token_pad)  # [P, side, side] each
         return [_over_picture([level[i] for level in levels], seen.letterbox) for i in range(len(asked))]
 
@@ -199,31 +213,52 @@ class Predictor:
         Raises:
             InputError: the image cannot be opened.
         """
-        tokens, token_pad = tokenize(self.backend, phrases)
-        owner = np.zeros(len(phrases), np.int64)
+        return self._find([(image, phrases)])[0]
+
+    def _find(self, questions: Sequence[tuple[Picture, Sequence[str]]]) -> list[tuple[list[list[float]], list[float]]]:
+        """Answer as `find` does, several images in one pass."""
+        counts = [len(phrases) for _, phrases in questions]
+        tokens, token_pad = tokenize(self.backend, [phrase for _, phrases in questions for phrase in phrases])
+        owner = np.repeat(np.arange(len(counts)), counts)
         with self._lock:
-            seen = self._see(image)
-            box, score = self.backend.answer(seen.features, seen.pad, tokens, token_pad, owner)
+            seen = self._see([image for image, _ in questions])
+            features = seen[0].features if len(seen) == 1 else self.backend.join([one.features for one in seen])
+            pad = np.concatenate([one.pad for one in seen])
+            box, score = self.backend.answer(features, pad, tokens, token_pad, owner)
         if self.backend.calibration is not None:
             score = self.backend.calibration(score)
-        return seen.letterbox.to_source(box).tolist(), score.tolist()
+        own = [owner == number for number in range(len(seen))]
+        return [
+            (one.letterbox.to_source(box[rows]).tolist(), score[rows].tolist())
+            for one, rows in zip(seen, own, strict=True)
+        ]
 
-    def _see(self, image: Picture) -> SeenImage:
-        """Encode an image, or find it among those remembered, by its file's bytes or by its pixels on the canvas."""
-        file = _file_key(image)
-        seen = self._seen.get(file)
-        if seen is not None:
-            return seen
-        picture = as_picture(image)
-        view = evaluation_view(picture.size, self.backend.canvas)
-        laid = lay(picture, view)
-        key = file or _digest(repr(picture.size).encode() + laid.tobytes())
-        seen = self._seen.get(key)
-        if seen is None:
-            canvas, pad = canvas_of(laid, view)
-            seen = SeenImage(view.letterbox, pad[None], self.backend.encode(canvas[None], pad[None]))
-            self._seen.add(key, seen)
-        return seen
+    def _see(self, images: Sequence[Picture]) -> list[SeenImage]:
+        """Encode images together, but for those remembered, by a file's bytes or by the pixels on the canvas."""
+        keys: list[bytes] = []
+        seen: dict[bytes, SeenImage] = {}
+        fresh: dict[bytes, tuple[View, NDArray[np.uint8]]] = {}
+        for image in images:
+            key = _file_key(image)
+            if key is None or self._seen.get(key) is None:
+                picture = as_picture(image)
+                view = evaluation_view(picture.size, self.backend.canvas)
+                laid = lay(picture, view)
+                key = key or _digest(repr(picture.size).encode() + laid.tobytes())
+                if self._seen.get(key) is None:
+                    fresh[key] = view, laid
+            known = self._seen.get(key)
+            if known is not None:
+                seen[key] = known
+            keys.append(key)
+        if fresh:
+            canvases, pads = zip(*(canvas_of(laid, view) for view, laid in fresh.values()), strict=True)
+            features = self.backend.encode(np.stack(canvases), np.stack(pads))
+            for number, (key, (view, _)) in enumerate(fresh.items()):
+                own = self.backend.join([features[number : number + 1]])  # a slice would keep all of them alive
+                seen[key] = SeenImage(view.letterbox, pads[number][None], own)
+                self._seen.add(key, seen[key])
+        return [seen[key] for key in keys]
 
     def _check(self, phrase: str) -> None:
         fault = phrase_fault(phrase)
@@ -319,6 +354,15 @@ def _file_key(image: Picture) -> bytes | None:
 
 def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
+
+
+def _predictions(
+    phrases: Sequence[str], boxes: Sequence[list[float]], scores: Sequence[float], bound: float
+) -> list[Prediction]:
+    return [
+        Prediction(phrase, _box(box), score, score >= bound)
+        for phrase, box, score in zip(phrases, boxes, scores, strict=True)
+    ]
 
 
 def _box(values: list[float]) -> Box:

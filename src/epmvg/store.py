@@ -19,6 +19,7 @@ from epmvg.data.loader import GroundingLoader
 from epmvg.hardware import use_bf16
 from epmvg.models.grounder import Grounder
 from epmvg.types import InputError, Record
+from epmvg.writing import naming
 
 Answer = Callable[[Tensor, Tensor], Tensor]
 
@@ -85,6 +86,7 @@ def _stored(
             )
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.part")  # two runs may store the same at once
+        _reserve(temporary, size * 2, file)
         array = torch.from_file(str(temporary), shared=True, size=size, dtype=torch.bfloat16).view(shape)
         done = 0
         for batch in images.batches(0):
@@ -95,3 +97,14 @@ def _stored(
         del array
         temporary.replace(file)
     return torch.from_file(str(file), shared=False, size=size, dtype=torch.bfloat16).view(shape)
+
+
+def _reserve(temporary: Path, size: int, file: Path) -> None:
+    """Take the array's room on the disk at once: a mapped page that finds none kills the process."""
+    with naming(file), temporary.open("wb") as out:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(out.fileno(), 0, size)
+        except OSError:
+            temporary.unlink()
+            raise

@@ -12,15 +12,18 @@ import signal
 import threading
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import accelerate
+import safetensors.torch
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from epmvg.activations import LiveTensors
@@ -28,7 +31,7 @@ from epmvg.config import DistillSettings, ModelSettings, Recipe, TrainSettings
 from epmvg.data.absent import Absence
 from epmvg.data.archives import is_there
 from epmvg.data.catalog import cache_folder, open_records, share_of
-from epmvg.data.jsonl import Skipped
+from epmvg.data.jsonl import Skipped, json_line, rows_of
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.shard_loader import ShardLoader
 from epmvg.data.shards import shard_files
@@ -37,14 +40,19 @@ from epmvg.distill.cache import CachedTeacher
 from epmvg.distill.lesson import Lesson, photo_view
 from epmvg.distill.losses import GroundingLoss, Loss, Regressor
 from epmvg.distill.teacher import ClipTeacher, View
-from epmvg.evaluation import evaluation_loader, predict_rows, short_name, summarise, write_rows
-from epmvg.hardware import use_bf16
-from epmvg.models.factory import create_model, save, start_from, write_text
+from epmvg.evaluation import evaluation_loader, predict_rows, short_name, write_rows
+from epmvg.hardware import is_out_of_memory, use_bf16
+from epmvg.metrics import Scores
+from epmvg.models.factory import create_model, save, start_from
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
 from epmvg.processes import gathered, is_lost_process
 from epmvg.store import stored_maps
 from epmvg.types import Batch, InputError, Progress, Record
+from epmvg.writing import naming, replacing, write_text
+
+LOCK = ".lock"
+"""Held in a run's folder while it is written; the system lets it go when its holder dies."""
 
 Report = Callable[[dict[str, Any]], None]
 """Called with each row of metrics.jsonl as it is written."""
@@ -58,6 +66,45 @@ class Position:
     phrases: int = 0
     seconds: float = 0.0
     best: float = -1.0
+    scored: int = -1  # the step at which val was last asked
+
+
+class Meter:
+    """Running means over phrases since the last row of metrics."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.start = time.monotonic()
+        self.images = self.phrases = 0
+        self.terms: dict[str, float] = {}
+
+    def add(self, loss: Loss, batch: Batch) -> None:
+        self.images += len(batch.letterbox)
+        self.phrases += len(batch.records)
+        for name, term in [*loss.terms.items(), ("total", loss.total)]:
+            self.terms[name] = self.terms.get(name, 0.0) + term.item() * len(batch.records)
+
+    def state(self) -> dict[str, Any]:
+        """Return what has been counted, so that a resumed run's next row is an unbroken one's."""
+        return {"images": self.images, "phrases": self.phrases, "terms": dict(self.terms)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.images, self.phrases, self.terms = state["images"], state["phrases"], dict(state["terms"])
+
+    def take(self, accelerator: accelerate.Accelerator) -> dict[str, Any]:
+        """Return means and rates since the last time, of all processes together."""
+        seconds = time.monotonic() - self.start
+        own = torch.tensor([self.images, self.phrases, *self.terms.values()], device=accelerator.device)
+        images, phrases, *terms = cast(Tensor, accelerator.reduce(own, "sum")).tolist()
+        row = {
+            "loss": {name: round(value / phrases, 5) for name, value in zip(self.terms, terms, strict=True)},
+            "images_per_s": round(images / seconds, 2),
+            "phrases_per_s": round(phrases / seconds, 2),
+        }
+        self.clear()
+        return row
 
 
 @dataclass(slots=True)
@@ -81,6 +128,8 @@ class Run:
     board: Any = None  # a TensorBoard writer, if the recipe wants one
     activation_mb: float | None = None  # what the run's first forward pass left for its backward pass
     position: Position = field(default_factory=Position)
+    meter: Meter = field(default_factory=Meter)
+    lost: set[str] = field(default_factory=set)  # why pictures were left out, of those already told
 
 
 def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Report | None = None) -> Path:
@@ -102,22 +151,45 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Repo
         mixed_precision="bf16" if use_bf16(settings.precision) else "no",
         gradient_accumulation_steps=settings.accumulate,
     )
-    if accelerator.is_main_process:
-        _claim(folder, recipe, resume)
-    accelerator.wait_for_everyone()
-    tell = report if report is not None and accelerator.is_main_process else _say_nothing
-    try:
-        run = _prepare(recipe, folder, accelerator, tell)
-    except InputError:
-        if not resume and accelerator.is_main_process:  # leave no folder behind that would refuse the next try
-            (folder / "config.yaml").unlink()
-            folder.rmdir()
-        raise
-    if resume:
-        _restore(run)
-    with _stopping_together(accelerator.num_processes):
-        _fit(run)
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            held.enter_context(_claimed(folder, recipe, resume))
+        accelerator.wait_for_everyone()
+        tell = report if report is not None and accelerator.is_main_process else _say_nothing
+        try:
+            with _advising(recipe):
+                run = _prepare(recipe, folder, accelerator, tell)
+        except InputError:
+            if not resume and accelerator.is_main_process:  # leave no folder behind that would refuse the next try
+                (folder / "config.yaml").unlink()
+                (folder / LOCK).unlink()
+                with suppress(OSError):  # something hidden was there before
+                    folder.rmdir()
+            raise
+        if resume:
+            _restore(run)
+        with _stopping_together(accelerator.num_processes), _advising(recipe):
+            _fit(run)
     return folder
+
+
+@contextmanager
+def _advising(recipe: Recipe) -> Iterator[None]:
+    """Where memory runs out, say what takes less of it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        data, settings = recipe.data, recipe.train
+        if "DataLoader worker" in str(error):
+            raise InputError(
+                f"A process that opens pictures was killed, perhaps for memory: lower data.workers={data.workers}."
+            ) from error
+        if not is_out_of_memory(error):
+            raise
+        cures = [f"lower data.images={data.images} (and raise train.accumulate={settings.accumulate} as much)"]
+        cures += [f"lower data.phrases={data.phrases}"] if data.phrases > 1 else []
+        cures += [] if settings.checkpoint_layers else ["set train.checkpoint_layers=true"]
+        raise InputError(f"Memory ran out: {', '.join(cures)}, or set a smaller model.canvas.") from error
 
 
 @contextmanager
@@ -147,8 +219,27 @@ def _say_nothing(row: dict[str, Any]) -> None:
     pass
 
 
-def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """Make sure the folder is ours to write."""
+@contextmanager
+def _claimed(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
+    """Hold the folder for as long as it is written, once it is ours to write."""
+    _check_folder(folder, recipe, resume)
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(folder / LOCK).acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"{folder} is being written by another training: wait for its end, or choose another --out."
+            ) from error
+    with held:
+        _check_folder(folder, recipe, resume)  # again, for now nobody else can write it
+        if not resume:
+            write_text(folder / "config.yaml", recipe.dump())
+        yield
+
+
+def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Refuse a folder that holds another run, or none to go on with."""
     config = folder / "config.yaml"
     if resume:
         if not config.exists():
@@ -156,10 +247,8 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
         if config.read_text(encoding="utf-8") != recipe.dump():
             raise InputError(f"{folder} was started with other settings: resume with the same recipe and overrides.")
         return
-    if config.exists() or (folder.exists() and any(folder.iterdir())):
+    if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise InputError(f"{folder} is not empty: choose another --out, or go on with that run by --resume.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(config, recipe.dump())
 
 
 def _prepare(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerator, report: Report) -> Run:
@@ -299,6 +388,7 @@ def _loaders(
     val = open_records(data.name, split=data.val, root=data.root, split_key=data.split_key)
     if settings.evaluate_limit:
         val = val[: settings.evaluate_limit]
+    _refuse_missing(val)
     canvas = data.canvas or student.canvas
     if canvas != student.canvas and (settings.store or not student.sine):
         raise InputError(f"data.canvas={canvas} needs model.position=sine and train.store=false.")
@@ -346,6 +436,16 @@ def _loaders(
         stored = {"maps": stored_maps(student, records, folder, settings.store_gb, report)}
         stored_val = {"maps": stored_maps(student, val, folder, settings.store_gb, report)}
     return make(records), evaluation_loader(student, val, images=data.images, stored=stored_val, **share)
+
+
+def _refuse_missing(val: list[Record]) -> None:
+    """Say before the first step what would end the run at its first score, which must count every row."""
+    missing = [image for image in {record.image: None for record in val} if not is_there(image)]
+    if missing:
+        raise InputError(
+            f"Images of the validation split that do not exist: {len(missing)} (first: {missing[0]}): check data.root, "
+            "or take their rows out of the split."
+        )
 
 
 def _report_skipped(skipped: Skipped, report: Report) -> None:
@@ -437,7 +537,8 @@ def _fit(run: Run) -> None:
     steps = _steps_per_epoch(run.loader, settings)
     every = max(1, round(settings.evaluate_every * steps))
     since = time.monotonic() - run.position.seconds
-    meter = _Meter()
+    run.meter.start = time.monotonic()
+    lost: list[str] = []
     learners = [part for part in (run.network, run.loss_of.regressor) if part is not None]
     for batches in _micro_batches(run):
         phrases = _phrases(run, batches)
@@ -445,24 +546,38 @@ def _fit(run: Run) -> None:
             share = len(batch.records) * len(batches) * run.accelerator.num_processes / phrases
             with run.accelerator.accumulate(*learners):
                 loss = _step(run, batch.to(run.accelerator.device), share)
-            meter.add(loss, batch)
+            run.meter.add(loss, batch)
+            lost += batch.skipped
         run.position.phrases += phrases
         run.position.step += 1
         run.position.seconds = time.monotonic() - since
         if run.position.step % settings.log_every == 0:
-            row = meter.take(run.accelerator)
+            row = run.meter.take(run.accelerator)
             if run.activation_mb is not None:
                 row["activation_mb"], run.activation_mb = run.activation_mb, None
             _write(run, {"event": "step", "lr": _lr(run)} | row)
+            _tell_lost(run, lost)
         if run.position.step % every == 0:
             _validate(run)
             since = time.monotonic() - run.position.seconds  # the clock counts learning, not scoring
-            meter = _Meter()
+            run.meter.clear()
         if run.position.step % settings.save_every == 0:
             _save_state(run)
-    if run.position.step % every != 0:
+    _tell_lost(run, lost)
+    if run.position.scored != run.position.step:  # a finished run that is resumed has nothing left to do
         _validate(run)
     _save_state(run)
+
+
+def _tell_lost(run: Run, lost: list[str]) -> None:
+    """Count and name the pictures that could not be opened since the last time, each once, and forget them."""
+    fresh = sorted({why for part in gathered(list(lost)) for why in part} - run.lost)
+    lost.clear()
+    if fresh:
+        run.lost.update(fresh)
+        why = f"Pictures left out so far: {len(run.lost)}; now {fresh[0].rstrip('.')}"
+        more = f" (and {len(fresh) - 1} more, see metrics.jsonl)" if len(fresh) > 1 else ""
+        _write(run, {"event": "skipped", "images": len(run.lost), "why": why + more, "pictures": fresh})
 
 
 def _phrases(run: Run, batches: Sequence[Batch]) -> int:
@@ -490,17 +605,34 @@ def _step(run: Run, batch: Batch, share: float = 1.0) -> Loss:
         loss = _loss_of(run, batch)
     total = loss.total
     if not torch.isfinite(total):
-        images = ", ".join(sorted({record.image.name for record in batch.records})[:3])
-        raise InputError(
-            f"The loss became {total.item()} at step {run.position.step + 1} (images {images}, ...): "
-            "lower train.lr or set train.clip=1."
-        )
+        raise InputError(_keep_batch(run, batch, loss))
     run.accelerator.backward(total * share)
     if run.accelerator.sync_gradients and run.recipe.train.clip:
         run.accelerator.clip_grad_norm_(_clipped(run), run.recipe.train.clip)
     run.optimizer.step()
     run.optimizer.zero_grad()
     return loss
+
+
+def _keep_batch(run: Run, batch: Batch, loss: Loss) -> str:
+    """Keep the batch whose loss is no number, as it was seen and as rows of a data set; say which it is and where."""
+    step = run.position.step + 1
+    file = run.folder / f"batch-{step}-{run.accelerator.process_index}.safetensors"
+    names = ("image", "pad", "tokens", "token_pad", "owner", "box")
+    seen = {name: getattr(batch, name).contiguous() for name in names} | batch.stored
+    terms = {name: str(term.item()) for name, term in loss.terms.items()}
+    with replacing(file) as temporary:
+        safetensors.torch.save_file(seen, temporary, {"step": str(step), "loss": json.dumps(terms)})
+    with replacing(file.with_suffix(".jsonl")) as temporary, temporary.open("wb") as out:
+        out.writelines(json_line(row) for row in rows_of(batch.records, run.folder))
+    wrong = ", ".join(name for name, term in loss.terms.items() if not torch.isfinite(term)) or "total"
+    images = ", ".join(sorted({record.image.name for record in batch.records})[:3])
+    whole = all(bool(torch.isfinite(parameter).all()) for parameter in run.network.parameters())
+    cure = "lower train.lr or set train.clip=1" if whole else "weights were no numbers before: lower train.lr"
+    return (
+        f"The loss became {loss.total.item()} at step {step} (term {wrong}; images {images}, ...): "
+        f"the batch is in {file} and .jsonl; {cure}."
+    )
 
 
 def _clipped(run: Run) -> list[nn.Parameter]:
@@ -529,44 +661,14 @@ def _lr(run: Run) -> float:
     return next(float(group["lr"]) for group in run.optimizer.param_groups if group["name"] == "rest")
 
 
-class _Meter:
-    """Running means over phrases since the last row of metrics."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        self.start = time.monotonic()
-        self.images = self.phrases = 0
-        self.terms: dict[str, float] = {}
-
-    def add(self, loss: Loss, batch: Batch) -> None:
-        self.images += len(batch.letterbox)
-        self.phrases += len(batch.records)
-        for name, term in [*loss.terms.items(), ("total", loss.total)]:
-            self.terms[name] = self.terms.get(name, 0.0) + term.item() * len(batch.records)
-
-    def take(self, accelerator: accelerate.Accelerator) -> dict[str, Any]:
-        """Return means and rates since the last time, of all processes together."""
-        seconds = time.monotonic() - self.start
-        own = torch.tensor([self.images, self.phrases, *self.terms.values()], device=accelerator.device)
-        images, phrases, *terms = cast(Tensor, accelerator.reduce(own, "sum")).tolist()
-        row = {
-            "loss": {name: round(value / phrases, 5) for name, value in zip(self.terms, terms, strict=True)},
-            "images_per_s": round(images / seconds, 2),
-            "phrases_per_s": round(phrases / seconds, 2),
-        }
-        self.clear()
-        return row
-
-
 def _validate(run: Run) -> None:
     """Score on val, all processes together, and keep the weights if they are the best so far."""
     settings = run.recipe.train
+    run.position.scored = run.position.step
     rows = predict_rows(run.student, run.val.batches(0), autocast=use_bf16(settings.precision))
     if not run.accelerator.is_main_process:
         return
-    scores = summarise(rows)
+    scores = Scores.of(rows)
     name, split = short_name(run.recipe.data.name), run.recipe.data.val
     _write(run, {"event": "evaluate", "data": name, "split": split} | asdict(scores))
     if scores.acc50 >= run.position.best:  # of equals the later, whose learning rate is lower
@@ -581,7 +683,8 @@ def _write(run: Run, row: dict[str, Any]) -> None:
         return
     position = run.position
     row = {"step": position.step, "phrases": position.phrases, "seconds": round(position.seconds, 2)} | row
-    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as out:
+    file = run.folder / "metrics.jsonl"
+    with naming(file), file.open("a", encoding="utf-8") as out:
         out.write(json.dumps(row) + "\n")
     if run.board is not None:
         values = row.get("loss", {}) | {k: v for k, v in row.items() if isinstance(v, float) and k != "seconds"}
@@ -592,32 +695,45 @@ def _write(run: Run, row: dict[str, Any]) -> None:
 
 
 def _save_state(run: Run) -> None:
-    """Keep everything that `--resume` needs; the file appears whole or not at all."""
-    random = gathered(torch.get_rng_state())
+    """Keep everything that `--resume` needs; the state before it stays as previous.pt.
+
+    torch writes a checksum of each tensor, which `_restore` compares.
+    """
+    own = gathered((torch.get_rng_state(), run.meter.state()))
     if not run.accelerator.is_main_process:
         return
+    for name, tensor in run.student.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(
+                f"{name} holds no numbers any more after step {run.position.step}: lower train.lr or set train.clip=1; "
+                f"{run.folder / 'state'} keeps the state before."
+            )
     folder = run.folder / "state"
-    folder.mkdir(exist_ok=True)
+    with naming(folder):
+        folder.mkdir(exist_ok=True)
     state = {
         "student": run.student.state_dict(),
         "beside": {name: part.state_dict() for name, part in run.beside.items()},
         "optimizer": run.optimizer.state_dict(),
-        "random": random,  # of each process
+        "random": [random for random, _ in own],  # of each process, like the next
+        "meter": [meter for _, meter in own],
         "position": asdict(run.position),
     }
-    temporary = folder / "last.pt.part"
-    torch.save(state, temporary)
-    temporary.replace(folder / "last.pt")
+    last = folder / "last.pt"
+    with replacing(last) as temporary:
+        with temporary.open("wb") as out:
+            torch.save(state, out)
+        if last.exists():
+            last.replace(folder / "previous.pt")
 
 
 def _restore(run: Run) -> None:
     """Go back to the last saved step, and forget what metrics.jsonl says of later ones."""
-    file = run.folder / "state" / "last.pt"
-    if not file.exists():
+    state = _read_state(run.folder / "state")
+    if state is None:
         warnings.warn(f"{run.folder} was stopped before its first saved step: it starts again.", stacklevel=3)
         (run.folder / "metrics.jsonl").unlink(missing_ok=True)
         return
-    state = torch.load(file, map_location="cpu", weights_only=True)
     processes = len(state["random"])
     if processes != run.accelerator.num_processes:
         raise InputError(f"{run.folder} was trained by {processes} processes: resume it with as many.")
@@ -626,6 +742,8 @@ def _restore(run: Run) -> None:
         part.load_state_dict(state["beside"][name])
     run.optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"][run.accelerator.process_index])
+    if "meter" in state:  # runs begun before it was kept go on without
+        run.meter.load_state(state["meter"][run.accelerator.process_index])
     run.position = Position(**state["position"])
     metrics = run.folder / "metrics.jsonl"
     if metrics.exists() and run.accelerator.is_main_process:
@@ -637,3 +755,38 @@ def _restore(run: Run) -> None:
             except (json.JSONDecodeError, KeyError):
                 continue  # the line that was being written when the run was killed
         write_text(metrics, "".join(kept))
+
+
+def _read_state(folder: Path) -> dict[str, Any] | None:
+    """Read the last saved state, or the one before it where the last is damaged; None where none was saved.
+
+    Raises:
+        InputError: neither can be read.
+    """
+    files = [file for file in (folder / "last.pt", folder / "previous.pt") if file.exists()]
+    for file in files:
+        state = _whole_state(file)
+        if state is not None:
+            if file != files[0]:
+                step = state["position"]["step"]
+                warnings.warn(f"{files[0]} is damaged: going on from {file.name}, step {step}.", stacklevel=4)
+            return state
+    if files:
+        raise InputError(
+            f"{files[0]} is damaged and no other state is whole: start again with another --out, "
+            f"from this run's best weights by model.start={folder.parent}."
+        )
+    return None
+
+
+def _whole_state(file: Path) -> dict[str, Any] | None:
+    """Read a state whose checksums are right, or return None."""
+    try:
+        with zipfile.ZipFile(file) as parts:
+            if parts.testzip() is not None:
+                return None
+        return cast(dict[str, Any], torch.load(file, map_location="cpu", weights_only=True))
+    except PermissionError:
+        raise
+    except Exception:  # on broken bytes its readers raise nearly anything
+        return None

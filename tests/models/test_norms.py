@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from epmvg.models.norms import FoldedConv, FrozenBatchNorm, freeze_norms
+from epmvg.models.norms import FoldedConv, FrozenBatchNorm, PaddedConv, bake_norms, freeze_norms
 
 
 def lively(network: nn.Module) -> nn.Module:
@@ -77,3 +77,18 @@ def test_an_answer_taken_twice_is_not_folded() -> None:
     freeze_norms(network)
     assert isinstance(network.conv, nn.Conv2d) and isinstance(network.norm, FrozenBatchNorm)
     torch.testing.assert_close(network(image)[0], before)
+
+
+@pytest.mark.parametrize("side", [64, 65, 66])
+def test_baked_padding_is_tensorflows(side: int) -> None:
+    torch.manual_seed(0)
+    network = lively(timm.create_model("tf_efficientnet_lite0", features_only=True))
+    image = torch.rand(2, 3, side, side + 2)
+    with torch.no_grad():
+        freeze_norms(network)
+        before = network(image)
+        bake_norms(network, padding=True)
+        after = network(image)
+    assert sum(isinstance(module, PaddedConv) for module in network.modules()) == 5  # a stride of 2 each
+    for a, b in zip(before, after, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * a.abs().max().item())

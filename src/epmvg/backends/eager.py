@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -52,11 +52,11 @@ class EagerBackend:
         self.model = model.to(device).eval().requires_grad_(False)
         self.device = torch.device(device)
         self.bf16 = use_bf16(precision)
-        bake_norms(self.model.visual)
+        bake_norms(self.model.visual, padding=True)
         self.model.visual.to(memory_format=torch.channels_last)
         if self.bf16:
             _halve(self.model)
-        self._texts = TextMemory(self.model.linguistic, TEXTS, torch.float32)
+        self.texts = TextMemory(self.model.linguistic, TEXTS, torch.float32)
         self._encode: Any = self.model.encode_image
         self._answer: Any = self.model.answer
         if compile:
@@ -73,6 +73,11 @@ class EagerBackend:
         with self._autocast():
             features: Tensor = self._encode(self._tensor(image), self._tensor(pad)).features
         return features
+
+    @torch.inference_mode()
+    def join(self, features: Sequence[Tensor]) -> Tensor:
+        """Put features of several images together in memory of their own."""
+        return torch.cat(list(features))
 
     @torch.inference_mode()
     def answer(
@@ -125,7 +130,7 @@ class EagerBackend:
     ) -> Output:
         hidden = self._tensor(token_pad)
         with self._autocast():
-            states = self._texts(self._tensor(tokens), hidden)
+            states = self.texts(self._tensor(tokens), hidden)
             return answer(EncodedImages(features, self._tensor(pad)), states, hidden, self._tensor(owner))
 
     def _autocast(self) -> torch.autocast:

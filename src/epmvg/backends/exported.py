@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -69,6 +69,10 @@ class ExportedBackend:
     def encode(self, image: NDArray[np.float32], pad: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Encode images [I, 3, S, S] with pad [I, S, S] -> features [I, ...]."""
         return self._image({"image": image, "pad": pad})[0]
+
+    def join(self, features: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Put features of several images together in memory of their own."""
+        return np.concatenate(features)
 
     def answer(
         self,

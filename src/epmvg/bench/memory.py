@@ -1,6 +1,7 @@
-"""Peak memory of one engine in a process of its own: `python -m epmvg.bench.memory PRESET BACKEND PRECISION`.
+"""Peak memory of one engine in a process of its own: `python -m epmvg.bench.memory PRESET BACKEND PRECISION [FOLDER]`.
 
-Backend `plain` is the re-creation. Prints JSON: phrases an image -> MB, imports and weights included.
+Backend `plain` is the re-creation; FOLDER holds an exported form, which is asked without torch. Prints JSON: phrases
+an image -> MB, imports and weights included.
 """
 
 from __future__ import annotations
@@ -9,20 +10,21 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import torch
-
-from epmvg.bench.work import ENGINES, Work
+from epmvg.backends.exported import ExportedBackend
+from epmvg.bench.ask import ask, computed_in
 
 COUNTS = (1, 7)  # rising: a process's peak never falls
 
 
-def peaks(preset: str, backend: str, precision: str) -> dict[int, int]:
+def peaks(preset: str, backend: str, precision: str, folder: Path | None = None) -> dict[int, int]:
     """Measure peak resident memory, MB, by phrases an image, imports included."""
     command = [sys.executable, "-m", "epmvg.bench.memory", preset, backend, precision]
+    command += [] if folder is None else [str(folder)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return {int(phrases): mb for phrases, mb in json.loads(done.stdout).items()}
 
@@ -42,23 +44,35 @@ def peak_mb() -> int:
     return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def main() -> None:
-    preset, backend, precision = sys.argv[1:]
+def in_torch(preset: str, backend: str, precision: str) -> Callable[[int], object]:
+    """Build the re-creation or one of torch's engines: phrases of an image -> its answer."""
+    import torch
+
+    from epmvg.bench.work import Work, torch_engines
+
     work = Work(preset)
+    if backend == "plain":
+        plain = work.plain()
+        work.student.to("meta")  # only its tokenizer is still asked
+        return torch.inference_mode()(partial(work.ask_plainly, plain))
+    (engine,) = (one for one in torch_engines(work, Path()) if one.precision == precision)
+    work.student.to("meta")
+    return partial(engine.answer, 1)
+
+
+def main() -> None:
+    preset, backend, precision, *folders = sys.argv[1:]
+    run: Callable[[int], object]
+    if folders:
+        run = partial(ask, ExportedBackend(Path(folders[0]), precision=computed_in(precision)), 1)
+    else:
+        run = in_torch(preset, backend, precision)
+    forget_peak()  # building a model takes more than running it
     found = {}
-    with torch.inference_mode():
-        if backend == "plain":
-            plain = work.plain()
-            work.student.to("meta")  # only its tokenizer is still asked
-            ask = [partial(work.ask_plainly, plain, phrases) for phrases in COUNTS]
-        else:
-            (engine,) = (one for one in ENGINES[backend](work) if one.precision == precision)
-            ask = [partial(engine.answer, 1, phrases) for phrases in COUNTS]
-        forget_peak()  # building a model takes more than running it
-        for phrases, run in zip(COUNTS, ask, strict=True):
-            run()
-            run()
-            found[phrases] = peak_mb()
+    for phrases in COUNTS:
+        run(phrases)
+        run(phrases)
+        found[phrases] = peak_mb()
     print(json.dumps(found))
 
 

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from epmvg.evaluation import write_json
-from epmvg.models.factory import write_text
+from epmvg.writing import write_text
 
 COLUMNS = {
     "rows": {
@@ -69,6 +69,7 @@ def tables(found: dict[str, Any]) -> str:
     for part, columns in COLUMNS.items():
         if found[part]:
             lines += ["", *_table(found[part], columns)]
+    lines += ["", *found["left_out"]] if found["left_out"] else []
     return "\n".join(lines) + "\n"
 
 

@@ -5,17 +5,30 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from epmvg.backends.eager import EagerBackend
+from epmvg.backends.exported import ExportedBackend, guest
 from epmvg.bench import PHRASES
+from epmvg.bench.ask import ask, computed_in, noise
 from epmvg.bench.plain import PlainGrounder
-from epmvg.hardware import use_bf16
+from epmvg.export import to_openvino, write_folder
+from epmvg.hardware import cpu_has_bf16, use_bf16
 from epmvg.models.factory import create_model
-from epmvg.models.grounder import Grounder
+from epmvg.types import InputError
+
+CALIBRATED_ON = 8
+"""Pictures of noise that int8 takes its ranges from: random weights have no accuracy to lose."""
 
 
 class Work:
@@ -25,10 +38,7 @@ class Work:
         torch.manual_seed(0)
         self.preset = preset
         self.student = create_model(preset).eval()
-        side = self.student.canvas
-        self.pad = torch.ones(1, side, side, dtype=torch.bool)
-        self.pad[:, side // 8 : -side // 8] = False
-        self.image = torch.rand(1, 3, side, side).masked_fill(self.pad[:, None], 0.45)
+        self.image, self.pad = map(torch.from_numpy, noise(self.student.canvas))
 
     def pictures(self, images: int) -> tuple[Tensor, Tensor]:
         """Return image [I, 3, S, S] and pad [I, S, S]."""
@@ -55,32 +65,91 @@ class Engine:
 
     backend: str  # torch, onnx or openvino
     precision: str  # fp32, bf16 or int8
-    answer: Callable[[int, int], Tensor]  # images, phrases of each -> boxes [I * P, 4] cxcywh of the canvas
+    answer: Callable[[int, int], NDArray[np.float64]]  # images, phrases of each -> boxes [I * P, 4] as `ask`
     size_mb: float  # of what is loaded
+    folder: Path | None = None  # that was exported
 
 
-def torch_engines(work: Work) -> Iterator[Engine]:
-    """The student in float32, and under bfloat16 where the processor has it."""
-    student = work.student
-    size = round(sum(p.numel() * p.element_size() for p in student.state_dict().values()) / 1e6, 1)
+def torch_engines(work: Work, folder: Path) -> Iterator[Engine]:
+    """What `Predictor` makes of a run, in float32, and in bfloat16 where the processor has it."""
     for precision in ("fp32", "bf16") if use_bf16("auto") else ("fp32",):
-        yield Engine("torch", precision, _torch_answer(work, student, precision == "bf16"), size)
+        backend = EagerBackend(copy.deepcopy(work.student), precision=precision)
+        kept = backend.model.state_dict().values()
+        size = sum(part.numel() * part.element_size() for part in kept) / 1e6
+        yield Engine("torch", precision, partial(_ask_anew, backend), round(size, 1))
 
 
-def _torch_answer(work: Work, student: Grounder, bf16: bool) -> Callable[[int, int], Tensor]:
-    def answer(images: int, phrases: int) -> Tensor:
-        words = student.tokenize(PHRASES[:phrases] * images)
-        owner = torch.arange(images).repeat_interleave(phrases)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            box: Tensor = student(*work.pictures(images), *words, owner).box
-        return box.float()
-
-    return answer
+def _ask_anew(backend: EagerBackend, images: int, phrases: int) -> NDArray[np.float64]:
+    """Ask phrases that the backend does not remember."""
+    backend.texts.kept.clear()
+    return ask(backend, images, phrases)
 
 
-ENGINES: dict[str, Callable[[Work], Iterator[Engine]]] = {"torch": torch_engines}
+def onnx_engines(work: Work, folder: Path) -> Iterator[Engine]:
+    """The exported graphs in ONNX Runtime, in float32 and int8."""
+    for precision in ("fp32", "int8"):
+        yield _exported(_onnx_folder(work, folder, precision), "onnx", precision)
 
 
-def engines(work: Work) -> list[Engine]:
-    """Return every engine that this installation has for a preset."""
-    return [engine for offered in ENGINES.values() for engine in offered(work)]
+def openvino_engines(work: Work, folder: Path) -> Iterator[Engine]:
+    """The exported graphs in OpenVINO, in float32, in bfloat16 where the processor has it, and in int8."""
+    for precision in ("fp32", "int8"):
+        twin = folder / f"openvino-{precision}"
+        shutil.copytree(_onnx_folder(work, folder, precision), twin)
+        to_openvino(twin)
+        for graph in twin.glob("*.onnx"):
+            graph.unlink()
+        yield _exported(twin, "openvino", precision)
+        if precision == "fp32" and cpu_has_bf16():
+            yield _exported(twin, "openvino", "bf16")
+
+
+def _exported(folder: Path, backend: str, precision: str) -> Engine:
+    graphs = sum(file.stat().st_size for kind in ("*.onnx", "*.xml", "*.bin") for file in folder.glob(kind)) / 1e6
+    ready = ExportedBackend(folder, precision=computed_in(precision))
+    return Engine(backend, precision, partial(ask, ready), round(graphs, 1), folder)
+
+
+def _onnx_folder(work: Work, folder: Path, precision: str) -> Path:
+    """Export a student to ONNX, once: int8 is made of float, and OpenVINO's graphs of both.
+
+    Raises:
+        InputError: a package of the `export` extra is not installed.
+    """
+    target = folder / f"onnx-{precision}"
+    if target.exists():
+        return target
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        guest(package)
+    if precision == "fp32":
+        write_folder(work.student, target, "onnx")
+    else:
+        from epmvg.export.int8 import quantize
+
+        shutil.copytree(_onnx_folder(work, folder, "fp32"), target)
+        quantize(target, (noise(work.student.canvas, seed) for seed in range(1, 1 + CALIBRATED_ON)))
+    return target
+
+
+ENGINES: dict[str, Callable[[Work, Path], Iterator[Engine]]] = {
+    "torch": torch_engines,
+    "onnx": onnx_engines,
+    "openvino": openvino_engines,
+}
+
+
+def engines(work: Work, folder: Path, leave_out: Callable[[str], None]) -> list[Engine]:
+    """Return every engine that this installation has for a preset; say which it lacks, and why, to `leave_out`.
+
+    Args:
+        work: the preset's.
+        folder: an empty one for what is exported; it must stay while the engines are used.
+        leave_out: called with a sentence.
+    """
+    offered: list[Engine] = []
+    for backend, make in ENGINES.items():
+        try:
+            offered += make(work, folder)
+        except InputError as error:
+            leave_out(f"{backend} of {work.preset} is left out. {error}")
+    return offered

@@ -13,6 +13,7 @@ from epmvg.data.parquet import parquet_rows, write_parquet
 from epmvg.data.shards import read_shards, shard_files, write_shards
 from epmvg.data.transvg_index import FLAGS, read_transvg, read_transvg_file
 from epmvg.types import InputError, Record
+from epmvg.writing import replacing
 
 KINDS = {
     "jsonl": ".jsonl",
@@ -81,13 +82,11 @@ def write_file(target: Path, records: Sequence[Record], root: Path, kind: str | 
     elif kind == "parquet":
         write_parquet(target, rows_of(records, base))
     else:
-        temporary = target.with_name(target.name + ".part")
-        with temporary.open("wb") as out:
+        with replacing(target) as temporary, temporary.open("wb") as out:
             if kind == "odvg":
                 out.writelines(json_line(row) for row in odvg_of(rows_of(records, base)))
             else:
                 out.write(json.dumps(coco_of(rows_of(records, base))).encode())
-        temporary.replace(target)
     return base
 
 

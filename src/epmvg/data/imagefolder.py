@@ -17,6 +17,7 @@ from typing import Any
 from epmvg.data.files import inside, need, parse_json
 from epmvg.data.jsonl import Row, json_line, json_lines
 from epmvg.types import InputError
+from epmvg.writing import replacing
 
 _PLAIN = ("phrase", "bbox", "split", "id")
 
@@ -70,9 +71,8 @@ def write_folder(folder: Path, rows: Iterable[Row], root: Path) -> None:
         columns["bbox"].append(row["bbox"])
         columns["attributes"].append(json.dumps(own))
         columns["row"].append(number)
-    temporary = folder / ".metadata.part"
-    temporary.write_bytes(b"".join(json_line(line) for line in lines.values()))
-    temporary.replace(folder / "metadata.jsonl")
+    with replacing(folder / "metadata.jsonl") as temporary:
+        temporary.write_bytes(b"".join(json_line(line) for line in lines.values()))
 
 
 def _line_rows(line: Row, where: str, following: int) -> Iterator[tuple[int, Row]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from epmvg.data.files import four_numbers, inside, is_encodable, need, parse_json, relative_to, shown, size_of
 from epmvg.types import Box, InputError, Record
+from epmvg.writing import replacing
 
 Row = dict[str, Any]
 
@@ -141,10 +142,8 @@ def phrase_fault(phrase: str) -> str | None:
 def write_jsonl(file: Path | str, records: Sequence[Record], *, root: Path | str | None = None) -> None:
     """Write records so that `read_jsonl` gives them back; image paths are relative to the root or the file's folder."""
     file = Path(file)
-    temporary = file.with_name(file.name + ".part")
-    with temporary.open("wb") as out:
+    with replacing(file) as temporary, temporary.open("wb") as out:
         out.writelines(json_line(row) for row in rows_of(records, Path(root) if root else file.parent))
-    temporary.replace(file)
 
 
 def rows_of(records: Iterable[Record], base: Path) -> Iterator[Row]:

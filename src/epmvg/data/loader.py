@@ -112,6 +112,8 @@ class GroundingLoader:
             generator=torch.Generator(),  # its own: a resumed run must not draw from the student's once more
         )
         for batch in loader:
+            if isinstance(batch, InputError):
+                raise batch
             yield cast(Batch, batch)
 
     def _plans(self, epoch: int) -> list[list[Group]]:
@@ -203,8 +205,8 @@ class GroundingLoader:
         return training_view(size, self.canvas, [r.box for r in rows], [r.phrase for r in rows], self.augment, random)
 
 
-class _Batches(Dataset[Batch]):
-    """The batches of one epoch, by number."""
+class _Batches(Dataset[Batch | InputError]):
+    """The batches of one epoch, by number; a fault is a value, which a worker hands on without a traceback."""
 
     def __init__(self, loader: GroundingLoader, epoch: int, plans: list[list[Group]]) -> None:
         self.loader, self.epoch, self.plans = loader, epoch, plans
@@ -212,8 +214,11 @@ class _Batches(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.plans)
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.loader.load(self.epoch, self.plans[index])
+    def __getitem__(self, index: int) -> Batch | InputError:
+        try:
+            return self.loader.load(self.epoch, self.plans[index])
+        except InputError as error:
+            return error
 
 
 def group_by_image(records: Sequence[Record]) -> dict[Path, list[int]]:

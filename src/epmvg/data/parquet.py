@@ -13,6 +13,7 @@ from typing import Any
 from epmvg.data.files import parse_json
 from epmvg.data.jsonl import Row
 from epmvg.types import InputError
+from epmvg.writing import replacing
 
 _PLAIN = ("image", "phrase", "bbox", "width", "height", "split", "id")
 
@@ -68,14 +69,14 @@ def write_parquet(file: Path, rows: Iterable[Row]) -> None:
                 own[key] = row[key]
         plain = {key: row[key] for key in _PLAIN if key in row and key not in own}
         lines.append(plain | {"attributes": json.dumps(own) if own else None})
-    temporary = file.with_name(file.name + ".part")
     try:
         table = arrow.Table.from_pylist(lines, schema=arrow.schema(list(kinds.items())))
-        parquet.write_table(table, str(temporary))
+        with replacing(file) as temporary:
+            parquet.write_table(table, str(temporary))
+    except InputError:
+        raise
     except (arrow.ArrowException, ValueError, OverflowError) as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"{file} cannot hold these rows ({str(error).splitlines()[0]}): write JSONL.") from error
-    temporary.replace(file)
 
 
 def _arrow() -> tuple[Any, Any]:

@@ -91,6 +91,8 @@ def _naming(name: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{name} does not exist: check the path.") from error
+    except PermissionError as error:
+        raise InputError(f"{name} may not be read: give this user the right to.") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} has more than {MOST_PIXELS:,} pixels: scale it down.") from error
     except UnidentifiedImageError as error:

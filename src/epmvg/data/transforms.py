@@ -88,10 +88,14 @@ def swap_sides(phrase: str) -> str:
 
     def other(match: re.Match[str]) -> str:
         word = match.group(1)
-        swapped = "right" if word.lower() == "left" else "left"
-        return swapped.upper() if word.isupper() else swapped.capitalize() if word[0].isupper() else swapped
+        return cased_like(word, "right" if word.lower() == "left" else "left")
 
     return _SIDE_WORD.sub(other, phrase)
+
+
+def cased_like(word: str, other: str) -> str:
+    """Write another word in the case of a word: small, Capitalised or UPPER."""
+    return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
 
 
 def names_place(phrase: str) -> bool:

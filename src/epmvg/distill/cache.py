@@ -22,6 +22,7 @@ from torch import Tensor
 
 from epmvg.distill.teacher import ClipTeacher
 from epmvg.types import Embeddings, InputError, Progress
+from epmvg.writing import naming
 
 KEY = 16  # bytes of a hash
 HEADER = 256  # bytes
@@ -95,7 +96,7 @@ class AnswerFile:
         fresh = np.empty(len(keys), self.record)
         fresh["key"] = np.frombuffer(b"".join(keys), f"V{KEY}")
         fresh["vector"] = vectors.detach().float().cpu().numpy()
-        with self.lock, self.path.open("r+b") as file:
+        with naming(self.path), self.lock, self.path.open("r+b") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(size - (size - HEADER) % self.record.itemsize)  # over what a crash left
             file.write(fresh.tobytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,19 +18,20 @@ import torch
 from epmvg import __version__
 from epmvg.backends.eager import EagerBackend
 from epmvg.backends.exported import IMAGE, PHRASES, SETTINGS, SUFFIX, ExportedBackend, guest, is_exported
-from epmvg.boxes import paired_iou
 from epmvg.confidence import CONFIDENCE_FILE
 from epmvg.data.catalog import open_records
 from epmvg.data.loader import group_by_image
 from epmvg.data.photos import open_image
 from epmvg.data.views import canvas_of, evaluation_view, lay
-from epmvg.evaluation import Scores, write_json
+from epmvg.evaluation import answered_row, overlaps, write_json
 from epmvg.export.graphs import write_onnx
 from epmvg.export.parity import largest_difference
-from epmvg.models.factory import load, write_text
+from epmvg.metrics import Scores
+from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder
 from epmvg.predict import Predictor
 from epmvg.types import InputError, Record
+from epmvg.writing import write_text
 
 Format = Literal["onnx", "openvino"]
 
@@ -112,7 +114,7 @@ def export_run(
     chosen, rows = photos.read() if photos else ([], [])
     with _workshop(out) as folder:
         plain = folder / "fp32"
-        settings = _write(model, plain, kind)
+        settings = write_folder(model, plain, kind)
         difference = largest_difference(EagerBackend(copy.deepcopy(model)), ExportedBackend(plain))
         say(f"largest difference of a box's edge from the run: {difference:.5f} of {model.canvas} px")
         if not difference <= BOUND:
@@ -134,19 +136,20 @@ def export_run(
     return settings
 
 
-def _write(model: Grounder, folder: Path, kind: Format) -> dict[str, Any]:
-    """Write graphs, tokenizer and settings; the ONNX graphs stay beside OpenVINO's."""
+def write_folder(model: Grounder, folder: Path, kind: Format) -> dict[str, Any]:
+    """Write a model's graphs, tokenizer and settings, and return these; the ONNX graphs stay beside OpenVINO's.
+
+    Nothing is measured, so nothing is refused: that is what `export_run` is for.
+    """
     folder.mkdir()
     write_onnx(model, folder)
     if model.calibration is not None:
         write_text(folder / CONFIDENCE_FILE, model.calibration.dump())
     model.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    if kind == "openvino":
-        _to_openvino(folder)
-    settings = {"format": kind, "precision": "fp32", "canvas": model.canvas, "length": model.length}
+    settings = {"format": "onnx", "precision": "fp32", "canvas": model.canvas, "length": model.length}
     settings |= {"epmvg": __version__, "torch": torch.__version__}
     write_json(folder / SETTINGS, settings)
-    return settings
+    return to_openvino(folder) if kind == "openvino" else settings
 
 
 def _quantize(
@@ -164,7 +167,7 @@ def _quantize(
     shutil.copytree(plain, folder)
     quantize(folder, (_canvas(photo, settings["canvas"]) for photo in chosen))
     if settings["format"] == "openvino":
-        _to_openvino(folder)
+        to_openvino(folder)
     moved = largest_difference(ExportedBackend(plain), ExportedBackend(folder))
     say(f"largest difference of int8 from float on noise: {moved:.2f} of {settings['canvas']} px")
     before, after = score(Predictor(plain), rows), score(Predictor(folder), rows)
@@ -181,13 +184,13 @@ def _quantize(
 
 def score(ground: Predictor, records: Sequence[Record]) -> Scores:
     """Score whatever a `Predictor` runs; every photo is encoded once."""
-    ious = []
+    answered = []
     for image, numbers in group_by_image(records).items():
         rows = [records[number] for number in numbers]
         boxes, _ = ground.find(image, [row.phrase for row in rows])
-        targets = torch.tensor([row.box for row in rows], dtype=torch.float64)
-        ious.append(paired_iou(torch.tensor(boxes, dtype=torch.float64), targets))
-    return Scores.of(torch.cat(ious))
+        ious = overlaps(boxes, [row.box for row in rows])
+        answered += [answered_row(*each, score=None) for each in zip(rows, boxes, ious, strict=True)]
+    return Scores.of(answered)
 
 
 def _canvas(photo: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -197,14 +200,20 @@ def _canvas(photo: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
     return canvas[None], pad[None]
 
 
-def _to_openvino(folder: Path) -> None:
-    """Turn the ONNX graphs of a folder into OpenVINO's, weights as they are."""
-    import openvino
+def to_openvino(folder: Path) -> dict[str, Any]:
+    """Write OpenVINO's graphs beside the ONNX graphs of a folder, weights as they are, and return its new settings.
 
+    Raises:
+        InputError: OpenVINO is not installed.
+    """
+    openvino = guest("openvino")
     core = openvino.Core()  # its own reader; `openvino.convert_model` would tell its maker that it was used
     for name in (IMAGE, PHRASES):
         graph = core.read_model(str(folder / f"{name}{SUFFIX['onnx']}"))
         openvino.save_model(graph, str(folder / f"{name}{SUFFIX['openvino']}"), compress_to_fp16=False)
+    settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8")) | {"format": "openvino"}
+    write_json(folder / SETTINGS, settings)
+    return settings
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from epmvg.models.presets import MINILM_L6, preset
 from epmvg.models.visual import ConvBranch, SwinBranch, VisualBranch
 from epmvg.types import InputError
 from epmvg.weights import efficientnet_lite0_state, minilm_folder
+from epmvg.writing import replacing, write_text
 
 
 def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Grounder:
@@ -147,9 +148,8 @@ def save(model: Grounder, folder: Path | str) -> None:
     model.tokenizer.save_pretrained(folder / "tokenizer")
     write_text(folder / "model.yaml", yaml.safe_dump(model.settings, sort_keys=False))
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    temporary = folder / "model.safetensors.part"
-    safetensors.torch.save_file(state, temporary)
-    temporary.replace(folder / "model.safetensors")
+    with replacing(folder / "model.safetensors") as temporary:
+        safetensors.torch.save_file(state, temporary)
     if model.calibration is not None:
         write_text(folder / CONFIDENCE_FILE, model.calibration.dump())
 
@@ -201,13 +201,6 @@ def start_from(model: Grounder, folder: Path | str) -> None:
             raise InputError(f"{folder} holds a model of another shape (see {name}): give the preset it was made for.")
     model.load_state_dict(other, strict=False)  # the names were compared above
     model.tokenizer = saved.tokenizer
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that no reader ever sees half of it."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _from_hub(name: str, fetch: Any) -> Any:

@@ -83,7 +83,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, hide: Tensor) -> Tensor:
         x = self.norm1(x + self.dropout(self.self_attn(x, position, hide)))
-        hidden = self.dropout(F.relu(self.linear1(x)))
+        hidden = self.dropout(F.relu(self.linear1(x), inplace=True))
         out: Tensor = self.norm2(x + self.dropout(self.linear2(hidden)))
         return out
 

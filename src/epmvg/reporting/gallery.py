@@ -12,8 +12,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from epmvg.metrics import is_hit
 from epmvg.reporting.runs import Row, Run, SplitName
-from epmvg.reporting.statistics import is_hit, pair
+from epmvg.reporting.statistics import pair
 from epmvg.types import Box
 
 SIDE = 360  # px, the longer side of a thumbnail: sharp at a card's width, about 20 kB
@@ -168,10 +169,16 @@ def thumbnail(file: Path) -> Photo:
         width, height = reversed(opened.size) if across else opened.size
         opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG decodes at a fraction of its size
         upright = ImageOps.exif_transpose(opened).convert("RGB")
-    upright.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return shrink(upright, (width, height))
+
+
+def shrink(picture: Image.Image, size: tuple[float, float]) -> Photo:
+    """Return a picture small, to be shown in the pixels of an original of (width, height)."""
+    small = picture.copy()
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     jpeg = io.BytesIO()
-    upright.save(jpeg, "JPEG", quality=80, optimize=True)
-    return Photo(width, height, "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode("ascii"))
+    small.save(jpeg, "JPEG", quality=80, optimize=True)
+    return Photo(*size, "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode("ascii"))
 
 
 def _box(row: Row, key: str) -> Box:

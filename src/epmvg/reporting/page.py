@@ -14,11 +14,10 @@ from epmvg.reporting.gallery import Card, make_comparison, make_gallery, plain
 from epmvg.reporting.runs import Row, Run, SplitName, is_number
 from epmvg.reporting.slices import groupings
 from epmvg.reporting.statistics import PairedDifference, accuracy, bootstrap, compare, mean_iou, pair
-from epmvg.reporting.template import count, fill
+from epmvg.reporting.template import count, fill, percent, points
 from epmvg.types import InputError
 
 THIN = "\N{NARROW NO-BREAK SPACE}"
-MINUS = "\N{MINUS SIGN}"
 COMPARED = 4  # phrases that are shown run beside run where none are asked for
 
 
@@ -85,7 +84,7 @@ def render(runs: Sequence[Run], image_root: Path | None, gallery: int, phrases: 
     _check_found(phrases, sections)
     return fill(
         (resources.files("epmvg.reporting") / "page.html").read_text(encoding="utf-8"),
-        {"percent": _percent, "points": _points, "clock": _clock, "setting": _setting},
+        {"clock": _clock, "setting": _setting},
         runs=runs,
         sections=sections,
         headline=_headline(runs, sections[0]),
@@ -164,12 +163,12 @@ def _headline(runs: Sequence[Run], section: Section) -> str:
     """Say in a sentence or two what the first split shows."""
     named = [(runs[result.run].name, result) for result in section.results]
     name, result = named[-1] if len(named) == 2 else max(named, key=lambda item: item[1].acc50.value)
-    found = f"{name} finds {_percent(result.acc50.value)} of the {count(result.acc50.n)} phrases of {section.split}"
+    found = f"{name} finds {percent(result.acc50.value)} of the {count(result.acc50.n)} phrases of {section.split}"
     difference = result.difference
     if difference is None:
-        return f"{found}, with a mean IoU of {_percent(result.miou.value)}."
-    interval = f"95% interval {_points(difference.low)} to {_points(difference.high)}"
-    gap = _points(difference.points)
+        return f"{found}, with a mean IoU of {percent(result.miou.value)}."
+    interval = f"95% interval {points(difference.low)} to {points(difference.high)}"
+    gap = points(difference.points)
     if not difference.clear:
         return f"{found}; {gap} points from {runs[0].name}, which may be chance ({interval})."
     more = "more" if difference.points > 0 else "fewer"
@@ -181,15 +180,6 @@ def _differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
     keys = dict.fromkeys(key for run in runs for key in run.settings if key not in ("name", "about"))
     rows = [(key, [run.settings.get(key) for run in runs]) for key in keys]
     return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
-
-
-def _points(difference: float) -> str:
-    text = f"{abs(difference):.1f}"
-    return text if text == "0.0" else f"{MINUS if difference < 0 else '+'}{text}"
 
 
 def _clock(seconds: float) -> str:

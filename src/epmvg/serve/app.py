@@ -20,6 +20,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from epmvg import __version__
 from epmvg.data.scenes import draw_scene
 from epmvg.serve.batching import Batcher, Gate, Waiting
+from epmvg.serve.contract import Fault, batch_body, faults, question_body
 from epmvg.serve.engine import Ground, Pictures, answer
 from epmvg.serve.guard import Guard, bearer
 from epmvg.serve.intake import Asked, Question, asked_of, read_question, read_questions
@@ -45,12 +46,6 @@ class Answer(BaseModel):
     width: int
     height: int
     results: list[Found]
-
-
-class Fault(BaseModel):
-    """Why something was not served."""
-
-    error: str
 
 
 class Answers(BaseModel):
@@ -88,7 +83,7 @@ class House:
     @asynccontextmanager
     async def open(self, _: FastAPI) -> AsyncIterator[None]:
         """Answer questions while the block runs; at its end those accepted are answered first."""
-        self._batcher = Batcher(self._answer, self.limits.batch, self._note)
+        self._batcher = Batcher(self._answer, self.limits.batch, self.limits.together, self._note)
         try:
             yield
         finally:
@@ -181,54 +176,14 @@ def _lost(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": f"{error.detail}: see /docs."}, error.status_code, error.headers)
 
 
-def _faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    meaning = {
-        400: "The body cannot be parsed.",
-        401: "The bearer token is missing or wrong (only where the server has one).",
-        408: "The request took too long to arrive.",
-        413: "The body is larger than the server takes.",
-        415: "The body is of another kind.",
-        422: "A picture or phrase cannot be used; the sentence says which and why.",
-        429: "There is no room; Retry-After says in how many seconds to ask again.",
-        504: "The answer took too long.",
-    }
-    return {status: {"model": Fault, "description": meaning[status]} for status in statuses}
-
-
-def _body(**kinds: dict[str, Any]) -> dict[str, Any]:
-    media = {"form": "multipart/form-data", "json": "application/json"}
-    content = {media[kind]: {"schema": schema} for kind, schema in kinds.items()}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-FORM = {
-    "type": "object",
-    "required": ["image", "phrases"],
-    "properties": {
-        "image": {"type": "string", "format": "binary", "description": "A JPEG, PNG, WebP, GIF, BMP or AVIF file."},
-        "phrases": {
-            "type": "array",
-            "items": {"type": "string"},
-            "description": "What to find; the field may be repeated.",
-        },
-    },
-}
-QUESTION = Question.model_json_schema()
-BATCH = {
-    "type": "object",
-    "required": ["questions"],
-    "properties": {"questions": {"type": "array", "items": QUESTION, "description": "Each a picture and its phrases."}},
-}
-
-
 def _grounding(house: House) -> APIRouter:
     router = APIRouter(tags=["grounding"])
 
     @router.post(
         "/v1/ground",
         summary="Find phrases in a picture",
-        responses=_faults(400, 401, 408, 413, 415, 422, 429, 504),
-        openapi_extra=_body(form=FORM, json=QUESTION),
+        responses=faults(400, 401, 408, 413, 415, 422, 429, 504),
+        openapi_extra=question_body(house.limits),
     )
     async def ground(request: Request) -> Answer:
         """Boxes are (x0, y0, x1, y1) in pixels of the picture as it is displayed (EXIF orientation applied)."""
@@ -241,8 +196,8 @@ def _grounding(house: House) -> APIRouter:
     @router.post(
         "/v1/ground/batch",
         summary="Find phrases in several pictures",
-        responses=_faults(400, 401, 408, 413, 415, 422, 429),
-        openapi_extra=_body(json=BATCH),
+        responses=faults(400, 401, 408, 413, 415, 422, 429),
+        openapi_extra=batch_body(house.limits),
     )
     async def ground_batch(request: Request) -> Answers:
         """A question that cannot be answered has an error in place of its answer; the others are not affected."""
@@ -264,7 +219,13 @@ def _watching(house: House, secured: list[Any]) -> APIRouter:
     async def health() -> Health:
         return Health()
 
-    @router.get("/metrics", summary="Counters for Prometheus", dependencies=secured, response_class=Response)
+    @router.get(
+        "/metrics",
+        summary="Counters for Prometheus",
+        dependencies=secured,
+        response_class=Response,
+        responses=faults(401) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
     async def metrics() -> Response:
         return Response(house.meters.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -66,13 +66,17 @@ class Batcher:
 
     Args:
         answer: called in that thread with some questions; returns as many outcomes.
-        most: phrases in one call; a question with more goes alone.
+        phrases: in one call; a question with more goes alone.
+        pictures: in one call.
         note: called with (questions, seconds) after each call.
     """
 
-    def __init__(self, answer: Answer, most: int, note: Callable[[Sequence[Waiting], float], None]) -> None:
+    def __init__(
+        self, answer: Answer, phrases: int, pictures: int, note: Callable[[Sequence[Waiting], float], None]
+    ) -> None:
         self._answer = answer
-        self._most = most
+        self._phrases = phrases
+        self._pictures = pictures
         self._note = note
         self._waiting: deque[Waiting] = deque()
         self._news = asyncio.Event()
@@ -122,9 +126,15 @@ class Batcher:
                     waiting.answer.set_result(outcome)
 
     def _gather(self) -> list[Waiting]:
-        batch = [self._waiting.popleft()]
-        phrases = len(batch[0].phrases)
-        while self._waiting and phrases + len(self._waiting[0].phrases) <= self._most:
+        """Take from the front of the line what one call may hold."""
+        batch: list[Waiting] = []
+        pictures: set[bytes] = set()
+        phrases = 0
+        while self._waiting:
+            first = self._waiting[0]
+            pictures.add(first.picture.digest)
+            phrases += len(first.phrases)
+            if batch and (phrases > self._phrases or len(pictures) > self._pictures):
+                break
             batch.append(self._waiting.popleft())
-            phrases += len(batch[-1].phrases)
         return batch

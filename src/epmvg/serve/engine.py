@@ -1,21 +1,25 @@
-"""The model behind the server: pictures decoded once and kept, questions about one picture asked in one pass."""
+"""The model behind the server: pictures decoded once and kept, questions of several requests asked in one pass."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import Lock
+from typing import Protocol
 
 from PIL import Image
 
 from epmvg.serve.batching import Outcome, Waiting
 from epmvg.serve.intake import Picture, decode
 from epmvg.serve.limits import Limits
-from epmvg.types import InputError, Prediction
+from epmvg.types import Prediction
 
-Ground = Callable[[Image.Image, list[str]], list[Prediction]]
-"""What a `Predictor` is to this room."""
+
+class Ground(Protocol):
+    """What a `Predictor` is to this room."""
+
+    def ask(self, questions: Sequence[tuple[Image.Image, list[str]]]) -> Sequence[Sequence[Prediction]]: ...
 
 
 class Pictures:
@@ -49,27 +53,21 @@ class Pictures:
 
 
 def answer(ground: Ground, batch: Sequence[Waiting]) -> list[Outcome]:
-    """Answer questions of several requests; those about one picture share one pass, and its encoding."""
-    shared: dict[bytes, list[int]] = {}
-    for number, waiting in enumerate(batch):
-        shared.setdefault(waiting.picture.digest, []).append(number)
-    outcomes: dict[int, Outcome] = {}
-    for numbers in shared.values():
-        outcomes |= zip(numbers, _answer_one_picture(ground, [batch[number] for number in numbers]), strict=True)
-    return [outcomes[number] for number in range(len(batch))]
-
-
-def _answer_one_picture(ground: Ground, batch: Sequence[Waiting]) -> list[Outcome]:
-    phrases = list(dict.fromkeys(phrase for waiting in batch for phrase in waiting.phrases))
+    """Answer questions of several requests in one pass, each picture encoded and each of its phrases asked once."""
+    pictures: dict[bytes, Image.Image] = {}
+    phrases: dict[bytes, dict[str, None]] = {}  # a set that keeps its order
+    for waiting in batch:
+        digest = waiting.picture.digest
+        pictures[digest] = waiting.picture.image
+        phrases.setdefault(digest, {}).update(dict.fromkeys(waiting.phrases))
     try:
-        found = dict(zip(phrases, ground(batch[0].picture.image, phrases), strict=True))
-    except InputError as error:  # one request's phrase must not spoil the others'
-        if len(batch) == 1:
-            return [error]
-        return [_answer_one_picture(ground, [waiting])[0] for waiting in batch]
-    except Exception as error:
-        return [error] * len(batch)
-    return [[found[phrase] for phrase in waiting.phrases] for waiting in batch]
+        answers = ground.ask([(image, list(phrases[digest])) for digest, image in pictures.items()])
+    except Exception as error:  # one request's must not be the others'
+        return [error] if len(batch) == 1 else [answer(ground, [waiting])[0] for waiting in batch]
+    found = {
+        digest: {one.phrase: one for one in predictions} for digest, predictions in zip(pictures, answers, strict=True)
+    }
+    return [[found[waiting.picture.digest][phrase] for phrase in waiting.phrases] for waiting in batch]
 
 
 def _bytes(picture: Picture) -> int:

@@ -7,10 +7,10 @@ import binascii
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -31,8 +31,8 @@ class Question(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    image: Annotated[str, Field(description="The file's bytes in base64; a data: URL is understood too.")]
-    phrases: Annotated[list[str], Field(description="What to find, one or several.")]
+    image: str  # base64, perhaps after the head of a data: URL
+    phrases: list[str]
 
 
 class Questions(BaseModel):

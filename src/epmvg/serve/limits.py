@@ -18,12 +18,15 @@ class Limits:
 
     queue: int = 64  # pictures in the house at once: arriving, waiting or being looked at
     batch: int = 64  # phrases in one pass of the model
+    together: int = 8  # pictures in one pass: more gain little on a CPU, and all wait for the last
     phrases: int = 32  # asked of one picture
     letters: int = 1_000  # of one phrase
     pictures: int = 16  # in one request to the batch endpoint
     upload: int = 20_000_000  # bytes of a request's body
     pixels: int = 50_000_000  # of a picture once decoded
-    seconds: float = 30.0  # from the first byte of a request to its answer
+    seconds: float = 30.0  # from a request's headers to its answer
+    head_seconds: float = 10.0  # for a request's line and headers
+    connections: int = 500  # at once; half of the files that Linux lets a process open
     kept: int = 256 * 2**20  # bytes of decoded pictures kept for the next question
 
     def __post_init__(self) -> None:

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from epmvg.predict import Predictor
 from epmvg.serve.app import create_app
+from epmvg.serve.connections import bounded
 from epmvg.serve.limits import Limits
 from epmvg.types import InputError
 
@@ -37,14 +39,22 @@ def serve(run: Path, *, host: str, port: int, limits: Limits, token: str | None 
         print(f"Serving {run} at {address} (API: {address}/docs). Ctrl-C stops.", file=sys.stderr, flush=True)
         if token is None and not _is_loopback(host):
             print("Whoever reaches this address can ask: a token (EPMVG_TOKEN) closes it.", file=sys.stderr, flush=True)
-        config = uvicorn.Config(
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it once more when all is done
+            server_of(app, limits).run(sockets=[door])
+
+
+def server_of(app: FastAPI, limits: Limits) -> uvicorn.Server:
+    """Put an application behind HTTP; `run(sockets=[...])` serves it."""
+    return uvicorn.Server(
+        uvicorn.Config(
             app,
+            http=bounded(limits),
+            ws="none",
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=int(limits.seconds) + 1,
         )
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it once more when all is done
-            uvicorn.Server(config).run(sockets=[door])
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

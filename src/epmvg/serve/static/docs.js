@@ -2,6 +2,8 @@
 
 // Writes openapi.json out for people: every operation with its body, its answer and its faults.
 
+const FORMATS = { binary: "file", byte: "base64" };
+
 function element(name, text = "", ...children) {
   const made = document.createElement(name);
   made.textContent = text;
@@ -15,7 +17,7 @@ function sketch(schema, parts, indent = "") {
   if (schema.anyOf) return schema.anyOf.map((choice) => sketch(choice, parts, indent)).join(`\n${indent}or `);
   if (schema.prefixItems) return `[${schema.prefixItems.map((item) => sketch(item, parts, indent)).join(", ")}]`;
   if (schema.type === "array") return `[${sketch(schema.items, parts, indent)}, ...]`;
-  if (schema.type !== "object" || !schema.properties) return schema.format ?? schema.type ?? "anything";
+  if (schema.type !== "object" || !schema.properties) return FORMATS[schema.format] ?? schema.type ?? "anything";
   const deeper = `${indent}  `;
   const fields = Object.entries(schema.properties).map(([name, field]) => {
     const note = field.description ? `  (${field.description})` : "";
@@ -28,8 +30,8 @@ function operation(method, path, told, parts) {
   const title = element("h2");
   const badge = element("span", method.toUpperCase());
   badge.className = "method";
-  title.append(badge, element("code", path));
-  const article = element("article", "", title, element("p", told.summary));
+  title.append(badge, element("code", path), element("span", ` ${told.summary}`));
+  const article = element("article", "", title);
   if (told.description) article.append(element("p", told.description));
   for (const [kind, { schema }] of Object.entries(told.requestBody?.content ?? {})) {
     article.append(element("h3", `Body, ${kind}`), element("pre", sketch(schema, parts)));

@@ -13,7 +13,7 @@ let asking = null; // the AbortController of the question under way
 
 // ---- the picture ----
 
-async function show(blob, phrases = []) {
+async function show(blob, phrases = [], scene = null) {
   const turn = ++shown;
   const url = URL.createObjectURL(blob);
   const image = new Image();
@@ -36,6 +36,10 @@ async function show(blob, phrases = []) {
   at("figure").hidden = false;
   at("stage").classList.add("filled");
   suggest(phrases);
+  for (const button of at("samples").children) {
+    button.classList.toggle("taken", button === scene);
+    button.setAttribute("aria-pressed", button === scene);
+  }
   draw();
   ask();
 }
@@ -268,6 +272,8 @@ function suggest(phrases) {
       const button = document.createElement("button");
       Object.assign(button, { type: "button", textContent: phrase });
       button.addEventListener("click", () => {
+        const asked = rows().find((row) => phraseOf(row) === phrase);
+        if (asked) return say("This phrase is among yours already.");
         const row = rows().find((row) => !phraseOf(row)) ?? addRow() ?? rows().at(-1);
         inputOf(row).value = phrase;
         draw();
@@ -285,12 +291,13 @@ async function listSamples() {
     const thumbnail = document.createElement("img");
     Object.assign(thumbnail, { src: image, alt: `Sample scene ${index + 1}`, loading: "lazy" });
     button.type = "button";
+    button.setAttribute("aria-pressed", false);
     button.append(thumbnail);
     button.addEventListener("click", async () => {
       rows().forEach((row) => (inputOf(row).value = ""));
       rows().slice(1).forEach((row) => row.remove());
       number();
-      show(await (await fetch(image)).blob(), phrases);
+      show(await (await fetch(image)).blob(), phrases, button);
     });
     at("samples").append(button);
   });

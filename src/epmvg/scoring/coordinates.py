@@ -1,0 +1,90 @@
+"""Coordinate conventions: what the numbers of an answer count, and in which order they stand. Named, never guessed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from epmvg.types import Box, InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A number v of a side that is `span` long means the share (v + offset) / span of it; no span is pixels."""
+
+    about: str
+    span: float | None = None
+    offset: float = 0.0
+
+
+INPUT = "input-pixels"
+
+UNITS = {
+    "pixels": Unit("pixels of the original image, upright"),
+    INPUT: Unit("pixels of the picture that the system saw, whose input_width and input_height stand in each row"),
+    "0-1": Unit("shares of the sides", 1.0),
+    "0-1000": Unit("thousandths of the sides (Qwen2-VL, Qwen3-VL, InternVL)", 1000.0),
+    "0-999": Unit("shares of the sides times 999", 999.0),
+    "1000-bins": Unit("one of 1,000 bins, which means its middle (Florence-2)", 1000.0, 0.5),
+    "1024-bins": Unit("one of 1,024 bins, which means its start (PaliGemma)", 1024.0),
+}
+ORDERS = ("xyxy", "yxyx", "xywh")
+
+Size = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinates:
+    """A unit and an order, written "0-1000:xyxy"."""
+
+    unit: str
+    order: str
+
+    @classmethod
+    def named(cls, text: str) -> Coordinates:
+        """Read a convention's name.
+
+        Raises:
+            InputError: it names none.
+        """
+        unit, _, order = text.partition(":")
+        if unit not in UNITS or order not in ORDERS:
+            raise InputError(
+                f"--coordinates {text} is no convention: give a unit of {', '.join(UNITS)}, a colon and an order of"
+                f" {', '.join(ORDERS)}, for example 0-1000:xyxy."
+            )
+        return cls(unit, order)
+
+    def __str__(self) -> str:
+        return f"{self.unit}:{self.order}"
+
+    @property
+    def span(self) -> float | None:
+        """What the far edge of a picture has as its number; None in pixels."""
+        return UNITS[self.unit].span
+
+    def corners(self, numbers: Box) -> Box:
+        """Return four numbers as x0, y0, x1, y1, in the same unit."""
+        a, b, c, d = numbers
+        if self.order == "yxyx":
+            return b, a, d, c
+        return (a, b, a + c, b + d) if self.order == "xywh" else numbers
+
+    def to_pixels(self, numbers: Box, size: Size | None, seen: Size | None = None) -> Box:
+        """Return four numbers as x0, y0, x1, y1 in pixels of the original image.
+
+        Args:
+            size: width and height of that image; not needed where the unit is its pixels.
+            seen: width and height of the resized picture, where the unit is its pixels.
+        """
+        x0, y0, x1, y1 = self.corners(numbers)
+        if self.unit == "pixels":
+            return x0, y0, x1, y1
+        assert size is not None
+        offset = UNITS[self.unit].offset
+        across, down = seen if self.span is None and seen is not None else (self.span or 1.0, self.span or 1.0)
+
+        def share(value: float, side: float, length: float) -> float:
+            return (value + offset) * side / length  # multiplied first: whole results stay whole
+
+        (width, height) = size
+        return share(x0, width, across), share(y0, height, down), share(x1, width, across), share(y1, height, down)

@@ -1,0 +1,256 @@
+"""What can go wrong under a training does, for real where a test may: each is a sentence, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from conftest import draw_squares
+from filelock import FileLock
+from test_training import recipe, rows, weights
+
+import epmvg
+from epmvg import training
+from epmvg.cli import main
+from epmvg.config import Recipe
+from epmvg.data.jsonl import read_jsonl
+from epmvg.data.loader import GroundingLoader
+from epmvg.distill.losses import Loss
+from epmvg.models.grounder import Grounder
+from epmvg.types import InputError
+from epmvg.writing import replacing
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
+    """A run that nothing befell, and its recipe."""
+    folder = tmp_path_factory.mktemp("finished")
+    chosen = recipe(draw_squares(folder), "train.evaluate_every=0.7")
+    return chosen, epmvg.train(chosen, folder / "run")
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let the system refuse longer files, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_full_disk_stops_a_training_that_goes_on_once_there_is_room(
+    finished: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    chosen, whole = finished
+    limit = (whole / "state" / "last.pt").stat().st_size - 1  # the weights fit, the state does not
+    with files_of_at_most(limit), pytest.raises(InputError, match=r"last\.pt could not be written \(File too large\)"):
+        epmvg.train(chosen, tmp_path / "cut")
+    assert not list((tmp_path / "cut").rglob("*.part"))
+    with pytest.warns(UserWarning, match="before its first saved step"):
+        assert same(whole, epmvg.train(chosen, tmp_path / "cut", resume=True))
+
+
+@pytest.mark.parametrize("room", [0, 10_000])
+def test_a_file_that_does_not_fit_leaves_the_one_before_it(tiny: Grounder, tmp_path: Path, room: int) -> None:
+    """Whichever library writes it; torch and safetensors raise errors of their own."""
+    state = tiny.state_dict()
+    ways: dict[str, Callable[[Path], object]] = {
+        "plain": lambda file: file.write_bytes(bytes(20_000)),
+        "torch": lambda file: torch.save(state, file.open("wb")),
+        "safetensors": lambda file: safetensors.torch.save_file(state, file),
+    }
+    for name, write in ways.items():
+        file = tmp_path / name
+        file.write_text("before")
+        with warnings.catch_warnings(), files_of_at_most(room):
+            warnings.simplefilter("ignore", ResourceWarning)
+            with pytest.raises(InputError, match=f"{name} could not be written"), replacing(file) as temporary:
+                write(temporary)
+        assert file.read_text() == "before"
+    assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == sorted(ways)
+
+
+def test_a_damaged_state_gives_way_to_the_one_before_it(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    chosen, whole = finished
+    shutil.copytree(whole, tmp_path / "hurt")
+    last = tmp_path / "hurt" / "state" / "last.pt"
+    content = last.read_bytes()
+    last.write_bytes(content[: len(content) // 2])
+    with pytest.warns(UserWarning, match=r"last\.pt is damaged: going on from previous\.pt, step \d"):
+        epmvg.train(chosen, tmp_path / "hurt", resume=True)
+    assert same(whole, tmp_path / "hurt")
+    for file in (tmp_path / "hurt" / "state").iterdir():
+        file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"last\.pt is damaged and no other state is whole.*model\.start="):
+        epmvg.train(chosen, tmp_path / "hurt", resume=True)
+
+
+def test_a_flipped_bit_is_noticed_or_means_nothing(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    folder = finished[1]
+    whole = (folder / "state" / "last.pt").read_bytes()
+    draw, noticed = random.Random(0), 0
+    for _ in range(40):
+        hurt = bytearray(whole)
+        hurt[draw.randrange(len(hurt))] ^= 1 << draw.randrange(8)
+        (tmp_path / "hurt.pt").write_bytes(hurt)
+        state = training._whole_state(tmp_path / "hurt.pt")
+        if state is None:
+            noticed += 1
+        else:  # the bytes between the parts of the file
+            assert all(torch.equal(state["student"][name], tensor) for name, tensor in weights(folder).items())
+    assert noticed > 25
+
+
+def test_two_trainings_cannot_write_one_folder(finished: tuple[Recipe, Path]) -> None:
+    chosen, folder = finished
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    with FileLock(folder / training.LOCK), pytest.raises(InputError, match="is being written by another training"):
+        epmvg.train(chosen, folder, resume=True)
+    assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    """Nor anything to say, wherever its last score fell."""
+    chosen = finished[0]
+    folder = shutil.copytree(finished[1], tmp_path / "run")
+    said = rows(folder)
+    epmvg.train(chosen, folder, resume=True)
+    assert rows(folder) == said
+
+
+def test_pictures_that_vanish_are_counted_and_named_once(squares: Path, tmp_path: Path) -> None:
+    said: list[dict[str, object]] = []
+
+    def vanish(row: dict[str, object]) -> None:
+        (squares.parent / "2.png").unlink(missing_ok=True)
+        (squares.parent / "4.png").write_bytes(b"no picture")
+        said.append(row)
+
+    epmvg.train(recipe(squares, "train.epochs=2"), tmp_path / "run", report=vanish)
+    lost = [row for row in said if row["event"] == "skipped"]
+    named = [why for row in lost for why in row["pictures"]]  # type: ignore[attr-defined]
+    assert [sum(f"{number}.png" in why for why in named) for number in (0, 2, 4)] == [0, 1, 1]
+    assert lost[-1]["images"] == 2 and f"left out so far: {lost[-1]['images']}; now" in str(lost[-1]["why"])
+    assert [row for row in rows(tmp_path / "run") if row["event"] == "skipped"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_without_a_picture_is_one_sentence(squares: Path, tiny: Grounder, workers: int) -> None:
+    records = read_jsonl(squares, split="train")
+    for number in range(12):
+        (squares.parent / f"{number}.png").unlink()
+    loader = GroundingLoader(records, tiny.tokenize, canvas=64, images=2, workers=workers, tolerant=True)
+    with pytest.raises(InputError, match=r"^None of the pictures of a batch[^\n]*0\.png does not exist[^\n]*$"):
+        list(loader)
+
+
+def test_a_missing_validation_picture_is_said_before_the_first_step(squares: Path, tmp_path: Path) -> None:
+    (squares.parent / "3.png").unlink()
+    with pytest.raises(InputError, match=r"validation split that do not exist: 1 \(first: .*3\.png\)"):
+        epmvg.train(recipe(squares), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_no_number_leaves_its_batch(
+    finished: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As tensors and as rows that can be trained on; what was saved before stays."""
+    real, seen = training._loss_of, []
+
+    def breaks_at_four(run: training.Run, batch: epmvg.Batch) -> Loss:
+        seen.append(batch)
+        loss = real(run, batch)
+        if len(seen) == 4:
+            loss.terms["giou"] = loss.terms["giou"] * float("nan")
+        return loss
+
+    monkeypatch.setattr(training, "_loss_of", breaks_at_four)
+    with pytest.raises(InputError, match=r"nan at step 4 \(term giou; images .*the batch is in .*batch-4-0"):
+        epmvg.train(finished[0], tmp_path / "run")
+    with safetensors.safe_open(tmp_path / "run" / "batch-4-0.safetensors", "pt") as kept:
+        assert torch.equal(kept.get_tensor("image"), seen[-1].image) and torch.equal(
+            kept.get_tensor("box"), seen[-1].box
+        )
+        assert json.loads(kept.metadata()["loss"])["giou"] == "nan"
+    named = read_jsonl(tmp_path / "run" / "batch-4-0.jsonl", root=Path("/"))
+    assert [record.phrase for record in named] == [record.phrase for record in seen[-1].records]
+    monkeypatch.setattr(training, "_loss_of", real)
+    assert same(finished[1], epmvg.train(finished[0], tmp_path / "run", resume=True))
+
+
+def test_weights_that_are_no_numbers_are_not_saved(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = training._step
+
+    def breaks(run: training.Run, batch: epmvg.Batch, share: float) -> Loss:
+        loss = real(run, batch, share)
+        if run.position.step == 3:
+            next(run.student.fusion.parameters()).data.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(training, "_step", breaks)
+    with pytest.raises(InputError, match="holds no numbers any more after step 4"):
+        epmvg.train(recipe(squares, "train.evaluate_every=3"), tmp_path / "run")
+    state = training._whole_state(tmp_path / "run" / "state" / "last.pt")
+    assert state is not None and state["position"]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
+def test_running_out_of_memory_says_what_takes_less(
+    squares: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(training, "_step", fails)
+    with pytest.raises(InputError, match=r"Memory ran out: lower data\.images=3 .*data\.phrases=2.*checkpoint_layers"):
+        epmvg.train(recipe(squares), tmp_path / "run")
+    monkeypatch.setattr("epmvg.cli.app", fails)
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("epmvg: Memory ran out: ")
+
+
+def test_an_error_of_the_program_is_not_taken_for_the_user_s(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(training, "_step", fails)
+    with pytest.raises(RuntimeError, match="mat1"):
+        epmvg.train(recipe(squares), tmp_path / "run")

@@ -1,0 +1,218 @@
+"""Nothing is let in: no file can run code, lead out of its folder, fill the memory or write into a page."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import epmvg
+from epmvg.cli import main
+from epmvg.data.catalog import open_records
+from epmvg.data.files import inside
+from epmvg.data.photos import MOST_PIXELS, open_image
+from epmvg.hub import model_card
+from epmvg.models.factory import save
+from epmvg.models.grounder import Grounder
+from epmvg.reporting.template import fill
+from epmvg.reproduce.page import as_html, as_markdown
+from epmvg.types import InputError
+
+SOURCE = Path(epmvg.__file__).parent
+CHECKOUT = Path(__file__).parents[1]
+HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(1)>'
+
+UNSAFE_MODULES = {"pickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal", "code", "telnetlib", "imp"}
+UNSAFE_CALLS = {
+    *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load"),
+    *(
+        "yaml.full_load",
+        "pandas.read_pickle",
+        "numpy.fromregex",
+        "torch.hub.load",
+        "tempfile.mktemp",
+        "jsonpickle.decode",
+    ),
+}
+SAFE_ONLY_WITH = {"torch.load": ("weights_only", "True"), "np.load": ("allow_pickle", "False")}
+UNSAFE_ARGUMENTS = {"shell", "allow_pickle", "trust_remote_code", "executable", "preexec_fn"}
+UNSAFE_METHODS = {"extractall", "extract", "unpack_archive", "read_pickle", "to_pickle"}
+
+
+def python_files() -> list[Path]:
+    rooms = [SOURCE, *(CHECKOUT / name for name in ("benchmarks", "examples", "scripts"))]
+    return sorted(file for room in rooms if room.is_dir() for file in room.rglob("*.py"))
+
+
+def unsafe_of(tree: ast.AST) -> list[str]:
+    """Name what a program should not do with what it is given."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] in UNSAFE_MODULES]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in UNSAFE_MODULES:
+            found.append(node.module)
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords if word.arg}
+            wanted = SAFE_ONLY_WITH.get(name.replace("numpy.", "np."))
+            unsafe = name in UNSAFE_CALLS or name.rsplit(".", 1)[-1] in UNSAFE_METHODS
+            if unsafe or (wanted is not None and given.get(wanted[0]) != wanted[1]):
+                found.append(name)
+            found += [f"{name}({word}=...)" for word in UNSAFE_ARGUMENTS & given.keys() if given[word] != "False"]
+    return found
+
+
+def test_no_file_is_ever_executed() -> None:
+    files = python_files()
+    assert len(files) > 80
+    assert {str(file): found for file in files if (found := unsafe_of(ast.parse(file.read_text("utf-8"))))} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("import pickle", "from pickle import loads", "torch.load(f)", "torch.load(f, weights_only=False)", "eval(x)"),
+        *("np.load(f)", "np.load(f, allow_pickle=True)", "yaml.load(f, Loader=yaml.Loader)", "tar.extractall(to)"),
+        *("subprocess.run(x, shell=True)", "AutoModel.from_pretrained(n, trust_remote_code=True)", "os.system(x)"),
+    ],
+)
+def test_the_scan_sees_what_it_looks_for(line: str) -> None:
+    assert unsafe_of(ast.parse(line))
+
+
+class Bomb:
+    """An object whose unpickling would write a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.write_text, (self.mark, "executed")
+
+
+def test_files_that_would_run_code_are_refused_unexecuted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pickle as weights to convert, and as the index of a published data set."""
+    mark = tmp_path / "mark"
+    torch.save({"model": Bomb(mark)}, tmp_path / "model.pth")
+    index = tmp_path / "data" / "unc"
+    index.mkdir(parents=True)
+    torch.save([Bomb(mark)], index / "unc_train.pth")
+    for arguments in (
+        ["convert", tmp_path / "model.pth", "--as", "transvg", "--out", tmp_path / "out"],
+        ["data", "stats", "refcoco", "--root", tmp_path / "data"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and said.startswith("epmvg: ") and len(said.splitlines()) == 1
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["../a.png", "x/../../a.png", "/etc/passwd", "..", "a\0.png", "", "../root2/a.png"])
+def test_no_path_leads_out(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    with pytest.raises(InputError, match=r"leads out of|not the path of a file"):
+        inside(root, name, "line 1")
+    file = root / "rows.jsonl"
+    file.write_text(json.dumps({"image": name, "phrase": "it", "bbox": [0, 0, 1, 1]}))
+    with pytest.raises(InputError, match=r"leads out of|not the path of a file"):
+        open_records(str(file), split=None)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_an_archive_s_links_and_devices_are_no_pictures(tmp_path: Path, kind: bytes) -> None:
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    archive = tmp_path / "shard.tar"
+    with tarfile.open(archive, "w") as tar:
+        member = tarfile.TarInfo("0.png")
+        member.type, member.linkname = kind, str(tmp_path / "secret.png")
+        tar.addfile(member)
+        content = json.dumps({"phrase": "it", "bbox": [0, 0, 1, 1]}).encode()
+        member = tarfile.TarInfo("0.json")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(InputError):
+        open_image(open_records(str(archive), split=None)[0].image)
+
+
+def test_a_picture_is_refused_by_its_header(tmp_path: Path) -> None:
+    """A few bytes that claim a picture of gigabytes: nothing is decoded."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    for width, height in ((2**31 - 1, 2**31 - 1), (MOST_PIXELS + 1, 1), (10_001, 10_000)):
+        header = chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0))
+        file = tmp_path / f"{width}.png"
+        file.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+        with pytest.raises(InputError, match="more than 100,000,000"):
+            open_image(file)
+
+
+def test_pages_escape_all_but_what_we_draw() -> None:
+    """`safe` stands only beside our own style and charts, and the card's YAML."""
+    pages = [*SOURCE.rglob("*.html"), SOURCE / "card.md"]
+    marked = {
+        (file.name, name)
+        for file in pages
+        for name in re.findall(r"\{\{\s*([\w.]+)\s*\|\s*safe\s*\}\}", file.read_text("utf-8"))
+    }
+    drawn = {("frame.html", "style"), ("page.html", "chart.svg"), ("page.html", "section.histogram")}
+    assert marked == drawn | {("card.md", "front"), ("card.md", "recipe")}
+    assert sum(file.read_text("utf-8").count("safe }}") for file in pages) == 6
+    assert not [file for file in pages if "autoescape false" in file.read_text("utf-8")]
+    assert "<script" not in fill("{{ word }}{{ words | join }}", word=HOSTILE, words=[HOSTILE])
+
+
+def test_a_table_and_a_card_escape_names(tiny: Grounder, tmp_path: Path) -> None:
+    training = {
+        "data": HOSTILE,
+        "seeds": 1,
+        "seconds": 1.0,
+        "settings": "x",
+        "rows": "y",
+        "state": HOSTILE,
+        "remark": "",
+    }
+    row = {"group": HOSTILE, "name": HOSTILE, "backbone": HOSTILE, "source": HOSTILE, "trainings": [training]}
+    cell = {"printed": None, "ours": None, "gain": None}
+    about = {
+        "heading": HOSTILE,
+        "title": HOSTILE,
+        "scale": HOSTILE,
+        "about": HOSTILE,
+        "note": HOSTILE,
+        "columns": [HOSTILE],
+    }
+    page = as_html(about | {"rows": [row | {"cells": [cell]}]})
+    assert "<script" not in page and "<img" not in page and page.count("&lt;script&gt;") > 8
+    assert "a\\|b" in as_markdown(about | {"columns": ["a|b"], "rows": []})
+
+    folder = tmp_path / "run"
+    save(tiny, folder)
+    (folder / "config.yaml").write_text(epmvg.Recipe.load("scenes", f"data.train={json.dumps(HOSTILE)}").dump())
+    said = {"data": "a|b", "split": HOSTILE, "n": 3, "acc50": 0.5, "miou": 0.5, "protocol": HOSTILE, "confidence": None}
+    (folder / "evaluation-x.json").write_text(json.dumps(said | {"intervals": None}))
+    text = model_card(folder)
+    outside = re.sub(r"```yaml.*?```", "", text, flags=re.DOTALL)
+    assert "<script" not in outside and "<img" not in outside and "a\\|b" in outside
+    (recipe,) = re.findall(r"```yaml\n(.*?)\n```", text, flags=re.DOTALL)
+    assert yaml.safe_load(recipe)["data"]["train"] == HOSTILE
+
+
+@pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['true']", "&a [*a, *a]", "{a: &x !!binary x}"])
+def test_a_recipe_is_data(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(InputError):
+        epmvg.Recipe.load(tmp_path / "recipe.yaml")
