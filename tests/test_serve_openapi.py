@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from schemathesis import GenerationMode
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 from serving import serving
 
 from epmvg.models.factory import create_model
@@ -22,8 +22,10 @@ from epmvg.predict import Predictor
 
 POSTS = ["/v1/ground", "/v1/ground/batch"]
 GETS = ["/healthz", "/metrics", "/samples"]
-# That a string is the base64 of a picture no schema can say: of valid requests most are refused with 422.
+# That a string is the base64 of a picture no schema can say: of valid requests many are refused with 422.
 UNKNOWABLE = [positive_data_acceptance]
+# In a form the number 5 and a list of the text "5" are the same bytes: not all that is invalid looks so.
+UNKNOWABLE_OF_FORMS = [*UNKNOWABLE, negative_data_rejection]
 REFUSALS = {400, 401, 405, 413, 415, 422}
 
 
@@ -57,7 +59,8 @@ def test_answers_conform_and_none_is_a_5xx(address: str, examples: int) -> None:
     seen: dict[str, set[int]] = {}
 
     def check(case: Any) -> None:
-        answer = case.call_and_validate(excluded_checks=UNKNOWABLE)
+        form = case.media_type == "multipart/form-data"
+        answer = case.call_and_validate(excluded_checks=UNKNOWABLE_OF_FORMS if form else UNKNOWABLE)
         seen.setdefault(case.path, set()).add(answer.status_code)
 
     quiet = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
