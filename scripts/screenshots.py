@@ -1,9 +1,9 @@
 """Make pictures of the server's page and of a report, in light and dark, on a desk and on a phone.
 
-    python scripts/screenshots.py RUN [RUN ...] --out FOLDER [--colours]
+    python scripts/screenshots.py RUN [RUN ...] --out FOLDER [--small]
 
 The last run is asked about a drawn scene; the report compares all of them. Needs Debian's Chromium and Playwright.
-`--colours` stores 128 colours a picture, a third of the bytes, for documents.
+`--small` stores 192 colours, at most 880 px wide, for documents.
 """
 
 from __future__ import annotations
@@ -43,20 +43,22 @@ def ask(page: Page) -> None:
         page.wait_for_selector(f".box.c{number // 2}")
 
 
-def shoot(page: Page, file: Path, *, whole: bool, colours: bool) -> None:
+def shoot(page: Page, file: Path, *, whole: bool, small: bool) -> None:
     """Leave a picture of the window, or of the whole page."""
     page.wait_for_timeout(400)
     page.screenshot(path=file, full_page=whole)
-    if colours:
+    if small:
         with Image.open(file) as shot:
-            shot.convert("RGB").quantize(128).save(file, optimize=True)
+            picture = shot.convert("RGB")
+        picture.thumbnail((880, picture.height))
+        picture.quantize(192, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--colours", action="store_true")
+    parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     door = listen("127.0.0.1", 0)
@@ -72,7 +74,7 @@ def main() -> None:
                 page = browser.new_context(**look).new_page()
 
                 def take(what: str, *, whole: bool = True, page: Page = page, name: str = name) -> None:
-                    shoot(page, arguments.out / f"{what}-{name}.png", whole=whole, colours=arguments.colours)
+                    shoot(page, arguments.out / f"{what}-{name}.png", whole=whole, small=arguments.small)
 
                 page.goto(address)
                 page.wait_for_selector("#samples img")
