@@ -232,7 +232,9 @@ function draw() {
     box.style.width = percent(found.right - found.left);
     box.style.height = percent(found.bottom - found.top);
     const label = document.createElement("span");
-    label.textContent = `${phrase} ${found.score.toFixed(2)}`;
+    const words = document.createElement("bdi"); // a long phrase is cut short, its score never
+    words.textContent = phrase;
+    label.append(words, ` ${found.score.toFixed(2)}`);
     box.append(label);
     at("boxes").append(box);
     taken.push(place(box, label, taken));
