@@ -139,7 +139,7 @@ def _choose(questions: Sequence[Question], count: int, seed: str) -> list[Questi
 
 
 def _locate(image: str, run: Path, image_root: Path | None) -> Path | None:
-    """Find a photo where the row says, seen from the run or from here, or under `image_root`, by its path or its name."""
+    """Find a photo where the row says, seen from the run or from here, or under `image_root` by its path or name."""
     path = Path(image)
     places = [run / path, path]
     if image_root is not None:
