@@ -1,9 +1,10 @@
 """Photograph the page and a report: wide and narrow, light and dark. Drawn scenes only.
 
 Serves a run, asks three phrases about a sample scene in Debian's Chromium and leaves PNG files named by what they
-show. `--shrink` writes them with 256 colours, as the documents carry them.
+show. `--width` writes them so wide and with 256 colours, as docs/images has them:
 
     python scripts/screenshots.py runs/demo/distilled --reports runs/demo/plain runs/demo/distilled --out shots
+    python scripts/screenshots.py runs/demo/distilled --scene 2 --phrases 0 1 3 --width 860 --out shots
 """
 
 from __future__ import annotations
@@ -72,10 +73,13 @@ def ask(page: Page, scene: int, phrases: list[int]) -> None:
     page.get_by_text("Answered in").wait_for()
 
 
-def shrink(file: Path) -> None:
-    """Write a PNG again with 256 colours."""
-    with Image.open(file) as image:
-        image.convert("RGB").quantize(256).save(file, optimize=True)
+def shrink(file: Path, width: int) -> None:
+    """Write a PNG again, so wide and with 256 colours."""
+    with Image.open(file) as opened:
+        image = opened.convert("RGB").resize(
+            (width, round(opened.height * width / opened.width)), Image.Resampling.LANCZOS
+        )
+    image.quantize(256, kmeans=4, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 def main() -> None:
@@ -85,18 +89,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scene", type=int, default=0)
     parser.add_argument("--phrases", type=int, nargs="*", default=[0, 2, 4], help="which of the scene's suggestions")
-    parser.add_argument("--shrink", action="store_true")
+    parser.add_argument("--width", type=int)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     chromium = shutil.which("chromium")
     if chromium is None:
         sys.exit("There is no Chromium: apt-get install chromium.")
 
-    def shoot(page: Page, name: str, *, whole: bool = True) -> None:
+    def shoot(page: Page, name: str) -> None:
         file = arguments.out / f"{name}.png"
-        page.screenshot(path=str(file), full_page=whole, timeout=PATIENCE)
-        if arguments.shrink:
-            shrink(file)
+        page.screenshot(path=str(file), full_page=True, timeout=PATIENCE)
+        if arguments.width:
+            shrink(file, arguments.width)
         print(file)
 
     with sync_playwright() as player:

@@ -282,6 +282,13 @@ def test_photos_are_found_under_image_root(tmp_path: Path) -> None:
     assert page.count("<image ") == 2
 
 
+def test_photos_are_found_from_where_the_run_was_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", make_rows([0.9, 0.1]))
+    (run / "images").rename(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    assert report([run], tmp_path / "report.html").read_text(encoding="utf-8").count("<image ") == 2
+
+
 def test_upright_photos_keep_their_pixels(tmp_path: Path) -> None:
     """A photo on its side is turned, and the page's pixels are those of the upright photo."""
     run = make_run(tmp_path / "run", make_rows([0.9]))

@@ -139,9 +139,9 @@ def _choose(questions: Sequence[Question], count: int, seed: str) -> list[Questi
 
 
 def _locate(image: str, run: Path, image_root: Path | None) -> Path | None:
-    """Find a photo where the row says, seen from the run, or under `image_root`, by its path or its name."""
+    """Find a photo where the row says, seen from the run or from here, or under `image_root` by its path or name."""
     path = Path(image)
-    places = [path if path.is_absolute() else run / path]
+    places = [run / path, path]
     if image_root is not None:
         places += [image_root / path, image_root / path.name]
     return next((place for place in places if place.is_file()), None)
