@@ -17,7 +17,7 @@ demo: $(READY)
 	$(VENV)/bin/epmvg demo --out runs/demo
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadscope
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 coverage: $(READY)
 	$(VENV)/bin/python -m pytest --cov --cov-report=term

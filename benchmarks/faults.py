@@ -89,7 +89,7 @@ def full_disk(room: Room) -> tuple[int, str, bool]:
     """The disk fills up between two saved states."""
     with small_disk(room.folder / "disk", "128m") as disk:
         out = disk / "run"
-        process = room.start("train.epochs=40", out=out)
+        process = room.start("train.epochs=8", out=out)
         while not (out / "state" / "last.pt").exists():
             time.sleep(0.01)
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
@@ -98,7 +98,7 @@ def full_disk(room: Room) -> tuple[int, str, bool]:
         (disk / "filler").unlink()
         line = said.strip().splitlines()[-1].replace(str(room.folder) + "/", "")
         whole = not list(out.rglob("*.part")) and (out / "state" / "last.pt").exists()
-        again = room.start("train.epochs=40", out=out, resume=True)
+        again = room.start("train.epochs=8", out=out, resume=True)
         return process.returncode, line, whole and again.wait() == 0
 
 

@@ -81,6 +81,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
+    if not arguments.tiny and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device: run this on a GPU, or give --tiny.")
     device = "cpu" if arguments.tiny else "cuda"
     models = {"tiny-resnet": (1, 2)} if arguments.tiny else {"mini": (1, 8, 64, 256), "transvg-r50": (1, 8, 32)}
     compilations = (False,) if arguments.tiny else (False, True)

@@ -2,19 +2,29 @@
 # What a CUDA machine does with this code, within 25 minutes: speed and memory by precision, batch size and compilation
 # (10 minutes), then a longer training in bf16 (at most 13 minutes) and its score.
 #   benchmarks/gpu.sh OUT [DATA]     DATA: a folder with annotations.jsonl (flickr-mini); drawn scenes without it
+#   benchmarks/gpu.sh OUT --smoke    the same steps on the CPU, as small as they get, to see that they run
 set -euo pipefail
+if [ $# -lt 1 ] || [ $# -gt 2 ]; then
+  echo "usage: $0 OUT [DATA | --smoke]" >&2
+  exit 2
+fi
 out=$1
 data=${2:-}
-mkdir -p "$out"
-timeout 660 python "$(dirname "$0")/gpu.py" "$out/gpu.json" --minutes 9
+sweep=(--minutes 9)
 recipe=scenes
-settings=(train.epochs=6)
-if [ -n "$data" ]; then
+settings=(train.epochs=6 data.workers=8 train.precision=bf16)
+device=cuda
+if [ "$data" = --smoke ]; then
+  sweep=(--tiny)
+  settings=(train.epochs=0.01 train.evaluate_limit=16 train.store=false "model={preset: tiny-resnet, pretrained: false}")
+  device=cpu
+elif [ -n "$data" ]; then
   recipe=flickr-mini
-  settings=(train.epochs=8 "data.root=$data")
+  settings+=(train.epochs=8 "data.root=$data")
 fi
-train() {
-  timeout 780 python -m epmvg train "$recipe" "${settings[@]}" data.workers=8 train.precision=bf16 --out "$out/run"
-}
-train || [ $? -eq 124 ]  # out of time: the best weights so far are there
-timeout 120 python -m epmvg evaluate "$out/run" --split test --json "$out/test.json"
+mkdir -p "$out"
+timeout 660 python "$(dirname "$0")/gpu.py" "$out/gpu.json" "${sweep[@]}"
+status=0
+timeout 780 python -m epmvg train "$recipe" "${settings[@]}" --out "$out/run" || status=$?
+[ "$status" -eq 0 ] || [ "$status" -eq 124 ]  # 124: out of time, and the best weights so far are there
+timeout 120 python -m epmvg evaluate "$out/run" --split test --device "$device" --json "$out/test.json"

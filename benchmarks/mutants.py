@@ -9,6 +9,7 @@ beside it on that copy. A mutant that survives shows a hole in the tests.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -98,7 +99,7 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
     rows = []
     for name in ("torch", "torchvision", "timm", "transformers", "open_clip", "matplotlib", "hypothesis"):
-        __import__(name)  # once, and not in every fork
+        importlib.import_module(name)  # once, and not in every fork
     with tempfile.TemporaryDirectory() as room:
         for number, mutant in enumerate(MUTANTS, 1):
             if options.only not in (None, number):

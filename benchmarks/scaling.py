@@ -4,14 +4,14 @@
 
 Phrases: time of one pass over one image and peak memory. Rows: time and peak memory of reading a JSONL file as a
 stream of batches (`epmvg predict ... --out`) and of reading and planning an epoch of training, pictures left closed.
-Each size is measured in a process of its own.
+Each size is measured in a process of its own, and printed when it is done. Processor seconds, of all threads together,
+are the steadier figure on a machine shared with others.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,11 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from epmvg.bench import PHRASES
 from epmvg.bench.memory import forget_peak, peak_mb
-from epmvg.bench.suite import in_turn
 from epmvg.bench.work import Work
 from epmvg.bulk import batches_of, questions
 from epmvg.data.jsonl import read_jsonl
@@ -40,9 +41,20 @@ def phrases_cost(preset: str, count: int, rounds: int = 5) -> dict[str, Any]:
     words = work.student.tokenize([PHRASES[i % len(PHRASES)] for i in range(count)])
     owner = torch.zeros(count, dtype=torch.int64)
     forget_peak()
+    spent = []
     with torch.inference_mode():
-        (times,) = in_turn([lambda: work.student(work.image, work.pad, *words, owner)], rounds)
-    return {"phrases": count, "ms": round(statistics.median(times) * 1e3, 2), "peak_mb": peak_mb()}
+        for number in range(rounds + 1):
+            start = clocks()
+            work.student(work.image, work.pad, *words, owner)
+            if number:  # the first warms up
+                spent.append(clocks() - start)
+    wall, cpu = np.median(spent, 0) * 1e3
+    return {"phrases": count, "ms": round(wall, 2), "cpu_ms": round(cpu, 2), "peak_mb": peak_mb()}
+
+
+def clocks() -> NDArray[np.float64]:
+    """Return seconds of the wall's clock and of this process's processors."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def stream(file: Path) -> int:
@@ -67,15 +79,16 @@ def rows_cost(way: str, count: int) -> dict[str, Any]:
                 row = {"image": f"{number // A_PICTURE}.jpg", "phrase": PHRASES[number % A_PICTURE]}
                 out.write(json.dumps(row | {"bbox": [10, 20, 30, 40], "id": number}) + "\n")
         forget_peak()
-        start = time.perf_counter()
+        start = clocks()
         assert WAYS[way](file) == count
-        seconds = time.perf_counter() - start
-    return {"way": way, "rows": count, "seconds": round(seconds, 3), "peak_mb": peak_mb()}
+        wall, cpu = clocks() - start
+    return {"way": way, "rows": count, "seconds": round(wall, 3), "cpu_seconds": round(cpu, 3), "peak_mb": peak_mb()}
 
 
 def apart(*arguments: str) -> dict[str, Any]:
     """Measure one size in a process of its own."""
     done = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True)
+    print(done.stdout, end="", file=sys.stderr, flush=True)
     return dict(json.loads(done.stdout))
 
 

@@ -20,7 +20,7 @@ from epmvg.doctor import check
 COLOURS = ["red", "green", "blue", "yellow"]
 SMALL = [
     *("model=tiny-resnet", "model.pretrained=false", "data.canvas=null"),
-    *("train.epochs=4", "train.precision=fp32", "train.warmup=0"),
+    *("train.epochs=4", "train.warmup=0"),
 ]
 
 

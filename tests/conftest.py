@@ -17,7 +17,14 @@ from PIL import Image, ImageDraw
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
 
+FORKING = {"test_bulk.py", "test_processes.py"}
+"""Torch refuses to learn in a fork of a process that has learned: these come before all others."""
+
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in FORKING)
 
 
 @pytest.fixture(scope="session")

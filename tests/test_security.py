@@ -186,8 +186,15 @@ def test_a_table_and_a_card_escape_names(tiny: Grounder, tmp_path: Path) -> None
         "remark": "",
     }
     row = {"group": HOSTILE, "name": HOSTILE, "backbone": HOSTILE, "source": HOSTILE, "trainings": [training]}
-    cell = {"printed": None, "ours": None}
-    about = {"table": 1, "title": HOSTILE, "scale": HOSTILE, "about": HOSTILE, "note": HOSTILE, "columns": [HOSTILE]}
+    cell = {"printed": None, "ours": None, "gain": None}
+    about = {
+        "heading": HOSTILE,
+        "title": HOSTILE,
+        "scale": HOSTILE,
+        "about": HOSTILE,
+        "note": HOSTILE,
+        "columns": [HOSTILE],
+    }
     page = as_html(about | {"rows": [row | {"cells": [cell]}]})
     assert "<script" not in page and "<img" not in page and page.count("&lt;script&gt;") > 8
     assert "a\\|b" in as_markdown(about | {"columns": ["a|b"], "rows": []})
@@ -196,7 +203,7 @@ def test_a_table_and_a_card_escape_names(tiny: Grounder, tmp_path: Path) -> None
     save(tiny, folder)
     (folder / "config.yaml").write_text(epmvg.Recipe.load("scenes", f"data.train={json.dumps(HOSTILE)}").dump())
     said = {"data": "a|b", "split": HOSTILE, "n": 3, "acc50": 0.5, "miou": 0.5, "protocol": HOSTILE, "confidence": None}
-    (folder / "evaluation-x.json").write_text(json.dumps(said | {"acc50_interval": None}))
+    (folder / "evaluation-x.json").write_text(json.dumps(said | {"intervals": None}))
     text = model_card(folder)
     outside = re.sub(r"```yaml.*?```", "", text, flags=re.DOTALL)
     assert "<script" not in outside and "<img" not in outside and "a\\|b" in outside

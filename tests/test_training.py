@@ -88,6 +88,16 @@ def test_a_run_twice_is_the_same_run(squares: Path, tmp_path: Path) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_trainings_of_one_process_may_differ_in_precision(squares: Path, tmp_path: Path) -> None:
+    first, second, third = (
+        epmvg.train(recipe(squares, "train.epochs=1", f"train.precision={precision}"), tmp_path / name)
+        for name, precision in (("a", "fp32"), ("b", "bf16"), ("c", "fp32"))
+    )
+    ours, other, again = (weights(folder) for folder in (first, second, third))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in ours.items())
+    assert not all(torch.equal(tensor, other[name]) for name, tensor in ours.items())
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_teacher_s_terms_fall_and_it_stays_out_of_the_checkpoint(squares: Path, tmp_path: Path, frozen: bool) -> None:
     config = {

@@ -166,6 +166,7 @@ def evaluate(
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
     split_key: Annotated[str | None, typer.Option(help="The row key that names the split.")] = None,
     absent: Annotated[float, typer.Option(help="Phrases asked of other images, a phrase of the split.")] = 0.25,
+    device: Annotated[str, typer.Option(help="Where the model computes, for example cuda.")] = "cpu",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON; - prints it.")] = None,
     stress: Annotated[
         bool, typer.Option("--stress", help="Score phrases and pictures made harder instead (docs/robustness.md).")
@@ -185,7 +186,16 @@ def evaluate(
     from epmvg.terminal import counting
 
     with counting(Console(stderr=True), "Scoring") as progress:
-        result = score(run, data=data, split=split, root=root, split_key=split_key, absent=absent, progress=progress)
+        result = score(
+            run,
+            data=data,
+            split=split,
+            root=root,
+            split_key=split_key,
+            absent=absent,
+            device=device,
+            progress=progress,
+        )
     if not _is_first():
         return
     if str(json_file) == "-":

@@ -146,6 +146,7 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Repo
     """
     folder = Path(out)
     settings = recipe.train
+    accelerate.state.AcceleratorState._reset_state()  # it keeps the precision of this process's last training
     accelerator = accelerate.Accelerator(
         cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),  # else several processes stay alone
         mixed_precision="bf16" if use_bf16(settings.precision) else "no",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from io import BytesIO
@@ -24,6 +25,9 @@ Body = TypeVar("Body", bound=BaseModel)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 """What browsers show. Pillow's other readers are kept from strangers' bytes."""
+
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it would log strangers' broken forms letter by letter
 
 
 class Question(BaseModel):
@@ -62,6 +66,11 @@ class Picture:
 class _InMemory(MultiPartParser):
     spool_max_size = 2**62  # photos touch no disk; the body's limit bounds them
 
+    def close(self) -> None:
+        """Let go of every file, also of one whose end never came."""
+        for file in self._files_to_close_on_error:
+            file.close()
+
 
 async def read_question(request: Request, limits: Limits) -> Asked:
     """Read one question, multipart or JSON.
@@ -76,15 +85,13 @@ async def read_question(request: Request, limits: Limits) -> Asked:
         raise RefusalError(415, "Send multipart/form-data with `image` and `phrases`, or application/json.")
     parser = _InMemory(request.headers, _bounded(request, limits), max_files=2, max_fields=limits.phrases + 2)
     try:
-        form = await parser.parse()
+        return await _from_form(await parser.parse(), limits)
     except (MultiPartException, KeyError, ValueError, LookupError) as error:
         raise RefusalError(
             400, f"The multipart body cannot be read ({_line(error)}): send it as a browser does."
         ) from error
-    try:
-        return await _from_form(form, limits)
     finally:
-        await form.close()
+        parser.close()
 
 
 async def read_questions(request: Request, limits: Limits) -> list[Question]:

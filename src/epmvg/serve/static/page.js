@@ -113,12 +113,12 @@ function addRow(text = "") {
       const next = row.nextElementSibling ?? (phraseOf(row) && addRow());
       if (next) inputOf(next).focus();
     } else if (event.key === "Escape") {
-      removeRow(row);
+      inputOf(removeRow(row)).focus();
     }
   });
   for (const name of ["focusin", "mouseenter"]) row.addEventListener(name, () => highlight(row));
   for (const name of ["focusout", "mouseleave"]) row.addEventListener(name, () => highlight(null));
-  remove.addEventListener("click", () => removeRow(row));
+  remove.addEventListener("click", () => inputOf(removeRow(row)).focus());
   at("rows").append(row);
   number();
   return row;
@@ -129,7 +129,7 @@ function removeRow(row) {
   row.remove();
   number();
   draw();
-  if (neighbour) inputOf(neighbour).focus();
+  return neighbour;
 }
 
 /** Name the rows for those who hear them. */
@@ -214,6 +214,8 @@ at("token").value = sessionStorage.getItem("token") ?? "";
 
 function draw() {
   const taken = []; // where labels lie already
+  const asked = rows().map(phraseOf);
+  for (const button of at("suggestions").children) button.ariaPressed = asked.includes(button.textContent);
   at("boxes").replaceChildren();
   for (const row of rows()) {
     const phrase = phraseOf(row);
@@ -274,8 +276,8 @@ function suggest(phrases) {
       const button = document.createElement("button");
       Object.assign(button, { type: "button", textContent: phrase });
       button.addEventListener("click", () => {
-        const asked = rows().find((row) => phraseOf(row) === phrase);
-        if (asked) return say("This phrase is among yours already.");
+        const same = rows().find((row) => phraseOf(row) === phrase);
+        if (same) return removeRow(same);
         const row = rows().find((row) => !phraseOf(row)) ?? addRow() ?? rows().at(-1);
         inputOf(row).value = phrase;
         draw();
