@@ -98,6 +98,7 @@ def main() -> None:
 
     def shoot(page: Page, name: str) -> None:
         file = arguments.out / f"{name}.png"
+        page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=str(file), full_page=True, timeout=PATIENCE)
         if arguments.width:
             shrink(file, arguments.width)

@@ -76,6 +76,12 @@ HAND_OVER = """async ([kind, field, address]) => {
 }"""
 
 
+IS_SEEN = """field => {
+  const { left, top, width, height } = field.getBoundingClientRect();
+  return document.elementFromPoint(left + width / 2, top + height / 2) === field;
+}"""
+
+
 def first_phrase(page: Page) -> Locator:
     return page.get_by_role("textbox", name="Phrase 1")
 
@@ -171,6 +177,9 @@ def test_it_looks_right_in_light_dark_and_on_a_phone(visit: Visit, address: str)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} scrolls sideways"
         small = page.evaluate("[...document.querySelectorAll('button, input')].filter(e => e.offsetHeight < 36).length")
         assert small == 1, "a finger misses what is lower than 36 px; only the hidden file field may be"
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        first_phrase(page).focus()
+        assert first_phrase(page).evaluate(IS_SEEN), f"{name}: what is typed is hidden"
     assert brightness["dark"] < 150 and brightness["light"] == brightness["phone"] > 600
 
 
