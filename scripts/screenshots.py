@@ -25,12 +25,13 @@ from epmvg.serve.limits import Limits
 from epmvg.serve.server import listen, server_of
 
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
-LOOKS: dict[str, dict[str, Any]] = {
+PLACES: dict[str, dict[str, Any]] = {
+    "desk": {"viewport": {"width": 1280, "height": 800}},
+    "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
+}
+LOOKS = {
     f"{place}-{scheme}": {**where, "color_scheme": scheme}
-    for place, where in {
-        "desk": {"viewport": {"width": 1280, "height": 800}},
-        "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
-    }.items()
+    for place, where in PLACES.items()
     for scheme in ("light", "dark")
 }
 
