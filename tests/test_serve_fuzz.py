@@ -442,7 +442,7 @@ def test_who_does_not_get_on_is_cut() -> None:
                 line.connect((host, int(port)))
                 line.sendall(image * 200)  # 200 pictures asked for, none of them taken
             for _ in range(600):
-                if open_files(address) == before + 3:  # this end of the lines; the other end is closed
+                if open_files(address) <= before + 3:  # this end of the lines; the other end is closed
                     break
                 time.sleep(0.1)
             else:
