@@ -26,8 +26,8 @@ def bounded(limits: Limits) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            # Head and body are written one after the other. asyncio does this only for sockets that name their protocol,
-            # which those of `socket.create_server` do not; without it the body waits 40 ms for the head to be confirmed.
+            # An answer's body would wait 40 ms for its head to be confirmed. asyncio sets this by itself only for sockets
+            # that name their protocol, as those of `socket.create_server` do not.
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if len(self.connections) > limits.connections:
                 transport.abort()
