@@ -26,8 +26,8 @@ def bounded(limits: Limits) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            # An answer's body would wait 40 ms for its head to be confirmed. asyncio sets this by itself only for sockets
-            # that name their protocol, as those of `socket.create_server` do not.
+            # An answer's body would wait 40 ms for its head to be confirmed. asyncio sets this by itself only for
+            # sockets that name their protocol, as those of `socket.create_server` do not.
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if len(self.connections) > limits.connections:
                 transport.abort()
@@ -53,6 +53,7 @@ def bounded(limits: Limits) -> type[H11Protocol]:
         def _give(self, seconds: float) -> None:
             if self._patience is not None:
                 self._patience.cancel()
-            self._patience = self.loop.call_later(seconds, self.transport.abort)
+            if not self.transport.is_closing():  # an answer may be ready after its client has gone
+                self._patience = self.loop.call_later(seconds, self.transport.abort)
 
     return Bounded
