@@ -28,6 +28,7 @@ from epmvg.models.grounder import Grounder
 from epmvg.predict import Predictor
 from epmvg.serve.app import STATIC, create_app
 from epmvg.serve.limits import Limits
+from epmvg.serve.server import listen
 from epmvg.types import InputError, Prediction
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "serve_client.py"
@@ -404,3 +405,10 @@ def test_mistakes_at_the_start_are_one_sentence(run: Path, capsys: pytest.Captur
                 main(["serve", str(run), *options])
             said = capsys.readouterr().err.strip()
             assert ended.value.code == 2 and words in said and len(said.splitlines()) == 1, f"{name}: {said}"
+
+
+def test_a_small_answer_does_not_wait_for_an_acknowledgement() -> None:
+    with listen("127.0.0.1", 0) as door, socket.create_connection(door.getsockname()):
+        connection, _ = door.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

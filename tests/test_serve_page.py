@@ -159,6 +159,15 @@ def test_what_was_asked_before_needs_no_request(visit: Visit, address: str) -> N
     assert asked == []
 
 
+def test_a_suggestion_is_asked_and_taken_back(visit: Visit, address: str) -> None:
+    page = visit(address)
+    ask_a_sample(page)
+    second = page.locator("#suggestions button").nth(4)
+    assert second.get_attribute("aria-pressed") == "true"
+    second.click()
+    assert page.locator(".box").count() == 1 and second.get_attribute("aria-pressed") == "false"
+
+
 def test_it_looks_right_in_light_dark_and_on_a_phone(visit: Visit, address: str) -> None:
     looks: dict[str, dict[str, Any]] = {
         "light": {"viewport": {"width": 1280, "height": 800}},

@@ -49,6 +49,7 @@ def bounded(limits: Limits) -> type[H11Protocol]:
         def _give(self, seconds: float) -> None:
             if self._patience is not None:
                 self._patience.cancel()
-            self._patience = self.loop.call_later(seconds, self.transport.abort)
+            if not self.transport.is_closing():  # an answer may be ready after its client has gone
+                self._patience = self.loop.call_later(seconds, self.transport.abort)
 
     return Bounded
