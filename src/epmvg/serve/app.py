@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -256,9 +257,17 @@ def _pages() -> APIRouter:
     return router
 
 
-@functools.cache
 def sample(number: int) -> tuple[bytes, list[str]]:
-    """Draw a scene -> its JPEG and the phrases that are true of it."""
+    """Draw a scene, once -> its JPEG and the phrases that are true of it."""
+    with _DRAWING:  # a crowd that asks for it first would draw it as often
+        return _drawn(number)
+
+
+_DRAWING = Lock()
+
+
+@functools.cache
+def _drawn(number: int) -> tuple[bytes, list[str]]:
     scene = draw_scene("sample", number, side=640)
     out = BytesIO()
     scene.image.save(out, "JPEG", quality=90)
