@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from epmvg.data.catalog import DATASETS
+from epmvg.data.jsonl import json_lines
 from epmvg.distill.pretrain import train_teacher
 from epmvg.evaluation import evaluate, short_name, write_json
 from epmvg.reproduce.plan import OWN_TEACHER, Job, Scale, data_hash, trouble_of
@@ -85,7 +86,7 @@ def _run(job: Job, report: Report) -> Outcome:
 def rows_answered(job: Job, split: str) -> list[dict[str, Any]]:
     """Read the rows of predictions that scoring left."""
     file = job.folder / f"predictions-{short_name(job.recipe.data.name)}-{split}.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [row for _, row in json_lines(file)]
 
 
 def _score(job: Job, split: str) -> dict[str, Any]:

@@ -6,12 +6,10 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 
-from epmvg.boxes import paired_iou
 from epmvg.data.photos import Photo, open_image
-from epmvg.evaluation import Row
+from epmvg.evaluation import Row, overlaps
 from epmvg.predict import Predictor
 from epmvg.stress.kind import PictureStress, generator
 from epmvg.stress.phrases import PHRASE_STRESSES
@@ -87,7 +85,9 @@ def _rows(
     answers: Sequence[Answer],
     clean: Sequence[Answer],
 ) -> Iterator[Row]:
-    for record, phrase, (box, score), (before, _) in zip(records, asked, answers, clean, strict=True):
+    boxes, before = ([box for box, _ in each] for each in (answers, clean))
+    ious, agreements = overlaps(boxes, [record.box for record in records]), overlaps(boxes, before)
+    for number, (record, phrase, (box, score)) in enumerate(zip(records, asked, answers, strict=True)):
         yield {
             "stress": stress,
             "image": str(record.image),
@@ -96,15 +96,11 @@ def _rows(
             "cut": len(predictor.backend.pieces(phrase.lower().strip())) > predictor.backend.length,
             "box": [round(edge, 3) for edge in box],
             "target": list(record.box),
-            "iou": _iou(box, record.box),
+            "iou": ious[number],
             "score": round(score, 4),
-            "agreement": 1.0 if box == before else _iou(box, before),  # an empty box is also its own like
+            "agreement": 1.0 if box == before[number] else agreements[number],  # an empty box is also its own like
             "id": record.id,
         }
-
-
-def _iou(a: Sequence[float], b: Sequence[float]) -> float:
-    return paired_iou(*(torch.tensor(box, dtype=torch.float64) for box in (a, b))).item()
 
 
 def _size(picture: Image.Image | bytes) -> tuple[int, int]:
