@@ -116,9 +116,10 @@ def test_a_teacher_s_terms_fall_and_it_stays_out_of_the_checkpoint(squares: Path
     assert load(folder).canvas == 64
 
 
-def test_stored_maps_train_the_same_student(squares: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stored_maps_train_the_same_student(squares: Path, tmp_path: Path, precision: str) -> None:
     """Up to the half precision of what is stored."""
-    frozen = ["model.visual={frozen: [all]}", "data.augment=null"]
+    frozen = ["model.visual={frozen: [all]}", "data.augment=null", f"train.precision={precision}"]
     live = epmvg.train(recipe(squares, *frozen), tmp_path / "live")
     stored = epmvg.train(recipe(squares, *frozen, "train.store=true"), tmp_path / "stored")
     losses = [[row["loss"]["total"] for row in rows(f) if row["event"] == "step"] for f in (live, stored)]  # type: ignore[index]

@@ -540,6 +540,7 @@ def _fit(run: Run) -> None:
     since = time.monotonic() - run.position.seconds
     run.meter.start = time.monotonic()
     lost: list[str] = []
+    run.network.train()
     learners = [part for part in (run.network, run.loss_of.regressor) if part is not None]
     for batches in _micro_batches(run):
         phrases = _phrases(run, batches)
@@ -593,7 +594,6 @@ def _step(run: Run, batch: Batch, share: float = 1.0) -> Loss:
     `share` is its number of phrases against the mean of the optimiser step's batches: with it the gradient is the mean
     over all phrases of the step, however they were dealt out to batches and processes.
     """
-    run.network.train()
     factor = lr_factor(run.position.step, _steps_per_epoch(run.loader, run.recipe.train), run.recipe.train)
     for group in run.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
@@ -667,6 +667,7 @@ def _validate(run: Run) -> None:
     settings = run.recipe.train
     run.position.scored = run.position.step
     rows = predict_rows(run.student, run.val.batches(0), autocast=use_bf16(settings.precision))
+    run.network.train()
     if not run.accelerator.is_main_process:
         return
     scores = Scores.of(rows)

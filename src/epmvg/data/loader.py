@@ -85,6 +85,7 @@ class GroundingLoader:
         self.stored = stored or {}
         self.by_image = group_by_image(records)
         self.images = list(self.by_image)
+        self._length = len(self._deal(sum(-(-len(rows) // phrases) for rows in self.by_image.values())))
         self.epoch = 0
         self.cache: ImageCache | None = None
         if cache_gb and augment is not None:
@@ -94,7 +95,7 @@ class GroundingLoader:
 
     def __len__(self) -> int:
         """Batches an epoch, on this process."""
-        return len(self._plans(0))
+        return self._length
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield one epoch's batches; the next call yields the next epoch's."""
@@ -121,18 +122,25 @@ class GroundingLoader:
         random = np.random.default_rng([self.seed, epoch])
         groups: list[Group] = []
         for number, members in enumerate(self.by_image.values()):
-            order = list(random.permutation(members)) if self.shuffle else members
+            order = random.permutation(members).tolist() if self.shuffle else members
             parts = -(-len(order) // self.phrases_per_image)
-            groups += [(number, [int(i) for i in part]) for part in np.array_split(order, parts)]
-        size, world = self.images_per_batch, self.world
+            size, more = divmod(len(order), parts)
+            edges = [part * size + min(part, more) for part in range(parts + 1)]
+            groups += [(number, order[a:b]) for a, b in pairwise(edges)]
         if self.shuffle:
             groups = [groups[i] for i in random.permutation(len(groups))]
-            if len(groups) >= world > 1:  # as many steps on every process, and still every row
-                steps = -(-len(groups) // (size * world))
-                count = min(steps, len(groups) // world) * world
-                edges = [number * len(groups) // count for number in range(count + 1)]
-                return [groups[a:b] for a, b in pairwise(edges)][self.rank :: world]
-        return [groups[i : i + size] for i in range(0, len(groups), size)][self.rank :: world]
+        return [groups[a:b] for a, b in self._deal(len(groups))]
+
+    def _deal(self, groups: int) -> list[tuple[int, int]]:
+        """Where the groups of each batch of this process begin and end."""
+        size, world = self.images_per_batch, self.world
+        if self.shuffle and groups >= world > 1:  # as many steps on every process, and still every row
+            steps = -(-groups // (size * world))
+            count = min(steps, groups // world) * world
+            edges = [number * groups // count for number in range(count + 1)]
+        else:
+            edges = [*range(0, groups, size), groups]
+        return list(pairwise(edges))[self.rank :: world]
 
     def load(self, epoch: int, plan: list[Group]) -> Batch:
         """Open, view, tokenise and collate the groups of one batch."""

@@ -150,7 +150,7 @@ class Grounder(nn.Module):
 
     def encode_image(self, image: Tensor, pad: Tensor, features: Tensor | None = None) -> EncodedImages:
         """Encode image [I, 3, S, S] in 0..1 with pad bool [I, S, S]; `features` is what `visual.maps` answered."""
-        maps = self.visual.maps(image, pad) if features is None else features
+        maps = self.visual.maps(image, pad) if features is None else features.float()  # stored in half precision
         return EncodedImages(maps if self.visual.query_aware else self.visual.tokens(maps, pad), pad)
 
     def forward(
