@@ -608,11 +608,23 @@ def _step(run: Run, batch: Batch, share: float = 1.0) -> Loss:
     if not torch.isfinite(total):
         raise InputError(_keep_batch(run, batch, loss))
     run.accelerator.backward(total * share)
-    if run.accelerator.sync_gradients and run.recipe.train.clip:
-        run.accelerator.clip_grad_norm_(_clipped(run), run.recipe.train.clip)
+    if run.accelerator.sync_gradients:
+        _agree(run)
+        if run.recipe.train.clip:
+            run.accelerator.clip_grad_norm_(_clipped(run), run.recipe.train.clip)
     run.optimizer.step()
     run.optimizer.zero_grad()
     return loss
+
+
+def _agree(run: Run) -> None:
+    """Average an unfrozen teacher's gradients over processes: it is asked piece by piece, which DDP cannot wrap."""
+    teacher = run.beside.get("teacher")
+    if teacher is None or run.accelerator.num_processes == 1:
+        return
+    own = [parameter.grad for parameter in teacher.parameters() if parameter.grad is not None]
+    for gradient, mean in zip(own, run.accelerator.reduce(own, "mean"), strict=True):
+        gradient.copy_(mean)
 
 
 def _keep_batch(run: Run, batch: Batch, loss: Loss) -> str:
