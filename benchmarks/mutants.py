@@ -49,7 +49,7 @@ MUTANTS = [
         "self.image, self.text, self.dense = text, image, dense",
         "distill/test_losses.py",
     ),
-    Mutant("training.py", "0.1 ** math.floor", "0.1 * math.floor", "test_training.py", "schedules"),
+    Mutant("training/optimizer.py", "0.1 ** math.floor", "0.1 * math.floor", "test_training.py", "schedules"),
     Mutant(
         "models/grounder.py",
         "similarity.float().masked_fill(visual_pad, -math.inf)",

@@ -28,7 +28,9 @@ from epmvg.config import Recipe
 from epmvg.data.scenes import write_scenes
 from epmvg.distill.lesson import Lesson
 from epmvg.hardware import use_bf16
-from epmvg.training import Run, _prepare, _step
+from epmvg.training.loop import _step
+from epmvg.training.prepare import prepare_run
+from epmvg.training.run import Run
 
 BATCHES = 3  # that come in turn
 
@@ -50,7 +52,7 @@ def prepare(preset: str, folder: Path, arguments: argparse.Namespace) -> Run:
     )
     precision = "bf16" if use_bf16(recipe.train.precision) else "no"
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision)
-    return _prepare(recipe, folder / preset, accelerator, lambda row: None)
+    return prepare_run(recipe, folder / preset, accelerator, lambda row: None)
 
 
 def seconds_of_steps(run: Run, steps: int) -> dict[str, list[float]]:

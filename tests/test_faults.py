@@ -20,13 +20,16 @@ from filelock import FileLock
 from test_training import recipe, rows, weights
 
 import epmvg
-from epmvg import training
 from epmvg.cli import main
 from epmvg.config import Recipe
 from epmvg.data.jsonl import read_jsonl
 from epmvg.data.loader import GroundingLoader
 from epmvg.distill.losses import Loss
 from epmvg.models.grounder import Grounder
+from epmvg.training import loop
+from epmvg.training.folder import LOCK
+from epmvg.training.run import Run
+from epmvg.training.state import whole_state
 from epmvg.types import InputError
 from epmvg.writing import replacing
 
@@ -115,7 +118,7 @@ def test_a_flipped_bit_is_noticed_or_means_nothing(finished: tuple[Recipe, Path]
         hurt = bytearray(whole)
         hurt[draw.randrange(len(hurt))] ^= 1 << draw.randrange(8)
         (tmp_path / "hurt.pt").write_bytes(hurt)
-        state = training._whole_state(tmp_path / "hurt.pt")
+        state = whole_state(tmp_path / "hurt.pt")
         if state is None:
             noticed += 1
         else:  # the bytes between the parts of the file
@@ -126,7 +129,7 @@ def test_a_flipped_bit_is_noticed_or_means_nothing(finished: tuple[Recipe, Path]
 def test_two_trainings_cannot_write_one_folder(finished: tuple[Recipe, Path]) -> None:
     chosen, folder = finished
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    with FileLock(folder / training.LOCK), pytest.raises(InputError, match="is being written by another training"):
+    with FileLock(folder / LOCK), pytest.raises(InputError, match="is being written by another training"):
         epmvg.train(chosen, folder, resume=True)
     assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
@@ -177,16 +180,16 @@ def test_a_loss_that_is_no_number_leaves_its_batch(
     finished: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As tensors and as rows that can be trained on; what was saved before stays."""
-    real, seen = training._loss_of, []
+    real, seen = loop._loss_of, []
 
-    def breaks_at_four(run: training.Run, batch: epmvg.Batch) -> Loss:
+    def breaks_at_four(run: Run, batch: epmvg.Batch) -> Loss:
         seen.append(batch)
         loss = real(run, batch)
         if len(seen) == 4:
             loss.terms["giou"] = loss.terms["giou"] * float("nan")
         return loss
 
-    monkeypatch.setattr(training, "_loss_of", breaks_at_four)
+    monkeypatch.setattr(loop, "_loss_of", breaks_at_four)
     with pytest.raises(InputError, match=r"nan at step 4 \(term giou; images .*the batch is in .*batch-4-0"):
         epmvg.train(finished[0], tmp_path / "run")
     with safetensors.safe_open(tmp_path / "run" / "batch-4-0.safetensors", "pt") as kept:
@@ -196,25 +199,25 @@ def test_a_loss_that_is_no_number_leaves_its_batch(
         assert json.loads(kept.metadata()["loss"])["giou"] == "nan"
     named = read_jsonl(tmp_path / "run" / "batch-4-0.jsonl", root=Path("/"))
     assert [record.phrase for record in named] == [record.phrase for record in seen[-1].records]
-    monkeypatch.setattr(training, "_loss_of", real)
+    monkeypatch.setattr(loop, "_loss_of", real)
     assert same(finished[1], epmvg.train(finished[0], tmp_path / "run", resume=True))
 
 
 def test_weights_that_are_no_numbers_are_not_saved(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = training._step
+    real = loop._step
 
-    def breaks(run: training.Run, batch: epmvg.Batch, share: float) -> Loss:
+    def breaks(run: Run, batch: epmvg.Batch, share: float) -> Loss:
         loss = real(run, batch, share)
         if run.position.step == 3:
             next(run.student.fusion.parameters()).data.fill_(float("nan"))
         return loss
 
-    monkeypatch.setattr(training, "_step", breaks)
+    monkeypatch.setattr(loop, "_step", breaks)
     with pytest.raises(InputError, match="holds no numbers any more after step 4"):
         epmvg.train(recipe(squares, "train.evaluate_every=3"), tmp_path / "run")
-    state = training._whole_state(tmp_path / "run" / "state" / "last.pt")
+    state = whole_state(tmp_path / "run" / "state" / "last.pt")
     assert state is not None and state["position"]["step"] == 2
 
 
@@ -236,7 +239,7 @@ def test_running_out_of_memory_says_what_takes_less(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(training, "_step", fails)
+    monkeypatch.setattr(loop, "_step", fails)
     with pytest.raises(InputError, match=r"Memory ran out: lower data\.images=3 .*data\.phrases=2.*checkpoint_layers"):
         epmvg.train(recipe(squares), tmp_path / "run")
     monkeypatch.setattr("epmvg.cli.app", fails)
@@ -251,6 +254,6 @@ def test_an_error_of_the_program_is_not_taken_for_the_user_s(
     def fails(*_: object) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(training, "_step", fails)
+    monkeypatch.setattr(loop, "_step", fails)
     with pytest.raises(RuntimeError, match="mat1"):
         epmvg.train(recipe(squares), tmp_path / "run")

@@ -12,10 +12,11 @@ import torch
 from processes import together
 
 import epmvg
-from epmvg import training
 from epmvg.config import Recipe
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
+from epmvg.training import loop
+from epmvg.training.run import Run
 
 SAME = ["train.store=false", "distill=null", "model=tiny-resnet", "model.pretrained=false", "model.dropout=0"]
 SAME += ["model.anchored=true", "model.similarity=true", "data.augment={flip: 0.5, move: 1.0}", "data.phrases=3"]
@@ -94,18 +95,18 @@ def test_a_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
 ) -> None:
     recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, "data.images=2", "model.dropout=0.1")
     assert together(2, lambda: epmvg.train(recipe, tmp_path / "whole")) == [0, 0]
-    real = training._step
+    real = loop._step
 
-    def killed(run: training.Run, batch: epmvg.Batch, share: float) -> object:
+    def killed(run: Run, batch: epmvg.Batch, share: float) -> object:
         if run.position.step == 5 and run.accelerator.process_index == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(run, batch, share)
 
-    monkeypatch.setattr(training, "_step", killed)
+    monkeypatch.setattr(loop, "_step", killed)
     assert together(2, lambda: epmvg.train(recipe, tmp_path / "cut")) == [2, -signal.SIGKILL]
     said = capfd.readouterr().err
     assert "Another process of this training ended" in said and "--resume" in said and "Traceback" not in said
-    monkeypatch.setattr(training, "_step", real)
+    monkeypatch.setattr(loop, "_step", real)
     assert together(1, lambda: epmvg.train(recipe, tmp_path / "cut", resume=True)) == [2]
     assert "was trained by 2 processes" in capfd.readouterr().err
     assert together(2, lambda: epmvg.train(recipe, tmp_path / "cut", resume=True)) == [0, 0]

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from epmvg import training
 from epmvg.cli import main
 from epmvg.config import Recipe
 from epmvg.data.scenes import write_scenes
 from epmvg.reproduce import reproduce, runner
 from epmvg.reproduce.plan import SCALES, plan_row
 from epmvg.reproduce.tables import Row, read_table, read_tables
+from epmvg.training import loop
 from epmvg.types import InputError
 
 FIGURE = r"\d\d\.\d\d"
@@ -161,7 +161,7 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
     run: Callable[..., dict[str, Any]], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two rows with two seeds: killed in the first training, then beside another start that holds it, then alone."""
-    real = training._step
+    real = loop._step
     steps: list[int] = []
 
     def dies_at_three(*arguments: Any) -> Any:
@@ -170,7 +170,7 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
             raise KilledError
         return real(*arguments)
 
-    monkeypatch.setattr(training, "_step", dies_at_three)
+    monkeypatch.setattr(loop, "_step", dies_at_three)
     with pytest.raises(KilledError):
         run("4", seeds=2)
     (begun,) = [file.parent for file in tmp_path.glob("out/scenes/*/seed-13/config.yaml")]

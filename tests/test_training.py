@@ -10,10 +10,11 @@ import safetensors.torch
 import torch
 
 import epmvg
-from epmvg import training
 from epmvg.config import Recipe
 from epmvg.models.factory import create_model, load
-from epmvg.training import lr_factor, parameter_groups
+from epmvg.training import loop
+from epmvg.training.optimizer import lr_factor, parameter_groups
+from epmvg.training.run import Run
 from epmvg.types import InputError
 
 TINY = [
@@ -60,20 +61,20 @@ def test_a_killed_run_resumes_to_the_same_weights(
     """Cut off between two saves, resumed, and compared bit by bit with a run that was never stopped."""
     chosen = recipe(squares, "data.augment={flip: 0.5, move: 1.0}", "train.log_every=3", "train.save_every=2")
     whole = epmvg.train(chosen, tmp_path / "whole")
-    real, steps = training._step, []
+    real, steps = loop._step, []
 
-    def dies_at_seven(run: training.Run, batch: epmvg.Batch, share: float) -> object:
+    def dies_at_seven(run: Run, batch: epmvg.Batch, share: float) -> object:
         steps.append(1)
         if len(steps) == 7:
             raise KilledError
         return real(run, batch, share)
 
-    monkeypatch.setattr(training, "_step", dies_at_seven)
+    monkeypatch.setattr(loop, "_step", dies_at_seven)
     with pytest.raises(KilledError):
         epmvg.train(chosen, tmp_path / "cut")
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as out:
         out.write('{"step": 7, "torn')
-    monkeypatch.setattr(training, "_step", real)
+    monkeypatch.setattr(loop, "_step", real)
     cut = epmvg.train(chosen, tmp_path / "cut", resume=True)
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(cut)[name]), name

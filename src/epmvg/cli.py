@@ -561,7 +561,9 @@ def report(
 
 @app.command()
 def reproduce(
-    table: Annotated[str, typer.Argument(help="The paper's table, 1 to 7, or a study of our own: data, mends, teacher, vls.")],
+    table: Annotated[
+        str, typer.Argument(help="The paper's table, 1 to 7, or a study of our own: data, mends, teacher, vls.")
+    ],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value, for every training of the table.")] = None,
     scale: Annotated[Scaled, typer.Option(help="scenes and mini fit a laptop; paper is the paper's.")] = Scaled.scenes,
     seeds: Annotated[int, typer.Option(help="Trainings of each setting.")] = 1,

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 from processes import together
 
 import epmvg
-from epmvg import training
 from epmvg.config import DistillSettings, Recipe
 from epmvg.distill.teacher import ClipTeacher
+from epmvg.training import cache_teacher, lessons, loop, prepare
+from epmvg.training.run import Run
 from epmvg.types import InputError
 
 STUDENT = [
@@ -91,7 +93,7 @@ def test_two_processes_teach_an_unfrozen_teacher_as_one_does(squares: Path, vit:
     ends = []
     for count, images in ((1, 4), (2, 2)):
         chosen, folder = recipe(squares, *settings, "train.epochs=2", f"data.images={images}"), tmp_path / f"by-{count}"
-        assert together(count, lambda chosen=chosen, folder=folder: epmvg.train(chosen, folder)) == [0] * count
+        assert together(count, partial(epmvg.train, chosen, folder)) == [0] * count
         state = torch.load(folder / "state" / "last.pt", weights_only=True)
         ends.append(state["student"] | {f"teacher.{key}": value for key, value in state["beside"]["teacher"].items()})
     first = safetensors.torch.load_file(weights)
@@ -107,20 +109,20 @@ def test_what_trains_beside_the_student_is_resumed_with_it(
     """An unfrozen teacher and a regressor, cut off between two saves: bit for bit the run that was never stopped."""
     settings = ["distill.frozen=false", "distill.view=content", "distill.fit=linear", "distill.dense=1"]
     chosen = recipe(squares, f"distill.teacher={vit}", *settings, "train.epochs=2")
-    real = training._step
+    real = loop._step
     done: list[int] = []
 
-    def dies_at_five(run: training.Run, batch: epmvg.Batch, share: float) -> object:
+    def dies_at_five(run: Run, batch: epmvg.Batch, share: float) -> object:
         done.append(1)
         if len(done) == 5:
             raise KeyboardInterrupt
         return real(run, batch, share)
 
     whole = epmvg.train(chosen, tmp_path / "whole")
-    monkeypatch.setattr(training, "_step", dies_at_five)
+    monkeypatch.setattr(loop, "_step", dies_at_five)
     with pytest.raises(KeyboardInterrupt):
         epmvg.train(chosen, tmp_path / "cut")
-    monkeypatch.setattr(training, "_step", real)
+    monkeypatch.setattr(loop, "_step", real)
     cut = epmvg.train(chosen, tmp_path / "cut", resume=True)
     expected, resumed = (torch.load(f / "state" / "last.pt", weights_only=True) for f in (whole, cut))
     assert set(expected["beside"]) == {"teacher", "regressor"}
@@ -137,7 +139,7 @@ def test_the_tower_of_a_side_that_is_off_is_never_asked(
     chosen = recipe(
         squares, f"distill.teacher={vit}", f"distill.{off}=0", f"distill.frozen={frozen}", "train.epochs=0.5"
     )
-    opened = training.open_teacher
+    opened = lessons.open_teacher
 
     def without_tower(recipe: Recipe) -> ClipTeacher | None:
         teacher = opened(recipe)
@@ -145,19 +147,20 @@ def test_the_tower_of_a_side_that_is_off_is_never_asked(
         monkeypatch.setattr(teacher.clip, tower, None)
         return teacher
 
-    monkeypatch.setattr(training, "open_teacher", without_tower)
+    for module in (lessons, prepare):
+        monkeypatch.setattr(module, "open_teacher", without_tower)
     if frozen:
-        training.cache_teacher(chosen)
+        cache_teacher(chosen)
     (step,) = losses(epmvg.train(chosen, tmp_path / "run"))[:1]
     assert off not in step and {"image", "text"} - {off} < step.keys()
 
 
 def test_after_caching_a_dense_training_asks_nothing_new(squares: Path, vit: Path, tmp_path: Path) -> None:
     chosen = recipe(squares, f"distill.teacher={vit}", "distill.dense=1", "train.epochs=1")
-    built = training.cache_teacher(chosen)
+    built = cache_teacher(chosen)
     assert built["answers"] == 6 + 4  # photos with their patches, phrases
     epmvg.train(chosen, tmp_path / "run")
-    assert training.cache_teacher(chosen)["answers"] == built["answers"]
+    assert cache_teacher(chosen)["answers"] == built["answers"]
 
 
 @pytest.mark.parametrize(

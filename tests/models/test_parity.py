@@ -18,7 +18,7 @@ from epmvg.config import Recipe
 from epmvg.convert import RULES, Conversion, from_published
 from epmvg.distill.losses import GroundingLoss
 from epmvg.models.grounder import Grounder
-from epmvg.training import parameter_groups
+from epmvg.training.optimizer import parameter_groups
 
 FOLDER = Path(__file__).parents[1] / "parity"
 KINDS = {"transvg_r50": "transvg", "qrnet_swin_s": "qrnet"}
