@@ -63,7 +63,9 @@ sbom: $(READY) $(TOOLS)
 
 # Known vulnerabilities of what is pinned; --strict, since a package that the registry's data lacks is not a clean one.
 audit: $(TOOLS)
-	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt || { \
+		echo 'Named above: what is vulnerable, or what could not be audited, which is no verdict: run this where its data can be had.' >&2; \
+		exit 1; }
 
 # The suite on the oldest version of everything that the ranges of pyproject.toml allow.
 test-oldest:
