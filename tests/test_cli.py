@@ -123,6 +123,10 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "box empty": (["evaluate", run, "--data", empty], "empty or inverted"),
         "unknown recipe": (["train", "scnes", "--out", tmp_path / "new"], "did you mean 'scenes'"),
         "unknown key": (["train", "scenes", "train.epoch=1", "--out", tmp_path / "new"], "did you mean 'epochs'"),
+        "a demo over something else": (
+            ["demo", "--quick", "--out", run],
+            "holds no earlier demo: choose another --out",
+        ),
         "occupied folder": (["train", "scenes", "--out", run], "is not empty"),
         "unknown data set": (["evaluate", run, "--data", "scenez"], "did you mean 'scenes'"),
         "data without a place": (["train", "flickr-mini", "--out", tmp_path / "new2"], "data.root=FOLDER"),

@@ -244,3 +244,20 @@ def test_a_root_serves_rows_that_lie_elsewhere(tmp_path: Path, squares: Path) ->
     rows = read_jsonl(squares)
     write_jsonl(tmp_path / "far" / "rows.jsonl", rows, root=squares.parent)
     assert read_jsonl(tmp_path / "far" / "rows.jsonl", root=squares.parent) == rows
+
+
+def test_tables_that_are_no_rows_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    row = {"image": "a.jpg", "phrase": "it", "bbox": [1.0, 2.0, 3.0, 4.0]}
+    tables = {
+        "pictures inside": (row | {"image": {"bytes": b"..", "path": "a.jpg"}}, "holds its pictures inside: save them"),
+        "a list of attributes": (row | {"attributes": "[1]"}, "row 0: `attributes` must be a JSON object"),
+        "attributes that are no JSON": (row | {"attributes": "{"}, "mend `attributes`"),
+    }
+    for case, (line, words) in tables.items():
+        parquet.write_table(arrow.Table.from_pylist([line]), tmp_path / "t.parquet")
+        with pytest.raises(InputError, match=words) as refused:
+            read_file(tmp_path / "t.parquet")
+        assert "\n" not in str(refused.value), case
+    with pytest.raises(InputError, match=r"none\.parquet cannot be opened"):
+        read_file(tmp_path / "none.parquet")

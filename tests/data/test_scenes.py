@@ -12,7 +12,7 @@ import pytest
 
 from epmvg.data.jsonl import read_jsonl
 from epmvg.data.scene_phrases import Thing, phrases_of
-from epmvg.data.scene_sprites import load_sprites, sprite_picture
+from epmvg.data.scene_sprites import dominant_hue, load_sprites, name_colour, sprite_picture
 from epmvg.data.scenes import draw_scene, held_out_names, write_scenes
 from epmvg.data.transforms import swap_sides
 from epmvg.types import InputError
@@ -134,3 +134,14 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds something other"):
         write_scenes(tmp_path, sizes=SMALL)
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_sprites_have_the_colours_that_their_table_states() -> None:
+    """A colour word in a phrase is true of the pixels, of every sprite and every tint of it."""
+    for name, sprite in load_sprites().items():
+        picture = sprite_picture(name)
+        assert name_colour(picture) == sprite.colour, name
+        if sprite.hue is not None:
+            assert dominant_hue(picture) == sprite.hue, name
+        for colour in sprite.tints:
+            assert name_colour(sprite_picture(name, colour)) == colour, (name, colour)

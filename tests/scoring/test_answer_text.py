@@ -22,6 +22,9 @@ from epmvg.scoring.text import LONGEST, read_boxes
         (" .5 0 1 1e-1\n", [(0.5, 0, 1, 0.1)]),
         ("I see 2 dogs at (1, 2, 3, 4) and [5,6,7,8].", [(1, 2, 3, 4), (5, 6, 7, 8)]),
         ("[-3, 0, 4, 5]", [(-3, 0, 4, 5)]),
+        ("two at [[1,2,3,4;5,6,7,8]]", [(1, 2, 3, 4), (5, 6, 7, 8)]),
+        ("<box>85 250 385 730</box>", [(85, 250, 385, 730)]),
+        ("<bin_85> <bin_250> <bin_385> <bin_730>", [(85, 250, 385, 730)]),
     ],
 )
 def test_what_models_write_is_read(text: str, boxes: list[tuple[float, ...]]) -> None:
@@ -36,6 +39,8 @@ def test_what_models_write_is_read(text: str, boxes: list[tuple[float, ...]]) ->
         "1 dog, 2 cats, 3 birds and 4 cows",
         "[1, 2, 3]",
         "[1, 2, 3, 4, 5]",
+        "[1; 2; 3; 4; 5; 6]",
+        "<quad>1 2 3 4 5 6 7 8</quad>",
         "[1e999, 0, 1, 1]",
         "[nan, 0, 1, 1]",
         "[-1e300, 5, 1e300, 5]",

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import safetensors
-import safetensors.torch
 import timm
 import torch
 import transformers
@@ -25,6 +24,7 @@ from epmvg.models.hub import fetch
 from epmvg.models.linguistic import LinguisticBranch
 from epmvg.models.presets import MINILM_L6, preset
 from epmvg.models.visual import ConvBranch, SwinBranch, VisualBranch
+from epmvg.models.weights_file import read_weights, write_weights
 from epmvg.types import InputError
 from epmvg.weights import efficientnet_lite0_state, minilm_folder
 from epmvg.writing import replacing, write_text
@@ -149,7 +149,7 @@ def save(model: Grounder, folder: Path | str) -> None:
     write_text(folder / "model.yaml", yaml.safe_dump(model.settings, sort_keys=False))
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with replacing(folder / "model.safetensors") as temporary:
-        safetensors.torch.save_file(state, temporary)
+        write_weights(temporary, state)
     if model.calibration is not None:
         write_text(folder / CONFIDENCE_FILE, model.calibration.dump())
 
@@ -169,7 +169,7 @@ def load(run: Path | str) -> Grounder:
             raise InputError(f"{folder} is not a trained run: it has no {name}. Give the folder that training wrote.")
     try:
         settings = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
-        state = safetensors.torch.load_file(folder / "model.safetensors")
+        state = read_weights(folder / "model.safetensors")
         settings["score"] = any(name.startswith("score_head.") for name in state)  # it may have been fitted later
         model = build(settings)
         model.load_state_dict(state)

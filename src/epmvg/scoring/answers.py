@@ -11,7 +11,7 @@ from typing import Any, Literal
 from epmvg.data.coco import PHRASE_KEYS
 from epmvg.data.files import four_numbers, need, read_json, shown, size_of
 from epmvg.data.jsonl import json_lines
-from epmvg.scoring.coordinates import INPUT, Coordinates
+from epmvg.scoring.coordinates import CELLS, INPUT, Coordinates
 from epmvg.scoring.text import FARTHEST, LONGEST, read_boxes
 from epmvg.types import Box, InputError
 
@@ -49,7 +49,8 @@ def read_answers(file: Path, form: Format, coordinates: Coordinates, answer_key:
         InputError: the file or a row is not of the format.
     """
     rows = _coco_rows(file) if form == "coco" else json_lines(file)
-    answers = [_answer(row, where, _said(row, where, form, answer_key), coordinates) for where, row in rows]
+    cells = coordinates.unit == CELLS
+    answers = [_answer(row, where, _said(row, where, form, answer_key, cells), coordinates) for where, row in rows]
     if not answers:
         raise InputError(f"{file} holds no predictions: give a file with a row for each phrase.")
     return answers
@@ -101,10 +102,10 @@ def _score(value: object) -> float | None:
     return found[0] if found and math.isfinite(found[0]) else None
 
 
-def _said(row: dict[str, Any], where: str, form: Format, answer_key: str) -> tuple[list[Box], str]:
+def _said(row: dict[str, Any], where: str, form: Format, answer_key: str, cells: bool) -> tuple[list[Box], str]:
     """Return the boxes of a row, or why it has none."""
     if form == "text":
-        return _text(row, where, answer_key)
+        return _text(row, where, answer_key, cells)
     if form == "jsonl" and row.get("box") is None and ("error" in row or "box" in row):
         return [], str(row.get("error") or "no box was given")
     return _four(row, "box" if form == "jsonl" else "bbox", where)
@@ -121,7 +122,7 @@ def _four(row: dict[str, Any], key: str, where: str) -> tuple[list[Box], str]:
     return [], f"{shown(row[key])} holds a value that is no coordinate"
 
 
-def _text(row: dict[str, Any], where: str, key: str) -> tuple[list[Box], str]:
+def _text(row: dict[str, Any], where: str, key: str, cells: bool) -> tuple[list[Box], str]:
     if key not in row:
         raise InputError(f'{where} has no "{key}": say with --answer-key where the text of an answer stands.')
     text = row[key]
@@ -130,4 +131,4 @@ def _text(row: dict[str, Any], where: str, key: str) -> tuple[list[Box], str]:
     text = need(row, key, str, where)
     if len(text) > LONGEST:
         return [], f"the answer has {len(text):,} letters, more than {LONGEST:,}"
-    return read_boxes(text), f"no box in {shown(text)}"
+    return read_boxes(text, cells=cells), f"no box in {shown(text)}"

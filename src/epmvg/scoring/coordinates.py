@@ -14,18 +14,23 @@ class Unit:
     about: str
     span: float | None = None
     offset: float = 0.0
+    square: bool = False  # the sides are those of the square that the picture was padded to, evenly on both sides
 
 
 INPUT = "input-pixels"
+CELLS = "32-cells"
 
 UNITS = {
     "pixels": Unit("pixels of the original image, upright"),
     INPUT: Unit("pixels of the picture that the system saw, whose input_width and input_height stand in each row"),
     "0-1": Unit("shares of the sides", 1.0),
+    "0-1-square": Unit("shares of the side of the square that the picture was padded to (Shikra)", 1.0, square=True),
+    "0-100": Unit("hundredths of the sides (MiniGPT-v2)", 100.0),
     "0-1000": Unit("thousandths of the sides (Qwen2-VL, Qwen3-VL, InternVL)", 1000.0),
-    "0-999": Unit("shares of the sides times 999", 999.0),
+    "0-999": Unit("shares of the sides times 999 (DeepSeek-VL2)", 999.0),
     "1000-bins": Unit("one of 1,000 bins, which means its middle (Florence-2)", 1000.0, 0.5),
     "1024-bins": Unit("one of 1,024 bins, which means its start (PaliGemma)", 1024.0),
+    CELLS: Unit("the first and last of 32 x 32 cells, each its middle; one row or column whole (Kosmos-2)", 32.0, 0.5),
 }
 ORDERS = ("xyxy", "yxyx", "xywh")
 
@@ -80,11 +85,20 @@ class Coordinates:
         if self.unit == "pixels":
             return x0, y0, x1, y1
         assert size is not None
-        offset = UNITS[self.unit].offset
-        across, down = seen if self.span is None and seen is not None else (self.span or 1.0, self.span or 1.0)
-
-        def share(value: float, side: float, length: float) -> float:
-            return (value + offset) * side / length  # multiplied first: whole results stay whole
-
-        (width, height) = size
-        return share(x0, width, across), share(y0, height, down), share(x1, width, across), share(y1, height, down)
+        unit = UNITS[self.unit]
+        across, down = seen if unit.span is None and seen is not None else (unit.span or 1.0, unit.span or 1.0)
+        width, height = size
+        left = top = 0.0
+        if unit.square:
+            side = max(width, height)
+            left, top = (side - width) // 2, (side - height) // 2
+            width = height = side
+        near = far = unit.offset
+        if self.unit == CELLS and (x0 == x1 or y0 == y1):
+            near, far = 0.0, 1.0
+        return (
+            (x0 + near) * width / across - left,  # multiplied first: whole results stay whole
+            (y0 + near) * height / down - top,
+            (x1 + far) * width / across - left,
+            (y1 + far) * height / down - top,
+        )

@@ -1,0 +1,63 @@
+"""A model's weights come back bit for bit, or the file is refused: whichever bit of it is flipped."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import epmvg
+from epmvg.models.factory import save
+from epmvg.models.grounder import Grounder
+from epmvg.models.weights_file import read_weights, write_weights
+from epmvg.types import InputError
+
+STATE = {"a.weight": torch.arange(600.0).view(30, 20), "b": torch.tensor([True, False]), "c": torch.tensor(7)}
+
+
+def flip(file: Path, bit: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+
+
+def test_any_bit_of_the_values_is_noticed_and_any_other_changes_none(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    write_weights(file, STATE)
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    dice = random.Random(0)
+    for bit in dice.sample(range(8 * start), 500) + dice.sample(range(8 * start, 8 * len(content)), 100):
+        flip(file, bit)
+        if bit >= 8 * start:
+            with pytest.raises(InputError, match=r"weights\.safetensors is damaged.*copy or train it again"):
+                read_weights(file)
+        else:  # of the header: no file, the wrong sum, another name (which no network has), or nothing of importance
+            try:
+                found = read_weights(file)
+            except (InputError, safetensors.SafetensorError):
+                pass
+            else:
+                assert found.keys() != STATE.keys() or all(torch.equal(found[name], STATE[name]) for name in STATE)
+        file.write_bytes(content)
+
+
+def test_the_file_is_plain_safetensors_and_one_without_a_checksum_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    write_weights(file, STATE)
+    found = safetensors.torch.load_file(file)
+    assert all(torch.equal(found[name], STATE[name]) for name in STATE) and found.keys() == STATE.keys()
+    safetensors.torch.save_file(STATE, file)
+    assert all(torch.equal(value, STATE[name]) for name, value in read_weights(file).items())
+
+
+def test_a_damaged_model_is_refused_in_one_sentence(tiny: Grounder, tmp_path: Path) -> None:
+    save(tiny, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    flip(weights, 8 * (weights.stat().st_size - 1000))
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged") as refused:
+        epmvg.load(tmp_path)
+    assert "\n" not in str(refused.value)
