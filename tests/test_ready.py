@@ -138,6 +138,7 @@ def test_default_is_scored_here_and_yields_to_a_folder_of_that_name(
     said = json.loads(capsys.readouterr().out)
     rows = (tmp_path / "runs" / "default" / "predictions-annotations-val.jsonl").read_text().splitlines()
     assert said["n"] == len(rows) == 24
+    assert epmvg.report(["runs/default"], tmp_path / "report.html").exists()
     with pytest.raises(InputError, match="no folder of yours"):
         epmvg.calibrate("default", data=str(squares), split="val")
     save(create_model("tiny-resnet"), tmp_path / "runs" / "default")

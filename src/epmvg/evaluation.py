@@ -148,7 +148,7 @@ def evaluate(
     name = settings.name
     split = split or (settings.val if data is None else None)
     records = open_records(name, split=split, root=settings.root, split_key=settings.split_key)
-    folder = results_folder(run)
+    results_folder(run)  # whether it can be had is said before an hour's work
     asked = [*records, *absent_records(records, absent)]  # an image is still encoded once
     stem = f"{short_name(name)}-{split or 'all'}"
     with together() as (rank, world):
@@ -162,6 +162,7 @@ def evaluate(
             trust = asdict(measure_trust(rows, nothing))
             calibrated = model.calibration is not None
             result |= judge(rows) | {"confidence": {"calibrated": calibrated, "bins": BINS} | trust}
+            folder = make_results_folder(run)
             write_rows(folder / f"predictions-{stem}.jsonl", rows)
             write_rows(folder / f"absent-{stem}.jsonl", nothing)
             write_json(folder / f"evaluation-{stem}.json", result)
@@ -179,8 +180,16 @@ def results_folder(run: Path | str) -> Path:
     folder = Path("runs") / Path(run).name
     if (folder / "model.yaml").exists():
         raise InputError(f"{folder} holds a model of its own, so the results of {run} cannot go there: rename it.")
-    with naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def make_results_folder(run: Path | str) -> Path:
+    """Make `results_folder`; a new one gets the run's recipe, so that `report` knows what was measured."""
+    folder = results_folder(run)
+    if not folder.exists():
+        with naming(folder):
+            folder.mkdir(parents=True)
+        write_text(folder / "config.yaml", (fetch(run) / "config.yaml").read_text(encoding="utf-8"))
     return folder
 
 

@@ -11,6 +11,7 @@ from epmvg.evaluation import (
     PROTOCOL,
     Row,
     data_of,
+    make_results_folder,
     of_some_images,
     results_folder,
     short_name,
@@ -64,6 +65,7 @@ def stress_test(
         raise InputError(f"limit={limit} leaves no phrase to ask: give 1 or more.")
     settings = data_of(run, data, root, split_key)
     split = split or (settings.val if data is None else None)
+    results_folder(run)  # whether it can be had is said before an hour's work
     every = open_records(settings.name, split=split, root=settings.root, split_key=settings.split_key)
     records = of_some_images(every, limit, seed)
     predictor = Predictor(run)
@@ -82,7 +84,7 @@ def stress_test(
         ],
         "absent": absent_figures(clean, rows.get(ABSENT, []), predictor.backend.calibration),
     }
-    stem = results_folder(run) / f"stress-{result['data']}-{result['split']}"
+    stem = make_results_folder(run) / f"stress-{result['data']}-{result['split']}"
     write_rows(stem.with_name(stem.name + ".jsonl"), [row for part in rows.values() for row in part])
     write_json(stem.with_name(stem.name + ".json"), result)
     write(render(Path(run).resolve().name, result, rows), stem.with_name(stem.name + ".html"))
