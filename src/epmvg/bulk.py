@@ -29,6 +29,7 @@ from epmvg.data.views import View, evaluation_view
 from epmvg.evaluation import box_scores, write_json
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder
+from epmvg.models.hub import fetch
 from epmvg.processes import gathered, together, told
 from epmvg.types import InputError, Progress
 
@@ -90,7 +91,7 @@ def predict_many(
         raise InputError(f"{out} cannot be written: give a file's name in a folder that exists.")
     with together() as (rank, world):
         job = {
-            "weights": _digest(Path(run) / "model.safetensors"),
+            "weights": _digest(fetch(run) / "model.safetensors"),
             "source": str(source.absolute()),
             "root": str(root),
             "phrases": list(phrases),

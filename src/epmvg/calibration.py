@@ -64,6 +64,8 @@ def calibrate(
         raise InputError(f"false_alarms={false_alarms:g} is not a share: give a number between 0 and 1.")
     run = Path(run)
     model = load(run)
+    if not run.is_dir():
+        raise InputError(f"{run} is no folder of yours: calibrate a copy (`epmvg publish {run} --to FOLDER`).")
     model.calibration = None
     if not fit_head and model.score_head is None and not model.anchored:
         raise InputError(f"{run} has neither a score head nor a where-map to score by: fit a head with --fit-head.")

@@ -35,6 +35,8 @@ data_app = typer.Typer(
 app.add_typer(data_app, name="data")
 console = Console()
 
+RUN = "A folder that training wrote, `default` for the model that ships in this package, or OWNER/NAME on the hub."
+
 
 class Form(StrEnum):
     json = "json"
@@ -160,7 +162,7 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A folder that training wrote.")],
+    run: Annotated[Path, typer.Argument(help=RUN)],
     data: Annotated[str | None, typer.Option(help="A data set's name or a file; the run's own by default.")] = None,
     split: Annotated[str | None, typer.Option(help="Of that data; the run's validation split by default.")] = None,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
@@ -182,7 +184,7 @@ def evaluate(
     if limit is not None:
         raise InputError("--limit is for --stress: a score counts every phrase of its split.")
     from epmvg.evaluation import evaluate as score
-    from epmvg.evaluation import write_json
+    from epmvg.evaluation import results_folder, write_json
     from epmvg.terminal import counting
 
     with counting(Console(stderr=True), "Scoring") as progress:
@@ -217,6 +219,8 @@ def evaluate(
         ],
     )
     _table("How far the score can be trusted", [_trust_row(result["confidence"])])
+    rows = results_folder(run) / f"predictions-{result['data']}-{result['split']}.jsonl"
+    console.print(f"A row a phrase: {rows}", soft_wrap=True)
 
 
 def _stress(
@@ -231,7 +235,7 @@ def _stress(
 ) -> None:
     if not _is_first():  # one process does this alone
         return
-    from epmvg.evaluation import write_json
+    from epmvg.evaluation import results_folder, write_json
     from epmvg.stress import LIMIT, stress_test
     from epmvg.terminal import counting
 
@@ -263,7 +267,7 @@ def _stress(
             f"and {nothing['clean_refused']:.1%} of the clean ones; AUROC {nothing['auroc']:.3f}",
             soft_wrap=True,
         )
-    console.print(f"Pictures of the worst: {run / f'stress-{stem}.html'}", soft_wrap=True)
+    console.print(f"Pictures of the worst: {results_folder(run) / f'stress-{stem}.html'}", soft_wrap=True)
 
 
 def _stress_row(row: dict[str, Any]) -> dict[str, str]:
@@ -369,7 +373,7 @@ def _say_scores(result: dict[str, Any]) -> None:
 
 @app.command()
 def calibrate(
-    run: Annotated[Path, typer.Argument(help="A folder that training wrote.")],
+    run: Annotated[Path, typer.Argument(help=RUN)],
     data: Annotated[str | None, typer.Option(help="A data set's name or a file; the run's own by default.")] = None,
     split: Annotated[str | None, typer.Option(help="To calibrate on; the run's validation split by default.")] = None,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
@@ -410,10 +414,13 @@ def calibrate(
 
 @app.command()
 def publish(
-    run: Annotated[Path, typer.Argument(help="A folder that training wrote.")],
+    run: Annotated[Path, typer.Argument(help=RUN)],
     to: Annotated[Path | None, typer.Option(help="Write the hub's folder here.")] = None,
     hub: Annotated[str | None, typer.Option(help="Publish it as OWNER/NAME on the Hugging Face hub.")] = None,
     licence: Annotated[str | None, typer.Option(help="Of the weights, for example apache-2.0.")] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="In float16, without parts that are still those of an installed wheel.")
+    ] = False,
     private: Annotated[bool, typer.Option("--private", help="Only its owner sees a new one.")] = False,
     latency: Annotated[bool, typer.Option("--latency", help="Time the model on this machine for its card.")] = False,
 ) -> None:
@@ -422,16 +429,17 @@ def publish(
 
     if (to is None) == (hub is None):
         raise InputError("Say where: give either --to FOLDER or --hub OWNER/NAME.")
+    how: dict[str, Any] = {"licence": licence, "compact": compact, "measure_latency": latency}
     if to is not None:
-        console.print(f"The model is in {save_pretrained(run, to, licence=licence, measure_latency=latency)}")
+        console.print(f"The model is in {save_pretrained(run, to, **how)}")
     if hub is not None:
-        address = push_to_hub(run, hub, private=private, licence=licence, measure_latency=latency)
+        address = push_to_hub(run, hub, private=private, **how)
         console.print(f"The model is at {address}")
 
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="A folder that training wrote.")],
+    run: Annotated[Path, typer.Argument(help=RUN)],
     image: Annotated[Path, typer.Argument(help="A photo; with --out a folder of photos or a JSONL file of rows.")],
     phrases: Annotated[
         list[str] | None, typer.Argument(help="What to find, one or several; a file's own phrases by default.")
@@ -676,7 +684,7 @@ def convert(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A folder that training wrote.")],
+    run: Annotated[Path, typer.Argument(help=RUN)],
     out: Annotated[Path, typer.Option(help="The folder to write; it needs neither torch nor the run.")],
     kind: Annotated[Runtime, typer.Option("--format", help="What will run it.")] = Runtime.onnx,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise; needs --calibrate.")] = False,
@@ -712,7 +720,7 @@ def export(
 
 @app.command()
 def serve(
-    run: Annotated[Path, typer.Argument(help="A folder that training wrote.")],
+    run: Annotated[Path, typer.Argument(help=RUN)],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
     token: Annotated[

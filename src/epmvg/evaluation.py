@@ -22,9 +22,10 @@ from epmvg.data.loader import GroundingLoader
 from epmvg.metrics import Scores, Targets, parts_of, stamp
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder, share_inside
+from epmvg.models.hub import fetch
 from epmvg.processes import gathered, together, told
 from epmvg.types import Batch, InputError, Output, Progress, Record
-from epmvg.writing import replacing, write_text
+from epmvg.writing import naming, replacing, write_text
 
 Row = dict[str, Any]
 """A row of predictions."""
@@ -126,7 +127,8 @@ def evaluate(
     torchrun started together share the work; the first writes, and all return the same.
 
     Args:
-        run: a folder that training wrote.
+        run: a folder that training wrote, which gets predictions and scores; or what else `load` takes, which has
+            them in `runs/NAME` of the current folder.
         data: a data set's name or JSONL file; the run's own by default.
         split: of that data; the run's validation split by default.
         root: where the data lies; the run's own by default.
@@ -141,12 +143,12 @@ def evaluate(
     Raises:
         InputError: the run, the data or a picture cannot be read.
     """
-    run = Path(run)
     model = load(run).to(device)
     settings = data_of(run, data, root, split_key)
     name = settings.name
     split = split or (settings.val if data is None else None)
     records = open_records(name, split=split, root=settings.root, split_key=settings.split_key)
+    results_folder(run)  # whether it can be had is said before an hour's work
     asked = [*records, *absent_records(records, absent)]  # an image is still encoded once
     stem = f"{short_name(name)}-{split or 'all'}"
     with together() as (rank, world):
@@ -160,19 +162,44 @@ def evaluate(
             trust = asdict(measure_trust(rows, nothing))
             calibrated = model.calibration is not None
             result |= judge(rows) | {"confidence": {"calibrated": calibrated, "bins": BINS} | trust}
-            write_rows(run / f"predictions-{stem}.jsonl", rows)
-            write_rows(run / f"absent-{stem}.jsonl", nothing)
-            write_json(run / f"evaluation-{stem}.json", result)
+            folder = make_results_folder(run)
+            write_rows(folder / f"predictions-{stem}.jsonl", rows)
+            write_rows(folder / f"absent-{stem}.jsonl", nothing)
+            write_json(folder / f"evaluation-{stem}.json", result)
         return told(result)
 
 
-def data_of(run: Path, data: str | None, root: str | None, split_key: str | None) -> DataSettings:
+def results_folder(run: Path | str) -> Path:
+    """Return where what is measured of a run is written: its own folder, or `runs/NAME` for `default` or a hub's model.
+
+    Raises:
+        InputError: a model of one's own lies there.
+    """
+    if Path(run).exists():
+        return Path(run)
+    folder = Path("runs") / Path(run).name
+    if (folder / "model.yaml").exists():
+        raise InputError(f"{folder} holds a model of its own, so the results of {run} cannot go there: rename it.")
+    return folder
+
+
+def make_results_folder(run: Path | str) -> Path:
+    """Make `results_folder`; a new one gets the run's recipe, so that `report` knows what was measured."""
+    folder = results_folder(run)
+    if not folder.exists():
+        with naming(folder):
+            folder.mkdir(parents=True)
+        write_text(folder / "config.yaml", (fetch(run) / "config.yaml").read_text(encoding="utf-8"))
+    return folder
+
+
+def data_of(run: Path | str, data: str | None, root: str | None, split_key: str | None) -> DataSettings:
     """Return a run's own data settings, with what is asked for instead; another data set does not lie in its root.
 
     Raises:
         InputError: the run has no settings.
     """
-    own = Recipe.load(run / "config.yaml").data
+    own = Recipe.load(fetch(run) / "config.yaml").data
     root = root or (own.root if data in (None, own.name) else None)
     return own.model_copy(update={"name": data or own.name, "root": root, "split_key": split_key or own.split_key})
 

@@ -50,7 +50,12 @@ def from_pretrained(name: Path | str, *, revision: str | None = None, token: str
 
 
 def save_pretrained(
-    run: Path | str, folder: Path | str, *, licence: str | None = None, measure_latency: bool = False
+    run: Path | str,
+    folder: Path | str,
+    *,
+    licence: str | None = None,
+    compact: bool = False,
+    measure_latency: bool = False,
 ) -> Path:
     """Write what the hub wants of a run: weights, tokenizer, settings, calibration and a model card.
 
@@ -58,12 +63,13 @@ def save_pretrained(
         run: a folder that training wrote.
         folder: a new or empty folder.
         licence: of the weights, by the hub's name for it, for example "apache-2.0"; the card says if none is stated.
+        compact: as for `save`: float16, and parts that are still those of an installed package are left to it.
         measure_latency: time the model on this machine for the card.
 
     Raises:
         InputError: the run cannot be read, or the folder is in use.
     """
-    run, folder = Path(run), Path(folder)
+    run, folder = fetch(run), Path(folder)
     model = load(run)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: name a new folder.")
@@ -71,8 +77,10 @@ def save_pretrained(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         whole = Path(temporary) / "model"
-        save(model, whole)
-        write_text(whole / "README.md", model_card(run, licence=licence, latency=latency))
+        save(model, whole, compact=compact)
+        wheels = yaml.safe_load((whole / "model.yaml").read_text(encoding="utf-8")).get("wheels", {})
+        card = model_card(run, name=folder.name, licence=licence, latency=latency, wheels=wheels)
+        write_text(whole / "README.md", card)
         settings = _public_settings(run)
         if settings is not None:
             write_text(whole / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
@@ -89,6 +97,7 @@ def push_to_hub(
     private: bool = False,
     token: str | None = None,
     licence: str | None = None,
+    compact: bool = False,
     measure_latency: bool = False,
 ) -> str:
     """Publish a run on the Hugging Face hub, as `save_pretrained` writes it, and return its address.
@@ -104,7 +113,8 @@ def push_to_hub(
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory() as temporary:
-        folder = save_pretrained(run, Path(temporary) / "model", licence=licence, measure_latency=measure_latency)
+        folder = Path(temporary) / name.rpartition("/")[-1]
+        save_pretrained(run, folder, licence=licence, compact=compact, measure_latency=measure_latency)
         api = HfApi(token=token)
         try:
             made = api.create_repo(name, private=private, exist_ok=True)
@@ -117,15 +127,29 @@ def push_to_hub(
     return str(made)
 
 
-def model_card(run: Path | str, *, licence: str | None = None, latency: Latency | None = None) -> str:
+def model_card(
+    run: Path | str,
+    *,
+    name: str | None = None,
+    licence: str | None = None,
+    latency: Latency | None = None,
+    wheels: dict[str, dict[str, str]] | None = None,
+) -> str:
     """Return a run's model card: settings, measured accuracy with intervals, teacher, leakage, licence.
+
+    Args:
+        run: as for `save_pretrained`.
+        name: what the model is called; as the run's folder by default.
+        licence: of the weights.
+        latency: as `time_model` measured it.
+        wheels: the parts that a compact folder leaves to packages, each with its `package` and `version`.
 
     Raises:
         InputError: a file of the run cannot be read.
     """
     from huggingface_hub import ModelCardData
 
-    run = Path(run)
+    run = fetch(run)
     model = load(run)
     settings = _public_settings(run)
     about = ModelCardData(
@@ -139,7 +163,7 @@ def model_card(run: Path | str, *, licence: str | None = None, latency: Latency 
     template = (resources.files("epmvg") / "card.md").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         front=about.to_yaml(),
-        run=run.resolve().name,
+        name=name or run.resolve().name,
         version=__version__,
         licence=licence,
         settings=settings,
@@ -149,6 +173,7 @@ def model_card(run: Path | str, *, licence: str | None = None, latency: Latency 
         evaluations=_evaluations(run),
         calibration=model.calibration,
         latency=latency,
+        wheels=wheels or {},
         leaks=_leaks(run),
     )
 

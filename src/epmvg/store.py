@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from epmvg.data.loader import GroundingLoader
 from epmvg.hardware import use_bf16
 from epmvg.models.grounder import Grounder
 from epmvg.types import InputError, Record
+from epmvg.weights import fingerprint
 from epmvg.writing import naming
 
 Answer = Callable[[Tensor, Tensor], Tensor]
@@ -51,7 +52,7 @@ def stored_maps(
     for path in images.images:
         key.update(f"{path.name}:".encode() + path.read_bytes())
     key.update(str(student.canvas).encode())
-    file = folder / f"maps-{_fingerprint(student.visual.backbone, key)}.bf16"
+    file = folder / f"maps-{fingerprint(student.visual.backbone.state_dict(), key)[:16]}.bf16"
     return _stored(file, student.visual.maps, images, limit_gb, report)
 
 
@@ -60,12 +61,6 @@ def _loader(records: Sequence[Record], student: Grounder) -> GroundingLoader:
     first = {record.image: record for record in reversed(records)}
     rows = [first[image] for image in dict.fromkeys(record.image for record in records)]
     return GroundingLoader(rows, student.tokenize, canvas=student.canvas, images=32, phrases=1)
-
-
-def _fingerprint(network: nn.Module, key: Any) -> str:
-    for name, tensor in network.state_dict().items():
-        key.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return str(key.hexdigest()[:16])
 
 
 @torch.no_grad()

