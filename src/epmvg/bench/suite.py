@@ -144,17 +144,22 @@ def batches(work: Work, offered: Sequence[Engine], sizes: Sequence[int] = (1, 2,
     return rows
 
 
-def where_time_goes(engine: Engine) -> dict[str, Any]:
+def where_time_goes(engine: Engine, images: int = 1, phrases: int = 1) -> dict[str, Any]:
     """Profile one pass of a torch engine: the share of its time in matrix work, and what takes the rest."""
-    engine.answer(1, 1)
+    engine.answer(images, phrases)
     with profile(use_kineto=False) as watched:
-        engine.answer(1, 1)
-    spent = {event.key: event.self_cpu_time_total for event in watched.key_averages()}
+        engine.answer(images, phrases)
+    spent = {event.key.removeprefix("aten::"): event.self_cpu_time_total for event in watched.key_averages()}
+    return {"backend": engine.backend, "precision": engine.precision} | shares(spent, MATRIX_WORK)
+
+
+def shares(spent: dict[str, float], matrix_work: Sequence[str]) -> dict[str, Any]:
+    """Split the time of kernels by name: the share of those named by a part of `matrix_work`, and the next largest."""
     total = sum(spent.values()) or 1
-    matrix = sum(time_ for key, time_ in spent.items() if any(part in key for part in MATRIX_WORK))
-    others = sorted((key for key in spent if not any(part in key for part in MATRIX_WORK)), key=lambda k: -spent[k])
-    rest = {key.removeprefix("aten::"): round(spent[key] / total, 3) for key in others[:5]}
-    return {"backend": engine.backend, "precision": engine.precision, "share": round(matrix / total, 3), "rest": rest}
+    others = {key: value for key, value in spent.items() if not any(part in key for part in matrix_work)}
+    largest = sorted(others, key=lambda key: -others[key])[:5]
+    rest = {key: round(others[key] / total, 3) for key in largest}
+    return {"share": round(1 - sum(others.values()) / total, 3), "rest": rest}
 
 
 def training(work: Work, rounds: int) -> list[dict[str, Any]]:
