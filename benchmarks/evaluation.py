@@ -30,6 +30,7 @@ from epmvg.data.scenes import draw_scene
 from epmvg.data.views import canvas_of, evaluation_view, lay
 from epmvg.evaluation import Row, answered_row, evaluation_loader, overlaps, predict_rows
 from epmvg.metrics import Scores
+from epmvg.models.norms import bake_norms
 from epmvg.types import Record
 
 SIZE = (640, 480)
@@ -77,6 +78,7 @@ def measure(preset: str, photos: int, images: int) -> dict[str, Any]:
     """Score the whole set both ways, some photos at a time."""
     work = Work(preset)
     plain = work.plain()
+    bake_norms(work.student.visual, padding=True)
     rates: dict[str, list[float]] = {"ours": [], "plain": []}
     apart = 0.0
     with tempfile.TemporaryDirectory() as folder:

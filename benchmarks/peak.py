@@ -1,11 +1,12 @@
 """How near matrix work comes to the processor's matrix peak, by batch size, and where the other time goes (float32).
 
-    OMP_NUM_THREADS=2 python benchmarks/peak.py [--preset mini] [--rounds 3] [--json FILE]
+    OMP_NUM_THREADS=2 python benchmarks/peak.py [--preset mini] [--rounds 3] [--cpu] [--json FILE]
 
-For every backend: GFLOP/s of a whole pass, by images and phrases of each; then the pass of the best size is profiled
-by kernel, which gives the share of time in convolutions, matrix products and attention, and their GFLOP/s while they
-run. What a backend fuses into such a kernel (bias, ReLU, addition) counts as its time. The peak is a product of large
-matrices in torch, measured again before each preset.
+For every backend: GFLOP/s of a whole pass, by images and phrases of each, in turn with the peak, a product of large
+matrices in torch; then the pass of the best size is profiled by kernel, which gives the share of time in convolutions,
+matrix products and attention, and their GFLOP/s while they run. What a backend fuses into such a kernel (bias, ReLU,
+addition) counts as its time. `--cpu` counts processor seconds, the steadier clock on a machine shared with others: give
+it one thread, whose waiting for another it would not see.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import json
 import os
 import statistics
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,11 +34,11 @@ from numpy.typing import NDArray
 
 from epmvg.backends.exported import IMAGE, PHRASES, SUFFIX
 from epmvg.bench.ask import noise
-from epmvg.bench.machine import machine, matrix_peak
+from epmvg.bench.machine import SIDE, machine
 from epmvg.bench.suite import MATRIX_WORK, count_flops, in_turn, shares, where_time_goes
 from epmvg.bench.work import Engine, Work, engines
 
-SIZES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 7), (2, 7), (4, 7))
+SIZES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 7), (4, 7))
 """Images of a batch, and phrases of each."""
 
 NODES = {
@@ -47,26 +50,30 @@ NODES = {
 Given = dict[str, NDArray[Any]]
 
 
-def measure(preset: str, rounds: int) -> Iterator[dict[str, Any]]:
+def measure(preset: str, rounds: int, clock: Callable[[], float]) -> Iterator[dict[str, Any]]:
     """Sweep the sizes for each backend in float32, then profile its best."""
-    work, peak = Work(preset), matrix_peak(torch.float32)
+    work = Work(preset)
+    square = torch.randn(SIDE, SIDE)
     with tempfile.TemporaryDirectory() as folder:
         offered = [one for one in engines(work, Path(folder), print) if one.precision == "fp32"]
         flops = {size: counted(offered, *size) for size in SIZES}
         for engine in offered:
-            rates = {}
-            for size in SIZES:
-                (times,) = in_turn([lambda e=engine, s=size: e.answer(*s)], rounds)  # type: ignore[misc]
-                rates[size] = flops[size][engine.backend] / statistics.median(times) / 1e9
-            images, phrases = best = max(rates, key=lambda size: rates[size])
-            gone = where_time_goes(engine, *best) if engine.folder is None else profiled(engine, work, *best)
+            sweep = [partial(engine.answer, *size) for size in SIZES]
+            of_peak, *times = in_turn([lambda: torch.mm(square, square), *sweep], rounds, clock)
+            peak = 2 * SIDE**3 / statistics.median(of_peak) / 1e9
+            own = [flops[size][engine.backend] / 1e9 for size in SIZES]
+            rates = [each / statistics.median(taken) for each, taken in zip(own, times, strict=True)]
+            best = max(range(len(SIZES)), key=lambda number: rates[number])
+            gone = (
+                where_time_goes(engine, *SIZES[best]) if engine.folder is None else profiled(engine, work, *SIZES[best])
+            )
             matrix = rates[best] / gone["share"]
             yield {
                 "preset": preset,
                 "backend": engine.backend,
-                "peak_gflops": peak,
-                "gflops_per_s": {f"{i} x {p}": round(rate, 1) for (i, p), rate in rates.items()},
-                "best": {"images": images, "phrases": phrases, "gflop": round(flops[best][engine.backend] / 1e9, 2)},
+                "peak_gflops": round(peak, 1),
+                "gflops_per_s": {f"{i} x {p}": round(rate, 1) for (i, p), rate in zip(SIZES, rates, strict=True)},
+                "best": {"images_x_phrases": "{} x {}".format(*SIZES[best]), "gflop": round(own[best], 2)},
                 "share_of_peak": round(rates[best] / peak, 3),
                 "matrix_share_of_time": gone["share"],
                 "matrix_gflops_per_s": round(matrix, 1),
@@ -95,7 +102,7 @@ def profiled(engine: Engine, work: Work, images: int, phrases: int) -> dict[str,
     asked["owner"] = np.arange(images).repeat(phrases)
     spent: Counter[str] = Counter()
     run = in_onnxruntime if engine.backend == "onnx" else in_openvino
-    (features, *_) = run(files[0], {"image": image, "pad": pad}, spent)
+    features, *_ = run(files[0], {"image": image, "pad": pad}, spent)
     run(files[1], {"features": features} | asked, spent)
     return shares(spent, NODES[engine.backend])
 
@@ -129,11 +136,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", action="append", help="again for several; mini and transvg-r50 by default")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found: dict[str, Any] = {"machine": machine(), "matrix_work": MATRIX_WORK, "rows": []}
+    clock = time.process_time if arguments.cpu else time.perf_counter
+    found: dict[str, Any] = {"machine": machine(), "clock": clock.__name__, "rows": []}
     for preset in arguments.preset or ("mini", "transvg-r50"):
-        for row in measure(preset, arguments.rounds):
+        for row in measure(preset, arguments.rounds, clock):
             found["rows"].append(row)
             print(json.dumps(row), flush=True)
     if arguments.json:

@@ -265,7 +265,7 @@ def _prepare(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerator, 
         regressor = Regressor(student.width, clip.width, recipe.distill.sides)
     loader, val = _loaders(recipe, student, accelerator, report)
     groups = parameter_groups(student, settings, clip, regressor)
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
     network = accelerator.prepare_model(student)
     beside = {"teacher": None if clip is None or clip.frozen else clip, "regressor": regressor}
     return Run(
