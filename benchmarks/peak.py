@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from epmvg.backends.exported import IMAGE, PHRASES, SUFFIX
 from epmvg.bench.ask import noise
 from epmvg.bench.machine import SIDE, machine
-from epmvg.bench.suite import MATRIX_WORK, count_flops, in_turn, shares, where_time_goes
+from epmvg.bench.suite import count_flops, in_turn, shares, where_time_goes
 from epmvg.bench.work import Engine, Work, engines
 
 SIZES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 7), (4, 7))

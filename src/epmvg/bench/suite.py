@@ -30,7 +30,13 @@ from epmvg.types import Progress, Record
 
 PRESETS = ("mini", "transvg-r50", "transvg-r101", "transvg-swin-s", "qrnet-swin-s")
 COUNTS = (1, len(PHRASES))
-MATRIX_WORK = ("convolution", "mm", "linear", "attention")  # parts of the names of kernels that multiply matrices
+MATRIX_WORK = (
+    "convolution",
+    "conv2d",
+    "mm",
+    "linear",
+    "attention",
+)  # parts of the names of kernels that multiply matrices
 
 
 def bench(
