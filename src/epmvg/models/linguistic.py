@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ class LinguisticBranch(nn.Module):
     def bake(self) -> None:
         """Compute each layer by one of torch's kernels from now on, in float32: for branches that never train again."""
         layers: list[nn.Module] = []
-        for layer in self.bert.encoder.layer:
+        for layer in cast(Any, self.bert.encoder.layer):
             attention, config = layer.attention, self.bert.config
             baked = nn.TransformerEncoderLayer(
                 self.width,
