@@ -1,9 +1,10 @@
 """Cost against size: phrases of an image from 1 to 64, and rows of a file from a thousand to a million.
 
-    OMP_NUM_THREADS=2 python benchmarks/scaling.py [--preset mini] [--rows 1000000] [--json FILE]
+    OMP_NUM_THREADS=2 python benchmarks/scaling.py [--preset mini] [--rows 1000000] [--json FILE] [--plot FILE.svg]
 
 Phrases: time of one pass over one image and peak memory. Rows: time and peak memory of reading a JSONL file as a
-stream of batches (`epmvg predict ... --out`) and of reading and planning an epoch of training, pictures left closed.
+stream of batches (`epmvg predict ... --out`) and of reading and planning an epoch of training up to its first batch.
+No picture is opened.
 Each size is measured in a process of its own, and printed when it is done. Processor seconds, of all threads together,
 are the steadier figure on a machine shared with others.
 """
@@ -20,8 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from epmvg.bench import PHRASES
@@ -30,6 +33,7 @@ from epmvg.bench.work import Work
 from epmvg.bulk import batches_of, questions
 from epmvg.data.jsonl import read_jsonl
 from epmvg.data.loader import GroundingLoader
+from epmvg.writing import replacing
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 A_PICTURE = 7  # rows of a picture, as in RefCOCO
@@ -62,9 +66,12 @@ def stream(file: Path) -> int:
 
 
 def plan(file: Path) -> int:
-    loader = GroundingLoader(read_jsonl(file), lambda _: (torch.empty(0), torch.empty(0)), canvas=256, shuffle=True)
-    assert len(loader) > 0
-    return len(loader.records)
+    records = read_jsonl(file)
+    stored = {"maps": torch.empty(len(records), 0)}  # so that no picture is opened
+    nothing = torch.empty(0)
+    loader = GroundingLoader(records, lambda _: (nothing, nothing), canvas=256, shuffle=True, stored=stored)
+    next(loader.batches(0))
+    return len(records)
 
 
 WAYS: dict[str, Callable[[Path], int]] = {"stream": stream, "plan": plan}
@@ -76,8 +83,9 @@ def rows_cost(way: str, count: int) -> dict[str, Any]:
         file = Path(folder) / "rows.jsonl"
         with file.open("w") as out:
             for number in range(count):
-                row = {"image": f"{number // A_PICTURE}.jpg", "phrase": PHRASES[number % A_PICTURE]}
-                out.write(json.dumps(row | {"bbox": [10, 20, 30, 40], "id": number}) + "\n")
+                row: dict[str, Any] = {"image": f"{number // A_PICTURE}.jpg", "phrase": PHRASES[number % A_PICTURE]}
+                row |= {"bbox": [10, 20, 30, 40], "id": number, "width": 640, "height": 480}
+                out.write(json.dumps(row) + "\n")
         forget_peak()
         start = clocks()
         assert WAYS[way](file) == count
@@ -92,11 +100,35 @@ def apart(*arguments: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
+def draw(found: dict[str, Any], file: Path) -> None:
+    """Draw processor time and peak memory against size; growth in proportion would follow the dashed lines."""
+    rows = {way: [row for row in found["rows"] if row["way"] == way] for way in WAYS}
+    panels = [
+        (f"phrases of an image, {found['preset']}", "phrases", "cpu_ms", {"one pass": found["phrases"]}),
+        ("rows of a file", "rows", "cpu_seconds", rows),
+    ]
+    with matplotlib.rc_context({"svg.hashsalt": "epmvg", "font.size": 9}):
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        for (upper, lower), (title, size, time_key, curves) in zip(figure.subplots(2, 2).T, panels, strict=True):
+            for name, points in curves.items():
+                sizes = np.array([point[size] for point in points])
+                times = np.array([point[time_key] for point in points])
+                upper.loglog(sizes, times, marker="o", markersize=3, label=name)
+                upper.loglog(sizes, times[-1] * sizes / sizes[-1], color="#888888", linewidth=0.8, linestyle="--")
+                lower.semilogx(sizes, [point["peak_mb"] for point in points], marker="o", markersize=3, label=name)
+            upper.set(ylabel=f"processor {time_key.removeprefix('cpu_')}", title=title)
+            lower.set(ylabel="peak MB", ylim=(0, None))
+            upper.legend()
+        with replacing(file) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="mini")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the largest file")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("--one", help="measure one size, phrases or a way of reading rows, and print it")
     parser.add_argument("--count", type=int)
     arguments = parser.parse_args()
@@ -111,6 +143,8 @@ def main() -> None:
     print(json.dumps(found, indent=1))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    if arguments.plot:
+        draw(found, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -164,6 +164,19 @@ def test_int8_is_smaller_near_and_scored(
     assert Predictor(tmp_path / "int8")(photo(0), "dog")[0].box[2] <= 90
 
 
+def test_int8_may_be_calibrated_on_another_split(tmp_path: Path) -> None:
+    row = {"phrase": "a cup", "bbox": [1, 2, 3, 4]}
+    rows = [row | {"image": f"{split}{n}.jpg", "split": split} for split in ("train", "val") for n in (1, 1, 2, 3)]
+    rows.append(row | {"image": "train1.jpg", "split": "val"})  # a leak: calibrated on, so it is not scored
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen, scored = export.Photos(str(file), "val", images=9, calibration_split="train").read()
+    assert {photo.name for photo in chosen} == {"train1.jpg", "train2.jpg", "train3.jpg"}
+    assert sorted(row.image.name for row in scored) == ["val1.jpg", "val1.jpg", "val2.jpg", "val3.jpg"]
+    with pytest.raises(InputError, match="names too few photos"):
+        export.Photos(str(file), "train", calibration_split="train").read()
+
+
 @pytest.mark.usefixtures("quick")
 def test_int8_that_loses_too_much_is_refused(
     run: Path, photos: export.Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -66,6 +66,17 @@ def test_images_together_are_images_alone(tiny: Grounder) -> None:
         ground.ask([*asked, (photo(2), [" "])])
 
 
+def test_a_picture_is_known_by_the_key_it_is_given(tiny: Grounder) -> None:
+    ground = Predictor(tiny)
+    calls = count_encodings(ground)
+    (first,) = ground.ask([(photo(0), PHRASES)], [b"one"])
+    again, other = ground.ask([(photo(1), PHRASES), (photo(1), PHRASES)], [b"one", b"other"])
+    agree(first, Predictor(tiny)(photo(0), PHRASES))
+    agree(again, first)
+    agree(other, Predictor(tiny)(photo(1), PHRASES))
+    assert calls == [1, 1]
+
+
 def test_phrases_together_are_phrases_alone(tiny: Grounder) -> None:
     ground = Predictor(tiny)
     alone = [Predictor(tiny)(photo(0), phrase)[0] for phrase in PHRASES]

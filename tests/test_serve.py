@@ -69,7 +69,7 @@ class Held:
         self.entered = threading.Event()
         self.calls: list[list[list[str]]] = []
 
-    def ask(self, questions: Sequence[tuple[Image.Image, list[str]]]) -> list[list[Prediction]]:
+    def ask(self, questions: Sequence[tuple[Image.Image, list[str]]], keys: Sequence[bytes]) -> list[list[Prediction]]:
         phrases = [asked for _, asked in questions]
         self.calls.append(phrases)
         self.entered.set()

@@ -30,6 +30,7 @@ from epmvg.evaluation import box_scores, write_json
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder
 from epmvg.models.hub import fetch
+from epmvg.models.norms import bake_norms
 from epmvg.processes import gathered, together, told
 from epmvg.types import InputError, Progress
 
@@ -87,6 +88,7 @@ def predict_many(
     if first is None:
         raise InputError(f"{source} asks nothing: give pictures and phrases.")
     model = load(run).to(device)
+    bake_norms(model.visual, padding=True)
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"{out} cannot be written: give a file's name in a folder that exists.")
     with together() as (rank, world):

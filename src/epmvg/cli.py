@@ -689,7 +689,10 @@ def export(
     kind: Annotated[Runtime, typer.Option("--format", help="What will run it.")] = Runtime.onnx,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise; needs --calibrate.")] = False,
     calibrate: Annotated[str | None, typer.Option(help="Photos for --int8: a data set's name or file.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of those; all rows by default.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of those, to score on; all rows by default.")] = None,
+    calibration_split: Annotated[
+        str | None, typer.Option(help="Of those, to calibrate on; by default the one to score on.")
+    ] = None,
     root: Annotated[str | None, typer.Option(help="Where they lie.")] = None,
     split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",
     photos: Annotated[int, typer.Option(min=1, help="To calibrate on, at most.")] = 64,
@@ -702,7 +705,9 @@ def export(
 
     if int8 != (calibrate is not None):
         raise InputError("--int8 and --calibrate go together: name photos like those the model will meet.")
-    chosen = None if calibrate is None else Photos(calibrate, split, root, split_key, photos, phrases)
+    chosen = (
+        None if calibrate is None else Photos(calibrate, split, root, split_key, photos, phrases, calibration_split)
+    )
     errors = Console(stderr=True)
     done = export_run(
         run,

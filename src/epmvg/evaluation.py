@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
@@ -23,6 +24,7 @@ from epmvg.metrics import Scores, Targets, parts_of, stamp
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder, share_inside
 from epmvg.models.hub import fetch
+from epmvg.models.norms import bake_norms
 from epmvg.processes import gathered, together, told
 from epmvg.types import Batch, InputError, Output, Progress, Record
 from epmvg.writing import naming, replacing, write_text
@@ -52,7 +54,7 @@ def predict_rows(
     device = next(model.parameters()).device
     answered: list[list[Row]] = []
     done = 0
-    for batch in (each.to(device) for each in batches):
+    for batch in (each.to(device) for each in _one_ahead(batches)):
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             output = model(*batch.inputs, features=batch.stored.get("maps"))
         answered.append(_rows(output, batch, model.calibration))
@@ -61,6 +63,16 @@ def predict_rows(
             progress(done, total)
     dealt = zip_longest(*gathered(answered), fillvalue=[])  # batches were dealt out in turn
     return [row for turn in dealt for rows in turn for row in rows]
+
+
+def _one_ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Open the pictures of each batch while the one before is answered."""
+    rest = iter(batches)
+    with ThreadPoolExecutor(1) as opener:
+        ahead = opener.submit(next, rest, None)
+        while (batch := ahead.result()) is not None:
+            ahead = opener.submit(next, rest, None)
+            yield batch
 
 
 def _rows(output: Output, batch: Batch, calibration: Calibration | None) -> list[Row]:
@@ -144,6 +156,7 @@ def evaluate(
         InputError: the run, the data or a picture cannot be read.
     """
     model = load(run).to(device)
+    bake_norms(model.visual, padding=True)
     settings = data_of(run, data, root, split_key)
     name = settings.name
     split = split or (settings.val if data is None else None)

@@ -144,11 +144,14 @@ class Predictor:
         found = _predictions(asked, *self.find(image, asked), bound)
         return Predictions(found, lambda: as_picture(image), str(image) if isinstance(image, Path | str) else "")
 
-    def ask(self, questions: Sequence[tuple[Picture, Sequence[str]]]) -> list[list[Prediction]]:
+    def ask(
+        self, questions: Sequence[tuple[Picture, Sequence[str]]], keys: Sequence[bytes] | None = None
+    ) -> list[list[Prediction]]:
         """Find phrases in several images, all in one pass; the answers are those of asking one by one.
 
         Args:
             questions: images, each with its phrases.
+            keys: what each image is known by, such as a digest of its file; else its bytes or pixels are hashed.
 
         Returns:
             For each question a prediction a phrase, as calling gives them.
@@ -157,7 +160,7 @@ class Predictor:
             InputError: as calling does; nothing is answered then.
         """
         asked = [(image, self._asked(phrases)) for image, phrases in questions]
-        found = zip(asked, self._find(asked), strict=True)
+        found = zip(asked, self._find(asked, keys), strict=True)
         return [_predictions(phrases, boxes, scores, 0.0) for (_, phrases), (boxes, scores) in found]
 
     def where(self, image: Picture, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
@@ -215,13 +218,15 @@ class Predictor:
         """
         return self._find([(image, phrases)])[0]
 
-    def _find(self, questions: Sequence[tuple[Picture, Sequence[str]]]) -> list[tuple[list[list[float]], list[float]]]:
+    def _find(
+        self, questions: Sequence[tuple[Picture, Sequence[str]]], keys: Sequence[bytes] | None = None
+    ) -> list[tuple[list[list[float]], list[float]]]:
         """Answer as `find` does, several images in one pass."""
         counts = [len(phrases) for _, phrases in questions]
         tokens, token_pad = tokenize(self.backend, [phrase for _, phrases in questions for phrase in phrases])
         owner = np.repeat(np.arange(len(counts)), counts)
         with self._lock:
-            seen = self._see([image for image, _ in questions])
+            seen = self._see([image for image, _ in questions], keys)
             features = seen[0].features if len(seen) == 1 else self.backend.join([one.features for one in seen])
             pad = np.concatenate([one.pad for one in seen])
             box, score = self.backend.answer(features, pad, tokens, token_pad, owner)
@@ -233,13 +238,13 @@ class Predictor:
             for one, rows in zip(seen, own, strict=True)
         ]
 
-    def _see(self, images: Sequence[Picture]) -> list[SeenImage]:
-        """Encode images together, but for those remembered, by a file's bytes or by the pixels on the canvas."""
+    def _see(self, images: Sequence[Picture], given: Sequence[bytes] | None = None) -> list[SeenImage]:
+        """Encode images together, but for those remembered, by a key, a file's bytes or the pixels on the canvas."""
         keys: list[bytes] = []
         seen: dict[bytes, SeenImage] = {}
         fresh: dict[bytes, tuple[View, NDArray[np.uint8]]] = {}
-        for image in images:
-            key = _file_key(image)
+        for number, image in enumerate(images):
+            key = given[number] if given else _file_key(image)
             if key is None or self._seen.get(key) is None:
                 picture = as_picture(image)
                 view = evaluation_view(picture.size, self.backend.canvas)

@@ -56,6 +56,8 @@ class EagerBackend:
         self.model.visual.to(memory_format=torch.channels_last)
         if self.bf16:
             _halve(self.model)
+        else:
+            self.model.linguistic.bake()
         self.texts = TextMemory(self.model.linguistic, TEXTS, torch.float32)
         self._encode: Any = self.model.encode_image
         self._answer: Any = self.model.answer

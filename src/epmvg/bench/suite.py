@@ -30,7 +30,13 @@ from epmvg.types import Progress, Record
 
 PRESETS = ("mini", "transvg-r50", "transvg-r101", "transvg-swin-s", "qrnet-swin-s")
 COUNTS = (1, len(PHRASES))
-MATRIX_WORK = ("convolution", "mm", "linear", "attention")  # parts of the names of kernels that multiply matrices
+MATRIX_WORK = (
+    "convolution",
+    "conv2d",
+    "mm",
+    "linear",
+    "attention",
+)  # parts of the names of kernels that multiply matrices
 
 
 def bench(
@@ -144,17 +150,22 @@ def batches(work: Work, offered: Sequence[Engine], sizes: Sequence[int] = (1, 2,
     return rows
 
 
-def where_time_goes(engine: Engine) -> dict[str, Any]:
+def where_time_goes(engine: Engine, images: int = 1, phrases: int = 1) -> dict[str, Any]:
     """Profile one pass of a torch engine: the share of its time in matrix work, and what takes the rest."""
-    engine.answer(1, 1)
+    engine.answer(images, phrases)
     with profile(use_kineto=False) as watched:
-        engine.answer(1, 1)
-    spent = {event.key: event.self_cpu_time_total for event in watched.key_averages()}
+        engine.answer(images, phrases)
+    spent = {event.key.removeprefix("aten::"): event.self_cpu_time_total for event in watched.key_averages()}
+    return {"backend": engine.backend, "precision": engine.precision} | shares(spent, MATRIX_WORK)
+
+
+def shares(spent: dict[str, float], matrix_work: Sequence[str]) -> dict[str, Any]:
+    """Split the time of kernels by name: the share of those named by a part of `matrix_work`, and the next largest."""
     total = sum(spent.values()) or 1
-    matrix = sum(time_ for key, time_ in spent.items() if any(part in key for part in MATRIX_WORK))
-    others = sorted((key for key in spent if not any(part in key for part in MATRIX_WORK)), key=lambda k: -spent[k])
-    rest = {key.removeprefix("aten::"): round(spent[key] / total, 3) for key in others[:5]}
-    return {"backend": engine.backend, "precision": engine.precision, "share": round(matrix / total, 3), "rest": rest}
+    others = {key: value for key, value in spent.items() if not any(part in key for part in matrix_work)}
+    largest = sorted(others, key=lambda key: -others[key])[:5]
+    rest = {key: round(others[key] / total, 3) for key in largest}
+    return {"share": round(1 - sum(others.values()) / total, 3), "rest": rest}
 
 
 def training(work: Work, rounds: int) -> list[dict[str, Any]]:
@@ -244,15 +255,17 @@ def loader(work: Work, images: int) -> dict[str, Any]:
         return rates
 
 
-def in_turn(runs: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+def in_turn(
+    runs: Sequence[Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> list[list[float]]:
     """Run all in turn, so that what else the machine does hits all alike; seconds of each, the first round left out."""
     taken: list[list[float]] = [[] for _ in runs]
     for number in range(rounds + 1):
         for run, times in zip(runs, taken, strict=True):
-            start = time.perf_counter()
+            start = clock()
             run()
             if number:
-                times.append(time.perf_counter() - start)
+                times.append(clock() - start)
     return taken
 
 

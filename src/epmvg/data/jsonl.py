@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.data.files import four_numbers, inside, is_encodable, need, parse_json, relative_to, shown, size_of
+from epmvg.data.garbage import collector_paused
 from epmvg.types import Box, InputError, Record
 from epmvg.writing import replacing
 
@@ -78,6 +79,7 @@ def read_rows(
 ) -> list[Record]:
     """Turn (where it stands, row) pairs into records; arguments and errors as `read_jsonl`."""
     splits: set[str] = set()
+    images: dict[str, Path] = {}  # rows of an image share its path
 
     def wanted() -> Iterator[tuple[str, Record]]:
         for where, row in rows:
@@ -85,7 +87,7 @@ def read_rows(
             if len(splits) < 20:
                 splits.add(named if isinstance(named, str) else "")
             if split is None or named == split:
-                yield where, _record(row, root, where, split_key)
+                yield where, _record(row, root, where, split_key, images)
 
     records = usable(wanted(), skipped)
     if not records:
@@ -103,14 +105,15 @@ def usable(named: Iterable[tuple[str, Record]], skipped: Skipped | None) -> list
         InputError: a record cannot be used, and there is no `skipped` to count it.
     """
     records = []
-    for where, record in named:
-        fault = fault_of(record)
-        if fault is None:
-            records.append(record)
-        elif skipped is None:
-            raise InputError(f"{where}: {fault}. Mend or delete the row.")
-        else:
-            skipped.add(fault, where)
+    with collector_paused():
+        for where, record in named:
+            fault = fault_of(record)
+            if fault is None:
+                records.append(record)
+            elif skipped is None:
+                raise InputError(f"{where}: {fault}. Mend or delete the row.")
+            else:
+                skipped.add(fault, where)
     return records
 
 
@@ -201,7 +204,7 @@ def json_lines(file: Path) -> Iterator[tuple[str, Row]]:
             yield where, row
 
 
-def _record(row: Row, root: Path, where: str, split_key: str) -> Record:
+def _record(row: Row, root: Path, where: str, split_key: str, images: dict[str, Path]) -> Record:
     for key in ("image", "phrase", "bbox"):
         if key not in row:
             raise InputError(f'{where} has no "{key}": a row needs image, phrase and bbox.')
@@ -213,8 +216,12 @@ def _record(row: Row, root: Path, where: str, split_key: str) -> Record:
     known = {"image", "phrase", "bbox", "width", "height", "id"}
     if split_key == "split":  # else both it and the row's own "split" are kept as they were
         known.add("split")
+    name = row["image"]
+    image = images.get(name) if isinstance(name, str) else None
+    if image is None:
+        image = images[name] = inside(root, name, where)
     return Record(
-        image=inside(root, row["image"], where),
+        image=image,
         phrase=need(row, "phrase", str, where),
         box=box,
         split=_text(row.get(split_key, ""), where),

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from epmvg.data.catalog import cache_folder, open_records
+from epmvg.data.garbage import collector_paused
 from epmvg.data.image_cache import ImageCache
 from epmvg.data.photos import Photo
 from epmvg.data.transforms import Augment, pad_of, render, training_view
@@ -104,7 +105,8 @@ class GroundingLoader:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from number `start` on."""
-        dataset = _Batches(self, epoch, self._plans(epoch)[start:])
+        with collector_paused():
+            dataset = _Batches(self, epoch, self._plans(epoch)[start:])
         loader = DataLoader(
             dataset,
             batch_size=None,

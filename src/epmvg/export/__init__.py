@@ -23,7 +23,7 @@ from epmvg.data.catalog import open_records
 from epmvg.data.loader import group_by_image
 from epmvg.data.photos import open_image
 from epmvg.data.views import canvas_of, evaluation_view, lay
-from epmvg.evaluation import answered_row, overlaps, write_json
+from epmvg.evaluation import answered_row, of_some_images, overlaps, write_json
 from epmvg.export.graphs import write_onnx
 from epmvg.export.parity import largest_difference
 from epmvg.metrics import Scores
@@ -48,11 +48,13 @@ class Photos:
 
     Args:
         data: a data set's name or file of rows.
-        split: of it; None takes all rows.
+        split: to score on; None takes all rows.
         root: where the data lies.
         split_key: the row key that names the split.
-        images: to calibrate on, at most; half of the photos where there are fewer than twice as many.
+        images: to calibrate on, at most; half of the photos where both come from one split that has fewer than twice
+            as many.
         phrases: to score, at most, all about other photos.
+        calibration_split: of the photos to calibrate on; None takes photos of the one to score on.
     """
 
     data: str
@@ -61,22 +63,27 @@ class Photos:
     split_key: str = "split"
     images: int = 64
     phrases: int = 1000
+    calibration_split: str | None = None
 
     def read(self) -> tuple[list[Path], list[Record]]:
         """Return the photos to calibrate on and the rows to score.
 
         Raises:
-            InputError: the data cannot be read, or names a single photo.
+            InputError: the data cannot be read, or names no other photos to score on.
         """
-        records = open_records(self.data, split=self.split, root=self.root, split_key=self.split_key)
-        photos = list(dict.fromkeys(record.image for record in records))
-        if len(photos) < 2:
-            raise InputError(f"{self.data} names one photo: int8 is calibrated on some and scored on others.")
-        order = np.random.default_rng(0).permutation(len(photos))
-        shuffled = [photos[number] for number in order]
-        most = min(self.images, len(photos) // 2)
-        chosen, others = shuffled[:most], set(shuffled[most:])
-        return chosen, [record for record in records if record.image in others][: self.phrases]
+        records = self._open(self.split)
+        shown = records if self.calibration_split is None else self._open(self.calibration_split)
+        photos = list(dict.fromkeys(record.image for record in shown))
+        most = min(self.images, len(photos) // (1 if self.calibration_split else 2))
+        chosen = [photos[number] for number in np.random.default_rng(0).permutation(len(photos))[:most]]
+        known = set(chosen)
+        others = [record for record in records if record.image not in known]
+        if not chosen or not others:
+            raise InputError(f"{self.data} names too few photos: int8 is calibrated on some and scored on others.")
+        return chosen, of_some_images(others, self.phrases, seed=0)
+
+    def _open(self, split: str | None) -> list[Record]:
+        return open_records(self.data, split=split, root=self.root, split_key=self.split_key)
 
 
 def export_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ class LinguisticBranch(nn.Module):
         )
         self.bert = BertModel(config, add_pooling_layer=False)
         self.width = hidden
+        self.baked: nn.ModuleList | None = None
         self.frozen = "all" in frozen
         for name, parameter in self.bert.named_parameters():
             if self.frozen or f"{name}.".startswith(tuple(f"{prefix}." for prefix in frozen)):
@@ -53,8 +55,44 @@ class LinguisticBranch(nn.Module):
         super().train(mode and not self.frozen)
         return self
 
+    def bake(self) -> None:
+        """Compute each layer by one of torch's kernels from now on, in float32: for branches that never train again."""
+        layers: list[nn.Module] = []
+        for layer in cast(Any, self.bert.encoder.layer):
+            attention, config = layer.attention, self.bert.config
+            baked = nn.TransformerEncoderLayer(
+                self.width,
+                config.num_attention_heads,
+                config.intermediate_size,
+                activation=config.hidden_act,
+                layer_norm_eps=config.layer_norm_eps,
+                batch_first=True,
+            )
+            parts = (attention.self.query, attention.self.key, attention.self.value)
+            baked.self_attn.load_state_dict(
+                {
+                    "in_proj_weight": torch.cat([part.weight for part in parts]),
+                    "in_proj_bias": torch.cat([part.bias for part in parts]),
+                    "out_proj.weight": attention.output.dense.weight,
+                    "out_proj.bias": attention.output.dense.bias,
+                }
+            )
+            baked.norm1.load_state_dict(attention.output.LayerNorm.state_dict())
+            baked.linear1.load_state_dict(layer.intermediate.dense.state_dict())
+            baked.linear2.load_state_dict(layer.output.dense.state_dict())
+            baked.norm2.load_state_dict(layer.output.LayerNorm.state_dict())
+            layers.append(baked.requires_grad_(False).eval())
+        self.bert.encoder.layer = nn.ModuleList()
+        self.baked = nn.ModuleList(layers)
+
     def forward(self, tokens: Tensor, token_pad: Tensor) -> Tensor:
         """Encode tokens int64 [P, L], token_pad bool [P, L] -> [P, L, C]; position 0 is the query ([CLS])."""
+        states: Tensor
+        if self.baked is not None:
+            states = self.bert.embeddings(input_ids=tokens)
+            for layer in self.baked:
+                states = layer(states, src_key_padding_mask=token_pad)
+            return states
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            states: Tensor = self.bert(tokens, attention_mask=(~token_pad).long()).last_hidden_state
+            states = self.bert(tokens, attention_mask=(~token_pad).long()).last_hidden_state
         return states

@@ -19,7 +19,9 @@ from epmvg.types import Prediction
 class Ground(Protocol):
     """What a `Predictor` is to this room."""
 
-    def ask(self, questions: Sequence[tuple[Image.Image, list[str]]]) -> Sequence[Sequence[Prediction]]: ...
+    def ask(
+        self, questions: Sequence[tuple[Image.Image, list[str]]], keys: Sequence[bytes]
+    ) -> Sequence[Sequence[Prediction]]: ...
 
 
 class Pictures:
@@ -61,7 +63,8 @@ def answer(ground: Ground, batch: Sequence[Waiting]) -> list[Outcome]:
         pictures[digest] = waiting.picture.image
         phrases.setdefault(digest, {}).update(dict.fromkeys(waiting.phrases))
     try:
-        answers = ground.ask([(image, list(phrases[digest])) for digest, image in pictures.items()])
+        asked = [(image, list(phrases[digest])) for digest, image in pictures.items()]
+        answers = ground.ask(asked, list(pictures))
     except Exception as error:  # one request's must not be the others'
         return [error] if len(batch) == 1 else [answer(ground, [waiting])[0] for waiting in batch]
     found = {
