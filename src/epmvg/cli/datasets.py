@@ -1,0 +1,106 @@
+"""Verbs about data sets: what is in one, in another format, what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from epmvg.cli.screen import console, say_skipped, table
+
+if TYPE_CHECKING:
+    from epmvg.doctor import Diagnosis
+
+
+def data_stats(
+    name: Annotated[str, typer.Argument(help="A data set's name, or a file or folder of rows.")],
+    root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
+    split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Count images, phrases and boxes by split, from the annotations alone."""
+    from epmvg.data.stats import count_records
+
+    counts = count_records(name, root=root, split_key=split_key)
+    if as_json:
+        print(json.dumps(counts))
+        return
+    rows = [
+        {
+            "split": split or "(none)",
+            "images": f"{part['images']:,}",
+            "phrases": f"{part['phrases']:,}",
+            "boxes": f"{part['boxes']:,}",
+            "words a phrase": f"{part['words']:.1f}",
+            "longest": str(part["longest"]),
+            "median box": "" if part["box_share"] is None else f"{part['box_share']:.1%} of its image",
+        }
+        for split, part in counts["splits"].items()
+    ]
+    table(name, rows)
+    say_skipped(counts["skipped"])
+
+
+def data_convert(
+    name: Annotated[str, typer.Argument(help="A data set's name, or a file or folder of rows.")],
+    to: Annotated[
+        Path, typer.Option(help=".jsonl, .json (COCO), .odvg.jsonl, .parquet, .tar (shards: x-%05d.tar) or a folder.")
+    ],
+    kind: Annotated[str | None, typer.Option("--as", help="jsonl, coco, odvg, parquet, tar or folder.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
+    split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Turn any data set into JSONL, or into another format that can hold it."""
+    from epmvg.data.exchange import convert_data
+
+    done = convert_data(name, to, kind=kind, split=split, root=root, split_key=split_key)
+    if as_json:
+        print(json.dumps(done))
+        return
+    console.print(f"{done['rows']:,} rows about {done['images']:,} images are in {to}", soft_wrap=True)
+    if Path(done["root"]) not in (to, to.parent):
+        console.print(f"Image paths are relative to {done['root']}: read it with --root {done['root']}", soft_wrap=True)
+    say_skipped(done["skipped"])
+
+
+def data_check(
+    name: Annotated[str, typer.Argument(help="A data set's name, or a file or folder of rows.")],
+    root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
+    split_key: Annotated[
+        str | None, typer.Option(help="The row key that names the split; the set's own by default.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Text file of image names, ids or paths that evaluation must not hold.")
+    ] = None,
+    length: Annotated[int, typer.Option(help="Word pieces a model reads.")] = 20,
+    html: Annotated[Path | None, typer.Option(help="Write a page with pictures of what was found.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what is missing, broken, duplicated or leaked in a data set; exit status 1 if anything is."""
+    from epmvg.doctor import check, write_page
+    from epmvg.terminal import counting
+
+    with counting(Console(stderr=True), "Examining") as progress:
+        diagnosis = check(name, root=root, split_key=split_key, against=against, longest=length, progress=progress)
+    if html is not None:
+        write_page(diagnosis, html)
+    if as_json:
+        print(json.dumps(diagnosis.as_dict()))
+    else:
+        _say_diagnosis(diagnosis)
+    raise typer.Exit(0 if diagnosis.clean else 1)
+
+
+def _say_diagnosis(diagnosis: Diagnosis) -> None:
+    seen = f"{diagnosis.rows:,} rows about {diagnosis.images:,} images, {diagnosis.seconds:.0f} s"
+    if diagnosis.clean:
+        console.print(f"{diagnosis.data}: nothing found in {seen}", soft_wrap=True)
+    else:
+        table(f"{diagnosis.data}: {seen}", diagnosis.table())
+    if diagnosis.note:
+        console.print(diagnosis.note, soft_wrap=True)

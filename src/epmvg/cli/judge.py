@@ -1,0 +1,294 @@
+"""Verbs that judge: scores of a run or of any system, what they are worth, a page of it all."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from epmvg.cli.screen import RUN, console, is_first, table
+from epmvg.types import InputError
+
+
+class Told(StrEnum):
+    jsonl = "jsonl"
+    coco = "coco"
+    text = "text"
+
+
+class Asked(StrEnum):
+    rows = "rows"
+    merged = "merged"
+    any = "any"
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help=RUN)],
+    data: Annotated[str | None, typer.Option(help="A data set's name or a file; the run's own by default.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of that data; the run's validation split by default.")] = None,
+    root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
+    split_key: Annotated[str | None, typer.Option(help="The row key that names the split.")] = None,
+    absent: Annotated[float, typer.Option(help="Phrases asked of other images, a phrase of the split.")] = 0.25,
+    device: Annotated[str, typer.Option(help="Where the model computes, for example cuda.")] = "cpu",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON; - prints it.")] = None,
+    stress: Annotated[
+        bool, typer.Option("--stress", help="Score phrases and pictures made harder instead (docs/robustness.md).")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="Most phrases, with --stress, of images drawn at random; 1,000 by default.")
+    ] = None,
+) -> None:
+    """Score a run: Acc@0.5, mean IoU, and a row of predictions a phrase; or what it bears."""
+    if stress:
+        _stress(run, data, split, root, split_key, absent, limit, json_file)
+        return
+    if limit is not None:
+        raise InputError("--limit is for --stress: a score counts every phrase of its split.")
+    from epmvg.evaluation import evaluate as score
+    from epmvg.evaluation import results_folder, write_json
+    from epmvg.terminal import counting
+
+    with counting(Console(stderr=True), "Scoring") as progress:
+        result = score(
+            run,
+            data=data,
+            split=split,
+            root=root,
+            split_key=split_key,
+            absent=absent,
+            device=device,
+            progress=progress,
+        )
+    if not is_first():
+        return
+    if str(json_file) == "-":
+        print(json.dumps(result))
+        return
+    if json_file is not None:
+        write_json(json_file, result)
+    parts = {f"{result['data']} {result['split']}": result} | result.get("parts", {})
+    table(
+        f"{run}",
+        [
+            {
+                "data": name,
+                "phrases": f"{scores['n']:,}",
+                "Acc@0.5": f"{scores['acc50']:.4f}",
+                "mean IoU": f"{scores['miou']:.4f}",
+            }
+            for name, scores in parts.items()
+        ],
+    )
+    table("How far the score can be trusted", [_trust_row(result["confidence"])])
+    rows = results_folder(run) / f"predictions-{result['data']}-{result['split']}.jsonl"
+    console.print(f"A row a phrase: {rows}", soft_wrap=True)
+
+
+def _stress(
+    run: Path,
+    data: str | None,
+    split: str | None,
+    root: str | None,
+    split_key: str | None,
+    absent: float,
+    limit: int | None,
+    json_file: Path | None,
+) -> None:
+    if not is_first():  # one process does this alone
+        return
+    from epmvg.evaluation import results_folder, write_json
+    from epmvg.stress import LIMIT, stress_test
+    from epmvg.terminal import counting
+
+    with counting(Console(stderr=True), "Stressing") as progress:
+        result = stress_test(
+            run,
+            data=data,
+            split=split,
+            root=root,
+            split_key=split_key,
+            limit=LIMIT if limit is None else limit,
+            absent=absent,
+            progress=progress,
+        )
+    if str(json_file) == "-":
+        print(json.dumps(result))
+        return
+    if json_file is not None:
+        write_json(json_file, result)
+    clean = result["clean"]
+    title = f"{run} on {result['data']} {result['split']}: Acc@0.5 {clean['acc50']:.4f} of {clean['n']:,} phrases"
+    table(title, [_stress_row(row) for row in result["stresses"]])
+    nothing, stem = result["absent"], f"{result['data']}-{result['split']}"
+    if "why" in nothing:
+        console.print(f"Absent phrases: {nothing['why']}.", soft_wrap=True)
+    else:
+        console.print(
+            f"Absent phrases: {nothing['refused']:.1%} of {nothing['n']:,} refused below {nothing['threshold']:.3f}, "
+            f"and {nothing['clean_refused']:.1%} of the clean ones; AUROC {nothing['auroc']:.3f}",
+            soft_wrap=True,
+        )
+    console.print(f"Pictures of the worst: {results_folder(run) / f'stress-{stem}.html'}", soft_wrap=True)
+
+
+def _stress_row(row: dict[str, Any]) -> dict[str, str]:
+    said = {"stress": row["name"], "phrases": f"{row['n']:,}"}
+    if not row["n"]:
+        return said | {"clean": "-", "Acc@0.5": "-", "difference": row["why"], "changed": "-"}
+    gap = row["difference"]
+    return said | {
+        "clean": f"{row['clean_acc50']:.3f}",
+        "Acc@0.5": f"{row['acc50']:.3f}",
+        "difference": f"{gap['points']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})",
+        "changed": f"{row['changed']:.1%}",
+    }
+
+
+def _trust_row(said: dict[str, Any]) -> dict[str, str]:
+    figures = {
+        "calibration error": said["ece"],
+        "AURC": said["aurc"],
+        "AUROC, correct box": said["auroc_correct"],
+        "AUROC, phrase belongs": said["auroc_belongs"],
+    }
+    return {
+        name: "-" if one is None else f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+        for name, one in figures.items()
+    }
+
+
+def score(
+    predictions: Annotated[Path, typer.Argument(help="A file of any system's predictions.")],
+    data: Annotated[str, typer.Option(help="What they answer: a data set's name or a file.")],
+    split: Annotated[str | None, typer.Option(help="Of that data; all rows by default.")] = None,
+    root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
+    split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",
+    form: Annotated[Told, typer.Option("--format", help="Our rows, COCO results, or a model's words.")] = Told.jsonl,
+    coordinates: Annotated[
+        str | None, typer.Option(help="UNIT:ORDER of the numbers, for example 0-1000:xyxy; text needs it.")
+    ] = None,
+    answer_key: Annotated[str, typer.Option(help="Where the text of an answer stands.")] = "answer",
+    targets: Annotated[
+        Asked, typer.Option(help="Of a phrase with several boxes: each row's own, their union, or any.")
+    ] = Asked.rows,
+    strict: Annotated[bool, typer.Option("--strict", help="Count IoU > bound instead of >=.")] = False,
+    against: Annotated[Path | None, typer.Option(help="Rows of another system, to compare with.")] = None,
+    allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Count missing rows as misses.")] = False,
+    rows: Annotated[Path | None, typer.Option(help="Write what was scored to this JSONL file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Score any system's predictions as `evaluate` scores a run."""
+    from epmvg.scoring import score as run_score
+
+    result = run_score(
+        predictions,
+        data=data,
+        split=split,
+        root=root,
+        split_key=split_key,
+        form=form.value,
+        coordinates=coordinates,
+        targets=targets.value,
+        strict=strict,
+        allow_partial=allow_partial,
+        answer_key=answer_key,
+        against=against,
+        rows=rows,
+    )
+    if as_json:
+        print(json.dumps(result))
+        return
+    _say_scores(result)
+
+
+def _say_scores(result: dict[str, Any]) -> None:
+    from epmvg.metrics import FIGURES
+
+    against = result.get("against")
+    shown = []
+    for name in FIGURES:
+        low, high = result["intervals"][name]
+        row = {"figure": name, "value": f"{result[name]:.4f}", "95 % interval": f"{low:.4f} to {high:.4f}"}
+        if against:
+            gap = against["figures"][name]
+            row["points"] = f"{gap['points']:+.2f}"
+            row["of which 95 %"] = f"{gap['low']:+.2f} to {gap['high']:+.2f}"
+            row["p"] = f"{gap['p']:.4f}"
+        shown.append(row)
+    table(f"{result['data']} {result['split']}, {result['n']:,} phrases", shown)
+    said = [(result, "")] + ([(against, f" of {against['file']}")] if against else [])
+    for part, whose in said:
+        if part["missing"]:
+            console.print(f"Misses{whose}, rows without an answer: {len(part['missing']):,}", soft_wrap=True)
+        if part["unreadable"]:
+            first = [f"  {one['where']}: {one['why']}" for one in part["unreadable"][:10]]
+            console.print(f"Misses{whose}, answers without a box: {len(part['unreadable']):,}", soft_wrap=True)
+            console.print("\n".join(first), soft_wrap=True, markup=False)
+        if part["several"]:
+            console.print(
+                f"Answers{whose} with several boxes, of which the first counts: {part['several']:,}", soft_wrap=True
+            )
+    console.print(f"{result['protocol']}; data {result['stamp']['data_sha256'][:16]}", soft_wrap=True, markup=False)
+
+
+def calibrate(
+    run: Annotated[Path, typer.Argument(help=RUN)],
+    data: Annotated[str | None, typer.Option(help="A data set's name or a file; the run's own by default.")] = None,
+    split: Annotated[str | None, typer.Option(help="To calibrate on; the run's validation split by default.")] = None,
+    root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
+    split_key: Annotated[str | None, typer.Option(help="The row key that names the split.")] = None,
+    fit_head: Annotated[bool, typer.Option("--fit-head", help="First fit a score head on the training split.")] = False,
+    limit: Annotated[int, typer.Option(help="Most phrases to fit the head on.")] = 20_000,
+    false_alarms: Annotated[
+        float, typer.Option(help="Share of absent phrases that may pass the stored threshold.")
+    ] = 0.1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Make a run's scores probabilities, and choose the threshold of "nothing found"."""
+    from epmvg.calibration import calibrate as run_calibration
+    from epmvg.terminal import counting
+
+    with counting(Console(stderr=True), "Asking") as progress:
+        done = run_calibration(
+            run,
+            data=data,
+            split=split,
+            root=root,
+            split_key=split_key,
+            fit_head=fit_head,
+            limit=limit,
+            false_alarms=false_alarms,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps(done))
+        return
+    fitted = done["fitted"]
+    shown = fitted | {"method": done["method"], "threshold": done["threshold"]}
+    table(
+        f"{run}",
+        [{"": key, "value": f"{said:.4f}" if isinstance(said, float) else str(said)} for key, said in shown.items()],
+    )
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs; the first is what the others are compared with.")
+    ],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    phrase: Annotated[
+        list[str] | None,
+        typer.Option(help="Show this phrase run beside run, repeatable; the most improved by default."),
+    ] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Where the photos are, if not where they were.")] = None,
+    gallery: Annotated[int, typer.Option(help="Pictures in each group; 0 for none.")] = 12,
+) -> None:
+    """Write one self-contained HTML page about one run or several side by side."""
+    from epmvg.reporting import report as write
+
+    page = write(runs, out, image_root=image_root, gallery=gallery, phrases=phrase or ())
+    console.print(f"The report is {page}")

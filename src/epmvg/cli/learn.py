@@ -1,0 +1,192 @@
+"""Verbs that train: the demo, a student, a teacher, the paper's tables."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from epmvg.cli.screen import console, table
+
+
+class Scaled(StrEnum):
+    scenes = "scenes"
+    mini = "mini"
+    paper = "paper"
+
+
+class Listed(StrEnum):
+    models = "models"
+    datasets = "datasets"
+    recipes = "recipes"
+    teachers = "teachers"
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo leaves.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option(help="A minute's version that shows the way, not the result.")] = False,
+) -> None:
+    """Run the main job on drawn scenes: teacher, plain and distilled student, scores, a picture, a report."""
+    from epmvg.demo import run_demo
+    from epmvg.terminal import Narrator
+
+    with Narrator(console) as narrator:
+        summary = run_demo(out, quick=quick, report=narrator)
+    table(
+        "Held-out drawn scenes",
+        [
+            {
+                "student": name,
+                "Acc@0.5": f"{summary[name]['acc50']:.3f}",
+                "mean IoU": f"{summary[name]['miou']:.3f}",
+                "open-vocabulary Acc@0.5": f"{summary[name]['open_vocabulary_acc50']:.3f}",
+                "seconds": f"{summary[name]['seconds']:.0f}",
+            }
+            for name in ("plain", "distilled")
+        ],
+    )
+    for name in ("summary.json", "prediction.png", "report.html"):
+        console.print(f"  {out / name}")
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A name from `epmvg list recipes`, or a YAML file.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value, for example train.epochs=3.")] = None,
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/run"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved step of --out.")] = False,
+) -> None:
+    """Train a student, with its teacher unless distill=null."""
+    from epmvg.config import Recipe
+    from epmvg.terminal import Narrator
+    from epmvg.training import train as run
+
+    loaded = Recipe.load(recipe, *(settings or []))
+    with Narrator(console) as narrator:
+        folder = run(loaded, out, resume=resume, report=narrator)
+    console.print(f"The run is in {folder}")
+
+
+def teacher_train(
+    captions: Annotated[Path, typer.Argument(help='JSONL rows {"image", "split", "captions": [...]}.')],
+    out: Annotated[Path, typer.Option(help="The teacher's folder.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that image paths are relative to; the file's by default.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Most epochs; the best on val is kept.")] = 10,
+    side: Annotated[int, typer.Option(help="Side of the teacher's input, pixels.")] = 224,
+    seed: Annotated[int, typer.Option(help="Of order and weights.")] = 0,
+) -> None:
+    """Train a small CLIP-style teacher from image-caption pairs."""
+    from epmvg.distill.pretrain import train_teacher
+    from epmvg.terminal import counting
+
+    with counting(console, "Teacher") as progress:
+        metrics = train_teacher(captions, out, images=images, epochs=epochs, side=side, seed=seed, progress=progress)
+    console.print(f"The teacher is in {out}: {metrics}")
+
+
+def teacher_cache(
+    recipe: Annotated[str, typer.Argument(help="A recipe that distils, or give distill=TEACHER.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value, as for `epmvg train`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Ask a frozen teacher beforehand all that a training will ask it."""
+    from epmvg.config import Recipe
+    from epmvg.terminal import counting
+    from epmvg.training import cache_teacher
+
+    with counting(Console(stderr=True), "Asking the teacher") as progress:
+        built = cache_teacher(Recipe.load(recipe, *(settings or [])), progress)
+    if as_json:
+        print(json.dumps(built))
+        return
+    console.print(
+        f"{built['answers']:,} answers, {built['megabytes']} MB, after {built['seconds']} s: {built['file']}",
+        soft_wrap=True,
+    )
+
+
+def reproduce(
+    table: Annotated[
+        str, typer.Argument(help="The paper's table, 1 to 7, or a study of our own: data, mends, teacher, vls.")
+    ],
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value, for every training of the table.")] = None,
+    scale: Annotated[Scaled, typer.Option(help="scenes and mini fit a laptop; paper is the paper's.")] = Scaled.scenes,
+    seeds: Annotated[int, typer.Option(help="Trainings of each setting.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for everything; go on by giving it again.")] = Path(
+        "runs/reproduce"
+    ),
+    root: Annotated[Path | None, typer.Option(help="Where the data lies.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and train nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Run a table of the paper again: what is missing is trained, and printed figures stand beside ours."""
+    from epmvg.reproduce import reproduce as run
+    from epmvg.terminal import Narrator
+
+    with Narrator(Console(stderr=True)) as narrator:
+        result = run(
+            table, settings or [], scale=scale.value, seeds=seeds, out=out, root=root, dry_run=dry_run, report=narrator
+        )
+    if as_json:
+        print(json.dumps(result))
+        return
+    if dry_run:
+        _say_plan(result["plan"])
+    else:
+        _say_reproduced(result)
+        console.print(f"The table is in {out / scale.value / f'table-{table}'}.md, .html and .json", soft_wrap=True)
+
+
+def _say_plan(plan: dict[str, Any]) -> None:
+    rows = [
+        {
+            "training": "/".join(Path(run["folder"]).parts[-2:]),
+            "state": run["state"],
+            "phrases": "?"
+            if run["phrases"] is None
+            else f"{run['phrases']:,}" + ("" if run["counted"] else " (published)"),
+            "epochs": f"{run['epochs']:g}",
+            "steps": "?" if run["steps"] is None else f"{run['steps']:,}",
+            "GPU-hours": "?" if run["gpu_hours"] is None else f"{run['gpu_hours']:.2f}",
+        }
+        for run in plan["runs"]
+    ]
+    table(f"{plan['to_run']} trainings to run, about {plan['gpu_hours']:g} GPU-hours ({plan['assumes']})", rows)
+    for missing in dict.fromkeys(run["missing"] for run in plan["runs"] if run["missing"]):
+        console.print(f"Missing: {missing}", soft_wrap=True)
+
+
+def _say_reproduced(result: dict[str, Any]) -> None:
+    from epmvg.reproduce.page import cell_text, remark
+
+    table(
+        f"{result['heading']}: {result['title']} (printed, then **ours**)",
+        [
+            {"row": row["name"]}
+            | {column: cell_text(cell) for column, cell in zip(result["columns"], row["cells"], strict=True)}
+            | {"remark": "; ".join(dict.fromkeys(remark(each) for each in row["trainings"] if remark(each)))}
+            for row in result["rows"]
+        ],
+    )
+
+
+def list_(
+    what: Annotated[
+        Listed | None, typer.Argument(help="models, datasets, recipes or teachers; all of them by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List what this installation knows by name."""
+    from epmvg.listing import known
+
+    chosen = {name: rows for name, rows in known().items() if what is None or name == what.value}
+    if as_json:
+        print(json.dumps(chosen))
+        return
+    for name, rows in chosen.items():
+        table(name, rows)
