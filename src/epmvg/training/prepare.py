@@ -37,7 +37,7 @@ def prepare_run(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerato
         regressor = Regressor(student.width, clip.width, recipe.distill.sides)
     loader, val = loaders_of(recipe, student, accelerator, report)
     groups = parameter_groups(student, settings, clip, regressor)
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     network = accelerator.prepare_model(student)
     beside = {"teacher": None if clip is None or clip.frozen else clip, "regressor": regressor}
     return Run(
