@@ -6,7 +6,7 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def where_time_goes(engine: Engine, images: int = 1, phrases: int = 1) -> dict[s
     return {"backend": engine.backend, "precision": engine.precision} | shares(spent, MATRIX_WORK)
 
 
-def shares(spent: dict[str, float], matrix_work: Sequence[str]) -> dict[str, Any]:
+def shares(spent: Mapping[str, float], matrix_work: Sequence[str]) -> dict[str, Any]:
     """Split the time of kernels by name: the share of those named by a part of `matrix_work`, and the next largest."""
     total = sum(spent.values()) or 1
     others = {key: value for key, value in spent.items() if not any(part in key for part in matrix_work)}
