@@ -78,7 +78,7 @@ def _prepared(file: Path) -> Path:
 def _kept_in_float(file: Path) -> list[str]:
     """Names of the convolution that reads the picture and of those that take each channel by itself.
 
-    They are a few of the products and, in a network with depthwise convolutions, nearly all of the loss (docs/export.md).
+    They are a few of the products and, where a network is built of them, most of the loss (docs/export.md).
     """
     first, *others = (node for node in onnx.load(file).graph.node if node.op_type == "Conv")
     grouped = [node for node in others if any(given.name == "group" and given.i > 1 for given in node.attribute)]
