@@ -1,7 +1,7 @@
 """Eight-bit graphs: the image's quantised statically after looking at photos, the phrase's text encoder dynamically.
 
 Weights are symmetric and per channel, activations of the image graph asymmetric with ranges seen while calibrating.
-What reads the boxes, and all that attends, stays in float; so do depthwise convolutions, which are cheap and lose most.
+What reads the boxes, and all that attends, stays in float; so do the first convolution and depthwise ones.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def quantize(folder: Path, canvases: Iterable[Canvas]) -> None:
             _Photos(canvases),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "MatMul"],
-            nodes_to_exclude=_depthwise(prepared),
+            nodes_to_exclude=_kept_in_float(prepared),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -75,13 +75,14 @@ def _prepared(file: Path) -> Path:
     return prepared
 
 
-def _depthwise(file: Path) -> list[str]:
-    """Names of the convolutions that take each channel by itself: a few products with ranges far apart."""
-    return [
-        node.name
-        for node in onnx.load(file).graph.node
-        if node.op_type == "Conv" and any(given.name == "group" and given.i > 1 for given in node.attribute)
-    ]
+def _kept_in_float(file: Path) -> list[str]:
+    """Names of the convolution that reads the picture and of those that take each channel by itself.
+
+    They are a few of the products and, where a network is built of them, most of the loss (docs/export.md).
+    """
+    first, *others = (node for node in onnx.load(file).graph.node if node.op_type == "Conv")
+    grouped = [node for node in others if any(given.name == "group" and given.i > 1 for given in node.attribute)]
+    return [node.name for node in (first, *grouped)]
 
 
 def _products(file: Path, scope: str) -> list[str]:
