@@ -180,7 +180,7 @@ def _quantize(
     before, after = score(Predictor(plain), rows), score(Predictor(folder), rows)
     say(f"Acc@0.5 on {before.n} phrases: {before.acc50:.4f} in float, {after.acc50:.4f} in int8")
     say(f"mean IoU: {before.miou:.4f} in float, {after.miou:.4f} in int8")
-    if before.acc50 - after.acc50 > MOST_LOSS and not accept_loss:
+    if round(before.acc50 - after.acc50, 9) > MOST_LOSS and not accept_loss:
         raise InputError(
             f"int8 loses {before.acc50 - after.acc50:.4f} of Acc@0.5 ({before.acc50:.4f} to {after.acc50:.4f}), "
             f"more than {MOST_LOSS}: calibrate on more photos like those it will meet, or give --accept-loss."
