@@ -81,6 +81,20 @@ def main_ok(arguments: list[object]) -> None:
     assert ended.value.code == 0
 
 
+def test_quiet_leaves_answers_alone(squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [f"data.name={squares}", "model=tiny-resnet", "model.pretrained=false", "distill=null"]
+    settings += ["data.augment=null", "train.store=false", "train.epochs=1", "train.log_every=1"]
+    said = {}
+    for options in ([], ["--quiet"]):
+        out = tmp_path / f"run{len(options)}"
+        with pytest.raises(SystemExit) as ended:
+            main([*options, "train", "scenes", *settings, "--out", str(out)])
+        assert ended.value.code == 0
+        said[len(options)] = capsys.readouterr().out.replace(str(out), "OUT")
+    assert "Acc@0.5" in said[0] and said[1] == "The run is in OUT\n"
+    assert said[0].endswith(said[1])
+
+
 def test_evaluate_and_report(run: Path) -> None:
     done = epmvg_command("evaluate", run, "--split", "val", "--json", "-")
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from epmvg import __version__
-from epmvg.cli import ask, datasets, give, judge, learn
+from epmvg.cli import ask, datasets, give, judge, learn, screen
 from epmvg.types import InputError
 
 app = typer.Typer(
@@ -78,5 +78,8 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say nothing while work goes on: answers and mistakes only.")
+    ] = False,
 ) -> None:
-    pass
+    screen.told.quiet = screen.errors.quiet = quiet

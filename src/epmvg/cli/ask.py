@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
-from epmvg.cli.screen import RUN, console, is_first, table
+from epmvg.cli.screen import RUN, console, errors, is_first, table
 from epmvg.types import InputError
 
 
@@ -98,7 +97,7 @@ def _predict_many(
     from epmvg.bulk import predict_many
     from epmvg.terminal import counting
 
-    with counting(Console(stderr=True), "Finding") as progress:
+    with counting(errors, "Finding") as progress:
         counts = predict_many(run, source, out, phrases=phrases, root=root, device=device, progress=progress)
     if not is_first():
         return
@@ -167,7 +166,7 @@ def bench(
     from epmvg.bench.suite import bench as measure
     from epmvg.terminal import counting
 
-    with counting(Console(stderr=True), "Measuring") as progress:
+    with counting(errors, "Measuring") as progress:
         found = measure(preset or PRESETS, quick=quick, progress=progress)
     if out is not None:
         write_figures(found, out)

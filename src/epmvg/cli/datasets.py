@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from epmvg.cli.screen import console, say_skipped, table
+from epmvg.cli.screen import console, errors, say_skipped, table
 
 if TYPE_CHECKING:
     from epmvg.doctor import Diagnosis
@@ -85,7 +84,7 @@ def data_check(
     from epmvg.doctor import check, write_page
     from epmvg.terminal import counting
 
-    with counting(Console(stderr=True), "Examining") as progress:
+    with counting(errors, "Examining") as progress:
         diagnosis = check(name, root=root, split_key=split_key, against=against, longest=length, progress=progress)
     if html is not None:
         write_page(diagnosis, html)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from epmvg.cli.screen import RUN, console, table
+from epmvg.cli.screen import RUN, console, errors, table
 from epmvg.types import InputError
 
 
@@ -75,7 +74,6 @@ def export(
     chosen = (
         None if calibrate is None else Photos(calibrate, split, root, split_key, photos, phrases, calibration_split)
     )
-    errors = Console(stderr=True)
     done = export_run(
         run,
         out,

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from epmvg.cli.screen import RUN, console, is_first, table
+from epmvg.cli.screen import RUN, console, errors, is_first, table
 from epmvg.types import InputError
 
 
@@ -52,7 +51,7 @@ def evaluate(
     from epmvg.evaluation import results_folder, write_json
     from epmvg.terminal import counting
 
-    with counting(Console(stderr=True), "Scoring") as progress:
+    with counting(errors, "Scoring") as progress:
         result = score(
             run,
             data=data,
@@ -104,7 +103,7 @@ def _stress(
     from epmvg.stress import LIMIT, stress_test
     from epmvg.terminal import counting
 
-    with counting(Console(stderr=True), "Stressing") as progress:
+    with counting(errors, "Stressing") as progress:
         result = stress_test(
             run,
             data=data,
@@ -252,7 +251,7 @@ def calibrate(
     from epmvg.calibration import calibrate as run_calibration
     from epmvg.terminal import counting
 
-    with counting(Console(stderr=True), "Asking") as progress:
+    with counting(errors, "Asking") as progress:
         done = run_calibration(
             run,
             data=data,

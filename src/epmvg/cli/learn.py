@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from epmvg.cli.screen import console, table
+from epmvg.cli.screen import console, errors, table, told
 
 
 class Scaled(StrEnum):
@@ -34,7 +33,7 @@ def demo(
     from epmvg.demo import run_demo
     from epmvg.terminal import Narrator
 
-    with Narrator(console) as narrator:
+    with Narrator(told) as narrator:
         summary = run_demo(out, quick=quick, report=narrator)
     table(
         "Held-out drawn scenes",
@@ -65,7 +64,7 @@ def train(
     from epmvg.training import train as run
 
     loaded = Recipe.load(recipe, *(settings or []))
-    with Narrator(console) as narrator:
+    with Narrator(told) as narrator:
         folder = run(loaded, out, resume=resume, report=narrator)
     console.print(f"The run is in {folder}")
 
@@ -99,7 +98,7 @@ def teacher_cache(
     from epmvg.terminal import counting
     from epmvg.training import cache_teacher
 
-    with counting(Console(stderr=True), "Asking the teacher") as progress:
+    with counting(errors, "Asking the teacher") as progress:
         built = cache_teacher(Recipe.load(recipe, *(settings or [])), progress)
     if as_json:
         print(json.dumps(built))
@@ -128,7 +127,7 @@ def reproduce(
     from epmvg.reproduce import reproduce as run
     from epmvg.terminal import Narrator
 
-    with Narrator(Console(stderr=True)) as narrator:
+    with Narrator(errors) as narrator:
         result = run(
             table, settings or [], scale=scale.value, seeds=seeds, out=out, root=root, dry_run=dry_run, report=narrator
         )

@@ -8,6 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 console = Console()
+"""For answers."""
+
+told = Console()
+errors = Console(stderr=True)
+"""For what is said while work goes on; `--quiet` silences both."""
 
 RUN = "A folder that training wrote, `default` for the model that ships in this package, or OWNER/NAME on the hub."
 
