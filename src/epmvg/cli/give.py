@@ -106,7 +106,7 @@ def publish(
         raise InputError("Say where: give either --to FOLDER or --hub OWNER/NAME.")
     how: dict[str, Any] = {"licence": licence, "compact": compact, "measure_latency": latency}
     if to is not None:
-        console.print(f"The model is in {save_pretrained(run, to, **how)}")
+        console.print(f"The model is in {save_pretrained(run, to, **how)}", soft_wrap=True)
     if hub is not None:
         address = push_to_hub(run, hub, private=private, **how)
-        console.print(f"The model is at {address}")
+        console.print(f"The model is at {address}", soft_wrap=True)

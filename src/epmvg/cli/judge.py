@@ -290,4 +290,4 @@ def report(
     from epmvg.reporting import report as write
 
     page = write(runs, out, image_root=image_root, gallery=gallery, phrases=phrase or ())
-    console.print(f"The report is {page}")
+    console.print(f"The report is {page}", soft_wrap=True)

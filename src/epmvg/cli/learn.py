@@ -66,7 +66,7 @@ def train(
     loaded = Recipe.load(recipe, *(settings or []))
     with Narrator(told) as narrator:
         folder = run(loaded, out, resume=resume, report=narrator)
-    console.print(f"The run is in {folder}")
+    console.print(f"The run is in {folder}", soft_wrap=True)
 
 
 def teacher_train(
