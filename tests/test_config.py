@@ -37,6 +37,19 @@ def test_overrides_land_where_they_say() -> None:
     assert Recipe.load("scenes", "distill=folder", "distill=null").distill is None
 
 
+def test_a_recipe_says_how_to_distil_and_the_run_from_whom(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("distill: {teacher: null, dense: 0.7}")
+    source = tmp_path / "mine.yaml"
+    assert Recipe.load(source).distill is None
+    for named in (["distill=folder"], ["distill.teacher=folder"], ["distill.text=2", "distill=folder"]):
+        distill = Recipe.load(source, *named).distill
+        assert distill is not None and (distill.teacher, distill.dense, distill.text) == ("folder", 0.7, 2.0)
+    another = Recipe.load("refcoco", "distill=folder").distill  # its own teacher goes with all that was said of it
+    assert another is not None and another.pretrained is None
+    with pytest.raises(InputError, match=r"distill\.text=2 has no teacher"):
+        Recipe.load(source, "distill.text=2")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

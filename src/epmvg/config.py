@@ -189,6 +189,11 @@ class Recipe(Settings):
         values = _read_yaml(source)
         for override in overrides:
             _apply(values, override)
+        if _lacks_teacher(values.get("distill")):
+            said = [override for override in overrides if override.startswith("distill.")]
+            if said:
+                raise InputError(f"{said[-1]} has no teacher to go with: give distill=NAME or distill=FOLDER too.")
+            values["distill"] = None
         return cls.of(values, str(source))
 
     @classmethod
@@ -250,6 +255,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError as error:
         raise InputError(f"The value of {key!r} is not valid YAML: quote it.") from error
+    if key == "distill" and isinstance(value, str) and _lacks_teacher(values.get(key)):
+        key = "distill.teacher"
     *groups, last = key.split(".")
     for group in groups:
         inner = values.get(group)
@@ -258,6 +265,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values[group] = inner if isinstance(inner, dict) else {}
         values = values[group]
     values[last] = _number(value)
+
+
+def _lacks_teacher(distill: Any) -> bool:
+    """A recipe may say how to distil and leave to each run from whom; a run without a teacher is plain."""
+    return isinstance(distill, dict) and distill.get("teacher", "") is None
 
 
 def _number(value: Any) -> Any:

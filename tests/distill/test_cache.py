@@ -154,6 +154,7 @@ def test_training_after_caching_asks_nothing_new(
         "train.store=false",
         "train.epochs=2",
         f"distill={folder}",
+        "distill.dense=0",
     )
     first, second = cache_teacher(recipe), cache_teacher(recipe)
     assert first["answers"] == second["answers"] == 6 + 4 + 1  # photos, phrases, the swapped one

@@ -27,6 +27,7 @@ STUDENT = [
     "model=tiny-resnet",
     "model.pretrained=false",
     "model.similarity=true",
+    "distill=null",
     "data.augment={flip: 0.5, crop: 0.5}",
     "data.images=3",
     "data.phrases=2",
@@ -172,7 +173,7 @@ def test_after_caching_a_dense_training_asks_nothing_new(squares: Path, vit: Pat
         (["distill.distance=l3"], r"distill\.distance='l3' does not fit"),
         (["loss.giou=0", "loss.box_weight=0"], r"no box would be learned"),
         (["distill.at=input", "model.vls=learned"], r"set distill\.at=output"),
-        (["distill.dense=1", "model.similarity=false"], r"set model\.similarity=true"),
+        (["distill.dense=1", "model.similarity=false"], r"set distill\.dense=0"),
         (["distill.dense=1", "model.preset=tiny-swin"], r"one stride"),
     ],
 )

@@ -146,7 +146,8 @@ def _recipe(row: Row, scale: Scale, data: str, out: Path, root: str | None, over
         said += ["distill=null", *(each for each in overrides if not each.startswith("distill")), *changed]
     else:
         if scale.teacher is not None:
-            said.append(f"distill.teacher={out / scale.name / OWN_TEACHER}")
+            # The paper's own terms: what a recipe of ours adds to them is left out.
+            said += ["distill=null", f"distill.teacher={out / scale.name / OWN_TEACHER}"]
         said += overrides
         said += [*changed, *(f"distill.{key}={json.dumps(value)}" for key, value in row.distill.items())]
         if _unfrozen(row):
