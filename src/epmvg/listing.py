@@ -15,8 +15,14 @@ from epmvg.models.presets import LOADABLE, PRESETS
 
 
 def known() -> dict[str, list[dict[str, str]]]:
-    """Return rows of models, datasets, recipes and teachers."""
-    return {"models": _models(), "datasets": _datasets(), "recipes": _recipes(), "teachers": _teachers()}
+    """Return rows of models, ready ones with their weights, datasets, recipes and teachers."""
+    return {
+        "models": _models(),
+        "ready": _ready(),
+        "datasets": _datasets(),
+        "recipes": _recipes(),
+        "teachers": _teachers(),
+    }
 
 
 def _models() -> list[dict[str, str]]:
@@ -35,6 +41,23 @@ def _models() -> list[dict[str, str]]:
         }
         for name, numbers in sorted(PRESETS.items())
     ]
+
+
+def _ready() -> list[dict[str, str]]:
+    """Trained models of this package, whose name stands where a run's folder would."""
+    rows = []
+    for folder in (resources.files("epmvg") / "ready").iterdir():
+        recipe = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        scores = json.loads((folder / "confidence.json").read_text(encoding="utf-8"))["fitted"]
+        rows.append(
+            {
+                "name": folder.name,
+                "model": recipe["model"]["preset"],
+                "trained on": recipe["data"]["name"],
+                "Acc@0.5": f"{scores['acc50']:.3f} ({scores['data']} {scores['split']})",
+            }
+        )
+    return rows
 
 
 def _datasets() -> list[dict[str, str]]:

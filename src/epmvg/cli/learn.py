@@ -20,6 +20,7 @@ class Scaled(StrEnum):
 
 class Listed(StrEnum):
     models = "models"
+    ready = "ready"
     datasets = "datasets"
     recipes = "recipes"
     teachers = "teachers"
@@ -176,7 +177,7 @@ def _say_reproduced(result: dict[str, Any]) -> None:
 
 def list_(
     what: Annotated[
-        Listed | None, typer.Argument(help="models, datasets, recipes or teachers; all of them by default.")
+        Listed | None, typer.Argument(help="models, ready, datasets, recipes or teachers; all of them by default.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

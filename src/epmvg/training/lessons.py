@@ -32,7 +32,9 @@ def check_student(student: Grounder, distill: DistillSettings) -> None:
     if distill.at == "input" and distill.image and student.vls == "learned":
         raise InputError("A learned [VLS] knows nothing of its image at the fusion's input: set distill.at=output.")
     if distill.dense and student.similarity is None and not student.anchored:
-        raise InputError("distill.dense supervises a map that this student lacks: set distill.dense=0 or model.similarity=true.")
+        raise InputError(
+            "distill.dense supervises a map that this student lacks: set distill.dense=0 or model.similarity=true."
+        )
     if distill.dense and len(student.visual.strides) > 1:
         raise InputError("distill.dense needs one map of visual tokens: set distill.dense=0, or give one stride.")
 
