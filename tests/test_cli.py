@@ -95,13 +95,15 @@ def test_quiet_leaves_answers_alone(squares: Path, tmp_path: Path, capsys: pytes
     assert said[0].endswith(said[1])
 
 
-def test_evaluate_and_report(run: Path) -> None:
+def test_evaluate_and_report(run: Path, squares: Path) -> None:
     done = epmvg_command("evaluate", run, "--split", "val", "--json", "-")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["n"] == 24 and 0 <= result["acc50"] <= 1 and {"data", "split", "protocol", "miou"} <= result.keys()
     rows = [json.loads(line) for line in (run / "predictions-annotations-val.jsonl").read_text().splitlines()]
     assert sum(row["iou"] >= 0.5 for row in rows) / 24 == result["acc50"]
+    own = epmvg.evaluate(run, data=str(squares))  # not the rows that it has learned from
+    assert (own["split"], own["stamp"]) == ("val", result["stamp"])
     done = epmvg_command("report", run, "--out", run / "report.html")
     assert done.returncode == 0, done.stderr
     assert "<html" in (run / "report.html").read_text()

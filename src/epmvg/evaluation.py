@@ -142,7 +142,7 @@ def evaluate(
         run: a folder that training wrote, which gets predictions and scores; or what else `load` takes, which has
             them in `runs/NAME` of the current folder.
         data: a data set's name or JSONL file; the run's own by default.
-        split: of that data; the run's validation split by default.
+        split: of that data; by default the validation split of the run's own data, and all rows of other data.
         root: where the data lies; the run's own by default.
         split_key: the row key that names the split; the run's own by default.
         absent: so many phrases asked of another image, a phrase of the split at most; 0 asks none.
@@ -157,10 +157,8 @@ def evaluate(
     """
     model = load(run).to(device)
     bake_norms(model.visual, padding=True)
-    settings = data_of(run, data, root, split_key)
+    settings, split, records = rows_to_ask(run, data, split, root, split_key)
     name = settings.name
-    split = split or (settings.val if data is None else None)
-    records = open_records(name, split=split, root=settings.root, split_key=settings.split_key)
     results_folder(run)  # whether it can be had is said before an hour's work
     asked = [*records, *absent_records(records, absent)]  # an image is still encoded once
     stem = f"{short_name(name)}-{split or 'all'}"
@@ -215,6 +213,23 @@ def data_of(run: Path | str, data: str | None, root: str | None, split_key: str 
     own = Recipe.load(fetch(run) / "config.yaml").data
     root = root or (own.root if data in (None, own.name) else None)
     return own.model_copy(update={"name": data or own.name, "root": root, "split_key": split_key or own.split_key})
+
+
+def rows_to_ask(
+    run: Path | str, data: str | None, split: str | None, root: str | None, split_key: str | None
+) -> tuple[DataSettings, str | None, list[Record]]:
+    """Return the data a run is scored on, which split of it (None: all) and its rows.
+
+    Without a split it is the validation split where the data is the run's own, whose other rows it has learned from.
+
+    Raises:
+        InputError: the run has no settings, or the data cannot be read.
+    """
+    settings = data_of(run, data, root, split_key)
+    if split is None and settings.name == data_of(run, None, None, None).name:
+        split = settings.val
+    records = open_records(settings.name, split=split, root=settings.root, split_key=settings.split_key)
+    return settings, split, records
 
 
 def of_some_images(records: Sequence[Record], limit: int, seed: int) -> list[Record]:

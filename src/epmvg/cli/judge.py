@@ -28,7 +28,9 @@ class Asked(StrEnum):
 def evaluate(
     run: Annotated[Path, typer.Argument(help=RUN)],
     data: Annotated[str | None, typer.Option(help="A data set's name or a file; the run's own by default.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of that data; the run's validation split by default.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of that data; its validation split if it is the run's own.")
+    ] = None,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
     split_key: Annotated[str | None, typer.Option(help="The row key that names the split.")] = None,
     absent: Annotated[float, typer.Option(help="Phrases asked of other images, a phrase of the split.")] = 0.25,

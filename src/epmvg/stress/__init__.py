@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.data.absent import absent_records
-from epmvg.data.catalog import open_records
 from epmvg.evaluation import (
     PROTOCOL,
     Row,
-    data_of,
     make_results_folder,
     of_some_images,
     results_folder,
+    rows_to_ask,
     short_name,
     write_json,
     write_rows,
@@ -63,10 +62,8 @@ def stress_test(
     """
     if limit < 1:
         raise InputError(f"limit={limit} leaves no phrase to ask: give 1 or more.")
-    settings = data_of(run, data, root, split_key)
-    split = split or (settings.val if data is None else None)
+    settings, split, every = rows_to_ask(run, data, split, root, split_key)
     results_folder(run)  # whether it can be had is said before an hour's work
-    every = open_records(settings.name, split=split, root=settings.root, split_key=settings.split_key)
     records = of_some_images(every, limit, seed)
     predictor = Predictor(run)
     rows = _ask_all(predictor, records, absent_records(records, absent, seed=seed), seed, progress)
