@@ -71,6 +71,9 @@ def quantize(folder: Path, canvases: Iterable[Canvas]) -> None:
 def _prepared(file: Path) -> Path:
     """Write a graph with its shapes known and its constants folded beside it, as quantisation wants it."""
     prepared = file.with_suffix(".prepared.onnx")
+    model = onnx.load(file)
+    del model.graph.value_info[:]  # shapes are inferred anew: of torch 2.8's a few are wrong
+    onnx.save(model, file)
     quant_pre_process(file, prepared, skip_symbolic_shape=True)
     return prepared
 
