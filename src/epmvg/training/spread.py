@@ -15,7 +15,7 @@ import accelerate
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed import init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import register_dataclass, tree_map_only
@@ -75,7 +75,8 @@ def spread(part: nn.Module, accelerator: accelerate.Accelerator, units: Iterable
     for unit in units:
         if any(parameter.requires_grad for parameter in unit.parameters()):
             fully_shard(unit, reshard_after_forward=plugin.reshard_after_forward, **how)
-    return fully_shard(part, **how)
+    fully_shard(part, **how)
+    return part
 
 
 def whole(tree: T) -> T:

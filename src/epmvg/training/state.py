@@ -64,9 +64,10 @@ def restore(run: Run) -> None:
     processes = len(state["random"])
     if processes != run.accelerator.num_processes:
         raise InputError(f"{run.folder} was trained by {processes} processes: resume it with as many.")
-    for part, saved in [(run.student, state["student"])] + [(run.beside[name], saved) for name, saved in state["beside"].items()]:
+    saved = {"student": state["student"]} | state["beside"]
+    for name, part in ({"student": run.student} | run.beside).items():
         own = part.state_dict()
-        part.load_state_dict({name: like(tensor, own[name]) for name, tensor in saved.items()})
+        part.load_state_dict({key: like(tensor, own[key]) for key, tensor in saved[name].items()})
     learners = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     for number, moments in state["optimizer"]["state"].items():
         moments |= {name: like(tensor, learners[number]) for name, tensor in moments.items() if name != "step"}
