@@ -105,6 +105,8 @@ def predict_many(
         if fault is not None:
             raise InputError(fault)
         batches = enumerate(batches_of(chain([first], asked), images))
+        if not folder.exists():
+            raise InputError(f"{folder} is not on this machine: let all machines share the folder of --out.")
         own = (batch for number, batch in batches if number % world == rank)
         _answer(model, own, folder / f"{rank}.jsonl", device, progress)
         gathered(None)  # wait for all answers

@@ -53,9 +53,9 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Repo
                 with suppress(OSError):  # something hidden was there before
                     folder.rmdir()
             raise
-        if resume:
-            restore(run)
         with stopping_together(accelerator.num_processes), advising(recipe):
+            if resume:
+                restore(run)
             fit(run)
     return folder
 

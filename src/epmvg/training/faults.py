@@ -19,7 +19,7 @@ from epmvg.processes import is_lost_process
 from epmvg.training.run import Run
 from epmvg.training.spread import local
 from epmvg.types import Batch, InputError
-from epmvg.writing import replacing
+from epmvg.writing import naming, replacing
 
 
 @contextmanager
@@ -68,6 +68,8 @@ def keep_batch(run: Run, batch: Batch, loss: Loss) -> str:
     """Keep the batch whose loss is no number, as it was seen and as rows of a data set; say which it is and where."""
     step = run.position.step + 1
     file = run.folder / f"batch-{step}-{run.accelerator.process_index}.safetensors"
+    with naming(file):
+        run.folder.mkdir(parents=True, exist_ok=True)  # on a machine with a disk of its own it is not there yet
     names = ("image", "pad", "tokens", "token_pad", "owner", "box")
     seen = {name: getattr(batch, name).contiguous() for name in names} | batch.stored
     terms = {name: str(term.item()) for name, term in loss.terms.items()}

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from epmvg.processes import gathered
+from epmvg.processes import gathered, told
 from epmvg.training.run import Position, Run
 from epmvg.training.spread import like, whole
 from epmvg.types import InputError
@@ -57,6 +57,12 @@ def save_state(run: Run) -> None:
 def restore(run: Run) -> None:
     """Go back to the last saved step, and forget what metrics.jsonl says of later ones."""
     state = _read_state(run.folder / "state")
+    steps = told(gathered("none" if state is None else f"step {state['position']['step']}"))
+    if len(set(steps)) > 1:
+        raise InputError(
+            f"The processes found different states in {run.folder / 'state'} ({', '.join(steps)}): "
+            "let all machines share that folder, or copy it to each."
+        )
     if state is None:
         warnings.warn(f"{run.folder} was stopped before its first saved step: it starts again.", stacklevel=3)
         (run.folder / "metrics.jsonl").unlink(missing_ok=True)
