@@ -1,7 +1,7 @@
 """How a training spreads over processes: whole copies that agree (DDP), or weights dealt out among them (FSDP).
 
-Accelerate says which, and averages gradients under DDP. Shards are torch's `fully_shard`, called here:
-`Accelerator.prepare` would round boxes to bfloat16 and cannot carry a network's buffers over.
+Accelerate says which, and wraps for DDP. Shards are torch's own, made here: as `accelerate config` sets it up,
+`Accelerator.prepare` fails on a network with buffers, and in mixed precision it would round boxes to bfloat16.
 """
 
 from __future__ import annotations
