@@ -83,15 +83,15 @@ def predict_many(
         InputError: the run or source cannot be read, there is nothing to ask, or `<out>.part/` is of other work.
     """
     source, out = Path(source), Path(out)
-    asked = questions(source, phrases, root)
-    first = next(asked, None)
-    if first is None:
-        raise InputError(f"{source} asks nothing: give pictures and phrases.")
-    model = load(run).to(device)
-    bake_norms(model.visual, padding=True)
-    if out.is_dir() or not out.parent.is_dir():
-        raise InputError(f"{out} cannot be written: give a file's name in a folder that exists.")
-    with together() as (rank, world):
+    with together() as (rank, world):  # first, so that the others notice a fault in what follows
+        asked = questions(source, phrases, root)
+        first = next(asked, None)
+        if first is None:
+            raise InputError(f"{source} asks nothing: give pictures and phrases.")
+        model = load(run).to(device)
+        bake_norms(model.visual, padding=True)
+        if out.is_dir() or not out.parent.is_dir():
+            raise InputError(f"{out} cannot be written: give a file's name in a folder that exists.")
         job = {
             "weights": _digest(fetch(run) / "model.safetensors"),
             "source": str(source.absolute()),
