@@ -109,6 +109,10 @@ def test_a_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
     monkeypatch.setattr(loop, "_step", real)
     assert together(1, lambda: epmvg.train(recipe, tmp_path / "cut", resume=True)) == [2]
     assert "was trained by 2 processes" in capfd.readouterr().err
+    disks = ["cut", "another machine's"]
+    apart = lambda: epmvg.train(recipe, tmp_path / disks[int(os.environ["RANK"])], resume=True)  # noqa: E731
+    assert together(2, apart) == [2, 2]
+    assert "(step 4, none): let all machines share that folder" in capfd.readouterr().err
     assert together(2, lambda: epmvg.train(recipe, tmp_path / "cut", resume=True)) == [0, 0]
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "cut")[name]), name

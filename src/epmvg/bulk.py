@@ -83,15 +83,15 @@ def predict_many(
         InputError: the run or source cannot be read, there is nothing to ask, or `<out>.part/` is of other work.
     """
     source, out = Path(source), Path(out)
-    asked = questions(source, phrases, root)
-    first = next(asked, None)
-    if first is None:
-        raise InputError(f"{source} asks nothing: give pictures and phrases.")
-    model = load(run).to(device)
-    bake_norms(model.visual, padding=True)
-    if out.is_dir() or not out.parent.is_dir():
-        raise InputError(f"{out} cannot be written: give a file's name in a folder that exists.")
-    with together() as (rank, world):
+    with together() as (rank, world):  # first, so that the others notice a fault in what follows
+        asked = questions(source, phrases, root)
+        first = next(asked, None)
+        if first is None:
+            raise InputError(f"{source} asks nothing: give pictures and phrases.")
+        model = load(run).to(device)
+        bake_norms(model.visual, padding=True)
+        if out.is_dir() or not out.parent.is_dir():
+            raise InputError(f"{out} cannot be written: give a file's name in a folder that exists.")
         job = {
             "weights": _digest(fetch(run) / "model.safetensors"),
             "source": str(source.absolute()),
@@ -105,6 +105,8 @@ def predict_many(
         if fault is not None:
             raise InputError(fault)
         batches = enumerate(batches_of(chain([first], asked), images))
+        if not folder.exists():
+            raise InputError(f"{folder} is not on this machine: let all machines share the folder of --out.")
         own = (batch for number, batch in batches if number % world == rank)
         _answer(model, own, folder / f"{rank}.jsonl", device, progress)
         gathered(None)  # wait for all answers

@@ -155,14 +155,14 @@ def evaluate(
     Raises:
         InputError: the run, the data or a picture cannot be read.
     """
-    model = load(run).to(device)
-    bake_norms(model.visual, padding=True)
-    settings, split, records = rows_to_ask(run, data, split, root, split_key)
-    name = settings.name
-    results_folder(run)  # whether it can be had is said before an hour's work
-    asked = [*records, *absent_records(records, absent)]  # an image is still encoded once
-    stem = f"{short_name(name)}-{split or 'all'}"
-    with together() as (rank, world):
+    with together() as (rank, world):  # first, so that the others notice a fault in what follows
+        model = load(run).to(device)
+        bake_norms(model.visual, padding=True)
+        settings, split, records = rows_to_ask(run, data, split, root, split_key)
+        name = settings.name
+        results_folder(run)  # whether it can be had is said before an hour's work
+        asked = [*records, *absent_records(records, absent)]  # an image is still encoded once
+        stem = f"{short_name(name)}-{split or 'all'}"
         loader = evaluation_loader(model, asked, images=settings.images, rank=rank, world=world)
         answers = predict_rows(model, loader.batches(0), progress=progress, total=-(-len(asked) // world))
         result: dict[str, Any] = {"data": short_name(name), "split": split or "all", "protocol": PROTOCOL}

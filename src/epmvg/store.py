@@ -20,7 +20,7 @@ from epmvg.hardware import use_bf16
 from epmvg.models.grounder import Grounder
 from epmvg.types import InputError, Record
 from epmvg.weights import fingerprint
-from epmvg.writing import naming
+from epmvg.writing import aside, naming
 
 Answer = Callable[[Tensor, Tensor], Tensor]
 
@@ -80,7 +80,7 @@ def _stored(
                 "raise train.store_gb or set train.store=false."
             )
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.part")  # two runs may store the same at once
+        temporary = aside(file)  # two runs may store the same at once
         _reserve(temporary, size * 2, file)
         array = torch.from_file(str(temporary), shared=True, size=size, dtype=torch.bfloat16).view(shape)
         done = 0

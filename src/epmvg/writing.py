@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import strerror
 from pathlib import Path
+from uuid import uuid4
 
 from epmvg.types import InputError
 
@@ -36,6 +37,11 @@ def replacing(file: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def aside(file: Path) -> Path:
+    """Return a temporary name beside `file` that nobody else takes, on any machine that shares the disk."""
+    return file.with_name(f".{file.name}.{uuid4().hex}")
 
 
 def write_text(file: Path, text: str) -> None:

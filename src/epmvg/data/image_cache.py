@@ -16,6 +16,7 @@ from PIL import Image
 from epmvg.data.archives import archive_of
 from epmvg.data.photos import Photo
 from epmvg.types import InputError
+from epmvg.writing import aside
 
 _SHELVES = 64  # each is bounded by itself, so that only its own files are counted when one is added
 _HEAD = struct.Struct("<4I")  # width and height of the photo, width and height of the pixels that follow, RGB
@@ -80,7 +81,7 @@ class ImageCache:
                 break
             Path(name).unlink(missing_ok=True)
             total -= size
-        temporary = file.with_suffix(f".{os.getpid()}.part")
+        temporary = aside(file)
         try:
             temporary.write_bytes(content)
             temporary.replace(file)

@@ -10,8 +10,6 @@ import contextlib
 import functools
 import json
 import multiprocessing
-import os
-import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +23,7 @@ from PIL import Image
 from epmvg.data.scene_phrases import Phrase, Thing, captions_of, phrases_of
 from epmvg.data.scene_sprites import Sprite, load_sprites, sprite_picture
 from epmvg.types import Box, InputError, Progress
+from epmvg.writing import aside
 
 DEFAULT_SIZES = {"train": 4000, "val": 250, "test": 400, "open": 300, "captions": 1500}
 """Scenes a split. `open` asks for names that only captions have shown; `captions` scenes carry no phrases."""
@@ -203,8 +202,7 @@ def write_scenes(
         return folder
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} holds something other than these scenes: choose another folder or delete it.")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = aside(folder)
     (temporary / "images").mkdir(parents=True)
     asked = [(split, number) for split, count in sizes.items() for number in range(count)]
     draw = functools.partial(_draw_to, temporary, seed, side)

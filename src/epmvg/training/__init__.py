@@ -10,17 +10,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import torch
-
 from epmvg.config import Recipe
-from epmvg.hardware import use_bf16
 from epmvg.training.faults import advising, stopping_together
 from epmvg.training.folder import LOCK, claimed
 from epmvg.training.lessons import cache_teacher
 from epmvg.training.loop import fit
 from epmvg.training.prepare import prepare_run
 from epmvg.training.run import Report
+from epmvg.training.spread import join
 from epmvg.training.state import restore
 from epmvg.types import InputError
 
@@ -40,13 +37,7 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Repo
         InputError: unusable settings, data or folder.
     """
     folder = Path(out)
-    settings = recipe.train
-    accelerate.state.AcceleratorState._reset_state()  # it keeps the precision of this process's last training
-    accelerator = accelerate.Accelerator(
-        cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),  # else several processes stay alone
-        mixed_precision="bf16" if use_bf16(settings.precision) else "no",
-        gradient_accumulation_steps=settings.accumulate,
-    )
+    accelerator = join(recipe.train)
     with ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(claimed(folder, recipe, resume))
@@ -62,9 +53,9 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Repo
                 with suppress(OSError):  # something hidden was there before
                     folder.rmdir()
             raise
-        if resume:
-            restore(run)
         with stopping_together(accelerator.num_processes), advising(recipe):
+            if resume:
+                restore(run)
             fit(run)
     return folder
 

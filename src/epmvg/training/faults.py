@@ -17,8 +17,9 @@ from epmvg.distill.losses import Loss
 from epmvg.hardware import is_out_of_memory
 from epmvg.processes import is_lost_process
 from epmvg.training.run import Run
+from epmvg.training.spread import local
 from epmvg.types import Batch, InputError
-from epmvg.writing import replacing
+from epmvg.writing import naming, replacing
 
 
 @contextmanager
@@ -67,6 +68,8 @@ def keep_batch(run: Run, batch: Batch, loss: Loss) -> str:
     """Keep the batch whose loss is no number, as it was seen and as rows of a data set; say which it is and where."""
     step = run.position.step + 1
     file = run.folder / f"batch-{step}-{run.accelerator.process_index}.safetensors"
+    with naming(file):
+        run.folder.mkdir(parents=True, exist_ok=True)  # on a machine with a disk of its own it is not there yet
     names = ("image", "pad", "tokens", "token_pad", "owner", "box")
     seen = {name: getattr(batch, name).contiguous() for name in names} | batch.stored
     terms = {name: str(term.item()) for name, term in loss.terms.items()}
@@ -76,7 +79,7 @@ def keep_batch(run: Run, batch: Batch, loss: Loss) -> str:
         out.writelines(json_line(row) for row in rows_of(batch.records, run.folder))
     wrong = ", ".join(name for name, term in loss.terms.items() if not torch.isfinite(term)) or "total"
     images = ", ".join(sorted({record.image.name for record in batch.records})[:3])
-    whole = all(bool(torch.isfinite(parameter).all()) for parameter in run.network.parameters())
+    whole = all(bool(torch.isfinite(local(parameter)).all()) for parameter in run.network.parameters())
     cure = "lower train.lr or set train.clip=1" if whole else "weights were no numbers before: lower train.lr"
     return (
         f"The loss became {loss.total.item()} at step {step} (term {wrong}; images {images}, ...): "

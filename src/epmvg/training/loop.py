@@ -93,7 +93,7 @@ def _step(run: Run, batch: Batch, share: float = 1.0) -> Loss:
     factor = lr_factor(run.position.step, steps_per_epoch(run.loader, run.recipe.train), run.recipe.train)
     for group in run.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
-    if run.position.step == 0 and run.activation_mb is None:
+    if run.position.step == 0 and run.activation_mb is None and not run.accelerator.is_fsdp2:  # shards come and go
         known = [*run.network.parameters(), *run.network.buffers(), *batch.inputs, batch.box]
         with LiveTensors(known) as live:
             loss = _loss_of(run, batch)
@@ -159,7 +159,8 @@ def _validate(run: Run) -> None:
     """Score on val, all processes together, and keep the weights if they are the best so far."""
     settings = run.recipe.train
     run.position.scored = run.position.step
-    rows = predict_rows(run.student, run.val.batches(0), autocast=use_bf16(settings.precision))
+    student = run.whole()
+    rows = predict_rows(student, run.val.batches(0), autocast=use_bf16(settings.precision))
     run.network.train()
     if not run.accelerator.is_main_process:
         return
@@ -168,7 +169,7 @@ def _validate(run: Run) -> None:
     write_row(run, {"event": "evaluate", "data": name, "split": split} | asdict(scores))
     if scores.acc50 >= run.position.best:  # of equals the later, whose learning rate is lower
         run.position.best = scores.acc50
-        save(run.student, run.folder)
+        save(student, run.folder)
         write_rows(run.folder / f"predictions-{name}-{split}.jsonl", rows)
 
 

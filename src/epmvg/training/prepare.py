@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import accelerate
 import torch
@@ -21,12 +21,13 @@ from epmvg.training.lessons import check_student, lesson_of, open_teacher
 from epmvg.training.loaders import loaders_of
 from epmvg.training.optimizer import parameter_groups
 from epmvg.training.run import Report, Run
+from epmvg.training.spread import spread
 from epmvg.types import InputError
 
 
 def prepare_run(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerator, report: Report) -> Run:
     settings = recipe.train
-    accelerate.utils.set_seed(settings.seed, device_specific=True)
+    accelerate.utils.set_seed(settings.seed)  # all processes start from the same weights
     student = _student(recipe.model)
     if recipe.distill is not None:
         check_student(student, recipe.distill)
@@ -36,16 +37,20 @@ def prepare_run(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerato
     if clip is not None and recipe.distill is not None and recipe.distill.fit == "linear":
         regressor = Regressor(student.width, clip.width, recipe.distill.sides)
     loader, val = loaders_of(recipe, student, accelerator, report)
+    if not accelerator.is_main_process:
+        accelerate.utils.set_seed(settings.seed, device_specific=True)  # and drop out different neurons
+    # BERT's layers are most of a paper preset's weights, and are asked once a pass whatever the batch.
+    network = spread(student, accelerator, cast(Any, student.linguistic.bert).encoder.layer)
+    mapped = None if regressor is None else spread(regressor, accelerator)
     groups = parameter_groups(student, settings, clip, regressor)
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-    network = accelerator.prepare_model(student)
     beside = {"teacher": None if clip is None or clip.frozen else clip, "regressor": regressor}
     return Run(
         recipe=recipe,
         folder=folder,
         student=student,
         lesson=None if clip is None else lesson_of(recipe, clip.to(accelerator.device)),
-        loss_of=_loss(recipe, None if regressor is None else accelerator.prepare_model(regressor)),
+        loss_of=_loss(recipe, mapped),
         loader=loader,
         val=val,
         optimizer=accelerator.prepare_optimizer(optimizer),

@@ -19,8 +19,10 @@ from epmvg.data.loader import GroundingLoader
 from epmvg.data.shard_loader import ShardLoader
 from epmvg.distill.lesson import Lesson
 from epmvg.distill.losses import GroundingLoss, Loss
+from epmvg.models.factory import build
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
+from epmvg.training.spread import whole
 from epmvg.types import Batch
 from epmvg.writing import naming
 
@@ -90,7 +92,7 @@ class Run:
     val: GroundingLoader
     optimizer: torch.optim.Optimizer
     accelerator: accelerate.Accelerator
-    network: nn.Module  # the student as Accelerate wrapped it
+    network: nn.Module  # the student as it is spread over the processes
     beside: dict[str, nn.Module]  # what trains beside the student and is dropped after it
     report: Report
     text_memory: TextMemory | None
@@ -100,6 +102,19 @@ class Run:
     position: Position = field(default_factory=Position)
     meter: Meter = field(default_factory=Meter)
     lost: set[str] = field(default_factory=set)  # why pictures were left out, of those already told
+
+    def whole(self) -> Grounder:
+        """Return a student that a process may ask without the others: itself, or a copy that puts its shards together.
+
+        All processes must call this at once.
+        """
+        if not self.accelerator.is_fsdp2:
+            return self.student
+        with torch.random.fork_rng(devices=[]):
+            copy = build(self.student.settings)
+        copy.tokenizer = self.student.tokenizer
+        copy.load_state_dict(whole(self.student.state_dict()))
+        return copy.to(self.accelerator.device)
 
 
 def steps_per_epoch(loader: GroundingLoader | ShardLoader, settings: TrainSettings) -> int:

@@ -11,8 +11,9 @@ from typing import Any, cast
 
 import torch
 
-from epmvg.processes import gathered
+from epmvg.processes import gathered, told
 from epmvg.training.run import Position, Run
+from epmvg.training.spread import like, whole
 from epmvg.types import InputError
 from epmvg.writing import naming, replacing, write_text
 
@@ -23,9 +24,12 @@ def save_state(run: Run) -> None:
     torch writes a checksum of each tensor, which `restore` compares.
     """
     own = gathered((torch.get_rng_state(), run.meter.state()))
+    student = whole(run.student.state_dict())
+    beside = {name: whole(part.state_dict()) for name, part in run.beside.items()}
+    optimizer = whole(run.optimizer.state_dict())
     if not run.accelerator.is_main_process:
         return
-    for name, tensor in run.student.state_dict().items():
+    for name, tensor in student.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(
                 f"{name} holds no numbers any more after step {run.position.step}: lower train.lr or set train.clip=1; "
@@ -35,9 +39,9 @@ def save_state(run: Run) -> None:
     with naming(folder):
         folder.mkdir(exist_ok=True)
     state = {
-        "student": run.student.state_dict(),
-        "beside": {name: part.state_dict() for name, part in run.beside.items()},
-        "optimizer": run.optimizer.state_dict(),
+        "student": student,
+        "beside": beside,
+        "optimizer": optimizer,
         "random": [random for random, _ in own],  # of each process, like the next
         "meter": [meter for _, meter in own],
         "position": asdict(run.position),
@@ -53,6 +57,12 @@ def save_state(run: Run) -> None:
 def restore(run: Run) -> None:
     """Go back to the last saved step, and forget what metrics.jsonl says of later ones."""
     state = _read_state(run.folder / "state")
+    steps = told(gathered("none" if state is None else f"step {state['position']['step']}"))
+    if len(set(steps)) > 1:
+        raise InputError(
+            f"The processes found different states in {run.folder / 'state'} ({', '.join(steps)}): "
+            "let all machines share that folder, or copy it to each."
+        )
     if state is None:
         warnings.warn(f"{run.folder} was stopped before its first saved step: it starts again.", stacklevel=3)
         (run.folder / "metrics.jsonl").unlink(missing_ok=True)
@@ -60,9 +70,13 @@ def restore(run: Run) -> None:
     processes = len(state["random"])
     if processes != run.accelerator.num_processes:
         raise InputError(f"{run.folder} was trained by {processes} processes: resume it with as many.")
-    run.student.load_state_dict(state["student"])
-    for name, part in run.beside.items():
-        part.load_state_dict(state["beside"][name])
+    saved = {"student": state["student"]} | state["beside"]
+    for name, part in ({"student": run.student} | run.beside).items():
+        own = part.state_dict()
+        part.load_state_dict({key: like(tensor, own[key]) for key, tensor in saved[name].items()})
+    learners = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    for number, moments in state["optimizer"]["state"].items():
+        moments |= {name: like(tensor, learners[number]) for name, tensor in moments.items() if name != "step"}
     run.optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"][run.accelerator.process_index])
     run.meter.load_state(state["meter"][run.accelerator.process_index])
