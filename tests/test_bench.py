@@ -105,7 +105,7 @@ print(*peaks, peak_mb())
     said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
     before, held, kept, forgotten = map(int, said.split())
     assert held - before == pytest.approx(200_000_000 / 2**20, abs=20)
-    assert kept == held
+    assert kept == pytest.approx(held, abs=2)  # the kernel counts pages by processor, and not always to the last
     assert forgotten - before < 50
 
 

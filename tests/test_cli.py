@@ -39,7 +39,7 @@ def run(tiny: Grounder, tmp_path: Path, squares: Path) -> Path:
 def test_version_and_lists() -> None:
     assert epmvg_command("--version").stdout == f"epmvg {epmvg.__version__}\n"
     listed = json.loads(epmvg_command("list", "--json").stdout)
-    assert set(listed) == {"models", "datasets", "recipes", "teachers"}
+    assert set(listed) == {"models", "ready", "datasets", "recipes", "teachers"}
     assert {row["name"] for row in listed["models"]} == set(epmvg.list_models())
     assert "ViT-B-32" in {row["name"] for row in listed["teachers"]}
 

@@ -11,6 +11,8 @@ import torch
 
 import epmvg
 from epmvg.config import Recipe
+from epmvg.data import shards
+from epmvg.data.exchange import convert_data
 from epmvg.models.factory import create_model, load
 from epmvg.training import loop
 from epmvg.training.optimizer import lr_factor, parameter_groups
@@ -33,8 +35,8 @@ TINY = [
 ]
 
 
-def recipe(squares: Path, *settings: str) -> Recipe:
-    return Recipe.load("scenes", f"data.name={squares}", "train.store=false", "distill=null", *TINY, *settings)
+def recipe(data: Path | str, *settings: str) -> Recipe:
+    return Recipe.load("scenes", f"data.name={data}", "train.store=false", "distill=null", *TINY, *settings)
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +57,22 @@ class KilledError(Exception):
     pass
 
 
+@pytest.fixture
+def in_shards(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The squares in six shards of two pictures."""
+    monkeypatch.setattr(shards, "A_SHARD", 2)
+    (tmp_path / "shards").mkdir()
+    convert_data(str(squares), tmp_path / "shards" / "s-%d.tar")
+    return str(tmp_path / "shards" / "*.tar")
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["rows", "shards"])
 def test_a_killed_run_resumes_to_the_same_weights(
-    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    squares: Path, in_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
     """Cut off between two saves, resumed, and compared bit by bit with a run that was never stopped."""
-    chosen = recipe(squares, "data.augment={flip: 0.5, move: 1.0}", "train.log_every=3", "train.save_every=2")
+    data = in_shards if streamed else squares
+    chosen = recipe(data, "data.augment={flip: 0.5, move: 1.0}", "train.log_every=3", "train.save_every=2")
     whole = epmvg.train(chosen, tmp_path / "whole")
     real, steps = loop._step, []
 
@@ -81,6 +94,13 @@ def test_a_killed_run_resumes_to_the_same_weights(
     timeless = [{k: v for k, v in row.items() if "second" not in k and "_per_s" not in k} for row in rows(whole)]
     again = [{k: v for k, v in row.items() if "second" not in k and "_per_s" not in k} for row in rows(cut)]
     assert again == timeless
+
+
+@pytest.mark.parametrize("setting", ["train.store=true", "data.share=0.5"])
+def test_what_must_know_all_rows_is_refused_of_a_stream(in_shards: str, tmp_path: Path, setting: str) -> None:
+    with pytest.raises(InputError, match=f"{setting.partition('=')[0]}.*shards, which are streamed"):
+        epmvg.train(recipe(in_shards, setting, "data.augment=null"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_twice_is_the_same_run(squares: Path, tmp_path: Path) -> None:
