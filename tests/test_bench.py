@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from epmvg.activations import LiveTensors
-from epmvg.bench import PHRASES, memory, work
+from epmvg.bench import PHRASES, memory, suite, work
 from epmvg.bench.page import tables, write_figures
 from epmvg.bench.suite import bench
 from epmvg.types import InputError
@@ -38,6 +39,16 @@ def test_a_backend_that_is_not_installed_is_left_out_and_named(tmp_path: Path, m
     assert {engine.backend for engine in offered} == {"torch"}
     assert [line.split()[0] for line in said] == ["onnx", "openvino"] and all("need onnx." in line for line in said)
     assert not any(tmp_path.iterdir())
+
+
+def dies(*settings: object) -> None:
+    os._exit(9)
+
+
+def test_a_measurement_that_is_killed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "_measure", dies)
+    with pytest.raises(InputError, match="that measured tiny-resnet was killed, perhaps for memory"):
+        bench(["tiny-resnet"], quick=True)
 
 
 def test_figures_follow_from_each_other(tmp_path: Path) -> None:

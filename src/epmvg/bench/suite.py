@@ -7,6 +7,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from epmvg.data.loader import GroundingLoader
 from epmvg.data.transforms import Augment
 from epmvg.models.grounder import Grounder
 from epmvg.models.presets import preset
-from epmvg.types import Progress, Record
+from epmvg.types import InputError, Progress, Record
 
 PRESETS = ("mini", "transvg-r50", "transvg-r101", "transvg-swin-s", "qrnet-swin-s")
 COUNTS = (1, len(PHRASES))
@@ -56,34 +59,50 @@ def bench(
         loader and sizes; and left_out, a sentence for each backend that is not installed.
 
     Raises:
-        InputError: unknown preset.
+        InputError: unknown preset, or one that the memory does not hold.
     """
     for name in presets:
         preset(name)
     found: dict[str, Any] = {"machine": machine()}
-    parts = ("rows", "batches", "matrix", "training", "loader", "sizes", "left_out")
-    found |= {part: [] for part in parts}
-    rounds = 3 if quick else 9
-    for number, name in enumerate(presets):
-        if progress:
-            progress(number, len(presets))
-        work = Work(name)
-        with tempfile.TemporaryDirectory() as folder:
-            offered = engines(work, Path(folder), found["left_out"].append)
-            with torch.inference_mode():
-                found["rows"] += answers(work, offered, rounds, found["machine"]["peak_gflops"], memory)
-                found["matrix"] += [
-                    {"preset": name} | where_time_goes(engine) for engine in offered if engine.backend == "torch"
-                ]
-                if not quick:
-                    found["batches"] += batches(work, offered)
-        found["training"] += training(work, rounds // 3)
-        found["loader"].append({"preset": name} | loader(work, 8 if quick else 32))
-        found["sizes"] += [
-            {"preset": name, "backend": e.backend, "precision": e.precision, "mb": e.size_mb} for e in offered
-        ]
+    found |= {part: [] for part in ("rows", "batches", "matrix", "training", "loader", "sizes", "left_out")}
+    # What a network and its graphs held is not all given back, so each preset has a process of its own.
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as apart:
+        for number, name in enumerate(presets):
+            if progress:
+                progress(number, len(presets))
+            told = apart.submit(_measure, name, quick, memory, found["machine"]["peak_gflops"], torch.get_num_threads())
+            try:
+                for part, rows in told.result().items():
+                    found[part] += rows
+            except BrokenProcessPool as error:
+                raise InputError(
+                    f"The process that measured {name} was killed, perhaps for memory: measure a smaller one."
+                ) from error
     if progress:
         progress(len(presets), len(presets))
+    return found
+
+
+def _measure(name: str, quick: bool, memory: bool, peak: dict[str, float], threads: int) -> dict[str, list[Any]]:
+    """Measure one preset."""
+    torch.set_num_threads(threads)
+    rounds = 3 if quick else 9
+    work = Work(name)
+    found: dict[str, list[Any]] = {"left_out": [], "batches": []}
+    with tempfile.TemporaryDirectory() as folder:
+        offered = engines(work, Path(folder), found["left_out"].append)
+        with torch.inference_mode():
+            found["rows"] = answers(work, offered, rounds, peak, memory)
+            found["matrix"] = [
+                {"preset": name} | where_time_goes(engine) for engine in offered if engine.backend == "torch"
+            ]
+            if not quick:
+                found["batches"] = batches(work, offered)
+    found["training"] = training(work, rounds // 3)
+    found["loader"] = [{"preset": name} | loader(work, 8 if quick else 32)]
+    found["sizes"] = [
+        {"preset": name, "backend": e.backend, "precision": e.precision, "mb": e.size_mb} for e in offered
+    ]
     return found
 
 
