@@ -11,8 +11,6 @@ import torch
 
 import epmvg
 from epmvg.config import Recipe
-from epmvg.data import shards
-from epmvg.data.exchange import convert_data
 from epmvg.models.factory import create_model, load
 from epmvg.training import loop
 from epmvg.training.optimizer import lr_factor, parameter_groups
@@ -55,15 +53,6 @@ def rows(folder: Path) -> list[dict[str, object]]:
 
 class KilledError(Exception):
     pass
-
-
-@pytest.fixture
-def in_shards(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The squares in six shards of two pictures."""
-    monkeypatch.setattr(shards, "A_SHARD", 2)
-    (tmp_path / "shards").mkdir()
-    convert_data(str(squares), tmp_path / "shards" / "s-%d.tar")
-    return str(tmp_path / "shards" / "*.tar")
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["rows", "shards"])

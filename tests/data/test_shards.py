@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from epmvg.data import shard_loader, shards
+from epmvg.data import shard_loader
 from epmvg.data.archives import read_member
 from epmvg.data.catalog import open_records
-from epmvg.data.exchange import convert_data
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.photos import open_image
 from epmvg.data.shard_loader import ShardLoader
@@ -23,25 +22,16 @@ from epmvg.models.grounder import Grounder
 from epmvg.types import InputError, Record
 
 
-@pytest.fixture
-def pattern(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The squares in six shards of two pictures."""
-    monkeypatch.setattr(shards, "A_SHARD", 2)
-    (tmp_path / "shards").mkdir()
-    convert_data(str(squares), tmp_path / "shards" / "s-%03d.tar")
-    return str(tmp_path / "shards" / "*.tar")
-
-
-def test_a_round_trip_loses_nothing(squares: Path, pattern: str) -> None:
-    before, after = open_records(str(squares), split=None), open_records(pattern, split=None)
-    assert len(shard_files(pattern)) == 6 and len(after) == 48
+def test_a_round_trip_loses_nothing(squares: Path, in_shards: str) -> None:
+    before, after = open_records(str(squares), split=None), open_records(in_shards, split=None)
+    assert len(shard_files(in_shards)) == 6 and len(after) == 48
     for a, b in zip(before, after, strict=True):
         assert (a.phrase, a.box, a.split, a.id, a.size, a.extra) == (b.phrase, b.box, b.split, b.id, b.size, b.extra)
     for a, b in zip(before[::4], after[::4], strict=True):
         assert open_image(a.image).tobytes() == open_image(b.image).tobytes()
 
 
-def loader(pattern: str, tiny: Grounder, rank: int = 0, world: int = 1, workers: int = 0) -> ShardLoader:
+def loader(in_shards: str, tiny: Grounder, rank: int = 0, world: int = 1, workers: int = 0) -> ShardLoader:
     def make(records: list[Record], window: int) -> GroundingLoader:
         return GroundingLoader(
             records,
@@ -57,18 +47,18 @@ def loader(pattern: str, tiny: Grounder, rank: int = 0, world: int = 1, workers:
             world=world,
         )
 
-    return ShardLoader(shard_files(pattern), make, split="train", seed=5)
+    return ShardLoader(shard_files(in_shards), make, split="train", seed=5)
 
 
 @pytest.mark.parametrize("window", [1, 4])
 def test_every_row_comes_once_an_epoch_whoever_shares_it(
-    pattern: str, tiny: Grounder, monkeypatch: pytest.MonkeyPatch, window: int
+    in_shards: str, tiny: Grounder, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     monkeypatch.setattr(shard_loader, "WINDOW", window)
-    rows = sorted(record.id for record in open_records(pattern, split="train"))
+    rows = sorted(record.id for record in open_records(in_shards, split="train"))
     orders = []
     for epoch, world in ((0, 1), (0, 1), (1, 1), (0, 2)):
-        shares = [loader(pattern, tiny, rank, world) for rank in range(world)]
+        shares = [loader(in_shards, tiny, rank, world) for rank in range(world)]
         seen = [[record.id for batch in share.batches(epoch) for record in batch.records] for share in shares]
         assert len({len(share) for share in shares}) == 1
         assert sorted(name for own in seen for name in own) == rows
@@ -77,13 +67,13 @@ def test_every_row_comes_once_an_epoch_whoever_shares_it(
 
 
 def test_resuming_in_an_epoch_goes_on_as_if_unbroken(
-    pattern: str, tiny: Grounder, monkeypatch: pytest.MonkeyPatch
+    in_shards: str, tiny: Grounder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard_loader, "WINDOW", 2)
-    whole = list(loader(pattern, tiny).batches(3))
-    assert len(whole) == len(loader(pattern, tiny))
+    whole = list(loader(in_shards, tiny).batches(3))
+    assert len(whole) == len(loader(in_shards, tiny))
     for start in (1, 5, len(whole) - 1):
-        rest = list(loader(pattern, tiny).batches(3, start))
+        rest = list(loader(in_shards, tiny).batches(3, start))
         assert len(rest) == len(whole) - start
         assert all(torch.equal(a.image, b.image) for a, b in zip(whole[start:], rest, strict=True))
 
