@@ -46,9 +46,10 @@ def dies(*settings: object) -> None:
 
 
 def test_a_preset_that_memory_does_not_hold_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite, "_measure", dies)
+    monkeypatch.setattr(suite, "_answering", dies)
     found = bench(["tiny-resnet"], quick=True)
-    assert [line.split()[0] for line in found["left_out"]] == ["tiny-resnet"] and not found["rows"]
+    assert [line.split(":")[0] for line in found["left_out"]] == ["tiny-resnet is left out of answering"]
+    assert not found["rows"] and found["training"]
 
 
 def test_figures_follow_from_each_other(tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from epmvg.bench.memory import peaks
 from epmvg.bench.work import Engine, Work, engines
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.transforms import Augment
-from epmvg.models.grounder import Grounder
 from epmvg.models.presets import preset
 from epmvg.types import Progress, Record
 
@@ -40,6 +39,9 @@ MATRIX_WORK = (
     "linear",
     "attention",
 )  # parts of the names of kernels that multiply matrices
+
+Figures = dict[str, list[Any]]
+"""Rows by part."""
 
 
 def bench(
@@ -56,8 +58,8 @@ def bench(
     Returns:
         machine, and lists of rows: rows (answers by backend, precision and phrases an image, against the plain
         re-creation), batches (images/s by batch size), matrix (where the time of one pass in torch goes), training,
-        loader and sizes; and left_out, a sentence for each backend that is not installed and each preset that
-        the memory does not hold.
+        loader and sizes; and left_out, a sentence for each backend that is not installed and each measurement
+        that was killed.
 
     Raises:
         InputError: unknown preset.
@@ -69,25 +71,31 @@ def bench(
     for number, name in enumerate(presets):
         if progress:
             progress(number, len(presets))
-        # What a network and its graphs held is not all given back, so each preset has a process of its own.
-        with ProcessPoolExecutor(1, get_context("spawn")) as apart:
-            told = apart.submit(_measure, name, quick, memory, found["machine"]["peak_gflops"], torch.get_num_threads())
+        asked = partial(_answering, name, quick, memory, found["machine"]["peak_gflops"])
+        for what, measure in (("answering", asked), ("training", partial(_training, name, quick))):
             try:
-                for part, rows in told.result().items():
+                for part, rows in _apart(measure).items():
                     found[part] += rows
             except BrokenProcessPool:
-                found["left_out"].append(f"{name} is left out: what measured it was killed, perhaps for memory.")
+                found["left_out"].append(
+                    f"{name} is left out of {what}: what measured it was killed, perhaps for memory."
+                )
     if progress:
         progress(len(presets), len(presets))
     return found
 
 
-def _measure(name: str, quick: bool, memory: bool, peak: dict[str, float], threads: int) -> dict[str, list[Any]]:
-    """Measure one preset."""
-    torch.set_num_threads(threads)
+def _apart(measure: Callable[[], Figures]) -> Figures:
+    """Measure in a process of its own: what a network, its graphs and its optimizer held is not all given back."""
+    with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (torch.get_num_threads(),)) as apart:
+        return apart.submit(measure).result()
+
+
+def _answering(name: str, quick: bool, memory: bool, peak: dict[str, float]) -> Figures:
+    """Measure how a preset answers in every backend."""
     rounds = 3 if quick else 9
     work = Work(name)
-    found: dict[str, list[Any]] = {"left_out": [], "batches": []}
+    found: Figures = {"left_out": [], "batches": []}
     with tempfile.TemporaryDirectory() as folder:
         offered = engines(work, Path(folder), found["left_out"].append)
         with torch.inference_mode():
@@ -97,12 +105,19 @@ def _measure(name: str, quick: bool, memory: bool, peak: dict[str, float], threa
             ]
             if not quick:
                 found["batches"] = batches(work, offered)
-    found["training"] = training(work, rounds // 3)
-    found["loader"] = [{"preset": name} | loader(work, 8 if quick else 32)]
     found["sizes"] = [
         {"preset": name, "backend": e.backend, "precision": e.precision, "mb": e.size_mb} for e in offered
     ]
     return found
+
+
+def _training(name: str, quick: bool) -> Figures:
+    """Measure a preset's training step, and the loader that feeds it."""
+    work = Work(name)
+    return {
+        "training": training(work, 1 if quick else 3),
+        "loader": [{"preset": name} | loader(work, 8 if quick else 32)],
+    }
 
 
 def answers(
@@ -188,8 +203,9 @@ def shares(spent: Mapping[str, float], matrix_work: Sequence[str]) -> dict[str, 
 
 def training(work: Work, rounds: int) -> list[dict[str, Any]]:
     """Time training steps a phrase, grouped by image, against the plain re-creation's at one phrase an image."""
-    student, plain = copy.deepcopy(work.student).train(), PlainStep(work)
-    ours = {phrases: OurStep(work, student, phrases) for phrases in COUNTS}
+    student, plain = work.student.train(), PlainStep(work)
+    optimizer = optimizer_of(student)
+    ours = {phrases: OurStep(work, optimizer, phrases) for phrases in COUNTS}
     rows = []
     *taken, plainly = in_turn([*(step.take for step in ours.values()), plain.take], rounds)
     theirs = statistics.median(plainly) / plain.phrases
@@ -208,12 +224,11 @@ def training(work: Work, rounds: int) -> list[dict[str, Any]]:
 class OurStep:
     """A training step of two images with some phrases each."""
 
-    def __init__(self, work: Work, student: Grounder, phrases: int, images: int = 2) -> None:
-        self.student, self.phrases = student, images * phrases
-        words = student.tokenize(PHRASES[:phrases] * images)
+    def __init__(self, work: Work, optimizer: torch.optim.Optimizer, phrases: int, images: int = 2) -> None:
+        self.student, self.optimizer, self.phrases = work.student, optimizer, images * phrases
+        words = work.student.tokenize(PHRASES[:phrases] * images)
         self.inputs = (*work.pictures(images), *words, torch.arange(images).repeat_interleave(phrases))
         self.target = torch.full((self.phrases, 4), 0.4)
-        self.optimizer = optimizer_of(student)
 
     def loss(self) -> Tensor:
         box: Tensor = self.student(*self.inputs).box
