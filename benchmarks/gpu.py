@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py OUT.json [--minutes 10] [--tiny]
 
-`--tiny` runs the same on the CPU with a tiny model, in seconds. A setting that does not fit the memory is a row that
-says so. Work that would start after `--minutes` is left out.
+`--tiny` runs the same on the CPU with a tiny model, in seconds. A setting that fails, for memory or in the compiler, is
+a row that says so. Work that would start after `--minutes` is left out; what was measured is written after each row.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from epmvg.distill.losses import GroundingLoss
+from epmvg.evaluation import write_json
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
 
@@ -88,6 +89,7 @@ def main() -> None:
     compilations = (False,) if arguments.tiny else (False, True)
     precisions = ("fp32", "bf16") if arguments.tiny else tuple(PRECISIONS)
     end = time.monotonic() + 60 * arguments.minutes
+    about = {"gpu": None if arguments.tiny else torch.cuda.get_device_name(), "torch": torch.__version__}
     rows = []
     for compiled, name in itertools.product(compilations, models):
         model = create_model(name).to(device)
@@ -98,13 +100,13 @@ def main() -> None:
             row |= {"compiled": compiled}
             try:
                 row |= measure(model, device, work, precision, images, compiled, 2 if arguments.tiny else 10)
-            except torch.cuda.OutOfMemoryError:
-                row["error"] = "does not fit the GPU's memory"
-                torch.cuda.empty_cache()
+            except RuntimeError as error:  # torch's out-of-memory and its compiler's errors among them
+                row["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
             rows.append(row)
             print(json.dumps(row), flush=True)
-    about = {"gpu": None if arguments.tiny else torch.cuda.get_device_name(), "torch": torch.__version__}
-    arguments.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+            write_json(arguments.out, about | {"rows": rows})
+            if "error" in row:
+                torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

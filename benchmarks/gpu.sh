@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What a CUDA machine does with this code, within 25 minutes: speed and memory by precision, batch size and compilation
-# (10 minutes), then a longer training in bf16 (at most 13 minutes) and its score.
-#   benchmarks/gpu.sh OUT [DATA]     DATA: a folder with annotations.jsonl (flickr-mini); drawn scenes without it
-#   benchmarks/gpu.sh OUT --smoke    the same steps on the CPU, as small as they get, to see that they run
+# What a CUDA machine does with this code, within MINUTES (24): speed and memory by precision, batch size and compilation
+# (two fifths of the time), then a longer training in bf16 (half of it) and its score.
+#   [MINUTES=24] benchmarks/gpu.sh OUT [DATA]   DATA: a folder with annotations.jsonl (flickr-mini); drawn scenes without it
+#   benchmarks/gpu.sh OUT --smoke               the same steps on the CPU, as small as they get, to see that they run
 set -euo pipefail
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
   echo "usage: $0 OUT [DATA | --smoke]" >&2
@@ -10,7 +10,8 @@ if [ $# -lt 1 ] || [ $# -gt 2 ]; then
 fi
 out=$1
 data=${2:-}
-sweep=(--minutes 9)
+minutes=${MINUTES:-24}
+sweep=(--minutes "$((minutes * 3 / 8))")
 recipe=scenes
 settings=(train.epochs=6 data.workers=8 train.precision=bf16)
 device=cuda
@@ -23,8 +24,8 @@ elif [ -n "$data" ]; then
   settings+=(train.epochs=8 "data.root=$data")
 fi
 mkdir -p "$out"
-timeout 660 python "$(dirname "$0")/gpu.py" "$out/gpu.json" "${sweep[@]}"
+timeout "$((minutes * 60 * 2 / 5))" python "$(dirname "$0")/gpu.py" "$out/gpu.json" "${sweep[@]}"
 status=0
-timeout 780 python -m epmvg train "$recipe" "${settings[@]}" --out "$out/run" || status=$?
+timeout "$((minutes * 60 / 2))" python -m epmvg train "$recipe" "${settings[@]}" --out "$out/run" || status=$?
 [ "$status" -eq 0 ] || [ "$status" -eq 124 ]  # 124: out of time, and the best weights so far are there
-timeout 120 python -m epmvg evaluate "$out/run" --split test --device "$device" --json "$out/test.json"
+timeout "$((minutes * 60 / 10))" python -m epmvg evaluate "$out/run" --split test --device "$device" --json "$out/test.json"

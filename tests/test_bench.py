@@ -47,9 +47,11 @@ def dies(*settings: object) -> None:
 
 def test_a_preset_that_memory_does_not_hold_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "_answering", dies)
+    monkeypatch.setattr(suite, "_training", dies)
     found = bench(["tiny-resnet"], quick=True)
-    assert [line.split(":")[0] for line in found["left_out"]] == ["tiny-resnet is left out of answering"]
-    assert not found["rows"] and found["training"]
+    said = [line.split(":")[0] for line in found["left_out"]]
+    assert said == [f"tiny-resnet is left out of {what}" for what in ("answering", "training")]
+    assert not found["rows"] and not found["training"]
 
 
 def test_figures_follow_from_each_other(tmp_path: Path) -> None:

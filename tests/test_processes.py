@@ -69,7 +69,10 @@ def test_an_evaluation_is_the_same_to_the_last_digit(tiny: Grounder, squares: Pa
 
 
 def test_two_processes_and_accumulation_learn_as_one_batch_does(uneven: Path, tmp_path: Path) -> None:
-    """Losses within 1e-4 of themselves, weights within 1e-4: sums are taken in another order."""
+    """Losses within 1e-4 of themselves, weights within 1e-4: sums are taken in another order.
+
+    The where-map's bias is left out: a softmax does not see it, so its gradient is rounding, of which AdamW makes steps.
+    """
     ways = {"one": (1, 4, 1), "accumulated": (1, 2, 2), "two": (2, 2, 1), "both": (2, 1, 2)}
     curves, ends = {}, {}
     for name, (count, images, accumulate) in ways.items():
@@ -87,7 +90,8 @@ def test_two_processes_and_accumulation_learn_as_one_batch_does(uneven: Path, tm
         for step, loss in zip(curves["one"], curves[name], strict=True):
             assert loss == pytest.approx(step, rel=1e-4, abs=2e-5), name
         for key, tensor in ends["one"].items():
-            torch.testing.assert_close(ends[name][key], tensor, atol=1e-4, rtol=1e-3)
+            if key != "where_head.bias":
+                torch.testing.assert_close(ends[name][key], tensor, atol=1e-4, rtol=1e-3)
 
 
 def test_a_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(

@@ -200,19 +200,21 @@ def test_without_layers_the_fusion_s_output_is_its_input(model: Grounder) -> Non
 
 
 def test_a_batch_can_be_learned(model: Grounder) -> None:
-    image, pad, tokens, token_pad, owner = inputs(model)
+    """Without dropout, whose noise no small batch averages out; each processor's rounding leads another way there."""
+    batch = inputs(model)
     target = torch.tensor([[0.3, 0.4, 0.2, 0.2], [0.7, 0.7, 0.3, 0.2], [0.5, 0.6, 0.5, 0.1], [0.2, 0.8, 0.2, 0.3]])
     loss_of = GroundingLoss(box="l1", box_weight=5, giou=2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    model.train()
-    for _ in range(220):
-        loss = loss_of(model(image, pad, tokens, token_pad, owner), target).total
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    overlap = 0.0
+    for _ in range(500):
+        output = model(*batch)
+        overlap = paired_iou(to_xyxy(output.box), to_xyxy(target)).mean().item()
+        if overlap > 0.75:
+            break
         optimizer.zero_grad()
-        loss.backward()
+        loss_of(output, target).total.backward()
         optimizer.step()
-    model.eval()
-    box = model(image, pad, tokens, token_pad, owner).box
-    assert paired_iou(to_xyxy(box), to_xyxy(target)).mean() > 0.75
+    assert overlap > 0.75
 
 
 def test_every_trainable_parameter_learns(model: Grounder) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from epmvg.evaluation import write_json
@@ -80,17 +81,37 @@ def _table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> list[str]
 
 
 def _plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """Draw each row's time against the plain re-creation's as a bar."""
-    names = [f"{r['preset']} {r['backend']} {r['precision']}, {r['phrases_per_image']} an image" for r in rows]
+    """Draw each row's time against the plain re-creation's: a panel a preset, a bar a number of phrases."""
+    presets = list(dict.fromkeys(row["preset"] for row in rows))
+    forms = list(dict.fromkeys((row["backend"], row["precision"]) for row in rows))
+    across = min(3, len(presets)) or 1
+    down = -(-len(presets) // across) or 1
     style: Any = {"svg.hashsalt": "epmvg", "font.size": 9}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(8, 0.6 + 0.26 * len(rows)), layout="constrained")
-        axes = figure.subplots()
-        bars = axes.barh(names[::-1], [row["ratio_to_reference"] for row in rows][::-1], color="#3b6ea5")
-        axes.bar_label(bars, fmt="%.2f", padding=2)
-        axes.axvline(1, color="#333333", linewidth=0.8, linestyle="--")
-        axes.set_xlabel("time against the plain re-creation of the same work (1 = as fast)")
-        axes.margins(x=0.1)
+        figure = Figure(figsize=(3.6 * across, 0.7 + (0.5 + 0.36 * len(forms)) * down), layout="constrained")
+        panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
+        for panel, preset in zip(panels, presets, strict=False):
+            _bars(panel, [row for row in rows if row["preset"] == preset], forms)
+            panel.set_title(preset)
+        for panel in panels[len(presets) :]:
+            panel.set_axis_off()
+        panels[0].set_yticks(range(len(forms)), [" ".join(form) for form in forms])
+        panels[0].invert_yaxis()
+        panels[0].legend(loc="lower right", title="phrases an image")
+        figure.supxlabel("time against the plain re-creation of the same work (1: as fast)")
         temporary = file.with_name(file.name + ".part")
         figure.savefig(temporary, format="svg", metadata={"Date": None})
     temporary.replace(file)
+
+
+def _bars(panel: Axes, rows: Sequence[dict[str, Any]], forms: list[tuple[str, str]]) -> None:
+    counts = sorted({row["phrases_per_image"] for row in rows})
+    thick = 0.8 / len(counts)
+    for number, (count, shade) in enumerate(zip(counts, ("#3b6ea5", "#9dbbd8"), strict=True)):
+        asked = [row for row in rows if row["phrases_per_image"] == count]
+        places = [forms.index((row["backend"], row["precision"])) - 0.4 + thick * (number + 0.5) for row in asked]
+        ratios = [row["ratio_to_reference"] for row in asked]
+        bars = panel.barh(places, ratios, thick * 0.95, color=shade, label=str(count))
+        panel.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
+    panel.axvline(1, color="#333333", linewidth=0.8, linestyle="--")
+    panel.margins(x=0.15)
