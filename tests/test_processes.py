@@ -71,7 +71,7 @@ def test_an_evaluation_is_the_same_to_the_last_digit(tiny: Grounder, squares: Pa
 def test_two_processes_and_accumulation_learn_as_one_batch_does(uneven: Path, tmp_path: Path) -> None:
     """Losses within 1e-4 of themselves, weights within 1e-4: sums are taken in another order.
 
-    The where-map's bias is left out: a softmax does not see it, so its gradient is rounding, which AdamW makes steps of.
+    Not the where-map's bias: a softmax does not see it, so its gradient is rounding, of which AdamW makes steps.
     """
     ways = {"one": (1, 4, 1), "accumulated": (1, 2, 2), "two": (2, 2, 1), "both": (2, 1, 2)}
     curves, ends = {}, {}
