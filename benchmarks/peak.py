@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from epmvg.backends.exported import IMAGE, PHRASES, SUFFIX
 from epmvg.bench.ask import noise
 from epmvg.bench.machine import SIDE, machine
-from epmvg.bench.suite import count_flops, in_turn, shares, where_time_goes
+from epmvg.bench.suite import in_turn, shares, where_time_goes
 from epmvg.bench.work import Engine, Work, engines
 
 SIZES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 7), (4, 7))
@@ -56,12 +56,12 @@ def measure(preset: str, rounds: int, clock: Callable[[], float]) -> Iterator[di
     square = torch.randn(SIDE, SIDE)
     with tempfile.TemporaryDirectory() as folder:
         offered = [one for one in engines(work, Path(folder), print) if one.precision == "fp32"]
-        flops = {size: counted(offered, *size) for size in SIZES}
+        flops = {size: counted(work, *size) for size in SIZES}
         for engine in offered:
             sweep = [partial(engine.answer, *size) for size in SIZES]
             of_peak, *times = in_turn([lambda: torch.mm(square, square), *sweep], rounds, clock)
             peak = 2 * SIDE**3 / statistics.median(of_peak) / 1e9
-            own = [flops[size][engine.backend] / 1e9 for size in SIZES]
+            own = [flops[size][engine.folder is not None] / 1e9 for size in SIZES]
             rates = [each / statistics.median(taken) for each, taken in zip(own, times, strict=True)]
             best = max(range(len(SIZES)), key=lambda number: rates[number])
             gone = (
@@ -82,14 +82,11 @@ def measure(preset: str, rounds: int, clock: Callable[[], float]) -> Iterator[di
             }
 
 
-def counted(offered: list[Engine], images: int, phrases: int) -> dict[str, int]:
-    """Count each backend's operations: exported graphs carry the padded tokens that torch leaves out."""
-    ours = next(one for one in offered if one.backend == "torch")
-    with torch.inference_mode():
-        of_torch = count_flops(lambda: ours.answer(images, phrases))
-        with patch("torch.compiler.is_exporting", lambda: True):
-            of_graphs = count_flops(lambda: ours.answer(images, phrases))
-    return {one.backend: of_torch if one is ours else of_graphs for one in offered}
+def counted(work: Work, images: int, phrases: int) -> tuple[int, int]:
+    """Count the operations of torch and of exported graphs, which carry the padded tokens that torch leaves out."""
+    of_torch = work.flops(images, phrases)
+    with patch("torch.compiler.is_exporting", lambda: True):
+        return of_torch, work.flops(images, phrases)
 
 
 def profiled(engine: Engine, work: Work, images: int, phrases: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from epmvg.activations import LiveTensors
 from epmvg.boxes import paired_iou, to_xyxy
 from epmvg.distill.losses import GroundingLoss
 from epmvg.models import presets
@@ -148,6 +149,19 @@ def test_checkpointed_layers_give_the_same_gradients(model: Grounder) -> None:
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_checkpointed_blocks_keep_less_of_a_swin() -> None:
+    """A block keeps only its input; the rest is what BERT, the neck and the fusion keep."""
+    model = create_model("tiny-swin").train()
+    given, kept = inputs(model), []
+    for checkpointed in (False, True):
+        model.checkpoint_layers(checkpointed)
+        with LiveTensors([*model.parameters(), *model.buffers(), *given]) as live:
+            box = model(*given).box
+        kept.append(live.megabytes())
+        del box
+    assert kept[1] < 0.7 * kept[0]
 
 
 @torch.no_grad()

@@ -18,13 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.autograd.profiler import profile
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from epmvg.activations import LiveTensors
 from epmvg.bench import PHRASES
 from epmvg.bench.machine import machine
 from epmvg.bench.memory import peaks
-from epmvg.bench.work import Engine, Work, engines
+from epmvg.bench.work import ENGINES, Engine, Work, engines
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.transforms import Augment
 from epmvg.models.presets import preset
@@ -71,40 +70,40 @@ def bench(
     for number, name in enumerate(presets):
         if progress:
             progress(number, len(presets))
-        asked = partial(_answering, name, quick, memory, found["machine"]["peak_gflops"])
-        for what, measure in (("answering", asked), ("training", partial(_training, name, quick))):
-            try:
-                for part, rows in _apart(measure).items():
-                    found[part] += rows
-            except BrokenProcessPool:
-                found["left_out"].append(
-                    f"{name} is left out of {what}: what measured it was killed, perhaps for memory."
-                )
+        with tempfile.TemporaryDirectory() as folder:
+            asked = partial(_answering, name, Path(folder), quick, memory, found["machine"]["peak_gflops"])
+            parts: dict[str, Callable[[], Figures]] = {backend: partial(asked, backend) for backend in ENGINES}
+            for what, measure in (parts | {"training": partial(_training, name, quick)}).items():
+                try:
+                    for part, rows in _apart(measure).items():
+                        found[part] += rows
+                except BrokenProcessPool:
+                    said = f"{what} of {name} is left out: what measured it was killed, perhaps for memory."
+                    found["left_out"].append(said)
     if progress:
         progress(len(presets), len(presets))
     return found
 
 
 def _apart(measure: Callable[[], Figures]) -> Figures:
-    """Measure in a process of its own: what a network, its graphs and its optimizer held is not all given back."""
+    """Measure in a process of its own: what networks, graphs and optimizers held is not all given back."""
     with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (torch.get_num_threads(),)) as apart:
         return apart.submit(measure).result()
 
 
-def _answering(name: str, quick: bool, memory: bool, peak: dict[str, float]) -> Figures:
-    """Measure how a preset answers in every backend."""
+def _answering(name: str, folder: Path, quick: bool, memory: bool, peak: dict[str, float], backend: str) -> Figures:
+    """Measure how a preset answers in a backend, whose graphs lie or are put into `folder`."""
     rounds = 3 if quick else 9
     work = Work(name)
     found: Figures = {"left_out": [], "batches": []}
-    with tempfile.TemporaryDirectory() as folder:
-        offered = engines(work, Path(folder), found["left_out"].append)
-        with torch.inference_mode():
-            found["rows"] = answers(work, offered, rounds, peak, memory)
-            found["matrix"] = [
-                {"preset": name} | where_time_goes(engine) for engine in offered if engine.backend == "torch"
-            ]
-            if not quick:
-                found["batches"] = batches(work, offered)
+    offered = engines(work, folder, found["left_out"].append, [backend])
+    with torch.inference_mode():
+        found["rows"] = answers(work, offered, rounds, peak, memory)
+        found["matrix"] = [
+            {"preset": name} | where_time_goes(engine) for engine in offered if engine.backend == "torch"
+        ]
+        if not quick:
+            found["batches"] = batches(work, offered)
     found["sizes"] = [
         {"preset": name, "backend": e.backend, "precision": e.precision, "mb": e.size_mb} for e in offered
     ]
@@ -124,6 +123,8 @@ def answers(
     work: Work, offered: Sequence[Engine], rounds: int, peak: dict[str, float], memory: bool
 ) -> list[dict[str, Any]]:
     """Time each engine and the plain re-creation in turn on one image; a row an engine and number of phrases."""
+    if not offered:
+        return []
     plain, rows = work.plain(), []
     mb = {}
     if memory:
@@ -134,7 +135,7 @@ def answers(
         runs += [lambda e=engine, n=phrases: e.answer(1, n) for engine in offered]  # type: ignore[misc]
         plainly, *others = in_turn(runs, rounds)
         truth = work.ask_plainly(plain, phrases).numpy()
-        flops = count_flops(lambda n=phrases: offered[0].answer(1, n))  # type: ignore[misc]
+        flops = work.flops(1, phrases)
         for engine, times in zip(offered, others, strict=True):
             seconds = statistics.median(times)
             rate = flops / seconds / 1e9
@@ -222,9 +223,10 @@ def training(work: Work, rounds: int) -> list[dict[str, Any]]:
 
 
 class OurStep:
-    """A training step of two images with some phrases each."""
+    """A training step of two images, or one, with some phrases each."""
 
-    def __init__(self, work: Work, optimizer: torch.optim.Optimizer, phrases: int, images: int = 2) -> None:
+    def __init__(self, work: Work, optimizer: torch.optim.Optimizer, phrases: int) -> None:
+        images = 1 if work.student.visual.query_aware else 2  # a phrase costs such a branch nearly an image's memory
         self.student, self.optimizer, self.phrases = work.student, optimizer, images * phrases
         words = work.student.tokenize(PHRASES[:phrases] * images)
         self.inputs = (*work.pictures(images), *words, torch.arange(images).repeat_interleave(phrases))
@@ -304,15 +306,3 @@ def in_turn(
 
 def quantile(times: Sequence[float], share: float) -> float:
     return float(np.quantile(np.array(times), share))
-
-
-def count_flops(run: Callable[[], object]) -> int:
-    """Count the operations of convolutions, matrix products and attention; a multiplication and an addition are two."""
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch counts CUDA's alone
-
-    def of_attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-        return int(sdpa_flop_count(q, k, v))
-
-    with FlopCounterMode(display=False, custom_mapping={attention: of_attention}) as counter:
-        run()
-    return int(counter.get_total_flops())

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from epmvg.backends.eager import EagerBackend
 from epmvg.backends.exported import ExportedBackend, guest
@@ -49,6 +51,13 @@ class Work:
         tokens, token_pad = self.student.tokenize(phrases)
         room = self.student.length - tokens.shape[1]
         return torch.nn.functional.pad(tokens, (0, room)), torch.nn.functional.pad(token_pad, (0, room), value=True)
+
+    @torch.inference_mode()
+    def flops(self, images: int, phrases: int) -> int:
+        """Count the operations of one pass, every phrase's text encoder included."""
+        words = self.student.tokenize(PHRASES[:phrases] * images)
+        owner = torch.arange(images).repeat_interleave(phrases)
+        return count_flops(lambda: self.student(*self.pictures(images), *words, owner))
 
     def plain(self) -> PlainGrounder:
         return PlainGrounder(self.student).eval()
@@ -138,18 +147,33 @@ ENGINES: dict[str, Callable[[Work, Path], Iterator[Engine]]] = {
 }
 
 
-def engines(work: Work, folder: Path, leave_out: Callable[[str], None]) -> list[Engine]:
+def engines(
+    work: Work, folder: Path, leave_out: Callable[[str], None], backends: Iterable[str] = ENGINES
+) -> list[Engine]:
     """Return every engine that this installation has for a preset; say which it lacks, and why, to `leave_out`.
 
     Args:
         work: the preset's.
-        folder: an empty one for what is exported; it must stay while the engines are used.
+        folder: for what is exported, empty or with what was exported of this work; it must stay while engines are used.
         leave_out: called with a sentence.
+        backends: of `ENGINES`.
     """
     offered: list[Engine] = []
-    for backend, make in ENGINES.items():
+    for backend in backends:
         try:
-            offered += make(work, folder)
+            offered += ENGINES[backend](work, folder)
         except InputError as error:
             leave_out(f"{backend} of {work.preset} is left out. {error}")
     return offered
+
+
+def count_flops(run: Callable[[], object]) -> int:
+    """Count the operations of convolutions, matrix products and attention; a multiplication and an addition are two."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch counts CUDA's alone
+
+    def of_attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))
+
+    with FlopCounterMode(display=False, custom_mapping={attention: of_attention}) as counter:
+        run()
+    return int(counter.get_total_flops())

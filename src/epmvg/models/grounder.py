@@ -20,7 +20,7 @@ from epmvg.boxes import paired_iou, to_cxcywh, to_xyxy
 from epmvg.confidence import Calibration
 from epmvg.models.linguistic import LinguisticBranch
 from epmvg.models.transformer import MLP, Encoder, content_first, sine_position
-from epmvg.models.visual import VisualBranch
+from epmvg.models.visual import SwinBranch, VisualBranch
 from epmvg.types import InputError, Output
 
 Vls = Literal["first", "content", "mean", "learned"]
@@ -143,9 +143,9 @@ class Grounder(nn.Module):
         return encoded["input_ids"], encoded["attention_mask"] == 0
 
     def checkpoint_layers(self, wanted: bool = True) -> None:
-        """Choose whether training computes the layers of the fusion and of the visual encoder twice to save memory."""
+        """Choose whether training computes the layers of fusion and visual encoder, or Swin, twice to save memory."""
         for module in self.modules():
-            if isinstance(module, Encoder):
+            if isinstance(module, (Encoder, SwinBranch)):
                 module.checkpointed = wanted
 
     def encode_image(self, image: Tensor, pad: Tensor, features: Tensor | None = None) -> EncodedImages:

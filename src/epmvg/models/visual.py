@@ -15,6 +15,7 @@ import torch
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from epmvg.models.modulation import ChannelGate, QueryGate
 from epmvg.models.norms import freeze_norms
@@ -164,6 +165,9 @@ class SwinBranch(VisualBranch):
         drop_path: stochastic depth of the last block.
         frozen: names (prefixes) of backbone modules that never train.
         mean, std: of the pixels, RGB in 0..1.
+
+    Attributes:
+        checkpointed: whether a training step keeps only the input of each of Swin's blocks, as `Encoder.checkpointed`.
     """
 
     def __init__(
@@ -199,6 +203,7 @@ class SwinBranch(VisualBranch):
             nn.init.xavier_uniform_(cast(nn.Linear, layer).weight)
             nn.init.zeros_(cast(nn.Linear, layer).bias)
         self.scale_embed = nn.Embedding(len(_NECK_STRIDES), width)
+        self.checkpointed = False
         self.climbs = min(3, _NECK_STRIDES.index(self.strides[-1]))  # steps from fine to coarse that somebody reads
         self.stage_gates, self.neck_gates = nn.ModuleList(), nn.ModuleList()
         if self.query_aware:
@@ -216,14 +221,14 @@ class SwinBranch(VisualBranch):
         """Return the first stage's map [I, S/4, S/4, C']: what comes before the first gate."""
         swin = cast(Any, self.backbone)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            first: Tensor = _stage(swin.layers[0], swin.patch_embed(self.pixels(image, pad)))
+            first: Tensor = _stage(swin.layers[0], swin.patch_embed(self.pixels(image, pad)), self.checkpointed)
         return first
 
     def tokens(self, maps: Tensor, pad: Tensor, query: Tensor | None = None, owner: Tensor | None = None) -> Tensor:
         x = maps
         levels = []
         for number, stage in enumerate(cast(Any, self.backbone).layers):
-            x = x if number == 0 else _stage(stage, x)
+            x = x if number == 0 else _stage(stage, x, self.checkpointed)
             if self.query_aware:
                 x, pad, owner = self._gate(self.stage_gates[number], x, pad, query, owner)
             levels.append(self.lateral[number](self.norms[number](x)))  # [P, S/4, S/4, C] to [P, S/32, S/32, C]
@@ -269,7 +274,7 @@ def _add_above(fine: Tensor, coarse: Tensor) -> Tensor:
     return (_squares(fine) + coarse[:, :, None, :, None]).flatten(1, 2).flatten(2, 3)
 
 
-def _stage(stage: Any, x: Tensor) -> Tensor:
+def _stage(stage: Any, x: Tensor, checkpointed: bool) -> Tensor:
     """Run a stage of timm's Swin, its patch merging first, on x [B, H, W, C]."""
     x = stage.downsample(x)
     side = stage.blocks[0].window_size[0]
@@ -279,9 +284,16 @@ def _stage(stage: Any, x: Tensor) -> Tensor:
     if shifted is not None:
         hide = shifted.get_attn_mask(x.new_empty(1, x.shape[1] + room[0], x.shape[2] + room[1], 1))
     for block in stage.blocks:
-        x = x + block.drop_path1(_window_attention(block, block.norm1(x), room, hide))
-        x = x + block.drop_path2(block.mlp(block.norm2(x)))
+        if checkpointed and torch.is_grad_enabled():
+            x = checkpoint(_block, block, x, room, hide, use_reentrant=False)
+        else:
+            x = _block(block, x, room, hide)
     return x
+
+
+def _block(block: SwinTransformerBlock, x: Tensor, room: list[int], hide: Tensor | None) -> Tensor:
+    x = x + block.drop_path1(_window_attention(block, block.norm1(x), room, hide))
+    return x + cast(Tensor, block.drop_path2(block.mlp(block.norm2(x))))
 
 
 def _window_attention(block: SwinTransformerBlock, x: Tensor, room: list[int], hide: Tensor | None) -> Tensor:
