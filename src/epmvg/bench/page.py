@@ -93,6 +93,7 @@ def _plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
         for panel, preset in zip(panels, presets, strict=False):
             _bars(panel, [row for row in rows if row["preset"] == preset], forms)
             panel.set_title(preset)
+            panel.tick_params(labelbottom=True)
         for panel in panels[len(presets) :]:
             panel.set_axis_off()
         panels[0].set_yticks(range(len(forms)), [" ".join(form) for form in forms])
