@@ -17,6 +17,7 @@ from PIL import Image
 from epmvg import export
 from epmvg.backends.eager import EagerBackend
 from epmvg.backends.exported import SETTINGS, ExportedBackend
+from epmvg.bench.ask import noise
 from epmvg.cli import main
 from epmvg.data.views import canvas_of, evaluation_view, lay
 from epmvg.export.parity import largest_difference
@@ -162,6 +163,22 @@ def test_int8_is_smaller_near_and_scored(
     assert 0 < settings["int8_difference_px"] < 6.4  # a tenth of the canvas of these random weights
     assert (tmp_path / "int8" / "image.onnx").stat().st_size < 0.4 * (exported / "image.onnx").stat().st_size
     assert Predictor(tmp_path / "int8")(photo(0), "dog")[0].box[2] <= 90
+
+
+def test_weights_of_seven_bits_cannot_overflow(exported: Path, tmp_path: Path) -> None:
+    """Two products of 255 and 64 fit sixteen bits; of 255 and 127 they do not."""
+    import onnx
+
+    from epmvg.export.int8 import quantize
+
+    largest = {}
+    for bits in (7, 8):
+        folder = shutil.copytree(exported, tmp_path / str(bits))
+        quantize(folder, [noise(ExportedBackend(folder).canvas)], bits)
+        parts = [part for file in folder.glob("*.onnx") for part in onnx.load(file).graph.initializer]
+        found = [onnx.numpy_helper.to_array(part) for part in parts]
+        largest[bits] = max(int(abs(part.astype(int)).max()) for part in found if part.dtype == np.int8 and part.size)
+    assert 2 * 255 * largest[7] < 2**15 <= 2 * 255 * largest[8]
 
 
 def test_int8_may_be_calibrated_on_another_split(tmp_path: Path) -> None:

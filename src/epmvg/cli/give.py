@@ -64,6 +64,7 @@ def export(
     photos: Annotated[int, typer.Option(min=1, help="To calibrate on, at most.")] = 64,
     phrases: Annotated[int, typer.Option(min=1, help="To score on other photos, at most.")] = 1000,
     accept_loss: Annotated[bool, typer.Option("--accept-loss", help="Write int8 even if it loses accuracy.")] = False,
+    weight_bits: Annotated[int, typer.Option(min=7, max=8, help="Of int8; 7 for processors without VNNI.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Export a run for ONNX Runtime or OpenVINO, after checking that it answers as the run does."""
@@ -80,6 +81,7 @@ def export(
         kind=kind.value,
         photos=chosen,
         accept_loss=accept_loss,
+        weight_bits=weight_bits,
         say=lambda line: errors.print(line, soft_wrap=True),
     )
     if as_json:

@@ -93,6 +93,7 @@ def export_run(
     kind: Format = "onnx",
     photos: Photos | None = None,
     accept_loss: bool = False,
+    weight_bits: int = 8,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Export a run into a folder that needs neither torch nor the run.
@@ -103,6 +104,7 @@ def export_run(
         kind: which runtime the folder is for.
         photos: quantise to int8, calibrated and scored on these; None keeps float weights.
         accept_loss: write an int8 export whose Acc@0.5 falls by more than `MOST_LOSS`, too.
+        weight_bits: of int8; 7 for processors without VNNI, where eight bits may overflow.
         say: called with a line about each thing measured.
 
     Returns:
@@ -133,7 +135,7 @@ def export_run(
         done = plain
         if photos:
             done = folder / "int8"
-            settings |= _quantize(plain, done, settings, (chosen, rows), accept_loss, say)
+            settings |= _quantize(plain, done, settings, (chosen, rows), accept_loss, weight_bits, say)
         write_json(done / SETTINGS, settings)
         for file in [done / f"{name}.onnx" for name in (IMAGE, PHRASES) if kind != "onnx"]:
             file.unlink()
@@ -165,6 +167,7 @@ def _quantize(
     settings: dict[str, Any],
     photos: tuple[Sequence[Path], Sequence[Record]],
     accept_loss: bool,
+    weight_bits: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Write the int8 twin of a float export and score both; return the settings that differ."""
@@ -172,7 +175,7 @@ def _quantize(
 
     chosen, rows = photos
     shutil.copytree(plain, folder)
-    quantize(folder, (_canvas(photo, settings["canvas"]) for photo in chosen))
+    quantize(folder, (_canvas(photo, settings["canvas"]) for photo in chosen), weight_bits)
     if settings["format"] == "openvino":
         to_openvino(folder)
     moved = largest_difference(ExportedBackend(plain), ExportedBackend(folder))
@@ -186,7 +189,8 @@ def _quantize(
             f"more than {MOST_LOSS}: calibrate on more photos like those it will meet, or give --accept-loss."
         )
     scores = {"n": before.n, "acc50": {"fp32": before.acc50, "int8": after.acc50}}
-    return {"precision": "int8", "calibrated_on": len(chosen), "int8_difference_px": round(moved, 3), "scores": scores}
+    found = {"precision": "int8", "weight_bits": weight_bits, "calibrated_on": len(chosen)}
+    return found | {"int8_difference_px": round(moved, 3), "scores": scores}
 
 
 def score(ground: Predictor, records: Sequence[Record]) -> Scores:

@@ -1,7 +1,7 @@
 """Eight-bit graphs: the image's quantised statically after looking at photos, the phrase's text encoder dynamically.
 
-Weights are symmetric, per channel and of seven bits, activations of the image graph asymmetric with ranges seen while
-calibrating. What reads the boxes, and all that attends, stays in float; so do the first convolution and depthwise ones.
+Weights are symmetric and per channel, activations of the image graph asymmetric with ranges seen while calibrating.
+What reads the boxes, and all that attends, stays in float; so do the first convolution and depthwise ones.
 """
 
 from __future__ import annotations
@@ -26,13 +26,6 @@ Canvas = tuple[NDArray[np.float32], NDArray[np.bool_]]
 TEXT = "model.linguistic"
 """Whose products are quantised in the phrase graph."""
 
-_WEIGHTS: dict[str, Any] = {
-    "per_channel": True,
-    "weight_type": QuantType.QInt8,
-    "reduce_range": True,  # seven bits: without VNNI two products are added in sixteen, and eight overflow
-    "extra_options": {"MatMulConstBOnly": True},
-}
-
 
 class _Photos(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, canvases: Iterable[Canvas]) -> None:
@@ -43,9 +36,14 @@ class _Photos(CalibrationDataReader):  # type: ignore[misc]
         return None if canvas is None else {"image": canvas[0], "pad": canvas[1]}
 
 
-def quantize(folder: Path, canvases: Iterable[Canvas]) -> None:
-    """Replace image.onnx and phrases.onnx of a folder by eight-bit ones, calibrated on canvases."""
+def quantize(folder: Path, canvases: Iterable[Canvas], weight_bits: int = 8) -> None:
+    """Replace image.onnx and phrases.onnx of a folder by eight-bit ones, calibrated on canvases.
+
+    Weights may have seven bits instead: a processor without VNNI adds two products in sixteen bits, and eight overflow.
+    """
     image, phrases = folder / f"{IMAGE}.onnx", folder / f"{PHRASES}.onnx"
+    weights: dict[str, Any] = {"per_channel": True, "weight_type": QuantType.QInt8, "reduce_range": weight_bits == 7}
+    weights["extra_options"] = {"MatMulConstBOnly": True}
     with quiet():
         prepared = _prepared(image)
         quantize_static(
@@ -56,7 +54,7 @@ def quantize(folder: Path, canvases: Iterable[Canvas]) -> None:
             op_types_to_quantize=["Conv", "MatMul"],
             nodes_to_exclude=_kept_in_float(prepared),
             activation_type=QuantType.QUInt8,
-            **_WEIGHTS,
+            **weights,
         )
         prepared.unlink()
         text = _products(phrases, TEXT)
@@ -66,7 +64,7 @@ def quantize(folder: Path, canvases: Iterable[Canvas]) -> None:
             phrases,
             op_types_to_quantize=["MatMul"],
             nodes_to_quantize=text,
-            **_WEIGHTS,
+            **weights,
         )
         prepared.unlink()
 
