@@ -71,34 +71,36 @@ def bench(
         if progress:
             progress(number, len(presets))
         with tempfile.TemporaryDirectory() as folder:
-            asked = partial(_answering, name, Path(folder), quick, memory, found["machine"]["peak_gflops"])
+            plain_mb = peaks(name, "plain", "fp32") if memory else None
+            asked = partial(_answering, name, Path(folder), quick, plain_mb, found["machine"]["peak_gflops"])
             parts: dict[str, Callable[[], Figures]] = {backend: partial(asked, backend) for backend in ENGINES}
             for what, measure in (parts | {"training": partial(_training, name, quick)}).items():
-                try:
-                    for part, rows in _apart(measure).items():
-                        found[part] += rows
-                except BrokenProcessPool:
-                    said = f"{what} of {name} is left out: what measured it was killed, perhaps for memory."
-                    found["left_out"].append(said)
+                for part, rows in _apart(f"{what} of {name}", measure).items():
+                    found[part] += rows
     if progress:
         progress(len(presets), len(presets))
     return found
 
 
-def _apart(measure: Callable[[], Figures]) -> Figures:
+def _apart(what: str, measure: Callable[[], Figures]) -> Figures:
     """Measure in a process of its own: what networks, graphs and optimizers held is not all given back."""
     with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (torch.get_num_threads(),)) as apart:
-        return apart.submit(measure).result()
+        try:
+            return apart.submit(measure).result()
+        except BrokenProcessPool:
+            return {"left_out": [f"{what} is left out: what measured it was killed, perhaps for memory."]}
 
 
-def _answering(name: str, folder: Path, quick: bool, memory: bool, peak: dict[str, float], backend: str) -> Figures:
+def _answering(
+    name: str, folder: Path, quick: bool, plain_mb: dict[int, int] | None, peak: dict[str, float], backend: str
+) -> Figures:
     """Measure how a preset answers in a backend, whose graphs lie or are put into `folder`."""
     rounds = 3 if quick else 9
     work = Work(name)
     found: Figures = {"left_out": [], "batches": []}
     offered = engines(work, folder, found["left_out"].append, [backend])
     with torch.inference_mode():
-        found["rows"] = answers(work, offered, rounds, peak, memory)
+        found["rows"] = answers(work, offered, rounds, peak, plain_mb)
         found["matrix"] = [
             {"preset": name} | where_time_goes(engine) for engine in offered if engine.backend == "torch"
         ]
@@ -120,16 +122,18 @@ def _training(name: str, quick: bool) -> Figures:
 
 
 def answers(
-    work: Work, offered: Sequence[Engine], rounds: int, peak: dict[str, float], memory: bool
+    work: Work, offered: Sequence[Engine], rounds: int, peak: dict[str, float], plain_mb: dict[int, int] | None
 ) -> list[dict[str, Any]]:
-    """Time each engine and the plain re-creation in turn on one image; a row an engine and number of phrases."""
+    """Time each engine and the plain re-creation in turn on one image; a row an engine and number of phrases.
+
+    With the re-creation's peak memory by phrases, `plain_mb`, that of each engine is measured beside it.
+    """
     if not offered:
         return []
     plain, rows = work.plain(), []
     mb = {}
-    if memory:
+    if plain_mb is not None:
         mb = {(e.backend, e.precision): peaks(work.preset, e.backend, e.precision, e.folder) for e in offered}
-    plain_mb = peaks(work.preset, "plain", "fp32") if memory else {}
     for phrases in COUNTS:
         runs: list[Callable[[], Any]] = [lambda n=phrases: work.ask_plainly(plain, n)]  # type: ignore[misc]
         runs += [lambda e=engine, n=phrases: e.answer(1, n) for engine in offered]  # type: ignore[misc]
@@ -153,7 +157,7 @@ def answers(
                     "phrases_per_s": round(phrases / seconds, 2),
                     "peak_mb": mb.get((engine.backend, engine.precision), {}).get(phrases),
                     "reference_ms": round(statistics.median(plainly) * 1e3, 2),
-                    "reference_peak_mb": plain_mb.get(phrases),
+                    "reference_peak_mb": (plain_mb or {}).get(phrases),
                     "ratio_to_reference": round(seconds / statistics.median(plainly), 3),
                     "gflops": round(flops / 1e9, 2),
                     "gflops_per_s": round(rate, 1),
@@ -228,8 +232,7 @@ class OurStep:
     def __init__(self, work: Work, optimizer: torch.optim.Optimizer, phrases: int) -> None:
         images = 1 if work.student.visual.query_aware else 2  # a phrase costs such a branch nearly an image's memory
         self.student, self.optimizer, self.phrases = work.student, optimizer, images * phrases
-        words = work.student.tokenize(PHRASES[:phrases] * images)
-        self.inputs = (*work.pictures(images), *words, torch.arange(images).repeat_interleave(phrases))
+        self.inputs = work.inputs(images, phrases)
         self.target = torch.full((self.phrases, 4), 0.4)
 
     def loss(self) -> Tensor:

@@ -52,12 +52,15 @@ class Work:
         room = self.student.length - tokens.shape[1]
         return torch.nn.functional.pad(tokens, (0, room)), torch.nn.functional.pad(token_pad, (0, room), value=True)
 
+    def inputs(self, images: int, phrases: int) -> tuple[Tensor, ...]:
+        """Return what the student is given for images with some phrases each: image, pad, tokens, token_pad, owner."""
+        words = self.student.tokenize(PHRASES[:phrases] * images)
+        return (*self.pictures(images), *words, torch.arange(images).repeat_interleave(phrases))
+
     @torch.inference_mode()
     def flops(self, images: int, phrases: int) -> int:
         """Count the operations of one pass, every phrase's text encoder included."""
-        words = self.student.tokenize(PHRASES[:phrases] * images)
-        owner = torch.arange(images).repeat_interleave(phrases)
-        return count_flops(lambda: self.student(*self.pictures(images), *words, owner))
+        return count_flops(lambda: self.student(*self.inputs(images, phrases)))
 
     def plain(self) -> PlainGrounder:
         return PlainGrounder(self.student).eval()
