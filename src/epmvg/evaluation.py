@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -93,6 +94,18 @@ def answered_row(record: Record, box: list[float] | None, iou: float, score: flo
 
 
 _KEPT = ("kind", "types", "dataset", "split", "category", "absent")
+
+
+def with_misses(rows: Sequence[Row], records: Sequence[Record]) -> list[Row]:
+    """Return rows of predictions, with a miss for each record that has none because its image could not be read."""
+    known = Counter((row["image"], row["phrase"], row["id"], tuple(row["target"])) for row in rows)
+    missed = []
+    for record in records:
+        key = (str(record.image), record.phrase, record.id, tuple(record.box))
+        known[key] -= 1
+        if known[key] < 0:
+            missed.append(answered_row(record, None, 0.0, None))
+    return [*rows, *missed]
 
 
 def overlaps(boxes: Sequence[Sequence[float]], targets: Sequence[Sequence[float]]) -> list[float]:
@@ -287,6 +300,7 @@ def evaluation_loader(
     stored: dict[str, Tensor] | None = None,
     rank: int = 0,
     world: int = 1,
+    tolerant: bool = False,
 ) -> GroundingLoader:
     """Make the loader of an evaluation: evaluation views, rows in order, nothing left out.
 
@@ -301,6 +315,7 @@ def evaluation_loader(
         stored=stored,
         rank=rank,
         world=world,
+        tolerant=tolerant,
     )
 
 

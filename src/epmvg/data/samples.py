@@ -25,9 +25,9 @@ class Samples:
     @classmethod
     def of(cls, records: Sequence[Record]) -> Samples:
         """Digest samples. An image is known by its path below the folder that holds all of them."""
-        paths = {record.image: os.path.abspath(record.image) for record in records}
-        base = os.path.commonpath([os.path.dirname(path) for path in paths.values()]) if paths else ""
-        names = {image: os.path.relpath(path, base).replace(os.sep, "/") for image, path in paths.items()}
+        paths = {record.image: record.image.absolute() for record in records}
+        base = os.path.commonpath([path.parent for path in paths.values()]) if paths else ""
+        names = {image: path.relative_to(base).as_posix() for image, path in paths.items()}
         digest = hashlib.sha256()
         for record in records:
             row = (names[record.image], record.phrase, tuple(map(float, record.box)))

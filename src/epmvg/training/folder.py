@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,8 +50,8 @@ def claimed(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
 def located(recipe: Recipe) -> Recipe:
     """Return the recipe with absolute paths, so that its run can be used from any folder."""
     data, model, distill = recipe.data, recipe.model, recipe.distill
-    name = data.name if data.name in DATASETS else os.path.abspath(data.name)
-    root = None if data.root is None else os.path.abspath(data.root)
+    name = data.name if data.name in DATASETS else str(Path(data.name).absolute())
+    root = None if data.root is None else str(Path(data.root).absolute())
     update: dict[str, Any] = {
         "data": data.model_copy(update={"name": name, "root": root}),
         "model": model.model_copy(update={"start": _located(model.start)}),
@@ -65,7 +64,7 @@ def located(recipe: Recipe) -> Recipe:
 
 def _located(name: str | None) -> str | None:
     """Return the absolute path of what exists here; the name of anything else."""
-    return os.path.abspath(name) if name is not None and Path(name).exists() else name
+    return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
 
 
 def differences(before: Recipe, now: Recipe) -> list[str]:
@@ -73,6 +72,12 @@ def differences(before: Recipe, now: Recipe) -> list[str]:
     old, new = _flat(before.model_dump()), _flat(now.model_dump())
     changed = [key for key in {**old, **new} if key not in FREE and not _same(key, old.get(key), new.get(key))]
     return [f"{key}={_shown(new.get(key))} (was {_shown(old.get(key))})" for key in changed]
+
+
+def another_run(folder: Path) -> str:
+    """Say how to go on where this run cannot be resumed."""
+    kept = f" from this run's weights by model.start={folder}" if (folder / "model.safetensors").exists() else ""
+    return f"start another --out{kept}"
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -83,8 +88,9 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _same(key: str, old: Any, new: Any) -> bool:
-    if key in _PATHS and isinstance(old, str) and isinstance(new, str) and (os.path.isabs(old) or os.path.isabs(new)):
-        return Path(old).name == Path(new).name
+    if key in _PATHS and isinstance(old, str) and isinstance(new, str):
+        paths = Path(old), Path(new)
+        return paths[0].name == paths[1].name if any(path.is_absolute() for path in paths) else old == new
     return bool(old == new)
 
 
@@ -101,8 +107,8 @@ def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         changed = differences(Recipe.load(config), recipe)
         if changed:
             raise InputError(
-                f"{folder} was started with other settings: {', '.join(changed)}. Resume with those it was started "
-                f"with, or start another --out from its best weights by model.start={folder}."
+                f"{folder} was started with other settings: {', '.join(changed)}. Resume it with its own, or "
+                f"{another_run(folder)}."
             )
         return
     if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):

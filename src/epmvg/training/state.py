@@ -15,6 +15,7 @@ import torch
 
 from epmvg.data.samples import SAMPLES, Samples
 from epmvg.processes import gathered, told
+from epmvg.training.folder import another_run
 from epmvg.training.run import Position, Run
 from epmvg.training.spread import like, whole
 from epmvg.types import InputError
@@ -38,8 +39,8 @@ def save_state(run: Run) -> None:
     for name, tensor in student.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(
-                f"{name} holds NaN or infinity after step {run.position.step}: start again with another --out and a "
-                f"lower train.lr or train.clip=1; {run.folder / 'state'} keeps the state before."
+                f"{name} holds NaN or infinity after step {run.position.step}: {another_run(run.folder)}, with a lower "
+                f"train.lr or train.clip=1; {run.folder / 'state'} keeps the state before."
             )
     folder = run.folder / "state"
     with naming(folder):
@@ -76,8 +77,8 @@ def restore(run: Run) -> None:
         return
     if state.get("version") != _VERSION:
         raise InputError(
-            f"{run.folder / 'state'} was saved by another version of epmvg: resume it with that version, or start another "
-            f"--out from its best weights by model.start={run.folder}."
+            f"{run.folder / 'state'} was saved by another version of epmvg: resume it with that one, or "
+            f"{another_run(run.folder)}."
         )
     _check_samples(run)
     processes = len(state["random"])
@@ -132,22 +133,22 @@ def _check_samples(run: Run) -> None:
     known = told(known)
     if known is None:
         return
-    anew = f"bring them back, or start another --out from this run's best weights by model.start={run.folder}"
+    cure = f"bring back what it began with, or {another_run(run.folder)}"
     for name, samples in run.samples.items():
         before = Samples(**known[name])
         if samples != before:
-            how = f"{before} then, {samples} now" if str(before) != str(samples) else f"{samples} then and now"
+            split = "training" if name == "train" else "validation"
             raise InputError(
-                f"The {'training' if name == 'train' else 'validation'} samples of {run.recipe.data.name} changed since "
-                f"{run.folder} began ({how}): {anew}."
+                f"The {split} samples of {run.recipe.data.name} changed since {run.folder} began "
+                f"({before} then, {samples} now): {cure}."
             )
     if run.teacher != known["teacher"] and run.recipe.distill is not None:
-        raise InputError(f"The teacher {run.recipe.distill.teacher} changed since {run.folder} began: {anew}.")
+        raise InputError(f"The teacher {run.recipe.distill.teacher} changed since {run.folder} began: {cure}.")
 
 
 def _generators() -> dict[str, Any]:
     """Return the states of all random number generators of this process, as plain values and tensors."""
-    name, keys, *rest = np.random.get_state(legacy=True)  # type: ignore[misc]
+    name, keys, *rest = cast(tuple[Any, ...], np.random.get_state())
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -183,10 +184,7 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
                 warnings.warn(f"{files[0]} is damaged: going on from {file.name}, step {step}.", stacklevel=4)
             return state
     if files:
-        raise InputError(
-            f"{files[0]} is damaged and no other state is whole: start again with another --out, "
-            f"from this run's best weights by model.start={folder.parent}."
-        )
+        raise InputError(f"{files[0]} is damaged and no other state is whole: {another_run(folder.parent)}.")
     return None
 
 
