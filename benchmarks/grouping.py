@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 from epmvg.distill.losses import GroundingLoss
-from epmvg.hardware import use_bf16
+from epmvg.hardware import cpu_has_bf16
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
@@ -40,7 +40,7 @@ def seconds_of_step(
     owner = torch.arange(batch) // phrases
     target = torch.rand(batch, 4) * 0.4 + 0.3
     start = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16("auto")):
+    with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
         states = memory(tokens, token_pad) if memory else None
         output = model(image, pad, tokens, token_pad, owner, states=states)
     GroundingLoss()(output, target).total.backward()

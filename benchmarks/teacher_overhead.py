@@ -50,7 +50,7 @@ def prepare(preset: str, folder: Path, arguments: argparse.Namespace) -> Run:
         },
         "benchmark",
     )
-    precision = "bf16" if use_bf16(recipe.train.precision) else "no"
+    precision = "bf16" if use_bf16(recipe.train.precision, "cpu") else "no"
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision)
     return prepare_run(recipe, folder / preset, accelerator, lambda row: None)
 

@@ -37,6 +37,15 @@ def test_overrides_land_where_they_say() -> None:
     assert Recipe.load("scenes", "distill=folder", "distill=null").distill is None
 
 
+@pytest.mark.parametrize("text", ["no", "2017", "1_0", "1e3", "0755", "/my #1 set", "/a: b", "[x]/a", "~", "a=b", "on"])
+def test_text_is_taken_as_it_stands(text: str) -> None:
+    recipe = Recipe.load("scenes", f"data.root={text}", f"data.val={text}", f"distill={text}", f"data.train={text}")
+    assert recipe.distill is not None
+    assert (recipe.data.root, recipe.data.val, recipe.data.train, recipe.distill.teacher) == (text,) * 4
+    assert Recipe.load("scenes", "data.root=null").data.root is None
+    assert Recipe.load("scenes", "data.augment=null", "data.augment.flip=0").data.augment is not None
+
+
 def test_a_recipe_says_how_to_distil_and_the_run_from_whom(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("distill: {teacher: null, dense: 0.7}")
     source = tmp_path / "mine.yaml"
@@ -59,6 +68,10 @@ def test_a_recipe_says_how_to_distil_and_the_run_from_whom(tmp_path: Path) -> No
         (["scenes", "trian.epochs=3"], "'trian'; did you mean 'train'"),
         (["scenes", "train.epochs=-1"], r"train.epochs=-1 does not fit"),
         (["scenes", "train.epochs=many"], "train.epochs='many' does not fit"),
+        (["scenes", "train.epochs=inf"], "train.epochs=inf does not fit"),
+        (["scenes", "train.epochs=true"], "train.epochs='true' does not fit"),
+        (["scenes", "train=3", "train.lr=1"], "train.lr cannot be set in train=3"),
+        (["scenes", "model.set=null", "model.canvas=[", "x"], "The value of 'model.canvas' is not valid YAML"),
         (["scenes", "epochs"], "'epochs' is not a setting"),
         (["scenes", "data.augment.flip=2"], r"data.augment.flip=2"),
     ],

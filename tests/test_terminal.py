@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from epmvg.cli import screen
 from epmvg.terminal import Narrator, counting
 
 STEPS = 37
@@ -45,6 +46,22 @@ def test_two_trainings_side_by_side(terminal: bool) -> None:
         "3. Drawing",
         "mine val after 1,234 phrases, 10 s: Acc@0.5 0.250, mean IoU 0.500 (40 phrases)",
     ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_text_of_users_and_files_is_printed_as_it_stands(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    texts = ["a dog [/x]", "[red]apple[/red]", "photos/[old]/1.jpg", ":dog:"]
+    console = Console(file=out, force_terminal=terminal, width=200, markup=False, emoji=False, highlight=False)
+    monkeypatch.setattr(screen, "console", console)
+    screen.table(texts[0], [{texts[1]: texts[2], "b": texts[3]}])
+    with Narrator(console) as tell:
+        tell({"event": "skipped", "why": f"{texts[0]} {texts[1]} {texts[2]} {texts[3]}"})
+        tell(step(STEPS, texts[0]) | {"loss": {"total": 1.0, texts[1]: 1.0}})
+    for text in texts:
+        assert out.getvalue().count(text) >= 2
+    for shared in (screen.told, screen.errors):
+        assert not shared._markup and not shared._emoji
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -7,10 +7,13 @@ Networks, losses and teachers never see a recipe, only plain arguments.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,7 +22,7 @@ from epmvg.types import InputError
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -38,7 +41,7 @@ class ModelSettings(Settings):
             return {"preset": value}
         if isinstance(value, dict):
             own = {key: value[key] for key in value if key in cls.model_fields}
-            own["set"] = dict(own.get("set", {})) | {key: value[key] for key in value if key not in cls.model_fields}
+            own["set"] = dict(own.get("set") or {}) | {key: value[key] for key in value if key not in cls.model_fields}
             return own
         return value
 
@@ -181,7 +184,9 @@ class Recipe(Settings):
 
     @classmethod
     def load(cls, source: str | Path, *overrides: str) -> Recipe:
-        """Read a recipe by name or YAML file and apply `key=value` overrides, values in YAML.
+        """Read a recipe by name or YAML file and apply `key=value` overrides, parsed by the type of each setting.
+
+        Text (names, paths, splits) is taken as it stands; nothing and `null` clear a setting.
 
         Raises:
             InputError: unknown recipe, file or key, or a value that does not fit.
@@ -246,25 +251,62 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     return {"name": path.stem} | values
 
 
+_BARE_NAMES = {"model": "preset", "data": "name", "distill": "teacher"}
+"""Groups that may be given as one name, and the setting that the name is."""
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     """Set one dotted key, making groups on the way; a group that was a bare name becomes a mapping."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"{override!r} is not a setting: write key=value, for example train.epochs=3.")
-    try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise InputError(f"The value of {key!r} is not valid YAML: quote it.") from error
+    value = _parsed(key, text)
     if key == "distill" and isinstance(value, str) and _lacks_teacher(values.get(key)):
         key = "distill.teacher"
     *groups, last = key.split(".")
     for group in groups:
         inner = values.get(group)
-        if isinstance(inner, str):
-            inner = {{"model": "preset", "data": "name", "distill": "teacher"}.get(group, group): inner}
-        values[group] = inner if isinstance(inner, dict) else {}
+        if isinstance(inner, str) and group in _BARE_NAMES:
+            inner = {_BARE_NAMES[group]: inner}
+        if not isinstance(inner, dict | None):
+            raise InputError(f"{key} cannot be set in {group}={inner}, which is not a group of settings: drop one.")
+        values[group] = inner or {}
         values = values[group]
-    values[last] = _number(value)
+    values[last] = value
+
+
+def _parsed(key: str, text: str) -> Any:
+    """Parse the text of an override by the type of its setting; the model's own settings are YAML."""
+    if text in ("", "null"):
+        return None
+    kinds = _types_of(key.split("."))
+    if kinds and all(kind is str or get_origin(kind) is Literal for kind in kinds):
+        return text
+    if kinds and not any(kind in (dict, dict[str, Any]) or _is_group(kind) for kind in kinds):
+        return _number(text)
+    if kinds and not text.startswith("{"):
+        return text  # the bare name of a group
+    try:
+        return _number(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise InputError(f"The value of {key!r} is not valid YAML: quote it.") from error
+
+
+def _types_of(path: Sequence[str]) -> list[Any]:
+    """Return the types that a setting may have besides None; none if there is no such setting."""
+    kinds: list[Any] = [Recipe]
+    for part in path:
+        settings = next((kind for kind in kinds if _is_group(kind)), None)
+        if settings is None or part not in settings.model_fields:
+            return []
+        annotation = settings.model_fields[part].annotation
+        united = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        kinds = [kind for kind in united if kind is not NoneType]
+    return kinds
+
+
+def _is_group(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Settings)
 
 
 def _lacks_teacher(distill: Any) -> bool:
@@ -273,12 +315,11 @@ def _lacks_teacher(distill: Any) -> bool:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; a person means the number."""
+    """Return the number that a text states (YAML 1.1 reads 1e-4 as text), anything else as it is."""
     if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(value)
     return value
 
 
@@ -298,15 +339,5 @@ def _sentence(error: ValidationError, source: str) -> str:
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    settings: type[BaseModel] = Recipe
-    groups: dict[str, type[BaseModel]] = {
-        "model": ModelSettings,
-        "data": DataSettings,
-        "augment": AugmentSettings,
-        "distill": DistillSettings,
-        "loss": LossSettings,
-        "train": TrainSettings,
-    }
-    for part in location[:-1]:
-        settings = groups.get(str(part), settings)
-    return list(settings.model_fields)
+    kinds = _types_of([str(part) for part in location[:-1]])
+    return [key for kind in kinds if _is_group(kind) for key in kind.model_fields]

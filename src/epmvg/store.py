@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from epmvg.data.loader import GroundingLoader
-from epmvg.hardware import use_bf16
+from epmvg.hardware import cpu_has_bf16
 from epmvg.models.grounder import Grounder
 from epmvg.types import InputError, Record
 from epmvg.weights import fingerprint
@@ -70,7 +70,7 @@ def _stored(
     """Open the array if it is there, else compute it into a temporary file and rename that."""
     count = len(images.images)
     first = next(iter(images.batches(0)))
-    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=use_bf16("auto"))  # half precision is what is kept
+    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16())  # half precision is what is kept
     shape = (count, *answer(first.image[:1], first.pad[:1]).shape[1:])
     size = torch.Size(shape).numel()
     if not file.exists():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from epmvg.evaluation import raw_scores
-from epmvg.hardware import use_bf16
+from epmvg.hardware import select_device, use_bf16
 from epmvg.models.grounder import EncodedImages, Grounder
 from epmvg.models.memory import TextMemory
 from epmvg.models.norms import BakedConv, bake_norms
@@ -50,9 +50,9 @@ class EagerBackend:
             torch.set_num_threads(threads)
         self.canvas, self.length, self.calibration = model.canvas, model.length, model.calibration
         self.knows = model.knows
-        self.model = model.to(device).eval().requires_grad_(False)
-        self.device = torch.device(device)
-        self.bf16 = use_bf16(precision)
+        self.device = select_device(device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.bf16 = use_bf16(precision, self.device)
         bake_norms(self.model.visual, padding=True)
         self.model.visual.to(memory_format=torch.channels_last)
         if self.bf16:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from epmvg.hardware import use_bf16
+from epmvg.hardware import cpu_has_bf16
 
 SIDE = 2048  # of the square matrices whose product is the peak: 17 GFLOP, far outside every cache
 
@@ -19,7 +19,7 @@ SIDE = 2048  # of the square matrices whose product is the peak: 17 GFLOP, far o
 def machine() -> dict[str, Any]:
     """Describe the machine, measure its matrix peak, and say how busy it was before."""
     busy = os.getloadavg()[0]
-    precisions = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if use_bf16("auto") else {})
+    precisions = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if cpu_has_bf16() else {})
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -25,7 +25,7 @@ from epmvg.bench import PHRASES
 from epmvg.bench.ask import ask, computed_in, noise
 from epmvg.bench.plain import PlainGrounder
 from epmvg.export import to_openvino, write_folder
-from epmvg.hardware import cpu_has_bf16, use_bf16
+from epmvg.hardware import cpu_has_bf16
 from epmvg.models.factory import create_model
 from epmvg.types import InputError
 
@@ -84,7 +84,7 @@ class Engine:
 
 def torch_engines(work: Work, folder: Path) -> Iterator[Engine]:
     """What `Predictor` makes of a run, in float32, and in bfloat16 where the processor has it."""
-    for precision in ("fp32", "bf16") if use_bf16("auto") else ("fp32",):
+    for precision in ("fp32", "bf16") if cpu_has_bf16() else ("fp32",):
         backend = EagerBackend(copy.deepcopy(work.student), precision=precision)
         kept = backend.model.state_dict().values()
         size = sum(part.numel() * part.element_size() for part in kept) / 1e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import typer
 
 from epmvg import __version__
 from epmvg.cli import ask, datasets, give, judge, learn, screen
+from epmvg.processes import launched
 from epmvg.types import InputError
 
 app = typer.Typer(
@@ -47,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a phrase may hold letters that the terminal's locale lacks
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads: its idle threads spin otherwise
     warnings.formatwarning = lambda message, *_, **__: f"epmvg: {message}\n"
     try:
         app(arguments)
@@ -82,4 +85,5 @@ def _root(
         bool, typer.Option("--quiet", "-q", help="Say nothing while work goes on: answers and mistakes only.")
     ] = False,
 ) -> None:
+    launched()  # incomplete variables of a launcher are named before any work
     screen.told.quiet = screen.errors.quiet = quiet

@@ -228,12 +228,12 @@ def _say_scores(result: dict[str, Any]) -> None:
         if part["unreadable"]:
             first = [f"  {one['where']}: {one['why']}" for one in part["unreadable"][:10]]
             console.print(f"Misses{whose}, answers without a box: {len(part['unreadable']):,}", soft_wrap=True)
-            console.print("\n".join(first), soft_wrap=True, markup=False)
+            console.print("\n".join(first), soft_wrap=True)
         if part["several"]:
             console.print(
                 f"Answers{whose} with several boxes, of which the first counts: {part['several']:,}", soft_wrap=True
             )
-    console.print(f"{result['protocol']}; data {result['stamp']['data_sha256'][:16]}", soft_wrap=True, markup=False)
+    console.print(f"{result['protocol']}; data {result['stamp']['data_sha256'][:16]}", soft_wrap=True)
 
 
 def calibrate(

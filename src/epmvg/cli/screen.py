@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import os
-
 from rich.console import Console
 from rich.table import Table
 
-console = Console()
-"""For answers."""
+from epmvg.processes import launched
 
-told = Console()
-errors = Console(stderr=True)
-"""For what is said while work goes on; `--quiet` silences both."""
+console = Console(markup=False, emoji=False, highlight=False)
+"""For results; the text of users and files is printed as it stands."""
+
+told = Console(markup=False, emoji=False, highlight=False)
+errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
+"""For progress and remarks; `--quiet` silences both."""
 
 RUN = "A folder that training wrote, `default` for the model that ships in this package, or OWNER/NAME on the hub."
 
 
 def is_first() -> bool:
-    """Say whether this is the process that speaks, of those a launcher started together."""
-    return os.environ.get("RANK", "0") == "0"
+    """Return whether this process prints results, of those a launcher started together."""
+    return launched()[0] == 0
 
 
 def say_skipped(skipped: dict[str, int]) -> None:

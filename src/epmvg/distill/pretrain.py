@@ -26,7 +26,7 @@ from epmvg.data.photos import open_image
 from epmvg.data.transforms import render, swap_sides
 from epmvg.data.views import evaluation_view
 from epmvg.distill.teacher import CONFIG, TEXT, WEIGHTS, ClipTeacher, build_clip
-from epmvg.hardware import use_bf16
+from epmvg.hardware import cpu_has_bf16
 from epmvg.types import InputError, Progress
 from epmvg.weights import efficientnet_lite0_state, minilm_folder
 
@@ -235,7 +235,7 @@ def _encode(teacher: ClipTeacher, pairs: Pairs, seen: _Seen, *, mirror: bool) ->
 
 def _trunk_of_images(teacher: ClipTeacher, canvas: Tensor) -> Tensor:
     pixels = ((canvas - teacher.mean) / teacher.std).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16("auto")):
+    with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
         return torch.as_tensor(teacher.clip.visual.trunk(pixels)).float()
 
 
@@ -247,7 +247,7 @@ def _trunk_of_texts(teacher: ClipTeacher, texts: list[str]) -> Tensor:
         part = order[start : start + 256]
         tokens = teacher.tokenize([texts[number] for number in part])
         pad = (tokens != tower.config.pad_token_id).long()
-        with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16("auto")):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
             pooled = tower.pooler(tower.transformer(input_ids=tokens, attention_mask=pad), pad).float()
         for number, answer in zip(part, pooled, strict=True):
             answers[number] = answer

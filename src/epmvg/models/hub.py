@@ -1,4 +1,4 @@
-"""Finds a model's folder, on this disk, in this package, or on the Hugging Face hub, and what its card says it knows."""
+"""Finds a model's folder on this disk, in this package or on the Hugging Face hub, and what its card says it knows."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def plan_row(
 def _recipe(row: Row, scale: Scale, data: str, out: Path, root: str | None, overrides: Sequence[str]) -> Recipe:
     """Return the recipe of a row on a data set: what the row says stands over `overrides`."""
     said = [f"data.root={root}"] if root else []
-    changed = [f"{key}={json.dumps(value)}" for key, value in row.settings.items()]
+    changed = [_override(key, value) for key, value in row.settings.items()]
     if row.distill is None:
         said += ["distill=null", *(each for each in overrides if not each.startswith("distill")), *changed]
     else:
@@ -149,7 +149,7 @@ def _recipe(row: Row, scale: Scale, data: str, out: Path, root: str | None, over
             # The paper's own terms: what a recipe of ours adds to them is left out.
             said += ["distill=null", f"distill.teacher={out / scale.name / OWN_TEACHER}"]
         said += overrides
-        said += [*changed, *(f"distill.{key}={json.dumps(value)}" for key, value in row.distill.items())]
+        said += [*changed, *(_override(f"distill.{key}", value) for key, value in row.distill.items())]
         if _unfrozen(row):
             said.append("train.store=false")  # stored features open no pictures, and this teacher must see them
     if scale.recipe is None:
@@ -164,6 +164,10 @@ def _recipe(row: Row, scale: Scale, data: str, out: Path, root: str | None, over
             "train": train.model_copy(update=longer),
         }
     )
+
+
+def _override(key: str, value: Any) -> str:
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def _remark(row: Row, scale: Scale, recipe: Recipe) -> str:

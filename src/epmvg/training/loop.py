@@ -160,7 +160,7 @@ def _validate(run: Run) -> None:
     settings = run.recipe.train
     run.position.scored = run.position.step
     student = run.whole()
-    rows = predict_rows(student, run.val.batches(0), autocast=use_bf16(settings.precision))
+    rows = predict_rows(student, run.val.batches(0), autocast=use_bf16(settings.precision, run.accelerator.device))
     run.network.train()
     if not run.accelerator.is_main_process:
         return

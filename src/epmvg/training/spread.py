@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
 import accelerate
-import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -21,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import register_dataclass, tree_map_only
 
 from epmvg.config import TrainSettings
-from epmvg.hardware import use_bf16
+from epmvg.hardware import select_device, use_bf16
 from epmvg.types import InputError, Output
 
 T = TypeVar("T")
@@ -39,9 +38,10 @@ def join(settings: TrainSettings) -> accelerate.Accelerator:
         if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
             raise _refusal(name.replace("_", "-"))
     accelerate.state.AcceleratorState._reset_state()  # it keeps the precision of this process's last training
+    device = select_device()
     accelerator = accelerate.Accelerator(
-        cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),  # else several processes stay alone
-        mixed_precision="bf16" if use_bf16(settings.precision) else "no",
+        cpu=device.type == "cpu",  # else several processes stay alone
+        mixed_precision="bf16" if use_bf16(settings.precision, device) else "no",
         gradient_accumulation_steps=settings.accumulate,
     )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:

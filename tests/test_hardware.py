@@ -1,0 +1,79 @@
+"""Devices and processes are chosen from what the machine and the launcher state, and wrong ones are named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from epmvg.hardware import select_device, use_bf16
+from epmvg.processes import launched
+from epmvg.types import InputError
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("name", ["banana", "gpu", "cuda:x", ""])
+def test_an_unknown_device_is_named(name: str) -> None:
+    with pytest.raises(InputError, match=f"no device '{name}'"):
+        select_device(name)
+
+
+def test_an_absent_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for name in ("cuda", "cuda:0", "mps", "xpu"):
+        with pytest.raises(InputError, match=r"not here|not available"):
+            select_device(name)
+    assert select_device("auto") == select_device("cpu") == torch.device("cpu")
+
+
+def test_each_process_of_a_launcher_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert select_device("auto") == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert select_device("auto") == select_device("cuda") == torch.device("cuda", 1)
+    assert select_device("cuda:0") == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match=r"cuda:2 is not here \(2 CUDA devices\)"):
+        select_device("auto")
+
+
+def test_precision_follows_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr("epmvg.hardware.cpu_has_bf16", lambda: True)
+    assert use_bf16("auto", "cpu") and not use_bf16("auto", torch.device("cuda", 1)) and not use_bf16("auto", "mps")
+    assert use_bf16("bf16", "mps") and not use_bf16("fp32", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"RANK": "1"}, "RANK set but WORLD_SIZE is not"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE set but RANK is not"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE=two is not a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "set but MASTER_PORT is not"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "does not fit WORLD_SIZE=2"),
+    ],
+)
+def test_incomplete_variables_of_a_launcher_are_named(
+    variables: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=words):
+        launched()
+
+
+def test_one_process_needs_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launched() == (0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert launched() == (0, 1)
+    monkeypatch.setenv("RANK", "0")
+    assert launched() == (0, 1)
