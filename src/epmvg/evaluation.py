@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from epmvg.config import DataSettings, Recipe
 from epmvg.data.absent import absent_records
 from epmvg.data.catalog import open_records
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.samples import SAMPLES, Samples
 from epmvg.metrics import Scores, Targets, parts_of, stamp
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder, share_inside
@@ -224,6 +226,8 @@ def data_of(run: Path | str, data: str | None, root: str | None, split_key: str 
         InputError: the run has no settings.
     """
     own = Recipe.load(fetch(run) / "config.yaml").data
+    if data is not None and Path(data).resolve() == Path(own.name).resolve():
+        data = own.name  # under another spelling
     root = root or (own.root if data in (None, own.name) else None)
     return own.model_copy(update={"name": data or own.name, "root": root, "split_key": split_key or own.split_key})
 
@@ -239,10 +243,27 @@ def rows_to_ask(
         InputError: the run has no settings, or the data cannot be read.
     """
     settings = data_of(run, data, root, split_key)
-    if split is None and settings.name == data_of(run, None, None, None).name:
+    own = settings.name == data_of(run, None, None, None).name
+    if split is None and own:
         split = settings.val
     records = open_records(settings.name, split=split, root=settings.root, split_key=settings.split_key)
+    if own and split == settings.val:
+        _warn_of_changes(fetch(run), settings, records)
     return settings, split, records
+
+
+def _warn_of_changes(run: Path, settings: DataSettings, records: Sequence[Record]) -> None:
+    """Warn where the validation samples of a run's own data are not those of its training any more."""
+    if not (run / SAMPLES).exists():
+        return
+    before = Samples(**json.loads((run / SAMPLES).read_text(encoding="utf-8"))["val"])
+    now = Samples.of(records)
+    if now != before:
+        warnings.warn(
+            f"The {settings.val} samples of {settings.name} changed since {run} was trained "
+            f"({before} then, {now} now): scores before and after cannot be compared.",
+            stacklevel=3,
+        )
 
 
 def of_some_images(records: Sequence[Record], limit: int, seed: int) -> list[Record]:
