@@ -42,6 +42,7 @@ class Backend(Protocol):
     canvas: int  # S
     length: int  # L
     calibration: Calibration | None  # from the scores that `answer` gives to probabilities
+    knows: str | None  # what the model was trained to recognise
 
     def pieces(self, phrase: str) -> list[int]: ...
 
@@ -109,6 +110,7 @@ class Predictor:
         keep_mb: float = 64,
     ) -> None:
         self.backend: Backend
+        self.name = str(run) if isinstance(run, Path | str) else type(run).__name__
         if isinstance(run, Path | str) and is_exported(Path(run)):
             if device != "cpu" or compile:
                 raise InputError(f"{run} is an exported folder: it runs on the CPU and is compiled already.")
@@ -121,6 +123,15 @@ class Predictor:
             self.backend = EagerBackend(model, device=device, precision=precision, compile=compile, threads=threads)
         self._seen = SeenImages(int(keep_mb * 1e6))
         self._lock = Lock()
+
+    @property
+    def knows(self) -> str | None:
+        """What the model was trained to recognise ("drawn scenes, not photographs"); None where nobody stated it."""
+        return self.backend.knows
+
+    def __repr__(self) -> str:
+        knows = f", knows={self.knows!r}" if self.knows else ""
+        return f"Predictor({self.name!r}, image_size={self.backend.canvas}, max_length={self.backend.length}{knows})"
 
     def __call__(
         self, image: Picture, phrases: Sequence[str] | str, *, min_score: float | Literal["auto"] | None = None
