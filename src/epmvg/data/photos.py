@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +33,7 @@ class Photo:
     """
 
     def __init__(
-        self, source: Path | BytesIO, *, formats: Sequence[str] | None = None, most_pixels: int = MOST_PIXELS
+        self, source: Path | BytesIO, *, formats: tuple[str, ...] | None = None, most_pixels: int = MOST_PIXELS
     ) -> None:
         self.name = str(source) if isinstance(source, Path) else "The image"
         self._most_pixels = most_pixels
