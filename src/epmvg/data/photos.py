@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from epmvg.types import InputError
 
 MOST_PIXELS = 100_000_000
 """A picture with more is refused before it is decoded: it would take gigabytes."""
+
+_UNREADABLE = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+"""Formats that Pillow names but cannot decode on its own."""
 
 
 class Photo:
@@ -88,6 +92,13 @@ def open_image(source: Path | BytesIO) -> Image.Image:
     """
     with Photo(source) as photo:
         return photo.decode()
+
+
+@lru_cache(maxsize=1)
+def image_suffixes() -> frozenset[str]:
+    """Return the endings, lower case with their dot, of the image files that can be read here."""
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _UNREADABLE)
 
 
 @contextmanager
