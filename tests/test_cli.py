@@ -129,7 +129,10 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "nothing to find": (["predict", run, photo], "nothing to find"),
         "a folder asked nothing": (["predict", run, squares.parent, "--out", tmp_path / "p.jsonl"], "give the phrases"),
         "unknown device": (["evaluate", run, "--device", "banana"], "no device 'banana'"),
-        "unknown device of a stress test": (["evaluate", run, "--stress", "--device", "banana"], "no device 'banana'"),
+        "unknown device for perturbations": (
+            ["evaluate", run, "--robustness", "--device", "banana"],
+            "no device 'banana'",
+        ),
         "a limit without a head": (["calibrate", run, "--limit", 5], "--limit is for --fit-head"),
         "a report of one run twice": (["report", run, run], "named twice"),
         "unknown preset": (["bench", "--preset", "minni"], "did you mean 'mini'"),

@@ -7,7 +7,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import zip_longest
@@ -390,7 +390,7 @@ def _parts(rows: Sequence[dict[str, Any]], strict: bool) -> dict[str, dict[str, 
     )
 
 
-def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write JSONL so that no reader ever sees half of it."""
     with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

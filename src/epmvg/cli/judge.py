@@ -41,41 +41,46 @@ def evaluate(
     device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file too.")] = None,
-    stress: Annotated[
-        bool, typer.Option("--stress", help="Score phrases and pictures made harder instead (docs/robustness.md).")
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Score perturbed phrases and images instead (docs/robustness.md).")
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Most phrases, with --stress, of images drawn at random; 1,000 by default."),
+        typer.Option(min=1, help="Most phrases, with --robustness, of images drawn at random; 1,000 by default."),
     ] = None,
 ) -> None:
-    """Score a run: Acc@0.5, mean IoU, and a row of predictions a phrase; or its robustness."""
-    if limit is not None and not stress:
-        raise InputError("--limit is for --stress: a score counts every phrase of its split.")
+    """Score a run: Acc@0.5, mean IoU, and a row of predictions a phrase; or its robustness to perturbations."""
+    if limit is not None and not robustness:
+        raise InputError("--limit is for --robustness: an evaluation counts every phrase of its split.")
     if output is not None:
         refuse_overwrite(output, data, run)
-    asked: dict[str, Any] = {"data": data, "split": split, "root": root, "split_key": split_key}
-    asked |= {"absent": absent, "device": device}
-    if stress:
+    chosen: dict[str, Any] = {"data": data, "split": split, "root": root, "split_key": split_key}
+    chosen |= {"absent": absent, "device": device}
+    if robustness:
         if not is_first():  # one process does this alone
             return
-        from epmvg.stress import LIMIT, stress_test
+        from epmvg.evaluation import results_folder
+        from epmvg.stress.page import robustness_page
+        from epmvg.stress.robustness import LIMIT, measure_robustness
 
-        with counting(errors, "Stressing") as progress:
-            result = stress_test(run, **asked, limit=LIMIT if limit is None else limit, progress=progress)
+        with counting(errors, "Perturbing") as progress:
+            result, rows = measure_robustness(run, **chosen, limit=LIMIT if limit is None else limit, progress=progress)
+        page = results_folder(run) / Path(result["rows"]).with_suffix(".html")
+        write_text(page, robustness_page(run.resolve().name, result, rows))
     else:
         from epmvg.evaluation import evaluate as score
 
         with counting(errors, "Scoring") as progress:
-            result = score(run, **asked, progress=progress)
+            result = score(run, **chosen, progress=progress)
         if not is_first():
             return
     if output is not None:
         write_text(output, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if as_json:
         print(json.dumps(result))
-    elif stress:
-        _say_stress(run, result)
+    elif robustness:
+        _print_robustness(run, result)
+        console.print(f"Failure cases: {page}", soft_wrap=True)
     else:
         _say_evaluation(run, result)
 
@@ -100,36 +105,33 @@ def _say_evaluation(run: Path, result: dict[str, Any]) -> None:
     console.print(f"A row a phrase: {results_folder(run) / result['rows']}", soft_wrap=True)
 
 
-def _say_stress(run: Path, result: dict[str, Any]) -> None:
-    from epmvg.evaluation import results_folder
-
+def _print_robustness(run: Path, result: dict[str, Any]) -> None:
     clean = result["clean"]
     title = f"{run} on {result['data']} {result['split']}: Acc@0.5 {clean['acc50']:.4f} of {clean['n']:,} phrases"
-    table(title, [_stress_row(row) for row in result["stresses"]])
-    nothing = result["absent"]
-    if "why" in nothing:
-        console.print(f"Absent phrases: {nothing['why']}.", soft_wrap=True)
+    table(title, [_perturbation_row(row) for row in result["perturbations"]])
+    absent = result["absent"]
+    if "why" in absent:
+        console.print(f"Absent phrases: {absent['why']}.", soft_wrap=True)
     else:
         console.print(
-            f"Absent phrases: {nothing['refused']:.1%} of {nothing['n']:,} refused below {nothing['threshold']:.3f}, "
-            f"and {nothing['clean_refused']:.1%} of the clean ones; AUROC {nothing['auroc']:.3f}",
+            f"Absent phrases: {absent['rejected']:.1%} of {absent['n']:,} rejected below {absent['threshold']:.3f}, "
+            f"and {absent['clean_rejected']:.1%} of the clean ones; AUROC {absent['auroc']:.3f}",
             soft_wrap=True,
         )
     if result["skipped"]:
         console.print(f"Skipped images: {len(result['skipped'])}; the first: {result['skipped'][0]}", soft_wrap=True)
-    console.print(f"Pictures of the worst: {results_folder(run) / result['page']}", soft_wrap=True)
 
 
-def _stress_row(row: dict[str, Any]) -> dict[str, str]:
-    said = {"stress": row["name"], "phrases": f"{row['n']:,}"}
+def _perturbation_row(row: dict[str, Any]) -> dict[str, str]:
+    named = {"perturbation": row["name"], "phrases": f"{row['n']:,}"}
     if not row["n"]:
-        return said | {"clean": "-", "Acc@0.5": "-", "difference": row["why"], "changed": "-"}
+        return named | {"clean": "-", "Acc@0.5": "-", "difference": row["why"], "moved": "-"}
     gap = row["difference"]
-    return said | {
+    return named | {
         "clean": f"{row['clean_acc50']:.3f}",
         "Acc@0.5": f"{row['acc50']:.3f}",
         "difference": f"{gap['points']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})",
-        "changed": f"{row['changed']:.1%}",
+        "moved": f"{row['moved']:.1%}",
     }
 
 

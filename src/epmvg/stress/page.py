@@ -1,8 +1,7 @@
-"""The robustness page: a table of stresses, and pictures of the answers they cost."""
+"""The robustness page of a run: a table of perturbations, and images whose boxes they cost."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,20 +14,15 @@ from epmvg.data.photos import open_image
 from epmvg.reporting.gallery import Photo, shrink
 from epmvg.reporting.runs import Row
 from epmvg.reporting.template import fill, percent, points
-from epmvg.stress.ask import ABSENT, CLEAN, change_picture
-from epmvg.stress.figures import surest, worst
-from epmvg.stress.kind import Stress
-from epmvg.stress.phrases import PHRASE_STRESSES
-from epmvg.stress.pictures import PICTURE_STRESSES
+from epmvg.stress.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, Perturbation
+from epmvg.stress.robustness import ABSENT, CLEAN, perturb_image, surest, worst
 
-PICTURES = 4  # of a stress: a row on a screen
-
-EXPECTED = {"same": "same box", "identical": "identical box", "other": "another box"}
+EXAMPLES = 4  # of a perturbation: a row on a screen
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A photo as the model saw it, with boxes in the pixels of the original."""
+    """An image as the model saw it, with boxes in the pixels of the original."""
 
     photo: Photo
     boxes: tuple[tuple[Sequence[float], str], ...]  # box and the style's name for it
@@ -36,59 +30,55 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One question that a stress made the model get wrong."""
+    """One query that a perturbation made the model get wrong."""
 
-    asked: str
-    phrase: str  # "" where the phrase was asked as it is
+    queried: str
+    phrase: str  # "" where the phrase was queried as it is
     file: str
     facts: tuple[str, ...]
     views: tuple[Shown, ...]
 
 
-def render(run: str, result: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> str:
+def robustness_page(run: str, result: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> str:
     """Return the page about one run as HTML; every phrase and file name is escaped."""
     clean = rows[CLEAN]
     galleries = [
         (
-            stress.name,
-            stress.expects,
-            [_phrase_card(*both) for both in worst(stress, _of(rows, stress), clean, PICTURES)],
+            each.name,
+            each.expects,
+            [_phrase_card(*both) for both in worst(each, rows.get(each.name, []), clean, EXAMPLES)],
         )
-        for stress in PHRASE_STRESSES
+        for each in PHRASE_PERTURBATIONS
     ]
     galleries += [
         (
-            stress.name,
-            stress.expects,
+            each.name,
+            each.expects,
             [
-                _picture_card(stress, result["seed"], *both)
-                for both in worst(stress, _of(rows, stress), clean, PICTURES)
+                _image_card(each, result["seed"], *both)
+                for both in worst(each, rows.get(each.name, []), clean, EXAMPLES)
             ],
         )
-        for stress in PICTURE_STRESSES
+        for each in IMAGE_PERTURBATIONS
     ]
     return fill(
         (resources.files("epmvg.stress") / "page.html").read_text(encoding="utf-8"),
         run=run,
         result=result,
         headline=_headline(result),
-        expected=EXPECTED,
+        expected={"same": "same box", "other": "another box"},
         galleries=[gallery for gallery in galleries if gallery[2]],
-        absent=[_absent_card(row) for row in surest(rows.get(ABSENT, []), PICTURES)],
+        absent=[_absent_card(row) for row in surest(rows.get(ABSENT, []), EXAMPLES)],
     )
 
 
-def _of(rows: Mapping[str, Sequence[Row]], stress: Stress[Any, Any]) -> Sequence[Row]:
-    return rows.get(stress.name, [])
-
-
 def _headline(result: Mapping[str, Any]) -> str:
-    """Say what hurts most of what should not hurt, and could be helped: a phrase that was cut was not read."""
-    harmless = [row for row in result["stresses"] if row["n"] > row.get("cut", 0) and row["expects"] != "other"]
+    """State which perturbation costs most of those that should change nothing."""
+    harmless = [row for row in result["perturbations"] if row["n"] and row["expects"] == "same"]
     lowest = min(harmless, key=lambda row: row["difference"]["points"], default=None)
     clean = f"{percent(result['clean']['acc50'])} of {result['clean']['n']:,} phrases are found"
     if lowest is None or lowest["difference"]["points"] >= 0:
-        return f"{clean}, and no stress lowers that."
+        return f"{clean}, and no perturbation lowers that."
     gap, name = lowest["difference"], lowest["name"]
     return (
         f"{clean}; “{name}” costs most, {points(gap['points'])} points ({points(gap['low'])} to {points(gap['high'])})."
@@ -101,24 +91,23 @@ def _phrase_card(before: Row, now: Row) -> Card:
     return _card(before, now, (Shown(shrink(picture, picture.size), boxes),))
 
 
-def _picture_card(stress: Stress[Any, Any], seed: int, before: Row, now: Row) -> Card:
-    photo = Path(now["image"])
-    picture = open_image(photo)
-    changed = change_picture(stress, photo, picture, seed)
+def _image_card(perturbation: Perturbation[Image.Image], seed: int, before: Row, now: Row) -> Card:
+    path = Path(now["image"])
+    image = open_image(path)
+    changed = perturb_image(perturbation, image, path, seed)
     assert changed is not None  # the row was made of it
-    seen = open_image(io.BytesIO(changed)) if isinstance(changed, bytes) else changed
     target = (before["target"], "truth")
-    clean = Shown(shrink(picture, picture.size), (target, (before["box"], "found-0")))
-    return _card(before, now, (clean, Shown(shrink(seen, picture.size), (target, (now["box"], "found-1")))))
+    clean = Shown(shrink(image, image.size), (target, (before["box"], "found-0")))
+    return _card(before, now, (clean, Shown(shrink(changed, image.size), (target, (now["box"], "found-1")))))
 
 
 def _card(before: Row, now: Row, views: tuple[Shown, ...]) -> Card:
-    phrase = now["phrase"] if now["asked"] != now["phrase"] else ""
+    phrase = now["phrase"] if now["queried"] != now["phrase"] else ""
     facts = (f"IoU {before['iou']:.2f} before, {now['iou']:.2f} now",)
-    return Card(now["asked"], phrase, Path(now["image"]).name, facts, views)
+    return Card(now["queried"], phrase, Path(now["image"]).name, facts, views)
 
 
 def _absent_card(row: Row) -> Card:
-    picture: Image.Image = open_image(Path(row["image"]))
-    views = (Shown(shrink(picture, picture.size), ((row["box"], "found-1"),)),)
-    return Card(row["asked"], "", Path(row["image"]).name, (f"score {row['score']:.2f}",), views)
+    image = open_image(Path(row["image"]))
+    views = (Shown(shrink(image, image.size), ((row["box"], "found-1"),)),)
+    return Card(row["queried"], "", Path(row["image"]).name, (f"score {row['score']:.2f}",), views)
