@@ -22,7 +22,7 @@ from epmvg.draw import draw_boxes
 from epmvg.reporting.gallery import thumbnail
 from epmvg.types import InputError
 
-FORMATS = {
+FORMATS: dict[str, dict[str, Any]] = {
     "jpg": {"quality": 95, "subsampling": 0},
     "png": {},
     "webp": {"lossless": True},
@@ -116,7 +116,7 @@ def pictures() -> dict[str, Image.Image]:
 @pytest.mark.parametrize("name", pictures())
 def test_every_mode_is_alike_in_every_form(name: str, tmp_path: Path) -> None:
     file = tmp_path / name
-    keys = {"transparency": 1} if name == "palette.png" else {}
+    keys: dict[str, Any] = {"transparency": 1} if name == "palette.png" else {}
     pictures()[name].save(file, **keys)
     opened = open_image(file)
     for form, given in forms(file):

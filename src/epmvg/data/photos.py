@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
@@ -62,7 +62,7 @@ class Photo:
     """
 
     def __init__(
-        self, source: ImageSource, *, formats: Sequence[str] | None = None, most_pixels: int = MOST_PIXELS
+        self, source: ImageSource, *, formats: tuple[str, ...] | None = None, most_pixels: int = MOST_PIXELS
     ) -> None:
         holder = _holder_of(source)
         self._own = not isinstance(holder, Image.Image)
@@ -185,7 +185,7 @@ def _from_tensor(tensor: Any) -> Image.Image:
     return _from_array(np.moveaxis(tensor.detach().cpu().numpy(), 0, -1))
 
 
-def _open(holder: Path | BytesIO, name: str, formats: Sequence[str] | None) -> Image.Image:
+def _open(holder: Path | BytesIO, name: str, formats: tuple[str, ...] | None) -> Image.Image:
     source = source_of(holder) if isinstance(holder, Path) else holder
     try:
         return Image.open(source, formats=formats)
