@@ -78,7 +78,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode in ("F", "I"):
         kind = "floating-point" if image.mode == "F" else "32-bit"
-        raise InputError(f"{name} holds {kind} pixels, whose white is not known: save it with 8 or 16 bits.")
+        raise InputError(f"{name} holds {kind} pixels, whose white is not known: save it with 8 bits.")
     if image.has_transparency_data:
         rgba = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
