@@ -33,7 +33,7 @@ check: $(READY)
 	$(VENV)/bin/mypy
 
 bench: $(READY)
-	$(VENV)/bin/epmvg bench
+	$(VENV)/bin/python benchmarks/against_plain.py
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet --site-dir build/site

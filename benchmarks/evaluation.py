@@ -4,7 +4,7 @@
 
 Draws a set shaped like RefCOCO: JPEG files of 640 x 480, seven phrases each. Both ways score the same rows with the
 same random weights, taking turns, `--images` photos at a time; what is compared is the median of their phrases/s, each
-with opening, decoding, tokenising, answering and scoring. The published way is `epmvg.bench.plain`, one row a step.
+with opening, decoding, tokenising, answering and scoring. The published way is `reference.plain`, one row a step.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from epmvg.bench.machine import machine
-from epmvg.bench.plain import PlainGrounder
-from epmvg.bench.work import Work
 from epmvg.data.photos import open_image
 from epmvg.data.scenes import draw_scene
 from epmvg.data.views import canvas_of, evaluation_view, lay
@@ -32,6 +29,9 @@ from epmvg.evaluation import Row, answered_row, evaluation_loader, overlaps, pre
 from epmvg.metrics import Scores
 from epmvg.models.norms import bake_norms
 from epmvg.types import Record
+from reference.machine import machine
+from reference.plain import PlainGrounder
+from reference.work import Work
 
 SIZE = (640, 480)
 A_PHOTO = 7  # phrases of a photo, as in RefCOCO

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from epmvg.bench import PHRASES
 from epmvg.predict import Predictor
+from reference import PHRASES
 
 
 def picture(seed: int = 0) -> Image.Image:

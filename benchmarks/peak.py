@@ -33,10 +33,10 @@ import torch
 from numpy.typing import NDArray
 
 from epmvg.backends.exported import IMAGE, PHRASES, SUFFIX
-from epmvg.bench.ask import noise
-from epmvg.bench.machine import SIDE, machine
-from epmvg.bench.suite import in_turn, shares, where_time_goes
-from epmvg.bench.work import Engine, Work, engines
+from reference.ask import noise
+from reference.machine import SIDE, machine
+from reference.suite import in_turn, shares, where_time_goes
+from reference.work import Engine, Work, engines
 
 SIZES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 7), (4, 7))
 """Images of a batch, and phrases of each."""

@@ -27,13 +27,13 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from epmvg.bench import PHRASES
-from epmvg.bench.memory import forget_peak, peak_mb
-from epmvg.bench.work import Work
 from epmvg.bulk import batches_of, questions
 from epmvg.data.jsonl import read_jsonl
 from epmvg.data.loader import GroundingLoader
 from epmvg.writing import replacing
+from reference import PHRASES
+from reference.memory import forget_peak, peak_mb
+from reference.work import Work
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 A_PICTURE = 7  # rows of a picture, as in RefCOCO

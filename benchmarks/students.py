@@ -17,12 +17,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from epmvg.bench import PHRASES
-from epmvg.bench.memory import peak_mb
-from epmvg.bench.suite import in_turn, optimizer_of
-from epmvg.bench.work import Work
 from epmvg.distill.losses import GroundingLoss
 from epmvg.types import Output
+from reference import PHRASES
+from reference.memory import peak_mb
+from reference.suite import in_turn, optimizer_of
+from reference.work import Work
 
 
 class Bench:

@@ -15,11 +15,11 @@ SOURCE = Path(epmvg.__file__).parent
 FLOORS = [
     [
         *("types", "boxes", "images", "letterbox", "config", "confidence", "weights", "draw", "hardware", "terminal"),
-        *("activations", "metrics", "processes", "writing"),
+        *("metrics", "processes", "writing"),
     ],
     ["data", "models", "distill", "reporting"],
     ["convert", "doctor", "evaluation", "backends", "predict", "results", "listing", "store"],
-    ["training", "calibration", "hub", "serve", "bench", "bulk", "export", "scoring", "stress"],
+    ["training", "calibration", "hub", "serve", "timing", "bulk", "export", "scoring", "stress"],
     ["demo"],
     ["reproduce"],
     ["cli"],
@@ -31,7 +31,6 @@ ALLOWED = {
     ("store", "evaluation"),
     ("evaluation", "predict"),
     ("predict", "results"),
-    ("bench", "export"),
     ("predict", "backends"),
     ("backends", "evaluation"),
 }

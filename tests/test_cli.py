@@ -135,7 +135,6 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         ),
         "a limit without a head": (["calibrate", run, "--limit", 5], "--limit is for --fit-head"),
         "a report of one run twice": (["report", run, run], "named twice"),
-        "unknown preset": (["bench", "--preset", "minni"], "did you mean 'mini'"),
         "not a run": (["predict", tmp_path, photo, "it"], "no model.yaml"),
         "drawing to nowhere": (
             ["predict", run, photo, "it", "--draw", tmp_path / "none" / "a.png"],

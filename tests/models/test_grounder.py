@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from epmvg.activations import LiveTensors
 from epmvg.boxes import paired_iou, to_xyxy
 from epmvg.distill.losses import GroundingLoss
 from epmvg.models import presets
@@ -20,6 +19,7 @@ from epmvg.models.memory import TextMemory
 from epmvg.models.modulation import QueryGate
 from epmvg.models.presets import PRESETS, preset
 from epmvg.types import InputError, Output
+from reference.activations import LiveTensors
 
 PHRASES = ["the red square", "a cat", "the man on the left of the blue car", "dog"]
 

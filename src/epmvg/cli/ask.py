@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from epmvg.cli.screen import RUN, console, errors, is_first, table
+from epmvg.cli.screen import DEVICE, RUN, console, errors, is_first, table
 from epmvg.types import InputError
 
 
@@ -153,21 +153,16 @@ def serve(
 
 
 def bench(
-    preset: Annotated[
-        list[str] | None, typer.Option(help="A model's name; again for several. All of paper size by default.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few rounds.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for bench.json, tables and a plot.")] = None,
+    run: Annotated[Path, typer.Argument(help=RUN)] = Path("default"),
+    device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
+    rounds: Annotated[int, typer.Option(min=1, help="Calls of each kind.")] = 15,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure speed and memory of presets against a plain re-creation of the published computation."""
-    from epmvg.bench.page import tables, write_figures
-    from epmvg.bench.suite import PRESETS
-    from epmvg.bench.suite import bench as measure
-    from epmvg.terminal import counting
+    """Measure latency and memory of a run on this machine."""
+    from epmvg.timing import measure
 
-    with counting(errors, "Measuring") as progress:
-        found = measure(preset or PRESETS, quick=quick, progress=progress)
-    if out is not None:
-        write_figures(found, out)
-    print(json.dumps(found) if as_json else tables(found))
+    measured = measure(run, device=device, rounds=rounds)
+    if as_json:
+        print(json.dumps(measured))
+        return
+    table(str(run), [{"": name.replace("_", " "), "value": f"{value:,.1f}"} for name, value in measured.items()])

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from epmvg.activations import LiveTensors
-from epmvg.bench import PHRASES, memory, suite, work
-from epmvg.bench.page import tables, write_figures
-from epmvg.bench.suite import bench
 from epmvg.types import InputError
+from reference import PHRASES, memory, suite, work
+from reference.activations import LiveTensors
+from reference.page import tables, write_figures
+from reference.suite import bench
 
 
 @pytest.mark.parametrize("name", ["tiny-resnet", "tiny-swin", "mini"])
@@ -45,6 +45,7 @@ def dies(*settings: object) -> None:
     os._exit(9)
 
 
+@pytest.mark.slow
 def test_a_preset_that_memory_does_not_hold_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "_answering", dies)
     monkeypatch.setattr(suite, "_training", dies)
@@ -55,6 +56,7 @@ def test_a_preset_that_memory_does_not_hold_is_left_out_and_named(monkeypatch: p
     assert not found["rows"] and not found["training"]
 
 
+@pytest.mark.slow
 def test_figures_follow_from_each_other(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("openvino")
@@ -106,7 +108,7 @@ def test_the_gpu_benchmark_runs_in_its_tiny_mode(
 def test_peak_memory_counts_what_was_held_and_can_be_forgotten() -> None:
     """In a process of its own, as the bench measures: in this one other tests' threads come and go."""
     script = """
-from epmvg.bench.memory import forget_peak, peak_mb
+from reference.memory import forget_peak, peak_mb
 forget_peak()
 peaks = [peak_mb()]
 held = bytearray(200_000_000)
@@ -117,7 +119,8 @@ peaks.append(peak_mb())
 forget_peak()
 print(*peaks, peak_mb())
 """
-    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    folder = Path(__file__).parents[1] / "benchmarks"
+    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=folder).stdout
     before, held, kept, forgotten = map(int, said.split())
     assert held - before == pytest.approx(200_000_000 / 2**20, abs=20)
     assert kept == pytest.approx(held, abs=2)  # the kernel counts pages by processor, and not always to the last

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from epmvg.bench import PHRASES
 from epmvg.predict import Backend, tokenize
+from reference import PHRASES
 
 
 def noise(side: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

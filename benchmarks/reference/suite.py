@@ -19,15 +19,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.autograd.profiler import profile
 
-from epmvg.activations import LiveTensors
-from epmvg.bench import PHRASES
-from epmvg.bench.machine import machine
-from epmvg.bench.memory import peaks
-from epmvg.bench.work import ENGINES, Engine, Work, engines
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.transforms import Augment
 from epmvg.models.presets import preset
 from epmvg.types import Progress, Record
+from reference import PHRASES
+from reference.activations import LiveTensors
+from reference.machine import machine
+from reference.memory import peaks
+from reference.work import ENGINES, Engine, Work, engines
 
 PRESETS = ("mini", "transvg-r50", "transvg-r101", "transvg-swin-s", "qrnet-swin-s")
 COUNTS = (1, len(PHRASES))

@@ -21,13 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from epmvg.backends.eager import EagerBackend
 from epmvg.backends.exported import ExportedBackend, guest
-from epmvg.bench import PHRASES
-from epmvg.bench.ask import ask, computed_in, noise
-from epmvg.bench.plain import PlainGrounder
 from epmvg.export import to_openvino, write_folder
 from epmvg.hardware import cpu_has_bf16
 from epmvg.models.factory import create_model
 from epmvg.types import InputError
+from reference import PHRASES
+from reference.ask import ask, computed_in, noise
+from reference.plain import PlainGrounder
 
 CALIBRATED_ON = 8
 """Pictures of noise that int8 takes its ranges from: random weights have no accuracy to lose."""

@@ -1,4 +1,4 @@
-"""Peak memory of one engine in a process of its own: `python -m epmvg.bench.memory PRESET BACKEND PRECISION [FOLDER]`.
+"""Peak memory of one engine in a process of its own: `python -m reference.memory PRESET BACKEND PRECISION [FOLDER]`.
 
 Backend `plain` is the re-creation; FOLDER holds an exported form, which is asked without torch. Prints JSON: phrases
 an image -> MB, imports and weights included.
@@ -16,16 +16,16 @@ from functools import partial
 from pathlib import Path
 
 from epmvg.backends.exported import ExportedBackend
-from epmvg.bench.ask import ask, computed_in
+from reference.ask import ask, computed_in
 
 COUNTS = (1, 7)  # rising: a process's peak never falls
 
 
 def peaks(preset: str, backend: str, precision: str, folder: Path | None = None) -> dict[int, int]:
     """Measure peak resident memory, MB, by phrases an image, imports included."""
-    command = [sys.executable, "-m", "epmvg.bench.memory", preset, backend, precision]
-    command += [] if folder is None else [str(folder)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    command = [sys.executable, "-m", "reference.memory", preset, backend, precision]
+    command += [] if folder is None else [str(folder.resolve())]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     return {int(phrases): mb for phrases, mb in json.loads(done.stdout).items()}
 
 
@@ -48,7 +48,7 @@ def in_torch(preset: str, backend: str, precision: str) -> Callable[[int], objec
     """Build the re-creation or one of torch's engines: phrases of an image -> its answer."""
     import torch
 
-    from epmvg.bench.work import Work, torch_engines
+    from reference.work import Work, torch_engines
 
     work = Work(preset)
     if backend == "plain":

@@ -1,0 +1,29 @@
+"""Latency is measured on images and phrases that no cache knows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from epmvg.cli import main
+from epmvg.models.grounder import Grounder
+from epmvg.predict import Predictor
+from epmvg.timing import measure_latency
+
+
+def test_a_known_image_is_faster_than_a_new_one(tiny: Grounder) -> None:
+    latency = measure_latency(Predictor(tiny), rounds=9)
+    assert 0 < latency.known_image < latency.new_image
+
+
+def test_the_verb_prints_one_json_object(tiny: Grounder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from epmvg.models.factory import save
+
+    save(tiny, tmp_path / "run")
+    with pytest.raises(SystemExit, match="0"):
+        main(["bench", str(tmp_path / "run"), "--rounds", "1", "--json"])
+    measured = json.loads(capsys.readouterr().out)
+    assert set(measured) == {"load_s", "new_image_ms", "further_phrase_ms", "known_image_ms", "peak_memory_mib"}
+    assert all(value > 0 for name, value in measured.items() if name != "further_phrase_ms")
