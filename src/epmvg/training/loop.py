@@ -30,7 +30,8 @@ def fit(run: Run) -> None:
     settings = run.recipe.train
     steps = steps_per_epoch(run.loader, settings)
     every = max(1, round(settings.evaluate_every * steps))
-    if run.position.scored < run.position.step and run.position.step % every == 0:  # it ended between state and score
+    at = run.position
+    if max(at.scored, 0) < at.step and at.step % every == 0:  # it ended between the state and its score
         _score(run)
     since = time.monotonic() - run.position.seconds
     run.meter.start = time.monotonic()
