@@ -35,6 +35,7 @@ STUDENT = [
     "train.lr=1e-3",
     "train.save_every=2",
     "train.log_every=1",
+    "train.warmup=0",
 ]
 
 

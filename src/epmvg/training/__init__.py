@@ -24,20 +24,23 @@ from epmvg.types import InputError
 __all__ = ["Report", "cache_teacher", "train"]
 
 
-def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Report | None = None) -> Path:
+def train(
+    recipe: Recipe, out: Path | str, *, resume: bool = False, device: str = "auto", report: Report | None = None
+) -> Path:
     """Train a student by a recipe and return its folder.
 
     Args:
         recipe: what to train, on what and how.
         out: the run's folder; it must not hold another run.
         resume: go on from the last saved step of `out`, with the same data in the same order.
+        device: "auto" (CUDA, then MPS, then CPU) or a device of torch; under a launcher each process has its own GPU.
         report: called with each row of metrics as it is written.
 
     Raises:
         InputError: unusable settings, data or folder.
     """
     folder = Path(out)
-    accelerator = join(recipe.train)
+    accelerator = join(recipe.train, device)
     with ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(claimed(folder, recipe, resume))

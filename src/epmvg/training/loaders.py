@@ -13,7 +13,7 @@ from epmvg.data.loader import GroundingLoader
 from epmvg.data.shard_loader import ShardLoader
 from epmvg.data.shards import shard_files
 from epmvg.data.transforms import Augment
-from epmvg.evaluation import evaluation_loader
+from epmvg.evaluation import evaluation_loader, of_some_images
 from epmvg.models.grounder import Grounder
 from epmvg.store import stored_maps
 from epmvg.training.run import Report
@@ -21,20 +21,32 @@ from epmvg.types import InputError, Record
 
 
 def loaders_of(
-    recipe: Recipe, student: Grounder, accelerator: accelerate.Accelerator, report: Report
-) -> tuple[GroundingLoader | ShardLoader, GroundingLoader]:
-    """Make the training loader and the validation loader, with stored answers where the recipe wants them."""
+    recipe: Recipe, student: Grounder, accelerator: accelerate.PartialState, report: Report
+) -> tuple[GroundingLoader | ShardLoader, GroundingLoader, int | None]:
+    """Make the training loader, with stored answers where the recipe wants them, and the validation loader.
+
+    Validation stores nothing: stored maps are in bfloat16, and a score is what `evaluate` gives.
+
+    Returns:
+        both, and the phrases of the val split where only a sample of it is scored.
+    """
     data, settings = recipe.data, recipe.train
     val = open_records(data.name, split=data.val, root=data.root, split_key=data.split_key)
-    if settings.evaluate_limit:
-        val = val[: settings.evaluate_limit]
+    val_of = None
+    if settings.evaluate_limit is not None and settings.evaluate_limit < len(val):
+        val_of, val = len(val), of_some_images(val, settings.evaluate_limit, seed=0)  # the same for all of train.seed
     _refuse_missing(val)
     canvas = data.canvas or student.canvas
     if canvas != student.canvas and (settings.store or not student.sine):
         raise InputError(f"data.canvas={canvas} needs model.position=sine and train.store=false.")
-    share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    world = accelerator.num_processes
+    if data.images % world:
+        raise InputError(
+            f"data.images={data.images} is the batch of all processes and cannot be divided among {world}: "
+            f"give a multiple of {world}."
+        )
+    share = {"rank": accelerator.process_index, "world": world}
     stored: dict[str, Tensor] = {}
-    stored_val: dict[str, Tensor] = {}
 
     def make(records: list[Record], window: int = 0) -> GroundingLoader:
         return GroundingLoader(
@@ -64,7 +76,7 @@ def loaders_of(
         files = shard_files(data.name)
         loader = ShardLoader(files, make, split=data.train, split_key=data.split_key, seed=settings.seed)
         _report_skipped(loader.skipped, report)
-        return loader, evaluation_loader(student, val, images=data.images, **share)
+        return loader, evaluation_loader(student, val, images=data.images, **share), val_of
     skipped = Skipped()
     records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
     records = share_of(with_photo(records, skipped), data.share)
@@ -72,10 +84,14 @@ def loaders_of(
     if settings.store:
         if data.augment is not None or not student.visual.frozen:
             raise InputError("train.store=true needs data.augment=null and a wholly frozen backbone (model.visual).")
-        folder = cache_folder() / "maps"
-        stored = {"maps": stored_maps(student, records, folder, settings.store_gb, report)}
-        stored_val = {"maps": stored_maps(student, val, folder, settings.store_gb, report)}
-    return make(records), evaluation_loader(student, val, images=data.images, stored=stored_val, **share)
+        stored = {"maps": stored_maps(student, records, cache_folder() / "maps", settings.store_gb, report)}
+    loader = make(records)
+    if loader.groups < world:
+        raise InputError(
+            f"{data.name} {data.train} makes {loader.groups} image(s) with at most data.phrases={data.phrases} phrases "
+            f"an epoch, which {world} processes cannot share: start fewer, or lower data.phrases."
+        )
+    return loader, evaluation_loader(student, val, images=data.images, **share), val_of
 
 
 def _refuse_missing(val: list[Record]) -> None:
