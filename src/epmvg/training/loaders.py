@@ -10,32 +10,36 @@ from epmvg.data.archives import is_there
 from epmvg.data.catalog import cache_folder, open_records, share_of
 from epmvg.data.jsonl import Skipped
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.samples import Samples
 from epmvg.data.shard_loader import ShardLoader
 from epmvg.data.shards import shard_files
 from epmvg.data.transforms import Augment
 from epmvg.evaluation import evaluation_loader, of_some_images
 from epmvg.models.grounder import Grounder
 from epmvg.store import stored_maps
+from epmvg.training.checks import check_boxes, check_images
 from epmvg.training.run import Report
 from epmvg.types import InputError, Record
 
 
 def loaders_of(
     recipe: Recipe, student: Grounder, accelerator: accelerate.PartialState, report: Report
-) -> tuple[GroundingLoader | ShardLoader, GroundingLoader, int | None]:
+) -> tuple[GroundingLoader | ShardLoader, GroundingLoader, dict[str, Samples]]:
     """Make the training loader, with stored answers where the recipe wants them, and the validation loader.
 
     Validation stores nothing: stored maps are in bfloat16, and a score is what `evaluate` gives.
 
     Returns:
-        both, and the phrases of the val split where only a sample of it is scored.
+        both, and all samples of the splits "train" and "val".
+
+    Raises:
+        InputError: unusable settings, rows or validation images. No other process is waited for.
     """
     data, settings = recipe.data, recipe.train
     val = open_records(data.name, split=data.val, root=data.root, split_key=data.split_key)
-    val_of = None
+    val_samples = Samples.of(val)
     if settings.evaluate_limit is not None and settings.evaluate_limit < len(val):
-        val_of, val = len(val), of_some_images(val, settings.evaluate_limit, seed=0)  # the same for all of train.seed
-    _refuse_missing(val)
+        val = of_some_images(val, settings.evaluate_limit, seed=0)  # the same ones whatever train.seed is
     canvas = data.canvas or student.canvas
     if canvas != student.canvas and (settings.store or not student.sine):
         raise InputError(f"data.canvas={canvas} needs model.position=sine and train.store=false.")
@@ -46,6 +50,7 @@ def loaders_of(
             f"give a multiple of {world}."
         )
     share = {"rank": accelerator.process_index, "world": world}
+    check_images([record.image for record in val], **share)
     stored: dict[str, Tensor] = {}
 
     def make(records: list[Record], window: int = 0) -> GroundingLoader:
@@ -76,32 +81,25 @@ def loaders_of(
         files = shard_files(data.name)
         loader = ShardLoader(files, make, split=data.train, split_key=data.split_key, seed=settings.seed)
         _report_skipped(loader.skipped, report)
-        return loader, evaluation_loader(student, val, images=data.images, **share), val_of
+        val_loader = evaluation_loader(student, val, images=data.images, tolerant=True, **share)
+        return loader, val_loader, {"train": loader.samples, "val": val_samples}
     skipped = Skipped()
     records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
     records = share_of(with_photo(records, skipped), data.share)
+    check_boxes(records, data.name)
     _report_skipped(skipped, report)
     if settings.store:
         if data.augment is not None or not student.visual.frozen:
             raise InputError("train.store=true needs data.augment=null and a wholly frozen backbone (model.visual).")
-        stored = {"maps": stored_maps(student, records, cache_folder() / "maps", settings.store_gb, report)}
+        stored = {"maps": stored_maps(student, [records], cache_folder() / "maps", settings.store_gb, report)[0]}
     loader = make(records)
     if loader.groups < world:
         raise InputError(
             f"{data.name} {data.train} makes {loader.groups} image(s) with at most data.phrases={data.phrases} phrases "
             f"an epoch, which {world} processes cannot share: start fewer, or lower data.phrases."
         )
-    return loader, evaluation_loader(student, val, images=data.images, **share), val_of
-
-
-def _refuse_missing(val: list[Record]) -> None:
-    """Say before the first step what would end the run at its first score, which must count every row."""
-    missing = [image for image in {record.image: None for record in val} if not is_there(image)]
-    if missing:
-        raise InputError(
-            f"Images of the validation split that do not exist: {len(missing)} (first: {missing[0]}): check data.root, "
-            "or take their rows out of the split."
-        )
+    val_loader = evaluation_loader(student, val, images=data.images, tolerant=True, **share)
+    return loader, val_loader, {"train": Samples.of(records), "val": val_samples}
 
 
 def _report_skipped(skipped: Skipped, report: Report) -> None:

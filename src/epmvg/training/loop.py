@@ -12,16 +12,17 @@ from torch import nn
 
 from epmvg.activations import LiveTensors
 from epmvg.distill.losses import Loss
-from epmvg.evaluation import predict_rows, short_name, write_rows
+from epmvg.evaluation import predict_rows, short_name, with_misses, write_rows
 from epmvg.hardware import use_bf16
 from epmvg.metrics import Scores
 from epmvg.models.factory import save
-from epmvg.processes import gathered
+from epmvg.processes import gathered, told
 from epmvg.training.faults import keep_batch
 from epmvg.training.optimizer import lr_factor
 from epmvg.training.run import Run, write_row
-from epmvg.training.spread import sum_gradients, total
+from epmvg.training.spread import sum_gradients, totals
 from epmvg.training.state import save_state
+from epmvg.training.stopping import Stopped
 from epmvg.types import Batch, InputError
 
 
@@ -30,14 +31,17 @@ def fit(run: Run) -> None:
 
     Raises:
         InputError: a loss is not finite, or none of an epoch's images can be opened.
+        Stopped: a signal arrived; the state is saved.
     """
     settings, count = run.recipe.train, run.count
+    if run.position.scored < run.position.step and run.position.step % count.between_scores == 0:
+        _score(run)  # it ended between state and score
     since = time.monotonic() - run.position.seconds
     lost: list[str] = []
     empty = 0  # steps in a row that had nothing to learn from
     run.student.train()
     for batches in _steps(run):
-        phrases = _phrases(run, batches)
+        phrases, stop = _phrases(run, batches)
         _set_lr(run)
         for batch in batches:
             lost += batch.skipped
@@ -54,14 +58,19 @@ def fit(run: Run) -> None:
         if run.position.step % settings.log_every == 0:
             _log(run)
             _tell_lost(run, lost)
-        if run.position.step % count.between_scores == 0:
-            _validate(run)
+        due = run.position.step % count.between_scores == 0
+        if due or stop or run.position.step % settings.save_every == 0:
+            save_state(run)  # before scoring, which may fail
+        if stop and run.position.step < run.steps:
+            _tell_lost(run, lost)
+            raise _stopped(run)
+        if due:
+            _score(run)
             since = time.monotonic() - run.position.seconds  # the clock counts learning, not scoring
-        if run.position.step % settings.save_every == 0:
-            save_state(run)
     _tell_lost(run, lost)
     if run.position.scored != run.position.step:  # a finished run that is resumed has nothing left to do
-        _validate(run)
+        save_state(run)
+        _score(run)
     save_state(run)
 
 
@@ -132,9 +141,17 @@ def _clipped(run: Run) -> list[nn.Parameter]:
     return [parameter for parameter in run.student.parameters() if id(parameter) not in apart]
 
 
-def _phrases(run: Run, batches: Sequence[Batch]) -> int:
-    """Count the phrases of an optimizer step over all its batches and processes."""
-    return round(total(sum(len(batch.records) for batch in batches), run.accelerator))
+def _phrases(run: Run, batches: Sequence[Batch]) -> tuple[int, bool]:
+    """Count the phrases of an optimizer step over all its batches and processes; say whether any was told to stop."""
+    own = [sum(len(batch.records) for batch in batches), run.stop.number is not None]
+    phrases, stops = totals(own, run.accelerator)
+    return round(phrases), stops > 0
+
+
+def _stopped(run: Run) -> Stopped:
+    """Return what ends a training whose state is saved; all processes name the same signal."""
+    number = next(each for each in told(gathered(run.stop.number)) if each is not None)
+    return Stopped(number, run.position.step, run.steps)
 
 
 def _log(run: Run) -> None:
@@ -151,22 +168,48 @@ def _lr(run: Run) -> float:
     return next(float(group["lr"]) for group in run.optimizer.param_groups if group["name"] == "rest")
 
 
-def _validate(run: Run) -> None:
+def _score(run: Run) -> None:
     """Score on val in float32, as `evaluate` does, and keep the weights if they are the best so far."""
-    run.position.scored = run.position.step
-    rows = predict_rows(run.student, run.val.batches(0))
+    first = run.position.best < 0
+    if first and run.accelerator.is_main_process:  # there is a model to use whatever befalls its scoring
+        save(run.student, run.folder)
+    unread: list[str] = []
+    rows = predict_rows(run.student, _val_batches(run, unread))
     run.student.train()
+    run.position.scored = run.position.step
+    _tell_unread(run, unread)
     if not run.accelerator.is_main_process:
         return
+    rows = with_misses(rows, run.val.records)
     scores = Scores.of(rows)
-    name, split = short_name(run.recipe.data.name), run.recipe.data.val
-    sample = {} if run.val_of is None else {"sample_of": run.val_of}
+    name, split, everything = short_name(run.recipe.data.name), run.recipe.data.val, run.samples["val"].phrases
+    sample = {"sample_of": everything} if len(rows) < everything else {}
     write_row(run, {"event": "evaluate", "data": name, "split": split} | sample | asdict(scores))
     if scores.acc50 >= run.position.best:  # of equals the later, whose learning rate is lower
-        run.position.best = scores.acc50
-        save(run.student, run.folder)
-        stem = f"{name}-{split}" if run.val_of is None else f"{name}-{split}_sample"
-        write_rows(run.folder / f"predictions-{stem}.jsonl", rows)
+        run.position.best, run.position.best_step = scores.acc50, run.position.step
+        if not first:
+            save(run.student, run.folder)
+        write_rows(run.folder / f"predictions-{name}-{split}{'_sample' if sample else ''}.jsonl", rows)
+
+
+def _val_batches(run: Run, unread: list[str]) -> Iterator[Batch]:
+    """Yield the batches of val, and collect why images of it could not be read.
+
+    A process that is alone and told to stop does so at once: the state was saved before.
+    """
+    for batch in run.val.batches(0):
+        if run.stop.number is not None and run.accelerator.num_processes == 1:
+            raise _stopped(run)
+        unread += batch.skipped
+        yield batch
+
+
+def _tell_unread(run: Run, unread: list[str]) -> None:
+    """Count and name the images of val that could not be read."""
+    why = sorted({each for part in gathered(unread) for each in part})
+    if why:
+        text = f"Images of the validation split that cannot be read, whose phrases count as misses: {len(why)}; the "
+        write_row(run, {"event": "skipped", "images": len(why), "why": f"{text}first: {why[0]}", "pictures": why})
 
 
 def _nothing_to_learn(lost: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from epmvg.config import Recipe
 from epmvg.data.absent import Absence
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.samples import Samples
 from epmvg.data.shard_loader import ShardLoader
 from epmvg.distill.lesson import Lesson
 from epmvg.distill.losses import GroundingLoss, Loss
@@ -22,6 +23,7 @@ from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
 from epmvg.processes import gathered
 from epmvg.training.optimizer import StepCount
+from epmvg.training.stopping import StopRequest
 from epmvg.types import Batch
 from epmvg.writing import naming
 
@@ -37,6 +39,7 @@ class Position:
     phrases: int = 0
     seconds: float = 0.0
     best: float = -1.0
+    best_step: int = -1  # the step whose weights are kept
     scored: int = -1  # the step at which val was last asked
 
 
@@ -107,12 +110,14 @@ class Run:
     accelerator: accelerate.PartialState
     count: StepCount
     new: list[str]  # parameters that were not loaded from pretrained weights
-    val_of: int | None  # phrases of the whole val split where only a sample of it is scored
     beside: dict[str, nn.Module]  # what trains beside the student and is dropped after it
     report: Report
     text_memory: TextMemory | None
     absence: Absence | None  # which phrases the score head may learn "nothing there" from
     board: Any = None  # a TensorBoard writer, if the recipe wants one
+    samples: dict[str, Samples] = field(default_factory=dict)  # of the splits "train" and "val"
+    teacher: str | None = None  # fingerprint of a frozen one
+    stop: StopRequest = field(default_factory=StopRequest)
     activation_mb: float | None = None  # what the run's first forward pass left for its backward pass
     position: Position = field(default_factory=Position)
     meter: Meter = field(default_factory=Meter)

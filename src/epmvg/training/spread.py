@@ -7,7 +7,7 @@ its part of a short last batch is empty or its images cannot be read, and must n
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import accelerate
 import torch
@@ -95,7 +95,8 @@ def sum_gradients(parameters: Iterable[nn.Parameter], processes: int) -> None:
             parameter.grad = gradient.copy_(summed.view_as(gradient))
 
 
-def total(value: float, accelerator: accelerate.PartialState) -> float:
-    """Sum a number over all processes."""
-    summed: Tensor = accelerate.utils.reduce(torch.tensor(float(value), device=accelerator.device), "sum")
-    return summed.item()
+def totals(values: Sequence[float], accelerator: accelerate.PartialState) -> list[float]:
+    """Sum each number over all processes."""
+    own = torch.tensor(values, dtype=torch.float32, device=accelerator.device)
+    summed: Tensor = accelerate.utils.reduce(own, "sum")
+    return summed.tolist()
