@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from epmvg.data.files import four_numbers, need, parse_json, read_json, refuse_pointer, shown
-from epmvg.data.jsonl import Row, LeftOutError, each, json_lines, length, merged
+from epmvg.data.jsonl import LeftOutError, Row, each, length, line_rows, merged
 from epmvg.data.label_studio import is_task, task_rows
 from epmvg.types import Box, InputError
 
@@ -67,7 +67,7 @@ def json_rows(file: Path, boxes: Boxes = "union") -> Rows:
     """
     built = layout(file)
     if built == "rows":
-        yield from json_lines(file)
+        yield from line_rows(file)
     elif built == "odvg":
         yield from odvg_rows(file, boxes)
     else:
@@ -93,7 +93,7 @@ def _whole_rows(content: Any, file: Path, boxes: Boxes) -> Rows:
 
 def odvg_rows(file: Path, boxes: Boxes = "union") -> Rows:
     """Yield (where it stands, row) of an ODVG file, one line an image and a caption; detections are malformed rows."""
-    for where, line in json_lines(file):
+    for where, line in line_rows(file):
         if isinstance(line, InputError):
             yield where, line
         else:
@@ -240,7 +240,7 @@ def _target_rows(image: Row, spans: str, members: list[tuple[str, Row]], boxes: 
     whole_boxes = [box for box in found if box is not None]
     if len(whole_boxes) != len(found):
         raise InputError(f"{where} has no box of four numbers: mend or delete it.")
-    own = {key: image[key] for key in ("dataset_name", "original_id") if key in image}
+    own: Row = {key: image[key] for key in ("dataset_name", "original_id") if key in image}
     own |= {"ann_id": first.get("id"), "n_boxes": len(members)}
     for bbox in _targets(whole_boxes, boxes):
         yield own | _picture(image) | {"phrase": phrase, "bbox": bbox}

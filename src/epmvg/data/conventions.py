@@ -6,12 +6,9 @@ convention, and so are numbers that never pass 100 or 1000 in images of several 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from epmvg.types import Box, InputError, Record
+from epmvg.types import Box
 
 SLACK = 1.0
 """Pixels a box may leave its image: files round, and count from 0 or 1."""
@@ -136,31 +133,3 @@ class Convention:
                 why = f"no edge is beyond {grid} in {within:,} of {self.framed:,} boxes, the farthest at {farthest:g}"
                 return name, f"{why}, and {self.larger[grid]:,} are of images far larger"
         return None
-
-
-def wrong_convention(records: Iterable[Record], *, look: int = 64) -> tuple[str, str] | None:
-    """Return (kind of finding, why) if the boxes of records look as if they were written in another convention.
-
-    The rows that training, evaluation and calibration read can be checked with it before they are used; docs/doctor.md
-    says what the kinds mean.
-
-    Args:
-        look: images whose size no row states that are opened for it, at most; the rest are left out.
-    """
-    from epmvg.data.photos import Photo
-
-    found = Convention()
-    opened: dict[Path, Size | None] = {}
-    for record in records:
-        size = record.size
-        if size is None:
-            if record.image not in opened and len(opened) < look:
-                try:
-                    with Photo(record.image) as photo:
-                        opened[record.image] = photo.size
-                except InputError:
-                    opened[record.image] = None
-            size = opened.get(record.image)
-        if all(map(math.isfinite, record.box)):
-            found.add(record.box, size)
-    return found.verdict()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.data.files import inside, need, parse_json
-from epmvg.data.jsonl import Row, each, json_line, json_lines, merged
+from epmvg.data.jsonl import Row, each, json_line, line_rows, merged
 from epmvg.types import InputError
 from epmvg.writing import naming, replacing
 
@@ -37,16 +37,17 @@ def folder_rows(folder: Path) -> Iterator[tuple[str, Row | InputError]]:
     for file in metadata_files(folder):
         below = file.parent.relative_to(folder).as_posix()
         split = _SPLITS.get(file.parent.name, file.parent.name) if below != "." else None
-        for where, line in json_lines(file):
+        for where, line in line_rows(file):
             start = len(rows)
-            made = [(where, line)] if isinstance(line, InputError) else each(where, _line_rows(line, where, start))
-            for at, row in made:
+            if isinstance(line, InputError):
+                rows.append((start, where, line))
+                continue
+            for at, row in each(where, _line_rows(line, where, start)):
                 if isinstance(row, InputError):
                     rows.append((start, at, row))
-                    continue
-                place, own = row
-                picture: Row = {"image": f"{below}/{line['file_name']}"}
-                rows.append((place, at, picture | ({"split": split} if split else {}) | own))
+                else:
+                    stated: Row = {"split": split} if split else {}
+                    rows.append((row[0], at, {"image": f"{below}/{line['file_name']}"} | stated | row[1]))
     rows.sort(key=lambda row: row[0])
     yield from ((where, row) for _, where, row in rows)
 
@@ -89,7 +90,7 @@ def write_folder(folder: Path, rows: Iterable[Row], root: Path) -> None:
 def _line_rows(line: Row, where: str, following: int) -> Iterator[tuple[int, Row]]:
     """Yield the (place, row) pairs of one line, without their picture's name."""
     inside(Path(), need(line, "file_name", str, where), where)
-    size = {key: line[key] for key in ("width", "height") if key in line}
+    size: Row = {key: line[key] for key in ("width", "height") if key in line}
     if "objects" not in line:
         yield following, {key: value for key, value in line.items() if key != "file_name"}
         return

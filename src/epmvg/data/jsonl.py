@@ -96,7 +96,7 @@ def read_jsonl(
     """
     file = Path(file)
     folder = Path(root) if root else file.parent
-    return read_rows(json_lines(file), folder, str(file), split=split, split_key=split_key, skipped=skipped)
+    return read_rows(line_rows(file), folder, str(file), split=split, split_key=split_key, skipped=skipped)
 
 
 def read_rows(
@@ -265,8 +265,31 @@ def json_line(row: Row) -> bytes:
     return (text if is_encodable(text) else json.dumps(row)).encode() + b"\n"
 
 
-def json_lines(file: Path) -> Iterator[tuple[str, Row | InputError]]:
+def json_lines(file: Path) -> Iterator[tuple[str, Row]]:
+    """Yield (where it stands, object) of each line of a JSONL file.
+
+    Raises:
+        InputError: the file cannot be opened, is a Git LFS pointer, or a line is not a JSON object.
+    """
+    for where, line in text_lines(file):
+        yield where, json_object(line, where)
+
+
+def line_rows(file: Path) -> Iterator[tuple[str, Row | InputError]]:
     """Yield (where it stands, object or what is wrong with it) of each line of a JSONL file.
+
+    Raises:
+        InputError: the file cannot be opened, or is a Git LFS pointer.
+    """
+    for where, line in text_lines(file):
+        try:
+            yield where, json_object(line, where)
+        except InputError as error:
+            yield where, error
+
+
+def text_lines(file: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield (where it stands, content) of each line of a file that is not blank.
 
     Raises:
         InputError: the file cannot be opened, or is a Git LFS pointer.
@@ -280,18 +303,20 @@ def json_lines(file: Path) -> Iterator[tuple[str, Row | InputError]]:
         for number, line in enumerate(lines, 1):
             if number == 1:
                 refuse_pointer(line, file)
-            text = line.strip()
-            if text:
-                where = f"{file} line {number}"
-                yield where, _object(text, where)
+            if line.strip():
+                yield f"{file} line {number}", line.strip()
 
 
-def _object(line: bytes, where: str) -> Row | InputError:
-    try:
-        row = parse_json(line, where, "mend or delete the line")
-    except InputError as error:
-        return error
-    return row if isinstance(row, dict) else InputError(f"{where} is not a JSON object: mend or delete the line.")
+def json_object(line: bytes, where: str) -> Row:
+    """Parse one line of JSONL.
+
+    Raises:
+        InputError: it is not a JSON object.
+    """
+    row = parse_json(line, where, "mend or delete the line")
+    if not isinstance(row, dict):
+        raise InputError(f"{where} is not a JSON object: mend or delete the line.")
+    return row
 
 
 def _record(row: Row, find: ImageFinder, where: str, split_key: str) -> Record:

@@ -11,10 +11,9 @@ from typing import Any
 
 from epmvg.data.catalog import DATASETS, open_records
 from epmvg.data.coco import layout
-from epmvg.data.conventions import wrong_convention
 from epmvg.data.exchange import refuse_inputs, write_records
 from epmvg.data.files import is_file
-from epmvg.data.jsonl import Skipped, fault_of, json_lines, named_records
+from epmvg.data.jsonl import Skipped, fault_of, line_rows, named_records
 from epmvg.doctor.checks import Examination, judge_counts, judge_missing_splits, judge_trainable
 from epmvg.doctor.findings import Example, Finding, Findings, legible
 from epmvg.doctor.images import Images, judge_images
@@ -26,7 +25,7 @@ from epmvg.doctor.sources import NEARLY, SOURCES
 from epmvg.types import InputError, Progress, Record
 from epmvg.writing import refuse_overwrite
 
-__all__ = ["Diagnosis", "check", "write_page", "wrong_convention"]
+__all__ = ["Diagnosis", "check", "write_page"]
 
 LONGEST = 20
 """Word pieces that TransVG and its kin read, [CLS] and [SEP] included; longer phrases lose their end."""
@@ -144,7 +143,7 @@ def check(
 
 
 def _named_rows(file: Path, root: Path, split_key: str) -> Iterator[tuple[str, Record | InputError]]:
-    for where, record in named_records(json_lines(file), root, split_key):
+    for where, record in named_records(line_rows(file), root, split_key):
         yield where.removeprefix(f"{file} "), record
 
 

@@ -1,4 +1,4 @@
-"""Deal the images of a data set out to train, val and test: all rows of an image, and images that look alike, together."""
+"""Deal images out to train, val and test: all rows of an image, and images that look alike, go to one of them."""
 
 from __future__ import annotations
 
