@@ -36,13 +36,8 @@ def read_bytes(file: Path) -> bytes:
 
 def refuse_pointer(content: bytes, file: Path) -> None:
     """Raise InputError if the first bytes of a file are those of a Git LFS pointer instead of the file."""
-    if is_pointer(content):
+    if content.startswith(_POINTER):
         raise InputError(f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository.")
-
-
-def is_pointer(content: bytes) -> bool:
-    """Say whether a file's first bytes are those of a Git LFS pointer."""
-    return content.startswith(_POINTER)
 
 
 def exists(path: Path | str) -> bool:

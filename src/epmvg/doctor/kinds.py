@@ -96,7 +96,6 @@ KINDS: dict[str, Kind] = {
         "Write the names as the files are called: other programs may not find them.",
         "warning",
     ),
-    "image-pointer": Kind("Git LFS pointers instead of images", "Run `git lfs pull` in the repository of the images."),
     "image-animated": Kind(
         "images with several frames, of which the first is used", "Save the frame that the rows are about.", "warning"
     ),

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from epmvg.data.files import is_file, is_pointer
-from epmvg.data.photos import MOST_PIXELS
+from epmvg.data import photos
+from epmvg.types import InputError
 
 GRID = (17, 16)
 """Columns and rows of the greys: 16 x 16 differences."""
@@ -35,9 +35,6 @@ the drawn scenes, many of them smooth ramps of colour, none within 40 bits excee
 """
 
 
-_ANIMATED = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")  # JPEGs of phones hold a second picture that nobody means
-
-
 @dataclass(slots=True)
 class Photo:
     """What opening a file showed."""
@@ -53,31 +50,18 @@ class Photo:
 def look(file: Path) -> Photo:
     """Decode a photo, JPEG at an eighth of its size, and say what is wrong with it; never raises."""
     try:
-        if not is_file(file):
-            return Photo("image-missing")
-        if file.stat().st_size == 0:
-            return Photo("image-empty")
-        with Image.open(file) as opened:
-            return _read(opened)
-    except Image.DecompressionBombError:
-        return Photo("image-bomb", f"more than {MOST_PIXELS:,} pixels")
-    except UnidentifiedImageError:
-        with file.open("rb") as start:
-            return Photo("image-pointer" if is_pointer(start.read(100)) else "image-foreign")
-    except Exception as error:  # a broken file can make a decoder fail in any way
-        return Photo("image-torn", f"{type(error).__name__}: {error}")
+        with photos.Photo(file) as opened:
+            animated = opened.animated
+            small = opened.decode((4 * GRID[0], 4 * GRID[1]))  # reads the whole file, so a torn one shows
+            return Photo("", "", opened.size, opened.turned, _small_greys(small), animated)
+    except photos.ImageError as error:
+        return Photo(f"image-{error.fault}", error.detail)
+    except InputError as error:
+        return Photo("image-foreign", str(error))
 
 
-def _read(opened: Image.Image) -> Photo:
-    width, height = opened.size
-    if width * height > MOST_PIXELS:
-        return Photo("image-bomb", f"{width} x {height} pixels")
-    turned = opened.getexif().get(0x0112) in (5, 6, 7, 8)  # orientations that lie on their side
-    animated = opened.format in _ANIMATED and getattr(opened, "is_animated", False)
-    opened.draft("L", (4 * GRID[0], 4 * GRID[1]))  # reads the whole file all the same, so a torn one shows
-    opened.load()
-    greys = ImageOps.exif_transpose(opened).convert("L").resize(GRID, Image.Resampling.BOX)
-    return Photo("", "", (height, width) if turned else (width, height), turned, greys.tobytes(), animated)
+def _small_greys(image: Image.Image) -> bytes:
+    return image.convert("L").resize(GRID, Image.Resampling.BOX).tobytes()
 
 
 def find_twins(ours: Sequence[bytes], theirs: Sequence[bytes]) -> Iterator[tuple[int, int]]:
