@@ -151,15 +151,19 @@ def _stress_row(row: dict[str, Any]) -> dict[str, str]:
 
 def _trust_row(said: dict[str, Any]) -> dict[str, str]:
     figures = {
-        "calibration error": said["ece"],
+        "calibration error (ECE)": said["ece"],
         "AURC": said["aurc"],
         "AUROC, correct box": said["auroc_correct"],
         "AUROC, phrase belongs": said["auroc_belongs"],
     }
-    return {
-        name: "-" if one is None else f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
-        for name, one in figures.items()
-    }
+    return {name: _figure(one) for name, one in figures.items()}
+
+
+def _figure(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    interval = "" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
+    return f"{figure['value']:.3f}{interval}"
 
 
 def score(
