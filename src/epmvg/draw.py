@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import cycle, islice
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from epmvg.types import Box, InputError
+from epmvg.writing import replacing
 
 COLOURS = ("#ffd21f", "#4cc2ff", "#ff7a59", "#6ee7a0", "#f58ad0", "#c4a7ff", "#ffb454", "#5eead4")
 """Light enough for dark text, and told apart by people who see few colours (ordered after Okabe and Ito)."""
@@ -78,6 +80,34 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
         strip.paste(picture, (x, 0))
         x += picture.width + gap
     return strip
+
+
+def check_picture_name(file: Path) -> str:
+    """Return the format in which a picture is written to a file of this name.
+
+    Raises:
+        InputError: its folder does not exist, or Pillow writes no pictures with this ending.
+    """
+    kind = Image.registered_extensions().get(file.suffix.lower())
+    if kind not in Image.SAVE:
+        raise InputError(f"{file} cannot be written: end the name in .png or .jpg.")
+    if not file.parent.is_dir():
+        raise InputError(f"{file} cannot be written: the folder {file.parent} does not exist.")
+    return str(kind)
+
+
+def save_picture(picture: Image.Image, file: Path) -> None:
+    """Write a picture whole or not at all, in the format that the file's ending names.
+
+    Raises:
+        InputError: as `check_picture_name`, the disk refuses, or the format cannot hold the picture.
+    """
+    kind = check_picture_name(file)
+    with replacing(file) as temporary:
+        try:
+            picture.save(temporary, format=kind)
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{file} cannot be written ({error}): end the name in .png or .jpg.") from error
 
 
 def _checked(colour: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -17,20 +18,31 @@ from epmvg.types import InputError
 MOST_PIXELS = 100_000_000
 """A picture with more is refused before it is decoded: it would take gigabytes."""
 
+_UNREADABLE = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+"""Formats that Pillow names but cannot decode on its own."""
+
 
 class Photo:
     """A photo, a file or its bytes, whose upright size is known before it is decoded; close it, or use `with`.
 
     Of an animation it is the first picture.
 
+    Args:
+        source: the file or its bytes.
+        formats: the formats that may be read, in Pillow's names; None allows all that are installed.
+        most_pixels: a picture with more is refused before it is decoded.
+
     Raises:
         InputError: missing, empty, truncated, too large or not a picture.
     """
 
-    def __init__(self, source: Path | BytesIO) -> None:
+    def __init__(
+        self, source: Path | BytesIO, *, formats: tuple[str, ...] | None = None, most_pixels: int = MOST_PIXELS
+    ) -> None:
         self.name = str(source) if isinstance(source, Path) else "The image"
+        self._most_pixels = most_pixels
         with _naming(self.name):
-            self._image = Image.open(source_of(source) if isinstance(source, Path) else source)
+            self._image = Image.open(source_of(source) if isinstance(source, Path) else source, formats=formats)
             try:
                 self._turned, self.size = self._shape()
             except BaseException:
@@ -40,8 +52,10 @@ class Photo:
     def _shape(self) -> tuple[bool, tuple[int, int]]:
         """Say whether the pixels lie on their side, and return the upright size."""
         width, height = self._image.size
-        if width * height > MOST_PIXELS:
-            raise InputError(f"{self.name} has {width} x {height} pixels, more than {MOST_PIXELS:,}: scale it down.")
+        if width * height > self._most_pixels:
+            raise InputError(
+                f"{self.name} has {width} x {height} pixels, more than {self._most_pixels:,}: scale it down."
+            )
         turned = self._image.getexif().get(0x0112) in (5, 6, 7, 8)
         return turned, (height, width) if turned else (width, height)
 
@@ -78,6 +92,13 @@ def open_image(source: Path | BytesIO) -> Image.Image:
     """
     with Photo(source) as photo:
         return photo.decode()
+
+
+@lru_cache(maxsize=1)
+def image_suffixes() -> frozenset[str]:
+    """Return the endings, lower case with their dot, of the image files that can be read here."""
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _UNREADABLE)
 
 
 @contextmanager

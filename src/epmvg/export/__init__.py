@@ -160,6 +160,8 @@ def write_folder(model: Grounder, folder: Path, kind: Format) -> dict[str, Any]:
     model.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"format": "onnx", "precision": "fp32", "canvas": model.canvas, "length": model.length}
     settings |= {"epmvg": __version__, "torch": torch.__version__}
+    if model.knows is not None:
+        settings["knows"] = model.knows
     write_json(folder / SETTINGS, settings)
     return to_openvino(folder) if kind == "openvino" else settings
 
@@ -182,9 +184,8 @@ def _quantize(
     if settings["format"] == "openvino":
         to_openvino(folder)
     moved, rescored = largest_difference(ExportedBackend(plain), ExportedBackend(folder))
-    say(
-        f"largest difference of int8 from float: a box's edge {moved:.2f} of {settings['canvas']} px, a score {rescored:.3f}"
-    )
+    canvas = settings["canvas"]
+    say(f"largest difference of int8 from float: a box's edge {moved:.2f} of {canvas} px, a score {rescored:.3f}")
     if not np.isfinite([moved, rescored]).all():
         raise InputError("int8 gives boxes or scores that are not numbers: calibrate on other images.")
     before, after = score(Predictor(plain), rows), score(Predictor(folder), rows)

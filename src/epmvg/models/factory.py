@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, BertModel, BertTokenizer, Pr
 
 from epmvg.confidence import CONFIDENCE_FILE, read_calibration
 from epmvg.models.grounder import Grounder
-from epmvg.models.hub import fetch
+from epmvg.models.hub import fetch, read_knows
 from epmvg.models.linguistic import LinguisticBranch
 from epmvg.models.presets import MINILM_L6, preset
 from epmvg.models.visual import ConvBranch, SwinBranch, VisualBranch
@@ -245,6 +245,7 @@ def load(run: Path | str) -> Grounder:
         raise InputError(
             f"{folder / CONFIDENCE_FILE} was made for other weights than {WEIGHTS}: delete it, or calibrate again then."
         )
+    model.knows = read_knows(folder)
     return model.eval()
 
 
