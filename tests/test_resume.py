@@ -98,7 +98,14 @@ def test_the_command_line_says_how_to_go_on(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["scenes", f"data.name={squares}", "model=tiny-resnet", "model.pretrained=false", "distill=null"]
-    settings += ["train.store=false", "train.epochs=2", "data.images=2", "--out", str(tmp_path / "a run")]
+    settings += [
+        "train.store=false",
+        "train.epochs=2",
+        "train.warmup=0",
+        "data.images=2",
+        "--out",
+        str(tmp_path / "a run"),
+    ]
     real, steps = loop._step, []
 
     def told_to_stop(*given: object) -> object:
@@ -292,7 +299,10 @@ def test_every_generator_is_saved_and_restored(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: devices)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, number: restored.update({number: state}))
-    draw = lambda: (torch.rand(3).tolist(), random.random(), np.random.rand(3).tolist(), random.gauss())  # noqa: E731
+
+    def draw() -> tuple[object, ...]:
+        return torch.rand(3).tolist(), random.random(), np.random.rand(3).tolist(), random.gauss(0, 1)
+
     torch.save(state._generators(), tmp_path / "states.pt")
     first = draw()
     state._set_generators(torch.load(tmp_path / "states.pt", weights_only=True))

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from epmvg.cli.screen import console, errors, is_first, table, told
+from epmvg.cli.screen import DEVICE, console, errors, is_first, table, told
 
 
 class Scaled(StrEnum):
@@ -62,6 +62,7 @@ def train(
     settings: Annotated[list[str] | None, typer.Argument(help="key=value, for example train.epochs=3.")] = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/run"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved step of --out.")] = False,
+    device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
 ) -> None:
     """Train a student, with its teacher unless distill=null.
 
@@ -73,8 +74,9 @@ def train(
 
     loaded = Recipe.load(recipe, *(settings or []))
     again = ["epmvg", "train", recipe, *(settings or []), "--out", str(out), "--resume"]
+    again += [] if device == "auto" else ["--device", device]
     with _stoppable(again), Narrator(told) as narrator:
-        folder = run(loaded, out, resume=resume, report=narrator)
+        folder = run(loaded, out, resume=resume, device=device, report=narrator)
     if is_first():
         place = shlex.quote(str(folder))
         console.print(f"The run is in {folder}. Next:", soft_wrap=True)
