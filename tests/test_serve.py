@@ -171,7 +171,7 @@ def test_a_batch_answers_each_question_for_itself(client: TestClient, predictor:
     assert answer.status_code == 200, answer.text
     first, second, third, fourth = answer.json()["answers"]
     agree(first, predictor(picture(), PHRASES))
-    assert first == fourth and "not a picture" in second["error"] and "empty" in third["error"]
+    assert first == fourth and "give JPEG" in second["error"] and "empty" in third["error"]
 
 
 def test_a_full_house_says_when_to_come_back() -> None:
@@ -418,8 +418,8 @@ def test_bad_bodies_are_one_sentence(client: TestClient) -> None:
         (client.post("/v1/ground", files=files, data={"phrase": "it"}), 422, "no field 'phrase'"),
         (client.post("/v1/ground", files=[("image", image), ("image", image)]), 422, "must be one file"),
         (client.post("/v1/ground", files={**files, "phrases": ("a", b"it")}), 422, "must be text"),
-        (multipart(client, b"", ["it"]), 422, "not a picture"),
-        (multipart(client, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", ["it"]), 422, "not a picture"),
+        (multipart(client, b"", ["it"]), 422, "is empty"),
+        (multipart(client, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", ["it"]), 422, "give JPEG"),
         (multipart(client, picture(kind="JPEG")[:-40], ["it"]), 422, "cannot be decoded"),
         (multipart(client, image, [" "]), 422, "the phrase is empty"),
         (multipart(client, image, ["word " * 30]), 422, "word pieces"),

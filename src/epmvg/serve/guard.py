@@ -51,7 +51,7 @@ class Guard:
             return
         started, status, asks_head = time.perf_counter(), 0, scope["method"] == "HEAD"
         if asks_head:
-            scope = scope | {"method": "GET"}
+            scope = {**scope, "method": "GET"}
 
         async def send_guarded(message: Message) -> None:
             nonlocal status
@@ -61,7 +61,7 @@ class Guard:
                 headers.update(HEADERS)
                 headers.setdefault("Cache-Control", "no-store" if scope["path"].startswith("/v1/") else "no-cache")
             elif asks_head:
-                message = message | {"body": b""}
+                message = {**message, "body": b""}
             await send(message)
 
         try:
