@@ -80,7 +80,7 @@ def test_shards_resume_to_the_same_weights(
     }
     teacher, published = tmp_path / "teacher.json", tmp_path / "teacher.safetensors"
     teacher.write_text(json.dumps(config))
-    safetensors.torch.save_file(ClipTeacher(teacher).clip.state_dict(), published)
+    safetensors.torch.save_file(ClipTeacher(teacher, "random").clip.state_dict(), published)
     settings = [f"data.name={squares}", *(setting for setting in SAME if setting != "distill=null"), "data.phrases=4"]
     settings += ["model.visual={frozen: [all]}", "train.epochs=1"]
     settings += [f"distill.teacher={teacher}", f"distill.pretrained={published}", "distill.frozen=false"]

@@ -1,7 +1,7 @@
 """Training: a student learns boxes, and a teacher's vectors where there is one.
 
 The folder it leaves is enough for everything that follows: config.yaml, model.yaml, model.safetensors (best on val),
-tokenizer/, metrics.jsonl, predictions, and state/ for --resume.
+tokenizer/, metrics.jsonl, predictions, teacher.json (which CLIP taught it), and state/ for --resume.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from epmvg.config import Recipe
 from epmvg.training.faults import advising, stopping_together
 from epmvg.training.folder import LOCK, claimed
-from epmvg.training.lessons import cache_teacher
+from epmvg.training.lessons import cache_teacher, write_teacher
 from epmvg.training.loop import fit
 from epmvg.training.prepare import prepare_run
 from epmvg.training.run import Report
@@ -54,6 +54,8 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Repo
                     folder.rmdir()
             raise
         with stopping_together(accelerator.num_processes), advising(recipe):
+            if run.lesson is not None and accelerator.is_main_process:
+                write_teacher(run.lesson.clip, folder)
             if resume:
                 restore(run)
             fit(run)
