@@ -14,7 +14,7 @@ SOURCE = Path(epmvg.__file__).parent
 # Floors from the ground up; a room may import its own floor's room only where ALLOWED says so.
 FLOORS = [
     [
-        *("types", "boxes", "letterbox", "config", "confidence", "weights", "draw", "hardware", "terminal"),
+        *("types", "boxes", "images", "letterbox", "config", "confidence", "weights", "draw", "hardware", "terminal"),
         *("activations", "metrics", "processes", "writing"),
     ],
     ["data", "models", "distill", "reporting"],
@@ -27,6 +27,7 @@ FLOORS = [
 ]
 ALLOWED = {
     ("distill", "data"),
+    ("reporting", "data"),
     ("store", "evaluation"),
     ("evaluation", "predict"),
     ("predict", "results"),

@@ -59,6 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     save(create_model("tiny-resnet", anchored=True, similarity=True), folder)
+    (folder / "README.md").write_text("---\nlicense: mit\nknows: noise\n---\n# noise\n")
     return folder
 
 
@@ -87,6 +88,7 @@ def photos(squares: Path) -> export.Photos:
 
 def test_the_folder_answers_as_the_run(run: Path, exported: Path) -> None:
     ground, ours = Predictor(exported), Predictor(run)
+    assert ground.knows == ours.knows == "noise"
     for seed, size in enumerate([(90, 60), (60, 90), (200, 30), (64, 64)]):
         found, expected = (each(photo(seed, size), PHRASES) for each in (ground, ours))
         for one, other in zip(found, expected, strict=True):

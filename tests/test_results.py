@@ -80,3 +80,14 @@ def test_supervision_gets_what_was_found(answers: list[Predictions], monkeypatch
 def test_supervision_itself_takes_it(answers: list[Predictions]) -> None:
     pytest.importorskip("supervision")
     assert len(answers[0].to_supervision()) == 2 and len(answers[1].to_supervision()) == 0
+
+
+def test_a_known_size_spares_opening_the_picture() -> None:
+    def fail() -> Image.Image:
+        raise AssertionError("opened")
+
+    one = Prediction("it", (8.0, 6.0, 40.0, 30.0), 0.5)
+    about = Predictions([one], fail, "a.png", size=(80, 60))
+    assert to_coco([about])["images"][0] | {"id": 1} == {"id": 1, "file_name": "a.png", "width": 80, "height": 60}
+    assert to_label_studio([about])[0]["predictions"][0]["result"][0]["value"]["x"] == 10
+    assert about.to_dict()["width"] == 80

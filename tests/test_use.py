@@ -51,6 +51,17 @@ def test_a_published_folder_answers_the_same_and_tells_no_place(run: Path, tmp_p
         epmvg.save_pretrained(run, folder)
 
 
+def test_what_a_model_knows_travels_with_it(run: Path, tmp_path: Path) -> None:
+    """From the card of the bundled model, a recipe of drawn scenes, a published folder; nobody's word is no word."""
+    bundled = epmvg.Predictor("default")
+    assert bundled.knows == "drawn scenes, not photographs" and bundled.knows in repr(bundled)
+    assert epmvg.Predictor(run).knows is None
+    recipe = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"(?m)^  name: .*jsonl$", "  name: scenes", recipe))
+    published = epmvg.save_pretrained(run, tmp_path / "hub" / "scenes")
+    assert epmvg.Predictor(run).knows == epmvg.Predictor(published).knows == bundled.knows
+
+
 def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:
     """A model saved by hand: no recipe, no score, no calibration."""
     save(create_model("tiny-resnet"), tmp_path / "run")

@@ -157,6 +157,7 @@ def model_card(
         library_name="epmvg",
         language="en",
         tags=["visual-grounding", "referring-expression-comprehension", "phrase-grounding"],
+        knows=model.knows,
     )
     environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"

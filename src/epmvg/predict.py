@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from PIL import Image
 from epmvg.backends.exported import ExportedBackend, is_exported
 from epmvg.confidence import Calibration
 from epmvg.data.jsonl import phrase_fault
-from epmvg.data.photos import open_image
+from epmvg.data.photos import ImageSource, open_image
 from epmvg.data.views import View, canvas_of, evaluation_view, laid_rectangle, lay
 from epmvg.letterbox import Letterbox
 from epmvg.results import Predictions
@@ -31,7 +30,6 @@ from epmvg.types import Box, InputError, Prediction
 if TYPE_CHECKING:
     from epmvg.models.grounder import Grounder
 
-Picture = Path | str | bytes | Image.Image | np.ndarray
 Precision = Literal["auto", "fp32", "bf16"]
 MapKind = Literal["where", "attention"]
 
@@ -42,6 +40,7 @@ class Backend(Protocol):
     canvas: int  # S
     length: int  # L
     calibration: Calibration | None  # from the scores that `answer` gives to probabilities
+    knows: str | None  # what the model was trained to recognise
 
     def pieces(self, phrase: str) -> list[int]: ...
 
@@ -109,6 +108,7 @@ class Predictor:
         keep_mb: float = 64,
     ) -> None:
         self.backend: Backend
+        self.name = str(run) if isinstance(run, Path | str) else type(run).__name__
         if isinstance(run, Path | str) and is_exported(Path(run)):
             if device != "cpu" or compile:
                 raise InputError(f"{run} is an exported folder: it runs on the CPU and is compiled already.")
@@ -122,8 +122,17 @@ class Predictor:
         self._seen = SeenImages(int(keep_mb * 1e6))
         self._lock = Lock()
 
+    @property
+    def knows(self) -> str | None:
+        """What the model was trained to recognise ("drawn scenes, not photographs"); None where nobody stated it."""
+        return self.backend.knows
+
+    def __repr__(self) -> str:
+        knows = f", knows={self.knows!r}" if self.knows else ""
+        return f"Predictor({self.name!r}, image_size={self.backend.canvas}, max_length={self.backend.length}{knows})"
+
     def __call__(
-        self, image: Picture, phrases: Sequence[str] | str, *, min_score: float | Literal["auto"] | None = None
+        self, image: ImageSource, phrases: Sequence[str] | str, *, min_score: float | Literal["auto"] | None = None
     ) -> Predictions:
         """Find each phrase in an image, which is encoded once.
 
@@ -142,16 +151,21 @@ class Predictor:
         bound = self._bound(min_score)
         asked = self._asked(phrases)
         found = _predictions(asked, *self.find(image, asked), bound)
-        return Predictions(found, lambda: as_picture(image), str(image) if isinstance(image, Path | str) else "")
+        return Predictions(found, lambda: open_image(image), str(image) if isinstance(image, Path | str) else "")
 
     def ask(
-        self, questions: Sequence[tuple[Picture, Sequence[str]]], keys: Sequence[bytes] | None = None
+        self,
+        questions: Sequence[tuple[ImageSource, Sequence[str]]],
+        keys: Sequence[bytes] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[list[Prediction]]:
         """Find phrases in several images, all in one pass; the answers are those of asking one by one.
 
         Args:
             questions: images, each with its phrases.
             keys: what each image is known by, such as a digest of its file; else its bytes or pixels are hashed.
+            sizes: width and height, in pixels, of the upright photos of which the images are reduced copies; boxes are
+                in their pixels.
 
         Returns:
             For each question a prediction a phrase, as calling gives them.
@@ -160,10 +174,20 @@ class Predictor:
             InputError: as calling does; nothing is answered then.
         """
         asked = [(image, self._asked(phrases)) for image, phrases in questions]
-        found = zip(asked, self._find(asked, keys), strict=True)
+        found = zip(asked, self._find(asked, keys, sizes), strict=True)
         return [_predictions(phrases, boxes, scores, 0.0) for (_, phrases), (boxes, scores) in found]
 
-    def where(self, image: Picture, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
+    @property
+    def canvas(self) -> int:
+        """Pixels of a side of the square that the model sees."""
+        return self.backend.canvas
+
+    @property
+    def threshold(self) -> float | None:
+        """The score stored by `epmvg calibrate` from which a phrase counts as found, or None."""
+        return self.backend.calibration.threshold if self.backend.calibration else None
+
+    def where(self, image: ImageSource, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
         """Return where the model looks for each phrase, over the picture: [height, width], 1 where it is highest.
 
         Raises:
@@ -171,7 +195,7 @@ class Predictor:
         """
         return self._maps("where", image, phrases)
 
-    def attention(self, image: Picture, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
+    def attention(self, image: ImageSource, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
         """Return what [REG] attends to in the last fusion layer, over the picture: [height, width] a phrase.
 
         Each map is 1 where it is highest. What [REG] pays to words and to itself is left out.
@@ -181,7 +205,7 @@ class Predictor:
         """
         return self._maps("attention", image, phrases)
 
-    def _maps(self, kind: MapKind, image: Picture, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
+    def _maps(self, kind: MapKind, image: ImageSource, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
         asked = self._asked(phrases)
         tokens, token_pad = tokenize(self.backend, asked)
         with self._lock:
@@ -203,14 +227,13 @@ class Predictor:
             return 0.0
         if min_score != "auto":
             return min_score
-        calibration = self.backend.calibration
-        if calibration is None or calibration.threshold is None:
+        if self.threshold is None:
             raise InputError(
                 "This model has no stored threshold: run `epmvg calibrate RUN`, or give min_score a number."
             )
-        return calibration.threshold
+        return self.threshold
 
-    def find(self, image: Picture, phrases: Sequence[str]) -> tuple[list[list[float]], list[float]]:
+    def find(self, image: ImageSource, phrases: Sequence[str]) -> tuple[list[list[float]], list[float]]:
         """Answer P phrases, cut where they are too long: xyxy boxes in pixels of the upright image, and scores.
 
         Raises:
@@ -219,14 +242,17 @@ class Predictor:
         return self._find([(image, phrases)])[0]
 
     def _find(
-        self, questions: Sequence[tuple[Picture, Sequence[str]]], keys: Sequence[bytes] | None = None
+        self,
+        questions: Sequence[tuple[ImageSource, Sequence[str]]],
+        keys: Sequence[bytes] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[tuple[list[list[float]], list[float]]]:
         """Answer as `find` does, several images in one pass."""
         counts = [len(phrases) for _, phrases in questions]
         tokens, token_pad = tokenize(self.backend, [phrase for _, phrases in questions for phrase in phrases])
         owner = np.repeat(np.arange(len(counts)), counts)
         with self._lock:
-            seen = self._see([image for image, _ in questions], keys)
+            seen = self._see([image for image, _ in questions], keys, sizes)
             features = seen[0].features if len(seen) == 1 else self.backend.join([one.features for one in seen])
             pad = np.concatenate([one.pad for one in seen])
             box, score = self.backend.answer(features, pad, tokens, token_pad, owner)
@@ -238,7 +264,12 @@ class Predictor:
             for one, rows in zip(seen, own, strict=True)
         ]
 
-    def _see(self, images: Sequence[Picture], given: Sequence[bytes] | None = None) -> list[SeenImage]:
+    def _see(
+        self,
+        images: Sequence[ImageSource],
+        given: Sequence[bytes] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[SeenImage]:
         """Encode images together, but for those remembered, by a key, a file's bytes or the pixels on the canvas."""
         keys: list[bytes] = []
         seen: dict[bytes, SeenImage] = {}
@@ -246,10 +277,11 @@ class Predictor:
         for number, image in enumerate(images):
             key = given[number] if given else _file_key(image)
             if key is None or self._seen.get(key) is None:
-                picture = as_picture(image)
-                view = evaluation_view(picture.size, self.backend.canvas)
+                picture = open_image(image)
+                size = sizes[number] if sizes else picture.size
+                view = evaluation_view(size, self.backend.canvas)
                 laid = lay(picture, view)
-                key = key or _digest(repr(picture.size).encode() + laid.tobytes())
+                key = key or _digest(repr(size).encode() + laid.tobytes())
                 if self._seen.get(key) is None:
                     fresh[key] = view, laid
             known = self._seen.get(key)
@@ -316,23 +348,6 @@ def tokenize(backend: Backend, phrases: Sequence[str]) -> tuple[NDArray[np.int64
     return tokens, np.arange(width) >= np.array([[len(row)] for row in rows])
 
 
-def as_picture(image: Picture) -> Image.Image:
-    """Turn what a user holds into an upright RGB picture.
-
-    Raises:
-        InputError: it is not a picture.
-    """
-    if isinstance(image, Path | str):
-        return open_image(Path(image))
-    if isinstance(image, bytes):
-        return open_image(io.BytesIO(image))
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f"An array must be uint8 [H, W, 3] in RGB; this one is {image.dtype} {list(image.shape)}.")
-    return Image.fromarray(image)
-
-
 def _over_picture(levels: Sequence[NDArray[np.float32]], letterbox: Letterbox) -> NDArray[np.float32]:
     """Lay shares of visual tokens [side, side], maps of several strides added up, over the picture [height, width]."""
     side, size = letterbox.side, (round(letterbox.width), round(letterbox.height))
@@ -347,7 +362,7 @@ def _over_picture(levels: Sequence[NDArray[np.float32]], letterbox: Letterbox) -
     return over
 
 
-def _file_key(image: Picture) -> bytes | None:
+def _file_key(image: ImageSource) -> bytes | None:
     """Tell a file by its bytes, which need not be decoded for it; None for pictures and arrays."""
     if isinstance(image, Path | str):
         try:

@@ -21,16 +21,28 @@ class Predictions(list[Prediction]):
     Attributes:
         picture: the upright picture that the boxes are in, opened when it is first wanted.
         image: the file's name as it was given, "" where the picture came without one.
+        size: (width, height) of the picture; where it is given, the picture need not be opened for it.
     """
 
-    def __init__(self, answers: Iterable[Prediction], open_picture: Callable[[], Image.Image], image: str = "") -> None:
+    def __init__(
+        self,
+        answers: Iterable[Prediction],
+        open_picture: Callable[[], Image.Image],
+        image: str = "",
+        size: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__(answers)
         self._open_picture = open_picture
+        self._size = size
         self.image = image
 
     @cached_property
     def picture(self) -> Image.Image:
         return self._open_picture()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._size or self.picture.size
 
     @property
     def found(self) -> list[Prediction]:
@@ -78,7 +90,7 @@ class Predictions(list[Prediction]):
     def to_dict(self) -> dict[str, Any]:
         """Return image, width, height and results as plain values for JSON."""
         results = [{"phrase": one.phrase, "box": list(one.box), "score": one.score, "found": one.found} for one in self]
-        return {"image": self.image, "width": self.picture.width, "height": self.picture.height, "results": results}
+        return {"image": self.image, "width": self.size[0], "height": self.size[1], "results": results}
 
 
 def to_coco(answers: Sequence[Predictions]) -> dict[str, Any]:
@@ -88,13 +100,13 @@ def to_coco(answers: Sequence[Predictions]) -> dict[str, Any]:
     """
     rows = []
     for number, about in enumerate(answers):
-        picture = {"image": _name(about, number), "width": about.picture.width, "height": about.picture.height}
+        picture = {"image": _name(about, number), "width": about.size[0], "height": about.size[1]}
         rows += [picture | {"phrase": one.phrase, "bbox": _xywh(one), "score": one.score} for one in about.found]
     coco = coco_of(rows)
     there = {image["file_name"] for image in coco["images"]}
     for number, about in enumerate(answers):
         if _name(about, number) not in there:  # asked, and nothing found
-            size = {"width": about.picture.width, "height": about.picture.height}
+            size = {"width": about.size[0], "height": about.size[1]}
             coco["images"].append({"id": len(coco["images"]) + 1, "file_name": _name(about, number)} | size)
     return coco
 
@@ -111,7 +123,7 @@ def to_label_studio(answers: Sequence[Predictions], prefix: str = "") -> list[di
 
 def _task(about: Predictions, image: str) -> dict[str, Any]:
     """One picture's task: a rectangle a phrase, in per cent of its sides, and the phrase as that region's text."""
-    width, height = about.picture.size
+    width, height = about.size
     result = []
     for number, one in enumerate(about.found):
         x, y, w, h = _xywh(one)

@@ -49,6 +49,7 @@ class EagerBackend:
         if threads is not None:
             torch.set_num_threads(threads)
         self.canvas, self.length, self.calibration = model.canvas, model.length, model.calibration
+        self.knows = model.knows
         self.device = select_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.bf16 = use_bf16(precision, self.device)

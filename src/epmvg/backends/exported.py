@@ -44,6 +44,7 @@ class ExportedBackend:
         settings = _read_settings(folder)
         self.canvas, self.length = int(settings["canvas"]), int(settings["length"])
         self.calibration = read_calibration(folder)
+        self.knows: str | None = settings.get("knows")
         kind = settings["format"]
         if kind == "onnx" and precision == "bf16":
             raise InputError("ONNX Runtime does not compute in bf16: export with --format openvino, or ask for fp32.")

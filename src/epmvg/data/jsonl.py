@@ -189,19 +189,36 @@ def json_lines(file: Path) -> Iterator[tuple[str, Row]]:
     Raises:
         InputError: the file is missing, or a line is not a JSON object.
     """
+    for where, line in text_lines(file):
+        yield where, json_object(line, where)
+
+
+def text_lines(file: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield (where it stands, content) of each line of a file that is not blank.
+
+    Raises:
+        InputError: the file is missing.
+    """
     try:
         lines = file.open("rb")
     except OSError as error:
         raise InputError(f"{file} cannot be opened ({error.strerror}): check the path.") from error
     with lines:
         for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{file} line {number}"
-            row = parse_json(line, where, "mend or delete the line")
-            if not isinstance(row, dict):
-                raise InputError(f"{where} is not a JSON object: mend or delete the line.")
-            yield where, row
+            if line.strip():
+                yield f"{file} line {number}", line
+
+
+def json_object(line: bytes, where: str) -> Row:
+    """Parse one line of JSONL.
+
+    Raises:
+        InputError: it is not a JSON object.
+    """
+    row = parse_json(line, where, "mend or delete the line")
+    if not isinstance(row, dict):
+        raise InputError(f"{where} is not a JSON object: mend or delete the line.")
+    return row
 
 
 def _record(row: Row, root: Path, where: str, split_key: str, images: dict[str, Path]) -> Record:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -74,12 +73,10 @@ class Images:
             seen = self._place(entry, found)
             if seen is not None:
                 fresh.append(seen)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large files and odd palettes; `look` answers instead
-            photos = self._pool.map(look, (seen.file for seen in fresh if seen.file is not None))
-            for seen, photo in zip(fresh, photos, strict=True):
-                seen.photo = photo
-                seen.turned = Turned() if photo.turned else None
+        photos = self._pool.map(look, (seen.file for seen in fresh if seen.file is not None))
+        for seen, photo in zip(fresh, photos, strict=True):
+            seen.photo = photo
+            seen.turned = Turned() if photo.turned else None
 
     def _place(self, entry: Entry, found: Findings) -> Seen | None:
         """Remember a name; return the image if its file has not been opened yet."""

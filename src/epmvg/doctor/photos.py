@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from epmvg.data.photos import MOST_PIXELS
+from epmvg.data import photos
+from epmvg.types import InputError
 
 GRID = (17, 16)
 """Columns and rows of the greys: 16 x 16 differences."""
@@ -48,29 +49,17 @@ class Photo:
 def look(file: Path) -> Photo:
     """Decode a photo, JPEG at an eighth of its size, and say what is wrong with it; never raises."""
     try:
-        if not file.is_file():
-            return Photo("image-missing")
-        if file.stat().st_size == 0:
-            return Photo("image-empty")
-        with Image.open(file) as opened:
-            return _read(opened)
-    except Image.DecompressionBombError:
-        return Photo("image-bomb", f"more than {MOST_PIXELS:,} pixels")
-    except UnidentifiedImageError:
-        return Photo("image-foreign")
-    except Exception as error:  # a broken file can make a decoder fail in any way
-        return Photo("image-torn", f"{type(error).__name__}: {error}")
+        with photos.Photo(file) as opened:
+            small = opened.decode((4 * GRID[0], 4 * GRID[1]))  # reads the whole file, so a torn one shows
+            return Photo("", "", opened.size, opened.turned, _small_greys(small))
+    except photos.ImageError as error:
+        return Photo(f"image-{error.fault}", error.detail)
+    except InputError as error:
+        return Photo("image-foreign", str(error))
 
 
-def _read(opened: Image.Image) -> Photo:
-    width, height = opened.size
-    if width * height > MOST_PIXELS:
-        return Photo("image-bomb", f"{width} x {height} pixels")
-    turned = opened.getexif().get(0x0112) in (5, 6, 7, 8)  # orientations that lie on their side
-    opened.draft("L", (4 * GRID[0], 4 * GRID[1]))  # reads the whole file all the same, so a torn one shows
-    opened.load()
-    greys = ImageOps.exif_transpose(opened).convert("L").resize(GRID, Image.Resampling.BOX)
-    return Photo("", "", (height, width) if turned else (width, height), turned, greys.tobytes())
+def _small_greys(image: Image.Image) -> bytes:
+    return image.convert("L").resize(GRID, Image.Resampling.BOX).tobytes()
 
 
 def find_twins(ours: Sequence[bytes], theirs: Sequence[bytes]) -> Iterator[tuple[int, int]]:

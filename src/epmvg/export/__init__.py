@@ -157,6 +157,8 @@ def write_folder(model: Grounder, folder: Path, kind: Format) -> dict[str, Any]:
     model.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"format": "onnx", "precision": "fp32", "canvas": model.canvas, "length": model.length}
     settings |= {"epmvg": __version__, "torch": torch.__version__}
+    if model.knows is not None:
+        settings["knows"] = model.knows
     write_json(folder / SETTINGS, settings)
     return to_openvino(folder) if kind == "openvino" else settings
 

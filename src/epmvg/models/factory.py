@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, BertModel, BertTokenizer, Pr
 
 from epmvg.confidence import CONFIDENCE_FILE, read_calibration
 from epmvg.models.grounder import Grounder
-from epmvg.models.hub import fetch
+from epmvg.models.hub import fetch, read_knows
 from epmvg.models.linguistic import LinguisticBranch
 from epmvg.models.presets import MINILM_L6, preset
 from epmvg.models.visual import ConvBranch, SwinBranch, VisualBranch
@@ -239,6 +239,7 @@ def load(run: Path | str) -> Grounder:
         raise InputError(f"{folder} holds a model that cannot be read ({reason}): copy or train it again.") from error
     model.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     model.calibration = read_calibration(folder)
+    model.knows = read_knows(folder)
     return model.eval()
 
 

@@ -1,10 +1,13 @@
-"""Finds a model's folder: on this disk, in this package, or on the Hugging Face hub."""
+"""Finds a model's folder on this disk, in this package or on the Hugging Face hub, and what its card says it knows."""
 
 from __future__ import annotations
 
 import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from epmvg.confidence import CONFIDENCE_FILE
 from epmvg.types import InputError
@@ -15,7 +18,35 @@ FILES = ["model.yaml", "model.safetensors", "tokenizer/*", CONFIDENCE_FILE, "con
 DEFAULT = "default"
 """Name of the model that ships in this package (`ready/default`; its README.md is its card)."""
 
+SCENES_KNOWLEDGE = "drawn scenes, not photographs"
+"""What a training on `scenes` teaches."""
+
+_HEAD = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def read_knows(folder: Path) -> str | None:
+    """Return what a model was trained to recognise ("drawn scenes, not photographs"), None where nothing is stated.
+
+    It is the key `knows` at the head of the model card, or follows from the recipe of a training on drawn scenes.
+    """
+    card = folder / "README.md"
+    head = _HEAD.match(card.read_text(encoding="utf-8")) if card.is_file() else None
+    knows = _yaml(head[1]).get("knows") if head else None
+    if isinstance(knows, str):
+        return knows
+    recipe = folder / "config.yaml"
+    data = _yaml(recipe.read_text(encoding="utf-8")).get("data") if recipe.is_file() else None
+    return SCENES_KNOWLEDGE if isinstance(data, dict) and data.get("name") == "scenes" else None
+
+
+def _yaml(text: str) -> dict[str, Any]:
+    """Read a YAML mapping; a broken one or anything else counts as empty, since what it would say is optional."""
+    try:
+        read = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 def fetch(run: Path | str, *, revision: str | None = None, token: str | None = None) -> Path:

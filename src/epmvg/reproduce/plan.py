@@ -171,14 +171,17 @@ def _override(key: str, value: Any) -> str:
 
 
 def _remark(row: Row, scale: Scale, recipe: Recipe) -> str:
-    """Say where a row's setting means something else at this scale than in the paper, or is not the paper's."""
-    unfrozen = row.distill is not None and not row.distill.get("frozen", True)
-    own_rate = f"the teacher's rate of {recipe.train.lr_teacher:g} is ours, the paper names 1e-5 for what is pretrained"
+    """Return where a row's setting means something else than in the paper, or is not the paper's."""
+    said = []
+    if row.distill is not None and not row.distill.get("frozen", True):
+        said.append(
+            f"train.lr_teacher={recipe.train.lr_teacher:g} is ours; the paper names 1e-5 for what is pretrained"
+        )
     if scale.recipe is None:
-        return own_rate if unfrozen else ""
-    said = ["mini in TransVG's place"]
-    if unfrozen:
-        said.append(own_rate)
+        if preset(recipe.model.preset, **recipe.model.set)["visual"].get("gates") == "repaired":
+            said.append("gates repaired, not zero as published (docs/paper.md)")
+        return "; ".join(said)
+    said.append("mini in TransVG's place")
     if row.giou != 1:
         said.append(f"lambda multiplies the recipe's own weight of GIoU: {recipe.loss.giou:g} here")
     if _sees_canvas(row):
