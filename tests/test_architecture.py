@@ -18,7 +18,7 @@ FLOORS = [
         *("activations", "metrics", "processes", "writing"),
     ],
     ["data", "models", "distill", "reporting"],
-    ["convert", "doctor", "evaluation", "backends", "predict", "results", "listing", "store"],
+    ["convert", "doctor", "evaluation", "backends", "predict", "results", "listing", "store", "leakage"],
     ["training", "calibration", "hub", "serve", "bench", "bulk", "export", "scoring", "stress"],
     ["demo"],
     ["reproduce"],

@@ -152,6 +152,7 @@ def test_training_after_caching_asks_nothing_new(
         "data.augment={flip: 0.5}",
         "train.store=false",
         "train.epochs=2",
+        "train.warmup=0",
         f"distill={folder}",
         "distill.dense=0",
     )
