@@ -25,7 +25,8 @@ from epmvg.models.grounder import Grounder
 from epmvg.models.hub import fetch, read_knows
 from epmvg.models.linguistic import LinguisticBranch
 from epmvg.models.presets import MINILM_L6, preset
-from epmvg.models.visual import ConvBranch, SwinBranch, VisualBranch
+from epmvg.models.settings import checked
+from epmvg.models.visual import IMAGENET_MEAN, IMAGENET_STD, ConvBranch, SwinBranch, VisualBranch
 from epmvg.models.weights_file import WEIGHTS, read_weights, weights_digest, write_weights
 from epmvg.types import InputError
 from epmvg.weights import check_wheel, describe_wheel, efficientnet_lite0_state, minilm_folder, read_wheel
@@ -51,7 +52,12 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Groun
 
 
 def build(settings: dict[str, Any]) -> Grounder:
-    """Build a grounder from a preset's complete numbers."""
+    """Build a grounder from a preset's complete numbers.
+
+    Raises:
+        InputError: a setting is unknown, out of range or does not fit the others.
+    """
+    settings = checked(settings)
     visual_settings, linguistic_settings = settings["visual"], settings["linguistic"]
     dropout = settings["dropout"]
     visual: VisualBranch
@@ -85,19 +91,23 @@ def default_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def load_pretrained(model: Grounder) -> None:
-    """Start the backbone and the text encoder of `model` from published weights, in place."""
-    backbone_name = model.settings["visual"]["backbone"]
+    """Start the backbone and the text encoder of `model` from published weights, in place.
+
+    A backbone without a tag gets the one of timm's default weights, so that the settings say what was loaded.
+    """
+    name = model.settings["visual"]["backbone"]
     if "visual.backbone" in _wheels_for(model):
         backbone_state = efficientnet_lite0_state()
     else:
-        backbone_state = _from_hub(
-            backbone_name, lambda: timm.create_model(backbone_name, pretrained=True).state_dict()
-        )
+        if "." not in name and (default := timm.models.get_pretrained_cfg(name)) is not None and default.tag:
+            name = f"{name}.{default.tag}"
+        backbone_state = _from_hub(name, lambda: timm.create_model(name, pretrained=True).state_dict())
+        model.settings = model.settings | {"visual": model.settings["visual"] | {"backbone": name}}
     wanted = model.visual.backbone.state_dict()
-    missing = wanted.keys() - backbone_state.keys()
-    if missing:
-        raise InputError(f"The weights of {backbone_name} lack {sorted(missing)[0]!r}: they are not of this network.")
-    model.visual.backbone.load_state_dict({name: backbone_state[name] for name in wanted})
+    for key, tensor in wanted.items():
+        if key not in backbone_state or backbone_state[key].shape != tensor.shape:
+            raise InputError(f"The weights of {name} do not fit at {key!r}: they are of another network.")
+    model.visual.backbone.load_state_dict({key: backbone_state[key] for key in wanted})
 
     own = "linguistic.bert" in _wheels_for(model)
     load_bert(model, str(minilm_folder()) if own else "bert-base-uncased")
@@ -135,18 +145,45 @@ def load_bert(model: Grounder, name: str) -> None:
     """Start the linguistic branch from a BERT on the hub or in a local folder, in place, its tokenizer included.
 
     Raises:
-        InputError: it cannot be had, is no BERT or has other sizes.
+        InputError: it cannot be had, is no BERT, is one of another kind or size, or lacks some of the weights.
     """
     for key, size in bert_sizes(name).items():
         if model.settings["linguistic"][key] != size:
             raise InputError(
                 f"{name} has {key}={size}, the student {model.settings['linguistic'][key]}: choose another."
             )
-    cast(Any, transformers).logging.disable_progress_bar()  # a bar for a hundred tensors
-    bert = _from_hub(name, lambda: BertModel.from_pretrained(name).state_dict())
-    wanted = model.linguistic.bert.state_dict()  # without the pooler, which nobody uses
-    model.linguistic.bert.load_state_dict({key: bert[key] for key in wanted})
-    model.tokenizer = _from_hub(name, lambda: AutoTokenizer.from_pretrained(name))
+    config, own = _from_hub(name, lambda: AutoConfig.from_pretrained(name)), model.linguistic.bert.config
+    for key in _BERT_FIXED:
+        if (stated := getattr(config, key, None)) not in (None, expected := getattr(own, key, "absolute")):
+            raise InputError(f"{name} has {key}={stated}, and the linguistic branch {expected}: choose another.")
+    logs = cast(Any, transformers).logging
+    logs.disable_progress_bar()  # a bar for a hundred tensors
+    level = logs.get_verbosity()
+    logs.set_verbosity_error()  # what is missing is checked here
+    try:
+        bert, report = _from_hub(
+            name, lambda: BertModel.from_pretrained(name, add_pooling_layer=False, output_loading_info=True)
+        )
+    finally:
+        logs.set_verbosity(level)
+    wanted, state = model.linguistic.bert.state_dict(), bert.state_dict()  # without the pooler, which nobody uses
+    absent = set(wanted) & (set(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]})
+    if absent:
+        raise InputError(
+            f"{name} lacks {min(absent)} (and {len(absent) - 1} more): its weights are not of a plain BERT."
+        )
+    tokenizer = _from_hub(name, lambda: AutoTokenizer.from_pretrained(name))
+    if len(tokenizer) > model.settings["linguistic"]["vocabulary"]:
+        raise InputError(f"{name} has a tokenizer of {len(tokenizer)} word pieces, more than its weights know.")
+    model.linguistic.bert.load_state_dict({key: state[key] for key in wanted})
+    model.tokenizer = tokenizer
+
+
+_BERT_FIXED = (
+    *("hidden_act", "layer_norm_eps", "max_position_embeddings", "type_vocab_size", "position_embedding_type"),
+    *("is_decoder", "add_cross_attention"),
+)
+"""What a BERT's configuration decides besides its sizes; the linguistic branch has BERT-base's."""
 
 
 def save(model: Grounder, folder: Path | str, *, compact: bool = False) -> None:
@@ -255,7 +292,8 @@ def start_from(model: Grounder, folder: Path | str) -> None:
     A score head that only one of the two has is left as it is, or left out.
 
     Raises:
-        InputError: the folder holds no grounder, or one of another shape.
+        InputError: the folder holds no grounder, or one of another shape or of other settings that give its weights
+            their meaning.
     """
     saved = load(folder)
     own, other = model.state_dict(), saved.state_dict()
@@ -264,11 +302,37 @@ def start_from(model: Grounder, folder: Path | str) -> None:
             {name: value for name, value in state.items() if not name.startswith("score_head.")}
             for state in (own, other)
         )
+    _compare(model, saved, folder)
     for name in [*own, *other]:
         if name not in own or name not in other or own[name].shape != other[name].shape:
             raise InputError(f"{folder} holds a model of another shape (see {name}): give the preset it was made for.")
     model.load_state_dict(other, strict=False)  # the names were compared above
     model.tokenizer = saved.tokenizer
+
+
+def _compare(model: Grounder, saved: Grounder, folder: Path | str) -> None:
+    """Reject a start from weights whose meaning, unseen in names and shapes, is another."""
+    own, other = (_meaning(each.settings) for each in (model, saved))
+    for key, value in own.items():
+        if key in other and other[key] != value:
+            raise InputError(
+                f"{folder} was made with model.{key}={other[key]}, and this model has {value}: give both the same."
+            )
+
+
+def _meaning(settings: dict[str, Any]) -> dict[str, Any]:
+    visual = settings["visual"]
+    return {
+        "visual.backbone": visual["backbone"].partition(".")[0],
+        "visual.strides": sorted(visual["strides"]),
+        "visual.mean": list(visual.get("mean") or IMAGENET_MEAN),
+        "visual.std": list(visual.get("std") or IMAGENET_STD),
+        **{f"visual.{key}": visual[key] for key in ("heads", "pool") if key in visual},
+        "linguistic.heads": settings["linguistic"]["heads"],
+        "fusion.heads": settings["fusion"]["heads"],
+        "vls": settings["vls"],
+        "position": settings["position"],
+    }
 
 
 def _from_hub(name: str, fetch: Any) -> Any:
@@ -277,7 +341,7 @@ def _from_hub(name: str, fetch: Any) -> Any:
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"The pretrained weights of {name} could not be fetched ({type(error).__name__}): "
-            "check the network, or start from random weights with pretrained=False."
+            "check the name and the network, or start from random weights with model.pretrained=false."
         ) from error
 
 
