@@ -18,7 +18,10 @@ FLOORS = [
         *("activations", "metrics", "processes", "tokenizer", "writing"),
     ],
     ["data", "models", "distill", "reporting"],
-    ["convert", "doctor", "evaluation", "backends", "phrases", "predict", "results", "listing", "store"],
+    [
+        *("convert", "doctor", "evaluation", "backends", "phrases", "predict", "results", "listing", "store"),
+        "leakage",
+    ],
     ["training", "calibration", "hub", "serve", "bench", "bulk", "export", "scoring", "stress"],
     ["demo"],
     ["reproduce"],

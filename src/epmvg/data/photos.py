@@ -35,6 +35,9 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 _UNREADABLE = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 """Formats that Pillow names but cannot decode on its own."""
 
+_ANIMATED = frozenset({"AVIF", "GIF", "PNG", "TIFF", "WEBP"})
+"""Formats in which several frames are an animation, or pages; a second picture in a phone's JPEG is neither."""
+
 
 class ImageError(InputError):
     """An image cannot be opened; `fault` says of what kind the reason is, `detail` is the reason in a few words."""
@@ -98,6 +101,11 @@ class Photo:
         """Close the file; a PIL image that was given stays open."""
         if self._own:
             self._image.close()
+
+    @property
+    def animated(self) -> bool:
+        """Whether the file holds several frames, of which the first is used; to be asked before decoding."""
+        return self._image.format in _ANIMATED and bool(getattr(self._image, "is_animated", False))
 
     def decode(self, at_least: tuple[int, int] | None = None) -> Image.Image:
         """Return the image as RGB, upright, in memory of its own.

@@ -6,6 +6,7 @@ installed packages (`mini`) or from the hubs of timm and transformers (the other
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +26,7 @@ from epmvg.models.hub import fetch, read_knows
 from epmvg.models.linguistic import LinguisticBranch
 from epmvg.models.presets import MINILM_L6, preset
 from epmvg.models.visual import ConvBranch, SwinBranch, VisualBranch
-from epmvg.models.weights_file import read_weights, write_weights
+from epmvg.models.weights_file import WEIGHTS, read_weights, weights_digest, write_weights
 from epmvg.types import InputError
 from epmvg.weights import check_wheel, describe_wheel, efficientnet_lite0_state, minilm_folder, read_wheel
 from epmvg.writing import replacing, write_text
@@ -173,10 +174,11 @@ def save(model: Grounder, folder: Path | str, *, compact: bool = False) -> None:
         state = {name: _halved(tensor) for name, tensor in state.items() if not name.startswith(left_out)}
     settings = model.settings | ({"wheels": wheels} if wheels else {})
     write_text(folder / "model.yaml", yaml.safe_dump(settings, sort_keys=False))
-    with replacing(folder / "model.safetensors") as temporary:
+    with replacing(folder / WEIGHTS) as temporary:
         write_weights(temporary, state)
     if model.calibration is not None:
-        write_text(folder / CONFIDENCE_FILE, model.calibration.dump())
+        calibration = replace(model.calibration, weights=weights_digest(folder / WEIGHTS))
+        write_text(folder / CONFIDENCE_FILE, calibration.dump())
 
 
 def _unchanged(model: Grounder) -> dict[str, dict[str, str]]:
@@ -218,7 +220,7 @@ def load(run: Path | str) -> Grounder:
             relies on is missing or brings others, or the hub cannot be asked.
     """
     folder = fetch(run)
-    for name in ("model.yaml", "model.safetensors", "tokenizer"):
+    for name in ("model.yaml", WEIGHTS, "tokenizer"):
         if not (folder / name).exists():
             raise InputError(
                 f"{folder} is not a trained run: it has no {name}. Give the folder that training wrote, or `default`, "
@@ -226,7 +228,7 @@ def load(run: Path | str) -> Grounder:
             )
     try:
         settings = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
-        state = read_weights(folder / "model.safetensors")
+        state = read_weights(folder / WEIGHTS)
         wheels = settings.pop("wheels", {})
         settings["score"] = any(name.startswith("score_head.") for name in state)  # it may have been fitted later
         model = build(settings)
@@ -239,6 +241,10 @@ def load(run: Path | str) -> Grounder:
         raise InputError(f"{folder} holds a model that cannot be read ({reason}): copy or train it again.") from error
     model.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     model.calibration = read_calibration(folder)
+    if model.calibration and model.calibration.weights not in (None, weights_digest(folder / WEIGHTS)):
+        raise InputError(
+            f"{folder / CONFIDENCE_FILE} was made for other weights than {WEIGHTS}: delete it, or calibrate again then."
+        )
     model.knows = read_knows(folder)
     return model.eval()
 
