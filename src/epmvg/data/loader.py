@@ -6,6 +6,7 @@ would have seen, and the batches of a training are the same for any number of wo
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from epmvg.config import AugmentSettings
 from epmvg.data.catalog import cache_folder, open_records
 from epmvg.data.garbage import collector_paused
 from epmvg.data.image_cache import ImageCache
@@ -24,6 +26,7 @@ from epmvg.data.photos import Photo
 from epmvg.data.transforms import Augment, pad_of, render, training_view
 from epmvg.data.views import View, evaluation_view, laid_rectangle
 from epmvg.letterbox import Letterbox
+from epmvg.tokenizer import PhraseTokenizer
 from epmvg.types import Batch, InputError, Record
 
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
@@ -117,6 +120,7 @@ class GroundingLoader:
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,
+            worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # its own: a resumed run must not draw from the student's once more
         )
         for batch in loader:
@@ -229,6 +233,14 @@ class _Batches(Dataset[Batch | InputError]):
             return error
 
 
+def _leave_signals(_: int) -> None:
+    """In a worker: leave it to the process that it works for to answer what a terminal or scheduler sends to both."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which ends a worker
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 def _size_of(path: Path) -> tuple[int, int]:
     with Photo(path) as photo:  # reads its first bytes only
         return photo.size
@@ -276,9 +288,11 @@ def make_loader(
         InputError: as `open_records`.
     """
 
+    words = PhraseTokenizer.of(tokenizer, length)
+
     def tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
-        encoded = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
-        return encoded["input_ids"], encoded["attention_mask"] == 0
+        tokens = words(texts)
+        return torch.from_numpy(tokens.ids), torch.from_numpy(tokens.padding)
 
     training = split == "train"
     return GroundingLoader(
@@ -287,7 +301,7 @@ def make_loader(
         canvas=canvas,
         images=images,
         phrases=phrases,
-        augment=Augment(flip=0.5, crop=0.5, scale=0.7, jitter=0.8, move=1.0) if training else None,
+        augment=Augment(**AugmentSettings().model_dump()) if training else None,
         shuffle=training,
         seed=seed,
     )
