@@ -13,7 +13,7 @@ import epmvg
 from epmvg.config import Recipe
 from epmvg.models.factory import create_model, load
 from epmvg.training import loop
-from epmvg.training.optimizer import lr_factor, parameter_groups
+from epmvg.training.optimizer import StepCount, lr_factor, parameter_groups
 from epmvg.training.run import Run
 from epmvg.types import InputError
 
@@ -30,6 +30,7 @@ TINY = [
     "train.save_every=2",
     "train.log_every=1",
     "train.evaluate_every=1",
+    "train.warmup=0",
 ]
 
 
@@ -116,7 +117,8 @@ def test_a_teacher_s_terms_fall_and_it_stays_out_of_the_checkpoint(squares: Path
         "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
     }
     (tmp_path / "teacher.json").write_text(json.dumps(config))
-    settings = [f"distill.teacher={tmp_path / 'teacher.json'}", f"distill.frozen={frozen}", "train.epochs=12"]
+    settings = [f"distill.teacher={tmp_path / 'teacher.json'}", "distill.pretrained=random"]
+    settings += [f"distill.frozen={frozen}", "train.epochs=12"]
     folder = epmvg.train(recipe(squares, *settings), tmp_path / "run")
     steps = [row["loss"] for row in rows(folder) if row["event"] == "step"]
     distilled = [step["image"] + step["text"] for step in steps]  # type: ignore[index]
@@ -197,7 +199,10 @@ def test_groups_hold_every_trainable_parameter_once() -> None:
 
 def test_schedules_start_peak_and_end_where_they_should() -> None:
     settings = Recipe().train.model_copy(update={"epochs": 10.0, "drop": 4.0, "warmup": 5})
-    assert [lr_factor(step, 10, settings) for step in (0, 4, 5, 39, 40, 80)] == pytest.approx([0.2, 1, 1, 1, 0.1, 0.01])
+    count = StepCount.of(10, settings)
+    assert [lr_factor(step, count, settings) for step in (0, 4, 5, 39, 40, 80)] == pytest.approx(
+        [0.2, 1, 1, 1, 0.1, 0.01]
+    )
     cosine = settings.model_copy(update={"schedule": "cosine"})
-    values = [lr_factor(step, 10, cosine) for step in range(5, 100)]
+    values = [lr_factor(step, count, cosine) for step in range(5, 100)]
     assert values[0] == 1 and values == sorted(values, reverse=True) and values[-1] == pytest.approx(0.01)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from epmvg.predict import Backend, tokenize
+from epmvg.backends.protocol import Backend
+from epmvg.predict import tokenize
 from reference import PHRASES
 
 

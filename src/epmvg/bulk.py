@@ -262,7 +262,7 @@ def _ask(
     image, pad = torch.stack([pixels for _, pixels in shown]), torch.stack([pad_of(view) for view, _ in shown])
     inputs = (image, pad, tokens, token_pad, torch.tensor(owner))
     output = model(*(part.to(device) for part in inputs))
-    boxes, scores = output.box.double().cpu(), box_scores(output, model.calibration).tolist()
+    boxes, scores = output.box.cpu().double(), box_scores(output, model.calibration).tolist()
     for number, picture, box, score in zip(numbers, owner, boxes, scores, strict=True):
         inside_picture = shown[picture][0].letterbox.to_source(box).tolist()
         rows[number] |= {"box": [round(value, 2) for value in inside_picture], "score": round(score, 4)}

@@ -106,7 +106,7 @@ class SimilarityMap:
 
     logits: Tensor  # [P, h, w], cosine of patch and sentence at the teacher's temperature
     content: Tensor  # [P, h, w], share of a patch that is picture and not padding, 0..1
-    frame: Tensor  # [P, 4], where the grid lies: xyxy in 0..1 of the student's canvas, x0 > x1 if mirrored
+    frame: Tensor  # [P, 4], where the grid lies: xyxy in 0..1 of the student's canvas
 
 
 @dataclass(slots=True)
@@ -131,4 +131,11 @@ class Prediction:
     phrase: str
     box: Box  # (x0, y0, x1, y1) in pixels of the image as it is displayed; the best guess even where not found
     score: float  # 0..1, how sure the model is of the box: a probability once the run is calibrated
-    found: bool = True  # False: the score is below the bound that was asked for
+    found: bool = True  # False: the score is below the bound that was asked for, or no word of the phrase is known
+    cut: bool = False  # the phrase is longer than the model reads: its end had no say
+    unknown: bool = False  # the model knows no word of the phrase
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; `cut` and `unknown` only where they are true."""
+        said: dict[str, Any] = {"phrase": self.phrase, "box": list(self.box), "score": self.score, "found": self.found}
+        return said | {key: True for key in ("cut", "unknown") if getattr(self, key)}

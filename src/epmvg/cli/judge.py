@@ -21,6 +21,11 @@ class Told(StrEnum):
     text = "text"
 
 
+class Which(StrEnum):
+    first = "first"
+    last = "last"
+
+
 class Asked(StrEnum):
     rows = "rows"
     merged = "merged"
@@ -137,15 +142,19 @@ def _perturbation_row(row: dict[str, Any]) -> dict[str, str]:
 
 def _trust_row(said: dict[str, Any]) -> dict[str, str]:
     figures = {
-        "calibration error": said["ece"],
+        "calibration error (ECE)": said["ece"],
         "AURC": said["aurc"],
         "AUROC, correct box": said["auroc_correct"],
         "AUROC, phrase belongs": said["auroc_belongs"],
     }
-    return {
-        name: "-" if one is None else f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
-        for name, one in figures.items()
-    }
+    return {name: _figure(one) for name, one in figures.items()}
+
+
+def _figure(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    interval = "" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
+    return f"{figure['value']:.3f}{interval}"
 
 
 def score(
@@ -158,7 +167,12 @@ def score(
     coordinates: Annotated[
         str | None, typer.Option(help="UNIT:ORDER of the numbers, for example 0-1000:xyxy; text needs it.")
     ] = None,
-    answer_key: Annotated[str, typer.Option(help="Where the text of an answer stands.")] = "answer",
+    answer_key: Annotated[
+        str | None, typer.Option(help="Where the text of an answer stands; answer by default.")
+    ] = None,
+    box: Annotated[
+        Which | None, typer.Option(help="Which box of a text with several counts; the first by default.")
+    ] = None,
     targets: Annotated[
         Asked, typer.Option(help="Of a phrase with several boxes: each row's own, their union, or any.")
     ] = Asked.rows,
@@ -183,9 +197,14 @@ def score(
         strict=strict,
         allow_partial=allow_partial,
         answer_key=answer_key,
+        box=box.value if box else None,
         against=against,
         rows=rows,
     )
+    for part in (result, result.get("against") or {}):
+        for warning in part.get("warnings", ()):
+            whose = f"{part['file']}: " if "file" in part else ""
+            errors.print(f"Warning: {whose}{warning}", soft_wrap=True)
     if as_json:
         print(json.dumps(result))
         return
@@ -217,7 +236,7 @@ def _say_scores(result: dict[str, Any]) -> None:
             console.print("\n".join(first), soft_wrap=True)
         if part["several"]:
             console.print(
-                f"Answers{whose} with several boxes, of which the first counts: {part['several']:,}", soft_wrap=True
+                f"Answers{whose} with several boxes, of which one counts: {part['several']:,}", soft_wrap=True
             )
     console.print(f"{result['protocol']}; data {result['stamp']['data_sha256'][:16]}", soft_wrap=True)
 
@@ -235,12 +254,14 @@ def calibrate(
     false_alarms: Annotated[
         float, typer.Option(min=0, max=1, help="Share of absent phrases that may pass the stored threshold.")
     ] = 0.1,
+    device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make a run's scores probabilities, and choose the threshold of "nothing found"."""
     if limit is not None and not fit_head:
         raise InputError("--limit is for --fit-head: calibration takes every phrase of its split.")
     from epmvg.calibration import calibrate as run_calibration
+    from epmvg.calibration import remark
 
     with counting(errors, "Asking") as progress:
         done = run_calibration(
@@ -252,8 +273,11 @@ def calibrate(
             fit_head=fit_head,
             limit=20_000 if limit is None else limit,
             false_alarms=false_alarms,
+            device=device,
             progress=progress,
         )
+    if (sentence := remark(done)) is not None:
+        errors.print(f"warning: {sentence}", soft_wrap=True)
     if as_json:
         print(json.dumps(done))
         return

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from epmvg.cli.screen import console, errors, table, told
+from epmvg.cli.screen import DEVICE, console, errors, is_first, table, told
 
 
 class Scaled(StrEnum):
@@ -58,16 +62,43 @@ def train(
     settings: Annotated[list[str] | None, typer.Argument(help="key=value, for example train.epochs=3.")] = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/run"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved step of --out.")] = False,
+    device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
 ) -> None:
-    """Train a student, with its teacher unless distill=null."""
+    """Train a student, with its teacher unless distill=null.
+
+    Ctrl-C and SIGTERM end it after the step that is being taken, and --resume goes on; a second one ends it at once.
+    """
     from epmvg.config import Recipe
     from epmvg.terminal import Narrator
     from epmvg.training import train as run
 
     loaded = Recipe.load(recipe, *(settings or []))
-    with Narrator(told) as narrator:
-        folder = run(loaded, out, resume=resume, report=narrator)
-    console.print(f"The run is in {folder}", soft_wrap=True)
+    again = ["epmvg", "train", recipe, *(settings or []), "--out", str(out), "--resume"]
+    again += [] if device == "auto" else ["--device", device]
+    with _stoppable(again), Narrator(told) as narrator:
+        folder = run(loaded, out, resume=resume, device=device, report=narrator)
+    if is_first():
+        place = shlex.quote(str(folder))
+        console.print(f"The run is in {folder}. Next:", soft_wrap=True)
+        console.print(f"  epmvg evaluate {place}\n  epmvg predict {place} PHOTO.jpg 'a phrase'", soft_wrap=True)
+
+
+@contextmanager
+def _stoppable(again: list[str] | None) -> Iterator[None]:
+    """Where a signal ends a training, say so and how to go on, and end with the signal's status.
+
+    Args:
+        again: the command that goes on; None where it is the same command once more.
+    """
+    from epmvg.training import Stopped
+
+    try:
+        yield
+    except Stopped as stop:
+        if is_first():
+            how = "the same command" if again is None else shlex.join(again)
+            print(f"epmvg: {stop}; go on with: {how}", file=sys.stderr)
+        raise typer.Exit(stop.status) from stop
 
 
 def teacher_train(
@@ -79,19 +110,27 @@ def teacher_train(
     epochs: Annotated[int, typer.Option(help="Most epochs; the best on val is kept.")] = 10,
     side: Annotated[int, typer.Option(help="Side of the teacher's input, pixels.")] = 224,
     seed: Annotated[int, typer.Option(help="Of order and weights.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
     """Train a small CLIP-style teacher from image-caption pairs."""
     from epmvg.distill.pretrain import train_teacher
     from epmvg.terminal import counting
 
     with counting(console, "Teacher") as progress:
-        metrics = train_teacher(captions, out, images=images, epochs=epochs, side=side, seed=seed, progress=progress)
-    console.print(f"The teacher is in {out}: {metrics}")
+        metrics = train_teacher(
+            captions, out, images=images, epochs=epochs, side=side, seed=seed, device=device, progress=progress
+        )
+    console.print(f"The teacher is in {out}: {metrics}", soft_wrap=True)
+    if metrics.skipped:
+        errors.print(
+            f"warning: {metrics.skipped} images were left out; {out / 'teacher.json'} names them.", soft_wrap=True
+        )
 
 
 def teacher_cache(
     recipe: Annotated[str, typer.Argument(help="A recipe that distils, or give distill=TEACHER.")],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value, as for `epmvg train`.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Ask a frozen teacher beforehand all that a training will ask it."""
@@ -100,7 +139,9 @@ def teacher_cache(
     from epmvg.training import cache_teacher
 
     with counting(errors, "Asking the teacher") as progress:
-        built = cache_teacher(Recipe.load(recipe, *(settings or [])), progress)
+        built = cache_teacher(Recipe.load(recipe, *(settings or [])), progress, device)
+    for fault in built["skipped"]:
+        errors.print(f"warning: left out: {fault}", soft_wrap=True)
     if as_json:
         print(json.dumps(built))
         return
@@ -128,7 +169,7 @@ def reproduce(
     from epmvg.reproduce import reproduce as run
     from epmvg.terminal import Narrator
 
-    with Narrator(errors) as narrator:
+    with _stoppable(None), Narrator(errors) as narrator:
         result = run(
             table, settings or [], scale=scale.value, seeds=seeds, out=out, root=root, dry_run=dry_run, report=narrator
         )

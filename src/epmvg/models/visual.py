@@ -17,12 +17,38 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from epmvg.models.freezing import freeze
 from epmvg.models.modulation import ChannelGate, QueryGate
 from epmvg.models.norms import freeze_norms
 from epmvg.models.transformer import Encoder, content_first, sine_position
 from epmvg.types import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def token_pad(pad: Tensor, stride: int) -> Tensor:
+    """Return which tokens of a stride are padding, at least one of each image being content.
+
+    The pixel at a token's corner decides, as in the published models. Where an image lies between all corners, every
+    token that holds a pixel of it is content, and the first token where there is no image at all.
+
+    Args:
+        pad: bool [I, S, S], True where there is no image.
+        stride: of the tokens, in pixels.
+
+    Returns:
+        bool [I, H, W] with H = W = ceil(S / stride).
+    """
+    level = pad[:, ::stride, ::stride]
+    touched = F.max_pool2d((~pad).float()[:, None], stride, ceil_mode=True)[:, 0] > 0
+    level = level & ~(touched & _nothing(level))
+    first = torch.arange(level[0].numel(), device=pad.device).view(level.shape[1:]) == 0
+    return level & ~(first & _nothing(level))
+
+
+def _nothing(level: Tensor) -> Tensor:
+    """Whether all tokens of a map [I, H, W] are padding, bool [I, 1, 1]."""
+    return level.flatten(1).all(1)[:, None, None]
 
 
 class VisualBranch(nn.Module):
@@ -64,19 +90,16 @@ class VisualBranch(nn.Module):
         raise NotImplementedError
 
     def pads(self, pad: Tensor) -> list[Tensor]:
-        """Return pad bool [I, H, W] of each token map: the pixel at a token's corner decides."""
-        return [pad[:, ::stride, ::stride] for stride in self.strides]
+        """Return pad bool [I, H, W] of each token map (`token_pad`)."""
+        return [token_pad(pad, stride) for stride in self.strides]
 
     def places(self, canvas: int) -> int:
         """Return N, the number of visual tokens on a canvas."""
         return sum(math.ceil(canvas / stride) ** 2 for stride in self.strides)
 
-    def freeze(self, frozen: Sequence[str]) -> None:
-        """Stop the backbone's modules of these names (prefixes) from training; "all" stops the whole backbone."""
-        self.frozen = "all" in frozen
-        for name, parameter in self.backbone.named_parameters():
-            if self.frozen or name.startswith(tuple(frozen)):
-                parameter.requires_grad_(False)
+    def freeze(self, frozen: Sequence[str] | str) -> None:
+        """Stop parts of the backbone from training (`freezing.freeze`)."""
+        self.frozen = freeze(self.backbone, frozen, "model.visual.frozen")
 
     def train(self, mode: bool = True) -> VisualBranch:
         super().train(mode)
@@ -96,7 +119,7 @@ class ConvBranch(VisualBranch):
         backbone: timm name.
         strides: which maps of the backbone to use; coarser ones are resized to the finest and concatenated.
         width, layers, heads, hidden, dropout: of the encoder; 0 layers leave the projected map as it is.
-        frozen: names (prefixes) of backbone modules that never train, or "all".
+        frozen: names of backbone modules that never train, or "all"; a text is one name.
         mean, std: of the pixels, RGB in 0..1.
     """
 
@@ -110,14 +133,18 @@ class ConvBranch(VisualBranch):
         heads: int,
         hidden: int,
         dropout: float,
-        frozen: Sequence[str] = (),
+        frozen: Sequence[str] | str = (),
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        reductions = cast(Any, timm.create_model(backbone, features_only=True)).feature_info.reduction()
-        network = timm.create_model(
-            backbone, features_only=True, out_indices=[reductions.index(stride) for stride in sorted(strides)]
-        )
+        reductions = cast(Any, _timm(backbone, features_only=True)).feature_info.reduction()
+        if absent := set(strides) - set(reductions):
+            known = ", ".join(map(str, sorted(set(reductions))))
+            raise InputError(
+                f"model.visual.strides has {min(absent)}, and {backbone} has maps of {known}: give of these."
+            )
+        indices = [reductions.index(stride) for stride in sorted(strides)]
+        network = _timm(backbone, features_only=True, out_indices=indices)
         super().__init__(network, width, [min(strides)], mean, std)
         freeze_norms(self.backbone)
         self.input_proj = nn.Conv2d(sum(cast(Any, network).feature_info.channels()), width, 1)
@@ -138,10 +165,10 @@ class ConvBranch(VisualBranch):
         if self.encoder.layers:
             (level,) = self.pads(pad)
             position = sine_position(level, self.width).flatten(1, 2).to(tokens.dtype)
-            token_pad = level.flatten(1)  # [I, N]
-            keep = content_first(token_pad)  # [I, n]: nobody attends to the others
+            hidden = level.flatten(1)  # [I, N]
+            keep = content_first(hidden)  # [I, n]: nobody attends to the others
             index = keep[..., None].expand(-1, -1, self.width)
-            kept = self.encoder(tokens.gather(1, index), position.gather(1, index), token_pad.gather(1, keep))
+            kept = self.encoder(tokens.gather(1, index), position.gather(1, index), hidden.gather(1, keep))
             tokens = torch.zeros_like(tokens, dtype=kept.dtype).scatter(1, index, kept)
         return tokens
 
@@ -163,7 +190,7 @@ class SwinBranch(VisualBranch):
         pool: what the gates pool over: the `canvas`, padding included, as published, or the `content`.
         query: Q, width of the linguistic branch.
         drop_path: stochastic depth of the last block.
-        frozen: names (prefixes) of backbone modules that never train.
+        frozen: names of backbone modules that never train, or "all"; a text is one name.
         mean, std: of the pixels, RGB in 0..1.
 
     Attributes:
@@ -182,13 +209,17 @@ class SwinBranch(VisualBranch):
         gates: Literal["off", "as_published", "repaired"] = "repaired",
         pool: Literal["canvas", "content"] = "canvas",
         drop_path: float = 0.2,
-        frozen: Sequence[str] = (),
+        frozen: Sequence[str] | str = (),
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         if canvas % 32:
             raise InputError(f"canvas={canvas} does not fit a Swin: give a multiple of 32.")
-        swin = timm.create_model(
+        if absent := set(strides) - set(_NECK_STRIDES):
+            raise InputError(f"model.visual.strides has {min(absent)}: give of {', '.join(map(str, _NECK_STRIDES))}.")
+        if not backbone.startswith("swin_"):
+            raise InputError(f"model.visual.backbone={backbone} is no Swin transformer of timm: give a swin_... name.")
+        swin = _timm(
             backbone, img_size=canvas, num_classes=0, drop_path_rate=drop_path, always_partition=True, **(shape or {})
         )
         assert isinstance(swin, SwinTransformer)
@@ -253,7 +284,7 @@ class SwinBranch(VisualBranch):
         """Gate maps x [I, H, W, C] for each phrase; return them with the pad and owner of maps that are one's own."""
         assert query is not None and owner is not None
         stride = pad.shape[1] // x.shape[1]
-        ignored = pad[:, ::stride, ::stride] if self.pool == "content" else None
+        ignored = token_pad(pad, stride) if self.pool == "content" else None
         return gate(x, query, owner, ignored), pad[owner], torch.arange(owner.shape[0], device=x.device)
 
     def trained(self) -> dict[str, list[nn.Module]]:
@@ -261,6 +292,19 @@ class SwinBranch(VisualBranch):
 
 
 _NECK_STRIDES = (4, 8, 16, 32, 64)
+
+
+def _timm(backbone: str, **settings: Any) -> nn.Module:
+    """Build a backbone with random weights.
+
+    Raises:
+        InputError: timm has none of this name, or not with these settings.
+    """
+    try:
+        return timm.create_model(backbone, **settings)
+    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"timm cannot build model.visual.backbone={backbone} ({reason}): give another.") from error
 
 
 def _squares(x: Tensor) -> Tensor:

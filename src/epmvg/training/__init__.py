@@ -1,7 +1,7 @@
 """Training: a student learns boxes, and a teacher's vectors where there is one.
 
 The folder it leaves is enough for everything that follows: config.yaml, model.yaml, model.safetensors (best on val),
-tokenizer/, metrics.jsonl, samples.json, predictions, and state/ for --resume.
+tokenizer/, metrics.jsonl, samples.json, teacher.json (which CLIP taught it), predictions, and state/ for --resume.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from epmvg.config import Recipe
 from epmvg.training.agreement import agreed
 from epmvg.training.faults import advising, ending_together
 from epmvg.training.folder import LOCK, claimed, located
-from epmvg.training.lessons import cache_teacher
+from epmvg.training.lessons import cache_teacher, write_teacher
 from epmvg.training.loop import fit
 from epmvg.training.prepare import prepare_run
 from epmvg.training.run import Report, Run
@@ -26,7 +26,9 @@ from epmvg.writing import write_text
 __all__ = ["Report", "Stopped", "cache_teacher", "train"]
 
 
-def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Report | None = None) -> Path:
+def train(
+    recipe: Recipe, out: Path | str, *, resume: bool = False, device: str = "auto", report: Report | None = None
+) -> Path:
     """Train a student by a recipe and return its folder.
 
     In the main thread SIGINT, SIGTERM and SIGUSR1, where the caller handles them no other way, end it after the step
@@ -37,6 +39,7 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Repo
         out: the run's folder; it must not hold another run.
         resume: go on from the last saved step of `out`, with the same samples in the same order. Settings that do not
             change what is learned (`training.folder.FREE`) may differ from those it was started with.
+        device: "auto" (CUDA, then MPS, then CPU) or a device of torch; under a launcher each process has its own GPU.
         report: called with each row of metrics as it is written.
 
     Raises:
@@ -44,7 +47,7 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Repo
         Stopped: a KeyboardInterrupt; a signal ended the training, which `resume` goes on with.
     """
     folder, recipe = Path(out), located(recipe)
-    accelerator = join(recipe.train)
+    accelerator = join(recipe.train, device)
     tell = report if report is not None and accelerator.is_main_process else _say_nothing
     with ExitStack() as held, ending_together():
         with agreed():
@@ -52,7 +55,7 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Repo
                 held.enter_context(claimed(folder, recipe, resume))
         try:
             with advising(recipe, folder):
-                run = prepare_run(recipe, folder, accelerator, tell)
+                run = prepare_run(recipe, folder, accelerator, tell, resume=resume)
         except BaseException:
             if not resume and accelerator.is_main_process:  # leave no folder behind that would refuse the next try
                 _give_up(folder)
@@ -63,6 +66,8 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Repo
             save_samples(run)
             if accelerator.is_main_process:
                 write_text(folder / "config.yaml", recipe.dump())
+                if run.lesson is not None:
+                    write_teacher(run.lesson.clip, folder)
             tell(_beginning(run))
             fit(run)
             tell(_end(run))
@@ -79,7 +84,9 @@ def _give_up(folder: Path) -> None:
 def _beginning(run: Run) -> dict[str, Any]:
     """Return what a training says of itself before its first step."""
     recipe = run.recipe
-    row = {"event": "begin", "data": recipe.data.name, "start": recipe.model.start, "step": run.position.step}
+    model = recipe.model
+    start = f"{model.preset} from {model.start or ('pretrained weights' if model.pretrained else 'random weights')}"
+    row = {"event": "begin", "data": recipe.data.name, "start": start, "step": run.position.step}
     samples = {name: str(samples) for name, samples in run.samples.items()}
     device = str(run.accelerator.device)
     processes = run.accelerator.num_processes
