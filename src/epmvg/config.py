@@ -92,9 +92,7 @@ class DistillSettings(Settings):
     quick_gelu: bool | None = None  # the activation of a weights file that does not say it
     frozen: bool = True
     view: Literal["photo", "canvas", "content"] | None = None  # the photo, or the student's view of it; see `_choose`
-    distance: Literal["cosine", "l1", "smooth_l1", "relational"] = "cosine"
-    fit: Literal["pool", "linear"] = "pool"  # how vectors of widths D and E meet: eq. 5, 6, or a learned linear map
-    at: Literal["output", "input"] = "output"  # of the fusion
+    distance: Literal["cosine", "l1"] = "cosine"
     image: float = Field(1.5, ge=0)  # alpha (sec. 4.2)
     text: float = Field(2.0, ge=0)  # beta (sec. 4.2)
     dense: float = Field(0.0, ge=0)  # of the teacher's similarity map, beyond the paper
@@ -115,8 +113,6 @@ class DistillSettings(Settings):
             raise InputError(
                 "distill.image, distill.text and distill.dense are all 0: set distill=null for a plain run."
             )
-        if self.distance == "relational" and self.fit == "linear":
-            raise InputError("distill.distance=relational needs no shared space: set distill.fit=pool.")
         return self
 
     @property

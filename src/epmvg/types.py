@@ -86,8 +86,6 @@ class Output:
     visual: Tensor  # [P, D], [VLS] after fusion
     text: Tensor  # [P, D], [CLS] after fusion
     owner: Tensor  # int64 [P]
-    visual_input: Tensor | None = None  # [P, D], [VLS] as it enters the fusion
-    text_input: Tensor | None = None  # [P, D], [CLS] as it enters the fusion
     regressed: Tensor | None = None  # [P, 4], the paper's box from [REG] where `box` is the anchored head's
     where: Tensor | None = None  # [P, N] logits over visual tokens, -inf at padding
     similarity: Tensor | None = None  # [P, N] logits: phrase against visual tokens, -inf at padding

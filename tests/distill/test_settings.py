@@ -72,8 +72,8 @@ def losses(folder: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize(
     "settings",
     [
-        ["distill.distance=relational", "distill.dense=1"],
-        ["distill.distance=smooth_l1", "distill.fit=linear", "distill.at=input"],
+        ["distill.distance=cosine", "distill.dense=1"],
+        ["distill.distance=l1"],
     ],
     ids=" ".join,
 )
@@ -94,7 +94,7 @@ def test_two_processes_teach_an_unfrozen_teacher_as_one_does(squares: Path, vit:
     """
     weights = vit / "open_clip_model.safetensors"
     settings = [f"distill.teacher={vit}", "distill.frozen=false", "model.dropout=0"]
-    settings += ["distill.fit=linear", "train.lr_teacher=1e-3", "train.precision=fp32"]
+    settings += ["train.lr_teacher=1e-3", "train.precision=fp32"]
     ends = []
     for count in (1, 2):
         chosen, folder = recipe(squares, *settings, "train.epochs=2", "data.images=4"), tmp_path / f"by-{count}"
@@ -111,8 +111,8 @@ def test_two_processes_teach_an_unfrozen_teacher_as_one_does(squares: Path, vit:
 def test_what_trains_beside_the_student_is_resumed_with_it(
     squares: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An unfrozen teacher and a regressor, cut off between two saves: bit for bit the run that was never stopped."""
-    settings = ["distill.frozen=false", "distill.view=content", "distill.fit=linear", "distill.dense=1"]
+    """An unfrozen teacher, cut off between two saves: bit for bit the run that was never stopped."""
+    settings = ["distill.frozen=false", "distill.view=content", "distill.dense=1"]
     chosen = recipe(squares, f"distill.teacher={vit}", *settings, "train.epochs=2")
     real = loop._step
     done: list[int] = []
@@ -130,7 +130,7 @@ def test_what_trains_beside_the_student_is_resumed_with_it(
     monkeypatch.setattr(loop, "_step", real)
     cut = epmvg.train(chosen, tmp_path / "cut", resume=True)
     expected, resumed = (torch.load(f / "state" / "last.pt", weights_only=True) for f in (whole, cut))
-    assert set(expected["beside"]) == {"teacher", "regressor"}
+    assert set(expected["beside"]) == {"teacher"}
     for name, part in {"student": expected["student"], **expected["beside"]}.items():
         again = resumed["student"] if name == "student" else resumed["beside"][name]
         assert all(torch.equal(tensor, again[key]) for key, tensor in part.items()), name
@@ -173,10 +173,8 @@ def test_after_caching_a_dense_training_asks_nothing_new(squares: Path, vit: Pat
     [
         (["distill.frozen=false", "distill.view=photo"], r"set distill\.view=canvas"),
         (["distill.image=0", "distill.text=0"], r"set distill=null"),
-        (["distill.distance=relational", "distill.fit=linear"], r"set distill\.fit=pool"),
         (["distill.distance=l3"], r"distill\.distance='l3' does not fit"),
         (["loss.giou=0", "loss.box_weight=0"], r"no box would be learned"),
-        (["distill.at=input", "model.vls=learned"], r"set distill\.at=output"),
         (["distill.dense=1", "model.similarity=false"], r"set distill\.dense=0"),
         (["distill.dense=1", "model.preset=tiny-swin"], r"one stride"),
     ],
@@ -206,9 +204,9 @@ def test_every_setting_has_a_command_in_the_documents() -> None:
 
 def test_a_distilled_run_costs_nothing_at_inference(squares: Path, vit: Path, tmp_path: Path) -> None:
     """Same parameters, same size of file, and it is loaded and asked without open_clip or any of `epmvg.distill`."""
-    settings = ["train.epochs=0.5", "model.vls=learned"]
+    settings = ["train.epochs=0.5", "model.vls=mean"]
     plain = epmvg.train(recipe(squares, "distill=null", *settings), tmp_path / "plain")
-    taught = [f"distill.teacher={vit}", "distill.dense=1", "distill.fit=linear"]
+    taught = [f"distill.teacher={vit}", "distill.dense=1"]
     distilled = epmvg.train(recipe(squares, *taught, *settings), tmp_path / "distilled")
     files = [folder / "model.safetensors" for folder in (plain, distilled)]
     shapes = [{k: v.shape for k, v in safetensors.torch.load_file(file).items()} for file in files]

@@ -57,7 +57,7 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "beyond": ("tiny-resnet", BEYOND),
     "swin": ("tiny-swin", {"visual": {"gates": "off"}}),
     "query-aware": ("tiny-swin", {}),
-    "query-aware beyond": ("tiny-swin", BEYOND | {"vls": "learned", "visual": {"strides": [8], "pool": "content"}}),
+    "query-aware beyond": ("tiny-swin", BEYOND | {"visual": {"strides": [8], "pool": "content"}}),
 }
 
 
@@ -106,8 +106,7 @@ def test_attention_is_the_attention_that_was_used(model: Grounder) -> None:
     value = torch.nn.functional.linear(x, layer.in_proj_weight[2 * width :], layer.in_proj_bias[2 * width :])
     mixed = torch.einsum("pht,pthd->phd", shares, value.unflatten(-1, (layer.heads, -1))).flatten(1)
     torch.testing.assert_close(layer.out_proj(mixed), answer[:, 0], atol=1e-5, rtol=1e-4)
-    own = 2 if model.vls == "learned" else 1  # [REG], and the learned [VLS] counted with it
-    expected = torch.cat([shares.mean(1)[:, :own].sum(1, keepdim=True), shares.mean(1)[:, own:]], 1)
+    expected = shares.mean(1)
     kept = output.attention[output.attention > 0].sort().values
     torch.testing.assert_close(kept, expected[expected > 0].sort().values)
 
@@ -180,43 +179,6 @@ def test_maps_lie_on_content_only() -> None:
     assert torch.equal(output.similarity.isfinite(), token_content)
 
 
-def test_first_vls_is_padding_in_a_letterboxed_picture_and_content_is_not() -> None:
-    """HOUSE of the choice: eq. 2's first token sees a letterboxed picture only through attention."""
-    torch.manual_seed(0)
-    first, content = (create_model("tiny-resnet", vls=vls).eval() for vls in ("first", "content"))
-    content.load_state_dict(first.state_dict())
-    image, pad, tokens, token_pad, owner = inputs(first)
-    with torch.no_grad():
-        a = first(image, pad, tokens, token_pad, owner).visual
-        b = content(image, pad, tokens, token_pad, owner).visual
-    letterboxed = owner == 0
-    assert not torch.allclose(a[letterboxed], b[letterboxed])
-    torch.testing.assert_close(a[~letterboxed], b[~letterboxed])
-
-
-def test_a_learned_vls_sees_the_image_and_adds_nothing_else() -> None:
-    """Its two rows are all that a checkpoint gains; the vector it answers with depends on picture and phrase."""
-    torch.manual_seed(0)
-    plain, model = (create_model("tiny-resnet", vls=vls).eval() for vls in ("first", "learned"))
-    assert model.state_dict().keys() - plain.state_dict().keys() == {"vls_token.weight"}
-    image, pad, tokens, token_pad, owner = inputs(model)
-    with torch.no_grad():
-        visual = model(image, pad, tokens, token_pad, owner).visual
-        other = model(1 - image, pad, tokens, token_pad, owner).visual
-    assert (visual - other).abs().amax(1).min() > 1e-3
-    assert (visual[0] - visual[2]).abs().max() > 1e-3
-
-
-@torch.no_grad()
-def test_without_layers_the_fusion_s_output_is_its_input(model: Grounder) -> None:
-    model.fusion.layers = torch.nn.ModuleList()
-    output = model(*inputs(model))
-    assert output.text_input is not None and torch.equal(output.text, output.text_input)
-    assert (output.visual_input is None) == (model.vls == "learned")
-    if output.visual_input is not None:
-        assert torch.equal(output.visual, output.visual_input)
-
-
 def test_a_batch_can_be_learned(model: Grounder) -> None:
     """Without dropout, whose noise no small batch averages out; each processor's rounding leads another way there."""
     batch = inputs(model)
@@ -286,7 +248,7 @@ def test_presets_build_with_the_right_number_of_places(name: str) -> None:
 def test_unknown_names_are_answered_with_a_guess() -> None:
     with pytest.raises(InputError, match="did you mean 'mini'"):
         create_model("mimi")
-    with pytest.raises(InputError, match=r"set model\.vls to one of first, content, mean, learned"):
+    with pytest.raises(InputError, match=r"model\.vls=last is not valid: input should be 'first' or 'mean'"):
         create_model("tiny-resnet", vls="last")
     with pytest.raises(InputError, match="did you mean 'canvas'"):
         create_model("tiny-resnet", canvass=3)

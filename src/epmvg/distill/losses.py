@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from epmvg.boxes import paired_giou, paired_iou, to_xyxy
 from epmvg.types import Embeddings, InputError, Output, SimilarityMap
 
 BoxLoss = Literal["l1", "smooth_l1"]
-Distance = Literal["cosine", "l1", "smooth_l1", "relational"]
-Place = Literal["output", "input"]
+Distance = Literal["cosine", "l1"]
 
 
 @dataclass(slots=True)
@@ -29,27 +27,6 @@ class Loss:
         return torch.stack(list(self.terms.values())).sum()
 
 
-class Regressor(nn.Module):
-    """Learned linear maps from the student's vectors to the teacher's space, in place of pooling (eq. 5, 6).
-
-    They stand on the student's side, as FitNets' regressor does (Romero et al., ICLR 2015): a learned map of the
-    teacher's vectors could send them all to one point, where any student agrees. They are dropped after training.
-
-    Args:
-        width: D of the student.
-        teacher: E of the teacher.
-        sides: which vectors are mapped, of "image" and "text".
-    """
-
-    def __init__(self, width: int, teacher: int, sides: Sequence[str] = ("image", "text")) -> None:
-        super().__init__()
-        self.sides = nn.ModuleDict({side: nn.Linear(width, teacher) for side in sides})
-
-    def forward(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Map vectors [P, D] by side -> [P, E]."""
-        return {side: self.sides[side](vector.float()) for side, vector in vectors.items()}
-
-
 class GroundingLoss:
     """Score a student's answer against target boxes and, if there is one, a teacher's answer (eq. 8).
 
@@ -60,8 +37,6 @@ class GroundingLoss:
         image, text: alpha and beta of eq. 7; 0 leaves the side out (Table 3).
         dense: of the teacher's similarity map, which the student's follows.
         distance: between student and teacher vectors, as for `distillation_loss`.
-        at: whether [VLS] and [CLS] are taken at the fusion's "output" (eq. 7) or at its "input".
-        regressor: maps the student's vectors to the teacher's space; None pools the teacher's to D (eq. 5, 6).
         where, similarity: of the two maps' terms, for students that have them.
         votes: of the boxes that tokens inside the target vote for; they share the box terms.
         regressed: of the box from [REG] where the student also has an anchored one; both share the box terms.
@@ -78,8 +53,6 @@ class GroundingLoss:
         text: float = 2.0,
         dense: float = 0.0,
         distance: Distance = "cosine",
-        at: Place = "output",
-        regressor: nn.Module | None = None,
         where: float = 1.0,
         similarity: float = 0.5,
         regressed: float = 0.5,
@@ -90,8 +63,6 @@ class GroundingLoss:
         self.box_weight, self.giou = box_weight, giou
         self.image, self.text, self.dense = image, text, dense
         self.distance: Distance = distance
-        self.at: Place = at
-        self.regressor = regressor
         self.where, self.similarity = where, similarity
         self.regressed, self.votes = regressed, votes
         self.score = score
@@ -127,24 +98,12 @@ class GroundingLoss:
         return loss
 
     def _add_vectors(self, loss: Loss, output: Output, teacher: Embeddings) -> None:
-        students: dict[str, Tensor | None] = {"image": output.visual, "text": output.text}
-        if self.at == "input":
-            students = {"image": output.visual_input, "text": output.text_input}
-        weights = {"image": self.image, "text": self.text}
-        teachers = {"image": None if teacher.image is None else teacher.image[output.owner], "text": teacher.text}
-        wanted = {side: vector for side, vector in teachers.items() if vector is not None and weights[side]}  # [P, E]
-        own: dict[str, Tensor] = {}
-        for side in wanted:
-            vector = students[side]  # [P, D]
-            if vector is None:
-                raise InputError(
-                    f"distill.at=input: this student has no {side} vector at its fusion's input: set distill.at=output."
-                )
-            own[side] = vector
-        if self.regressor is not None:
-            own = self.regressor(own)  # [P, E]
-        for side, vector in own.items():
-            loss.terms[side] = weights[side] * distillation_loss(vector, wanted[side], self.distance)  # (eq. 7)
+        if teacher.image is not None and self.image:
+            image = distillation_loss(output.visual, teacher.image[output.owner], self.distance)
+            loss.terms["image"] = self.image * image  # alpha of eq. 7
+        if teacher.text is not None and self.text:
+            text = distillation_loss(output.text, teacher.text, self.distance)
+            loss.terms["text"] = self.text * text  # beta of eq. 7
 
     def _add_box(
         self, loss: Loss, prefix: str, predicted: Tensor, target: Tensor, scale: float, weight: Tensor | None = None
@@ -217,33 +176,16 @@ def tokens_inside(box: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, distance: Distance) -> Tensor:
-    """Distance of student vectors [P, D] from teacher vectors [P, E], averaged over phrases.
+    """Distance of student vectors [P, D] from teacher vectors [P, E] pooled to D, averaged over phrases.
 
     Args:
-        student, teacher: the vectors; but for "relational" the teacher's are pooled to D (eq. 5, 6).
-        distance: 1 - "cosine" (eq. 7), "l1" (Table 3), "smooth_l1", or "relational": how far the batch's pairwise
-            cosines differ, which needs no shared space.
+        student, teacher: the vectors.
+        distance: 1 - "cosine" (eq. 7), or "l1" (Table 3).
     """
-    student, teacher = student.float(), teacher.float()
-    if distance == "relational":
-        return relational_loss(student, teacher)
-    target = F.adaptive_avg_pool1d(teacher, student.shape[-1])  # [P, D] (eq. 5, 6)
+    target = F.adaptive_avg_pool1d(teacher.float(), student.shape[-1])  # [P, D] (eq. 5, 6)
     if distance == "l1":
-        return F.l1_loss(student, target)
-    if distance == "smooth_l1":
-        return F.smooth_l1_loss(student, target)
-    return (1 - F.cosine_similarity(student, target, dim=-1)).mean()
-
-
-def relational_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference between the cosines of all pairs of student vectors [P, D] and of teacher vectors [P, E].
-
-    Similarity-preserving distillation (Tung and Mori, ICCV 2019), with cosines for its row-normalised products; 0 for a
-    single phrase.
-    """
-    own, wanted = (F.normalize(vectors, dim=-1) for vectors in (student, teacher))
-    difference = (own @ own.T - wanted @ wanted.T).square()  # [P, P], its diagonal is 0
-    return difference.sum() / max(1, len(own) * (len(own) - 1))
+        return F.l1_loss(student.float(), target)
+    return (1 - F.cosine_similarity(student.float(), target, dim=-1)).mean()
 
 
 def dense_loss(output: Output, teacher: SimilarityMap) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from epmvg.models.visual import SwinBranch, VisualBranch
 from epmvg.tokenizer import PhraseTokenizer
 from epmvg.types import InputError, Output
 
-Vls = Literal["first", "content", "mean", "learned"]
+Vls = Literal["first", "mean"]
 Position = Literal["learned", "sine"]
 
 
@@ -58,8 +58,7 @@ class Grounder(nn.Module):
         canvas: S, side of the square input in pixels.
         length: L, most word pieces of a phrase, [CLS] and [SEP] included.
         width, layers, heads, hidden, dropout: of the fusion (D, depth, ...).
-        vls: which fused visual token is [VLS]: the "first" (eq. 2), the first that is not padding ("content"), their
-            "mean", or a "learned" one that stands beside them.
+        vls: [VLS] is the "first" fused visual token (eq. 2), or the "mean" of those that are not padding.
         position: of visual tokens in the fusion: one learned row a place (the paper), or the sine code,
             which works for any canvas.
         normalize: bring visual and text tokens to one scale (LayerNorm) before they meet; small budgets need it.
@@ -71,7 +70,7 @@ class Grounder(nn.Module):
     sets them where the folder states them.
 
     Raises:
-        InputError: no such `vls`, or `anchored` with several maps of visual tokens.
+        InputError: `anchored` with several maps of visual tokens.
     """
 
     def __init__(
@@ -105,8 +104,6 @@ class Grounder(nn.Module):
         self.width = width
         self.vls = vls
         self.anchored = anchored
-        if vls not in get_args(Vls):
-            raise InputError(f"There is no [VLS] {vls!r}: set model.vls to one of {', '.join(get_args(Vls))}.")
         if anchored and len(visual.strides) > 1:
             raise InputError("anchored=true needs one map of visual tokens: give model.visual one stride.")
         self.visu_proj = _projection(visual.width, width, normalize)
@@ -115,7 +112,6 @@ class Grounder(nn.Module):
         self.sine = position == "sine"
         places = 0 if self.sine else visual.places(canvas)
         self.vl_pos_embed = nn.Embedding(1 + length + places, width)  # rows: [REG], text, visual
-        self.vls_token = nn.Embedding(2, width) if vls == "learned" else None  # rows: itself, its position
         self.fusion = Encoder(layers, width, heads, hidden, dropout)
         self.head = MLP(width, width, 4)
         self.similarity = Similarity(visual.width, linguistic.width, width) if similarity else None
@@ -227,28 +223,23 @@ class Grounder(nn.Module):
             visual = visual + self.similarity.feed(similarity)
 
         phrases, length = token_pad.shape
-        learned, learned_place = self._learned_tokens()  # [R, D]
-        x = torch.cat([learned.expand(phrases, -1, -1), visual, text], 1)  # [P, R + n + L, D] (eq. 1)
-        parts = (learned_place, position, self.vl_pos_embed.weight[1 : 1 + length])
+        x = torch.cat([self.reg_token.weight.expand(phrases, 1, -1), visual, text], 1)  # [P, 1 + n + L, D] (eq. 1)
+        parts = (self.vl_pos_embed.weight[:1], position, self.vl_pos_embed.weight[1 : 1 + length])
         position = torch.cat([part.expand(phrases, -1, -1) for part in parts], 1).to(x.dtype)
-        hide = torch.cat([token_pad.new_zeros(phrases, len(learned)), visual_pad, token_pad], 1)  # [P, R + n + L]
-        fused_learned, fused, fused_text = self.fusion(x, position, hide).split(
-            [len(learned), visual.shape[1], length], 1
-        )
-        fused_reg = fused_learned[:, 0]
+        hide = torch.cat([token_pad.new_zeros(phrases, 1), visual_pad, token_pad], 1)  # [P, 1 + n + L]
+        reg, fused, fused_text = self.fusion(x, position, hide).split([1, visual.shape[1], length], 1)
+        fused_reg = reg[:, 0]
 
         places = pad.shape[1]
         rows, columns = pads[0].shape[1:]
         regressed = self.head(fused_reg).float().sigmoid()  # [P, 4] (eq. 4)
         out = Output(
             box=regressed,
-            visual=fused_learned[:, 1] if self.vls == "learned" else self._vls_of(fused, visual_pad),
+            visual=fused[:, 0] if self.vls == "first" else _mean_of_content(fused, visual_pad),
             text=fused_text[:, 0],
             owner=owner,
-            visual_input=None if self.vls == "learned" else self._vls_of(visual, visual_pad),
-            text_input=text[:, 0],
             grid=(rows, columns) if len(pads) == 1 else None,
-            attention=self._attention(x, position, hide, kept, places, len(learned)) if attention else None,
+            attention=self._attention(x, position, hide, kept, places) if attention else None,
         )
         where = votes = None
         if similarity is not None:
@@ -279,26 +270,18 @@ class Grounder(nn.Module):
         out.evidence = _evidence(out, out.judged, reg, fused, visual_pad, maps)
         out.score = self.score_head(out.evidence)
 
-    def _attention(self, x: Tensor, position: Tensor, hide: Tensor, keep: Tensor, places: int, learned: int) -> Tensor:
-        """What [REG] attends to in the last layer over x [P, R + n + L, D], with 0 at the N - n tokens left out."""
+    def _attention(self, x: Tensor, position: Tensor, hide: Tensor, keep: Tensor, places: int) -> Tensor:
+        """What [REG] attends to in the last layer over x [P, 1 + n + L, D], with 0 at the N - n tokens left out."""
         count = keep.shape[1]
-        shares = self.fusion.attention(x, position, hide)  # [P, R + n + L]
-        own, seen, read = shares.split([learned, count, x.shape[1] - learned - count], 1)
-        return torch.cat([own.sum(1, keepdim=True), _spread(seen, keep, places, 0.0), read], 1)  # [P, 1 + N + L]
+        shares = self.fusion.attention(x, position, hide)  # [P, 1 + n + L]
+        own, seen, read = shares.split([1, count, x.shape[1] - 1 - count], 1)
+        return torch.cat([own, _spread(seen, keep, places, 0.0), read], 1)  # [P, 1 + N + L]
 
     def _votes(self, fused: Tensor, fused_reg: Tensor, centre: Tensor) -> Tensor:
         """Let each visual token guess the box from its own place (centre [P, n, 2]) -> [P, n, 4] cxcywh."""
         assert self.vote_head is not None
         vote = self.vote_head(fused + fused_reg[:, None]).float()
         return torch.cat([centre + vote[..., :2], vote[..., 2:].sigmoid()], -1)
-
-    def _learned_tokens(self) -> tuple[Tensor, Tensor]:
-        """[REG] and, where it is learned, [VLS]: tokens and their positions, [R, D] each."""
-        reg, place = self.reg_token.weight, self.vl_pos_embed.weight[:1]
-        if self.vls_token is None:
-            return reg, place
-        vls, vls_place = self.vls_token.weight.split(1)
-        return torch.cat([reg, vls]), torch.cat([place, vls_place])
 
     def _visual_position(self, pads: list[Tensor]) -> Tensor:
         """Positions of visual tokens in the fusion, [I, N, D], of token maps with pad [I, H, W] each."""
@@ -309,16 +292,6 @@ class Grounder(nn.Module):
         if len(rows) != places:
             raise ValueError(f"this model has {len(rows)} learned places, the canvas has {places}")
         return rows.expand(pads[0].shape[0], -1, -1)
-
-    def _vls_of(self, visual: Tensor, visual_pad: Tensor) -> Tensor:
-        """[VLS] out of visual tokens [P, n, D] -> [P, D]."""
-        if self.vls == "first":
-            return visual[:, 0]
-        content = ~visual_pad
-        if self.vls == "content":
-            first = content.float().argmax(1)
-            return visual[torch.arange(visual.shape[0], device=visual.device), first]
-        return _mean_of_content(visual, visual_pad)
 
 
 class ScoreHead(nn.Module):

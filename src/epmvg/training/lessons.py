@@ -41,8 +41,6 @@ def write_teacher(teacher: ClipTeacher, folder: Path) -> None:
 
 def check_student(student: Grounder, distill: DistillSettings) -> None:
     """Refuse what this student could not learn."""
-    if distill.at == "input" and distill.image and student.vls == "learned":
-        raise InputError("A learned [VLS] knows nothing of its image at the fusion's input: set distill.at=output.")
     if distill.dense and student.similarity is None and not student.anchored:
         raise InputError(
             "distill.dense supervises a map that this student lacks: set distill.dense=0 or model.similarity=true."

@@ -10,7 +10,6 @@ from itertools import islice
 import torch
 from torch import nn
 
-from epmvg.activations import LiveTensors
 from epmvg.distill.losses import Loss
 from epmvg.evaluation import predict_rows, short_name, with_misses, write_rows
 from epmvg.hardware import use_bf16
@@ -98,13 +97,7 @@ def _step(run: Run, batch: Batch, weight: float) -> Loss:
     `weight` is its part of all phrases of the optimizer step: with it the gradient is the mean over these, however they
     fell to batches and processes.
     """
-    if run.position.step == 0 and run.activation_mb is None:
-        known = [*run.student.parameters(), *run.student.buffers(), *batch.inputs, batch.box]
-        with LiveTensors(known) as live:
-            loss = _loss_of(run, batch)
-        run.activation_mb = live.megabytes()
-    else:
-        loss = _loss_of(run, batch)
+    loss = _loss_of(run, batch)
     if not torch.isfinite(loss.total):
         raise InputError(keep_batch(run, batch, loss))
     (loss.total * weight).backward()
@@ -158,8 +151,6 @@ def _stopped(run: Run) -> Stopped:
 def _log(run: Run) -> None:
     """Write the means since the last row, where there was anything to learn from."""
     row = run.meter.take(run.position.seconds)
-    if run.activation_mb is not None:
-        row["activation_mb"], run.activation_mb = run.activation_mb, None
     if row["loss"]:
         write_row(run, {"event": "step", "lr": _lr(run)} | row)
 

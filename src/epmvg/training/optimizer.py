@@ -62,10 +62,10 @@ def parameter_groups(
 
     Pretrained parameters of backbone, visual encoder and text encoder have rates of their own; what is `new` (names of
     parameters that were not loaded) learns at `train.lr` wherever it is, like the fusion encoder and the box head.
-    Of what trains `beside` the student, an unfrozen `teacher` has its own rate (Table 4), a `regressor` that of new.
+    What trains `beside` the student, an unfrozen `teacher`, has its own rate (Table 4).
     """
     rates = {"backbone": settings.lr_visual, "encoder": settings.lr_encoder, "text": settings.lr_text}
-    rates |= {"rest": settings.lr, "teacher": settings.lr_teacher, "regressor": settings.lr}
+    rates |= {"rest": settings.lr, "teacher": settings.lr_teacher}
     modules = student.visual.trained() | {"text": [student.linguistic]}
     group_of = {id(p): name for name, parts in modules.items() for part in parts for p in part.parameters()}
     held: dict[str, list[nn.Parameter]] = {name: [] for name in rates}

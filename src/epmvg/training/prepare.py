@@ -12,7 +12,7 @@ from epmvg.config import ModelSettings, Recipe, TrainSettings
 from epmvg.data.absent import Absence
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.shard_loader import ShardLoader
-from epmvg.distill.losses import GroundingLoss, Regressor
+from epmvg.distill.losses import GroundingLoss
 from epmvg.models.factory import create_model, start_from
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
@@ -36,9 +36,6 @@ def prepare_run(
             check_student(student, recipe.distill)
         student.checkpoint_layers(settings.checkpoint_layers)
         clip = open_teacher(recipe)
-        regressor = None
-        if clip is not None and recipe.distill is not None and recipe.distill.fit == "linear":
-            regressor = Regressor(student.width, clip.width, recipe.distill.sides)
         loader, val, samples = loaders_of(recipe, student, accelerator, report, resume=resume)
         count = StepCount.of(len(loader), settings)
         count.check(settings)
@@ -47,17 +44,13 @@ def prepare_run(
     if not accelerator.is_main_process:
         accelerate.utils.set_seed(settings.seed + accelerator.process_index)  # and drop out different neurons
     student.to(accelerator.device)
-    trained: dict[str, nn.Module | None] = {
-        "teacher": None if clip is None or clip.frozen else clip,
-        "regressor": regressor,
-    }
-    beside = {name: part.to(accelerator.device) for name, part in trained.items() if part is not None}
+    beside: dict[str, nn.Module] = {} if clip is None or clip.frozen else {"teacher": clip}
     return Run(
         recipe=recipe,
         folder=folder,
         student=student,
         lesson=lesson,
-        loss_of=_loss(recipe, regressor),
+        loss_of=_loss(recipe),
         loader=loader,
         val=val,
         optimizer=make_optimizer(student, settings, new, beside),
@@ -100,8 +93,8 @@ def _board(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-def _loss(recipe: Recipe, regressor: Regressor | None) -> GroundingLoss:
+def _loss(recipe: Recipe) -> GroundingLoss:
     settings = recipe.loss.model_dump()
     if recipe.distill is not None:
-        settings |= recipe.distill.model_dump(include={"image", "text", "dense", "distance", "at"})
-    return GroundingLoss(**settings, regressor=regressor)
+        settings |= recipe.distill.model_dump(include={"image", "text", "dense", "distance"})
+    return GroundingLoss(**settings)

@@ -118,7 +118,6 @@ class Run:
     samples: dict[str, Samples] = field(default_factory=dict)  # of the splits "train" and "val"
     teacher: str | None = None  # fingerprint of a frozen one
     stop: StopRequest = field(default_factory=StopRequest)
-    activation_mb: float | None = None  # what the run's first forward pass left for its backward pass
     position: Position = field(default_factory=Position)
     meter: Meter = field(default_factory=Meter)
     lost: set[str] = field(default_factory=set)  # why pictures were left out, of those already told
