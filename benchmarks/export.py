@@ -4,7 +4,7 @@
     OMP_WAIT_POLICY=passive OMP_NUM_THREADS=2 python benchmarks/export.py --lean FOLDER
 
 Times an image and a phrase, a further phrase, and a phrase about a remembered image, and tells the memory resident.
-`epmvg bench` compares exported forms with torch and with a plain re-creation.
+`benchmarks/against_plain.py` compares exported forms with torch and with a plain re-creation.
 """
 
 from __future__ import annotations
