@@ -40,7 +40,7 @@ def named(squares: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
 def train(named: Path, out: Path, *settings: str) -> Path:
     tiny = ["model=tiny-resnet", "model.pretrained=false", "model.anchored=true", "model.similarity=true"]
     tiny += ["model.dropout=0.1", "data.images=3", "data.phrases=2", "train.epochs=2", "train.lr=1e-3"]
-    tiny += ["train.store=false", "train.clip=0.1", "train.log_every=1", "distill=null"]
+    tiny += ["train.store=false", "train.clip=0.1", "train.log_every=1", "train.warmup=0", "distill=null"]
     return epmvg.train(Recipe.load("scenes", f"data.name={named}", *tiny, *settings), out)
 
 

@@ -62,6 +62,9 @@ def predict_rows(
     answered: list[list[Row]] = []
     done = 0
     for batch in (each.to(device) for each in _one_ahead(batches)):
+        if not batch.records:  # a tolerant loader could open none of its images
+            answered.append([])
+            continue
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             output = model(*batch.inputs, features=batch.stored.get("maps"))
         answered.append(_rows(output, batch, model.calibration))
