@@ -37,7 +37,8 @@ def convert_data(
 
     Returns:
         rows and images written, to (the target), format, root (the folder that image paths there are relative to),
-        skipped: reason -> rows that cannot be used.
+        rotated: boxes read as the upright ones around turned ones, skipped: reason -> rows that cannot be used,
+        first_skipped: reason -> the first of them.
 
     Raises:
         InputError: as `open_records`, or the format is not known or cannot hold the rows, or the target is one of the
@@ -56,7 +57,9 @@ def convert_data(
         "to": str(target),
         "format": kind,
         "root": str(base),
+        "rotated": sum("rotated" in record.extra for record in records),
         "skipped": dict(skipped.counts),
+        "first_skipped": dict(skipped.first),
     }
 
 
