@@ -15,10 +15,13 @@ SOURCE = Path(epmvg.__file__).parent
 FLOORS = [
     [
         *("types", "boxes", "images", "letterbox", "config", "confidence", "weights", "draw", "hardware", "terminal"),
-        *("activations", "metrics", "processes", "writing"),
+        *("activations", "metrics", "processes", "tokenizer", "writing"),
     ],
     ["data", "models", "distill", "reporting"],
-    ["convert", "doctor", "evaluation", "backends", "predict", "results", "listing", "store", "leakage"],
+    [
+        *("convert", "doctor", "evaluation", "backends", "phrases", "predict", "results", "listing", "store"),
+        "leakage",
+    ],
     ["training", "calibration", "hub", "serve", "bench", "bulk", "export", "scoring", "stress"],
     ["demo"],
     ["reproduce"],
@@ -31,6 +34,7 @@ ALLOWED = {
     ("store", "evaluation"),
     ("evaluation", "predict"),
     ("predict", "results"),
+    ("predict", "phrases"),
     ("bench", "export"),
     ("predict", "backends"),
     ("backends", "evaluation"),
