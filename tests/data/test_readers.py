@@ -196,7 +196,7 @@ def test_stats_need_no_photos(tmp_path: Path) -> None:
     share = counts["splits"]["test"].pop("box_share")
     assert share == pytest.approx((1200 + 1) / 2 / 2000, abs=1e-4)
     held = {"images": 1, "phrases": 2, "boxes": 2, "words": 2.5, "longest": 3, "distinct": 2}
-    assert counts == {"data": "flickr30k", "splits": {"test": held}, "skipped": {}}
+    assert counts == {"data": "flickr30k", "splits": {"test": held}, "skipped": {}, "first_skipped": {}}
 
 
 # --- the reference material ------------------------------------------------------------------------------------------
