@@ -112,7 +112,7 @@ class Predictor:
         self.backend: Backend
         self.name = str(run) if isinstance(run, Path | str) else type(run).__name__
         if isinstance(run, Path | str) and is_exported(Path(run)):
-            if device != "cpu" or compile:
+            if device not in ("auto", "cpu") or compile:
                 raise InputError(f"{run} is an exported folder: it runs on the CPU and is compiled already.")
             self.backend = ExportedBackend(Path(run), precision=precision, threads=threads)
         else:
@@ -150,7 +150,7 @@ class Predictor:
             InputError: the image cannot be opened, a phrase is empty or longer than the model reads, or there is no
                 stored threshold.
         """
-        bound = self._bound(min_score)
+        bound = self.threshold(min_score)
         asked = self._asked(phrases)
         found = _predictions(asked, *self.find(image, asked), bound)
         return Predictions(found, lambda: as_picture(image), str(image) if isinstance(image, Path | str) else "")
@@ -208,8 +208,12 @@ class Predictor:
             self._check(phrase)
         return asked
 
-    def _bound(self, min_score: float | Literal["auto"] | None) -> float:
-        """Return the lowest score that counts as found."""
+    def threshold(self, min_score: float | Literal["auto"] | None) -> float:
+        """Return the lowest score that counts as found.
+
+        Raises:
+            InputError: "auto", and no threshold is stored.
+        """
         if min_score is None:
             return 0.0
         if min_score != "auto":

@@ -15,6 +15,9 @@ from epmvg.types import InputError
 FILES = ["model.yaml", "model.safetensors", "tokenizer/*", CONFIDENCE_FILE, "config.yaml", "README.md"]
 """All that a published model consists of; nothing else is ever fetched."""
 
+EXPORT_FILE = "export.json"
+"""Settings of an exported folder, by which it is known."""
+
 DEFAULT = "default"
 """Name of the model that ships in this package (`ready/default`; its README.md is its card)."""
 
@@ -69,3 +72,24 @@ def fetch(run: Path | str, *, revision: str | None = None, token: str | None = N
             f"{run} is no folder here and could not be had from the Hugging Face hub ({type(error).__name__}): "
             "check the name and the network."
         ) from error
+
+
+def locate(run: Path | str) -> Path:
+    """Return the folder of a trained run or of an export, without reading the model.
+
+    Raises:
+        InputError: there is no such folder, it holds neither, or the hub does not have it.
+    """
+    folder = fetch(run)
+    if not folder.is_dir():
+        raise InputError(
+            f"There is no run {run}: give the folder that training or `epmvg export` wrote, `default`, the model that "
+            "ships in this package, or OWNER/NAME on the Hugging Face hub."
+        )
+    for name in () if (folder / EXPORT_FILE).is_file() else ("model.yaml", "model.safetensors", "tokenizer"):
+        if not (folder / name).exists():
+            raise InputError(
+                f"{folder} is not a trained run: it has no {name}. Give the folder that training or `epmvg export` "
+                "wrote, or `default`, the model that ships in this package."
+            )
+    return folder
