@@ -96,7 +96,7 @@ def test_quiet_leaves_answers_alone(squares: Path, tmp_path: Path, capsys: pytes
 
 
 def test_evaluate_and_report(run: Path, squares: Path) -> None:
-    done = epmvg_command("evaluate", run, "--split", "val", "--json", "-")
+    done = epmvg_command("evaluate", run, "--split", "val", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["n"] == 24 and 0 <= result["acc50"] <= 1 and {"data", "split", "protocol", "miou"} <= result.keys()
@@ -128,6 +128,10 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "many photos without a file to write": (["predict", run, squares], "give --out"),
         "nothing to find": (["predict", run, photo], "nothing to find"),
         "a folder asked nothing": (["predict", run, squares.parent, "--out", tmp_path / "p.jsonl"], "give the phrases"),
+        "unknown device": (["evaluate", run, "--device", "banana"], "no device 'banana'"),
+        "unknown device of a stress test": (["evaluate", run, "--stress", "--device", "banana"], "no device 'banana'"),
+        "a limit without a head": (["calibrate", run, "--limit", 5], "--limit is for --fit-head"),
+        "a report of one run twice": (["report", run, run], "named twice"),
         "unknown preset": (["bench", "--preset", "minni"], "did you mean 'mini'"),
         "not a run": (["predict", tmp_path, photo, "it"], "no model.yaml"),
         "drawing to nowhere": (

@@ -170,3 +170,13 @@ def test_an_unusable_question_is_named(tiny: Grounder, tmp_path: Path) -> None:
         ground(photo(0), "word " * 30)
     with pytest.raises(InputError, match="at least one"):
         ground(photo(0), [])
+
+
+def test_a_reduced_copy_with_its_photo_s_size_is_answered_as_the_photo(tiny: Grounder) -> None:
+    """What a server keeps of a photo, the pixels on the canvas, is all the model needs of it."""
+    picture = Image.effect_noise((403, 151), 90).convert("RGB")
+    predictor, fresh = Predictor(tiny), Predictor(tiny)
+    laid = lay(picture, evaluation_view(picture.size, predictor.canvas))
+    assert max(laid.shape) == predictor.canvas < 403
+    (reduced,) = fresh.ask([(Image.fromarray(laid), ["it"])], sizes=[picture.size])
+    assert reduced == list(predictor(picture, "it"))

@@ -143,9 +143,9 @@ def test_default_is_scored_here_and_yields_to_a_folder_of_that_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="0"):
-        main(["evaluate", "default", "--data", str(squares), "--split", "val", "--json", "-"])
+        main(["evaluate", "default", "--data", str(squares), "--split", "val", "--json"])
     said = json.loads(capsys.readouterr().out)
-    rows = (tmp_path / "runs" / "default" / "predictions-annotations-val.jsonl").read_text().splitlines()
+    rows = (tmp_path / "runs" / "default" / said["rows"]).read_text().splitlines()
     assert said["n"] == len(rows) == 24
     assert epmvg.report(["runs/default"], tmp_path / "report.html").exists()
     with pytest.raises(InputError, match="no folder of yours"):

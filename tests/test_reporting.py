@@ -104,6 +104,14 @@ def test_interval_lies_in_the_data_and_identical_runs_differ_by_nothing(ious: li
     assert (same.points, same.low, same.high, same.clear) == (0.0, 0.0, 0.0, False)
 
 
+def test_a_difference_on_three_images_is_not_significant() -> None:
+    worse, better = make_rows([0.1] * 3, per_image=1), make_rows([0.9] * 3, per_image=1)
+    difference = compare(worse, better)
+    assert difference.points == 100 and difference.p > 0.2 and not difference.clear
+    many = compare(make_rows([0.1] * 30, per_image=1), make_rows([0.9] * 30, per_image=1))
+    assert many.clear and many.p <= 0.05
+
+
 def test_interval_contains_the_point_and_has_the_textbook_width() -> None:
     dice = random.Random(5)
     rows = make_rows([float(dice.random() < 0.6) for _ in range(900)], per_image=1)

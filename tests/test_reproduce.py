@@ -260,6 +260,19 @@ def test_a_dry_run_trains_nothing_and_counts(
     assert 10 < told["runs"][0]["gpu_hours"] < 100 and "data.root" in told["runs"][0]["missing"]
 
 
+def test_a_launcher_of_several_processes_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="once per GPU without a launcher"):
+        reproduce("3", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_time_is_read_from_torn_metrics(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"seconds": 3.5}\n{"event": "say", "text": "a\u2028b"}\n{"seconds": 9')
+    assert runner._seconds(tmp_path) == 3.5
+
+
 def test_wrong_questions_are_named(tmp_path: Path) -> None:
     for words, arguments in {
         "no table '8'": {"name": "8"},

@@ -67,7 +67,15 @@ def test_swapping_twice_changes_nothing(phrase: str) -> None:
     other = made("sides swapped", phrase)
     assert other is not None and made("sides swapped", other) == phrase
     assert "bright" in other or "bright" not in phrase
-    assert swap_opposites("Front of, ABOVE", random, pairs=DEPTHS | HEIGHTS) == "Back of, BELOW"
+    assert swap_opposites("Behind it, ABOVE", random, pairs=DEPTHS | HEIGHTS) == "In front of it, BELOW"
+
+
+@pytest.mark.parametrize(
+    "phrase", ["man in short sleeves", "the black tank top", "the back of the chair", "short hair"]
+)
+def test_words_that_name_parts_and_clothes_have_no_opposite(phrase: str) -> None:
+    for pairs in (HEIGHTS, DEPTHS, SIZES):
+        assert swap_opposites(phrase, np.random.default_rng(0), pairs=pairs) == phrase
 
 
 def test_a_swapped_colour_is_plainly_another() -> None:
@@ -77,6 +85,26 @@ def test_a_swapped_colour_is_plainly_another() -> None:
         assert words[1][0].isupper()
         for before, after in (("red", words[1].lower()), ("grey", words[5])):
             assert before != after and frozenset((before, after)) not in CLOSE_COLOURS
+
+
+@pytest.mark.parametrize(
+    ("colour", "also"),
+    [
+        ("navy", {"blue", "black"}),
+        ("violet", {"purple", "blue"}),
+        ("teal", {"green", "blue"}),
+        ("maroon", {"red", "brown"}),
+        ("golden", {"yellow", "orange"}),
+        ("blonde", {"yellow", "white"}),
+    ],
+)
+def test_a_colour_outside_the_palette_is_not_swapped_for_what_it_may_be_called(colour: str, also: set[str]) -> None:
+    made = {swap_colours(colour, np.random.default_rng(seed)) for seed in range(60)}
+    assert len(made) > 2 and not made & (also | {colour})
+
+
+def test_a_title_keeps_its_apostrophe() -> None:
+    assert made("title case", "the man's hat") == "The Man's Hat"
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -229,7 +257,7 @@ def run(tiny: Grounder, tmp_path: Path, squares: Path) -> Path:
 
 def test_a_run_is_stressed_whole(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["evaluate", str(run), "--stress", "--limit", "8", "--json", "-"])
+        main(["evaluate", str(run), "--stress", "--limit", "8", "--json"])
     assert ended.value.code == 0
     said = json.loads(capsys.readouterr().out)
     stem = "stress-annotations-val"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import queue
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -24,13 +24,18 @@ from epmvg.data.scenes import DEFAULT_SIZES, write_scenes
 from epmvg.distill.pretrain import train_teacher
 from epmvg.draw import draw_boxes
 from epmvg.evaluation import evaluate, write_json
+from epmvg.hardware import cores
 from epmvg.predict import Predictor
 from epmvg.reporting import report as write_report
 from epmvg.training import Report, train
 from epmvg.types import InputError
 
 MARK = "demo.json"
-"""Says that a folder was made by the demo, which may therefore make it anew."""
+"""Marks a folder that the demo made: an earlier demo in it is replaced."""
+
+FOLDERS = ("scenes", "teacher", "plain", "distilled")
+FILES = ("summary.json", "prediction.png", "report.html")
+"""What the demo leaves in its folder, besides the mark."""
 
 TEACHER_SETTINGS: dict[str, Any] = {
     "side": 160,
@@ -46,7 +51,7 @@ def run_demo(out: Path, *, quick: bool = False, report: Report | None = None) ->
     """Run the demo and return what it leaves in `summary.json`.
 
     Args:
-        out: folder for everything; an earlier demo there is made anew, anything else is refused.
+        out: folder for everything; an earlier demo there is replaced, other files beside it are kept.
         quick: a small version that shows the way, not the result.
         report: told what goes on.
 
@@ -57,13 +62,13 @@ def run_demo(out: Path, *, quick: bool = False, report: Report | None = None) ->
     start = time.monotonic()
     _claim(out)
     scenes = out / "scenes"
-    cores = os.cpu_count() or 1
+    workers = cores()
     tell({"event": "say", "text": "1. Drawing scenes with true phrases"})
     sizes = QUICK_SIZES if quick else DEFAULT_SIZES
-    write_scenes(scenes, sizes=sizes, workers=min(cores, 4), progress=_telling(tell, "drawing"))
+    write_scenes(scenes, sizes=sizes, workers=min(workers, 4), progress=_telling(tell, "drawing"))
     tell({"event": "say", "text": "2. Training a plain student, and beside it a teacher and its distilled student"})
     memory = _Memory()
-    summary = _side_by_side({"plain": _plain, "distilled": _distilled}, out, quick, cores, tell, memory)
+    summary = _side_by_side({"plain": _plain, "distilled": _distilled}, out, quick, workers, tell, memory)
     better = max(("plain", "distilled"), key=lambda name: float(summary[name]["acc50"]))
     tell({"event": "say", "text": "3. Drawing a prediction and writing the report"})
     _draw(out / better, scenes, out / "prediction.png")
@@ -102,33 +107,58 @@ class _Memory:
 
 
 def _side_by_side(
-    parts: dict[str, Part], out: Path, quick: bool, cores: int, tell: Report, memory: _Memory
+    parts: dict[str, Part], out: Path, quick: bool, threads: int, tell: Report, memory: _Memory
 ) -> dict[str, Any]:
-    """Run each part in a process of its own, with its share of the cores; merge what they return.
+    """Run each part in a process of its own, with its share of the threads; merge what they return.
+
+    Where one part fails the others stop at their next report.
 
     Two processes use two cores far better than the threads of one: these networks are small.
     """
     context = multiprocessing.get_context("spawn")
-    threads = max(1, cores // len(parts))
+    each_has = max(1, threads // len(parts))
     with context.Manager() as manager, ProcessPoolExecutor(len(parts), mp_context=context) as pool:
         rows: queue.Queue[dict[str, Any]] = manager.Queue()
-        running = [pool.submit(_run_part, name, part, out, quick, threads, rows) for name, part in parts.items()]
+        failed = manager.Event()
+        running = [
+            pool.submit(_run_part, name, part, out, quick, each_has, rows, failed) for name, part in parts.items()
+        ]
         summary: dict[str, Any] = {}
         while not all(each.done() for each in running) or not rows.empty():
             try:
                 tell(rows.get(timeout=0.2))
             except queue.Empty:
                 memory.look()
+            if any(each.done() and each.exception() for each in running):
+                failed.set()
+        faults = [error for each in running if (error := each.exception())]
+        if faults:
+            raise next((error for error in faults if not isinstance(error, _Stopped)), faults[0])
         for each in running:
             summary |= each.result()
     return summary
 
 
 def _run_part(
-    name: str, part: Part, out: Path, quick: bool, threads: int, rows: queue.Queue[dict[str, Any]]
+    name: str,
+    part: Part,
+    out: Path,
+    quick: bool,
+    threads: int,
+    rows: queue.Queue[dict[str, Any]],
+    failed: threading.Event,
 ) -> dict[str, Any]:
+    def tell(row: dict[str, Any]) -> None:
+        if failed.is_set():
+            raise _Stopped
+        rows.put(row | {"who": name})
+
     torch.set_num_threads(threads)
-    return part(out, quick, lambda row: rows.put(row | {"who": name}))
+    return part(out, quick, tell)
+
+
+class _Stopped(Exception):  # noqa: N818  # no error: another part's is what is reported
+    """This part of the demo stops because another failed."""
 
 
 def _plain(out: Path, quick: bool, tell: Report) -> dict[str, Any]:
@@ -142,10 +172,15 @@ def _distilled(out: Path, quick: bool, tell: Report) -> dict[str, Any]:
 
 
 def _claim(out: Path) -> None:
+    """Remove what an earlier demo made, and nothing else."""
     if out.exists() and any(out.iterdir()):
         if not (out / MARK).exists():
             raise InputError(f"{out} is not empty and holds no earlier demo: choose another --out.")
-        shutil.rmtree(out)
+        for name in FOLDERS:
+            if (out / name).exists():
+                shutil.rmtree(out / name)
+        for name in FILES:
+            (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / MARK, {"made_by": "epmvg demo"})
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -20,6 +22,7 @@ from epmvg.config import DataSettings, Recipe
 from epmvg.data.absent import absent_records
 from epmvg.data.catalog import open_records
 from epmvg.data.loader import GroundingLoader
+from epmvg.hardware import select_device
 from epmvg.metrics import Scores, Targets, parts_of, stamp
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder, share_inside
@@ -130,7 +133,7 @@ def evaluate(
     root: str | None = None,
     split_key: str | None = None,
     absent: float = 0.25,
-    device: str = "cpu",
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a run on a split and leave `predictions-<data>-<split>.jsonl` and `evaluation-...json` in its folder.
@@ -146,26 +149,28 @@ def evaluate(
         root: where the data lies; the run's own by default.
         split_key: the row key that names the split; the run's own by default.
         absent: so many phrases asked of another image, a phrase of the split at most; 0 asks none.
-        device: where to compute, for example "cuda".
+        device: where to compute (`hardware.select_device`).
         progress: called with (phrases answered, all of them).
 
     Returns:
-        data, split, protocol, what `judge` says, and `confidence` (docs/confidence.md).
+        data, split, protocol, what `judge` says, `confidence` (docs/confidence.md), and `rows`, the name of the file of
+        predictions.
 
     Raises:
         InputError: the run, the data or a picture cannot be read.
     """
     with together() as (rank, world):  # first, so that the others notice a fault in what follows
-        model = load(run).to(device)
+        model = load(run).to(select_device(device))
         bake_norms(model.visual, padding=True)
         settings, split, records = rows_to_ask(run, data, split, root, split_key)
         name = settings.name
         results_folder(run)  # whether it can be had is said before an hour's work
         asked = [*records, *absent_records(records, absent)]  # an image is still encoded once
-        stem = f"{short_name(name)}-{split or 'all'}"
+        stem = stem_of(run, settings, split)
         loader = evaluation_loader(model, asked, images=settings.images, rank=rank, world=world)
         answers = predict_rows(model, loader.batches(0), progress=progress, total=-(-len(asked) // world))
         result: dict[str, Any] = {"data": short_name(name), "split": split or "all", "protocol": PROTOCOL}
+        result["rows"] = f"predictions-{stem}.jsonl"
         if rank == 0:
             rows, nothing = split_absent(answers)
             if len(rows) != len(records):
@@ -174,7 +179,7 @@ def evaluate(
             calibrated = model.calibration is not None
             result |= judge(rows) | {"confidence": {"calibrated": calibrated, "bins": BINS} | trust}
             folder = make_results_folder(run)
-            write_rows(folder / f"predictions-{stem}.jsonl", rows)
+            write_rows(folder / result["rows"], rows)
             write_rows(folder / f"absent-{stem}.jsonl", nothing)
             write_json(folder / f"evaluation-{stem}.json", result)
         return told(result)
@@ -200,7 +205,9 @@ def make_results_folder(run: Path | str) -> Path:
     if not folder.exists():
         with naming(folder):
             folder.mkdir(parents=True)
-        write_text(folder / "config.yaml", (fetch(run) / "config.yaml").read_text(encoding="utf-8"))
+        config = fetch(run) / "config.yaml"
+        if config.exists():
+            write_text(folder / "config.yaml", config.read_text(encoding="utf-8"))
     return folder
 
 
@@ -208,9 +215,14 @@ def data_of(run: Path | str, data: str | None, root: str | None, split_key: str 
     """Return a run's own data settings, with what is asked for instead; another data set does not lie in its root.
 
     Raises:
-        InputError: the run has no settings.
+        InputError: the run was converted, not trained, so that it has no data of its own, and none is named.
     """
-    own = Recipe.load(fetch(run) / "config.yaml").data
+    config = fetch(run) / "config.yaml"
+    if not config.exists():
+        if data is None:
+            raise InputError(f"{run} was converted, not trained, and has no data of its own: name some with --data.")
+        return DataSettings(name=data, root=root, split_key=split_key or "split")
+    own = Recipe.load(config).data
     root = root or (own.root if data in (None, own.name) else None)
     return own.model_copy(update={"name": data or own.name, "root": root, "split_key": split_key or own.split_key})
 
@@ -226,10 +238,18 @@ def rows_to_ask(
         InputError: the run has no settings, or the data cannot be read.
     """
     settings = data_of(run, data, root, split_key)
-    if split is None and settings.name == data_of(run, None, None, None).name:
+    if split is None and _is_own(run, settings):
         split = settings.val
     records = open_records(settings.name, split=split, root=settings.root, split_key=settings.split_key)
     return settings, split, records
+
+
+def _is_own(run: Path | str, settings: DataSettings) -> bool:
+    """Return whether data settings name the data that a run was trained on."""
+    if not (fetch(run) / "config.yaml").exists():
+        return False
+    own = data_of(run, None, None, None).name
+    return settings.name == own or Path(settings.name).resolve() == Path(own).resolve()
 
 
 def of_some_images(records: Sequence[Record], limit: int, seed: int) -> list[Record]:
@@ -307,6 +327,20 @@ def evaluation_loader(
 def short_name(data: str) -> str:
     """Return what a data set or file is called in the names of a run's files."""
     return Path(data).stem.replace("*", "all")
+
+
+def stem_of(run: Path | str, settings: DataSettings, split: str | None) -> str:
+    """Return what the files of a split's results are called, without characters that a file's name cannot have.
+
+    Files of one name in different folders are told apart by four digits of a digest of their path.
+    """
+    stem = f"{short_name(settings.name)}-{split or 'all'}"
+    plain = re.sub(r"[^\w.-]+", "-", stem).lstrip(".")
+    elsewhere = Path(settings.name).is_file() and not _is_own(run, settings)
+    if plain == stem and not elsewhere:
+        return stem
+    whole = f"{Path(settings.name).resolve() if elsewhere else ''} {stem}"
+    return f"{plain}-{hashlib.sha256(whole.encode()).hexdigest()[:4]}"
 
 
 def _parts(rows: Sequence[dict[str, Any]], strict: bool) -> dict[str, dict[str, Any]]:

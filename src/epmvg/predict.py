@@ -156,13 +156,18 @@ class Predictor:
         return Predictions(found, lambda: as_picture(image), str(image) if isinstance(image, Path | str) else "")
 
     def ask(
-        self, questions: Sequence[tuple[Picture, Sequence[str]]], keys: Sequence[bytes] | None = None
+        self,
+        questions: Sequence[tuple[Picture, Sequence[str]]],
+        keys: Sequence[bytes] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[list[Prediction]]:
         """Find phrases in several images, all in one pass; the answers are those of asking one by one.
 
         Args:
             questions: images, each with its phrases.
             keys: what each image is known by, such as a digest of its file; else its bytes or pixels are hashed.
+            sizes: width and height, in pixels, of the upright photos of which the images are reduced copies; boxes are
+                in their pixels.
 
         Returns:
             For each question a prediction a phrase, as calling gives them.
@@ -171,8 +176,18 @@ class Predictor:
             InputError: as calling does; nothing is answered then.
         """
         asked = [(image, self._asked(phrases)) for image, phrases in questions]
-        found = zip(asked, self._find(asked, keys), strict=True)
+        found = zip(asked, self._find(asked, keys, sizes), strict=True)
         return [_predictions(phrases, boxes, scores, 0.0) for (_, phrases), (boxes, scores) in found]
+
+    @property
+    def canvas(self) -> int:
+        """Pixels of a side of the square that the model sees."""
+        return self.backend.canvas
+
+    @property
+    def threshold(self) -> float | None:
+        """The score stored by `epmvg calibrate` from which a phrase counts as found, or None."""
+        return self.backend.calibration.threshold if self.backend.calibration else None
 
     def where(self, image: Picture, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
         """Return where the model looks for each phrase, over the picture: [height, width], 1 where it is highest.
@@ -218,12 +233,11 @@ class Predictor:
             return 0.0
         if min_score != "auto":
             return min_score
-        calibration = self.backend.calibration
-        if calibration is None or calibration.threshold is None:
+        if self.threshold is None:
             raise InputError(
                 "This model has no stored threshold: run `epmvg calibrate RUN`, or give min_score a number."
             )
-        return calibration.threshold
+        return self.threshold
 
     def find(self, image: Picture, phrases: Sequence[str]) -> tuple[list[list[float]], list[float]]:
         """Answer P phrases, cut where they are too long: xyxy boxes in pixels of the upright image, and scores.
@@ -234,14 +248,17 @@ class Predictor:
         return self._find([(image, phrases)])[0]
 
     def _find(
-        self, questions: Sequence[tuple[Picture, Sequence[str]]], keys: Sequence[bytes] | None = None
+        self,
+        questions: Sequence[tuple[Picture, Sequence[str]]],
+        keys: Sequence[bytes] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[tuple[list[list[float]], list[float]]]:
         """Answer as `find` does, several images in one pass."""
         counts = [len(phrases) for _, phrases in questions]
         tokens, token_pad = tokenize(self.backend, [phrase for _, phrases in questions for phrase in phrases])
         owner = np.repeat(np.arange(len(counts)), counts)
         with self._lock:
-            seen = self._see([image for image, _ in questions], keys)
+            seen = self._see([image for image, _ in questions], keys, sizes)
             features = seen[0].features if len(seen) == 1 else self.backend.join([one.features for one in seen])
             pad = np.concatenate([one.pad for one in seen])
             box, score = self.backend.answer(features, pad, tokens, token_pad, owner)
@@ -253,7 +270,12 @@ class Predictor:
             for one, rows in zip(seen, own, strict=True)
         ]
 
-    def _see(self, images: Sequence[Picture], given: Sequence[bytes] | None = None) -> list[SeenImage]:
+    def _see(
+        self,
+        images: Sequence[Picture],
+        given: Sequence[bytes] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[SeenImage]:
         """Encode images together, but for those remembered, by a key, a file's bytes or the pixels on the canvas."""
         keys: list[bytes] = []
         seen: dict[bytes, SeenImage] = {}
@@ -262,9 +284,10 @@ class Predictor:
             key = given[number] if given else _file_key(image)
             if key is None or self._seen.get(key) is None:
                 picture = as_picture(image)
-                view = evaluation_view(picture.size, self.backend.canvas)
+                size = sizes[number] if sizes else picture.size
+                view = evaluation_view(size, self.backend.canvas)
                 laid = lay(picture, view)
-                key = key or _digest(repr(picture.size).encode() + laid.tobytes())
+                key = key or _digest(repr(size).encode() + laid.tobytes())
                 if self._seen.get(key) is None:
                     fresh[key] = view, laid
             known = self._seen.get(key)

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from epmvg.cli.screen import RUN, console, errors, is_first, table
+from epmvg.cli.screen import DEVICE, RUN, console, errors, is_first, table
+from epmvg.terminal import counting
 from epmvg.types import InputError
+from epmvg.writing import refuse_overwrite, write_text
 
 
 class Told(StrEnum):
@@ -33,44 +35,54 @@ def evaluate(
     ] = None,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
     split_key: Annotated[str | None, typer.Option(help="The row key that names the split.")] = None,
-    absent: Annotated[float, typer.Option(help="Phrases asked of other images, a phrase of the split.")] = 0.25,
-    device: Annotated[str, typer.Option(help="Where the model computes, for example cuda.")] = "cpu",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON; - prints it.")] = None,
+    absent: Annotated[
+        float, typer.Option(min=0, max=1, help="Phrases asked of other images, a phrase of the split.")
+    ] = 0.25,
+    device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file too.")] = None,
     stress: Annotated[
         bool, typer.Option("--stress", help="Score phrases and pictures made harder instead (docs/robustness.md).")
     ] = False,
     limit: Annotated[
-        int | None, typer.Option(help="Most phrases, with --stress, of images drawn at random; 1,000 by default.")
+        int | None,
+        typer.Option(min=1, help="Most phrases, with --stress, of images drawn at random; 1,000 by default."),
     ] = None,
 ) -> None:
-    """Score a run: Acc@0.5, mean IoU, and a row of predictions a phrase; or what it bears."""
-    if stress:
-        _stress(run, data, split, root, split_key, absent, limit, json_file)
-        return
-    if limit is not None:
+    """Score a run: Acc@0.5, mean IoU, and a row of predictions a phrase; or its robustness."""
+    if limit is not None and not stress:
         raise InputError("--limit is for --stress: a score counts every phrase of its split.")
-    from epmvg.evaluation import evaluate as score
-    from epmvg.evaluation import results_folder, write_json
-    from epmvg.terminal import counting
+    if output is not None:
+        refuse_overwrite(output, data, run)
+    asked: dict[str, Any] = {"data": data, "split": split, "root": root, "split_key": split_key}
+    asked |= {"absent": absent, "device": device}
+    if stress:
+        if not is_first():  # one process does this alone
+            return
+        from epmvg.stress import LIMIT, stress_test
 
-    with counting(errors, "Scoring") as progress:
-        result = score(
-            run,
-            data=data,
-            split=split,
-            root=root,
-            split_key=split_key,
-            absent=absent,
-            device=device,
-            progress=progress,
-        )
-    if not is_first():
-        return
-    if str(json_file) == "-":
+        with counting(errors, "Stressing") as progress:
+            result = stress_test(run, **asked, limit=LIMIT if limit is None else limit, progress=progress)
+    else:
+        from epmvg.evaluation import evaluate as score
+
+        with counting(errors, "Scoring") as progress:
+            result = score(run, **asked, progress=progress)
+        if not is_first():
+            return
+    if output is not None:
+        write_text(output, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    if as_json:
         print(json.dumps(result))
-        return
-    if json_file is not None:
-        write_json(json_file, result)
+    elif stress:
+        _say_stress(run, result)
+    else:
+        _say_evaluation(run, result)
+
+
+def _say_evaluation(run: Path, result: dict[str, Any]) -> None:
+    from epmvg.evaluation import results_folder
+
     parts = {f"{result['data']} {result['split']}": result} | result.get("parts", {})
     table(
         f"{run}",
@@ -85,46 +97,16 @@ def evaluate(
         ],
     )
     table("How far the score can be trusted", [_trust_row(result["confidence"])])
-    rows = results_folder(run) / f"predictions-{result['data']}-{result['split']}.jsonl"
-    console.print(f"A row a phrase: {rows}", soft_wrap=True)
+    console.print(f"A row a phrase: {results_folder(run) / result['rows']}", soft_wrap=True)
 
 
-def _stress(
-    run: Path,
-    data: str | None,
-    split: str | None,
-    root: str | None,
-    split_key: str | None,
-    absent: float,
-    limit: int | None,
-    json_file: Path | None,
-) -> None:
-    if not is_first():  # one process does this alone
-        return
-    from epmvg.evaluation import results_folder, write_json
-    from epmvg.stress import LIMIT, stress_test
-    from epmvg.terminal import counting
+def _say_stress(run: Path, result: dict[str, Any]) -> None:
+    from epmvg.evaluation import results_folder
 
-    with counting(errors, "Stressing") as progress:
-        result = stress_test(
-            run,
-            data=data,
-            split=split,
-            root=root,
-            split_key=split_key,
-            limit=LIMIT if limit is None else limit,
-            absent=absent,
-            progress=progress,
-        )
-    if str(json_file) == "-":
-        print(json.dumps(result))
-        return
-    if json_file is not None:
-        write_json(json_file, result)
     clean = result["clean"]
     title = f"{run} on {result['data']} {result['split']}: Acc@0.5 {clean['acc50']:.4f} of {clean['n']:,} phrases"
     table(title, [_stress_row(row) for row in result["stresses"]])
-    nothing, stem = result["absent"], f"{result['data']}-{result['split']}"
+    nothing = result["absent"]
     if "why" in nothing:
         console.print(f"Absent phrases: {nothing['why']}.", soft_wrap=True)
     else:
@@ -133,7 +115,9 @@ def _stress(
             f"and {nothing['clean_refused']:.1%} of the clean ones; AUROC {nothing['auroc']:.3f}",
             soft_wrap=True,
         )
-    console.print(f"Pictures of the worst: {results_folder(run) / f'stress-{stem}.html'}", soft_wrap=True)
+    if result["skipped"]:
+        console.print(f"Skipped images: {len(result['skipped'])}; the first: {result['skipped'][0]}", soft_wrap=True)
+    console.print(f"Pictures of the worst: {results_folder(run) / result['page']}", soft_wrap=True)
 
 
 def _stress_row(row: dict[str, Any]) -> dict[str, str]:
@@ -243,15 +227,18 @@ def calibrate(
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
     split_key: Annotated[str | None, typer.Option(help="The row key that names the split.")] = None,
     fit_head: Annotated[bool, typer.Option("--fit-head", help="First fit a score head on the training split.")] = False,
-    limit: Annotated[int, typer.Option(help="Most phrases to fit the head on.")] = 20_000,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Most phrases to fit the head on, with --fit-head; 20,000 by default.")
+    ] = None,
     false_alarms: Annotated[
-        float, typer.Option(help="Share of absent phrases that may pass the stored threshold.")
+        float, typer.Option(min=0, max=1, help="Share of absent phrases that may pass the stored threshold.")
     ] = 0.1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make a run's scores probabilities, and choose the threshold of "nothing found"."""
+    if limit is not None and not fit_head:
+        raise InputError("--limit is for --fit-head: calibration takes every phrase of its split.")
     from epmvg.calibration import calibrate as run_calibration
-    from epmvg.terminal import counting
 
     with counting(errors, "Asking") as progress:
         done = run_calibration(
@@ -261,7 +248,7 @@ def calibrate(
             root=root,
             split_key=split_key,
             fit_head=fit_head,
-            limit=limit,
+            limit=20_000 if limit is None else limit,
             false_alarms=false_alarms,
             progress=progress,
         )
@@ -286,7 +273,7 @@ def report(
         typer.Option(help="Show this phrase run beside run, repeatable; the most improved by default."),
     ] = None,
     image_root: Annotated[Path | None, typer.Option(help="Where the photos are, if not where they were.")] = None,
-    gallery: Annotated[int, typer.Option(help="Pictures in each group; 0 for none.")] = 12,
+    gallery: Annotated[int, typer.Option(min=0, help="Pictures in each group; 0 for none.")] = 12,
 ) -> None:
     """Write one self-contained HTML page about one run or several side by side."""
     from epmvg.reporting import report as write

@@ -17,6 +17,8 @@ errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 RUN = "A folder that training wrote, `default` for the model that ships in this package, or OWNER/NAME on the hub."
 
+DEVICE = "Where to compute: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1 or mps."
+
 
 def is_first() -> bool:
     """Return whether this process prints results, of those a launcher started together."""

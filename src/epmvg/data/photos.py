@@ -27,14 +27,22 @@ class Photo:
 
     Of an animation it is the first picture.
 
+    Args:
+        source: the file or its bytes.
+        formats: the formats that may be read, in Pillow's names; None allows all that are installed.
+        most_pixels: a picture with more is refused before it is decoded.
+
     Raises:
         InputError: missing, empty, truncated, too large or not a picture.
     """
 
-    def __init__(self, source: Path | BytesIO) -> None:
+    def __init__(
+        self, source: Path | BytesIO, *, formats: tuple[str, ...] | None = None, most_pixels: int = MOST_PIXELS
+    ) -> None:
         self.name = str(source) if isinstance(source, Path) else "The image"
+        self._most_pixels = most_pixels
         with _naming(self.name):
-            self._image = Image.open(source_of(source) if isinstance(source, Path) else source)
+            self._image = Image.open(source_of(source) if isinstance(source, Path) else source, formats=formats)
             try:
                 self._turned, self.size = self._shape()
             except BaseException:
@@ -44,8 +52,10 @@ class Photo:
     def _shape(self) -> tuple[bool, tuple[int, int]]:
         """Say whether the pixels lie on their side, and return the upright size."""
         width, height = self._image.size
-        if width * height > MOST_PIXELS:
-            raise InputError(f"{self.name} has {width} x {height} pixels, more than {MOST_PIXELS:,}: scale it down.")
+        if width * height > self._most_pixels:
+            raise InputError(
+                f"{self.name} has {width} x {height} pixels, more than {self._most_pixels:,}: scale it down."
+            )
         turned = self._image.getexif().get(0x0112) in (5, 6, 7, 8)
         return turned, (height, width) if turned else (width, height)
 

@@ -13,7 +13,7 @@ from epmvg.reporting.charts import Chart, accuracy_charts, iou_histogram, loss_c
 from epmvg.reporting.gallery import Card, make_comparison, make_gallery, plain
 from epmvg.reporting.runs import Row, Run, SplitName, is_number
 from epmvg.reporting.slices import groupings
-from epmvg.reporting.statistics import PairedDifference, accuracy, bootstrap, compare, mean_iou, pair
+from epmvg.reporting.statistics import FEWEST_IMAGES, PairedDifference, accuracy, bootstrap, compare, mean_iou, pair
 from epmvg.reporting.template import count, fill, percent, points
 from epmvg.types import InputError
 
@@ -29,6 +29,12 @@ class Score:
     low: float
     high: float
     n: int
+    images: int
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there are enough images for the interval to be shown."""
+        return self.images >= FEWEST_IMAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +140,16 @@ def _result(runs: Sequence[Run], number: int, split: SplitName) -> Result:
     rows = runs[number].answers[split]
     first = runs[0].answers.get(split, [])
     difference = compare(first, rows) if number and pair(first, rows) else None
-    miou = Score(mean_iou(rows), *bootstrap(rows, score=lambda row: row["iou"]), len(rows))
-    return Result(number, _score(rows), miou, len({row["image"] for row in rows}), difference)
+    miou = Score(mean_iou(rows), *bootstrap(rows, score=lambda row: row["iou"]), len(rows), _images(rows))
+    return Result(number, _score(rows), miou, _images(rows), difference)
 
 
 def _score(rows: Sequence[Row]) -> Score:
-    return Score(accuracy(rows), *bootstrap(rows), len(rows))
+    return Score(accuracy(rows), *bootstrap(rows), len(rows), _images(rows))
+
+
+def _images(rows: Sequence[Row]) -> int:
+    return len({row["image"] for row in rows})
 
 
 def _slices(answers: Sequence[Sequence[Row]]) -> list[tuple[str, list[SliceRow]]]:

@@ -72,6 +72,9 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
     if not folders:
         raise InputError("There is no run to report on: give at least one run folder.")
     paths = [Path(folder) for folder in folders]
+    for path in paths:
+        if sum(path.resolve() == other.resolve() for other in paths) > 1:
+            raise InputError(f"{path} is named twice: name each run once.")
     return [_read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
 
 

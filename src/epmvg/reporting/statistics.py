@@ -17,6 +17,9 @@ from epmvg.metrics import is_hit
 from epmvg.reporting.runs import Row
 from epmvg.types import InputError
 
+FEWEST_IMAGES = 20
+"""Below it a percentile interval says little: the draws repeat the few images there are."""
+
 PERMUTATIONS = 9999  # the smallest p-value is 0.0001
 
 
@@ -33,8 +36,8 @@ class PairedDifference:
 
     @property
     def clear(self) -> bool:
-        """The interval leaves zero out."""
-        return self.low > 0 or self.high < 0
+        """Whether the difference is significant at 5 %, by the permutation test."""
+        return self.p <= 0.05
 
 
 def accuracy(rows: Sequence[Row]) -> float:

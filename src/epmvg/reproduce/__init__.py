@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.evaluation import write_json
+from epmvg.processes import launched
 from epmvg.reporting.template import write
 from epmvg.reproduce.page import as_html, as_markdown
 from epmvg.reproduce.plan import (
@@ -67,9 +68,14 @@ def reproduce(
         The table: title, columns, and for each row its cells, seeds, seconds, hashes and remarks.
 
     Raises:
-        InputError: an unknown table or scale, or an override that does not fit.
+        InputError: an unknown table or scale, an override that does not fit, or a launcher of several processes.
     """
     tell = report or (lambda row: None)
+    if launched()[1] > 1:
+        raise InputError(
+            "The trainings of a table run in one process each: start `epmvg reproduce` once per GPU without a launcher "
+            "(CUDA_VISIBLE_DEVICES=0, 1, ...) and the same --out, and they share the table."
+        )
     if scale not in SCALES:
         raise InputError(f"There is no scale {scale!r}: give {', '.join(SCALES)}.")
     if seeds < 1:
@@ -156,7 +162,7 @@ def _plan(planned: Sequence[_Planned]) -> dict[str, Any]:
         "runs": list(runs.values()),
         "to_run": len(open_runs),
         "gpu_hours": round(sum(run["gpu_hours"] or 0.0 for run in open_runs), 1),
-        "assumes": f"{THROUGHPUT / 1e12:g} TFLOP/s sustained; the student's arithmetic alone",
+        "assumes": f"{THROUGHPUT / 1e12:g} TFLOP/s sustained, which needs TF32 or bf16; the student's arithmetic alone",
     }
 
 

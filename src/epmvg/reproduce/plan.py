@@ -171,9 +171,10 @@ def _override(key: str, value: Any) -> str:
 
 
 def _remark(row: Row, scale: Scale, recipe: Recipe) -> str:
-    """Say where a row's setting means something else at this scale than in the paper."""
+    """Return where a row's setting means something else than in the paper."""
     if scale.recipe is None:
-        return ""
+        repaired = preset(recipe.model.preset, **recipe.model.set)["visual"].get("gates") == "repaired"
+        return "gates repaired, not zero as published (docs/paper.md)" if repaired else ""
     said = ["mini in TransVG's place"]
     if row.giou != 1:
         said.append(f"lambda multiplies the recipe's own weight of GIoU: {recipe.loss.giou:g} here")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from filelock import FileLock, Timeout
 
 from epmvg.data.catalog import DATASETS
@@ -64,11 +62,8 @@ def _run(job: Job, report: Report) -> Outcome:
     if done.state == "done" and done.result is not None:
         same = done.result["data"] == data
         return done if same else Outcome("cannot run", f"{job.folder} was trained on other rows: choose another --out")
-    begun = (job.folder / "config.yaml").exists()
-    if job.folder.exists() and not begun:
-        shutil.rmtree(job.folder)  # killed before its first file was whole
     try:
-        train(job.recipe, job.folder, resume=begun, report=report)
+        train(job.recipe, job.folder, resume=(job.folder / "config.yaml").exists(), report=report)
         scores = {split: _score(job, split) for split in job.splits}
     except InputError as error:
         return Outcome("cannot run", str(error))
@@ -90,14 +85,15 @@ def rows_answered(job: Job, split: str) -> list[dict[str, Any]]:
 
 
 def _score(job: Job, split: str) -> dict[str, Any]:
-    scores = evaluate(job.folder, split=split, device="cuda" if torch.cuda.is_available() else "cpu")
+    scores = evaluate(job.folder, split=split)
     return {key: scores[key] for key in ("n", "acc50", "miou")}
 
 
 def _seconds(folder: Path) -> float:
-    """Learning time, from the last row of metrics."""
-    *_, last = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return float(json.loads(last)["seconds"])
+    """Return the training time, from the last row of metrics that states it; the last line may be torn."""
+    with (folder / "metrics.jsonl").open(encoding="utf-8") as lines:
+        whole = [json.loads(line) for line in lines if line.endswith("}\n")]
+    return float(next((row["seconds"] for row in reversed(whole) if "seconds" in row), 0.0))
 
 
 def make_teacher(scale: Scale, job: Job, report: Report) -> str:

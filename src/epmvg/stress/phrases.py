@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Mapping
 from functools import partial
 
@@ -25,6 +26,21 @@ NEIGHBOURS = {
 _WORD = re.compile(r"[^\W\d_]{3,}")  # a slip in "a" or "of" would leave nothing of the word
 _PALETTE = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
 _COLOUR = re.compile(rf"\b({COLOUR_WORDS})\b", re.IGNORECASE)
+_FAMILIES = {
+    "violet": ("purple", "blue", "pink"),
+    "tan": ("brown", "orange", "yellow", "white"),
+    "beige": ("brown", "orange", "yellow", "white"),
+    "turquoise": ("blue", "green"),
+    "teal": ("blue", "green"),
+    "navy": ("blue", "black", "purple"),
+    "maroon": ("red", "brown", "purple"),
+    "gold": ("yellow", "orange", "brown"),
+    "golden": ("yellow", "orange", "brown"),
+    "silver": ("grey", "white"),
+    "blond": ("yellow", "brown", "white"),
+    "blonde": ("yellow", "brown", "white"),
+}
+"""Colour words outside the palette, and the colours of it that people call by the same word."""
 _ARTICLE = re.compile(r"(a|an|the|this|that|his|her|its|their|one|two|three|another|some)\b", re.IGNORECASE)
 
 
@@ -33,17 +49,19 @@ def _both_ways(*pairs: tuple[str, str]) -> dict[str, str]:
 
 
 # One word has one opposite, so that swapping twice changes nothing.
+# Left out are words that also name parts and clothes, whose opposite would mean the same thing's other end or nothing:
+# "tank top", "the back of the chair", "short sleeves".
 HEIGHTS = _both_ways(
-    *(("above", "below"), ("top", "bottom"), ("topmost", "bottommost"), ("upper", "lower")),
-    ("on top of", "underneath"),
+    *(("above", "below"), ("topmost", "bottommost"), ("upper", "lower"), ("on top of", "underneath")),
+    *((f"top {side}", f"bottom {side}") for side in ("left", "right", "row", "shelf", "corner", "one")),
 )
 DEPTHS = _both_ways(
-    *(("in front of", "behind"), ("front", "back"), ("foreground", "background")),
+    *(("in front of", "behind"), ("foreground", "background")),
     *(("closest", "farthest"), ("nearest", "furthest"), ("closer", "farther")),
 )
 SIZES = _both_ways(
     *(("big", "little"), ("large", "small"), ("bigger", "smaller"), ("biggest", "smallest")),
-    *(("tall", "short"), ("taller", "shorter"), ("tallest", "shortest")),
+    *(("taller", "shorter"), ("tallest", "shortest")),
 )
 
 CLAUSE = "which can be seen somewhere in this picture"
@@ -89,7 +107,10 @@ def swap_colours(phrase: str, random: np.random.Generator) -> str:
 
     def other(match: re.Match[str]) -> str:
         word = match.group().lower().replace("gray", "grey")
-        apart = [colour for colour in _PALETTE if colour != word and frozenset((colour, word)) not in CLOSE_COLOURS]
+        if word not in _PALETTE and word not in _FAMILIES:  # "colourful" has no other
+            return match.group()
+        own = _FAMILIES.get(word, (word,))
+        apart = [c for c in _PALETTE if c not in own and not any(frozenset((c, each)) in CLOSE_COLOURS for each in own)]
         return cased_like(match.group(), apart[int(random.integers(len(apart)))])
 
     return _COLOUR.sub(other, phrase)
@@ -121,7 +142,7 @@ PHRASE_STRESSES = (
     ),
     PhraseStress("a typo in every word", "The same slips, one in each word.", mistype_every_word, "a word"),
     PhraseStress("upper case", "THE RED CAR.", lambda phrase, _: phrase.upper(), "a small letter"),
-    PhraseStress("title case", "The Red Car.", lambda phrase, _: phrase.title(), "a small letter"),
+    PhraseStress("title case", "The Red Car.", lambda phrase, _: string.capwords(phrase, " "), "a small letter"),
     PhraseStress(
         "polite",
         "please find ... in this picture.",
@@ -172,21 +193,21 @@ PHRASE_STRESSES = (
     ),
     PhraseStress(
         "heights swapped",
-        "above for below, top for bottom, upper for lower, and back.",
+        "above for below, top left for bottom left, upper for lower, and back.",
         partial(swap_opposites, pairs=HEIGHTS),
         "a word of height",
         "other",
     ),
     PhraseStress(
         "depths swapped",
-        "in front of for behind, front for back, nearest for furthest, and back.",
+        "in front of for behind, foreground for background, nearest for furthest, and back.",
         partial(swap_opposites, pairs=DEPTHS),
         "a word of depth",
         "other",
     ),
     PhraseStress(
         "sizes swapped",
-        "big for little, large for small, bigger for smaller, tall for short, and back.",
+        "big for little, large for small, bigger for smaller, taller for shorter, and back.",
         partial(swap_opposites, pairs=SIZES),
         "a word of size",
         "other",
