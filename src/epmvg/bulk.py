@@ -119,7 +119,7 @@ def predict_many(
             predictor = Predictor(folder, device=device, precision=PRECISION)
             if loaded:
                 loaded(predictor)
-            bound = None if min_score is None else predictor.threshold(min_score)
+            bound = None if min_score is None else predictor._bound(min_score)
             open_batch = partial(_open, unfinished=unfinished, model_key=model_key)
             for batch in _one_ahead(open_batch, batches_of(chain([first], queries), images)):
                 places.extend(_finish(predictor, batch, unfinished))

@@ -150,7 +150,7 @@ class Predictor:
             InputError: the image cannot be opened, a phrase is empty or longer than the model reads, or there is no
                 stored threshold.
         """
-        bound = self.threshold(min_score)
+        bound = self._bound(min_score)
         asked = self._asked(phrases)
         found = _predictions(asked, *self.find(image, asked), bound)
         return Predictions(found, lambda: as_picture(image), str(image) if isinstance(image, Path | str) else "")
@@ -223,12 +223,8 @@ class Predictor:
             self._check(phrase)
         return asked
 
-    def threshold(self, min_score: float | Literal["auto"] | None) -> float:
-        """Return the lowest score that counts as found.
-
-        Raises:
-            InputError: "auto", and no threshold is stored.
-        """
+    def _bound(self, min_score: float | Literal["auto"] | None) -> float:
+        """Return the lowest score that counts as found."""
         if min_score is None:
             return 0.0
         if min_score != "auto":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.text import Text
 
-from epmvg.cli.screen import RUN, console, errors, refuse_options
+from epmvg.cli.screen import DEVICE, RUN, console, errors, refuse_options
 from epmvg.types import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def predict(
         Path | None, typer.Option(help="Write one row per phrase to this .jsonl file; resumable.", show_default=False)
     ] = None,
     root: Annotated[Path | None, typer.Option(help="What a JSONL file's image paths are relative to.")] = None,
-    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
     draw: Annotated[
         Path | None, typer.Option(help="Save the image with the boxes drawn; with --out, a folder for all images.")
     ] = None,
