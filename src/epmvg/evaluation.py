@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -22,6 +24,7 @@ from epmvg.config import DataSettings, Recipe
 from epmvg.data.absent import absent_records
 from epmvg.data.catalog import open_records
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.samples import SAMPLES, Samples
 from epmvg.hardware import select_device
 from epmvg.metrics import Scores, Targets, parts_of, stamp
 from epmvg.models.factory import load
@@ -96,6 +99,18 @@ def answered_row(record: Record, box: list[float] | None, iou: float, score: flo
 
 
 _KEPT = ("kind", "types", "dataset", "split", "category", "absent")
+
+
+def with_misses(rows: Sequence[Row], records: Sequence[Record]) -> list[Row]:
+    """Return rows of predictions, with a miss for each record that has none because its image could not be read."""
+    known = Counter((row["image"], row["phrase"], row["id"], tuple(row["target"])) for row in rows)
+    missed = []
+    for record in records:
+        key = (str(record.image), record.phrase, record.id, tuple(record.box))
+        known[key] -= 1
+        if known[key] < 0:
+            missed.append(answered_row(record, None, 0.0, None))
+    return [*rows, *missed]
 
 
 def overlaps(boxes: Sequence[Sequence[float]], targets: Sequence[Sequence[float]]) -> list[float]:
@@ -223,6 +238,8 @@ def data_of(run: Path | str, data: str | None, root: str | None, split_key: str 
             raise InputError(f"{run} was converted, not trained, and has no data of its own: name some with --data.")
         return DataSettings(name=data, root=root, split_key=split_key or "split")
     own = Recipe.load(config).data
+    if data is not None and Path(data).resolve() == Path(own.name).resolve():
+        data = own.name  # under another spelling
     root = root or (own.root if data in (None, own.name) else None)
     return own.model_copy(update={"name": data or own.name, "root": root, "split_key": split_key or own.split_key})
 
@@ -238,10 +255,27 @@ def rows_to_ask(
         InputError: the run has no settings, or the data cannot be read.
     """
     settings = data_of(run, data, root, split_key)
-    if split is None and _is_own(run, settings):
+    own = _is_own(run, settings)
+    if split is None and own:
         split = settings.val
     records = open_records(settings.name, split=split, root=settings.root, split_key=settings.split_key)
+    if own and split == settings.val:
+        _warn_of_changes(fetch(run), settings, records)
     return settings, split, records
+
+
+def _warn_of_changes(run: Path, settings: DataSettings, records: Sequence[Record]) -> None:
+    """Warn where the validation samples of a run's own data are not those of its training any more."""
+    if not (run / SAMPLES).exists():
+        return
+    before = Samples(**json.loads((run / SAMPLES).read_text(encoding="utf-8"))["val"])
+    now = Samples.of(records)
+    if now != before:
+        warnings.warn(
+            f"The {settings.val} samples of {settings.name} changed since {run} was trained "
+            f"({before} then, {now} now): scores before and after cannot be compared.",
+            stacklevel=3,
+        )
 
 
 def _is_own(run: Path | str, settings: DataSettings) -> bool:
@@ -307,6 +341,7 @@ def evaluation_loader(
     stored: dict[str, Tensor] | None = None,
     rank: int = 0,
     world: int = 1,
+    tolerant: bool = False,
 ) -> GroundingLoader:
     """Make the loader of an evaluation: evaluation views, rows in order, nothing left out.
 
@@ -321,6 +356,7 @@ def evaluation_loader(
         stored=stored,
         rank=rank,
         world=world,
+        tolerant=tolerant,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from epmvg.data.jsonl import Skipped
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.samples import Samples
 from epmvg.data.shards import read_shards, shard_rows
 from epmvg.types import Batch, InputError, Record
 
@@ -30,6 +31,7 @@ class ShardLoader:
 
     Attributes:
         skipped: rows that cannot be used.
+        samples: of all windows.
 
     Raises:
         InputError: a shard cannot be read, or none has a usable row.
@@ -53,7 +55,9 @@ class ShardLoader:
         ]
         if not self.windows:
             raise InputError(f"{files[0]} and the shards beside it have no row of split {split!r}: check data.train.")
-        self.lengths = [len(self._open(number, self.skipped)) for number in range(len(self.windows))]
+        opened = (self._open(number, self.skipped) for number in range(len(self.windows)))
+        self.lengths, samples = zip(*((len(loader), Samples.of(loader.records)) for loader in opened), strict=True)
+        self.samples = Samples.joined(samples)
 
     def __len__(self) -> int:
         """Batches an epoch, on this process."""

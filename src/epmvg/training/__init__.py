@@ -1,7 +1,7 @@
 """Training: a student learns boxes, and a teacher's vectors where there is one.
 
 The folder it leaves is enough for everything that follows: config.yaml, model.yaml, model.safetensors (best on val),
-tokenizer/, metrics.jsonl, predictions, and state/ for --resume.
+tokenizer/, metrics.jsonl, samples.json, predictions, and state/ for --resume.
 """
 
 from __future__ import annotations
@@ -11,53 +11,86 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.config import Recipe
-from epmvg.training.faults import advising, stopping_together
-from epmvg.training.folder import LOCK, claimed
+from epmvg.training.agreement import agreed
+from epmvg.training.faults import advising, ending_together
+from epmvg.training.folder import LOCK, claimed, located
 from epmvg.training.lessons import cache_teacher
 from epmvg.training.loop import fit
 from epmvg.training.prepare import prepare_run
-from epmvg.training.run import Report
+from epmvg.training.run import Report, Run
 from epmvg.training.spread import join
-from epmvg.training.state import restore
-from epmvg.types import InputError
+from epmvg.training.state import restore, save_samples
+from epmvg.training.stopping import Stopped, heeding
+from epmvg.writing import write_text
 
-__all__ = ["Report", "cache_teacher", "train"]
+__all__ = ["Report", "Stopped", "cache_teacher", "train"]
 
 
 def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Report | None = None) -> Path:
     """Train a student by a recipe and return its folder.
 
+    In the main thread SIGINT, SIGTERM and SIGUSR1, where the caller handles them no other way, end it after the step
+    that is being taken, whose state is saved; a second signal ends it at once.
+
     Args:
-        recipe: what to train, on what and how.
+        recipe: what to train, on what and how. Paths in it are kept as absolute paths.
         out: the run's folder; it must not hold another run.
-        resume: go on from the last saved step of `out`, with the same data in the same order.
+        resume: go on from the last saved step of `out`, with the same samples in the same order. Settings that do not
+            change what is learned (`training.folder.FREE`) may differ from those it was started with.
         report: called with each row of metrics as it is written.
 
     Raises:
         InputError: unusable settings, data or folder.
+        Stopped: a KeyboardInterrupt; a signal ended the training, which `resume` goes on with.
     """
-    folder = Path(out)
+    folder, recipe = Path(out), located(recipe)
     accelerator = join(recipe.train)
-    with ExitStack() as held:
-        if accelerator.is_main_process:
-            held.enter_context(claimed(folder, recipe, resume))
-        accelerator.wait_for_everyone()
-        tell = report if report is not None and accelerator.is_main_process else _say_nothing
+    tell = report if report is not None and accelerator.is_main_process else _say_nothing
+    with ExitStack() as held, ending_together():
+        with agreed():
+            if accelerator.is_main_process:
+                held.enter_context(claimed(folder, recipe, resume))
         try:
-            with advising(recipe):
+            with advising(recipe, folder):
                 run = prepare_run(recipe, folder, accelerator, tell)
-        except InputError:
+        except BaseException:
             if not resume and accelerator.is_main_process:  # leave no folder behind that would refuse the next try
-                (folder / "config.yaml").unlink()
-                (folder / LOCK).unlink()
-                with suppress(OSError):  # something hidden was there before
-                    folder.rmdir()
+                _give_up(folder)
             raise
-        with stopping_together(accelerator.num_processes), advising(recipe):
+        with heeding(run.stop, accelerator.num_processes), advising(recipe, folder):
             if resume:
                 restore(run)
+            save_samples(run)
+            if accelerator.is_main_process:
+                write_text(folder / "config.yaml", recipe.dump())
+            tell(_beginning(run))
             fit(run)
+            tell(_end(run))
     return folder
+
+
+def _give_up(folder: Path) -> None:
+    for name in ("config.yaml", LOCK):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # something hidden was there before
+        folder.rmdir()
+
+
+def _beginning(run: Run) -> dict[str, Any]:
+    """Return what a training says of itself before its first step."""
+    recipe = run.recipe
+    row = {"event": "begin", "data": recipe.data.name, "start": recipe.model.start, "step": run.position.step}
+    samples = {name: str(samples) for name, samples in run.samples.items()}
+    device = str(run.accelerator.device)
+    processes = run.accelerator.num_processes
+    return row | samples | {"steps": run.steps, "device": device, "processes": processes, "folder": str(run.folder)}
+
+
+def _end(run: Run) -> dict[str, Any]:
+    """Return what came of a training."""
+    position = run.position
+    row = {"event": "end", "best": position.best, "best_step": position.best_step, "steps": position.step}
+    return row | {"split": run.recipe.data.val, "folder": str(run.folder)}
 
 
 def _say_nothing(row: dict[str, Any]) -> None:

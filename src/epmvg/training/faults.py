@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -16,6 +15,7 @@ from epmvg.data.jsonl import json_line, rows_of
 from epmvg.distill.losses import Loss
 from epmvg.hardware import is_out_of_memory
 from epmvg.processes import is_lost_process
+from epmvg.training.folder import another_run
 from epmvg.training.run import Run
 from epmvg.training.spread import local
 from epmvg.types import Batch, InputError
@@ -23,7 +23,7 @@ from epmvg.writing import naming, replacing
 
 
 @contextmanager
-def advising(recipe: Recipe) -> Iterator[None]:
+def advising(recipe: Recipe, folder: Path) -> Iterator[None]:
     """Where memory runs out, say what takes less of it."""
     try:
         yield
@@ -31,37 +31,28 @@ def advising(recipe: Recipe) -> Iterator[None]:
         data, settings = recipe.data, recipe.train
         if "DataLoader worker" in str(error):
             raise InputError(
-                f"A process that opens pictures was killed, perhaps for memory: lower data.workers={data.workers}."
+                f"A process that opens images was killed, perhaps for memory: lower data.workers={data.workers}, "
+                "and go on with --resume where a state was saved."
             ) from error
         if not is_out_of_memory(error):
             raise
+        same = "" if settings.checkpoint_layers else "set train.checkpoint_layers=true and go on with --resume, or "
         cures = [f"lower data.images={data.images} (and raise train.accumulate={settings.accumulate} as much)"]
         cures += [f"lower data.phrases={data.phrases}"] if data.phrases > 1 else []
-        cures += [] if settings.checkpoint_layers else ["set train.checkpoint_layers=true"]
-        raise InputError(f"Memory ran out: {', '.join(cures)}, or set a smaller model.canvas.") from error
+        raise InputError(
+            f"Out of memory: {same}{another_run(folder)}, and {', '.join(cures)} or set a smaller model.canvas."
+        ) from error
 
 
 @contextmanager
-def stopping_together(processes: int) -> Iterator[None]:
-    """Say it plainly where another process of the training ended, or the launcher stops this one because of that."""
-
-    def stop(*_: object) -> None:
-        raise InputError("Another process of this training ended, or it was told to stop: go on with --resume.")
-
-    if processes == 1:
-        yield
-        return
-    heard = threading.current_thread() is threading.main_thread()  # no other thread may listen to signals
-    before = signal.signal(signal.SIGTERM, stop) if heard else None
+def ending_together() -> Iterator[None]:
+    """Say so where another process of the training ended."""
     try:
         yield
     except RuntimeError as error:
         if is_lost_process(error):
             raise InputError("Another process of this training ended: go on with --resume.") from error
         raise
-    finally:
-        if heard:
-            signal.signal(signal.SIGTERM, before)
 
 
 def keep_batch(run: Run, batch: Batch, loss: Loss) -> str:
@@ -80,8 +71,8 @@ def keep_batch(run: Run, batch: Batch, loss: Loss) -> str:
     wrong = ", ".join(name for name, term in loss.terms.items() if not torch.isfinite(term)) or "total"
     images = ", ".join(sorted({record.image.name for record in batch.records})[:3])
     whole = all(bool(torch.isfinite(local(parameter)).all()) for parameter in run.network.parameters())
-    cure = "lower train.lr or set train.clip=1" if whole else "weights were no numbers before: lower train.lr"
+    cure = "" if whole else "weights held NaN or infinity before; "
     return (
         f"The loss became {loss.total.item()} at step {step} (term {wrong}; images {images}, ...): "
-        f"the batch is in {file} and .jsonl; {cure}."
+        f"the batch is in {file} and .jsonl; {cure}{another_run(run.folder)}, with a lower train.lr or train.clip=1."
     )

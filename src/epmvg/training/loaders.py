@@ -10,29 +10,39 @@ from epmvg.data.archives import is_there
 from epmvg.data.catalog import cache_folder, open_records, share_of
 from epmvg.data.jsonl import Skipped
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.samples import Samples
 from epmvg.data.shard_loader import ShardLoader
 from epmvg.data.shards import shard_files
 from epmvg.data.transforms import Augment
 from epmvg.evaluation import evaluation_loader
 from epmvg.models.grounder import Grounder
 from epmvg.store import stored_maps
+from epmvg.training.checks import check_boxes, check_images
 from epmvg.training.run import Report
 from epmvg.types import InputError, Record
 
 
 def loaders_of(
     recipe: Recipe, student: Grounder, accelerator: accelerate.Accelerator, report: Report
-) -> tuple[GroundingLoader | ShardLoader, GroundingLoader]:
-    """Make the training loader and the validation loader, with stored answers where the recipe wants them."""
+) -> tuple[GroundingLoader | ShardLoader, GroundingLoader, dict[str, Samples]]:
+    """Make the training loader and the validation loader, with stored answers where the recipe wants them.
+
+    Returns:
+        both, and the samples of the splits "train" and "val".
+
+    Raises:
+        InputError: unusable settings, rows or validation images. No other process is waited for.
+    """
     data, settings = recipe.data, recipe.train
     val = open_records(data.name, split=data.val, root=data.root, split_key=data.split_key)
+    val_samples = Samples.of(val)
     if settings.evaluate_limit:
         val = val[: settings.evaluate_limit]
-    _refuse_missing(val)
     canvas = data.canvas or student.canvas
     if canvas != student.canvas and (settings.store or not student.sine):
         raise InputError(f"data.canvas={canvas} needs model.position=sine and train.store=false.")
     share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    check_images([record.image for record in val], **share)
     stored: dict[str, Tensor] = {}
     stored_val: dict[str, Tensor] = {}
 
@@ -64,28 +74,20 @@ def loaders_of(
         files = shard_files(data.name)
         loader = ShardLoader(files, make, split=data.train, split_key=data.split_key, seed=settings.seed)
         _report_skipped(loader.skipped, report)
-        return loader, evaluation_loader(student, val, images=data.images, **share)
+        val_loader = evaluation_loader(student, val, images=data.images, tolerant=True, **share)
+        return loader, val_loader, {"train": loader.samples, "val": val_samples}
     skipped = Skipped()
     records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
     records = share_of(with_photo(records, skipped), data.share)
+    check_boxes(records, data.name)
     _report_skipped(skipped, report)
     if settings.store:
         if data.augment is not None or not student.visual.frozen:
             raise InputError("train.store=true needs data.augment=null and a wholly frozen backbone (model.visual).")
-        folder = cache_folder() / "maps"
-        stored = {"maps": stored_maps(student, records, folder, settings.store_gb, report)}
-        stored_val = {"maps": stored_maps(student, val, folder, settings.store_gb, report)}
-    return make(records), evaluation_loader(student, val, images=data.images, stored=stored_val, **share)
-
-
-def _refuse_missing(val: list[Record]) -> None:
-    """Say before the first step what would end the run at its first score, which must count every row."""
-    missing = [image for image in {record.image: None for record in val} if not is_there(image)]
-    if missing:
-        raise InputError(
-            f"Images of the validation split that do not exist: {len(missing)} (first: {missing[0]}): check data.root, "
-            "or take their rows out of the split."
-        )
+        maps = stored_maps(student, [records, val], cache_folder() / "maps", settings.store_gb, report)
+        stored, stored_val = {"maps": maps[0]}, {"maps": maps[1]}
+    val_loader = evaluation_loader(student, val, images=data.images, stored=stored_val, tolerant=True, **share)
+    return make(records), val_loader, {"train": Samples.of(records), "val": val_samples}
 
 
 def _report_skipped(skipped: Skipped, report: Report) -> None:

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from epmvg.activations import LiveTensors
 from epmvg.distill.losses import Loss
-from epmvg.evaluation import predict_rows, short_name, write_rows
+from epmvg.evaluation import predict_rows, short_name, with_misses, write_rows
 from epmvg.hardware import use_bf16
 from epmvg.metrics import Scores
 from epmvg.models.factory import save
-from epmvg.processes import gathered
+from epmvg.processes import gathered, told
 from epmvg.training.faults import keep_batch
 from epmvg.training.optimizer import lr_factor
 from epmvg.training.run import Run, steps_per_epoch, write_row
 from epmvg.training.state import save_state
+from epmvg.training.stopping import Stopped
 from epmvg.types import Batch, InputError
 
 
@@ -29,13 +30,15 @@ def fit(run: Run) -> None:
     settings = run.recipe.train
     steps = steps_per_epoch(run.loader, settings)
     every = max(1, round(settings.evaluate_every * steps))
+    if run.position.scored < run.position.step and run.position.step % every == 0:  # it ended between state and score
+        _score(run)
     since = time.monotonic() - run.position.seconds
     run.meter.start = time.monotonic()
     lost: list[str] = []
     run.network.train()
     learners = [part for part in (run.network, run.loss_of.regressor) if part is not None]
     for batches in _micro_batches(run):
-        phrases = _phrases(run, batches)
+        phrases, stop = _phrases(run, batches)
         for batch in batches:
             share = len(batch.records) * len(batches) * run.accelerator.num_processes / phrases
             with run.accelerator.accumulate(*learners):
@@ -51,15 +54,19 @@ def fit(run: Run) -> None:
                 row["activation_mb"], run.activation_mb = run.activation_mb, None
             write_row(run, {"event": "step", "lr": _lr(run)} | row)
             _tell_lost(run, lost)
-        if run.position.step % every == 0:
-            _validate(run)
+        due = run.position.step % every == 0
+        if due or stop or run.position.step % settings.save_every == 0:
+            save_state(run)  # before scoring, which may fail
+        if stop and run.position.step < run.steps:
+            _tell_lost(run, lost)
+            raise _stopped(run)
+        if due:
+            _score(run)
             since = time.monotonic() - run.position.seconds  # the clock counts learning, not scoring
-            run.meter.clear()
-        if run.position.step % settings.save_every == 0:
-            save_state(run)
     _tell_lost(run, lost)
     if run.position.scored != run.position.step:  # a finished run that is resumed has nothing left to do
-        _validate(run)
+        save_state(run)
+        _score(run)
     save_state(run)
 
 
@@ -144,10 +151,18 @@ def _clipped(run: Run) -> list[nn.Parameter]:
     return [parameter for parameter in run.network.parameters() if id(parameter) not in apart]
 
 
-def _phrases(run: Run, batches: Sequence[Batch]) -> int:
-    """Count the phrases of an optimiser step over all its batches and processes."""
-    own = torch.tensor(sum(len(batch.records) for batch in batches), device=run.accelerator.device)
-    return int(cast(Tensor, run.accelerator.reduce(own, "sum")))
+def _phrases(run: Run, batches: Sequence[Batch]) -> tuple[int, bool]:
+    """Count the phrases of an optimiser step over all its batches and processes; say whether any was told to stop."""
+    counts = [sum(len(batch.records) for batch in batches), run.stop.number is not None]
+    own = torch.tensor(counts, device=run.accelerator.device)
+    phrases, stops = cast(Tensor, run.accelerator.reduce(own, "sum")).tolist()
+    return phrases, stops > 0
+
+
+def _stopped(run: Run) -> Stopped:
+    """Return what ends a training whose state is saved; all processes name the same signal."""
+    number = next(each for each in told(gathered(run.stop.number)) if each is not None)
+    return Stopped(number, run.position.step, run.steps)
 
 
 def _lr(run: Run) -> float:
@@ -155,22 +170,51 @@ def _lr(run: Run) -> float:
     return next(float(group["lr"]) for group in run.optimizer.param_groups if group["name"] == "rest")
 
 
-def _validate(run: Run) -> None:
+def _score(run: Run) -> None:
     """Score on val, all processes together, and keep the weights if they are the best so far."""
     settings = run.recipe.train
-    run.position.scored = run.position.step
     student = run.whole()
-    rows = predict_rows(student, run.val.batches(0), autocast=use_bf16(settings.precision, run.accelerator.device))
+    first = run.position.best < 0
+    if first and run.accelerator.is_main_process:  # there is a model to use whatever befalls its scoring
+        save(student, run.folder)
+    unread: list[str] = []
+    batches = _val_batches(run, unread)
+    rows = predict_rows(student, batches, autocast=use_bf16(settings.precision, run.accelerator.device))
     run.network.train()
+    run.meter.clear()
+    run.position.scored = run.position.step
+    _tell_unread(run, unread)
     if not run.accelerator.is_main_process:
         return
+    rows = with_misses(rows, run.val.records)
     scores = Scores.of(rows)
     name, split = short_name(run.recipe.data.name), run.recipe.data.val
     write_row(run, {"event": "evaluate", "data": name, "split": split} | asdict(scores))
     if scores.acc50 >= run.position.best:  # of equals the later, whose learning rate is lower
-        run.position.best = scores.acc50
-        save(student, run.folder)
+        run.position.best, run.position.best_step = scores.acc50, run.position.step
+        if not first:
+            save(student, run.folder)
         write_rows(run.folder / f"predictions-{name}-{split}.jsonl", rows)
+
+
+def _val_batches(run: Run, unread: list[str]) -> Iterator[Batch]:
+    """Yield the batches of val, and collect why images of it could not be read.
+
+    A process that is alone and told to stop does so at once: the state was saved before.
+    """
+    for batch in run.val.batches(0):
+        if run.stop.number is not None and run.accelerator.num_processes == 1:
+            raise _stopped(run)
+        unread += batch.skipped
+        yield batch
+
+
+def _tell_unread(run: Run, unread: list[str]) -> None:
+    """Count and name the images of val that could not be read."""
+    why = sorted({each for part in gathered(unread) for each in part})
+    if why:
+        text = f"Images of the validation split that cannot be read, whose phrases count as misses: {len(why)}; the "
+        write_row(run, {"event": "skipped", "images": len(why), "why": f"{text}first: {why[0]}", "pictures": why})
 
 
 def _tell_lost(run: Run, lost: list[str]) -> None:

@@ -17,6 +17,7 @@ from epmvg.distill.losses import GroundingLoss, Regressor
 from epmvg.models.factory import create_model, start_from
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
+from epmvg.training.agreement import agreed
 from epmvg.training.lessons import check_student, lesson_of, open_teacher
 from epmvg.training.loaders import loaders_of
 from epmvg.training.optimizer import parameter_groups
@@ -28,15 +29,18 @@ from epmvg.types import InputError
 def prepare_run(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerator, report: Report) -> Run:
     settings = recipe.train
     accelerate.utils.set_seed(settings.seed)  # all processes start from the same weights
-    student = _student(recipe.model)
-    if recipe.distill is not None:
-        check_student(student, recipe.distill)
-    student.checkpoint_layers(settings.checkpoint_layers)
-    clip = open_teacher(recipe)
-    regressor = None
-    if clip is not None and recipe.distill is not None and recipe.distill.fit == "linear":
-        regressor = Regressor(student.width, clip.width, recipe.distill.sides)
-    loader, val = loaders_of(recipe, student, accelerator, report)
+    with agreed():
+        student = _student(recipe.model)
+        if recipe.distill is not None:
+            check_student(student, recipe.distill)
+        student.checkpoint_layers(settings.checkpoint_layers)
+        clip = open_teacher(recipe)
+        regressor = None
+        if clip is not None and recipe.distill is not None and recipe.distill.fit == "linear":
+            regressor = Regressor(student.width, clip.width, recipe.distill.sides)
+        loader, val, samples = loaders_of(recipe, student, accelerator, report)
+        lesson = None if clip is None else lesson_of(recipe, clip.to(accelerator.device))
+        board = _board(folder) if settings.tensorboard and accelerator.is_main_process else None
     if not accelerator.is_main_process:
         accelerate.utils.set_seed(settings.seed, device_specific=True)  # and drop out different neurons
     # BERT's layers are most of a paper preset's weights, and are asked once a pass whatever the batch.
@@ -49,7 +53,7 @@ def prepare_run(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerato
         recipe=recipe,
         folder=folder,
         student=student,
-        lesson=None if clip is None else lesson_of(recipe, clip.to(accelerator.device)),
+        lesson=lesson,
         loss_of=_loss(recipe, mapped),
         loader=loader,
         val=val,
@@ -60,7 +64,9 @@ def prepare_run(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerato
         report=report,
         text_memory=TextMemory(student.linguistic) if student.linguistic.frozen else None,
         absence=_absence(student, loader, settings),
-        board=_board(folder) if settings.tensorboard and accelerator.is_main_process else None,
+        samples=samples,
+        teacher=clip.fingerprint() if clip is not None and clip.frozen else None,
+        board=board,
     )
 
 

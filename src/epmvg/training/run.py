@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from epmvg.config import Recipe, TrainSettings
 from epmvg.data.absent import Absence
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.samples import Samples
 from epmvg.data.shard_loader import ShardLoader
 from epmvg.distill.lesson import Lesson
 from epmvg.distill.losses import GroundingLoss, Loss
@@ -23,6 +24,7 @@ from epmvg.models.factory import build
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
 from epmvg.training.spread import whole
+from epmvg.training.stopping import StopRequest
 from epmvg.types import Batch
 from epmvg.writing import naming
 
@@ -38,6 +40,7 @@ class Position:
     phrases: int = 0
     seconds: float = 0.0
     best: float = -1.0
+    best_step: int = -1  # the step whose weights are kept
     scored: int = -1  # the step at which val was last asked
 
 
@@ -98,10 +101,18 @@ class Run:
     text_memory: TextMemory | None
     absence: Absence | None  # which phrases the score head may learn "nothing there" from
     board: Any = None  # a TensorBoard writer, if the recipe wants one
+    samples: dict[str, Samples] = field(default_factory=dict)  # of the splits "train" and "val"
+    teacher: str | None = None  # fingerprint of a frozen one
+    stop: StopRequest = field(default_factory=StopRequest)
     activation_mb: float | None = None  # what the run's first forward pass left for its backward pass
     position: Position = field(default_factory=Position)
     meter: Meter = field(default_factory=Meter)
     lost: set[str] = field(default_factory=set)  # why pictures were left out, of those already told
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return round(self.recipe.train.epochs * steps_per_epoch(self.loader, self.recipe.train))
 
     def whole(self) -> Grounder:
         """Return a student that a process may ask without the others: itself, or a copy that puts its shards together.
@@ -135,4 +146,4 @@ def write_row(run: Run, row: dict[str, Any]) -> None:
         for name, value in values.items():
             run.board.add_scalar(f"{row['event']}/{name}", value, position.step)
         run.board.flush()
-    run.report(row | {"steps": round(run.recipe.train.epochs * steps_per_epoch(run.loader, run.recipe.train))})
+    run.report(row | {"steps": run.steps})

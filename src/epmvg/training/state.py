@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import random
 import warnings
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
+from epmvg.data.samples import SAMPLES, Samples
 from epmvg.processes import gathered, told
+from epmvg.training.folder import another_run
 from epmvg.training.run import Position, Run
 from epmvg.training.spread import like, whole
 from epmvg.types import InputError
 from epmvg.writing import naming, replacing, write_text
+
+_VERSION = 2
+"""Of the content of a saved state."""
 
 
 def save_state(run: Run) -> None:
@@ -23,7 +30,7 @@ def save_state(run: Run) -> None:
 
     torch writes a checksum of each tensor, which `restore` compares.
     """
-    own = gathered((torch.get_rng_state(), run.meter.state()))
+    own = gathered((_generators(), run.meter.state()))
     student = whole(run.student.state_dict())
     beside = {name: whole(part.state_dict()) for name, part in run.beside.items()}
     optimizer = whole(run.optimizer.state_dict())
@@ -32,13 +39,14 @@ def save_state(run: Run) -> None:
     for name, tensor in student.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(
-                f"{name} holds no numbers any more after step {run.position.step}: lower train.lr or set train.clip=1; "
-                f"{run.folder / 'state'} keeps the state before."
+                f"{name} holds NaN or infinity after step {run.position.step}: {another_run(run.folder)}, with a lower "
+                f"train.lr or train.clip=1; {run.folder / 'state'} keeps the state before."
             )
     folder = run.folder / "state"
     with naming(folder):
         folder.mkdir(exist_ok=True)
     state = {
+        "version": _VERSION,
         "student": student,
         "beside": beside,
         "optimizer": optimizer,
@@ -67,6 +75,12 @@ def restore(run: Run) -> None:
         warnings.warn(f"{run.folder} was stopped before its first saved step: it starts again.", stacklevel=3)
         (run.folder / "metrics.jsonl").unlink(missing_ok=True)
         return
+    if state.get("version") != _VERSION:
+        raise InputError(
+            f"{run.folder / 'state'} was saved by another version of epmvg: resume it with that one, or "
+            f"{another_run(run.folder)}."
+        )
+    _check_samples(run)
     processes = len(state["random"])
     if processes != run.accelerator.num_processes:
         raise InputError(f"{run.folder} was trained by {processes} processes: resume it with as many.")
@@ -78,19 +92,81 @@ def restore(run: Run) -> None:
     for number, moments in state["optimizer"]["state"].items():
         moments |= {name: like(tensor, learners[number]) for name, tensor in moments.items() if name != "step"}
     run.optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"][run.accelerator.process_index])
+    _set_generators(state["random"][run.accelerator.process_index])
     run.meter.load_state(state["meter"][run.accelerator.process_index])
     run.position = Position(**state["position"])
     metrics = run.folder / "metrics.jsonl"
     if metrics.exists() and run.accelerator.is_main_process:
         kept = []
-        for line in metrics.read_text(encoding="utf-8").splitlines():
+        for line in metrics.read_text(encoding="utf-8").split("\n"):
             try:
-                if json.loads(line)["step"] <= run.position.step:
+                row = json.loads(line)
+                known = run.position.scored if row["event"] == "evaluate" else run.position.step
+                if row["step"] <= known:
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError):
                 continue  # the line that was being written when the run was killed
         write_text(metrics, "".join(kept))
+
+
+def save_samples(run: Run) -> None:
+    """Write what the run learns from and is scored on, for `--resume` and `evaluate` to compare."""
+    if run.accelerator.is_main_process:
+        write_text(run.folder / SAMPLES, json.dumps(_own_samples(run), indent=1) + "\n")
+
+
+def _own_samples(run: Run) -> dict[str, Any]:
+    own: dict[str, Any] = {name: samples.as_dict() for name, samples in run.samples.items()}
+    return own | {"teacher": run.teacher}
+
+
+def _check_samples(run: Run) -> None:
+    """Refuse to go on with other samples, or with a teacher that gives other targets.
+
+    Raises:
+        InputError: they changed since the run began.
+    """
+    file = run.folder / SAMPLES
+    known: dict[str, Any] | None = None
+    if run.accelerator.is_main_process and file.exists():
+        known = json.loads(file.read_text(encoding="utf-8"))
+    known = told(known)
+    if known is None:
+        return
+    cure = f"bring back what it began with, or {another_run(run.folder)}"
+    for name, samples in run.samples.items():
+        before = Samples(**known[name])
+        if samples != before:
+            split = "training" if name == "train" else "validation"
+            raise InputError(
+                f"The {split} samples of {run.recipe.data.name} changed since {run.folder} began "
+                f"({before} then, {samples} now): {cure}."
+            )
+    if run.teacher != known["teacher"] and run.recipe.distill is not None:
+        raise InputError(f"The teacher {run.recipe.distill.teacher} changed since {run.folder} began: {cure}.")
+
+
+def _generators() -> dict[str, Any]:
+    """Return the states of all random number generators of this process, as plain values and tensors."""
+    name, keys, *rest = cast(tuple[Any, ...], np.random.get_state())
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+        "python": random.getstate(),
+        "numpy": [name, keys.tolist(), *rest],
+    }
+
+
+def _set_generators(states: dict[str, Any]) -> None:
+    """Restore what `_generators` returned, for the devices that are there now."""
+    torch.set_rng_state(states["torch"])
+    for number, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, number)
+    if states["mps"] is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])
+    random.setstate(states["python"])
+    np.random.set_state(tuple(states["numpy"]))
 
 
 def _read_state(folder: Path) -> dict[str, Any] | None:
@@ -108,10 +184,7 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
                 warnings.warn(f"{files[0]} is damaged: going on from {file.name}, step {step}.", stacklevel=4)
             return state
     if files:
-        raise InputError(
-            f"{files[0]} is damaged and no other state is whole: start again with another --out, "
-            f"from this run's best weights by model.start={folder.parent}."
-        )
+        raise InputError(f"{files[0]} is damaged and no other state is whole: {another_run(folder.parent)}.")
     return None
 
 
