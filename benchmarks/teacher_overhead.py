@@ -21,16 +21,16 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import accelerate
 import torch
 
 from epmvg.config import Recipe
 from epmvg.data.scenes import write_scenes
 from epmvg.distill.lesson import Lesson
-from epmvg.hardware import use_bf16
-from epmvg.training.loop import _step
+from epmvg.training.loop import _step, _update
 from epmvg.training.prepare import prepare_run
 from epmvg.training.run import Run
+from epmvg.training.spread import join
+from epmvg.types import Batch
 
 BATCHES = 3  # that come in turn
 
@@ -50,9 +50,12 @@ def prepare(preset: str, folder: Path, arguments: argparse.Namespace) -> Run:
         },
         "benchmark",
     )
-    precision = "bf16" if use_bf16(recipe.train.precision, "cpu") else "no"
-    accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision)
-    return prepare_run(recipe, folder / preset, accelerator, lambda row: None)
+    return prepare_run(recipe, folder / preset, join(recipe.train, "cpu"), lambda row: None)
+
+
+def take_step(run: Run, batch: Batch) -> None:
+    _step(run, batch, 1.0)
+    _update(run)
 
 
 def seconds_of_steps(run: Run, steps: int) -> dict[str, list[float]]:
@@ -66,7 +69,7 @@ def seconds_of_steps(run: Run, steps: int) -> dict[str, list[float]]:
         kept(batch)
         if run.text_memory is not None:
             run.text_memory(batch.tokens, batch.token_pad)
-    _step(run, batches[0])
+    take_step(run, batches[0])
     names = list(lessons)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(steps):
@@ -76,7 +79,7 @@ def seconds_of_steps(run: Run, steps: int) -> dict[str, list[float]]:
             if name == "online":
                 clip.known.clear()
             start = time.perf_counter()
-            _step(run, batches[number % len(batches)])
+            take_step(run, batches[number % len(batches)])
             times[name].append(time.perf_counter() - start)
     return times
 

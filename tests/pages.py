@@ -43,7 +43,7 @@ SIZES = {"train": 6, "val": 3, "test": 3, "open": 2, "captions": 8}
 STUDENT: dict[str, Any] = {"anchored": True, "similarity": True, "score": True}
 TRAINING = [
     *("model=tiny-resnet", "model.pretrained=false", *(f"model.{part}=true" for part in STUDENT)),
-    *("data.canvas=null", "train.epochs=1", "train.store=false"),
+    *("data.canvas=null", "train.epochs=1", "train.warmup=0", "train.store=false"),
 ]
 """Put before a line's own settings, so that a training takes a second."""
 

@@ -14,13 +14,13 @@ SOURCE = Path(epmvg.__file__).parent
 # Floors from the ground up; a room may import its own floor's room only where ALLOWED says so.
 FLOORS = [
     [
-        *("types", "boxes", "letterbox", "config", "confidence", "weights", "draw", "hardware", "terminal"),
+        *("types", "boxes", "images", "letterbox", "config", "confidence", "weights", "draw", "hardware", "terminal"),
         *("activations", "metrics", "processes", "writing"),
     ],
     ["data", "models", "distill", "reporting"],
     [
         *("convert", "doctor", "evaluation", "backends", "predict", "results", "listing", "store"),
-        *("sources", "unfinished"),
+        *("leakage", "sources", "unfinished"),
     ],
     ["training", "calibration", "hub", "serve", "bench", "bulk", "bulk_output", "export", "scoring", "stress"],
     ["demo"],
@@ -30,6 +30,7 @@ FLOORS = [
 ]
 ALLOWED = {
     ("distill", "data"),
+    ("reporting", "data"),
     ("store", "evaluation"),
     ("evaluation", "predict"),
     ("predict", "results"),

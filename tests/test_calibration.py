@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import pytest
 import torch
 
 import epmvg
-from epmvg.confidence import CONFIDENCE_FILE, calibration_error
+from epmvg.calibration import fit_score_head, remark
+from epmvg.confidence import CONFIDENCE_FILE, Calibration, calibration_error
 from epmvg.config import Recipe
+from epmvg.data.catalog import open_records
 from epmvg.distill.losses import score_loss
+from epmvg.evaluation import evaluation_loader, predict_rows, write_rows
 from epmvg.models.factory import create_model, load, save
 from epmvg.types import InputError
 
@@ -35,7 +40,7 @@ def named(squares: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
 def train(named: Path, out: Path, *settings: str) -> Path:
     tiny = ["model=tiny-resnet", "model.pretrained=false", "model.anchored=true", "model.similarity=true"]
     tiny += ["model.dropout=0.1", "data.images=3", "data.phrases=2", "train.epochs=2", "train.lr=1e-3"]
-    tiny += ["train.store=false", "train.clip=0.1", "train.log_every=1", "distill=null"]
+    tiny += ["train.store=false", "train.clip=0.1", "train.log_every=1", "train.warmup=0", "distill=null"]
     return epmvg.train(Recipe.load("scenes", f"data.name={named}", *tiny, *settings), out)
 
 
@@ -108,10 +113,24 @@ def test_a_calibrated_run_says_the_same_everywhere(named: Path, tmp_path: Path, 
     correct = np.array([row["iou"] >= 0.5 for row in rows], np.float64)
     scores = np.array([row["score"] for row in rows], np.float64)
     assert result["confidence"]["calibrated"] and result["n"] == 12 == len(rows)
-    assert result["confidence"]["ece"]["value"] == pytest.approx(calibration_error(scores, correct))
+    assert result["confidence"]["ece"]["value"] == pytest.approx(
+        calibration_error(scores, correct), abs=1e-5
+    )  # scores of a file are rounded
     absent = [json.loads(line) for line in (run / "absent-annotations-val.jsonl").read_text().splitlines()]
     assert len(absent) == result["confidence"]["absent"] > 0
     assert not {(row["image"], row["phrase"]) for row in rows} & {(row["image"], row["phrase"]) for row in absent}
+
+    assert result["confidence"]["calibrated_on_these_rows"] and result["weights"] == done["weights"]
+    assert remark(done) is None or done["method"] == "none"
+
+    other = load(run)
+    torch.manual_seed(1)
+    torch.nn.init.normal_(other.reg_token.weight)
+    other.calibration = None
+    save(other, tmp_path / "other")
+    shutil.copy(run / CONFIDENCE_FILE, tmp_path / "other")
+    with pytest.raises(InputError, match="made for other weights"):
+        load(tmp_path / "other")
 
     fresh = load(run)
     fresh.calibration = None
@@ -127,7 +146,20 @@ def test_what_cannot_be_calibrated_is_refused(named: Path, tmp_path: Path) -> No
         epmvg.calibrate(run, fit_head=True, split="test")
     with pytest.raises(InputError, match="between 0 and 1"):
         epmvg.calibrate(run, fit_head=True, false_alarms=2.0)
-    epmvg.calibrate(run, fit_head=True)  # the paper's head can be judged as well
+    with pytest.raises(InputError, match=r"trained on all images of .* train"):
+        epmvg.calibrate(run, fit_head=True, split="train")
+    copy = tmp_path / "copy"  # the same images under other names
+    copy.mkdir()
+    learned = [json.loads(line) for line in named.read_text().splitlines()]
+    for row in learned:
+        shutil.copy(named.parent / row["image"], copy / f"other-{row['image']}")
+        row |= {"image": f"other-{row['image']}", "split": "val" if row["split"] == "train" else "other"}
+    (copy / "copies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in learned))
+    with pytest.raises(InputError, match="trained on all images"):
+        epmvg.calibrate(run, data=str(copy / "copies.jsonl"), fit_head=True)
+    with pytest.raises(InputError, match="at least two images"):
+        fit_score_head(load(run), open_records(str(named), split="val")[:2])
+    epmvg.calibrate(run, fit_head=True, device="cpu")  # the paper's head can be judged as well
     assert 0 < epmvg.Predictor(run)(named.parent / "1.png", "the frog")[0].score < 1
 
 
@@ -136,3 +168,28 @@ def test_a_start_with_or_without_a_score_head_fits(named: Path, tmp_path: Path) 
         start = train(named, tmp_path / f"start{number}", f"model.score={first}", "train.epochs=0.5")
         end = train(named, tmp_path / f"end{number}", f"model.score={second}", f"model.start={start}")
         assert (load(end).score_head is not None) == (second == "true")
+
+
+def test_a_calibration_that_changes_nothing_is_named() -> None:
+    few = Calibration("none", 1.0, 1.0, 0.0, fitted={"n": 98, "images": 7})
+    assert not few.changes_scores
+    assert (
+        remark(asdict(few))
+        == "98 phrases of 7 images are too few to calibrate on: scores remain raw, no probabilities."
+    )
+    assert remark(asdict(replace(few, fitted={"n": 5000, "images": 900}))) is not None
+    assert remark(asdict(replace(few, method="beta"))) is None
+
+
+def test_scores_reach_calibration_and_thresholds_unrounded(named: Path, tmp_path: Path) -> None:
+    """Scores apart by less than any digit written are still told apart; only files are rounded."""
+    model = create_model("tiny-resnet", anchored=True).eval()
+    records = open_records(str(named), split="val")
+    rows = predict_rows(model, evaluation_loader(model, records).batches(0))
+    assert any(round(row["score"], 6) != row["score"] for row in rows)
+    write_rows(tmp_path / "rows.jsonl", rows)
+    written = [json.loads(line)["score"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert written == [round(row["score"], 6) for row in rows]
+    with pytest.raises(InputError, match="not a finite number"):
+        write_rows(tmp_path / "bad.jsonl", [rows[0] | {"box": [float("nan")] * 4}])
+    assert not (tmp_path / "bad.jsonl").exists()

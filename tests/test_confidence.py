@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from epmvg.confidence import (
     aurc,
     auroc,
     calibration_error,
+    calibration_error_by_chance,
     fit_calibration,
     interval,
     mean_intervals,
@@ -48,15 +50,30 @@ def test_figures_depend_on_neither_order_nor_spelling(rows: list[tuple[float, bo
         assert auroc(score, correct) == pytest.approx(won)
 
 
-def test_bins_hold_equal_mass_and_miss_nothing() -> None:
+def test_the_calibration_error_is_the_field_s() -> None:
+    """Bins of equal width, (0, 1/15] to (14/15, 1], each weighed by its rows; by hand for four rows."""
+    score, correct = np.array([0.05, 0.06, 0.95, 1.0]), np.array([0.0, 1.0, 1.0, 1.0])
+    bins = reliability(score, correct)
+    assert [(one.share, one.accuracy) for one in bins] == [(0.5, 0.5), (0.5, 1.0)]
+    assert calibration_error(score, correct) == pytest.approx(0.5 * (0.5 - 0.055) + 0.5 * (1 - 0.975))
     random = np.random.default_rng(1)
-    score = random.beta(4, 1, 1000)  # crowded near 1, where bins of equal width would be empty elsewhere
+    score = random.beta(4, 1, 1000)
     correct = (random.random(1000) < score).astype(float)
-    bins = reliability(score, correct, 15)
-    assert [one.share for one in bins] == pytest.approx([1 / 15] * 15)
-    assert sum(one.share * one.score for one in bins) == pytest.approx(score.mean())
-    assert sum(one.share * one.accuracy for one in bins) == pytest.approx(correct.mean())
-    assert calibration_error(score, correct) < 0.05 < calibration_error(score**4, correct)
+    edges = np.linspace(0, 1, 16)
+    inside = [(low < score) & (score <= high) for low, high in pairwise(edges)]
+    expected = sum(abs((score[here] - correct[here]).sum()) for here in inside) / 1000
+    assert calibration_error(score, correct) == pytest.approx(expected)
+
+
+def test_the_error_by_chance_is_that_of_a_calibrated_model() -> None:
+    """A perfectly calibrated model's error lies about it, for few rows and for many; a wrong one's far above."""
+    random = np.random.default_rng(2)
+    for n in (100, 2000):
+        score = random.beta(3, 1.5, n)
+        errors = [calibration_error(score, (random.random(n) < score).astype(float)) for _ in range(50)]
+        chance = calibration_error_by_chance(score)
+        assert chance == pytest.approx(np.mean(errors), rel=0.1)
+        assert calibration_error(score**4, (random.random(n) < score).astype(float)) > 1.5 * chance
 
 
 def test_risk_starts_at_the_surest_and_ends_at_the_error() -> None:

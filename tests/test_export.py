@@ -135,6 +135,40 @@ def test_images_and_phrases_may_be_any_number(exported: Path) -> None:
         np.testing.assert_allclose(together[number], alone[0], atol=1e-5)
 
 
+class Changed:
+    """A backend whose boxes or scores are wrong."""
+
+    def __init__(self, backend: Backend, box: float = 1.0, score: float = 1.0) -> None:
+        self.backend, self.box, self.score = backend, box, score
+
+    def answer(self, *given: Any) -> tuple[np.ndarray, np.ndarray]:
+        box, score = self.backend.answer(*given)
+        return box * self.box, score * self.score
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+
+def test_wrong_scores_and_numbers_that_are_none_are_differences(exported: Path) -> None:
+    ours = ExportedBackend(exported)
+    assert largest_difference(ours, ours) == (0.0, 0.0)
+    edges, scores = largest_difference(ours, Changed(ours, score=0.5))
+    assert edges == 0.0 and scores > export.SCORE_BOUND
+    assert np.isnan(largest_difference(ours, Changed(ours, box=np.nan))[0])
+    assert np.isnan(largest_difference(Changed(ours, score=np.nan), ours)[1])
+
+
+@pytest.mark.parametrize("wrong", [{"box": np.nan}, {"score": 0.5}, {"score": np.nan}])
+@pytest.mark.usefixtures("quick")
+def test_an_export_that_predicts_otherwise_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, float]
+) -> None:
+    monkeypatch.setattr(export, "ExportedBackend", lambda folder: Changed(ExportedBackend(folder), **wrong))
+    with pytest.raises(InputError, match="differs from the run"):
+        export.export_run(run, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("quick")
 def test_openvino_answers_alike(run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("openvino")
@@ -147,7 +181,8 @@ def test_openvino_answers_alike(run: Path, exported: Path, tmp_path: Path, capsy
     assert "largest difference of a box's edge" in printed.err
     names = ["image.bin", "image.xml", "phrases.bin", "phrases.xml"]
     assert sorted(file.name for file in folder.iterdir()) == [SETTINGS, *names, "tokenizer.json"]
-    assert largest_difference(ExportedBackend(folder), ExportedBackend(exported)) < 0.01
+    edges, scores = largest_difference(ExportedBackend(folder), ExportedBackend(exported))
+    assert edges < 0.01 and scores < 1e-4
 
 
 @pytest.mark.usefixtures("quick")
@@ -213,7 +248,7 @@ def test_graphs_that_answer_otherwise_are_refused(exported: Path, tmp_path: Path
     other = tmp_path / "other"
     save(create_model("tiny-resnet", anchored=True, similarity=True), other)
     shutil.copytree(exported, tmp_path / "out" / "mine")
-    with pytest.raises(InputError, match=r"differs from the run by \d+\.\d+ px, more than 0\.05"):
+    with pytest.raises(InputError, match=r"differs from the run by \d+\.\d+ px and .* more than 0\.05 px"):
         export.export_run(other, tmp_path / "out" / "mine")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
     assert (tmp_path / "out" / "mine" / "image.onnx").read_bytes() == (exported / "image.onnx").read_bytes()

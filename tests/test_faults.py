@@ -160,13 +160,33 @@ def test_pictures_that_vanish_are_counted_and_named_once(squares: Path, tmp_path
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_batch_without_a_picture_is_one_sentence(squares: Path, tiny: Grounder, workers: int) -> None:
+def test_a_batch_without_a_picture_is_empty_and_says_why(squares: Path, tiny: Grounder, workers: int) -> None:
     records = read_jsonl(squares, split="train")
-    for number in range(12):
-        (squares.parent / f"{number}.png").unlink()
-    loader = GroundingLoader(records, tiny.tokenize, canvas=64, images=2, workers=workers, tolerant=True)
-    with pytest.raises(InputError, match=r"^None of the pictures of a batch[^\n]*0\.png does not exist[^\n]*$"):
-        list(loader)
+    (squares.parent / "0.png").write_bytes(b"no picture")
+    loader = GroundingLoader(records, tiny.tokenize, canvas=64, images=1, workers=workers, tolerant=True)
+    first, *others = loader
+    assert not first.records and len(first.image) == len(first.tokens) == len(first.box) == 0
+    assert len(first.skipped) == 1 and "0.png" in first.skipped[0]
+    assert all(batch.records and not batch.skipped for batch in others)
+
+
+@pytest.mark.parametrize("batch", [["data.images=1"], ["data.images=1", "train.accumulate=2"], ["data.images=4"]])
+def test_one_broken_picture_ends_no_training(squares: Path, tmp_path: Path, batch: list[str]) -> None:
+    """Nor is a step lost from the schedule, and the other pictures are learned from."""
+    (squares.parent / "0.png").write_bytes(b"no picture")
+    run = epmvg.train(recipe(squares, *batch, "data.phrases=4", "train.epochs=2"), tmp_path / "run")
+    steps = -(-6 // (int(batch[0][-1]) * (2 if len(batch) == 2 else 1)))
+    last = rows(run)[-1]
+    assert last["step"] == 2 * steps and last["phrases"] == 2 * 5 * 4
+    (told,) = [row for row in rows(run) if row["event"] == "skipped"]
+    assert told["images"] == 1 and "0.png" in str(told["why"])
+
+
+def test_no_picture_at_all_is_one_sentence(squares: Path, tmp_path: Path) -> None:
+    for number in range(0, 12, 2):
+        (squares.parent / f"{number}.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"^None of the images of a whole epoch can be opened \([^\n]*\.png"):
+        epmvg.train(recipe(squares), tmp_path / "run")
 
 
 def test_a_missing_validation_picture_is_said_before_the_first_step(squares: Path, tmp_path: Path) -> None:

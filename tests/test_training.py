@@ -13,7 +13,7 @@ import epmvg
 from epmvg.config import Recipe
 from epmvg.models.factory import create_model, load
 from epmvg.training import loop
-from epmvg.training.optimizer import lr_factor, parameter_groups
+from epmvg.training.optimizer import StepCount, lr_factor, parameter_groups
 from epmvg.training.run import Run
 from epmvg.types import InputError
 
@@ -30,6 +30,7 @@ TINY = [
     "train.save_every=2",
     "train.log_every=1",
     "train.evaluate_every=1",
+    "train.warmup=0",
 ]
 
 
@@ -197,7 +198,10 @@ def test_groups_hold_every_trainable_parameter_once() -> None:
 
 def test_schedules_start_peak_and_end_where_they_should() -> None:
     settings = Recipe().train.model_copy(update={"epochs": 10.0, "drop": 4.0, "warmup": 5})
-    assert [lr_factor(step, 10, settings) for step in (0, 4, 5, 39, 40, 80)] == pytest.approx([0.2, 1, 1, 1, 0.1, 0.01])
+    count = StepCount.of(10, settings)
+    assert [lr_factor(step, count, settings) for step in (0, 4, 5, 39, 40, 80)] == pytest.approx(
+        [0.2, 1, 1, 1, 0.1, 0.01]
+    )
     cosine = settings.model_copy(update={"schedule": "cosine"})
-    values = [lr_factor(step, 10, cosine) for step in range(5, 100)]
+    values = [lr_factor(step, count, cosine) for step in range(5, 100)]
     assert values[0] == 1 and values == sorted(values, reverse=True) and values[-1] == pytest.approx(0.01)

@@ -21,13 +21,18 @@ from epmvg.config import DataSettings
 from epmvg.data.absent import absent_records
 from epmvg.data.catalog import open_records
 from epmvg.evaluation import data_of, evaluation_loader, of_some_images, predict_rows, split_absent
+from epmvg.hardware import select_device
+from epmvg.leakage import shared_images, training_images
+from epmvg.metrics import stamp
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
+from epmvg.models.weights_file import WEIGHTS, weights_digest
 from epmvg.types import InputError, Progress, Record
 from epmvg.writing import write_text
 
 ABSENT = 0.5  # absent phrases a phrase, in fitting and calibrating
+FEW = 300  # phrases below which a mapping can hardly be told from chance
 
 
 def calibrate(
@@ -40,6 +45,7 @@ def calibrate(
     fit_head: bool = False,
     limit: int = 20_000,
     false_alarms: float = 0.1,
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Calibrate a run's scores on validation data and store the mapping in its folder, where `load` applies it.
@@ -47,15 +53,17 @@ def calibrate(
     Args:
         run: a folder that training wrote.
         data: a data set's name or file; the run's own by default.
-        split: of that data to calibrate on; the run's validation split by default. Never a test split.
+        split: of that data to calibrate on; the run's validation split by default. Never a test split, nor images that
+            the run was trained on.
         root, split_key: as for `evaluate`.
         fit_head: first fit a fresh score head on the training split of the same data.
         limit: most phrases to fit the head on.
         false_alarms: share of absent phrases that may be answered at the stored threshold.
+        device: as for `hardware.select_device`.
 
     Returns:
-        method, threshold, false_alarms, and how scores did on this split before and after (after: on rows that the
-        mapping was not fitted to).
+        What `confidence.json` holds: method ("none" leaves scores raw), threshold, false_alarms, and how scores did on
+        this split before and after (after: on rows that the mapping was not fitted to).
 
     Raises:
         InputError: the run or the data cannot be read, or there is nothing to calibrate.
@@ -74,13 +82,17 @@ def calibrate(
     if split.startswith("test"):
         raise InputError(f"split {split} is for reporting: calibrate on a validation split.")
     val = _open(settings, split)
+    images = {record.image for record in val}
+    if len(images) < 2:
+        raise InputError(f"{settings.name} {split} has a single image: calibrate on more.")
+    if len(shared_images(images, training_images(run) or set())) == len(images):
+        raise InputError(f"{run} was trained on all images of {settings.name} {split}: calibrate on others.")
+    model.to(select_device(device))
     if fit_head:
         fit_score_head(model, _open(settings, settings.train), images=settings.images, limit=limit, progress=progress)
     asked = [*val, *absent_records(val, ABSENT)]
     loader = evaluation_loader(model, asked, images=settings.images)
     rows, absent = split_absent(predict_rows(model, loader.batches(0), progress=progress, total=len(asked)))
-    if len({row["image"] for row in rows}) < 2:
-        raise InputError(f"{settings.name} {split} has a single image: calibrate on more.")
 
     score = np.array([row["score"] for row in rows])
     correct = np.array([row["iou"] >= 0.5 for row in rows], np.float64)
@@ -92,7 +104,9 @@ def calibrate(
         "data": Path(settings.name).stem,
         "split": split,
         "n": len(rows),
+        "images": len(images),
         "absent": len(absent),
+        "data_sha256": stamp(rows)["data_sha256"],
         "acc50": float(correct.mean()),
         "ece_before": calibration_error(score, correct),
         "ece_after": calibration_error(held_out, correct),
@@ -105,9 +119,19 @@ def calibrate(
     if fit_head:
         model.calibration = calibration
         save(model, run)
-    else:
-        write_text(run / CONFIDENCE_FILE, calibration.dump())
+    calibration = replace(calibration, weights=weights_digest(run / WEIGHTS))
+    write_text(run / CONFIDENCE_FILE, calibration.dump())
     return asdict(calibration)
+
+
+def remark(calibration: dict[str, Any]) -> str | None:
+    """Return a sentence that says why scores stay raw, None where they became probabilities."""
+    if calibration["method"] != "none":
+        return None
+    n, images = calibration["fitted"]["n"], calibration["fitted"]["images"]
+    if n < FEW:
+        return f"{n} phrases of {images} images are too few to calibrate on: scores remain raw, no probabilities."
+    return "No mapping predicts better than the raw scores: they remain as they are."
 
 
 def fit_score_head(
@@ -133,11 +157,18 @@ def fit_score_head(
         epochs: of the head.
         seed: of draws and order.
         progress: told about asking, which is nearly all of the time.
+
+    Raises:
+        InputError: the records are of a single image, so that none can be held out.
     """
-    model.score_head = head = model.new_score_head()
-    model.settings = model.settings | {"score": True}
     records = of_some_images(records, limit, seed)
+    if len({record.image for record in records}) < 2:
+        raise InputError("A score head is fitted on some images and checked on others: give at least two images.")
+    device = next(model.parameters()).device
+    model.score_head = model.new_score_head().to(device)
+    model.settings = model.settings | {"score": True}
     evidence, iou, held_out = _ask(model, records, images, progress)
+    head = model.score_head.cpu()
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-2)
     learn, check = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     order = torch.Generator().manual_seed(seed)
@@ -153,7 +184,7 @@ def fit_score_head(
         if judged < best:
             best, kept = judged, {name: value.clone() for name, value in head.state_dict().items()}
     head.load_state_dict(kept)
-    model.eval()
+    model.to(device).eval()
 
 
 @torch.no_grad()
@@ -166,13 +197,14 @@ def _ask(
     numbers = {image: number for number, image in enumerate(dict.fromkeys(record.image for record in records))}
     memory = TextMemory(model.linguistic) if model.linguistic.frozen else None
     evidence, ious, held_out, done = [], [], [], 0
-    for batch in evaluation_loader(model, asked, images=images).batches(0):
+    device = next(model.parameters()).device
+    for batch in (each.to(device) for each in evaluation_loader(model, asked, images=images).batches(0)):
         states = memory(batch.tokens, batch.token_pad) if memory else None
         output = model(*batch.inputs, states=states)
         assert output.evidence is not None and output.judged is not None
         belongs = torch.tensor(["absent" not in record.extra for record in batch.records])
-        evidence.append(output.evidence)
-        ious.append(paired_iou(to_xyxy(output.judged), to_xyxy(batch.box)).clamp(0, 1) * belongs)
+        evidence.append(output.evidence.cpu())
+        ious.append(paired_iou(to_xyxy(output.judged), to_xyxy(batch.box)).clamp(0, 1).cpu() * belongs)
         held_out += [numbers[record.image] % 10 == 0 for record in batch.records]
         done += len(batch.records)
         if progress:

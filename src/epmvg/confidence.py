@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 Method = Literal["none", "temperature", "platt", "beta"]
 
 CONFIDENCE_FILE = "confidence.json"
-BINS = 15  # of the calibration error (Guo et al., On Calibration of Modern Neural Networks, 2017)
+BINS = 15  # equally wide, of the calibration error (Guo et al., On Calibration of Modern Neural Networks, 2017)
 DRAWS = 2000  # the ends of a 95 % interval then rest on 50 draws each
 FOLDS = 5
 _EDGE = 1e-4  # scores are kept this far from 0 and 1, where their logarithm ends
@@ -43,15 +43,26 @@ class Calibration:
     threshold: float | None = None  # on the probability
     false_alarms: float | None = None  # share of absent phrases that may reach the threshold
     fitted: dict[str, Any] | None = None  # on which data, and how it did there
+    weights: str | None = None  # SHA-256 of the weights whose scores it maps
+
+    @property
+    def mapping(self) -> list[float]:
+        """The three numbers of the mapping."""
+        return [self.rising, self.falling, self.shift]
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether scores become probabilities; without a mapping they stay raw, and only the threshold is new."""
+        return self.method != "none"
 
     def __call__(self, score: Array) -> Array:
         """Turn raw scores [n] into probabilities [n]."""
         features = _features(score)
-        return _sigmoid(features @ np.array([self.rising, self.falling, self.shift]))
+        return _sigmoid(features @ np.array(self.mapping))
 
     def dump(self) -> str:
         """Return it as JSON that `read_calibration` reads back."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_calibration(folder: Path) -> Calibration | None:
@@ -169,14 +180,24 @@ def threshold_for(false_alarms: float, absent: Array) -> float | None:
 
 
 def calibration_error(score: Array, correct: Array, bins: int = BINS, weight: Array | None = None) -> float:
-    """Expected calibration error over bins of equal mass: mean |score - accuracy|, weighted by rows [n]."""
+    """Expected calibration error over bins of equal width: mean |score - accuracy|, weighted by rows [n]."""
     reliable = reliability(score, correct, bins, weight)
     return float(sum(bin_.share * abs(bin_.score - bin_.accuracy) for bin_ in reliable))
 
 
+def calibration_error_by_chance(score: Array, *, draws: int = 200, seed: int = 0) -> float:
+    """Return the mean calibration error of a perfectly calibrated model with these scores [n].
+
+    It is above 0 and falls with n: outcomes are drawn with the scores as their probabilities.
+    """
+    random = np.random.default_rng(seed)
+    drawn = [calibration_error(score, (random.random(len(score)) < score).astype(np.float64)) for _ in range(draws)]
+    return float(np.mean(drawn))
+
+
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Rows of neighbouring scores: their share of all, mean score and accuracy."""
+    """Rows whose scores lie in one bin: their share of all, mean score and accuracy."""
 
     share: float
     score: float
@@ -184,18 +205,13 @@ class Bin:
 
 
 def reliability(score: Array, correct: Array, bins: int = BINS, weight: Array | None = None) -> list[Bin]:
-    """Split rows into bins of equal mass by score; fewer bins where there are fewer rows."""
+    """Sort rows into bins of equal width by score, each with its upper edge; empty bins are left out."""
     mass = np.ones(len(score)) if weight is None else weight
-    value, outcome, mass = _pooled(score, correct, mass)
-    reach = np.concatenate([[0.0], mass.cumsum()])
-    edges = np.linspace(0, reach[-1], min(bins, max(1, int(reach[-1]))) + 1)
-    # A pool that lies across an edge is shared by both bins: integrate score and outcome up to each edge.
-    scores = np.interp(edges, reach, np.concatenate([[0.0], (value * mass).cumsum()]))
-    outcomes = np.interp(edges, reach, np.concatenate([[0.0], (outcome * mass).cumsum()]))
-    width = np.diff(edges)
+    number = np.clip(np.ceil(np.asarray(score) * bins) - 1, 0, bins - 1).astype(np.int64)
+    total, scores, outcomes = (np.bincount(number, mass * part, bins) for part in (1.0, score, correct))
     return [
-        Bin(float(w / reach[-1]), float(s / w), float(o / w))
-        for w, s, o in zip(width, np.diff(scores), np.diff(outcomes), strict=True)
+        Bin(float(total[i] / total.sum()), float(scores[i] / total[i]), float(outcomes[i] / total[i]))
+        for i in total.nonzero()[0]
     ]
 
 
@@ -274,18 +290,19 @@ def _owner(images: Sequence[str]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure with its 95 % interval."""
+    """A figure with its 95 % interval, where it has one."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
     """How far scores can be trusted."""
 
-    ece: Figure
+    ece: Figure  # without an interval: redrawn rows can only add to a binned error
+    ece_by_chance: float  # of a perfectly calibrated model with these scores
     aurc: Figure
     auroc_correct: Figure | None  # score against "the box is correct"; None where all are, or none is
     auroc_belongs: Figure | None  # score against "the phrase belongs to this image"; None where none was asked
@@ -313,7 +330,8 @@ def measure_trust(rows: Sequence[Any], absent: Sequence[Any] = ()) -> Trust:
         return Figure(value, *interval(images, lambda weight: figure(score, outcome, weight=weight)))
 
     return Trust(
-        ece=cast(Figure, judged(calibration_error, score, correct, images)),
+        ece=Figure(calibration_error(score, correct), None, None),
+        ece_by_chance=calibration_error_by_chance(score),
         aurc=cast(Figure, judged(aurc, score, correct, images)),
         auroc_correct=judged(auroc, score, correct, images),
         auroc_belongs=judged(auroc, every, belongs, all_images),

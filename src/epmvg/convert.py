@@ -18,13 +18,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 import safetensors.torch
 import torch
+import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from epmvg.models.factory import bert_sizes, build, load_bert, save
+from epmvg.models.factory import CONVERSION_FILE, bert_sizes, build, load_bert, save
 from epmvg.models.grounder import Grounder
 from epmvg.models.presets import preset
 from epmvg.types import InputError
+from epmvg.writing import write_text
 
 Kind = Literal["transvg", "qrnet", "detr", "swin", "imagenet"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -208,6 +210,8 @@ def from_published(
 def write(conversion: Conversion, folder: Path | str) -> None:
     """Save the converted student as a folder that `load`, `evaluate`, `predict` and `model.start` read.
 
+    The folder says which weights are new; a training that starts from it draws these from its own seed.
+
     Raises:
         InputError: the folder holds something already.
     """
@@ -215,6 +219,7 @@ def write(conversion: Conversion, folder: Path | str) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: choose another --out.")
     save(conversion.model, folder)
+    write_text(folder / CONVERSION_FILE, yaml.safe_dump({"new": conversion.new}))
 
 
 def read_published(file: Path | str) -> dict[str, Tensor]:

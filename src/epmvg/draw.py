@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from epmvg.images import upright_rgb
 from epmvg.types import Box, InputError
 from epmvg.writing import replacing
 
@@ -28,7 +29,7 @@ def draw_boxes(
     """Return a copy of a picture with boxes and labels drawn on it.
 
     Args:
-        image: any mode; the copy is RGB.
+        image: any mode; the copy is RGB, turned by its EXIF orientation.
         boxes: (x0, y0, x1, y1) in pixels of the picture; what lies outside is cut off.
         labels: one a box. One that is wider than the picture is shortened; on a thumbnail there is room for none.
         colours: one a box, anything PIL understands; by default each different label has its own.
@@ -40,7 +41,7 @@ def draw_boxes(
         if given is not None and len(given) != len(boxes):
             raise InputError(f"There are {len(given)} {name} for {len(boxes)} boxes: give one a box.")
     inks = [_checked(colour) for colour in colours] if colours is not None else _own_colours(labels, len(boxes))
-    drawn = image.convert("RGB")
+    drawn = upright_rgb(image)
     pen = ImageDraw.Draw(drawn)
     line = max(1, round(max(drawn.size) / 250))  # 2-3 px on a 640 px photo, the eye's hairline at any scale
     placed = [_outline(pen, box, ink, line, drawn.size) for box, ink in zip(boxes, inks, strict=True)]
@@ -53,17 +54,18 @@ def draw_map(image: Image.Image, values: NDArray[np.float32]) -> Image.Image:
     """Return a copy of a picture under a map: what is high glows, what is low lies in the dark.
 
     Args:
-        image: any mode; the copy is RGB.
+        image: any mode; the copy is RGB, turned by its EXIF orientation.
         values: [height, width] of the picture, in 0..1.
 
     Raises:
         InputError: the map has not the picture's size.
     """
-    if values.shape != (image.height, image.width):
+    upright = upright_rgb(image)
+    if values.shape != (upright.height, upright.width):
         raise InputError(
-            f"The map is {values.shape[1]} x {values.shape[0]}, the picture {image.width} x {image.height}."
+            f"The map is {values.shape[1]} x {values.shape[0]}, the picture {upright.width} x {upright.height}."
         )
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    pixels = np.asarray(upright, dtype=np.float32)
     glow = matplotlib.colormaps["inferno"](values)[..., :3].astype(np.float32) * 255
     light = 0.55 + 0.45 * values[..., None]  # the picture stays legible where the map is low
     share = 0.65 * values[..., None] ** 0.8

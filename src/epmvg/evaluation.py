@@ -31,6 +31,7 @@ from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder, share_inside
 from epmvg.models.hub import fetch
 from epmvg.models.norms import bake_norms
+from epmvg.models.weights_file import WEIGHTS, weights_digest
 from epmvg.processes import gathered, together, told
 from epmvg.types import Batch, InputError, Output, Progress, Record
 from epmvg.writing import naming, replacing, write_text
@@ -61,6 +62,9 @@ def predict_rows(
     answered: list[list[Row]] = []
     done = 0
     for batch in (each.to(device) for each in _one_ahead(batches)):
+        if not batch.records:  # a tolerant loader could open none of its images
+            answered.append([])
+            continue
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             output = model(*batch.inputs, features=batch.stored.get("maps"))
         answered.append(_rows(output, batch, model.calibration))
@@ -87,7 +91,7 @@ def _rows(output: Output, batch: Batch, calibration: Calibration | None) -> list
     for i, record in enumerate(batch.records):
         source = batch.letterbox[int(batch.owner[i])].to_source(boxes[i].double())
         box = [round(value, 3) for value in source.tolist()]
-        rows.append(answered_row(record, box, overlaps([box], [record.box])[0], round(scores[i], 4)))
+        rows.append(answered_row(record, box, overlaps([box], [record.box])[0], scores[i]))
     return rows
 
 
@@ -136,7 +140,7 @@ def box_scores(output: Output, calibration: Calibration | None = None) -> Tensor
 
     A calibration turns raw scores into the probability that the box is correct.
     """
-    score = raw_scores(output).double().cpu()
+    score = raw_scores(output).cpu().double()
     return score if calibration is None else torch.from_numpy(calibration(score.numpy()))
 
 
@@ -168,8 +172,8 @@ def evaluate(
         progress: called with (phrases answered, all of them).
 
     Returns:
-        data, split, protocol, what `judge` says, `confidence` (docs/confidence.md), and `rows`, the name of the file of
-        predictions.
+        data, split, protocol, what `judge` says, `confidence` (docs/confidence.md), `weights`, the SHA-256 of the
+        weights that were scored, and `rows`, the name of the file of predictions.
 
     Raises:
         InputError: the run, the data or a picture cannot be read.
@@ -191,8 +195,16 @@ def evaluate(
             if len(rows) != len(records):
                 raise InputError(f"{name} has {len(records)} rows but {len(rows)} were answered.")
             trust = asdict(measure_trust(rows, nothing))
-            calibrated = model.calibration is not None
-            result |= judge(rows) | {"confidence": {"calibrated": calibrated, "bins": BINS} | trust}
+            result |= judge(rows)
+            mapping = model.calibration
+            fitted = (mapping and mapping.fitted) or {}
+            result["confidence"] = {
+                "calibrated": mapping is not None and mapping.changes_scores,
+                "mapping": mapping and mapping.mapping,
+                "calibrated_on_these_rows": fitted.get("data_sha256") == result["stamp"]["data_sha256"],
+                "bins": BINS,
+            } | trust
+            result["weights"] = weights_digest(fetch(run) / WEIGHTS)
             folder = make_results_folder(run)
             write_rows(folder / result["rows"], rows)
             write_rows(folder / f"absent-{stem}.jsonl", nothing)
@@ -391,11 +403,28 @@ def _parts(rows: Sequence[dict[str, Any]], strict: bool) -> dict[str, dict[str, 
 
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write JSONL so that no reader ever sees half of it."""
+    """Write JSONL so that no reader ever sees half of it; scores are rounded here and nowhere before.
+
+    Raises:
+        InputError: as `write_json`.
+    """
     with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for row in rows:
+            score = row.get("score")
+            out.write(_json(file, row | {"score": round(score, 6)} if isinstance(score, float) else row) + "\n")
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write JSON so that no reader ever sees half of it."""
-    write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Write JSON so that no reader ever sees half of it.
+
+    Raises:
+        InputError: it holds nan or infinity, which JSON has no words for, or the disk refuses.
+    """
+    write_text(file, _json(file, value, indent=1) + "\n")
+
+
+def _json(file: Path, value: Any, indent: int | None = None) -> str:
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{file} is not written: a result is not a finite number, so the model is broken.") from error

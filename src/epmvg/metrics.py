@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epmvg import __version__
+from epmvg.types import InputError
 
 Row = Mapping[str, Any]
 
@@ -54,7 +55,12 @@ class Scores:
 
         Args:
             strict: count IoU > bound instead of IoU >= bound.
+
+        Raises:
+            InputError: there are no rows.
         """
+        if not rows:
+            raise InputError("There are no rows to score: give predictions of at least one phrase.")
         return cls(len(rows), **{name: math.fsum(part) / len(rows) for name, part in parts_of(rows, strict).items()})
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from PIL import Image
 from epmvg.backends.exported import ExportedBackend, is_exported
 from epmvg.confidence import Calibration
 from epmvg.data.jsonl import phrase_fault
-from epmvg.data.photos import open_image
+from epmvg.data.photos import ImageSource, open_image
 from epmvg.data.views import View, canvas_of, evaluation_view, laid_rectangle, lay
 from epmvg.letterbox import Letterbox
 from epmvg.results import Predictions
@@ -31,7 +30,6 @@ from epmvg.types import Box, InputError, Prediction
 if TYPE_CHECKING:
     from epmvg.models.grounder import Grounder
 
-Picture = Path | str | bytes | Image.Image | np.ndarray
 Precision = Literal["auto", "fp32", "bf16"]
 MapKind = Literal["where", "attention"]
 
@@ -134,7 +132,7 @@ class Predictor:
         return f"Predictor({self.name!r}, image_size={self.backend.canvas}, max_length={self.backend.length}{knows})"
 
     def __call__(
-        self, image: Picture, phrases: Sequence[str] | str, *, min_score: float | Literal["auto"] | None = None
+        self, image: ImageSource, phrases: Sequence[str] | str, *, min_score: float | Literal["auto"] | None = None
     ) -> Predictions:
         """Find each phrase in an image, which is encoded once.
 
@@ -153,11 +151,11 @@ class Predictor:
         bound = self._bound(min_score)
         asked = self._asked(phrases)
         found = _predictions(asked, *self.find(image, asked), bound)
-        return Predictions(found, lambda: as_picture(image), str(image) if isinstance(image, Path | str) else "")
+        return Predictions(found, lambda: open_image(image), str(image) if isinstance(image, Path | str) else "")
 
     def ask(
         self,
-        questions: Sequence[tuple[Picture, Sequence[str]]],
+        questions: Sequence[tuple[ImageSource, Sequence[str]]],
         keys: Sequence[bytes] | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[list[Prediction]]:
@@ -189,7 +187,7 @@ class Predictor:
         """The score stored by `epmvg calibrate` from which a phrase counts as found, or None."""
         return self.backend.calibration.threshold if self.backend.calibration else None
 
-    def where(self, image: Picture, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
+    def where(self, image: ImageSource, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
         """Return where the model looks for each phrase, over the picture: [height, width], 1 where it is highest.
 
         Raises:
@@ -197,7 +195,7 @@ class Predictor:
         """
         return self._maps("where", image, phrases)
 
-    def attention(self, image: Picture, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
+    def attention(self, image: ImageSource, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
         """Return what [REG] attends to in the last fusion layer, over the picture: [height, width] a phrase.
 
         Each map is 1 where it is highest. What [REG] pays to words and to itself is left out.
@@ -207,7 +205,7 @@ class Predictor:
         """
         return self._maps("attention", image, phrases)
 
-    def _maps(self, kind: MapKind, image: Picture, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
+    def _maps(self, kind: MapKind, image: ImageSource, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
         asked = self._asked(phrases)
         tokens, token_pad = tokenize(self.backend, asked)
         with self._lock:
@@ -235,7 +233,7 @@ class Predictor:
             )
         return self.threshold
 
-    def find(self, image: Picture, phrases: Sequence[str]) -> tuple[list[list[float]], list[float]]:
+    def find(self, image: ImageSource, phrases: Sequence[str]) -> tuple[list[list[float]], list[float]]:
         """Answer P phrases, cut where they are too long: xyxy boxes in pixels of the upright image, and scores.
 
         Raises:
@@ -245,7 +243,7 @@ class Predictor:
 
     def _find(
         self,
-        questions: Sequence[tuple[Picture, Sequence[str]]],
+        questions: Sequence[tuple[ImageSource, Sequence[str]]],
         keys: Sequence[bytes] | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[tuple[list[list[float]], list[float]]]:
@@ -268,7 +266,7 @@ class Predictor:
 
     def _see(
         self,
-        images: Sequence[Picture],
+        images: Sequence[ImageSource],
         given: Sequence[bytes] | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[SeenImage]:
@@ -279,7 +277,7 @@ class Predictor:
         for number, image in enumerate(images):
             key = given[number] if given else _file_key(image)
             if key is None or self._seen.get(key) is None:
-                picture = as_picture(image)
+                picture = open_image(image)
                 size = sizes[number] if sizes else picture.size
                 view = evaluation_view(size, self.backend.canvas)
                 laid = lay(picture, view)
@@ -350,23 +348,6 @@ def tokenize(backend: Backend, phrases: Sequence[str]) -> tuple[NDArray[np.int64
     return tokens, np.arange(width) >= np.array([[len(row)] for row in rows])
 
 
-def as_picture(image: Picture) -> Image.Image:
-    """Turn what a user holds into an upright RGB picture.
-
-    Raises:
-        InputError: it is not a picture.
-    """
-    if isinstance(image, Path | str):
-        return open_image(Path(image))
-    if isinstance(image, bytes):
-        return open_image(io.BytesIO(image))
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f"An array must be uint8 [H, W, 3] in RGB; this one is {image.dtype} {list(image.shape)}.")
-    return Image.fromarray(image)
-
-
 def _over_picture(levels: Sequence[NDArray[np.float32]], letterbox: Letterbox) -> NDArray[np.float32]:
     """Lay shares of visual tokens [side, side], maps of several strides added up, over the picture [height, width]."""
     side, size = letterbox.side, (round(letterbox.width), round(letterbox.height))
@@ -381,7 +362,7 @@ def _over_picture(levels: Sequence[NDArray[np.float32]], letterbox: Letterbox) -
     return over
 
 
-def _file_key(image: Picture) -> bytes | None:
+def _file_key(image: ImageSource) -> bytes | None:
     """Tell a file by its bytes, which need not be decoded for it; None for pictures and arrays."""
     if isinstance(image, Path | str):
         try:

@@ -68,9 +68,10 @@ class Narrator:
         elif event == "store":
             self._advance(f"{who}{row['name']}", row["done"], row["total"], "")
         elif event == "evaluate":
+            sample = f" of {row['sample_of']:,}, a sample" if "sample_of" in row else ""
             self.console.print(
                 f"{who}{row['data']} {row['split']} after {row['phrases']:,} phrases, {row['seconds']:.0f} s: "
-                f"Acc@0.5 {row['acc50']:.3f}, mean IoU {row['miou']:.3f} ({row['n']:,} phrases)",
+                f"Acc@0.5 {row['acc50']:.3f}, mean IoU {row['miou']:.3f} ({row['n']:,} phrases{sample})",
                 soft_wrap=True,
             )
         elif event == "skipped":

@@ -208,7 +208,7 @@ def test_an_unknown_format_is_named(tmp_path: Path, squares: Path, target: str, 
     with pytest.raises(InputError, match=words):
         convert_data(str(squares), tmp_path / target)
     (tmp_path / target).write_text("x")
-    with pytest.raises(InputError, match="There is no data set"):
+    with pytest.raises(InputError, match="is a file of no known format"):
         open_records(str(tmp_path / target), split=None)
 
 

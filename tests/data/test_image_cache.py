@@ -49,13 +49,21 @@ def test_a_changed_photo_is_opened_anew(tmp_path: Path) -> None:
 
 def test_what_is_kept_stays_in_its_bounds(tmp_path: Path) -> None:
     files = [photo(tmp_path / f"{number}.jpg", number, size=(40, 30)) for number in range(120)]
-    room = 64 * 2 * 4000  # two pictures of 40 x 30 a shelf
-    cache = ImageCache(tmp_path / "kept", room / 1e9, longest=80)
+    room = 64 * 2 * 4900  # two pictures of 40 x 30 a shelf
+    cache = ImageCache(tmp_path / "kept", room / 1e9, longest=40)
     for file in files:
         cache.open(file)
     kept = list((tmp_path / "kept").rglob("*.rgb"))
     assert 0 < sum(file.stat().st_size for file in kept) <= room
     assert len(kept) < len(files)
+
+
+def test_a_limit_that_keeps_nothing_is_refused_and_the_least_one_keeps_any_shape(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cache_gb=0\.1 .* give 0\.22 or more"):
+        ImageCache(tmp_path / "kept", 0.1, longest=1067)
+    cache = ImageCache(tmp_path / "kept", 0.22, longest=1067)
+    cache.open(photo(tmp_path / "square.jpg", 0, size=(1100, 1100)))
+    assert len(list((tmp_path / "kept").rglob("*.rgb"))) == 1
 
 
 def test_a_spoilt_or_missing_file_costs_only_time(tmp_path: Path) -> None:

@@ -287,12 +287,6 @@ def test_sixteen_bits_in_a_png(tmp_path: Path) -> None:
     assert open_image(tmp_path / "deep.png").getpixel((0, 0)) == (156, 156, 156)
 
 
-def test_pixels_without_a_white_are_refused(tmp_path: Path) -> None:
-    Image.new("F", (4, 4), 0.5).save(tmp_path / "float.tiff")
-    with pytest.raises(InputError, match=r"float\.tiff.*8 bits"):
-        open_image(tmp_path / "float.tiff")
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
 def test_damaged_photos_open_or_are_named(tmp_path: Path, kind: str) -> None:
     """Whatever the damage, it is a picture or an InputError with the file's name."""

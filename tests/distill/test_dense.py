@@ -104,7 +104,7 @@ def batches(photo: Path, views: int) -> list[Batch]:
     rows = [Record(photo, phrase, (60.0, 30.0, 100.0, 60.0)) for phrase in PHRASES]
     augment = Augment(flip=0.5, crop=0.7, crop_min=0.5, keep=0.1, scale=0.8, move=1.0)
     loader = GroundingLoader(rows, student.tokenize, canvas=128, augment=augment, seed=3)
-    return [loader.load(epoch, [(0, [0, 1])]) for epoch in range(views)]
+    return [loader.load(epoch, [(0, 0, [0, 1])]) for epoch in range(views)]
 
 
 @pytest.mark.parametrize("view", ["photo", "canvas", "content"])

@@ -8,17 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from epmvg.activations import LiveTensors
 from epmvg.boxes import paired_iou, to_xyxy
+from epmvg.data.views import canvas_of, evaluation_view, lay
 from epmvg.distill.losses import GroundingLoss
+from epmvg.evaluation import raw_scores
 from epmvg.models import presets
 from epmvg.models.factory import build, create_model, load, measure, save
 from epmvg.models.grounder import Grounder, mean_vote, median_vote
 from epmvg.models.memory import TextMemory
 from epmvg.models.modulation import QueryGate
 from epmvg.models.presets import PRESETS, preset
+from epmvg.models.visual import token_pad
 from epmvg.types import InputError, Output
 
 PHRASES = ["the red square", "a cat", "the man on the left of the blue car", "dog"]
@@ -367,3 +371,53 @@ def test_the_listed_sizes_are_true(name: str) -> None:
     assert listed["parameters"] == parameters
     if parameters < 50_000_000:
         assert measure(create_model(name)) == listed
+
+
+def canvas(size: tuple[int, int], side: int) -> tuple[Tensor, Tensor]:
+    """An image of this size on its canvas: image [1, 3, S, S], pad [1, S, S]."""
+    view = evaluation_view(size, side)
+    image, pad = canvas_of(lay(Image.new("RGB", size, (200, 30, 90)), view), view)
+    return torch.from_numpy(image)[None], torch.from_numpy(pad)[None]
+
+
+@pytest.mark.parametrize("size", [(2000, 10), (10, 2000), (2000, 40), (1, 500), (64, 64)])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("tiny-resnet", {}),
+        ("tiny-resnet", BEYOND | {"score": True}),
+        ("tiny-swin", {"visual": {"pool": "content"}}),
+        ("tiny-swin", BEYOND | {"score": True, "visual": {"strides": [16]}}),
+    ],
+)
+def test_any_image_gives_finite_boxes_and_gradients(name: str, changes: dict[str, Any], size: tuple[int, int]) -> None:
+    """However thin an image is, some token holds content; beside another image as alone."""
+    model = create_model(name, **changes)
+    image, pad = (
+        torch.cat(part) for part in zip(*(canvas(each, model.canvas) for each in (size, (80, 60))), strict=True)
+    )
+    tokens, hidden = model.tokenize(["a dog", "the cup"])
+    owner = torch.tensor([0, 1])
+    output = model.train()(image, pad, tokens, hidden, owner)
+    output.box.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    with torch.no_grad():
+        both = model.eval()(image, pad, tokens, hidden, owner)
+        alone = model(image[:1], pad[:1], tokens[:1], hidden[:1])
+    assert output.box.isfinite().all() and both.box.isfinite().all() and raw_scores(both).isfinite().all()
+    torch.testing.assert_close(both.box[:1], alone.box)
+    torch.testing.assert_close(raw_scores(both)[:1], raw_scores(alone))
+
+
+def test_padding_of_tokens_is_the_published_rule_wherever_that_leaves_a_token() -> None:
+    """The pixel at a token's corner decides, for all letterboxed images but strips between the corners."""
+    for width, height in [(640, 480), (333, 500), (500, 500), (640, 90)]:
+        _, pad = canvas((width, height), 256)
+        for stride in (16, 32, 64):
+            if not pad[:, ::stride, ::stride].all():
+                assert torch.equal(token_pad(pad, stride), pad[:, ::stride, ::stride])
+    strip = torch.ones(2, 64, 64, dtype=torch.bool)
+    strip[0, 20:23, 5:60] = False  # between the corners of rows 16 and 32; of the second image there is nothing
+    content = ~token_pad(strip, 16)
+    assert content[0].nonzero().tolist() == [[1, 0], [1, 1], [1, 2], [1, 3]]
+    assert content[1].nonzero().tolist() == [[0, 0]]

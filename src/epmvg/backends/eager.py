@@ -93,7 +93,7 @@ class EagerBackend:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Answer phrases [P, L] about images `owner` [P] -> box [P, 4] cxcywh in 0..1 of the canvas, score [P]."""
         output = self._ask(self._answer, features, pad, tokens, token_pad, owner)
-        return output.box.double().cpu().numpy(), raw_scores(output).double().cpu().numpy()
+        return output.box.cpu().double().numpy(), raw_scores(output).cpu().double().numpy()
 
     @torch.inference_mode()
     def maps(

@@ -31,7 +31,7 @@ GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
     "teacher": ("Make a teacher of your own.", (learn.teacher_train, learn.teacher_cache)),
     "data": (
         "Look into data sets, examine them, and turn one format into another.",
-        (datasets.data_stats, datasets.data_convert, datasets.data_check),
+        (datasets.data_stats, datasets.data_convert, datasets.data_split, datasets.data_check),
     ),
 }
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from epmvg.cli.screen import console, errors, say_skipped, table
+from epmvg.writing import refuse_overwrite
 
 if TYPE_CHECKING:
     from epmvg.doctor import Diagnosis
@@ -62,8 +63,39 @@ def data_convert(
         print(json.dumps(done))
         return
     console.print(f"{done['rows']:,} rows about {done['images']:,} images are in {to}", soft_wrap=True)
-    if Path(done["root"]) not in (to, to.parent):
-        console.print(f"Image paths are relative to {done['root']}: read it with --root {done['root']}", soft_wrap=True)
+    _say_root(to, done["root"])
+    say_skipped(done["skipped"])
+
+
+def _say_root(target: Path, root: str) -> None:
+    if Path(root) not in (target, target.parent):
+        console.print(f"Image paths are relative to {root}: read it with --root {root}", soft_wrap=True)
+
+
+def data_split(
+    name: Annotated[str, typer.Argument(help="A data set's name, or a file or folder of rows.")],
+    fractions: Annotated[str, typer.Argument(help="Of the images: train/val/test, for example 0.8/0.1/0.1.")],
+    out: Annotated[Path, typer.Option(help="What to write; its ending means the format, as for `data convert`.")],
+    by: Annotated[
+        Literal["image", "path"],
+        typer.Option(help="image: those that look the same stay together; path: no image is opened."),
+    ] = "image",
+    seed: Annotated[int, typer.Option(help="Of the order in which images are dealt out.")] = 0,
+    root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Deal images out to train, val and test, all rows of an image to one of them."""
+    from epmvg.doctor.splitting import split_data
+
+    done = split_data(name, fractions, out, by=by, seed=seed, root=root)
+    if as_json:
+        print(json.dumps(done))
+        return
+    table(
+        str(out),
+        [{"split": split} | {key: f"{n:,}" for key, n in part.items()} for split, part in done["splits"].items()],
+    )
+    _say_root(out, done["root"])
     say_skipped(done["skipped"])
 
 
@@ -78,21 +110,35 @@ def data_check(
     ] = None,
     length: Annotated[int, typer.Option(help="Word pieces a model reads.")] = 20,
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures of what was found.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    write_clean: Annotated[
+        Path | None, typer.Option(help="Write the rows without errors; its ending means the format.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit status 3 for warnings too.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, with every row of a finding.")
+    ] = False,
 ) -> None:
-    """Say what is missing, broken, duplicated or leaked in a data set; exit status 1 if anything is."""
+    """Say what is missing, broken, duplicated or leaked in a data set; exit status 3 if it cannot be used as it is."""
+    from epmvg.data.exchange import refuse_inputs
     from epmvg.doctor import check, write_page
     from epmvg.terminal import counting
 
+    if html is not None:
+        refuse_overwrite(html, against, write_clean)
+        refuse_inputs(html, name, root)
     with counting(errors, "Examining") as progress:
-        diagnosis = check(name, root=root, split_key=split_key, against=against, longest=length, progress=progress)
+        diagnosis = check(
+            name, root=root, split_key=split_key, against=against, longest=length, clean=write_clean, progress=progress
+        )
     if html is not None:
         write_page(diagnosis, html)
     if as_json:
         print(json.dumps(diagnosis.as_dict()))
     else:
         _say_diagnosis(diagnosis)
-    raise typer.Exit(0 if diagnosis.clean else 1)
+        if write_clean is not None:
+            console.print(f"{diagnosis.written:,} rows without errors are in {write_clean}", soft_wrap=True)
+    raise typer.Exit(3 if not diagnosis.usable or (strict and not diagnosis.clean) else 0)
 
 
 def _say_diagnosis(diagnosis: Diagnosis) -> None:

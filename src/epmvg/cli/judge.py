@@ -135,15 +135,19 @@ def _stress_row(row: dict[str, Any]) -> dict[str, str]:
 
 def _trust_row(said: dict[str, Any]) -> dict[str, str]:
     figures = {
-        "calibration error": said["ece"],
+        "calibration error (ECE)": said["ece"],
         "AURC": said["aurc"],
         "AUROC, correct box": said["auroc_correct"],
         "AUROC, phrase belongs": said["auroc_belongs"],
     }
-    return {
-        name: "-" if one is None else f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
-        for name, one in figures.items()
-    }
+    return {name: _figure(one) for name, one in figures.items()}
+
+
+def _figure(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    interval = "" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
+    return f"{figure['value']:.3f}{interval}"
 
 
 def score(
@@ -233,12 +237,14 @@ def calibrate(
     false_alarms: Annotated[
         float, typer.Option(min=0, max=1, help="Share of absent phrases that may pass the stored threshold.")
     ] = 0.1,
+    device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make a run's scores probabilities, and choose the threshold of "nothing found"."""
     if limit is not None and not fit_head:
         raise InputError("--limit is for --fit-head: calibration takes every phrase of its split.")
     from epmvg.calibration import calibrate as run_calibration
+    from epmvg.calibration import remark
 
     with counting(errors, "Asking") as progress:
         done = run_calibration(
@@ -250,8 +256,11 @@ def calibrate(
             fit_head=fit_head,
             limit=20_000 if limit is None else limit,
             false_alarms=false_alarms,
+            device=device,
             progress=progress,
         )
+    if (sentence := remark(done)) is not None:
+        errors.print(f"warning: {sentence}", soft_wrap=True)
     if as_json:
         print(json.dumps(done))
         return

@@ -211,7 +211,7 @@ def _predict_many(
                 run, sources, out, phrases=phrases, **options, progress=progress, loaded=partial(_say_knows, run)
             )
     except KeyboardInterrupt as stop:
-        print(f"epmvg: {stop}", file=sys.stderr)
+        print(f"epmvg: {str(stop) or 'Stopped before the first row was finished.'}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     for message in done["messages"]:
         print(f"epmvg: {message}", file=sys.stderr)

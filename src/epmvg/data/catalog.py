@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from epmvg.data.files import exists, is_file
 from epmvg.data.jsonl import Skipped, read_jsonl
 from epmvg.types import InputError, Record
 
@@ -25,6 +26,8 @@ def cache_folder() -> Path:
 def _scenes(root: Path, split: str | None, skipped: Skipped | None) -> list[Record]:
     file = root / "annotations.jsonl"
     if not file.exists():
+        if root != cache_folder() / "scenes" and not root.is_dir():
+            raise InputError(f"{root} does not exist: make the folder to draw the scenes in it, or give no root.")
         from epmvg.data.scenes import write_scenes
 
         write_scenes(root)
@@ -153,17 +156,17 @@ def open_records(
 
 
 def share_of(records: list[Record], share: float) -> list[Record]:
-    """Return the records of about a `share` (0..1) of the pictures, chosen by the pictures' names alone."""
-    if share == 1:
+    """Return the records of about a `share` (0..1) of the pictures, chosen by their paths below their common folder."""
+    if share == 1 or not records:
         return records
+    names = {image: os.fspath(image) for image in {record.image for record in records}}
+    top = len(os.path.commonpath([os.path.dirname(name) for name in names.values()]))  # noqa: PTH120  a path is slow
 
-    def place(image: Path) -> float:
-        return (
-            int.from_bytes(hashlib.blake2b(image.name.encode("utf-8", "surrogateescape"), digest_size=8).digest())
-            / 2**64
-        )
+    def place(name: str) -> float:
+        below = name[top:].replace(os.sep, "/").lstrip("/").encode("utf-8", "surrogateescape")
+        return int.from_bytes(hashlib.blake2b(below, digest_size=8).digest()) / 2**64
 
-    kept = {image for image in {record.image for record in records} if place(image) < share}
+    kept = {image for image, name in names.items() if place(name) < share}
     if not kept:
         raise InputError(f"data.share={share:g} leaves none of the pictures: give more.")
     return [record for record in records if record.image in kept]
@@ -174,8 +177,10 @@ def _open_file(
 ) -> list[Record]:
     from epmvg.data.formats import READABLE, read_file
 
-    if name.endswith(READABLE) or Path(name).is_dir():
+    if name.lower().endswith(READABLE) or (exists(name) and not is_file(name)):
         return read_file(Path(name), split=split, root=root, split_key=split_key, skipped=skipped)
+    if is_file(name):
+        raise InputError(f"{name} is a file of no known format: write it as one that ends in {', '.join(READABLE)}.")
     close = difflib.get_close_matches(name, DATASETS, n=1)
     known = ", ".join(sorted(DATASETS))
     hint = (

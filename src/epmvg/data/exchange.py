@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from epmvg.data.catalog import open_records
+from epmvg.data.catalog import DATASETS, open_records
+from epmvg.data.files import exists, is_file
 from epmvg.data.formats import KINDS, kind_of, write_file
+from epmvg.data.imagefolder import metadata_files
 from epmvg.data.jsonl import Skipped
-from epmvg.types import InputError
+from epmvg.data.shards import shard_files
+from epmvg.types import InputError, Record
+from epmvg.writing import refuse_overwrite
 
 
 def convert_data(
@@ -33,15 +40,16 @@ def convert_data(
         skipped: reason -> rows that cannot be used.
 
     Raises:
-        InputError: as `open_records`, or the format is not known or cannot hold the rows.
+        InputError: as `open_records`, or the format is not known or cannot hold the rows, or the target is one of the
+            files that are read.
     """
     kind = kind or kind_of(target)
     if kind not in KINDS:
         raise InputError(f"--as {kind} is no format: give one of {', '.join(KINDS)}.")
+    refuse_inputs(target, name, root)
     skipped = Skipped()
     records = open_records(name, split=split, root=root, split_key=split_key, skipped=skipped)
-    common = Path(os.path.commonpath([record.image.absolute().parent for record in records]))
-    base = write_file(target, records, Path(root) if root else common, kind)
+    base = write_records(target, records, root, kind)
     return {
         "rows": len(records),
         "images": len({record.image for record in records}),
@@ -50,3 +58,60 @@ def convert_data(
         "root": str(base),
         "skipped": dict(skipped.counts),
     }
+
+
+def write_records(target: Path, records: list[Record], root: str | Path | None, kind: str | None = None) -> Path:
+    """Write records that were read from a data set, and return the folder that image paths are relative to.
+
+    Args:
+        root: the folder their images lie in; by default the folder that these have in common.
+
+    Raises:
+        InputError: the target is one of the images, or as `write_file`.
+    """
+    refuse_images(target, {record.image for record in records})
+    common = Path(os.path.commonpath([record.image.absolute().parent for record in records]))
+    return write_file(target, records, Path(root) if root else common, kind)
+
+
+_ANNOTATIONS = re.compile(
+    r"(annotations|captions)\.jsonl|instances\.json|refs\(.*|referit_\w+\.json|.+_(train|val|trainval|test[AB]?)\.\w+"
+)
+"""Names of the annotation files of named data sets."""
+
+
+def refuse_inputs(target: Path, name: str, root: str | Path | None = None) -> None:
+    """Reject a target that is one of the annotation files that a data set, by name or file, is read from.
+
+    Raises:
+        InputError: it is.
+    """
+    refuse_overwrite(target, *_input_files(name, root))
+    if target.suffix == ".tar" and name.endswith(".tar"):
+        pattern = re.sub(r"%\d*d", "*", target.name)
+        for shard in shard_files(name):
+            if shard.resolve().parent == target.resolve().parent and fnmatchcase(shard.name, pattern):
+                raise InputError(f"{target} would overwrite the input {shard}: choose another name for the output.")
+
+
+def _input_files(name: str, root: str | Path | None) -> list[Path]:
+    if name in DATASETS:
+        folder = Path(root) if root else DATASETS[name].default_root()
+        if folder is None or not folder.is_dir():
+            return []
+        levels = (folder, *(child for child in folder.iterdir() if child.is_dir() and child.name != "images"))
+        return [file for level in levels for file in level.iterdir() if _ANNOTATIONS.fullmatch(file.name)]
+    file = Path(name)
+    if not is_file(file) and exists(file):
+        return [file, file / "annotations.jsonl", *metadata_files(file)]
+    return [file]
+
+
+def refuse_images(target: Path, images: Iterable[Path]) -> None:
+    """Reject a target that is one of some images.
+
+    Raises:
+        InputError: it is.
+    """
+    if is_file(target):
+        refuse_overwrite(target, *(image for image in images if image.name == target.name))

@@ -1,4 +1,4 @@
-"""Annotation files under a root: found, read whole, and checked on the way in; no path ever leaves its root."""
+"""Annotation files under a root: read whole and checked on the way in; no path ever leaves its root."""
 
 from __future__ import annotations
 
@@ -16,16 +16,38 @@ T = TypeVar("T")
 _NOUNS: dict[type, str] = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
 def read_bytes(file: Path) -> bytes:
     """Read a file whole.
 
     Raises:
-        InputError: it cannot be opened.
+        InputError: it cannot be opened, or is a Git LFS pointer.
     """
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file} cannot be opened ({error.strerror}): check the path.") from error
+        content = file.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{file} cannot be opened ({reason}): check the path.") from error
+    refuse_pointer(content, file)
+    return content
+
+
+def refuse_pointer(content: bytes, file: Path) -> None:
+    """Raise InputError if the first bytes of a file are those of a Git LFS pointer instead of the file."""
+    if content.startswith(_POINTER):
+        raise InputError(f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository.")
+
+
+def exists(path: Path | str) -> bool:
+    """Say whether a path exists; a name that the system cannot hold (too long, with NUL) does not."""
+    return os.path.exists(path)  # noqa: PTH110  unlike Path.exists, it takes any text
+
+
+def is_file(path: Path | str) -> bool:
+    """Say whether a path is a file; a name that the system cannot hold (too long, with NUL) is none."""
+    return os.path.isfile(path)  # noqa: PTH113  unlike Path.is_file, it takes any text
 
 
 def read_lines(file: Path) -> list[str]:
@@ -51,14 +73,26 @@ def read_json(file: Path) -> Any:
 
 
 def parse_json(text: bytes, where: str, cure: str) -> Any:
-    """Parse JSON of anyone's making: too deep, too long or torn is one sentence, as anything else."""
+    """Parse JSON of anyone's making: too deep, too long or torn is one sentence, as anything else.
+
+    Raises:
+        InputError: it is not JSON, or not UTF-8.
+    """
     try:
         return json.loads(text)
-    except RecursionError as error:
-        raise InputError(f"{where} is not usable JSON (nested too deep): {cure}.") from error
-    except ValueError as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).split(":", maxsplit=1)[0]
-        raise InputError(f"{where} is not JSON ({reason}): {cure}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 text ({error.reason}): save the file as UTF-8.") from error
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{where} is not JSON ({json_fault(error)}): {cure}.") from error
+
+
+def json_fault(error: Exception) -> str:
+    """Return what `json.loads` found wrong, and where in the text."""
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
+    return str(error).split(":", maxsplit=1)[0]
 
 
 def need(row: object, key: str, kind: type[T], where: str) -> T:
@@ -99,12 +133,12 @@ def relative_to(image: Path, base: Path) -> str | None:
 
 def first_there(tops: Sequence[Path], names: Sequence[str]) -> Path | None:
     """Return the first of top/name that exists, tops before names."""
-    return next((top / name for top in tops for name in names if (top / name).exists()), None)
+    return next((top / name for top in tops for name in names if exists(top / name)), None)
 
 
 def four_numbers(value: object) -> tuple[float, float, float, float] | None:
-    """Return a list of four numbers as floats, or None where it is anything else."""
-    if not isinstance(value, list | tuple) or len(value) != 4:
+    """Return a list of four numbers, also as text, as floats, or None where it is anything else."""
+    if not isinstance(value, list | tuple) or len(value) != 4 or any(isinstance(number, bool) for number in value):
         return None
     try:
         a, b, c, d = (float(number) for number in value)
@@ -114,7 +148,7 @@ def four_numbers(value: object) -> tuple[float, float, float, float] | None:
 
 
 def size_of(width: object, height: object, where: str) -> tuple[int, int] | None:
-    """Return (width, height) in pixels, or None where either is not stated.
+    """Return (width, height) in pixels, also of numbers in text, or None where either is not stated.
 
     Raises:
         InputError: one of them is no number of pixels.
@@ -123,9 +157,13 @@ def size_of(width: object, height: object, where: str) -> tuple[int, int] | None
         return None
     sides = []
     for value in (width, height):
-        if not isinstance(value, int | float) or not 0 <= value < 1e9:
+        try:
+            side = float(value) if isinstance(value, int | float | str) else -1.0
+        except (ValueError, OverflowError):
+            side = -1.0
+        if not 0 <= side < 1e9:
             raise InputError(f"{where}: width and height are {shown(width)}, {shown(height)}, not pixels; mend them.")
-        sides.append(int(value))
+        sides.append(int(side))
     return sides[0], sides[1]
 
 

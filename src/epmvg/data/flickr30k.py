@@ -14,7 +14,8 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from epmvg.data.files import first_there, inside, read_bytes, read_lines
-from epmvg.data.jsonl import Skipped, usable
+from epmvg.data.finder import ImageFinder
+from epmvg.data.jsonl import Skipped, each, refuse_empty, usable
 from epmvg.types import Box, InputError, Record
 
 FOLDERS = (".", "flickr30k_entities", "Flickr30k", "flickr30k", "data")
@@ -48,20 +49,21 @@ def read_flickr30k(
         raise InputError(f"{root} holds no Sentences folder: give the folder annotations.zip was unpacked in.")
     base = sentences.parent
     photos = first_there((base, root), PHOTOS) or base / PHOTOS[0]
+    find = ImageFinder(photos)
     records: list[Record] = []
     for part in (split,) if split else SPLITS:
         for name in read_lines(base / f"{part}.txt"):
-            records += usable(_records(base, photos, name, part, boxes), skipped)
-    if not records:
-        raise InputError(f"{base} has no phrases of split {split or 'train, val or test'}: fetch the lists anew.")
+            made = each(f"{base / part}.txt, {name}", _records(base, find, name, part, boxes))
+            records += usable((one if isinstance(one, tuple) else (where, one) for where, one in made), skipped)
+    refuse_empty(records, f"{base} has no phrases of split {split or 'train, val or test'}: fetch them anew.", skipped)
     return records
 
 
-def _records(base: Path, photos: Path, name: str, split: str, boxes: str) -> Iterator[tuple[str, Record]]:
+def _records(base: Path, find: ImageFinder, name: str, split: str, boxes: str) -> Iterator[tuple[str, Record]]:
     listed = f"{base / split}.txt"
     sentences = inside(base / "Sentences", f"{name}.txt", listed)
     size, chains = _read_chains(inside(base / "Annotations", f"{name}.xml", listed))
-    image = inside(photos, f"{name}.jpg", listed)
+    image = find(f"{name}.jpg", listed)
     for number, sentence in enumerate(read_lines(sentences)):
         for chain, kinds, phrase, first in _phrases(sentence):
             found = chains.get(chain, [])

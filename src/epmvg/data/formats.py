@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from epmvg.data.coco import coco_of, is_odvg_file, json_rows, odvg_of, odvg_rows
+from epmvg.data.coco import coco_of, json_rows, odvg_of
 from epmvg.data.imagefolder import folder_rows, metadata_files, write_folder
-from epmvg.data.jsonl import Row, Skipped, json_line, json_lines, read_jsonl, read_rows, rows_of, write_jsonl
+from epmvg.data.jsonl import Row, Skipped, json_line, read_jsonl, read_rows, rows_of, write_jsonl
 from epmvg.data.parquet import parquet_rows, write_parquet
 from epmvg.data.shards import read_shards, shard_files, write_shards
 from epmvg.data.transvg_index import FLAGS, read_transvg, read_transvg_file
@@ -45,9 +45,9 @@ def read_file(
     Raises:
         InputError: the format is not known, or as `read_jsonl`.
     """
-    if file.suffix in (".pth", ".pkl"):
+    if file.suffix.lower() in (".pth", ".pkl"):
         return read_transvg_file(file, root=root, split=split, skipped=skipped)
-    if file.suffix == ".tar":
+    if file.suffix.lower() == ".tar":
         return read_shards(shard_files(str(file)), split=split, split_key=split_key, skipped=skipped)
     if file.is_dir() and not metadata_files(file):
         return _read_named_folder(file, split, root, split_key, skipped)
@@ -97,7 +97,7 @@ def kind_of(target: Path) -> str:
         InputError: none.
     """
     for kind in ("odvg", "jsonl", "coco", "parquet", "tar"):
-        if target.name.endswith(KINDS[kind]):
+        if target.name.lower().endswith(KINDS[kind]):
             return kind
     if not target.suffix:
         return "folder"
@@ -106,15 +106,13 @@ def kind_of(target: Path) -> str:
     )
 
 
-def _rows(file: Path) -> Iterator[tuple[str, Row]]:
+def _rows(file: Path) -> Iterator[tuple[str, Row | InputError]]:
     if file.is_dir():
         return folder_rows(file)
-    if file.suffix == ".parquet":
+    if file.suffix.lower() == ".parquet":
         return parquet_rows(file)
-    if file.suffix == ".json":
+    if file.suffix.lower() in (".json", ".jsonl"):
         return json_rows(file)
-    if file.suffix == ".jsonl":
-        return odvg_rows(file) if is_odvg_file(file) else json_lines(file)
     raise InputError(f"{file} is of no known format: it must end in {', '.join(READABLE)} or be a folder.")
 
 
@@ -126,7 +124,15 @@ def _read_named_folder(
     if folder.name in FLAGS:
         top = Path(root) if root else folder.parent
         return read_transvg(top, folder.name, folder=folder, split=split, skipped=skipped)
+    lying = [
+        file
+        for level in ("", "*/")
+        for ending in ("json", "jsonl", "parquet")
+        for file in folder.glob(f"{level}*.{ending}")
+    ]
+    tables = [file for level in ("", "*/") for file in folder.glob(f"{level}metadata.csv")]
+    there = f"name {min(lying)} itself" if lying else f"write {min(tables)} as metadata.jsonl" if tables else ""
     raise InputError(
-        f"{folder} holds no metadata.jsonl, annotations.jsonl or TransVG index: name a file or a data set of"
-        " `epmvg list datasets`."
+        f"{folder} holds no metadata.jsonl (there or up to two folders down), annotations.jsonl or TransVG index:"
+        f" {there or 'name a file or a data set of `epmvg list datasets`'}."
     )

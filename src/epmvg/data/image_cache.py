@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import struct
 from pathlib import Path
@@ -29,11 +30,20 @@ class ImageCache:
         folder: where the files lie.
         limit_gb: they never take more together; the oldest make room.
         longest: photos are kept with a longer side of at most so many pixels.
+
+    Raises:
+        InputError: the limit leaves no room for a photo of that size.
     """
 
     def __init__(self, folder: Path, limit_gb: float, longest: int) -> None:
         self.folder, self.longest = folder, longest
         self.shelf_bytes = int(limit_gb * 1e9 / _SHELVES)
+        least = (_HEAD.size + 3 * longest**2) * _SHELVES / 1e9
+        if limit_gb < least:
+            enough = math.ceil(100 * least) / 100
+            raise InputError(
+                f"data.cache_gb={limit_gb:g} cannot keep pictures of {longest} px: give {enough:g} or more, or 0."
+            )
 
     def open(self, path: Path) -> tuple[Image.Image, tuple[int, int]]:
         """Return a photo as RGB, upright, perhaps reduced, and the (width, height) it had before.
@@ -67,8 +77,6 @@ class ImageCache:
 
     def _keep(self, file: Path, content: bytes) -> None:
         """Make room on the shelf, then write under a temporary name and rename."""
-        if len(content) > self.shelf_bytes:
-            return
         file.parent.mkdir(parents=True, exist_ok=True)
         present = []
         for entry in os.scandir(file.parent):

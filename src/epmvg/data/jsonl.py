@@ -9,32 +9,63 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from epmvg.data.files import four_numbers, inside, is_encodable, need, parse_json, relative_to, shown, size_of
+from epmvg.data.files import (
+    four_numbers,
+    is_encodable,
+    need,
+    parse_json,
+    refuse_pointer,
+    relative_to,
+    shown,
+    size_of,
+)
+from epmvg.data.finder import ImageFinder
 from epmvg.data.garbage import collector_paused
 from epmvg.types import Box, InputError, Record
 from epmvg.writing import replacing
 
 Row = dict[str, Any]
+T = TypeVar("T")
+
+MALFORMED = "the row is malformed"
+"""The reason under which `Skipped` counts rows that are not built as their format wants."""
+
+VALIDATION = ("val", "valid", "validation", "dev")
+"""What people call the split that training validates on."""
 
 LONGEST_PHRASE = 100
 """Words; a longer "phrase" is a document pasted into the wrong column (the field's sets stay under 60)."""
 
 
+class LeftOutError(InputError):
+    """A well-formed row that is left out for a reason of its own, under which `Skipped` counts it."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 @dataclass(slots=True)
 class Skipped:
-    """Rows that could not be used, by reason, with the first of each kind named."""
+    """Rows that could not be used, by reason, with the first of each kind named.
+
+    `every` collects (where it stands, reason) of each of them if it is a list.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
+    every: list[tuple[str, str]] | None = None
 
     def add(self, reason: str, row: str) -> None:
         self.counts[reason] += 1
         self.first.setdefault(reason, row)
+        if self.every is not None:
+            self.every.append((row, reason))
 
     def __str__(self) -> str:
         return "; ".join(
@@ -57,19 +88,19 @@ def read_jsonl(
         file: the JSONL file.
         split: keep only rows whose `split_key` says so; None keeps all.
         root: what image paths are relative to and stay in; by default the file's folder.
-        skipped: rows with a box outside the image or empty, or an unusable phrase, are counted and left out here;
-            without it they raise.
+        skipped: malformed rows, and rows with a box outside the image or empty, or an unusable phrase, are counted
+            and left out here; without it they raise.
 
     Raises:
         InputError: the file is missing, a line is not such a row, or nothing is left.
     """
     file = Path(file)
     folder = Path(root) if root else file.parent
-    return read_rows(json_lines(file), folder, str(file), split=split, split_key=split_key, skipped=skipped)
+    return read_rows(line_rows(file), folder, str(file), split=split, split_key=split_key, skipped=skipped)
 
 
 def read_rows(
-    rows: Iterable[tuple[str, Row]],
+    rows: Iterable[tuple[str, Row | InputError]],
     root: Path,
     source: str,
     *,
@@ -77,29 +108,75 @@ def read_rows(
     split_key: str = "split",
     skipped: Skipped | None = None,
 ) -> list[Record]:
-    """Turn (where it stands, row) pairs into records; arguments and errors as `read_jsonl`."""
+    """Turn (where it stands, row or what is wrong with it) into records; arguments and errors as `read_jsonl`."""
     splits: set[str] = set()
-    images: dict[str, Path] = {}  # rows of an image share its path
-
-    def wanted() -> Iterator[tuple[str, Record]]:
-        for where, row in rows:
-            named = row.get(split_key)
-            if len(splits) < 20:
-                splits.add(named if isinstance(named, str) else "")
-            if split is None or named == split:
-                yield where, _record(row, root, where, split_key, images)
-
-    records = usable(wanted(), skipped)
-    if not records:
-        there = ", ".join(sorted(splits - {""}))
-        missing = f" of split {split!r} ({f'there are {there}' if there else 'no row names a split'})" if splits else ""
-        lost = f" {skipped}." if skipped and skipped.counts else ""
-        raise InputError(f"{source} has no usable rows{missing if split else ''}.{lost}")
+    records = usable(named_records(rows, root, split_key, split=split, splits=splits), skipped)
+    refuse_empty(records, f"{source} has no usable rows{_missing(split, splits)}.", skipped)
     return records
 
 
-def usable(named: Iterable[tuple[str, Record]], skipped: Skipped | None) -> list[Record]:
-    """Keep what can be used of (where it stands, record) pairs.
+def refuse_empty(records: Sequence[Record], sentence: str, skipped: Skipped | None) -> None:
+    """Raise InputError where no record is left, with a sentence and what was skipped."""
+    if not records:
+        raise InputError(f"{sentence} {skipped}." if skipped and skipped.counts else sentence)
+
+
+def named_records(
+    rows: Iterable[tuple[str, Row | InputError]],
+    root: Path,
+    split_key: str,
+    *,
+    split: str | None = None,
+    splits: set[str] | None = None,
+) -> Iterator[tuple[str, Record | InputError]]:
+    """Yield (where it stands, record or what is wrong with its row), of one split or all; names go to `splits`."""
+    find = ImageFinder(root)
+    for where, row in rows:
+        if isinstance(row, InputError):
+            yield where, row
+            continue
+        try:
+            named = _text(row.get(split_key), where)
+            if splits is not None and len(splits) < 20:
+                splits.add(named)
+            if split is None or named == split:
+                yield where, _record(row, find, where, split_key)
+        except InputError as error:
+            yield where, error
+
+
+def _missing(split: str | None, there: set[str]) -> str:
+    """Say which split is missing, and which one is probably meant."""
+    if split is None or not there:
+        return ""
+    named = sorted(there - {""})
+    if not named:
+        return f" of split {split!r} (no row names a split: `epmvg data split` deals them out)"
+    alike = [name for name in named if name.lower() in VALIDATION] if split == "val" else []
+    alike = alike or [name for name in named if name.lower() in (f"{split}ing", split.lower())]
+    hint = (
+        f"; {alike[0]!r} is probably meant, name it with data.{split}={alike[0]} or --split {alike[0]}" if alike else ""
+    )
+    return f" of split {split!r} (there are {', '.join(named)}{hint})"
+
+
+def each(where: str, made: Iterable[T]) -> Iterator[tuple[str, T | InputError]]:
+    """Yield what one part of a file makes, each with where it stands, or the InputError that making it raises."""
+    try:
+        whole = list(made)
+    except InputError as error:
+        yield where, error
+        return
+    yield from ((where, one) for one in whole)
+
+
+def merged(stated: Row, own: Mapping[str, Any]) -> Row:
+    """Return what a format states of a row and the row's own keys; a key of both is "attributes.KEY" of the own."""
+    return {f"attributes.{key}" if key in stated else key: value for key, value in own.items()} | stated
+
+
+def usable(named: Iterable[tuple[str, Record | InputError]], skipped: Skipped | None) -> list[Record]:
+    """Keep what can be used of (where it stands, record or what is wrong with its row).
 
     Raises:
         InputError: a record cannot be used, and there is no `skipped` to count it.
@@ -107,6 +184,11 @@ def usable(named: Iterable[tuple[str, Record]], skipped: Skipped | None) -> list
     records = []
     with collector_paused():
         for where, record in named:
+            if isinstance(record, InputError):
+                if skipped is None:
+                    raise record
+                skipped.add(record.reason if isinstance(record, LeftOutError) else MALFORMED, str(record))
+                continue
             fault = fault_of(record)
             if fault is None:
                 records.append(record)
@@ -187,26 +269,42 @@ def json_lines(file: Path) -> Iterator[tuple[str, Row]]:
     """Yield (where it stands, object) of each line of a JSONL file.
 
     Raises:
-        InputError: the file is missing, or a line is not a JSON object.
+        InputError: the file cannot be opened, is a Git LFS pointer, or a line is not a JSON object.
     """
     for where, line in text_lines(file):
         yield where, json_object(line, where)
+
+
+def line_rows(file: Path) -> Iterator[tuple[str, Row | InputError]]:
+    """Yield (where it stands, object or what is wrong with it) of each line of a JSONL file.
+
+    Raises:
+        InputError: the file cannot be opened, or is a Git LFS pointer.
+    """
+    for where, line in text_lines(file):
+        try:
+            yield where, json_object(line, where)
+        except InputError as error:
+            yield where, error
 
 
 def text_lines(file: Path) -> Iterator[tuple[str, bytes]]:
     """Yield (where it stands, content) of each line of a file that is not blank.
 
     Raises:
-        InputError: the file is missing.
+        InputError: the file cannot be opened, or is a Git LFS pointer.
     """
     try:
         lines = file.open("rb")
-    except OSError as error:
-        raise InputError(f"{file} cannot be opened ({error.strerror}): check the path.") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{file} cannot be opened ({reason}): check the path.") from error
     with lines:
         for number, line in enumerate(lines, 1):
+            if number == 1:
+                refuse_pointer(line, file)
             if line.strip():
-                yield f"{file} line {number}", line
+                yield f"{file} line {number}", line.strip()
 
 
 def json_object(line: bytes, where: str) -> Row:
@@ -221,7 +319,7 @@ def json_object(line: bytes, where: str) -> Row:
     return row
 
 
-def _record(row: Row, root: Path, where: str, split_key: str, images: dict[str, Path]) -> Record:
+def _record(row: Row, find: ImageFinder, where: str, split_key: str) -> Record:
     for key in ("image", "phrase", "bbox"):
         if key not in row:
             raise InputError(f'{where} has no "{key}": a row needs image, phrase and bbox.')
@@ -233,12 +331,8 @@ def _record(row: Row, root: Path, where: str, split_key: str, images: dict[str, 
     known = {"image", "phrase", "bbox", "width", "height", "id"}
     if split_key == "split":  # else both it and the row's own "split" are kept as they were
         known.add("split")
-    name = row["image"]
-    image = images.get(name) if isinstance(name, str) else None
-    if image is None:
-        image = images[name] = inside(root, name, where)
     return Record(
-        image=image,
+        image=find(row["image"], where),
         phrase=need(row, "phrase", str, where),
         box=box,
         split=_text(row.get(split_key, ""), where),

@@ -1,7 +1,7 @@
 """From records to batches, grouped by image: a picture is opened and encoded once for all phrases it is asked.
 
-Every order and every view is a pure function of (seed, epoch, image), so a resumed run sees what an unbroken one
-would have seen, whatever the number of workers or processes.
+Order and views are a pure function of (seed, epoch, image, group), so a resumed run sees what an uninterrupted one
+would have seen, and the batches of a training are the same for any number of workers or processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from epmvg.letterbox import Letterbox
 from epmvg.types import Batch, InputError, Record
 
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
-Group = tuple[int, list[int]]  # an image's number, and the numbers of the records that ask about it
+Group = tuple[int, int, list[int]]  # an image's number, the group's number among the image's, the records' numbers
 
 
 class GroundingLoader:
@@ -37,14 +37,17 @@ class GroundingLoader:
         records: the rows; those of one image should name it by the same path.
         tokenize: phrases -> tokens int64 [P, L], token_pad bool [P, L].
         canvas: S in pixels.
-        images: images in a batch.
-        phrases: at most this many phrases an image in a batch; an image with more comes several times an epoch.
+        images: groups in a batch (an image with some of its phrases each), over all processes together.
+        phrases: at most this many phrases in a group; an image with more makes several, each with a view of its own.
         augment: how training views vary; None gives evaluation views.
         shuffle: draw the order of images and phrases anew each epoch; otherwise rows come as they are.
         seed: of order and views.
         workers: processes that open pictures ahead of the loop; 0 opens them in the loop.
-        rank, world: this process's share of the batches, when several train together.
-        tolerant: leave out pictures that cannot be opened and name them in `Batch.skipped`, instead of raising.
+        rank, world: this process among those that work together. With `shuffle` each takes its part of every batch,
+            which is empty where a last batch has fewer groups than there are processes; otherwise they take whole
+            batches in turn.
+        tolerant: leave out pictures that cannot be opened and name them in `Batch.skipped`, instead of raising; a batch
+            that has no other has no records.
         stored: arrays [images, ...] by name, the answers of frozen networks to each image's evaluation view; pictures
             are then not opened at all.
         cache_gb: keep decoded pictures for training views on disk, in at most so many gigabytes.
@@ -86,7 +89,9 @@ class GroundingLoader:
         self.stored = stored or {}
         self.by_image = group_by_image(records)
         self.images = list(self.by_image)
-        self._length = len(self._deal(sum(-(-len(rows) // phrases) for rows in self.by_image.values())))
+        self.groups = sum(-(-len(rows) // phrases) for rows in self.by_image.values())
+        batches = -(-self.groups // images)
+        self._length = batches if shuffle else len(range(rank, batches, world))
         self.epoch = 0
         self.cache: ImageCache | None = None
         if cache_gb and augment is not None:
@@ -128,21 +133,16 @@ class GroundingLoader:
             parts = -(-len(order) // self.phrases_per_image)
             size, more = divmod(len(order), parts)
             edges = [part * size + min(part, more) for part in range(parts + 1)]
-            groups += [(number, order[a:b]) for a, b in pairwise(edges)]
+            groups += [(number, part, order[a:b]) for part, (a, b) in enumerate(pairwise(edges))]
         if self.shuffle:
             groups = [groups[i] for i in random.permutation(len(groups))]
-        return [groups[a:b] for a, b in self._deal(len(groups))]
+        size = self.images_per_batch
+        batches = [groups[start : start + size] for start in range(0, len(groups), size)]
+        return [self._own_part(batch) for batch in batches] if self.shuffle else batches[self.rank :: self.world]
 
-    def _deal(self, groups: int) -> list[tuple[int, int]]:
-        """Where the groups of each batch of this process begin and end."""
-        size, world = self.images_per_batch, self.world
-        if self.shuffle and groups >= world > 1:  # as many steps on every process, and still every row
-            steps = -(-groups // (size * world))
-            count = min(steps, groups // world) * world
-            edges = [number * groups // count for number in range(count + 1)]
-        else:
-            edges = [*range(0, groups, size), groups]
-        return list(pairwise(edges))[self.rank :: world]
+    def _own_part(self, batch: list[Group]) -> list[Group]:
+        first, last = (len(batch) * rank // self.world for rank in (self.rank, self.rank + 1))
+        return batch[first:last]
 
     def load(self, epoch: int, plan: list[Group]) -> Batch:
         """Open, view, tokenise and collate the groups of one batch."""
@@ -150,23 +150,24 @@ class GroundingLoader:
         canvases = torch.from_numpy(
             (np.zeros if self.stored else np.empty)(shape, np.float32)
         )  # numpy asks for huge pages
-        pads, boxes = [], []
+        pads = [torch.empty(0, self.canvas, self.canvas, dtype=torch.bool)]
+        boxes = [torch.empty(0, 4)]
         letterboxes: list[Letterbox] = []
         records: list[Record] = []
         owner: list[int] = []
         phrases: list[str] = []
         skipped: list[str] = []
         kept_images: list[int] = []
-        for number, members in plan:
+        for number, part, members in plan:
             rows = [self.records[i] for i in members]
             try:
-                view, picture = self._open(epoch, number, rows)
+                view, picture = self._open((epoch, number, part), rows)
             except InputError as error:
                 if not self.tolerant:
                     raise
                 skipped.append(str(error))
                 continue
-            pads.append(pad_of(view))
+            pads.append(pad_of(view)[None])
             if picture is not None:
                 render(picture, view, out=canvases[len(letterboxes)])
             owner += [len(letterboxes)] * len(rows)
@@ -177,15 +178,14 @@ class GroundingLoader:
             letterboxes.append(view.letterbox)
             records += rows
             kept_images.append(number)
-        if not records:
-            raise InputError(f"None of the pictures of a batch can be opened; the first: {skipped[0]}")
-        tokens, token_pad = self.tokenize(phrases)
+        none = torch.empty(0, 1, dtype=torch.int64)
+        tokens, token_pad = self.tokenize(phrases) if phrases else (none, none.bool())
         return Batch(
             image=canvases[: len(letterboxes)],
-            pad=torch.stack(pads),
+            pad=torch.cat(pads),
             tokens=tokens,
             token_pad=token_pad,
-            owner=torch.tensor(owner),
+            owner=torch.tensor(owner, dtype=torch.int64),
             box=torch.cat(boxes).float(),
             phrase=phrases,
             letterbox=letterboxes,
@@ -194,22 +194,22 @@ class GroundingLoader:
             stored={name: values[kept_images] for name, values in self.stored.items()},
         )
 
-    def _open(self, epoch: int, number: int, rows: list[Record]) -> tuple[View, Image.Image | None]:
-        """Plan an image's view, and open its picture unless answers to it are stored."""
-        path = self.images[number]
+    def _open(self, place: tuple[int, int, int], rows: list[Record]) -> tuple[View, Image.Image | None]:
+        """Plan the view of a group at (epoch, image, group), and open its picture unless answers to it are stored."""
+        path = self.images[place[1]]
         if self.stored:
-            return self._view(epoch, number, rows, rows[0].size or _size_of(path)), None
+            return self._view(place, rows, rows[0].size or _size_of(path)), None
         if self.cache is not None:
             picture, size = self.cache.open(path)
-            return self._view(epoch, number, rows, size), picture
+            return self._view(place, rows, size), picture
         with Photo(path) as photo:
-            view = self._view(epoch, number, rows, photo.size)
+            view = self._view(place, rows, photo.size)
             return view, photo.decode(None if view.exact else view.needs)
 
-    def _view(self, epoch: int, number: int, rows: list[Record], size: tuple[int, int]) -> View:
+    def _view(self, place: tuple[int, int, int], rows: list[Record], size: tuple[int, int]) -> View:
         if self.augment is None:
             return evaluation_view(size, self.canvas)
-        random = np.random.default_rng([self.seed, epoch, number, 1])
+        random = np.random.default_rng([self.seed, *place, 1])
         return training_view(size, self.canvas, [r.box for r in rows], [r.phrase for r in rows], self.augment, random)
 
 

@@ -5,26 +5,29 @@ Columns width, height, split and id are plain; other keys stand together, as JSO
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from epmvg.data.files import parse_json
-from epmvg.data.jsonl import Row
+from epmvg.data.files import parse_json, refuse_pointer
+from epmvg.data.jsonl import Row, each, merged
 from epmvg.types import InputError
 from epmvg.writing import replacing
 
 _PLAIN = ("image", "phrase", "bbox", "width", "height", "split", "id")
 
 
-def parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
-    """Yield (where it stands, row) of a Parquet file.
+def parquet_rows(file: Path) -> Iterator[tuple[str, Row | InputError]]:
+    """Yield (where it stands, row or what is wrong with it) of a Parquet file.
 
     Raises:
         InputError: pyarrow is missing, or the file is torn or holds its pictures inside.
     """
     arrow, parquet = _arrow()
+    with contextlib.suppress(OSError, ValueError), file.open("rb") as start:
+        refuse_pointer(start.read(100), file)
     try:
         lines = parquet.read_table(str(file), partitioning=None).to_pylist()
     except FileNotFoundError as error:
@@ -36,12 +39,16 @@ def parquet_rows(file: Path) -> Iterator[tuple[str, Row]]:
         where = f"{file}, row {number}"
         if isinstance(line.get("image"), dict | bytes):
             raise InputError(f"{file} holds its pictures inside: save them as files and put their paths in `image`.")
-        stated = line.pop("attributes", None)
-        row: Row = {key: _json_value(value) for key, value in line.items() if value is not None}
-        own = parse_json(stated.encode(), where, "mend `attributes`") if isinstance(stated, str) else stated or {}
-        if not isinstance(own, dict):
-            raise InputError(f"{where}: `attributes` must be a JSON object; mend it.")
-        yield where, row | own
+        yield from each(where, _line_rows(line, where))
+
+
+def _line_rows(line: dict[str, Any], where: str) -> Iterator[Row]:
+    stated = line.pop("attributes", None)
+    row: Row = {key: _json_value(value) for key, value in line.items() if value is not None}
+    own = parse_json(stated.encode(), where, "mend `attributes`") if isinstance(stated, str) else stated or {}
+    if not isinstance(own, dict):
+        raise InputError(f"{where}: `attributes` must be a JSON object; mend it.")
+    yield merged(row, own)
 
 
 def write_parquet(file: Path, rows: Iterable[Row]) -> None:

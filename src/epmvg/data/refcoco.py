@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from epmvg.data.files import first_there, four_numbers, inside, need, read_json, shown, size_of
-from epmvg.data.jsonl import Skipped, usable
+from epmvg.data.files import first_there, four_numbers, need, read_json, shown, size_of
+from epmvg.data.finder import ImageFinder
+from epmvg.data.jsonl import Skipped, each, refuse_empty, usable
 from epmvg.data.pickles import load_pickle
 from epmvg.types import Box, InputError, Record
 
@@ -27,9 +28,10 @@ PARTS = {"trainval": ("train", "val")}
 
 COCO_PHOTOS = (
     *("images/mscoco/images/train2014", "other/images/mscoco/images/train2014", "mscoco/images/train2014"),
-    *("images/train2014", "train2014", "images"),
+    *("images/train2014", "train2014", "coco/train2014", "images/train2017", "train2017", "coco/train2017", "images"),
 )
-"""Where people keep COCO train2014 below a root; the first is refer's own place, the second TransVG's."""
+"""Where people keep COCO train2014 (or train2017, which holds most of the same photos) below a root; the first is
+refer's own place, the second TransVG's."""
 
 
 def read_refcoco(
@@ -59,8 +61,7 @@ def read_refcoco(
     if not isinstance(rows, list):
         raise InputError(f"{refs} holds {shown(rows)} instead of a list of refs: fetch the file anew.")
     records = usable(_records(rows, source, refs, PARTS.get(split or "", (split,))), skipped)
-    if not records:
-        raise InputError(f"{refs} has no rows of split {split!r}: fetch the file anew.")
+    refuse_empty(records, f"{refs} has no rows of split {split!r}: fetch the file anew.", skipped)
     return records
 
 
@@ -69,18 +70,15 @@ class _Instances:
 
     def __init__(self, content: Any, file: Path, photos: Path) -> None:
         self.file = file
-        self.images: dict[int, tuple[Path, tuple[int, int] | None]] = {}
-        for row in need(content, "images", list, str(file)):
-            name = need(row, "file_name", str, f"{file}, an image")
-            size = size_of(row.get("width"), row.get("height"), f"{file}, image {name}")
-            self.images[need(row, "id", int, f"{file}, image {name}")] = inside(photos, name, str(file)), size
-        self.annotations = {
-            need(row, "id", int, f"{file}, an annotation"): row for row in need(content, "annotations", list, str(file))
-        }
-        self.categories = {
-            need(row, "id", int, f"{file}, a category"): need(row, "name", str, f"{file}, a category")
-            for row in need(content, "categories", list, str(file))
-        }
+        self.find = ImageFinder(photos)
+        self.images = _by_id(content, "images", "file_name", file)
+        self.annotations = _by_id(content, "annotations", "bbox", file)
+        self.categories = _by_id(content, "categories", "name", file)
+
+    def image(self, number: int) -> tuple[Path, tuple[int, int] | None]:
+        row, where = self.images[number], f"{self.file}, image {number}"
+        name = need(row, "file_name", str, where)
+        return self.find(name, where), size_of(row.get("width"), row.get("height"), where)
 
     def box(self, number: int) -> Box:
         found = four_numbers(self.annotations[number].get("bbox"))
@@ -90,27 +88,45 @@ class _Instances:
         return x, y, x + w, y + h
 
 
+def _by_id(content: Any, key: str, what: str, file: Path) -> dict[int, dict[str, Any]]:
+    """Return the rows of a list of instances.json by their ids, without rows that have none.
+
+    Raises:
+        InputError: there is no such list, or two of its rows with one id differ in `what`.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for row in need(content, key, list, str(file)):
+        number = row.get("id") if isinstance(row, dict) else None
+        if not isinstance(number, int):
+            continue
+        before = found.setdefault(number, row)
+        if before is not row and before.get(what) != row.get(what):
+            raise InputError(f"{file} gives two of its {key} the id {number}: fetch the file anew.")
+    return found
+
+
 def _records(
     rows: list[Any], source: _Instances, file: Path, splits: tuple[str | None, ...]
-) -> Iterator[tuple[str, Record]]:
+) -> Iterator[tuple[str, Record | InputError]]:
     for number, ref in enumerate(rows):
         where = f"{file}, ref {number}"
-        split = need(ref, "split", str, where)
-        if splits != (None,) and split not in splits:
-            continue
-        image_id, ann_id = need(ref, "image_id", int, where), need(ref, "ann_id", int, where)
-        if image_id not in source.images or ann_id not in source.annotations:
-            raise InputError(
-                f"{where}: {source.file} has no image {image_id} or no annotation {ann_id}; fetch both anew."
-            )
-        image, size = source.images[image_id]
-        box = source.box(ann_id)
-        known = {"ref_id": ref.get("ref_id"), "ann_id": ann_id, "image_id": image_id}
-        category = source.categories.get(need(ref, "category_id", int, where))
-        for sentence in need(ref, "sentences", list, where):
-            text = need(sentence, "sent", str, where)
-            extra = known | {"category": category, "ref": str(ref.get("file_name", "")).rpartition(".")[0]}
-            if isinstance(sentence.get("raw"), str) and sentence["raw"] != text:
-                extra["raw"] = sentence["raw"]
-            extra["sent_id"] = need(sentence, "sent_id", int, where)
-            yield where, Record(image, text, box, split, str(extra["sent_id"]), size, extra)
+        if splits == (None,) or not isinstance(ref, dict) or ref.get("split") in splits:
+            yield from each(where, _ref_records(ref, source, where))
+
+
+def _ref_records(ref: Any, source: _Instances, where: str) -> Iterator[Record]:
+    split = need(ref, "split", str, where)
+    image_id, ann_id = need(ref, "image_id", int, where), need(ref, "ann_id", int, where)
+    if image_id not in source.images or ann_id not in source.annotations:
+        raise InputError(f"{where}: {source.file} has no image {image_id} or no annotation {ann_id}; fetch both anew.")
+    image, size = source.image(image_id)
+    box = source.box(ann_id)
+    known = {"ref_id": ref.get("ref_id"), "ann_id": ann_id, "image_id": image_id}
+    category = source.categories.get(need(ref, "category_id", int, where), {}).get("name")
+    for sentence in need(ref, "sentences", list, where):
+        text = need(sentence, "sent", str, where)
+        extra = known | {"category": category, "ref": str(ref.get("file_name", "")).rpartition(".")[0]}
+        if isinstance(sentence.get("raw"), str) and sentence["raw"] != text:
+            extra["raw"] = sentence["raw"]
+        extra["sent_id"] = need(sentence, "sent_id", int, where)
+        yield Record(image, text, box, split, str(extra["sent_id"]), size, extra)

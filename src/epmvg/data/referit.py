@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from epmvg.data.files import first_there, four_numbers, inside, read_json, shown, size_of
-from epmvg.data.jsonl import Skipped, usable
+from epmvg.data.files import first_there, four_numbers, read_json, shown, size_of
+from epmvg.data.finder import ImageFinder
+from epmvg.data.jsonl import Skipped, each, refuse_empty, usable
 from epmvg.types import InputError, Record
 
 FOLDERS = (".", "referit", "data", "data/referit", "referitgame", "exp-referit/data")
@@ -36,33 +37,44 @@ def read_referit(root: Path | str, *, split: str | None = None, skipped: Skipped
     folder = boxes_file.parent
     boxes, sizes = _object(boxes_file), _object(folder / "referit_imsize.json")
     photos = first_there((folder, root), PHOTOS) or folder / PHOTOS[-1]
+    find = ImageFinder(photos)
     records: list[Record] = []
     for part in (split,) if split else SPLITS:
         queries = folder / f"referit_query_{part}.json"
-        records += usable(_records(_object(queries), queries, part, boxes, sizes, photos), skipped)
-    if not records:
-        raise InputError(f"{folder} has no phrases: fetch the metadata anew.")
+        records += usable(_records(_object(queries), queries, part, boxes, sizes, find), skipped)
+    refuse_empty(records, f"{folder} has no phrases: fetch the metadata anew.", skipped)
     return records
 
 
 def _records(
-    queries: dict[str, Any], file: Path, split: str, boxes: dict[str, Any], sizes: dict[str, Any], photos: Path
-) -> Iterator[tuple[str, Record]]:
+    queries: dict[str, Any], file: Path, split: str, boxes: dict[str, Any], sizes: dict[str, Any], find: ImageFinder
+) -> Iterator[tuple[str, Record | InputError]]:
     for region, phrases in queries.items():
         where = f"{file}, region {shown(region)}"
-        corners = four_numbers(boxes.get(region))
-        if corners is None or not isinstance(phrases, list):
-            raise InputError(f"{where} has no box of four numbers or no list of phrases: fetch the metadata anew.")
-        xmin, ymin, xmax, ymax = corners
-        name = f"{region.partition('_')[0]}.jpg"
-        image = inside(photos, name, where)
-        stated = sizes.get(name)
-        size = size_of(stated[0], stated[1], where) if isinstance(stated, list) and len(stated) == 2 else None
-        for number, phrase in enumerate(phrases):
-            if not isinstance(phrase, str):
-                raise InputError(f"{where}: {shown(phrase)} is not a phrase; fetch the metadata anew.")
-            box = (xmin, ymin, xmax + 1, ymax + 1)
-            yield where, Record(image, phrase, box, split, f"{region}/{number}", size, {"region": region})
+        yield from each(where, _region_records(region, phrases, where, split, boxes, sizes, find))
+
+
+def _region_records(
+    region: str,
+    phrases: Any,
+    where: str,
+    split: str,
+    boxes: dict[str, Any],
+    sizes: dict[str, Any],
+    find: ImageFinder,
+) -> Iterator[Record]:
+    corners = four_numbers(boxes.get(region))
+    if corners is None or not isinstance(phrases, list):
+        raise InputError(f"{where} has no box of four numbers or no list of phrases: fetch the metadata anew.")
+    xmin, ymin, xmax, ymax = corners
+    name = f"{region.partition('_')[0]}.jpg"
+    stated = sizes.get(name)
+    size = size_of(stated[0], stated[1], where) if isinstance(stated, list) and len(stated) == 2 else None
+    for number, phrase in enumerate(phrases):
+        if not isinstance(phrase, str):
+            raise InputError(f"{where}: {shown(phrase)} is not a phrase; fetch the metadata anew.")
+        box = (xmin, ymin, xmax + 1, ymax + 1)
+        yield Record(find(name, where), phrase, box, split, f"{region}/{number}", size, {"region": region})
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import multiprocessing
+import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from epmvg.data.scene_phrases import Phrase, Thing, captions_of, phrases_of
 from epmvg.data.scene_sprites import Sprite, load_sprites, sprite_picture
 from epmvg.types import Box, InputError, Progress
-from epmvg.writing import aside
+from epmvg.writing import aside, naming
 
 DEFAULT_SIZES = {"train": 4000, "val": 250, "test": 400, "open": 300, "captions": 1500}
 """Scenes a split. `open` asks for names that only captions have shown; `captions` scenes carry no phrases."""
@@ -197,15 +199,43 @@ def write_scenes(
         InputError: the folder holds something else.
     """
     settings = {"version": VERSION, "sizes": dict(sizes), "side": side, "seed": seed}
+    if _holds(folder, settings):
+        return folder
+    with naming(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if _holds(folder, settings):  # another process has drawn them meanwhile
+                return folder
+            temporary = aside(folder)
+            try:
+                _draw_all(temporary, settings, workers, progress)
+                if folder.exists():
+                    folder.rmdir()
+                temporary.rename(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _holds(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Say whether a folder holds the scenes of these settings.
+
+    Raises:
+        InputError: it holds something else.
+    """
     marker = folder / "scenes.json"
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == settings:
-        return folder
+        return True
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} holds something other than these scenes: choose another folder or delete it.")
-    temporary = aside(folder)
-    (temporary / "images").mkdir(parents=True)
-    asked = [(split, number) for split, count in sizes.items() for number in range(count)]
-    draw = functools.partial(_draw_to, temporary, seed, side)
+    return False
+
+
+def _draw_all(folder: Path, settings: Mapping[str, Any], workers: int, progress: Progress | None) -> None:
+    """Draw all scenes and write their files into a new folder."""
+    (folder / "images").mkdir(parents=True)
+    asked = [(split, number) for split, count in settings["sizes"].items() for number in range(count)]
+    draw = functools.partial(_draw_to, folder, settings["seed"], settings["side"])
     rows: list[dict[str, Any]] = []
     captions: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
@@ -220,14 +250,9 @@ def write_scenes(
             if progress:
                 progress(done, len(asked))
     for file, content in (("annotations.jsonl", rows), ("captions.jsonl", captions)):
-        with (temporary / file).open("w", encoding="utf-8") as out:
+        with (folder / file).open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(row) + "\n" for row in content)
-    (temporary / "scenes.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
-    if folder.exists():
-        folder.rmdir()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary.rename(folder)
-    return folder
+    (folder / "scenes.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
 
 
 def _draw_to(

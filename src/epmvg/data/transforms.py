@@ -32,6 +32,32 @@ _PLACE_WORD = re.compile(
     rf"{_SIDE}|\b(top|bottom|middle|mid|cent(er|re|ral)|upper|lower|corner|edge)(most)?\b", re.IGNORECASE
 )
 
+_SIDE_FOLLOWS = """
+on to from at in of and or the far top bottom upper lower front back middle center centre corner edge row most very
+extreme farthest furthest directly first second third fourth 1st 2nd 3rd 4th his her its their my your our s facing
+faces looking looks pointing points turned turning turns leaning leans heading walking moving going
+"""
+"""Words after which left and right are sides: "on the left", "far right", "her right arm"."""
+
+_SIDE_PRECEDES = "of side hand hands handed most corner edge half end part third quarter portion , . ; : /"
+"""Words before which they are, whatever stands ahead of them: "the man left of the car", "zebra right, eating"."""
+
+_NO_SIDE_PRECEDES = """
+behind next in on at by over under above below beneath underneath beside near before after between against across
+through around along inside outside into onto up down off out away alone there here now to from as about where when
+angle angles way thing time size order
+"""
+"""Words before which they may mean something else: "right behind", "left on the plate", "the right way"."""
+
+_PLACES = "on far top bottom upper lower"  # after which they are sides even so: "bottom right behind the cup"
+_NO_SIDE_FOLLOWS = "all is are was were be been being has have had just got gets"
+_FOLLOWS, _PRECEDES, _OTHERWISE, _EVEN_SO, _NEVER = (
+    frozenset(words.split()) for words in (_SIDE_FOLLOWS, _SIDE_PRECEDES, _NO_SIDE_PRECEDES, _PLACES, _NO_SIDE_FOLLOWS)
+)
+_ON_THE = re.compile(r"\b(on|to|at|in|from) the$")
+_REMAINS = re.compile(r"\b(last|only|remaining|still|nothing|any|no|all)\b", re.IGNORECASE)  # "the last slice left"
+_TOKEN = re.compile(r"[^\W_]+|[^\w\s]")
+
 _GREY = (0.299, 0.587, 0.114)  # of red, green and blue, as Pillow
 
 _TRIES = 20  # crops drawn before the picture stays whole (TransVG)
@@ -78,19 +104,53 @@ class Augment:
         """Return a phrase as it is true of the mirrored picture."""
         return as_published.swap_sides(phrase.lower()) if self.as_published else swap_sides(phrase)
 
+    def mirrors(self, phrase: str) -> bool:
+        """Say whether a picture may be mirrored that a phrase is about."""
+        return self.as_published or sides_are_clear(phrase)
+
     def fixed(self, phrase: str) -> bool:
         """Say whether a phrase forbids a crop."""
         return as_published.names_place(phrase) if self.as_published else names_place(phrase)
 
 
 def swap_sides(phrase: str) -> str:
-    """Swap left and right as words ("leftmost" too, "bright" never), keeping the letters' case."""
+    """Swap left and right as words ("leftmost" too, "bright" never), keeping the letters' case.
+
+    A phrase in which one of them may not be a side ("right behind the car") stays as it is.
+    """
+    if not sides_are_clear(phrase):
+        return phrase
 
     def other(match: re.Match[str]) -> str:
         word = match.group(1)
         return cased_like(word, "right" if word.lower() == "left" else "left")
 
     return _SIDE_WORD.sub(other, phrase)
+
+
+def sides_are_clear(phrase: str) -> bool:
+    """Say whether each "left" and "right" of a phrase, if it has any, is of a form that names a side.
+
+    "the man on the right", "leftmost cup" and "bike left" are; "right behind the car", "all right" and "the last slice
+    left" are not.
+    """
+    return all(_is_side(phrase, match) for match in _SIDE_WORD.finditer(phrase))
+
+
+def _is_side(phrase: str, match: re.Match[str]) -> bool:
+    if phrase[match.end() : match.end() + 1].isalpha():  # leftmost, righthand
+        return True
+    before, after = _TOKEN.findall(phrase[: match.start()].lower()), _TOKEN.findall(phrase[match.end() :].lower())
+    previous, following = before[-1] if before else "", after[0] if after else ""
+    if following == "-" and len(after) > 1:
+        return after[1] in _PRECEDES
+    if following in _PRECEDES:
+        return previous != "all"
+    if previous in _FOLLOWS:
+        return following not in _OTHERWISE or previous in _EVEN_SO or _ON_THE.search(" ".join(before)) is not None
+    if previous in ("", ",", ".", ";", ":"):
+        return following not in _OTHERWISE
+    return not following and previous not in _NEVER and not _REMAINS.search(phrase)
 
 
 def cased_like(word: str, other: str) -> str:
@@ -113,7 +173,7 @@ def training_view(
 ) -> View:
     """Plan one training view of a picture of (width, height) for all its phrases."""
     width, height = size
-    flip = bool(random.random() < augment.flip)
+    flip = bool(random.random() < augment.flip) and all(augment.mirrors(phrase) for phrase in phrases)
     crop, first = (0.0, 0.0, float(width), float(height)), None
     if random.random() < augment.crop and not any(augment.fixed(phrase) for phrase in phrases):
         crop, first = _crop(size, side, np.array(boxes, dtype=np.float64).reshape(-1, 4), augment, random)

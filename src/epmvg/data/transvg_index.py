@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from epmvg.data.files import first_there, four_numbers, inside, read_json, shown
-from epmvg.data.jsonl import Skipped, usable
+from epmvg.data.files import first_there, four_numbers, read_json, shown
+from epmvg.data.finder import ImageFinder
+from epmvg.data.jsonl import Skipped, each, refuse_empty, usable
 from epmvg.data.pickles import load_pickle
 from epmvg.data.refcoco import COCO_PHOTOS, PARTS
 from epmvg.data.referit import PHOTOS as REFERIT_PHOTOS
@@ -92,28 +93,33 @@ def read_transvg_file(
     tops = [Path(root)] if root else [file.parent.parent, file.parent.parent.parent]
     names = _PHOTOS.get(flag, _COCO_PHOTOS)
     photos = first_there([place for top in tops for place in (top, top / "ln_data")], names) or tops[0] / names[0]
-    rows = read_json(file) if file.suffix == ".json" else load_pickle(file)
+    rows = read_json(file) if file.suffix.lower() == ".json" else load_pickle(file)
     if not isinstance(rows, list):
         raise InputError(f"{file} holds {shown(rows)} instead of a list of rows: fetch the file anew.")
-    records = usable(_records(rows, file, flag, split, photos), skipped)
-    if not records:
-        raise InputError(f"{file} has no usable rows: fetch the file anew.")
+    records = usable(_records(rows, file, flag, split, ImageFinder(photos)), skipped)
+    refuse_empty(records, f"{file} has no usable rows: fetch the file anew.", skipped)
     return records
 
 
-def _records(rows: list[Any], file: Path, flag: str, split: str, photos: Path) -> Iterator[tuple[str, Record]]:
-    fields = 3 if flag == "flickr" else 5
+def _records(
+    rows: list[Any], file: Path, flag: str, split: str, find: ImageFinder
+) -> Iterator[tuple[str, Record | InputError]]:
     for number, row in enumerate(rows):
         where = f"{file}, row {number}"
-        if not isinstance(row, list | tuple) or len(row) != fields:
-            raise InputError(f"{where} is {shown(row)}, a row of {flag} has {fields} fields; fetch the file anew.")
-        name, stated, phrase = row if flag == "flickr" else (row[0], row[2], row[3])
-        numbers = four_numbers(stated)
-        if numbers is None or not isinstance(phrase, str):
-            raise InputError(f"{where} has no box of four numbers or no phrase: fetch the file anew.")
-        record_id = f"{flag}_{split}/{number}"
-        extra = {} if flag == "flickr" else {"mask": row[1]} if isinstance(row[1], str) else {}
-        yield where, Record(inside(photos, name, where), phrase, _box(flag, numbers), split, record_id, None, extra)
+        yield from each(where, _row_records(row, where, flag, split, number, find))
+
+
+def _row_records(row: Any, where: str, flag: str, split: str, number: int, find: ImageFinder) -> Iterator[Record]:
+    fields = 3 if flag == "flickr" else 5
+    if not isinstance(row, list | tuple) or len(row) != fields:
+        raise InputError(f"{where} is {shown(row)}, a row of {flag} has {fields} fields; fetch the file anew.")
+    name, stated, phrase = row if flag == "flickr" else (row[0], row[2], row[3])
+    numbers = four_numbers(stated)
+    if numbers is None or not isinstance(phrase, str):
+        raise InputError(f"{where} has no box of four numbers or no phrase: fetch the file anew.")
+    record_id = f"{flag}_{split}/{number}"
+    extra = {} if flag == "flickr" else {"mask": row[1]} if isinstance(row[1], str) else {}
+    yield Record(find(name, where), phrase, _box(flag, numbers), split, record_id, None, extra)
 
 
 def _box(flag: str, numbers: Box) -> Box:

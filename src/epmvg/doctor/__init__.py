@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from epmvg.data.catalog import DATASETS, open_records
-from epmvg.data.coco import is_odvg_file
-from epmvg.data.jsonl import Skipped
-from epmvg.doctor.checks import Examination, judge_counts, judge_missing_splits
+from epmvg.data.coco import layout
+from epmvg.data.exchange import refuse_inputs, write_records
+from epmvg.data.files import is_file
+from epmvg.data.jsonl import Skipped, fault_of, line_rows, named_records
+from epmvg.doctor.checks import Examination, judge_counts, judge_missing_splits, judge_trainable
 from epmvg.doctor.findings import Example, Finding, Findings, legible
 from epmvg.doctor.images import Images, judge_images
+from epmvg.doctor.kinds import KINDS
 from epmvg.doctor.leaks import judge_list, judge_splits
 from epmvg.doctor.page import write_page
-from epmvg.doctor.rows import Entry, count_lines, entries_of, read_entries
+from epmvg.doctor.rows import Entry, count_lines, entries_of, read_entries, record_name
 from epmvg.doctor.sources import NEARLY, SOURCES
 from epmvg.types import InputError, Progress, Record
+from epmvg.writing import refuse_overwrite
 
 __all__ = ["Diagnosis", "check", "write_page"]
 
@@ -41,14 +45,22 @@ class Diagnosis:
     findings: list[Finding]
     seconds: float
     note: str = ""
+    written: int | None = None  # rows in the file of clean ones, if it was asked for
 
     @property
     def clean(self) -> bool:
+        """Whether nothing was found."""
         return not self.findings
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing was found that cannot be used as it is."""
+        return all(one.kind.weight == "warning" for one in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        head = {"data": self.data, "clean": self.clean, "rows": self.rows, "images": self.images}
+        head = {"data": self.data, "clean": self.clean, "usable": self.usable}
+        head |= {"rows": self.rows, "images": self.images, "written": self.written}
         tail = {"note": self.note, "seconds": round(self.seconds, 1)}
         return head | {"splits": self.splits, "findings": [one.as_dict() for one in self.findings]} | tail
 
@@ -72,6 +84,7 @@ def check(
     split_key: str | None = None,
     against: Path | str | None = None,
     longest: int = LONGEST,
+    clean: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Diagnosis:
     """Look at every row and photo of a data set and say what is wrong.
@@ -84,21 +97,27 @@ def check(
         split_key: the row key that names the split, by default the set's own, or "split".
         against: a text file of image names or ids, one a line, that evaluation must not hold.
         longest: word pieces a model reads, [CLS] and [SEP] included.
+        clean: a file or folder to write the rows to that have no error, each once, in the format that its ending means.
         progress: called with (rows looked at, lines of the file or records).
 
     Raises:
-        InputError: the data or the list cannot be read at all.
+        InputError: the data or the list cannot be read at all, or no clean rows can be written.
     """
     start = time.perf_counter()
     found = Findings()
+    if clean is not None:
+        refuse_overwrite(clean, against)
+        refuse_inputs(Path(clean), data, root)
     file = _jsonl_file(data, root)
     base = Path(root) if root is not None and data not in DATASETS else file.parent if file else Path()
     entries: Iterable[Entry]
+    key = split_key or _JSONL_SETS.get(data, "split")
+    records: list[Record] = []
     if file is not None:
         total = count_lines(file)
-        entries = read_entries(file, split_key or _JSONL_SETS.get(data, "split"), found)
+        entries = read_entries(file, key, found)
     else:
-        records = _from_reader(data, root, split_key or "split", found)
+        records = _from_reader(data, root, key, found)
         total, entries = len(records), entries_of(records)
     with Images(base) as images:
         seen = Examination(images, found, longest)
@@ -114,10 +133,48 @@ def check(
         counts = {split: sum(one.splits >> number & 1 for one in images) for split, number in seen.splits.items()}
         number_of_images = sum(1 for _ in images)
     note = _judge_name(data, seen.rows, counts, found)
+    written = None
+    if clean is not None:
+        named = _named_rows(file, base, key) if file is not None else _named_records(records)
+        written = _write_clean(Path(clean), named, found, Path(root) if root is not None else base)
     table = {split: {"images": counts[split], "phrases": seen.rows[split]} for split in splits}
-    return Diagnosis(
-        data, seen.rows.total(), number_of_images, table, found.listed(), time.perf_counter() - start, note
-    )
+    seconds = time.perf_counter() - start
+    return Diagnosis(data, seen.rows.total(), number_of_images, table, found.listed(), seconds, note, written)
+
+
+def _named_rows(file: Path, root: Path, split_key: str) -> Iterator[tuple[str, Record | InputError]]:
+    for where, record in named_records(line_rows(file), root, split_key):
+        yield where.removeprefix(f"{file} "), record
+
+
+def _named_records(records: Iterable[Record]) -> Iterator[tuple[str, Record]]:
+    for number, record in enumerate(records, 1):
+        yield record_name(number, record), record
+
+
+def _write_clean(target: Path, named: Iterable[tuple[str, Record | InputError]], found: Findings, root: Path) -> int:
+    """Write the rows that have no error, each once, and return how many they are.
+
+    Raises:
+        InputError: there are none, or the boxes of the whole file are of another convention.
+    """
+    errors = [name for name in found.counts if KINDS[name].weight == "error"]
+    whole = next((name for name in errors if "the whole file" in found.rows.get(name, [])), None)
+    if whole is not None:
+        raise InputError(f"{target} was not written: {KINDS[whole].title}, in the whole file. {KINDS[whole].cure}")
+    bad = found.copies.union(*(found.rows.get(name, []) for name in errors))
+    kept = [
+        record
+        for where, record in named
+        if not isinstance(record, InputError)
+        and where not in bad
+        and record.image not in found.bad_images
+        and fault_of(record) is None
+    ]
+    if not kept:
+        raise InputError(f"{target} was not written: no row is without an error.")
+    write_records(target, kept, root)
+    return len(kept)
 
 
 def _jsonl_file(data: str, root: Path | str | None) -> Path | None:
@@ -132,22 +189,22 @@ def _jsonl_file(data: str, root: Path | str | None) -> Path | None:
     file = Path(data)
     if file.is_dir() and (file / "annotations.jsonl").is_file() and not (file / "metadata.jsonl").is_file():
         return file / "annotations.jsonl"
-    if file.suffix == ".jsonl" and not (file.is_file() and is_odvg_file(file)):
+    if file.suffix.lower() in (".json", ".jsonl") and (not is_file(file) or layout(file) == "rows"):
         return file
     return None
 
 
 def _from_reader(data: str, root: Path | str | None, split_key: str, found: Findings) -> list[Record]:
     """Read records, and note what the reader left out."""
-    skipped = Skipped()
+    skipped = Skipped(every=[])
     try:
         records = open_records(data, split=None, root=root, split_key=split_key, skipped=skipped)
     except InputError as error:
         if data in SOURCES:
             raise InputError(f"{error} To have {data}, {SOURCES[data].how()}") from error
         raise
-    for reason, count in skipped.counts.items():
-        found.add("row-refused", Example(legible(skipped.first[reason]), legible(reason)), count=count)
+    for where, reason in skipped.every or ():
+        found.add("row-refused", Example(legible(where, 300), legible(reason)))
     return records
 
 
@@ -155,6 +212,8 @@ def _judge_name(data: str, rows: Counter[str], images: dict[str, int], found: Fi
     """Compare a named set with what it should hold, and return how to get what is missing."""
     known = DATASETS.get(data)
     judge_missing_splits(rows, [split for split in known.splits if split != "trainval"] if known else [], found)
+    if known is None:
+        judge_trainable(rows, found)
     source = SOURCES.get(data)
     if source is None:
         return ""

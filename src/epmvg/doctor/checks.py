@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from epmvg.doctor.boxes import Convention, Size, fault_of, overlap
+from epmvg.data.conventions import Convention, Size
+from epmvg.data.jsonl import VALIDATION
+from epmvg.doctor.boxes import fault_of, overlap
 from epmvg.doctor.findings import Example, Findings, legible
 from epmvg.doctor.images import Images, Seen
 from epmvg.doctor.phrases import Lengths, faults_of, side_of
@@ -36,9 +38,11 @@ class Examination:
         self.convention = Convention()
         self.sided = 0  # phrases that name a side as such, and have a box
         self._apart = 0  # phrases whose two boxes overlap by less than half
+        self._named_copies = 0  # rows that are there before under another id
         self._first_unnamed = ""
         self._lengths = Lengths()
         self._known: set[int] = set()  # hashes of rows
+        self._of_id: dict[int, int] = {}  # hash of an id -> hash of what it names
         self._asked: dict[int, int] = {}  # hash of image and phrase -> the first such row's place in the arrays
         self._boxes = array("d")
         self._where: list[str] = []
@@ -75,6 +79,8 @@ class Examination:
             wrong = self.found.counts["side-word"]
             mirrored = ": the photos may be mirrored" if wrong > 20 and 2 * wrong > self.sided else ""
             self.found.notes["side-word"] = f"{wrong:,} of {self.sided:,} phrases that name a side as such{mirrored}."
+        if self._named_copies:
+            self.found.notes["row-twice"] = f"{self._named_copies:,} of them have an id of their own."
         if self.found.counts["phrase-two-boxes"]:
             self.found.notes["phrase-two-boxes"] = f"In {self._apart:,} of them the boxes overlap by less than half."
         if self._first_unnamed and any(self.rows):
@@ -114,6 +120,8 @@ class Examination:
             self.found.add("phrase-long", _example(entry, seen, f"{pieces} word pieces, more than {self.longest}"))
 
     def _see_box(self, entry: Entry, box: Box, size: Size | None, seen: Seen | None) -> None:
+        if entry.turned:
+            self.found.add("box-rotated", _example(entry, seen, entry.turned), unit="boxes")
         finite = all(map(math.isfinite, box))
         if finite:
             self.convention.add(box, size)
@@ -149,9 +157,18 @@ class Examination:
 
     def _compare(self, entry: Entry, image: str, phrase: str, box: Box, seen: Seen | None) -> None:
         """Note rows that were there before, and phrases that had another box."""
-        row = hash((image, phrase, box, entry.split, entry.id))
+        own_id = False
+        if entry.id:
+            own_id = hash(entry.id) not in self._of_id
+            named = (image, box) if entry.id.startswith("ann_id ") else (image, phrase, box)
+            if self._of_id.setdefault(hash(entry.id), hash(named)) != hash(named):
+                self.found.add("id-twice", _example(entry, seen, f"id {legible(entry.id, 60)}"))
+        row = hash((image, phrase, box, entry.split))
         if row in self._known:
             self.found.add("row-twice", _example(entry, seen))
+            self._named_copies += own_id
+            if not own_id:
+                self.found.copies.add(entry.where)
             return
         self._known.add(row)
         asked = hash((image, " ".join(phrase.split()).casefold()))
@@ -209,3 +226,21 @@ def judge_missing_splits(rows: Counter[str], splits: Sequence[str], found: Findi
             found.add("split-empty", Example("", f"{split} has no rows"), unit="splits")
     if not splits and not rows:
         found.add("split-empty", Example("", "there are no rows at all"), unit="splits")
+
+
+def judge_trainable(rows: Counter[str], found: Findings) -> None:
+    """Note the splits that a file lacks to be trained on; one with test splits alone is for evaluation."""
+    named = sorted(name for name in rows if name)
+    if not rows or {"train", "val"} <= set(named):
+        return
+    if not named:
+        found.add("split-missing", Example("", "no row names a split"), unit="splits")
+        return
+    learned = [name for name in named if name.lower() in ("train", "training")]
+    validated = [name for name in named if name.lower() in VALIDATION]
+    if not learned and not validated:
+        return
+    for name, alike in (("train", learned), ("val", validated)):
+        if name not in named:
+            hint = f", but {legible(alike[0])!r} has: name it with data.{name}={legible(alike[0])}" if alike else ""
+            found.add("split-missing", Example("", f"{name} has no rows{hint}"), unit="splits")

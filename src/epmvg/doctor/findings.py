@@ -35,6 +35,7 @@ class Finding:
     unit: str  # what is counted: rows, boxes, phrases, images, splits
     examples: list[Example]
     note: str = ""
+    rows: list[str] = field(default_factory=list)  # where each of them stands, if they were asked for
 
     @property
     def kind(self) -> Kind:
@@ -47,22 +48,27 @@ class Finding:
             for one in self.examples
         ]
         head = {"kind": self.name, **asdict(self.kind), "count": self.count, "unit": self.unit, "note": self.note}
-        return head | {"examples": rows}
+        return head | {"examples": rows, "rows": self.rows}
 
 
 @dataclass(slots=True)
 class Findings:
-    """Counts by kind, and the first examples."""
+    """Counts by kind, the first examples, and where all stand."""
 
     counts: Counter[str] = field(default_factory=Counter)
     units: dict[str, str] = field(default_factory=dict)
     examples: dict[str, list[Example]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, list[str]] = field(default_factory=dict)
+    copies: set[str] = field(default_factory=set)  # rows that stand there before, id and all
+    bad_images: set[Path] = field(default_factory=set)
 
     def add(self, name: str, example: Example, *, unit: str = "rows", count: int = 1) -> None:
         """Count something of a kind, keeping it as an example while there is room."""
         self.counts[name] += count
         self.units[name] = unit
+        if count and example.where:
+            self.rows.setdefault(name, []).append(example.where)
         kept = self.examples.setdefault(name, [])
         if len(kept) < EXAMPLES and not (example.image and any(one.image == example.image for one in kept)):
             kept.append(example)
@@ -71,12 +77,15 @@ class Findings:
         """Forget kinds that another finding explains, and return how many there were."""
         for name in names:
             self.examples.pop(name, None)
+            self.rows.pop(name, None)
         return sum(self.counts.pop(name, 0) for name in names)
 
     def listed(self) -> list[Finding]:
         """Return the findings, errors first, most frequent first."""
         found = [
-            Finding(name, count, self.units[name], self.examples[name], self.notes.get(name, ""))
+            Finding(
+                name, count, self.units[name], self.examples[name], self.notes.get(name, ""), self.rows.get(name, [])
+            )
             for name, count in self.counts.items()
         ]
         return sorted(found, key=lambda one: (one.kind.weight, -one.count, one.name))

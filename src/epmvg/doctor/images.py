@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from epmvg.data.files import inside
-from epmvg.doctor.boxes import Size, fits
+from epmvg.data.conventions import Size, fits
+from epmvg.data.files import inside, is_file
+from epmvg.data.finder import ImageFinder
 from epmvg.doctor.findings import Example, Findings, legible
 from epmvg.doctor.photos import Photo, look
 from epmvg.doctor.rows import Entry
@@ -51,6 +51,7 @@ class Images:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._find = ImageFinder(root)
         self.by_name: dict[str, Seen] = {}
         self._by_file: dict[str, Seen] = {}
         self._pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes without holding the interpreter
@@ -74,22 +75,23 @@ class Images:
             seen = self._place(entry, found)
             if seen is not None:
                 fresh.append(seen)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large files and odd palettes; `look` answers instead
-            photos = self._pool.map(look, (seen.file for seen in fresh if seen.file is not None))
-            for seen, photo in zip(fresh, photos, strict=True):
-                seen.photo = photo
-                seen.turned = Turned() if photo.turned else None
+        photos = self._pool.map(look, (seen.file for seen in fresh if seen.file is not None))
+        for seen, photo in zip(fresh, photos, strict=True):
+            seen.photo = photo
+            seen.turned = Turned() if photo.turned else None
 
     def _place(self, entry: Entry, found: Findings) -> Seen | None:
         """Remember a name; return the image if its file has not been opened yet."""
         name = entry.image or ""
         try:
-            file = entry.file or inside(self.root, name, entry.where)
+            file = entry.file or self._find(name, entry.where)
         except InputError:
             found.add("image-path", Example(entry.where, legible(name), legible(name)), unit="images")
             self.by_name[name] = Seen(name, None, entry.where, Photo())
             return None
+        if entry.file is None and file != inside(self.root, name, entry.where) and is_file(file):
+            example = Example(entry.where, legible(f"{file} is there", 300), legible(name))
+            found.add("image-spelling", example, unit="images")
         known = self._by_file.get(str(file))
         if known is not None:
             self.by_name[name] = known
@@ -109,6 +111,10 @@ def judge_images(images: Iterable[Seen], splits: Sequence[str], found: Findings)
         files = (seen.file,) if seen.file and not photo.fault else ()
         if photo.fault and not (photo.fault == "image-missing" and seen.splits & ~bare == 0):
             found.add(photo.fault, Example(seen.where, legible(photo.why), name), unit="images")
+        if photo.animated:
+            found.add("image-animated", Example(seen.where, "", name, files=files), unit="images")
+        if seen.file and (photo.fault or (seen.stated and photo.size) or (seen.turned and _drawn_unturned(seen))):
+            found.bad_images.add(seen.file)
         if seen.turned and _drawn_unturned(seen):
             note = f"{seen.turned.stored} of {seen.turned.boxes} boxes fit unturned, {seen.turned.upright} upright"
             found.add("image-turned", Example(seen.where, note, name, files=files), unit="images")

@@ -42,7 +42,23 @@ KINDS: dict[str, Kind] = {
     "box-sizes": Kind(
         "boxes look as if [x, y, width, height] had been taken for corners", "Undo one conversion: bbox is x, y, w, h."
     ),
+    "box-centre": Kind(
+        "bbox looks like [centre x, centre y, width, height], and is read as [x, y, width, height]",
+        "Write [x - width / 2, y - height / 2, width, height].",
+    ),
+    "box-scaled": Kind(
+        "boxes look drawn on copies of another size", "Multiply every number by the image's width / the copy's."
+    ),
+    "box-rotated": Kind(
+        "boxes stated with a rotation",
+        "Look at the boxes: only the upright box around a turned one is used.",
+        "warning",
+    ),
     "box-0-1": Kind("boxes look normalised to 0..1", "Multiply x and width by the image's width, y and height by its."),
+    "box-0-100": Kind(
+        "boxes look given in per cent of the sides",
+        "Multiply x and width by the image's width / 100, y and height by its height / 100.",
+    ),
     "box-0-1000": Kind(
         "boxes look normalised to 0..1000", "Multiply x and width by the image's width / 1000, y and height alike."
     ),
@@ -66,7 +82,8 @@ KINDS: dict[str, Kind] = {
         "warning",
     ),
     # rows against rows
-    "row-twice": Kind("rows stated more than once", "Delete the copies: each counts as one more question.", "warning"),
+    "row-twice": Kind("rows stated more than once", "Delete the copies: each counts as one more row.", "warning"),
+    "id-twice": Kind("ids that stand on different rows", "Give each row an id of its own, or none.", "warning"),
     "phrase-two-boxes": Kind(
         "phrases with different boxes in one image: where these are far apart, one answer is scored wrong",
         "Make the phrases tell their boxes apart, or know this share as a bound of accuracy.",
@@ -74,6 +91,14 @@ KINDS: dict[str, Kind] = {
     ),
     # images
     "image-path": Kind("image names that are no path, or lead out of the root", "Give the folder of all with --root."),
+    "image-spelling": Kind(
+        "image names spelled otherwise than their files, which are found all the same",
+        "Write the names as the files are called: other programs may not find them.",
+        "warning",
+    ),
+    "image-animated": Kind(
+        "images with several frames, of which the first is used", "Save the frame that the rows are about.", "warning"
+    ),
     "image-missing": Kind("images that do not exist", "Fetch the photos, or give their folder with --root."),
     "image-empty": Kind("image files of zero bytes", "Fetch the photo again."),
     "image-torn": Kind("images that break off or cannot be decoded", "Fetch or save the photo again."),
@@ -92,6 +117,11 @@ KINDS: dict[str, Kind] = {
     "list-same-image": Kind("images for evaluation that stand in the list", "Leave them out of the score.", "warning"),
     "list-same-look": Kind("images for evaluation that look like one of the list", "Leave them out.", "warning"),
     "split-unnamed": Kind("rows without a split, where others have one", "Name their split.", "warning"),
+    "split-missing": Kind(
+        "splits that training needs and no row names",
+        "Deal images out with `epmvg data split FILE 0.8/0.1/0.1 --out NEW`, or name your splits with data.train and"
+        " data.val.",
+    ),
     "split-empty": Kind("splits without rows", "Fetch the annotations of this split."),
     "split-no-photos": Kind("splits without photos", "Fetch the photos, or give their folder with --root."),
     "split-count": Kind("splits of another size than published", "Fetch the annotations again.", "warning"),

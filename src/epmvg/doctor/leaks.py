@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path, PurePosixPath
 
-from epmvg.data.files import read_lines
+from epmvg.data.files import is_file, read_lines
 from epmvg.doctor.findings import Example, Findings, legible
 from epmvg.doctor.images import Seen
 from epmvg.doctor.photos import find_twins, look
@@ -60,7 +60,7 @@ def judge_list(images: Iterable[Seen], splits: Sequence[str], file: Path, found:
             by_name.add(seen.name)
             example = Example(seen.where, f"in the list as {legible(match)}", legible(seen.name), files=_shown(seen))
             found.add("list-same-image", example, unit="images")
-    listed = [(line, path, look(path)) for line in lines if (path := file.parent / line[:1000]).is_file()]
+    listed = [(line, path, look(path)) for line in lines if is_file(path := file.parent / line)]
     listed = [one for one in listed if one[2].greys]
     asked = [seen for seen in asked if seen.photo.greys and seen.name not in by_name]
     for i, j in find_twins([seen.photo.greys for seen in asked], [photo.greys for *_, photo in listed]):

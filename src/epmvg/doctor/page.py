@@ -7,8 +7,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from epmvg.doctor.findings import Example, legible
 from epmvg.reporting.gallery import Photo, thumbnail
 from epmvg.reporting.template import fill, write
@@ -58,7 +56,7 @@ def _views(example: Example) -> list[View]:
     for file in example.files:
         try:
             photo = thumbnail(file)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        except InputError:
             continue  # gone since it was looked at
         boxes = example.boxes
         sides = [(0.0, 0.0, photo.width, photo.height), *boxes]

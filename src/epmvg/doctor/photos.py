@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from epmvg.data.photos import MOST_PIXELS
+from epmvg.data import photos
+from epmvg.types import InputError
 
 GRID = (17, 16)
 """Columns and rows of the greys: 16 x 16 differences."""
@@ -43,34 +44,24 @@ class Photo:
     size: tuple[int, int] | None = None  # width, height upright
     turned: bool = False  # upright, width and height change places
     greys: bytes = b""
+    animated: bool = False
 
 
 def look(file: Path) -> Photo:
     """Decode a photo, JPEG at an eighth of its size, and say what is wrong with it; never raises."""
     try:
-        if not file.is_file():
-            return Photo("image-missing")
-        if file.stat().st_size == 0:
-            return Photo("image-empty")
-        with Image.open(file) as opened:
-            return _read(opened)
-    except Image.DecompressionBombError:
-        return Photo("image-bomb", f"more than {MOST_PIXELS:,} pixels")
-    except UnidentifiedImageError:
-        return Photo("image-foreign")
-    except Exception as error:  # a broken file can make a decoder fail in any way
-        return Photo("image-torn", f"{type(error).__name__}: {error}")
+        with photos.Photo(file) as opened:
+            animated = opened.animated
+            small = opened.decode((4 * GRID[0], 4 * GRID[1]))  # reads the whole file, so a torn one shows
+            return Photo("", "", opened.size, opened.turned, _small_greys(small), animated)
+    except photos.ImageError as error:
+        return Photo(f"image-{error.fault}", error.detail)
+    except InputError as error:
+        return Photo("image-foreign", str(error))
 
 
-def _read(opened: Image.Image) -> Photo:
-    width, height = opened.size
-    if width * height > MOST_PIXELS:
-        return Photo("image-bomb", f"{width} x {height} pixels")
-    turned = opened.getexif().get(0x0112) in (5, 6, 7, 8)  # orientations that lie on their side
-    opened.draft("L", (4 * GRID[0], 4 * GRID[1]))  # reads the whole file all the same, so a torn one shows
-    opened.load()
-    greys = ImageOps.exif_transpose(opened).convert("L").resize(GRID, Image.Resampling.BOX)
-    return Photo("", "", (height, width) if turned else (width, height), turned, greys.tobytes())
+def _small_greys(image: Image.Image) -> bytes:
+    return image.convert("L").resize(GRID, Image.Resampling.BOX).tobytes()
 
 
 def find_twins(ours: Sequence[bytes], theirs: Sequence[bytes]) -> Iterator[tuple[int, int]]:
@@ -88,6 +79,26 @@ def find_twins(ours: Sequence[bytes], theirs: Sequence[bytes]) -> Iterator[tuple
         same = (_unit(block[near]) * _unit(right[best[near]])).sum(axis=1) > ALIKE
         for i in np.flatnonzero(near)[same]:
             yield start + int(i), int(best[i])
+
+
+def groups_of(pictures: Sequence[bytes]) -> list[int]:
+    """Return a number for each picture that it shares with those that look the same, also by way of others."""
+    group = list(range(len(pictures)))
+
+    def first(one: int) -> int:
+        while group[one] != one:
+            one = group[one]
+        return one
+
+    greys = _greys(pictures)
+    signs, units = _signs(greys), _unit(greys)
+    step = max(1, 2**24 // max(1, len(pictures)))
+    for start in range(0, len(pictures), step):
+        agree = signs[start : start + step] @ signs.T > 256 - 2 * SAME_BITS
+        for i, j in zip(*np.nonzero(np.triu(agree, start + 1)), strict=True):
+            if units[start + i] @ units[j] > ALIKE:
+                group[first(int(j))] = first(start + int(i))
+    return [first(one) for one in range(len(pictures))]
 
 
 def _greys(pictures: Sequence[bytes]) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from epmvg.data.files import shown, size_of
+from epmvg.data.files import four_numbers, json_fault, refuse_pointer, shown, size_of
 from epmvg.doctor.findings import Example, Findings, legible
 from epmvg.types import Box, InputError, Record
 
@@ -59,9 +59,10 @@ class Entry:
     phrase: str | None = None
     box: Box | None = None  # x0, y0, x1, y1
     split: str | None = ""  # "" where it is not named, None where its value is no name
-    id: str = ""
+    id: str = ""  # or the annotation's, after "ann_id "
     size: tuple[int, int] | None = None
     file: Path | None = None  # where a reader has found the image already
+    turned: str = ""  # what the reader did with a rotation that the annotation states
 
 
 def count_lines(file: Path) -> int:
@@ -82,12 +83,20 @@ def read_entries(file: Path, split_key: str, found: Findings) -> Iterator[Entry]
     """
     with _open(file) as lines:
         for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
+            where = f"line {number}"
+            if number == 1:
+                refuse_pointer(line, file)
+            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                found.add("line-json", Example(where, f"longer than {LONGEST_LINE:,} bytes"))
+                while line and not line.endswith(b"\n"):
+                    line = lines.readline(LONGEST_LINE)  # noqa: PLW2901  the rest of the same line
+                continue
             text = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
             if not text:
                 continue
-            row = _parse(text, f"line {number}", found)
+            row = _parse(text, where, found)
             if row is not None:
-                yield _entry(row, f"line {number}", split_key, found)
+                yield _entry(row, where, split_key, found)
 
 
 def _open(file: Path) -> BinaryIO:
@@ -100,11 +109,27 @@ def _open(file: Path) -> BinaryIO:
 def entries_of(records: Iterable[Record]) -> Iterator[Entry]:
     """Yield records as entries."""
     for number, record in enumerate(records, 1):
-        where = f"row {number}" + (f" ({legible(record.id, 60)})" if record.id else "")
-        size = record.size
-        yield Entry(
-            where, str(record.image), record.phrase, record.box, record.split, record.id, size, file=record.image
-        )
+        ann_id = record.extra.get("ann_id")
+        name = record.id or ("" if ann_id is None else f"ann_id {shown(ann_id)}")
+        where = record_name(number, record)
+        entry = Entry(where, str(record.image), record.phrase, record.box, record.split, name, record.size)
+        entry.file, entry.turned = record.image, _turned(record)
+        yield entry
+
+
+def record_name(number: int, record: Record) -> str:
+    """Return what record `number`, from 1, is called in findings."""
+    return f"row {number}" + (f" ({legible(record.id, 60)})" if record.id else "")
+
+
+def _turned(record: Record) -> str:
+    """Say what became of a rotation that an annotation states."""
+    for key in ("rotated", "rotation", "angle", "theta"):
+        value = record.extra.get(key)
+        if isinstance(value, int | float) and value:
+            done = "read as the upright box around it" if key == "rotated" else "not applied"
+            return f"{'rotation' if key == 'rotated' else key} {shown(value)}, {done}"
+    return ""
 
 
 def _parse(line: bytes, where: str, found: Findings) -> dict[str, Any] | None:
@@ -115,11 +140,8 @@ def _parse(line: bytes, where: str, found: Findings) -> dict[str, Any] | None:
         return None
     try:
         row = json.loads(text)
-    except RecursionError:
-        found.add("line-json", Example(where, "nested too deep"))
-        return None
-    except ValueError as error:
-        found.add("line-json", Example(where, legible(str(error))))
+    except (RecursionError, ValueError) as error:
+        found.add("line-json", Example(where, legible(json_fault(error))))
         return None
     if not isinstance(row, dict):
         found.add("line-json", Example(where, f"{legible(shown(row))} is no object"))
@@ -185,10 +207,8 @@ def _label(row: dict[str, Any], key: str, faults: list[str]) -> str | None:
 
 
 def _box(value: object) -> Box | None:
-    if not isinstance(value, list) or len(value) != 4 or any(type(number) not in (int, float) for number in value):
+    numbers = four_numbers(value)
+    if numbers is None:
         return None
-    try:
-        x, y, w, h = (float(number) for number in value)
-    except OverflowError:
-        return None
+    x, y, w, h = numbers
     return x, y, x + w, y + h

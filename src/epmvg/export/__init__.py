@@ -38,6 +38,9 @@ Format = Literal["onnx", "openvino"]
 BOUND = 0.05
 """Pixels of the canvas by which a float export may differ from the run."""
 
+SCORE_BOUND = 0.001
+"""By which raw scores of a float export may differ from the run's."""
+
 MOST_LOSS = 0.005
 """Acc@0.5 that int8 may lose."""
 
@@ -124,14 +127,14 @@ def export_run(
     with _workshop(out) as folder:
         plain = folder / "fp32"
         settings = write_folder(model, plain, kind)
-        difference = largest_difference(EagerBackend(copy.deepcopy(model)), ExportedBackend(plain))
-        say(f"largest difference of a box's edge from the run: {difference:.5f} of {model.canvas} px")
-        if not difference <= BOUND:
+        moved, rescored = largest_difference(EagerBackend(copy.deepcopy(model)), ExportedBackend(plain))
+        say(f"largest difference from the run: a box's edge {moved:.5f} of {model.canvas} px, a score {rescored:.6f}")
+        if not (moved <= BOUND and rescored <= SCORE_BOUND):  # nan is no match
             raise InputError(
-                f"The exported {run} differs from the run by {difference:.3f} px, more than {BOUND}: "
-                "export with other versions of torch, onnxscript and the runtime."
+                f"The exported {run} differs from the run by {moved:.3f} px and {rescored:.4f} in score, more than "
+                f"{BOUND} px or {SCORE_BOUND}: export with other versions of torch, onnxscript and the runtime."
             )
-        settings["difference_px"] = round(difference, 6)
+        settings |= {"difference_px": round(moved, 6), "difference_score": round(rescored, 6)}
         done = plain
         if photos:
             done = folder / "int8"
@@ -180,8 +183,11 @@ def _quantize(
     quantize(folder, (_canvas(photo, settings["canvas"]) for photo in chosen), weight_bits)
     if settings["format"] == "openvino":
         to_openvino(folder)
-    moved = largest_difference(ExportedBackend(plain), ExportedBackend(folder))
-    say(f"largest difference of int8 from float on noise: {moved:.2f} of {settings['canvas']} px")
+    moved, rescored = largest_difference(ExportedBackend(plain), ExportedBackend(folder))
+    canvas = settings["canvas"]
+    say(f"largest difference of int8 from float: a box's edge {moved:.2f} of {canvas} px, a score {rescored:.3f}")
+    if not np.isfinite([moved, rescored]).all():
+        raise InputError("int8 gives boxes or scores that are not numbers: calibrate on other images.")
     before, after = score(Predictor(plain), rows), score(Predictor(folder), rows)
     say(f"Acc@0.5 on {before.n} phrases: {before.acc50:.4f} in float, {after.acc50:.4f} in int8")
     say(f"mean IoU: {before.miou:.4f} in float, {after.miou:.4f} in int8")

@@ -1,4 +1,4 @@
-"""Whether two backends answer the same: pictures of several shapes, alone and together, few and many phrases."""
+"""Whether two backends predict the same: images of several shapes, alone and together, few and many phrases."""
 
 from __future__ import annotations
 
@@ -23,14 +23,19 @@ _ASKED: tuple[tuple[tuple[tuple[int, int], ...], int], ...] = (
     (((480, 640),), 7),
     (((500, 500), (900, 120), (33, 100)), 4),
     (((1600, 900),), 2),
+    (((2000, 10),), 1),
 )
 """(width and height of each picture of a batch, phrases about them)."""
 
 
-def largest_difference(one: Backend, other: Backend) -> float:
-    """Ask both the same and return the largest distance between two edges of a box, in pixels of the canvas."""
+def largest_difference(one: Backend, other: Backend) -> tuple[float, float]:
+    """Ask both the same and return how far their predictions lie apart at most; nan where one is not a number.
+
+    Returns:
+        The distance between two edges of a box, in pixels of the canvas, and between two raw scores.
+    """
     random = np.random.default_rng(0)
-    largest = 0.0
+    edges, raw = [], []
     for sizes, count in _ASKED:
         canvases = []
         for size in sizes:
@@ -38,11 +43,13 @@ def largest_difference(one: Backend, other: Backend) -> float:
             view = evaluation_view(size, one.canvas)
             canvases.append(canvas_of(lay(coarse.resize(size, Image.Resampling.BICUBIC), view), view))
         image, pad = (np.stack(parts) for parts in zip(*canvases, strict=True))
-        asked = [tokenize(one, _PHRASES[:count]), tokenize(other, _PHRASES[:count])]
         owner = np.arange(count, dtype=np.int64) % len(sizes)
-        boxes = []
-        for backend, (tokens, token_pad) in zip((one, other), asked, strict=True):
-            box, _ = backend.answer(backend.encode(image, pad), pad, tokens, token_pad, owner)
+        boxes, scores = [], []
+        for backend in (one, other):
+            tokens, token_pad = tokenize(backend, _PHRASES[:count])
+            box, score = backend.answer(backend.encode(image, pad), pad, tokens, token_pad, owner)
             boxes.append(np.concatenate([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], 1))
-        largest = max(largest, float(np.abs(boxes[0] - boxes[1]).max()) * one.canvas)
-    return largest
+            scores.append(score)
+        edges.append(np.abs(boxes[0] - boxes[1]).max())
+        raw.append(np.abs(scores[0] - scores[1]).max())
+    return float(np.max(edges)) * one.canvas, float(np.max(raw))

@@ -6,6 +6,7 @@ installed packages (`mini`) or from the hubs of timm and transformers (the other
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -25,10 +26,13 @@ from epmvg.models.hub import fetch, read_knows
 from epmvg.models.linguistic import LinguisticBranch
 from epmvg.models.presets import MINILM_L6, preset
 from epmvg.models.visual import ConvBranch, SwinBranch, VisualBranch
-from epmvg.models.weights_file import read_weights, write_weights
+from epmvg.models.weights_file import WEIGHTS, read_weights, weights_digest, write_weights
 from epmvg.types import InputError
 from epmvg.weights import check_wheel, describe_wheel, efficientnet_lite0_state, minilm_folder, read_wheel
 from epmvg.writing import replacing, write_text
+
+CONVERSION_FILE = "conversion.yaml"
+"""In a folder of `epmvg convert`: the names of the weights that the published file did not hold."""
 
 
 def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Grounder:
@@ -83,8 +87,8 @@ def default_tokenizer() -> PreTrainedTokenizerBase:
     return BertTokenizer(vocab=vocabulary, do_lower_case=True)
 
 
-def load_pretrained(model: Grounder) -> None:
-    """Start the backbone and the text encoder of `model` from published weights, in place."""
+def load_pretrained(model: Grounder) -> set[str]:
+    """Start the backbone and the text encoder of `model` from published weights, in place; return what was loaded."""
     backbone_name = model.settings["visual"]["backbone"]
     if "visual.backbone" in _wheels_for(model):
         backbone_state = efficientnet_lite0_state()
@@ -100,6 +104,7 @@ def load_pretrained(model: Grounder) -> None:
 
     own = "linguistic.bert" in _wheels_for(model)
     load_bert(model, str(minilm_folder()) if own else "bert-base-uncased")
+    return {name for name in model.state_dict() if name.startswith(("visual.backbone.", "linguistic.bert."))}
 
 
 def _wheels_for(model: Grounder) -> dict[str, str]:
@@ -173,10 +178,11 @@ def save(model: Grounder, folder: Path | str, *, compact: bool = False) -> None:
         state = {name: _halved(tensor) for name, tensor in state.items() if not name.startswith(left_out)}
     settings = model.settings | ({"wheels": wheels} if wheels else {})
     write_text(folder / "model.yaml", yaml.safe_dump(settings, sort_keys=False))
-    with replacing(folder / "model.safetensors") as temporary:
+    with replacing(folder / WEIGHTS) as temporary:
         write_weights(temporary, state)
     if model.calibration is not None:
-        write_text(folder / CONFIDENCE_FILE, model.calibration.dump())
+        calibration = replace(model.calibration, weights=weights_digest(folder / WEIGHTS))
+        write_text(folder / CONFIDENCE_FILE, calibration.dump())
 
 
 def _unchanged(model: Grounder) -> dict[str, dict[str, str]]:
@@ -218,7 +224,7 @@ def load(run: Path | str) -> Grounder:
             relies on is missing or brings others, or the hub cannot be asked.
     """
     folder = fetch(run)
-    for name in ("model.yaml", "model.safetensors", "tokenizer"):
+    for name in ("model.yaml", WEIGHTS, "tokenizer"):
         if not (folder / name).exists():
             raise InputError(
                 f"{folder} is not a trained run: it has no {name}. Give the folder that training wrote, or `default`, "
@@ -226,7 +232,7 @@ def load(run: Path | str) -> Grounder:
             )
     try:
         settings = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
-        state = read_weights(folder / "model.safetensors")
+        state = read_weights(folder / WEIGHTS)
         wheels = settings.pop("wheels", {})
         settings["score"] = any(name.startswith("score_head.") for name in state)  # it may have been fitted later
         model = build(settings)
@@ -239,20 +245,33 @@ def load(run: Path | str) -> Grounder:
         raise InputError(f"{folder} holds a model that cannot be read ({reason}): copy or train it again.") from error
     model.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     model.calibration = read_calibration(folder)
+    if model.calibration and model.calibration.weights not in (None, weights_digest(folder / WEIGHTS)):
+        raise InputError(
+            f"{folder / CONFIDENCE_FILE} was made for other weights than {WEIGHTS}: delete it, or calibrate again then."
+        )
     model.knows = read_knows(folder)
     return model.eval()
 
 
-def start_from(model: Grounder, folder: Path | str) -> None:
-    """Give `model` the weights and tokenizer of a saved grounder of the same shape, in place.
+def start_from(model: Grounder, folder: Path | str) -> set[str]:
+    """Give `model` the weights and tokenizer of a saved grounder of the same shape, in place; return what was loaded.
 
-    A score head that only one of the two has is left as it is, or left out.
+    What a conversion left new keeps the values that `model` has, and so does a score head that only one of the two has.
 
     Raises:
-        InputError: the folder holds no grounder, or one of another shape.
+        InputError: the folder holds no grounder, or one of another shape or for other pixels.
     """
+    folder = fetch(folder)
     saved = load(folder)
-    own, other = model.state_dict(), saved.state_dict()
+    for key in ("mean", "std"):
+        own_pixels, other_pixels = (getattr(each.visual, key).flatten().tolist() for each in (model, saved))
+        if own_pixels != other_pixels:
+            values = [round(value, 6) for value in other_pixels]
+            raise InputError(f"{folder} was made for pixels of another {key}: set model.visual={{{key}: {values}}}.")
+    new = _new_parts(folder)
+    own, other = (
+        {name: value for name, value in each.state_dict().items() if name not in new} for each in (model, saved)
+    )
     if (model.score_head is None) != (saved.score_head is None):
         own, other = (
             {name: value for name, value in state.items() if not name.startswith("score_head.")}
@@ -263,6 +282,18 @@ def start_from(model: Grounder, folder: Path | str) -> None:
             raise InputError(f"{folder} holds a model of another shape (see {name}): give the preset it was made for.")
     model.load_state_dict(other, strict=False)  # the names were compared above
     model.tokenizer = saved.tokenizer
+    return set(other)
+
+
+def _new_parts(folder: Path) -> set[str]:
+    """Return the names of the weights in a converted folder that were not in the published file."""
+    file = folder / CONVERSION_FILE
+    if not file.exists():
+        return set()
+    try:
+        return set(yaml.safe_load(file.read_text(encoding="utf-8"))["new"])
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{file} cannot be read: convert the published weights again.") from error
 
 
 def _from_hub(name: str, fetch: Any) -> Any:

@@ -403,7 +403,7 @@ def _evidence(out: Output, box: Tensor, reg: Tensor, fused: Tensor, visual_pad: 
         share = maps.where.softmax(-1)  # [P, n]
         edges = to_xyxy(maps.votes)  # [P, n, 4]
         corners = to_xyxy(box)
-        entropy = -(share * share.clamp(min=1e-9).log()).sum(-1) / math.log(share.shape[-1])
+        entropy = -(share * share.clamp(min=1e-9).log()).sum(-1) / math.log(max(out.where.shape[-1], 2))
         agreement = (share * paired_iou(edges, corners[:, None])).sum(-1)
         spread = (share[..., None] * (edges - corners[:, None]).abs()).sum(1)  # [P, 4]
         peak = maps.where.amax(-1) / 10  # of some tens at most

@@ -25,6 +25,31 @@ from epmvg.types import InputError
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def token_pad(pad: Tensor, stride: int) -> Tensor:
+    """Return which tokens of a stride are padding, at least one of each image being content.
+
+    The pixel at a token's corner decides, as in the published models. Where an image lies between all corners, every
+    token that holds a pixel of it is content, and the first token where there is no image at all.
+
+    Args:
+        pad: bool [I, S, S], True where there is no image.
+        stride: of the tokens, in pixels.
+
+    Returns:
+        bool [I, H, W] with H = W = ceil(S / stride).
+    """
+    level = pad[:, ::stride, ::stride]
+    touched = F.max_pool2d((~pad).float()[:, None], stride, ceil_mode=True)[:, 0] > 0
+    level = level & ~(touched & _nothing(level))
+    first = torch.arange(level[0].numel(), device=pad.device).view(level.shape[1:]) == 0
+    return level & ~(first & _nothing(level))
+
+
+def _nothing(level: Tensor) -> Tensor:
+    """Whether all tokens of a map [I, H, W] are padding, bool [I, 1, 1]."""
+    return level.flatten(1).all(1)[:, None, None]
+
+
 class VisualBranch(nn.Module):
     """What the grounder asks of a visual branch.
 
@@ -64,8 +89,8 @@ class VisualBranch(nn.Module):
         raise NotImplementedError
 
     def pads(self, pad: Tensor) -> list[Tensor]:
-        """Return pad bool [I, H, W] of each token map: the pixel at a token's corner decides."""
-        return [pad[:, ::stride, ::stride] for stride in self.strides]
+        """Return pad bool [I, H, W] of each token map (`token_pad`)."""
+        return [token_pad(pad, stride) for stride in self.strides]
 
     def places(self, canvas: int) -> int:
         """Return N, the number of visual tokens on a canvas."""
@@ -138,10 +163,10 @@ class ConvBranch(VisualBranch):
         if self.encoder.layers:
             (level,) = self.pads(pad)
             position = sine_position(level, self.width).flatten(1, 2).to(tokens.dtype)
-            token_pad = level.flatten(1)  # [I, N]
-            keep = content_first(token_pad)  # [I, n]: nobody attends to the others
+            hidden = level.flatten(1)  # [I, N]
+            keep = content_first(hidden)  # [I, n]: nobody attends to the others
             index = keep[..., None].expand(-1, -1, self.width)
-            kept = self.encoder(tokens.gather(1, index), position.gather(1, index), token_pad.gather(1, keep))
+            kept = self.encoder(tokens.gather(1, index), position.gather(1, index), hidden.gather(1, keep))
             tokens = torch.zeros_like(tokens, dtype=kept.dtype).scatter(1, index, kept)
         return tokens
 
@@ -253,7 +278,7 @@ class SwinBranch(VisualBranch):
         """Gate maps x [I, H, W, C] for each phrase; return them with the pad and owner of maps that are one's own."""
         assert query is not None and owner is not None
         stride = pad.shape[1] // x.shape[1]
-        ignored = pad[:, ::stride, ::stride] if self.pool == "content" else None
+        ignored = token_pad(pad, stride) if self.pool == "content" else None
         return gate(x, query, owner, ignored), pad[owner], torch.arange(owner.shape[0], device=x.device)
 
     def trained(self) -> dict[str, list[nn.Module]]:

@@ -8,12 +8,16 @@ from __future__ import annotations
 import hashlib
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
+from typing import cast
 
 import safetensors
 import safetensors.torch
 import torch
 
 from epmvg.types import InputError
+
+WEIGHTS = "model.safetensors"
+"""Name of the weights in a model's folder."""
 
 _KEY = "sha256"
 _NONE_YET = "0" * 64
@@ -41,12 +45,25 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
         InputError: a value has changed since.
         SafetensorError: this is no such file, or not all of it.
     """
-    with safetensors.safe_open(file, "pt") as opened:
-        written = (opened.metadata() or {}).get(_KEY)
+    written = _written_digest(file)
     with file.open("rb") as content:
         if written is not None and written != _digest(content)[0]:
             raise InputError(f"{file} is damaged, its weights are not those that were saved: copy or train it again.")
     return safetensors.torch.load_file(file)
+
+
+def weights_digest(file: Path) -> str:
+    """Return the SHA-256 of a file's values, as it was written or, in a file without a checksum, as they are."""
+    written = _written_digest(file)
+    if written is not None:
+        return written
+    with file.open("rb") as content:
+        return _digest(content)[0]
+
+
+def _written_digest(file: Path) -> str | None:
+    with safetensors.safe_open(file, "pt") as opened:
+        return cast(str | None, (opened.metadata() or {}).get(_KEY))
 
 
 def _digest(content: BufferedReader | BufferedRandom) -> tuple[str, int]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import random
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from epmvg.data import photos
 from epmvg.metrics import is_hit
 from epmvg.reporting.runs import Row, Run, SplitName
 from epmvg.reporting.statistics import pair
-from epmvg.types import Box
+from epmvg.types import Box, InputError
 
 SIDE = 360  # px, the longer side of a thumbnail: sharp at a card's width, about 20 kB
 
@@ -151,7 +151,7 @@ def _photo(rows: Question, file: Path | None) -> Photo:
     if file is not None:
         try:
             return thumbnail(file)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        except InputError:
             pass  # a photo that cannot be opened is shown as one that is not there
     boxes = [_box(rows[0], "target"), *(_box(row, "box") for row in rows)]
     return Photo(max(4.0, *(box[2] for box in boxes)) * 1.05, max(3.0, *(box[3] for box in boxes)) * 1.05, "")
@@ -161,15 +161,10 @@ def thumbnail(file: Path) -> Photo:
     """Return a photo small, upright by its EXIF orientation, with its own width and height.
 
     Raises:
-        OSError, SyntaxError, ValueError, Image.DecompressionBombError: as Pillow, for what it cannot decode.
+        InputError: it cannot be opened.
     """
-    with warnings.catch_warnings(), Image.open(file) as opened:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        across = opened.getexif().get(0x0112, 1) >= 5  # EXIF orientations that lie on their side
-        width, height = reversed(opened.size) if across else opened.size
-        opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG decodes at a fraction of its size
-        upright = ImageOps.exif_transpose(opened).convert("RGB")
-    return shrink(upright, (width, height))
+    with photos.Photo(file) as opened:
+        return shrink(opened.decode((2 * SIDE, 2 * SIDE)), opened.size)  # a JPEG decodes at a fraction of its size
 
 
 def shrink(picture: Image.Image, size: tuple[float, float]) -> Photo:

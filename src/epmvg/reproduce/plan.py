@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -21,6 +20,7 @@ from epmvg.demo import TEACHER_SETTINGS
 from epmvg.models.factory import create_model, measure
 from epmvg.models.presets import PRESETS, preset
 from epmvg.reproduce.tables import Row, Table, published_phrases
+from epmvg.training.optimizer import StepCount
 from epmvg.types import InputError, Record
 
 OWN_TEACHER = "own-teacher"
@@ -277,9 +277,9 @@ def estimate(recipe: Recipe) -> Estimate | None:
     )
     whole, further = _gflops(recipe.model.preset, json.dumps(recipe.model.set, sort_keys=True))
     epoch = (whole - further) * groups + further * phrases
-    steps = math.ceil(groups / data.images) / recipe.train.accumulate * recipe.train.epochs
+    steps = StepCount.of(-(-groups // data.images), recipe.train).total
     hours = PASSES * recipe.train.epochs * epoch * 1e9 / THROUGHPUT / 3600
-    return Estimate(phrases, bool(records), recipe.train.epochs, round(steps), hours)
+    return Estimate(phrases, bool(records), recipe.train.epochs, steps, hours)
 
 
 @functools.lru_cache(maxsize=8)

@@ -97,7 +97,7 @@ def _rows(
             "box": [round(edge, 3) for edge in box],
             "target": list(record.box),
             "iou": ious[number],
-            "score": round(score, 4),
+            "score": score,
             "agreement": 1.0 if box == before[number] else agreements[number],  # an empty box is also its own like
             "id": record.id,
         }

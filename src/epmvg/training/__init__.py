@@ -26,7 +26,9 @@ from epmvg.writing import write_text
 __all__ = ["Report", "Stopped", "cache_teacher", "train"]
 
 
-def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Report | None = None) -> Path:
+def train(
+    recipe: Recipe, out: Path | str, *, resume: bool = False, device: str = "auto", report: Report | None = None
+) -> Path:
     """Train a student by a recipe and return its folder.
 
     In the main thread SIGINT, SIGTERM and SIGUSR1, where the caller handles them no other way, end it after the step
@@ -37,6 +39,7 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Repo
         out: the run's folder; it must not hold another run.
         resume: go on from the last saved step of `out`, with the same samples in the same order. Settings that do not
             change what is learned (`training.folder.FREE`) may differ from those it was started with.
+        device: "auto" (CUDA, then MPS, then CPU) or a device of torch; under a launcher each process has its own GPU.
         report: called with each row of metrics as it is written.
 
     Raises:
@@ -44,7 +47,7 @@ def train(recipe: Recipe, out: Path | str, *, resume: bool = False, report: Repo
         Stopped: a KeyboardInterrupt; a signal ended the training, which `resume` goes on with.
     """
     folder, recipe = Path(out), located(recipe)
-    accelerator = join(recipe.train)
+    accelerator = join(recipe.train, device)
     tell = report if report is not None and accelerator.is_main_process else _say_nothing
     with ExitStack() as held, ending_together():
         with agreed():

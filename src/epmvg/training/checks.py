@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from epmvg.data.conventions import Convention
 from epmvg.data.photos import Photo
-from epmvg.doctor.boxes import Convention
 from epmvg.doctor.kinds import KINDS
 from epmvg.types import InputError, Record
 

@@ -17,7 +17,6 @@ from epmvg.hardware import is_out_of_memory
 from epmvg.processes import is_lost_process
 from epmvg.training.folder import another_run
 from epmvg.training.run import Run
-from epmvg.training.spread import local
 from epmvg.types import Batch, InputError
 from epmvg.writing import naming, replacing
 
@@ -70,7 +69,7 @@ def keep_batch(run: Run, batch: Batch, loss: Loss) -> str:
         out.writelines(json_line(row) for row in rows_of(batch.records, run.folder))
     wrong = ", ".join(name for name, term in loss.terms.items() if not torch.isfinite(term)) or "total"
     images = ", ".join(sorted({record.image.name for record in batch.records})[:3])
-    whole = all(bool(torch.isfinite(local(parameter)).all()) for parameter in run.network.parameters())
+    whole = all(bool(torch.isfinite(parameter).all()) for parameter in run.student.parameters())
     cure = "" if whole else "weights held NaN or infinity before; "
     return (
         f"The loss became {loss.total.item()} at step {step} (term {wrong}; images {images}, ...): "

@@ -14,7 +14,7 @@ from epmvg.data.samples import Samples
 from epmvg.data.shard_loader import ShardLoader
 from epmvg.data.shards import shard_files
 from epmvg.data.transforms import Augment
-from epmvg.evaluation import evaluation_loader
+from epmvg.evaluation import evaluation_loader, of_some_images
 from epmvg.models.grounder import Grounder
 from epmvg.store import stored_maps
 from epmvg.training.checks import check_boxes, check_images
@@ -23,12 +23,14 @@ from epmvg.types import InputError, Record
 
 
 def loaders_of(
-    recipe: Recipe, student: Grounder, accelerator: accelerate.Accelerator, report: Report
+    recipe: Recipe, student: Grounder, accelerator: accelerate.PartialState, report: Report
 ) -> tuple[GroundingLoader | ShardLoader, GroundingLoader, dict[str, Samples]]:
-    """Make the training loader and the validation loader, with stored answers where the recipe wants them.
+    """Make the training loader, with stored answers where the recipe wants them, and the validation loader.
+
+    Validation stores nothing: stored maps are in bfloat16, and a score is what `evaluate` gives.
 
     Returns:
-        both, and the samples of the splits "train" and "val".
+        both, and all samples of the splits "train" and "val".
 
     Raises:
         InputError: unusable settings, rows or validation images. No other process is waited for.
@@ -36,15 +38,20 @@ def loaders_of(
     data, settings = recipe.data, recipe.train
     val = open_records(data.name, split=data.val, root=data.root, split_key=data.split_key)
     val_samples = Samples.of(val)
-    if settings.evaluate_limit:
-        val = val[: settings.evaluate_limit]
+    if settings.evaluate_limit is not None and settings.evaluate_limit < len(val):
+        val = of_some_images(val, settings.evaluate_limit, seed=0)  # the same ones whatever train.seed is
     canvas = data.canvas or student.canvas
     if canvas != student.canvas and (settings.store or not student.sine):
         raise InputError(f"data.canvas={canvas} needs model.position=sine and train.store=false.")
-    share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    world = accelerator.num_processes
+    if data.images % world:
+        raise InputError(
+            f"data.images={data.images} is the batch of all processes and cannot be divided among {world}: "
+            f"give a multiple of {world}."
+        )
+    share = {"rank": accelerator.process_index, "world": world}
     check_images([record.image for record in val], **share)
     stored: dict[str, Tensor] = {}
-    stored_val: dict[str, Tensor] = {}
 
     def make(records: list[Record], window: int = 0) -> GroundingLoader:
         return GroundingLoader(
@@ -84,10 +91,15 @@ def loaders_of(
     if settings.store:
         if data.augment is not None or not student.visual.frozen:
             raise InputError("train.store=true needs data.augment=null and a wholly frozen backbone (model.visual).")
-        maps = stored_maps(student, [records, val], cache_folder() / "maps", settings.store_gb, report)
-        stored, stored_val = {"maps": maps[0]}, {"maps": maps[1]}
-    val_loader = evaluation_loader(student, val, images=data.images, stored=stored_val, tolerant=True, **share)
-    return make(records), val_loader, {"train": Samples.of(records), "val": val_samples}
+        stored = {"maps": stored_maps(student, [records], cache_folder() / "maps", settings.store_gb, report)[0]}
+    loader = make(records)
+    if loader.groups < world:
+        raise InputError(
+            f"{data.name} {data.train} makes {loader.groups} image(s) with at most data.phrases={data.phrases} phrases "
+            f"an epoch, which {world} processes cannot share: start fewer, or lower data.phrases."
+        )
+    val_loader = evaluation_loader(student, val, images=data.images, tolerant=True, **share)
+    return loader, val_loader, {"train": Samples.of(records), "val": val_samples}
 
 
 def _report_skipped(skipped: Skipped, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""The loop: batches, steps, scores on val, and what is written on the way."""
+"""The training loop: optimizer steps, the rows of metrics, scores on val, saved states."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from epmvg.activations import LiveTensors
 from epmvg.distill.losses import Loss
@@ -20,41 +19,46 @@ from epmvg.models.factory import save
 from epmvg.processes import gathered, told
 from epmvg.training.faults import keep_batch
 from epmvg.training.optimizer import lr_factor
-from epmvg.training.run import Run, steps_per_epoch, write_row
+from epmvg.training.run import Run, write_row
+from epmvg.training.spread import sum_gradients, totals
 from epmvg.training.state import save_state
 from epmvg.training.stopping import Stopped
 from epmvg.types import Batch, InputError
 
 
 def fit(run: Run) -> None:
-    settings = run.recipe.train
-    steps = steps_per_epoch(run.loader, settings)
-    every = max(1, round(settings.evaluate_every * steps))
-    if run.position.scored < run.position.step and run.position.step % every == 0:  # it ended between state and score
-        _score(run)
+    """Take the training's steps from where it stands to its end.
+
+    Raises:
+        InputError: a loss is not finite, or none of an epoch's images can be opened.
+        Stopped: a signal arrived; the state is saved.
+    """
+    settings, count = run.recipe.train, run.count
+    if run.position.scored < run.position.step and run.position.step % count.between_scores == 0:
+        _score(run)  # it ended between state and score
     since = time.monotonic() - run.position.seconds
-    run.meter.start = time.monotonic()
     lost: list[str] = []
-    run.network.train()
-    learners = [part for part in (run.network, run.loss_of.regressor) if part is not None]
-    for batches in _micro_batches(run):
+    empty = 0  # steps in a row that had nothing to learn from
+    run.student.train()
+    for batches in _steps(run):
         phrases, stop = _phrases(run, batches)
+        _set_lr(run)
         for batch in batches:
-            share = len(batch.records) * len(batches) * run.accelerator.num_processes / phrases
-            with run.accelerator.accumulate(*learners):
-                loss = _step(run, batch.to(run.accelerator.device), share)
-            run.meter.add(loss, batch)
             lost += batch.skipped
+            if batch.records:  # else all its images were skipped, or other processes have them
+                run.meter.add(_step(run, batch.to(run.accelerator.device), len(batch.records) / phrases), batch)
+        empty = 0 if phrases else empty + 1
+        if phrases:
+            _update(run)
+        elif empty == count.per_epoch:
+            raise InputError(_nothing_to_learn(lost))
         run.position.phrases += phrases
         run.position.step += 1
         run.position.seconds = time.monotonic() - since
         if run.position.step % settings.log_every == 0:
-            row = run.meter.take(run.accelerator)
-            if run.activation_mb is not None:
-                row["activation_mb"], run.activation_mb = run.activation_mb, None
-            write_row(run, {"event": "step", "lr": _lr(run)} | row)
+            _log(run)
             _tell_lost(run, lost)
-        due = run.position.step % every == 0
+        due = run.position.step % count.between_scores == 0
         if due or stop or run.position.step % settings.save_every == 0:
             save_state(run)  # before scoring, which may fail
         if stop and run.position.step < run.steps:
@@ -70,59 +74,46 @@ def fit(run: Run) -> None:
     save_state(run)
 
 
-def _batches(run: Run) -> Iterator[Batch]:
-    """Yield the run's batches from where it stands to its end."""
-    per_epoch = len(run.loader)
-    total = round(run.recipe.train.epochs * per_epoch)
-    done = run.position.step * run.recipe.train.accumulate
-    while done < total:
-        epoch, start = divmod(done, per_epoch)
-        for batch in run.loader.batches(epoch, start):
-            yield batch
-            done += 1
-            if done >= total:
-                return
+def _steps(run: Run) -> Iterator[list[Batch]]:
+    """Yield the batches of each optimizer step, from where the run stands to its end."""
+    several, step = run.recipe.train.accumulate, run.position.step
+    while step < run.count.total:
+        epoch, done = divmod(step, run.count.per_epoch)
+        batches = run.loader.batches(epoch, done * several)
+        while step < run.count.total and (taken := list(islice(batches, several))):
+            yield taken
+            step += 1
 
 
-def _micro_batches(run: Run) -> Iterator[list[Batch]]:
-    """Yield the batches of each optimiser step; what is left over at the end of the run steps no more."""
-    batches, several = _batches(run), run.recipe.train.accumulate
-    while len(step := list(islice(batches, several))) == several:
-        yield step
-
-
-def _step(run: Run, batch: Batch, share: float = 1.0) -> Loss:
-    """Learn from one batch; return its loss.
-
-    `share` is its number of phrases against the mean of the optimiser step's batches: with it the gradient is the mean
-    over all phrases of the step, however they were dealt out to batches and processes.
-    """
-    factor = lr_factor(run.position.step, steps_per_epoch(run.loader, run.recipe.train), run.recipe.train)
+def _set_lr(run: Run) -> None:
+    factor = lr_factor(run.position.step, run.count, run.recipe.train)
     for group in run.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
-    if run.position.step == 0 and run.activation_mb is None and not run.accelerator.is_fsdp2:  # shards come and go
-        known = [*run.network.parameters(), *run.network.buffers(), *batch.inputs, batch.box]
+
+
+def _step(run: Run, batch: Batch, weight: float) -> Loss:
+    """Add the gradient of a batch; return its loss.
+
+    `weight` is its part of all phrases of the optimizer step: with it the gradient is the mean over these, however they
+    fell to batches and processes.
+    """
+    if run.position.step == 0 and run.activation_mb is None:
+        known = [*run.student.parameters(), *run.student.buffers(), *batch.inputs, batch.box]
         with LiveTensors(known) as live:
             loss = _loss_of(run, batch)
         run.activation_mb = live.megabytes()
     else:
         loss = _loss_of(run, batch)
-    total = loss.total
-    if not torch.isfinite(total):
+    if not torch.isfinite(loss.total):
         raise InputError(keep_batch(run, batch, loss))
-    run.accelerator.backward(total * share)
-    if run.accelerator.sync_gradients:
-        _agree(run)
-        if run.recipe.train.clip:
-            run.accelerator.clip_grad_norm_(_clipped(run), run.recipe.train.clip)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    (loss.total * weight).backward()
     return loss
 
 
 def _loss_of(run: Run, batch: Batch) -> Loss:
-    """Ask the student and its teacher, and compare."""
-    with run.accelerator.autocast():
+    """Run the student and its teacher, and compare."""
+    device = run.accelerator.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(run.recipe.train.precision, device)):
         states = None
         if run.text_memory is not None:
             with torch.no_grad():
@@ -130,33 +121,31 @@ def _loss_of(run: Run, batch: Batch) -> Loss:
         absent = None
         if run.absence is not None:
             absent = run.absence.pairs(batch, run.recipe.train.absent, (run.recipe.train.seed, run.position.step))
-        output = run.network(*batch.inputs, features=batch.stored.get("maps"), states=states, absent=absent)
+        output = run.student(*batch.inputs, features=batch.stored.get("maps"), states=states, absent=absent)
         teacher = None if run.lesson is None else run.lesson(batch)
     return run.loss_of(output, batch.box, teacher)
 
 
-def _agree(run: Run) -> None:
-    """Average an unfrozen teacher's gradients over processes: it is asked piece by piece, which DDP cannot wrap."""
-    teacher = run.beside.get("teacher")
-    if teacher is None or run.accelerator.num_processes == 1:
-        return
-    own = [parameter.grad for parameter in teacher.parameters() if parameter.grad is not None]
-    for gradient, mean in zip(own, run.accelerator.reduce(own, "mean"), strict=True):
-        gradient.copy_(mean)
+def _update(run: Run) -> None:
+    """Take the optimizer step, with the gradients of all processes."""
+    sum_gradients((p for group in run.optimizer.param_groups for p in group["params"]), run.accelerator.num_processes)
+    if run.recipe.train.clip:
+        nn.utils.clip_grad_norm_(_clipped(run), run.recipe.train.clip)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
 
 
 def _clipped(run: Run) -> list[nn.Parameter]:
     """What the gradient's norm is taken of: a score head must not slow the student down."""
     apart = set() if run.student.score_head is None else {id(p) for p in run.student.score_head.parameters()}
-    return [parameter for parameter in run.network.parameters() if id(parameter) not in apart]
+    return [parameter for parameter in run.student.parameters() if id(parameter) not in apart]
 
 
 def _phrases(run: Run, batches: Sequence[Batch]) -> tuple[int, bool]:
-    """Count the phrases of an optimiser step over all its batches and processes; say whether any was told to stop."""
-    counts = [sum(len(batch.records) for batch in batches), run.stop.number is not None]
-    own = torch.tensor(counts, device=run.accelerator.device)
-    phrases, stops = cast(Tensor, run.accelerator.reduce(own, "sum")).tolist()
-    return phrases, stops > 0
+    """Count the phrases of an optimizer step over all its batches and processes; say whether any was told to stop."""
+    own = [sum(len(batch.records) for batch in batches), run.stop.number is not None]
+    phrases, stops = totals(own, run.accelerator)
+    return round(phrases), stops > 0
 
 
 def _stopped(run: Run) -> Stopped:
@@ -165,36 +154,42 @@ def _stopped(run: Run) -> Stopped:
     return Stopped(number, run.position.step, run.steps)
 
 
+def _log(run: Run) -> None:
+    """Write the means since the last row, where there was anything to learn from."""
+    row = run.meter.take(run.position.seconds)
+    if run.activation_mb is not None:
+        row["activation_mb"], run.activation_mb = run.activation_mb, None
+    if row["loss"]:
+        write_row(run, {"event": "step", "lr": _lr(run)} | row)
+
+
 def _lr(run: Run) -> float:
     """The learning rate of what is not pretrained."""
     return next(float(group["lr"]) for group in run.optimizer.param_groups if group["name"] == "rest")
 
 
 def _score(run: Run) -> None:
-    """Score on val, all processes together, and keep the weights if they are the best so far."""
-    settings = run.recipe.train
-    student = run.whole()
+    """Score on val in float32, as `evaluate` does, and keep the weights if they are the best so far."""
     first = run.position.best < 0
     if first and run.accelerator.is_main_process:  # there is a model to use whatever befalls its scoring
-        save(student, run.folder)
+        save(run.student, run.folder)
     unread: list[str] = []
-    batches = _val_batches(run, unread)
-    rows = predict_rows(student, batches, autocast=use_bf16(settings.precision, run.accelerator.device))
-    run.network.train()
-    run.meter.clear()
+    rows = predict_rows(run.student, _val_batches(run, unread))
+    run.student.train()
     run.position.scored = run.position.step
     _tell_unread(run, unread)
     if not run.accelerator.is_main_process:
         return
     rows = with_misses(rows, run.val.records)
     scores = Scores.of(rows)
-    name, split = short_name(run.recipe.data.name), run.recipe.data.val
-    write_row(run, {"event": "evaluate", "data": name, "split": split} | asdict(scores))
+    name, split, everything = short_name(run.recipe.data.name), run.recipe.data.val, run.samples["val"].phrases
+    sample = {"sample_of": everything} if len(rows) < everything else {}
+    write_row(run, {"event": "evaluate", "data": name, "split": split} | sample | asdict(scores))
     if scores.acc50 >= run.position.best:  # of equals the later, whose learning rate is lower
         run.position.best, run.position.best_step = scores.acc50, run.position.step
         if not first:
-            save(student, run.folder)
-        write_rows(run.folder / f"predictions-{name}-{split}.jsonl", rows)
+            save(run.student, run.folder)
+        write_rows(run.folder / f"predictions-{name}-{split}{'_sample' if sample else ''}.jsonl", rows)
 
 
 def _val_batches(run: Run, unread: list[str]) -> Iterator[Batch]:
@@ -215,6 +210,11 @@ def _tell_unread(run: Run, unread: list[str]) -> None:
     if why:
         text = f"Images of the validation split that cannot be read, whose phrases count as misses: {len(why)}; the "
         write_row(run, {"event": "skipped", "images": len(why), "why": f"{text}first: {why[0]}", "pictures": why})
+
+
+def _nothing_to_learn(lost: Sequence[str]) -> str:
+    first = f" ({lost[0].rstrip('.')})" if lost else ""
+    return f"None of the images of a whole epoch can be opened{first}: check data.root and the files."
 
 
 def _tell_lost(run: Run, lost: list[str]) -> None:

@@ -1,53 +1,98 @@
-"""Who learns how fast: groups of parameters, and the rate's course."""
+"""Optimizer parameter groups, the number of optimizer steps, and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
+
 from epmvg.config import TrainSettings
-from epmvg.distill.losses import Regressor
-from epmvg.distill.teacher import ClipTeacher
 from epmvg.models.grounder import Grounder
+from epmvg.types import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class StepCount:
+    """Optimizer steps of a training.
+
+    Attributes:
+        per_epoch: steps of an epoch, the last of which may take fewer batches than the others.
+        total: steps of the whole training.
+        between_scores: steps from one score on val to the next.
+    """
+
+    per_epoch: int
+    total: int
+    between_scores: int
+
+    @classmethod
+    def of(cls, batches: int, settings: TrainSettings) -> StepCount:
+        """Count the steps of a training whose epochs have so many batches, over all processes together."""
+        per_epoch = -(-batches // settings.accumulate)
+        return cls(per_epoch, round(settings.epochs * per_epoch), max(1, round(settings.evaluate_every * per_epoch)))
+
+    def check(self, settings: TrainSettings) -> None:
+        """Refuse settings that cannot be carried out in so few steps.
+
+        Raises:
+            InputError: there is no step at all, or the warm-up would not end before the training does.
+        """
+        if not self.total:
+            raise InputError(
+                f"train.epochs={settings.epochs:g} is no optimizer step, an epoch having {self.per_epoch}: raise it."
+            )
+        if settings.warmup >= self.total:
+            raise InputError(
+                f"train.warmup={settings.warmup} would not end within the {self.total} optimizer steps of this "
+                f"training: set train.warmup={self.total // 10} or raise train.epochs={settings.epochs:g}."
+            )
 
 
 def parameter_groups(
     student: Grounder,
     settings: TrainSettings,
-    teacher: ClipTeacher | None = None,
-    regressor: Regressor | None = None,
+    new: Collection[str] = (),
+    beside: Mapping[str, nn.Module] | None = None,
 ) -> list[dict[str, Any]]:
-    """Split what trains into groups with learning rates of their own (sec. 4.2), by module.
+    """Group what trains by learning rate (sec. 4.2).
 
-    An unfrozen teacher trains along with the student at its own rate (Table 4), a regressor as what is not pretrained.
+    Pretrained parameters of backbone, visual encoder and text encoder have rates of their own; what is `new` (names of
+    parameters that were not loaded) learns at `train.lr` wherever it is, like the fusion encoder and the box head.
+    Of what trains `beside` the student, an unfrozen `teacher` has its own rate (Table 4), a `regressor` that of new.
     """
-    trained = student.visual.trained()
-    backbone, encoder = ([p for m in trained[name] for p in m.parameters()] for name in ("backbone", "encoder"))
-    text = list(student.linguistic.parameters())
-    named = {id(p) for p in (*backbone, *encoder, *text)}
-    rest = [p for p in student.parameters() if id(p) not in named]
-    groups: list[dict[str, Any]] = [
-        {"name": "backbone", "params": backbone, "lr": settings.lr_visual},
-        {"name": "encoder", "params": encoder, "lr": settings.lr_encoder},
-        {"name": "text", "params": text, "lr": settings.lr_text},
-        {"name": "rest", "params": rest, "lr": settings.lr},
-    ]
-    if teacher is not None and not teacher.frozen:
-        groups.append({"name": "teacher", "params": list(teacher.parameters()), "lr": settings.lr_teacher})
-    if regressor is not None:
-        groups.append({"name": "regressor", "params": list(regressor.parameters()), "lr": settings.lr})
-    for group in groups:
-        group["params"] = [p for p in group["params"] if p.requires_grad]
-        group["peak_lr"] = group["lr"]
-    return [group for group in groups if group["params"]]
+    rates = {"backbone": settings.lr_visual, "encoder": settings.lr_encoder, "text": settings.lr_text}
+    rates |= {"rest": settings.lr, "teacher": settings.lr_teacher, "regressor": settings.lr}
+    modules = student.visual.trained() | {"text": [student.linguistic]}
+    group_of = {id(p): name for name, parts in modules.items() for part in parts for p in part.parameters()}
+    held: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+    for name, parameter in student.named_parameters():
+        held["rest" if name in new else group_of.get(id(parameter), "rest")].append(parameter)
+    for name, module in (beside or {}).items():
+        held[name] += module.parameters()
+    groups = []
+    for name, parameters in held.items():
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if trained:
+            groups.append({"name": name, "params": trained, "lr": rates[name], "peak_lr": rates[name]})
+    return groups
 
 
-def lr_factor(step: int, steps_per_epoch: int, settings: TrainSettings) -> float:
-    """Return the share of the peak learning rate at an optimiser step."""
-    total = max(1, round(settings.epochs * steps_per_epoch))
+def make_optimizer(
+    student: Grounder, settings: TrainSettings, new: Collection[str], beside: Mapping[str, nn.Module]
+) -> torch.optim.Optimizer:
+    """Make the optimizer of `parameter_groups`."""
+    return torch.optim.AdamW(parameter_groups(student, settings, new, beside), weight_decay=settings.weight_decay)
+
+
+def lr_factor(step: int, count: StepCount, settings: TrainSettings) -> float:
+    """Return the learning rate of an optimizer step (from 0) as a fraction of its peak."""
     if step < settings.warmup:
         return (step + 1) / settings.warmup
     if settings.schedule == "cosine":
-        done = (step - settings.warmup) / max(1, total - settings.warmup)
+        done = (step - settings.warmup) / max(1, count.total - settings.warmup)
         return max(0.01, 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-    return float(0.1 ** math.floor(step / steps_per_epoch / settings.drop))
+    return float(0.1 ** math.floor(step / count.per_epoch / settings.drop))

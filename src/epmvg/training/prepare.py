@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import accelerate
-import torch
 from torch import nn
 
 from epmvg.config import ModelSettings, Recipe, TrainSettings
@@ -14,23 +13,22 @@ from epmvg.data.absent import Absence
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.shard_loader import ShardLoader
 from epmvg.distill.losses import GroundingLoss, Regressor
-from epmvg.models.factory import create_model, start_from
+from epmvg.models.factory import create_model, load_pretrained, start_from
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
 from epmvg.training.agreement import agreed
 from epmvg.training.lessons import check_student, lesson_of, open_teacher
 from epmvg.training.loaders import loaders_of
-from epmvg.training.optimizer import parameter_groups
+from epmvg.training.optimizer import StepCount, make_optimizer
 from epmvg.training.run import Report, Run
-from epmvg.training.spread import spread
 from epmvg.types import InputError
 
 
-def prepare_run(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerator, report: Report) -> Run:
+def prepare_run(recipe: Recipe, folder: Path, accelerator: accelerate.PartialState, report: Report) -> Run:
     settings = recipe.train
     accelerate.utils.set_seed(settings.seed)  # all processes start from the same weights
     with agreed():
-        student = _student(recipe.model)
+        student, new = _student(recipe.model)
         if recipe.distill is not None:
             check_student(student, recipe.distill)
         student.checkpoint_layers(settings.checkpoint_layers)
@@ -39,28 +37,31 @@ def prepare_run(recipe: Recipe, folder: Path, accelerator: accelerate.Accelerato
         if clip is not None and recipe.distill is not None and recipe.distill.fit == "linear":
             regressor = Regressor(student.width, clip.width, recipe.distill.sides)
         loader, val, samples = loaders_of(recipe, student, accelerator, report)
+        count = StepCount.of(len(loader), settings)
+        count.check(settings)
         lesson = None if clip is None else lesson_of(recipe, clip.to(accelerator.device))
         board = _board(folder) if settings.tensorboard and accelerator.is_main_process else None
     if not accelerator.is_main_process:
-        accelerate.utils.set_seed(settings.seed, device_specific=True)  # and drop out different neurons
-    # BERT's layers are most of a paper preset's weights, and are asked once a pass whatever the batch.
-    network = spread(student, accelerator, cast(Any, student.linguistic.bert).encoder.layer)
-    mapped = None if regressor is None else spread(regressor, accelerator)
-    groups = parameter_groups(student, settings, clip, regressor)
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-    beside = {"teacher": None if clip is None or clip.frozen else clip, "regressor": regressor}
+        accelerate.utils.set_seed(settings.seed + accelerator.process_index)  # and drop out different neurons
+    student.to(accelerator.device)
+    trained: dict[str, nn.Module | None] = {
+        "teacher": None if clip is None or clip.frozen else clip,
+        "regressor": regressor,
+    }
+    beside = {name: part.to(accelerator.device) for name, part in trained.items() if part is not None}
     return Run(
         recipe=recipe,
         folder=folder,
         student=student,
         lesson=lesson,
-        loss_of=_loss(recipe, mapped),
+        loss_of=_loss(recipe, regressor),
         loader=loader,
         val=val,
-        optimizer=accelerator.prepare_optimizer(optimizer),
+        optimizer=make_optimizer(student, settings, new, beside),
         accelerator=accelerator,
-        network=network,
-        beside={name: part for name, part in beside.items() if part is not None},
+        count=count,
+        new=new,
+        beside=beside,
         report=report,
         text_memory=TextMemory(student.linguistic) if student.linguistic.frozen else None,
         absence=_absence(student, loader, settings),
@@ -77,12 +78,15 @@ def _absence(student: Grounder, loader: GroundingLoader | ShardLoader, settings:
     return Absence(loader.records)
 
 
-def _student(settings: ModelSettings) -> Grounder:
-    if settings.start is None:
-        return create_model(settings.preset, settings.pretrained, **settings.set)
+def _student(settings: ModelSettings) -> tuple[Grounder, list[str]]:
+    """Build the student; return it and the names of its parameters that keep their random start."""
     student = create_model(settings.preset, **settings.set)
-    start_from(student, settings.start)
-    return student
+    loaded: set[str] = set()
+    if settings.start is not None:
+        loaded = start_from(student, settings.start)
+    elif settings.pretrained:
+        loaded = load_pretrained(student)
+    return student, [name for name, _ in student.named_parameters() if name not in loaded]
 
 
 def _board(folder: Path) -> Any:
@@ -93,7 +97,7 @@ def _board(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-def _loss(recipe: Recipe, regressor: nn.Module | None) -> GroundingLoss:
+def _loss(recipe: Recipe, regressor: Regressor | None) -> GroundingLoss:
     settings = recipe.loss.model_dump()
     if recipe.distill is not None:
         settings |= recipe.distill.model_dump(include={"image", "text", "dense", "distance", "at"})

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import accelerate
 import torch
 from torch import Tensor, nn
 
-from epmvg.config import Recipe, TrainSettings
+from epmvg.config import Recipe
 from epmvg.data.absent import Absence
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.samples import Samples
 from epmvg.data.shard_loader import ShardLoader
 from epmvg.distill.lesson import Lesson
 from epmvg.distill.losses import GroundingLoss, Loss
-from epmvg.models.factory import build
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
-from epmvg.training.spread import whole
+from epmvg.processes import gathered
+from epmvg.training.optimizer import StepCount
 from epmvg.training.stopping import StopRequest
 from epmvg.types import Batch
 from epmvg.writing import naming
@@ -45,41 +44,55 @@ class Position:
 
 
 class Meter:
-    """Running means over phrases since the last row of metrics."""
+    """Sums over phrases since the last row of metrics.
+
+    Attributes:
+        since: seconds of training at that row.
+    """
 
     def __init__(self) -> None:
-        self.clear()
+        self.clear(0.0)
 
-    def clear(self) -> None:
-        self.start = time.monotonic()
+    def clear(self, since: float) -> None:
+        self.since = since
         self.images = self.phrases = 0
-        self.terms: dict[str, float] = {}
+        self.terms: dict[str, Tensor] = {}
 
     def add(self, loss: Loss, batch: Batch) -> None:
+        """Add a batch; its terms stay on their device, so that nothing waits for them."""
         self.images += len(batch.letterbox)
         self.phrases += len(batch.records)
         for name, term in [*loss.terms.items(), ("total", loss.total)]:
-            self.terms[name] = self.terms.get(name, 0.0) + term.item() * len(batch.records)
+            summed = term.detach().float() * len(batch.records)
+            self.terms[name] = self.terms[name] + summed if name in self.terms else summed
 
     def state(self) -> dict[str, Any]:
-        """Return what has been counted, so that a resumed run's next row is an unbroken one's."""
-        return {"images": self.images, "phrases": self.phrases, "terms": dict(self.terms)}
+        """Return what has been counted, so that a resumed run's next row is that of an uninterrupted one."""
+        terms = {name: term.item() for name, term in self.terms.items()}
+        return {"since": self.since, "images": self.images, "phrases": self.phrases, "terms": terms}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.images, self.phrases, self.terms = state["images"], state["phrases"], dict(state["terms"])
+    def load_state(self, state: dict[str, Any], device: torch.device) -> None:
+        self.since, self.images, self.phrases = state["since"], state["images"], state["phrases"]
+        self.terms = {name: torch.tensor(value, device=device) for name, value in state["terms"].items()}
 
-    def take(self, accelerator: accelerate.Accelerator) -> dict[str, Any]:
-        """Return means and rates since the last time, of all processes together."""
-        seconds = time.monotonic() - self.start
-        own = torch.tensor([self.images, self.phrases, *self.terms.values()], device=accelerator.device)
-        images, phrases, *terms = cast(Tensor, accelerator.reduce(own, "sum")).tolist()
-        row = {
-            "loss": {name: round(value / phrases, 5) for name, value in zip(self.terms, terms, strict=True)},
-            "images_per_s": round(images / seconds, 2),
-            "phrases_per_s": round(phrases / seconds, 2),
+    def take(self, seconds: float) -> dict[str, Any]:
+        """Return means and rates of all processes, the first one's being whole, and begin anew.
+
+        Args:
+            seconds: of training so far.
+        """
+        spent = max(seconds - self.since, 1e-9)
+        everyone = gathered(self.state())
+        self.clear(seconds)
+        images, phrases = (sum(own[name] for own in everyone) for name in ("images", "phrases"))
+        terms = {
+            name: sum(own["terms"].get(name, 0.0) for own in everyone) for own in everyone for name in own["terms"]
         }
-        self.clear()
-        return row
+        return {
+            "loss": {name: round(value / phrases, 5) for name, value in terms.items()},
+            "images_per_s": round(images / spent, 2),
+            "phrases_per_s": round(phrases / spent, 2),
+        }
 
 
 @dataclass(slots=True)
@@ -94,8 +107,9 @@ class Run:
     loader: GroundingLoader | ShardLoader
     val: GroundingLoader
     optimizer: torch.optim.Optimizer
-    accelerator: accelerate.Accelerator
-    network: nn.Module  # the student as it is spread over the processes
+    accelerator: accelerate.PartialState
+    count: StepCount
+    new: list[str]  # parameters that were not loaded from pretrained weights
     beside: dict[str, nn.Module]  # what trains beside the student and is dropped after it
     report: Report
     text_memory: TextMemory | None
@@ -111,25 +125,8 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Steps of the whole training."""
-        return round(self.recipe.train.epochs * steps_per_epoch(self.loader, self.recipe.train))
-
-    def whole(self) -> Grounder:
-        """Return a student that a process may ask without the others: itself, or a copy that puts its shards together.
-
-        All processes must call this at once.
-        """
-        if not self.accelerator.is_fsdp2:
-            return self.student
-        with torch.random.fork_rng(devices=[]):
-            copy = build(self.student.settings)
-        copy.tokenizer = self.student.tokenizer
-        copy.load_state_dict(whole(self.student.state_dict()))
-        return copy.to(self.accelerator.device)
-
-
-def steps_per_epoch(loader: GroundingLoader | ShardLoader, settings: TrainSettings) -> int:
-    return max(1, len(loader) // settings.accumulate)
+        """Optimizer steps of the whole training."""
+        return self.count.total
 
 
 def write_row(run: Run, row: dict[str, Any]) -> None:

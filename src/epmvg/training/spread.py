@@ -1,97 +1,102 @@
-"""How a training spreads over processes: whole copies that agree (DDP), or weights dealt out among them (FSDP).
+"""Data-parallel training: every process holds the whole student and takes its part of each batch.
 
-Accelerate says which, and wraps for DDP. Shards are torch's own, made here: as `accelerate config` sets it up,
-`Accelerator.prepare` fails on a network with buffers, and in mixed precision it would round boxes to bfloat16.
+Gradients are summed here instead of in DDP's backward pass: a process may have nothing to learn from a batch, where
+its part of a short last batch is empty or its images cannot be read, and must not hold up the others.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterable
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Sequence
 
 import accelerate
-from accelerate.utils import DistributedType
+import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import register_dataclass, tree_map_only
 
 from epmvg.config import TrainSettings
 from epmvg.hardware import select_device, use_bf16
-from epmvg.types import InputError, Output
-
-T = TypeVar("T")
-
-register_dataclass(Output)  # in what is no tree, torch 2.8 finds no tensors whose backward pass would gather shards
+from epmvg.processes import launched
+from epmvg.types import InputError
 
 
-def join(settings: TrainSettings) -> accelerate.Accelerator:
-    """Join the processes that were started together.
+def join(settings: TrainSettings, device: str = "auto") -> accelerate.PartialState:
+    """Join the processes that were started together, each on its own device.
+
+    Of `accelerate launch` only the processes are taken: what its configuration says beside the recipe must agree with
+    the recipe.
+
+    Args:
+        settings: of the recipe.
+        device: as for `epmvg.hardware.select_device`.
 
     Raises:
-        InputError: Accelerate is set to a way of spreading that training does not know.
+        InputError: there is no such device, one GPU is named for several processes, the launcher's variables are
+            incomplete, or an `ACCELERATE_*` variable contradicts the recipe.
     """
-    for name in ("DeepSpeed", "Megatron_LM"):  # before Accelerate asks for packages that would not help
-        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
-            raise _refusal(name.replace("_", "-"))
-    accelerate.state.AcceleratorState._reset_state()  # it keeps the precision of this process's last training
-    device = select_device()
-    accelerator = accelerate.Accelerator(
-        cpu=device.type == "cpu",  # else several processes stay alone
-        mixed_precision="bf16" if use_bf16(settings.precision, device) else "no",
-        gradient_accumulation_steps=settings.accumulate,
-    )
-    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise _refusal("FSDP version 1")
-    return accelerator
+    world = launched()[1]
+    chosen = select_device(device)
+    if world > 1 and device.startswith("cuda:"):
+        raise InputError(f"--device {device} is one GPU for {world} processes: give cuda or auto.")
+    _check_environment(settings, chosen)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    state = accelerate.PartialState(cpu=chosen.type == "cpu")
+    if state.num_processes != world:
+        raise InputError(f"WORLD_SIZE={world} is set but LOCAL_RANK is not: start with torchrun.")
+    state.device = chosen  # it keeps the device of this process's last training
+    return state
 
 
-def _refusal(name: str) -> InputError:
-    return InputError(f"Training does not run under {name}: choose multi-GPU or FSDP version 2 in `accelerate config`.")
+def _check_environment(settings: TrainSettings, device: torch.device) -> None:
+    """Refuse what variables of Accelerate, left in a shell or set by its launcher, ask for beside the recipe."""
+    for way in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if _said(f"ACCELERATE_USE_{way}") == "true":
+            raise _refusal(f"ACCELERATE_USE_{way}", "choose multi-GPU in `accelerate config`")
+    steps = _said("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    if steps not in ("", "1", str(settings.accumulate)):
+        raise _refusal("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", f"set train.accumulate={steps}")
+    precision = _said("ACCELERATE_MIXED_PRECISION")
+    if precision not in ("", "no") and not (precision == "bf16" and use_bf16(settings.precision, device)):
+        raise _refusal("ACCELERATE_MIXED_PRECISION", "set train.precision=bf16 or fp32")
+    if _said("ACCELERATE_DYNAMO_BACKEND") not in ("", "no"):
+        raise _refusal("ACCELERATE_DYNAMO_BACKEND", "training compiles nothing")
+    clipping = _said("ACCELERATE_GRADIENT_CLIPPING")
+    if clipping not in ("", "none"):
+        raise _refusal("ACCELERATE_GRADIENT_CLIPPING", f"set train.clip={clipping}")
+    if _said("ACCELERATE_USE_CPU") == "true" and device.type != "cpu":
+        raise _refusal("ACCELERATE_USE_CPU", "give --device cpu")
+    named = _said("ACCELERATE_TORCH_DEVICE")
+    if named not in ("", str(device), device.type):
+        raise _refusal("ACCELERATE_TORCH_DEVICE", f"give --device {named}")
 
 
-def spread(part: nn.Module, accelerator: accelerate.Accelerator, units: Iterable[nn.Module] = ()) -> nn.Module:
-    """Make what learns ready for the processes, before an optimiser knows its parameters.
-
-    What is frozen stays whole everywhere, so that it may still be asked on its own. The rest, where it is dealt out, is
-    gathered for each pass; `units` are gathered one by one, and must be called equally often by every process.
-    """
-    if not accelerator.is_fsdp2:
-        return cast(nn.Module, accelerator.prepare_model(part))
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing is written into answers
-    for module in part.to(accelerator.device).modules():
-        for name, number in list(module.named_parameters(recurse=False)):
-            if number.dim() == 0:  # has no rows to deal out
-                setattr(module, name, nn.Parameter(number.detach()[None], number.requires_grad))
-    plugin = accelerator.state.fsdp_plugin
-    how: dict[str, Any] = {
-        "mesh": init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
-        "offload_policy": plugin.cpu_offload,
-        "ignored_params": {parameter for parameter in part.parameters() if not parameter.requires_grad},
-    }
-    for unit in units:
-        if any(parameter.requires_grad for parameter in unit.parameters()):
-            fully_shard(unit, reshard_after_forward=plugin.reshard_after_forward, **how)
-    fully_shard(part, **how)
-    return part
+def _said(variable: str) -> str:
+    return os.environ.get(variable, "").lower()
 
 
-def whole(tree: T) -> T:
-    """Put the shards in a tree of tensors together; all processes must do so at once."""
-    return cast(T, tree_map_only(DTensor, lambda shards: shards.full_tensor().cpu(), tree))
+def _refusal(variable: str, instead: str) -> InputError:
+    value = os.environ[variable]
+    return InputError(f"The variable {variable}={value} does not fit this training: unset it, and {instead}.")
 
 
-def like(tensor: Tensor, own: Tensor) -> Tensor:
-    """Return of a whole tensor what a process holds of `own`, whose values do not matter."""
-    tensor = tensor.reshape(own.shape)
-    if not isinstance(own, DTensor):
-        return tensor
-    return distribute_tensor(tensor, own.device_mesh, own.placements, src_data_rank=None)
+@torch.no_grad()
+def sum_gradients(parameters: Iterable[nn.Parameter], processes: int) -> None:
+    """Sum the gradients of all processes in place; a parameter that has one on any of them gets one on all."""
+    if processes == 1:
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    there = torch.tensor([float(p.grad is not None) for p in trained], device=own[0].device)
+    everything = torch.cat([there, *(gradient.reshape(-1) for gradient in own)])
+    torch.distributed.all_reduce(everything)
+    there, *sums = everything.split([len(trained), *(gradient.numel() for gradient in own)])
+    for parameter, gradient, summed, anywhere in zip(trained, own, sums, there.tolist(), strict=True):
+        if anywhere:
+            parameter.grad = gradient.copy_(summed.view_as(gradient))
 
 
-def local(tensor: Tensor) -> Tensor:
-    """Return what this process holds of a tensor, without asking the others."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+def totals(values: Sequence[float], accelerator: accelerate.PartialState) -> list[float]:
+    """Sum each number over all processes."""
+    own = torch.tensor(values, dtype=torch.float32, device=accelerator.device)
+    summed: Tensor = accelerate.utils.reduce(own, "sum")
+    return summed.tolist()

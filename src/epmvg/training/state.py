@@ -16,8 +16,8 @@ import torch
 from epmvg.data.samples import SAMPLES, Samples
 from epmvg.processes import gathered, told
 from epmvg.training.folder import another_run
+from epmvg.training.optimizer import make_optimizer
 from epmvg.training.run import Position, Run
-from epmvg.training.spread import like, whole
 from epmvg.types import InputError
 from epmvg.writing import naming, replacing, write_text
 
@@ -31,9 +31,9 @@ def save_state(run: Run) -> None:
     torch writes a checksum of each tensor, which `restore` compares.
     """
     own = gathered((_generators(), run.meter.state()))
-    student = whole(run.student.state_dict())
-    beside = {name: whole(part.state_dict()) for name, part in run.beside.items()}
-    optimizer = whole(run.optimizer.state_dict())
+    student = run.student.state_dict()
+    beside = {name: part.state_dict() for name, part in run.beside.items()}
+    optimizer = run.optimizer.state_dict()
     if not run.accelerator.is_main_process:
         return
     for name, tensor in student.items():
@@ -50,6 +50,7 @@ def save_state(run: Run) -> None:
         "student": student,
         "beside": beside,
         "optimizer": optimizer,
+        "new": run.new,
         "random": [random for random, _ in own],  # of each process, like the next
         "meter": [meter for _, meter in own],
         "position": asdict(run.position),
@@ -86,14 +87,13 @@ def restore(run: Run) -> None:
         raise InputError(f"{run.folder} was trained by {processes} processes: resume it with as many.")
     saved = {"student": state["student"]} | state["beside"]
     for name, part in ({"student": run.student} | run.beside).items():
-        own = part.state_dict()
-        part.load_state_dict({key: like(tensor, own[key]) for key, tensor in saved[name].items()})
-    learners = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
-    for number, moments in state["optimizer"]["state"].items():
-        moments |= {name: like(tensor, learners[number]) for name, tensor in moments.items() if name != "step"}
+        part.load_state_dict(saved[name])
+    if run.new != state["new"]:  # what it started from says otherwise now
+        run.new = state["new"]
+        run.optimizer = make_optimizer(run.student, run.recipe.train, run.new, run.beside)
     run.optimizer.load_state_dict(state["optimizer"])
     _set_generators(state["random"][run.accelerator.process_index])
-    run.meter.load_state(state["meter"][run.accelerator.process_index])
+    run.meter.load_state(state["meter"][run.accelerator.process_index], run.accelerator.device)
     run.position = Position(**state["position"])
     metrics = run.folder / "metrics.jsonl"
     if metrics.exists() and run.accelerator.is_main_process:
