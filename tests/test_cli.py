@@ -80,7 +80,7 @@ def test_maps_lie_over_the_photo_a_panel_a_phrase(run: Path, squares: Path, tmp_
 def test_phrases_are_printed_as_they_are_one_line_each(
     run: Path, squares: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wide = "word " * 15 + "[/x]"
+    wide = "photograph " * 12 + "[/x]"
     main_ok(["predict", run, squares.parent / "0.png", "a dog\nand\ta cat", "[man] apple", wide])
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 2 + 3
@@ -88,16 +88,17 @@ def test_phrases_are_printed_as_they_are_one_line_each(
         assert line.endswith(f"  {phrase}")
 
 
-def test_many_images_from_patterns_and_files(run: Path, squares: Path, tmp_path: Path) -> None:
+def test_many_images_from_patterns_and_files(
+    run: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, here = tmp_path / "found.jsonl", squares.parent
     words = ["predict", run, "-p", "the red square", "--phrase", "it", here / "1*.png", here / "0.png"]
-    done = epmvg_command(*words, "--out", out, "--draw", tmp_path / "drawn", "--min-score", "0", "--json")
-    assert done.returncode == 0, done.stderr
+    main_ok([*words, "--out", out, "--draw", tmp_path / "drawn", "--min-score", "0", "--json"])
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     names = ["1.png", "10.png", "11.png", "0.png"]
     expected = [(name, phrase) for name in names for phrase in ("the red square", "it")]
     assert [(Path(row["image"]).name, row["phrase"]) for row in rows] == expected
-    assert json.loads(done.stdout)["rows"] == 8 and all(row["found"] for row in rows)
+    assert json.loads(capsys.readouterr().out)["rows"] == 8 and all(row["found"] for row in rows)
     assert sorted(file.name for file in (tmp_path / "drawn").iterdir()) == sorted(names)
 
 
