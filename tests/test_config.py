@@ -13,11 +13,18 @@ from epmvg.types import InputError
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_recipes_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
-    recipe = Recipe.load(name)
+    recipe = Recipe.load(name, *(["data.name=my.jsonl"] if name == "few-photos" else []))
     assert recipe.about
     preset(recipe.model.preset, **recipe.model.set)
     (tmp_path / "copy.yaml").write_text(recipe.dump())
     assert Recipe.load(tmp_path / "copy.yaml") == recipe
+
+
+def test_a_recipe_without_data_of_its_own_says_what_to_give() -> None:
+    for more in ([], ["data.images=4"]):
+        with pytest.raises(InputError, match=r"few-photos has no data of its own: give data\.name=FILE"):
+            Recipe.load("few-photos", *more)
+    assert Recipe.load("few-photos", "data=my.jsonl").data.name == "my.jsonl"
 
 
 def test_overrides_land_where_they_say() -> None:

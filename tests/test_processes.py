@@ -15,7 +15,7 @@ import epmvg
 from epmvg.config import Recipe
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
-from epmvg.training import loop
+from epmvg.training import Stopped, loop
 from epmvg.training.run import Run
 
 SAME = ["train.store=false", "distill=null", "model=tiny-resnet", "model.pretrained=false", "model.dropout=0"]
@@ -92,7 +92,7 @@ def test_two_processes_and_accumulation_learn_as_one_batch_does(uneven: Path, tm
             assert loss == pytest.approx(step, rel=1e-4, abs=2e-5), name
         for key, tensor in ends["one"].items():
             own, other = seen_by_softmax(key, tensor), seen_by_softmax(key, ends[name][key])
-            torch.testing.assert_close(other, own, atol=1e-4, rtol=1e-3, msg=lambda why, key=key: f"{key}: {why}")
+            torch.testing.assert_close(other, own, atol=1e-4, rtol=1e-3)
 
 
 def seen_by_softmax(name: str, parameter: torch.Tensor) -> torch.Tensor:
@@ -131,3 +131,39 @@ def test_a_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
     assert together(2, lambda: epmvg.train(recipe, tmp_path / "cut", resume=True)) == [0, 0]
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "cut")[name]), name
+
+
+def test_one_process_told_to_stop_stops_all_after_the_same_step(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, "data.images=2", "train.save_every=100")
+    real = loop._step
+
+    def signalled(run: Run, *given: object) -> object:
+        if run.position.step == 1 and run.accelerator.process_index == 1 and not run.stop.number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(run, *given)  # type: ignore[arg-type]
+
+    def work() -> None:
+        try:
+            epmvg.train(recipe, tmp_path / "run")
+        except Stopped as stop:
+            os._exit(stop.status)
+
+    monkeypatch.setattr(loop, "_step", signalled)
+    assert together(2, work) == [128 + signal.SIGTERM] * 2
+    state = torch.load(tmp_path / "run" / "state" / "last.pt", weights_only=True)
+    assert state["position"]["step"] == 3 and len(state["random"]) == 2
+
+
+def test_what_one_process_cannot_read_ends_all_with_the_same_sentence(
+    squares: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = [squares, tmp_path / "missing.jsonl"]
+
+    def work() -> None:
+        epmvg.train(Recipe.load("scenes", f"data.name={names[int(os.environ['RANK'])]}", *SAME), tmp_path / "run")
+
+    assert together(2, work) == [2, 2]
+    assert capfd.readouterr().err.count("missing.jsonl cannot be opened") == 2
+    assert not (tmp_path / "run").exists()

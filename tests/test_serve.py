@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import io
+import json
 import os
 import re
 import signal
@@ -18,16 +19,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from serving import serving
 
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
 from epmvg.predict import Predictor
 from epmvg.serve.app import STATIC, create_app
 from epmvg.serve.limits import Limits
+from epmvg.serve.pictures import FORMATS, Pictures
 from epmvg.serve.server import listen
 from epmvg.types import InputError, Prediction
 
@@ -64,12 +68,19 @@ def agree(answer: dict[str, Any], found: list[Prediction]) -> None:
 class Held:
     """A model that answers when it is let go, and remembers what it was asked."""
 
+    canvas, threshold, knows = 64, 0.5, "coloured rectangles"
+
     def __init__(self) -> None:
         self.go = threading.Event()
         self.entered = threading.Event()
         self.calls: list[list[list[str]]] = []
 
-    def ask(self, questions: Sequence[tuple[Image.Image, list[str]]], keys: Sequence[bytes]) -> list[list[Prediction]]:
+    def ask(
+        self,
+        questions: Sequence[tuple[Image.Image, list[str]]],
+        keys: Sequence[bytes],
+        sizes: Sequence[tuple[int, int]],
+    ) -> list[list[Prediction]]:
         phrases = [asked for _, asked in questions]
         self.calls.append(phrases)
         self.entered.set()
@@ -78,11 +89,11 @@ class Held:
             raise InputError("The phrase 'unreadable' cannot be asked.")
         if any("crash" in asked for asked in phrases):
             raise RuntimeError("out of memory")
-        return [[self._found(image, phrase) for phrase in asked] for image, asked in questions]
+        return [[self._found(*size, phrase) for phrase in asked] for size, asked in zip(sizes, phrases, strict=True)]
 
     @staticmethod
-    def _found(image: Image.Image, phrase: str) -> Prediction:
-        return Prediction(phrase, (0.0, 0.0, float(image.width), float(len(phrase))), 0.5)
+    def _found(width: int, height: int, phrase: str) -> Prediction:
+        return Prediction(phrase, (0.0, 0.0, float(width), float(height)), 0.4 if phrase == "unlikely" else 0.5)
 
 
 @pytest.fixture
@@ -110,7 +121,7 @@ def metric(client: TestClient, name: str) -> float:
 
 
 def test_multipart_and_json_agree_with_the_predictor(client: TestClient, predictor: Predictor) -> None:
-    for kind in ("PNG", "JPEG", "WEBP"):
+    for kind in ("PNG", "JPEG", "WEBP", "TIFF"):
         image = picture(kind=kind)
         found = predictor(image, PHRASES)
         by_form = multipart(client, image, PHRASES)
@@ -160,7 +171,7 @@ def test_a_batch_answers_each_question_for_itself(client: TestClient, predictor:
     assert answer.status_code == 200, answer.text
     first, second, third, fourth = answer.json()["answers"]
     agree(first, predictor(picture(), PHRASES))
-    assert first == fourth and "cannot be read as JPEG" in second["error"] and "empty" in third["error"]
+    assert first == fourth and "give JPEG" in second["error"] and "empty" in third["error"]
 
 
 def test_a_full_house_says_when_to_come_back() -> None:
@@ -177,6 +188,164 @@ def test_a_full_house_says_when_to_come_back() -> None:
         assert client.post("/v1/ground/batch", json=three).status_code == 429
         assert multipart(client, picture(), ["it"]).status_code == 200
         assert metric(client, 'epmvg_requests_total{route="/v1/ground",status="429"}') == 1
+
+
+def test_clients_that_do_not_get_on_take_no_place_from_others() -> None:
+    """Three bodies that stop after their first byte, in a house for two pictures; only what has arrived is counted."""
+    head = b"POST /v1/ground HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    held = Held()
+    held.go.set()
+    with serving(held, Limits(queue=2)) as address, contextlib.ExitStack() as closing:
+        host, port = address.removeprefix("http://").split(":")
+        for _ in range(3):
+            line = closing.enter_context(socket.create_connection((host, int(port)), timeout=20))
+            line.sendall(head + b"Content-Length: 10000000\r\n\r\n-")
+        wait_for(lambda: b"\nepmvg_body_bytes_inside 3.0\n" in urlopen(f"{address}/metrics").read())
+        body = json.dumps(question(picture(), ["it"])).encode()
+        with urlopen(Request(f"{address}/v1/ground", body, JSON)) as answer:
+            assert answer.status == 200
+
+
+def test_bodies_that_have_arrived_are_bounded_together_and_given_back(predictor: Predictor) -> None:
+    image = picture(kind="BMP")
+    with TestClient(create_app(predictor, Limits(upload=20_000, bodies=20_000))) as client:
+        for _ in range(3):
+            assert multipart(client, image, ["it"]).status_code == 200 and len(image) > 10_000
+            assert metric(client, "epmvg_body_bytes_inside") == 0
+    held = Held()
+    with TestClient(create_app(held, Limits(upload=20_000, bodies=20_000))) as client, ThreadPoolExecutor(2) as pool:
+        batch = {"questions": [question(image, ["it"])]}
+        first = pool.submit(client.post, "/v1/ground/batch", json=batch)
+        assert held.entered.wait(30)
+        assert client.post("/v1/ground/batch", json=batch).status_code == 429
+        held.go.set()
+        assert first.result().status_code == 200
+    with pytest.raises(InputError, match="`bodies`"):
+        Limits(upload=2, bodies=1)
+
+
+def test_a_picture_that_waits_is_no_larger_than_the_model_sees() -> None:
+    """A photo of 6 megapixels takes kilobytes until it is asked about, and its box is in its own pixels."""
+    pictures = Pictures(Limits(), 64)
+    for kind in ("JPEG", "PNG"):
+        kept, _ = pictures.open(picture(size=(3000, 2000), kind=kind))
+        assert max(kept.image.size) == 64 and kept.size == (3000, 2000)
+    held = Held()
+    held.go.set()
+    with TestClient(create_app(held)) as client:
+        answer = multipart(client, picture(size=(600, 400)), ["it"]).json()
+    assert (answer["width"], answer["height"]) == (600, 400) and answer["results"][0]["box"] == [0, 0, 600, 400]
+
+
+def test_the_formats_and_the_bound_hold_for_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One opening judges a picture and decodes it."""
+    opened: list[Any] = []
+    read = Image.open
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        opened.append(options.get("formats"))
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(Image, "open", noted)
+    Pictures(Limits(), 64).open(picture())
+    assert opened == [FORMATS]
+
+
+def test_base64_in_its_usual_spellings(client: TestClient) -> None:
+    image = picture("white", (6, 5), "BMP")
+    whole = base64.b64encode(image).decode()
+    assert "/" in whole and whole.endswith("=")
+    urlsafe = base64.urlsafe_b64encode(image).decode()
+    spellings = [whole, base64.encodebytes(image).decode(), urlsafe, urlsafe.rstrip("="), whole.rstrip("=") + "\n"]
+    spellings += [f"data:image/bmp;base64,{base64.encodebytes(image).decode()}", "\r\n".join(whole)]
+    answers = [client.post("/v1/ground", json={"image": text, "phrases": ["it"]}) for text in spellings]
+    assert [answer.status_code for answer in answers] == [200] * len(spellings)
+    assert len({answer.text for answer in answers}) == 1
+    for wrong in ("a", "aaaa=aaa", "aa*a", "aaé="):
+        assert "not base64" in client.post("/v1/ground", json={"image": wrong, "phrases": ["it"]}).json()["error"]
+
+
+def test_phrases_in_every_way_that_clients_send_them(client: TestClient) -> None:
+    image = picture()
+
+    def form(field: str, *values: str) -> Any:
+        return client.post("/v1/ground", files={"image": image}, data={field: list(values)})
+
+    two = [form("phrases", "it", "a dog"), form("phrases[]", "it", "a dog"), form("phrases", '["it", "a dog"]')]
+    for answer in two:
+        assert [one["phrase"] for one in answer.json()["results"]] == ["it", "a dog"], answer.text
+    one = client.post("/v1/ground", json=question(image, []) | {"phrases": "it"})
+    assert one.json() == form("phrases", "it").json()
+    for literal in ("[it]", "[1, 2]", "[]"):
+        assert form("phrases", literal).json()["results"][0]["phrase"] == literal
+    assert "once for each phrase" in form("phrases", "['it', 'a dog']").json()["error"]
+    assert "There are 33 phrases" in form("phrases", str(["it"] * 33).replace("'", '"')).json()["error"]
+
+
+def test_what_scores_too_little_is_not_found(predictor: Predictor) -> None:
+    held, image = Held(), picture()
+    held.go.set()
+    asked = question(image, ["unlikely", "it"])
+    with TestClient(create_app(held)) as client:
+
+        def found(min_score: Any) -> list[bool]:
+            by_json = client.post("/v1/ground", json=asked | {"min_score": min_score}).json()
+            by_form = client.post(
+                "/v1/ground", files={"image": image}, data={"phrases": asked["phrases"], "min_score": str(min_score)}
+            ).json()
+            both = {"questions": [asked | {"min_score": min_score}, asked | {"min_score": "high"}]}
+            of_batch, fault = client.post("/v1/ground/batch", json=both).json()["answers"]
+            assert by_json == by_form == of_batch and "min_score" in fault["error"]
+            return [one["found"] for one in by_json["results"]]
+
+        assert found("auto") == found(0.5) == [False, True]  # the stored threshold is 0.5
+        assert found(0.4) == found(0) == [True, True] and found(1) == [False, False]
+        assert all(one["found"] for one in client.post("/v1/ground", json=asked).json()["results"])
+        for wrong in (2, -0.1, "0.5", "high", True, [0.5], 10**400):
+            refused = client.post("/v1/ground", json=asked | {"min_score": wrong})
+            assert refused.status_code == 422 and "a number from 0 to 1" in refused.json()["error"], refused.text
+        refused = client.post("/v1/ground", content=b'{"image": "", "phrases": "it", "min_score": NaN}', headers=JSON)
+        assert refused.status_code == 422
+    with TestClient(create_app(predictor)) as client:
+        assert "no stored threshold" in client.post("/v1/ground", json=asked | {"min_score": "auto"}).json()["error"]
+
+
+def test_what_the_model_knows_is_said() -> None:
+    with TestClient(create_app(Held())) as client:
+        told = client.get("/healthz").json()
+    assert (told["status"], told["knows"], told["threshold"]) == ("ok", "coloured rectangles", 0.5)
+
+
+def test_head_is_answered_as_get_without_a_body(client: TestClient) -> None:
+    for path in (
+        "/",
+        "/docs",
+        "/healthz",
+        "/metrics",
+        "/samples",
+        "/samples/0.jpg",
+        "/openapi.json",
+        "/static/page.js",
+    ):
+        got, head = client.get(path), client.head(path)
+        assert head.status_code == 200 and head.content == b"", path
+        assert head.headers["content-type"] == got.headers["content-type"]
+    assert client.head("/v1/ground").status_code == 405
+    assert client.head("/nothing").status_code == 404
+
+
+def test_a_name_that_is_not_this_server_s_is_refused(predictor: Predictor) -> None:
+    """So a page of another site, whose name was made to resolve to this machine, reads nothing."""
+    with TestClient(create_app(predictor, hosts=["localhost", "[::1]"])) as client:
+        for host, status in {
+            "localhost:8000": 200,
+            "LOCALHOST": 200,
+            "[::1]:80": 200,
+            "evil.example:8000": 400,
+        }.items():
+            answer = client.get("/healthz", headers={"host": host})
+            assert answer.status_code == status, host
+        assert "--allow-host" in answer.json()["error"] and "content-security-policy" in answer.headers
 
 
 def test_a_late_answer_is_a_504_and_leaves_nothing_behind() -> None:
@@ -249,8 +418,8 @@ def test_bad_bodies_are_one_sentence(client: TestClient) -> None:
         (client.post("/v1/ground", files=files, data={"phrase": "it"}), 422, "no field 'phrase'"),
         (client.post("/v1/ground", files=[("image", image), ("image", image)]), 422, "must be one file"),
         (client.post("/v1/ground", files={**files, "phrases": ("a", b"it")}), 422, "must be text"),
-        (multipart(client, b"", ["it"]), 422, "cannot be read as JPEG"),
-        (multipart(client, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", ["it"]), 422, "cannot be read"),
+        (multipart(client, b"", ["it"]), 422, "is empty"),
+        (multipart(client, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", ["it"]), 422, "give JPEG"),
         (multipart(client, picture(kind="JPEG")[:-40], ["it"]), 422, "cannot be decoded"),
         (multipart(client, image, [" "]), 422, "the phrase is empty"),
         (multipart(client, image, ["word " * 30]), 422, "word pieces"),
@@ -268,6 +437,10 @@ def test_a_failing_model_is_a_500_without_its_innards(caplog: pytest.LogCaptureF
     held = Held()
     held.go.set()
     with TestClient(create_app(held)) as client:
+        batch = [question(picture("navy"), ["crash"]), question(picture(), ["fine"])]
+        first, second = client.post("/v1/ground/batch", json={"questions": batch}).json()["answers"]
+        assert first == {"error": "The server failed; its log says why."} and second["results"][0]["phrase"] == "fine"
+        assert metric(client, "epmvg_pictures_inside") == 0
         answer = multipart(client, picture(), ["crash"])
         assert answer.status_code == 500 and answer.json() == {"error": "The server failed; its log says why."}
         assert "out of memory" in caplog.text and "content-security-policy" in answer.headers
@@ -299,7 +472,7 @@ def test_counters_move(client: TestClient) -> None:
 
 
 def test_kept_pictures_stay_within_their_bytes(predictor: Predictor) -> None:
-    with TestClient(create_app(predictor, Limits(kept=2 * 3 * 80 * 60))) as client:
+    with TestClient(create_app(predictor, Limits(kept=2 * 3 * 64 * 48))) as client:
         for colour in ("teal", "navy", "gold", "teal", "gold"):
             multipart(client, picture(colour), ["it"])
         assert metric(client, 'epmvg_pictures_total{kept="yes"}') == 1
@@ -372,8 +545,8 @@ def test_a_stopped_server_finishes_what_it_accepted(run: Path, tmp_path: Path) -
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=60) as line:
             line.sendall(
-                b"POST /v1/ground HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Type: multipart/form-data; "
-                b"boundary=x\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:100]
+                b"POST /v1/ground HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:100]
             )
             time.sleep(0.5)
             process.send_signal(signal.SIGTERM)

@@ -54,7 +54,7 @@ def drawn(kind: str, size: tuple[int, int] = (24, 16), **options: Any) -> bytes:
     return out.getvalue()
 
 
-WHOLE = {kind: drawn(kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")}
+WHOLE = {kind: drawn(kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")}
 GOOD = base64.b64encode(WHOLE["PNG"]).decode()
 
 
@@ -73,7 +73,9 @@ def client(ground: Predictor) -> Iterator[TestClient]:
 class Anywhere:
     """A model that finds everything everywhere."""
 
-    def ask(self, questions: Any, keys: Any) -> list[list[Prediction]]:
+    canvas, threshold, knows = 64, None, None
+
+    def ask(self, questions: Any, keys: Any, sizes: Any) -> list[list[Prediction]]:
         box: Box = (0.0, 0.0, 1.0, 1.0)
         return [[Prediction(phrase, box, 0.5) for phrase in phrases] for _, phrases in questions]
 
@@ -456,6 +458,37 @@ def test_who_does_not_get_on_is_cut() -> None:
                 time.sleep(0.1)
             else:
                 raise AssertionError("the server still waits for who takes nothing")
+
+
+def test_an_idle_connection_is_kept_and_a_begun_head_is_not() -> None:
+    """Proxies keep connections idle for a minute: longer than a request's head may take."""
+    get = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+    with serving(Anywhere(), Limits(head_seconds=0.3, keep_alive=1.5)) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as line:
+            for _ in range(2):
+                line.sendall(get)
+                said = b""
+                while not said.endswith(b"}"):
+                    said += line.recv(65_536)
+                assert said.startswith(b"HTTP/1.1 200")
+                time.sleep(0.8)
+            line.sendall(get[:9])
+            started = time.perf_counter()
+            with suppress(ConnectionError):
+                assert line.recv(1) == b""
+            assert time.perf_counter() - started < 1.2
+        with socket.create_connection((host, int(port)), timeout=20) as line:
+            line.sendall(get)
+            assert b"".join(iter(lambda: line.recv(65_536), b"")).endswith(b"}"), "an idle line is closed in the end"
+    assert Limits().keep_alive > 75
+
+
+def test_a_body_that_pauses_is_refused() -> None:
+    head = b"POST /v1/ground HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{"
+    with serving(Anywhere(), Limits(pause_seconds=0.3, head_seconds=0.3)) as address:
+        said = send(address, head, rest=b"-")
+        assert said.startswith(b"HTTP/1.1 408 ") and b"stopped arriving" in said
 
 
 def test_only_so_many_connections() -> None:

@@ -16,6 +16,7 @@ from serving import serving
 
 from epmvg.models.grounder import Grounder
 from epmvg.predict import Predictor
+from epmvg.types import Prediction
 
 CHROMIUM = shutil.which("chromium")
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
@@ -205,6 +206,34 @@ def test_the_api_page_tells_every_operation(visit: Visit, address: str) -> None:
         ]
         assert '"phrases": [string, ...]' in page.locator("#operations").inner_text()
         shoot(page, name)
+
+
+def test_the_model_says_what_it_knows_and_the_bound_hides_what_is_not_found(visit: Visit) -> None:
+    class Two:
+        canvas, threshold, knows = 64, 0.5, "drawn scenes"
+
+        def ask(self, questions: Any, keys: Any, sizes: Any) -> list[list[Prediction]]:
+            box = (0.0, 0.0, 9.0, 9.0)
+            return [[Prediction(phrase, box, len(phrase) / 10) for phrase in phrases] for _, phrases in questions]
+
+    with serving(Two()) as address:
+        page = visit(address)
+        page.get_by_text("This model knows: drawn scenes.").wait_for()
+        assert page.get_by_label("Found from a score of").input_value() == "0.5"
+        page.locator("#samples button").first.click()
+        first_phrase(page).fill("four")
+        page.get_by_text("Answered in").wait_for()
+        assert page.locator(".box").count() == 0 and page.locator("#rows output").inner_text() == "0.40"
+        page.get_by_label("Found from a score of").fill("0.4")
+        assert page.locator(".box").count() == 1
+
+
+def test_an_answer_that_is_not_the_server_s_is_named(visit: Visit, address: str) -> None:
+    page = visit(address)
+    page.route("**/v1/ground", lambda route: route.fulfill(status=200, body="<html>Sign in</html>"))
+    page.locator("#samples button").first.click()
+    first_phrase(page).fill("it")
+    page.get_by_text("The answer was not the server's own (status 200").wait_for()
 
 
 def test_a_closed_server_asks_for_its_token(visit: Visit, tiny: Grounder) -> None:

@@ -194,6 +194,9 @@ class Recipe(Settings):
         values = _read_yaml(source)
         for override in overrides:
             _apply(values, override)
+        data = values.get("data")
+        if isinstance(data, dict) and data.get("name", "") is None:
+            raise InputError(f"The recipe {source} has no data of its own: give data.name=FILE, such as my.jsonl.")
         if _lacks_teacher(values.get("distill")):
             said = [override for override in overrides if override.startswith("distill.")]
             if said:

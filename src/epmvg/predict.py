@@ -86,7 +86,8 @@ class Predictor:
     Args:
         run: a folder that training or `epmvg export` wrote, OWNER/NAME of a model on the Hugging Face hub, or a model,
             which is copied as it is now.
-        device: where torch computes, for example "cuda"; the CPU by default.
+        device: where torch computes, for example "cuda" or "auto", which takes a GPU where there is one; the CPU by
+                default.
         precision: fp32, bf16, or auto, which is bf16 where the hardware has it. The default gives the boxes that
             `epmvg evaluate` scores, on any machine.
         compile: let torch.compile make kernels for the shapes met.

@@ -64,22 +64,41 @@ class Narrator:
             self._advance(f"{who}learning", row["step"], row["steps"], note)
             if not self.console.is_terminal and row["step"] * 10 // row["steps"] != self.said.get(who, 0):
                 self.said[who] = row["step"] * 10 // row["steps"]
-                self.console.print(f"{who}step {row['step']}/{row['steps']}: {note}", soft_wrap=True)
+                self._say(f"{who}step {row['step']}/{row['steps']}: {note}")
         elif event == "store":
             self._advance(f"{who}{row['name']}", row["done"], row["total"], "")
         elif event == "evaluate":
             sample = f" of {row['sample_of']:,}, a sample" if "sample_of" in row else ""
-            self.console.print(
+            self._say(
                 f"{who}{row['data']} {row['split']} after {row['phrases']:,} phrases, {row['seconds']:.0f} s: "
-                f"Acc@0.5 {row['acc50']:.3f}, mean IoU {row['miou']:.3f} ({row['n']:,} phrases{sample})",
-                soft_wrap=True,
+                f"Acc@0.5 {row['acc50']:.3f}, mean IoU {row['miou']:.3f} ({row['n']:,} phrases{sample})"
             )
         elif event == "skipped":
-            self.console.print(f"{who}{row['why']}.", soft_wrap=True)
+            self._say(f"{who}{row['why'].rstrip('.')}.")
+        elif event == "begin":
+            self._say(who + _beginning(row))
+        elif event == "end":
+            self._say(
+                f"{who}best on {row['split']}: Acc@0.5 {row['best']:.3f} at step {row['best_step']} of {row['steps']}, "
+                f"kept in {row['folder']}/model.safetensors"
+            )
         elif event == "say":
-            self.console.print(row["text"], soft_wrap=True)
+            self._say(row["text"])
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
     def _advance(self, title: str, done: int, total: int, note: str) -> None:
         if title not in self.tasks:
             self.tasks[title] = self.bar.add_task(title, note="")
         self.bar.update(self.tasks[title], completed=done, total=total, note=note)
+
+
+def _beginning(row: dict[str, Any]) -> str:
+    """Say what a training learns from, starts from, runs on and writes to."""
+    processes = f", {row['processes']} processes" if row["processes"] > 1 else ""
+    where = f"going on at step {row['step']} of {row['steps']}" if row["step"] else f"{row['steps']} steps"
+    return (
+        f"{row['data']}: training on {row['train']}, validation on {row['val']}; model {row['start']}; "
+        f"device {row['device']}{processes}; {where}; the run goes to {row['folder']}"
+    )

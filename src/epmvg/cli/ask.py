@@ -19,11 +19,18 @@ def serve(
     token: Annotated[
         str | None, typer.Option(envvar="EPMVG_TOKEN", help="Bearer token to ask for; better set as a variable.")
     ] = None,
-    queue: Annotated[int, typer.Option(help="Pictures in the house at once; more are told to come back.")] = 64,
+    queue: Annotated[int, typer.Option(help="Pictures inside at once; more are told to come back.")] = 64,
     upload_mb: Annotated[int, typer.Option(help="Largest request, MB.")] = 20,
     megapixels: Annotated[int, typer.Option(help="Largest picture, million pixels.")] = 50,
     seconds: Annotated[int, typer.Option(help="Longest wait for an answer.")] = 30,
-    device: Annotated[str, typer.Option(help="Where the model computes, for example cuda.")] = "cpu",
+    keep_alive: Annotated[
+        int, typer.Option(help="Seconds a connection may stay idle; give more than the proxy in front.")
+    ] = 90,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A further name in Host headers to answer to, on 127.0.0.1 without a token."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the model computes: auto, cpu, cuda, mps ...")] = "auto",
 ) -> None:
     """Serve a run: an HTTP API, and a page to try it on."""
     try:
@@ -32,8 +39,16 @@ def serve(
     except ModuleNotFoundError as error:
         raise InputError(f"`epmvg serve` needs {error.name}: pip install 'epmvg[serve]'.") from error
 
-    limits = Limits(queue=queue, upload=upload_mb * 10**6, pixels=megapixels * 10**6, seconds=seconds)
-    run_server(run, host=host, port=port, limits=limits, token=token, device=device)
+    upload = upload_mb * 10**6
+    limits = Limits(
+        queue=queue,
+        upload=upload,
+        bodies=8 * upload,
+        pixels=megapixels * 10**6,
+        seconds=seconds,
+        keep_alive=keep_alive,
+    )
+    run_server(run, host=host, port=port, limits=limits, token=token, device=device, allowed_hosts=allow_host or ())
 
 
 def bench(

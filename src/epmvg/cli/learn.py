@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from epmvg.cli.screen import console, errors, table, told
+from epmvg.cli.screen import DEVICE, console, errors, is_first, table, told
 
 
 class Scaled(StrEnum):
@@ -58,16 +62,43 @@ def train(
     settings: Annotated[list[str] | None, typer.Argument(help="key=value, for example train.epochs=3.")] = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/run"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved step of --out.")] = False,
+    device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
 ) -> None:
-    """Train a student, with its teacher unless distill=null."""
+    """Train a student, with its teacher unless distill=null.
+
+    Ctrl-C and SIGTERM end it after the step that is being taken, and --resume goes on; a second one ends it at once.
+    """
     from epmvg.config import Recipe
     from epmvg.terminal import Narrator
     from epmvg.training import train as run
 
     loaded = Recipe.load(recipe, *(settings or []))
-    with Narrator(told) as narrator:
-        folder = run(loaded, out, resume=resume, report=narrator)
-    console.print(f"The run is in {folder}", soft_wrap=True)
+    again = ["epmvg", "train", recipe, *(settings or []), "--out", str(out), "--resume"]
+    again += [] if device == "auto" else ["--device", device]
+    with _stoppable(again), Narrator(told) as narrator:
+        folder = run(loaded, out, resume=resume, device=device, report=narrator)
+    if is_first():
+        place = shlex.quote(str(folder))
+        console.print(f"The run is in {folder}. Next:", soft_wrap=True)
+        console.print(f"  epmvg evaluate {place}\n  epmvg predict {place} PHOTO.jpg 'a phrase'", soft_wrap=True)
+
+
+@contextmanager
+def _stoppable(again: list[str] | None) -> Iterator[None]:
+    """Where a signal ends a training, say so and how to go on, and end with the signal's status.
+
+    Args:
+        again: the command that goes on; None where it is the same command once more.
+    """
+    from epmvg.training import Stopped
+
+    try:
+        yield
+    except Stopped as stop:
+        if is_first():
+            how = "the same command" if again is None else shlex.join(again)
+            print(f"epmvg: {stop}; go on with: {how}", file=sys.stderr)
+        raise typer.Exit(stop.status) from stop
 
 
 def teacher_train(
@@ -128,7 +159,7 @@ def reproduce(
     from epmvg.reproduce import reproduce as run
     from epmvg.terminal import Narrator
 
-    with Narrator(errors) as narrator:
+    with _stoppable(None), Narrator(errors) as narrator:
         result = run(
             table, settings or [], scale=scale.value, seeds=seeds, out=out, root=root, dry_run=dry_run, report=narrator
         )

@@ -6,6 +6,7 @@ would have seen, and the batches of a training are the same for any number of wo
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -117,6 +118,7 @@ class GroundingLoader:
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,
+            worker_init_fn=_leave_signals,
             generator=torch.Generator(),  # its own: a resumed run must not draw from the student's once more
         )
         for batch in loader:
@@ -227,6 +229,14 @@ class _Batches(Dataset[Batch | InputError]):
             return self.loader.load(self.epoch, self.plans[index])
         except InputError as error:
             return error
+
+
+def _leave_signals(_: int) -> None:
+    """In a worker: leave it to the process that it works for to answer what a terminal or scheduler sends to both."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which ends a worker
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _size_of(path: Path) -> tuple[int, int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Sequence
+import logging
+from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from io import BytesIO
@@ -20,17 +21,21 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from epmvg import __version__
 from epmvg.data.scenes import draw_scene
-from epmvg.serve.batching import Batcher, Gate, Waiting
+from epmvg.serve.batching import Batcher, Waiting
 from epmvg.serve.contract import Fault, batch_body, faults, question_body
-from epmvg.serve.engine import Ground, Pictures, answer
-from epmvg.serve.guard import Guard, bearer
-from epmvg.serve.intake import Asked, Question, asked_of, read_question, read_questions
+from epmvg.serve.engine import Ground, answer
+from epmvg.serve.gate import Gate, Share
+from epmvg.serve.guard import FAILED, Guard, bearer
+from epmvg.serve.intake import Asked, Bound, Question, asked_of, read_question, read_questions
 from epmvg.serve.limits import Limits, RefusalError
 from epmvg.serve.meters import Meters
+from epmvg.serve.pictures import Pictures
 from epmvg.types import Box, InputError
 
 STATIC = Path(__file__).parent / "static"
 SAMPLES = 4
+
+log = logging.getLogger("epmvg.serve")
 
 
 class Found(BaseModel):
@@ -39,6 +44,7 @@ class Found(BaseModel):
     phrase: str
     box: Box  # (x0, y0, x1, y1) in pixels of the upright picture
     score: float  # 0..1
+    found: bool  # the score is at least the `min_score` asked for
 
 
 class Answer(BaseModel):
@@ -60,6 +66,8 @@ class Health(BaseModel):
 
     status: Literal["ok"] = "ok"
     version: str = __version__
+    knows: str | None  # what the model was trained to recognise, where it is stated
+    threshold: float | None  # the stored score from which a phrase counts as found, `min_score` "auto"
 
 
 class Sample(BaseModel):
@@ -74,17 +82,19 @@ class House:
 
     def __init__(self, ground: Ground, limits: Limits) -> None:
         self.limits = limits
-        self.gate = Gate(limits.queue)
-        self.meters = Meters(lambda: self.gate.inside)
-        self._answer = functools.partial(answer, ground)
-        self._pictures = Pictures(limits)
+        self.ground = ground
+        self.gate = Gate(limits.queue, pace=0.1)  # the first guess is a small model's on a CPU
+        self.bodies = Gate(limits.bodies)
+        self.meters = Meters(lambda: self.gate.inside, lambda: self.bodies.inside)
+        self._pictures = Pictures(limits, ground.canvas)
         self._readers = ThreadPoolExecutor(2, "epmvg-pictures")
         self._batcher: Batcher | None = None
 
     @asynccontextmanager
     async def open(self, _: FastAPI) -> AsyncIterator[None]:
         """Answer questions while the block runs; at its end those accepted are answered first."""
-        self._batcher = Batcher(self._answer, self.limits.batch, self.limits.together, self._note)
+        work = functools.partial(answer, self.ground)
+        self._batcher = Batcher(work, self.limits.batch, self.limits.together, self._note)
         try:
             yield
         finally:
@@ -95,17 +105,26 @@ class House:
         """When a request that comes now has to be answered, on the loop's clock."""
         return asyncio.get_running_loop().time() + self.limits.seconds
 
-    async def ask(self, asked: Asked, deadline: float) -> Answer:
+    async def ask(self, asked: Asked, deadline: float, body: Share | None = None) -> Answer:
         """Answer one question.
+
+        Args:
+            asked: loses its bytes once they are decoded.
+            deadline: on the loop's clock.
+            body: the room that those bytes take, given back then.
 
         Raises:
             RefusalError: 422, or 504 after the deadline.
         """
         assert self._batcher is not None
+        bound = self._bound(asked.min_score)
         try:
             async with asyncio.timeout_at(deadline):
                 loop = asyncio.get_running_loop()
                 picture, kept = await loop.run_in_executor(self._readers, self._pictures.open, asked.image)
+                asked.image = b""
+                if body is not None:
+                    body.release()
                 self.meters.pictures.labels("yes" if kept else "no").inc()
                 found = await self._batcher.ask(picture, asked.phrases)
         except TimeoutError as error:
@@ -113,15 +132,27 @@ class House:
         except InputError as error:
             raise RefusalError(422, str(error)) from error
         self.meters.phrases.inc(len(found))
-        results = [Found(phrase=one.phrase, box=one.box, score=one.score) for one in found]
-        return Answer(width=picture.image.width, height=picture.image.height, results=results)
+        results = [Found(phrase=one.phrase, box=one.box, score=one.score, found=one.score >= bound) for one in found]
+        width, height = picture.size
+        return Answer(width=width, height=height, results=results)
 
     async def ask_of_batch(self, question: Question, deadline: float) -> Answer | Fault:
-        """Answer one question of a batch; what is wrong with it is its own answer."""
+        """Answer one question of a batch; whatever goes wrong with it is its own answer."""
         try:
             return await self.ask(asked_of(question, self.limits), deadline)
         except RefusalError as refusal:
             return Fault(error=refusal.sentence)
+        except Exception:
+            log.exception("a question of a batch failed")
+            return Fault(error=FAILED)
+
+    def _bound(self, given: Bound) -> float:
+        """Return the lowest score that counts as found."""
+        if given != "auto":
+            return given
+        if self.ground.threshold is None:
+            raise RefusalError(422, "This model has no stored threshold: give `min_score` a number from 0 to 1.")
+        return self.ground.threshold
 
     def _note(self, batch: Sequence[Waiting], seconds: float) -> None:
         self.gate.note(len(batch), seconds)
@@ -139,13 +170,16 @@ async def _arriving(deadline: float) -> AsyncIterator[None]:
         raise RefusalError(408, "The request took too long to arrive: send a smaller picture.") from error
 
 
-def create_app(ground: Ground, limits: Limits | None = None, *, token: str | None = None) -> FastAPI:
+def create_app(
+    ground: Ground, limits: Limits | None = None, *, token: str | None = None, hosts: Collection[str] = ()
+) -> FastAPI:
     """Build the server's application.
 
     Args:
         ground: a `Predictor`, or what answers like one; called in one thread.
         limits: bounds on work, memory and patience.
         token: what /v1 and /metrics ask for as a bearer token; without one they are open.
+        hosts: the names, as in a Host header without the port, under which it answers; none given allow all.
     """
     house = House(ground, limits or Limits())
     app = FastAPI(
@@ -156,7 +190,7 @@ def create_app(ground: Ground, limits: Limits | None = None, *, token: str | Non
         redoc_url=None,
         lifespan=house.open,
     )
-    app.add_middleware(Guard, meters=house.meters)
+    app.add_middleware(Guard, meters=house.meters, hosts=hosts)
     app.add_exception_handler(RefusalError, _refused)
     app.add_exception_handler(HTTPException, _lost)
     secured = [Depends(bearer(token))] if token else []
@@ -184,15 +218,17 @@ def _grounding(house: House) -> APIRouter:
         "/v1/ground",
         summary="Find phrases in a picture",
         responses=faults(400, 401, 408, 413, 415, 422, 429, 504),
-        openapi_extra=question_body(house.limits),
+        openapi_extra=question_body(house.limits, calibrated=house.ground.threshold is not None),
     )
     async def ground(request: Request) -> Answer:
         """Boxes are (x0, y0, x1, y1) in pixels of the picture as it is displayed (EXIF orientation applied)."""
         deadline = house.deadline()
-        with house.gate.admit():
+        house.gate.require()
+        with house.bodies.admit(0) as body:
             async with _arriving(deadline):
-                asked = await read_question(request, house.limits)
-            return await house.ask(asked, deadline)
+                asked = await read_question(request, house.limits, body)
+            with house.gate.admit():
+                return await house.ask(asked, deadline, body)
 
     @router.post(
         "/v1/ground/batch",
@@ -203,10 +239,11 @@ def _grounding(house: House) -> APIRouter:
     async def ground_batch(request: Request) -> Answers:
         """A question that cannot be answered has an error in place of its answer; the others are not affected."""
         deadline = house.deadline()
-        with house.gate.admit():
+        house.gate.require()
+        with house.bodies.admit(0) as body:
             async with _arriving(deadline):
-                questions = await read_questions(request, house.limits)
-            with house.gate.admit(len(questions) - 1):
+                questions = await read_questions(request, house.limits, body)
+            with house.gate.admit(len(questions)):
                 asked = (house.ask_of_batch(question, deadline) for question in questions)
                 return Answers(answers=await asyncio.gather(*asked))
 
@@ -218,7 +255,7 @@ def _watching(house: House, secured: list[Any]) -> APIRouter:
 
     @router.get("/healthz", summary="Say that the server is up")
     async def health() -> Health:
-        return Health()
+        return Health(knows=house.ground.knows, threshold=house.ground.threshold)
 
     @router.get(
         "/metrics",

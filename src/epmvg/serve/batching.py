@@ -1,4 +1,4 @@
-"""Questions of many requests answered together: a gate that bounds them, a batcher that gathers what waits.
+"""Questions of many requests answered together.
 
 While the model looks at one batch the next one gathers by itself, so nobody waits for a timer.
 """
@@ -6,16 +6,13 @@ While the model looks at one batch the next one gathers by itself, so nobody wai
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-from epmvg.serve.intake import Picture
-from epmvg.serve.limits import RefusalError
+from epmvg.serve.pictures import Picture
 from epmvg.types import Prediction
 
 Outcome = list[Prediction] | Exception
@@ -29,36 +26,6 @@ class Waiting:
     picture: Picture
     phrases: list[str]
     answer: asyncio.Future[list[Prediction]]
-
-
-class Gate:
-    """Count the pictures in the house and refuse those that find no room."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.inside = 0
-        self.pace = 0.1  # seconds a picture stays, a running mean; the first guess is a small model's on a CPU
-
-    @contextmanager
-    def admit(self, pictures: int = 1) -> Iterator[None]:
-        """Hold room for some pictures while the block runs.
-
-        Raises:
-            RefusalError: 429 with Retry-After, there is no room.
-        """
-        if self.inside + pictures > self.room:
-            wait = min(60, max(1, math.ceil(self.inside * self.pace)))
-            sentence = f"The server is busy: ask again in {wait} s."
-            raise RefusalError(429, sentence, {"Retry-After": str(wait)})
-        self.inside += pictures
-        try:
-            yield
-        finally:
-            self.inside -= pictures
-
-    def note(self, pictures: int, seconds: float) -> None:
-        """Learn from a batch how long a picture takes."""
-        self.pace += 0.2 * (seconds / pictures - self.pace)
 
 
 class Batcher:

@@ -41,23 +41,34 @@ def faults(*statuses: int) -> dict[int | str, Schema]:
     }
 
 
-def question_body(limits: Limits) -> Schema:
-    """Describe one question, multipart or JSON."""
-    form = _object(
-        image={"type": "string", "format": "binary", "description": "A JPEG, PNG, WebP, GIF, BMP or AVIF file."},
-        phrases=_phrases(f"The field once for each thing to find, {_how_many(limits)}") | _bounds(limits),
+def question_body(limits: Limits, *, calibrated: bool) -> Schema:
+    """Describe one question, multipart or JSON; only a calibrated model takes "auto"."""
+    scores: list[Schema] = [{"type": "number", "minimum": 0, "maximum": 1}]
+    if calibrated:
+        scores.append({"type": "string", "enum": ["auto"]})
+    file = {"type": "string", "format": "binary", "description": "A JPEG, PNG, WebP, GIF, BMP, AVIF or TIFF file."}
+    several = _phrases(f"The field once for each thing to find, {_how_many(limits)}") | _bounds(limits)
+    form = _object(image=file, phrases=several, min_score={"anyOf": scores, "description": MIN_SCORE})
+    listed = _phrases(f"What to find, {_how_many(limits)}; or one phrase") | _bounds(limits)
+    json = _object(
+        image=IMAGE,
+        phrases={"anyOf": [listed, listed["items"]]},
+        min_score={"anyOf": [*scores, {"type": "null"}], "description": MIN_SCORE},
     )
-    json = _object(image=IMAGE, phrases=_phrases(f"What to find, {_how_many(limits)}") | _bounds(limits))
     return _body({"multipart/form-data": form, "application/json": json})
 
 
 def batch_body(limits: Limits) -> Schema:
-    """Describe several questions, JSON. How many phrases one has, and how long, is its own answer's matter."""
+    """Describe several questions, JSON. Phrases out of bounds are their own answer's matter."""
     questions = {
         "type": "array",
         "minItems": 1,
         "maxItems": limits.pictures,
-        "items": _object(image=IMAGE, phrases=_phrases(f"What to find, {_how_many(limits)}")),
+        "items": _object(
+            image=IMAGE,
+            phrases={"anyOf": [_phrases(f"What to find, {_how_many(limits)}; or one phrase"), {"type": "string"}]},
+            min_score={"description": MIN_SCORE},
+        ),
         "description": f"1 to {limits.pictures}, each a picture and its phrases.",
     }
     return _body({"application/json": _object(questions=questions)})
@@ -74,6 +85,11 @@ IMAGE = {
 }
 
 
+MIN_SCORE = (
+    "The score from which a phrase counts as `found`, 0 to 1 or auto (the model's stored threshold); 0 if absent"
+)
+
+
 def _phrases(description: str) -> Schema:
     return {"type": "array", "items": {"type": "string"}, "description": description}
 
@@ -88,8 +104,8 @@ def _bounds(limits: Limits) -> Schema:
 
 
 def _object(**properties: Schema) -> Schema:
-    """An object with these fields and no others, all of them required."""
-    required = list(properties)
+    """An object with these fields and no others; all but `min_score` are required."""
+    required = [name for name in properties if name != "min_score"]
     return {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
 
 

@@ -1,31 +1,31 @@
-"""From the bytes of a request to a picture and phrases; whatever is wrong with them is a `RefusalError`."""
+"""From the bytes of a request to what is asked; whatever is wrong with them is a `RefusalError`."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import json
 import logging
+import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from io import BytesIO
-from typing import TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from epmvg.data.jsonl import phrase_fault
-from epmvg.data.photos import open_image
+from epmvg.serve.gate import Share
 from epmvg.serve.limits import Limits, RefusalError
-from epmvg.types import InputError
 
 Body = TypeVar("Body", bound=BaseModel)
+Bound = float | Literal["auto"]
+"""A score from which a phrase counts as found; "auto" is the one stored with the model."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
-"""What browsers show. Pillow's other readers are kept from strangers' bytes."""
-
+FIELDS = ("image", "phrases", "phrases[]", "min_score")
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it would log strangers' broken forms letter by letter
 
@@ -36,7 +36,8 @@ class Question(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     image: str  # base64, perhaps after the head of a data: URL
-    phrases: list[str]
+    phrases: Annotated[list[str], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
+    min_score: Any = None  # a `Bound`; what is wrong with it is one question's matter, not the whole body's
 
 
 class Questions(BaseModel):
@@ -47,20 +48,13 @@ class Questions(BaseModel):
     questions: list[Question]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """One question as it arrived, the picture not yet decoded."""
 
     image: bytes
     phrases: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A decoded picture and the digest of the bytes it came from."""
-
-    digest: bytes
-    image: Image.Image
+    min_score: Bound
 
 
 class _InMemory(MultiPartParser):
@@ -72,18 +66,22 @@ class _InMemory(MultiPartParser):
             file.close()
 
 
-async def read_question(request: Request, limits: Limits) -> Asked:
+async def read_question(request: Request, limits: Limits, share: Share) -> Asked:
     """Read one question, multipart or JSON.
 
+    Args:
+        share: of the room for bodies; grows with what arrives.
+
     Raises:
-        RefusalError: 400, 413, 415 or 422.
+        RefusalError: 400, 408, 413, 415, 422 or 429.
     """
     kind = _kind(request)
     if kind == "application/json":
-        return asked_of(_parsed(Question, await _body(request, limits)), limits)
+        return asked_of(_parsed(Question, await _body(request, limits, share)), limits)
     if kind != "multipart/form-data":
         raise RefusalError(415, "Send multipart/form-data with `image` and `phrases`, or application/json.")
-    parser = _InMemory(request.headers, _bounded(request, limits), max_files=2, max_fields=limits.phrases + 2)
+    pieces = _bounded(request, limits, share)
+    parser = _InMemory(request.headers, pieces, max_files=2, max_fields=limits.phrases + 3)
     try:
         return await _from_form(await parser.parse(), limits)
     except (MultiPartException, KeyError, ValueError, LookupError) as error:
@@ -94,15 +92,18 @@ async def read_question(request: Request, limits: Limits) -> Asked:
         parser.close()
 
 
-async def read_questions(request: Request, limits: Limits) -> list[Question]:
+async def read_questions(request: Request, limits: Limits, share: Share) -> list[Question]:
     """Read a batch of questions, JSON; their pictures are still base64.
 
+    Args:
+        share: of the room for bodies; grows with what arrives.
+
     Raises:
-        RefusalError: 400, 413, 415 or 422.
+        RefusalError: 400, 408, 413, 415, 422 or 429.
     """
     if _kind(request) != "application/json":
         raise RefusalError(415, "Send application/json with `questions`.")
-    questions = _parsed(Questions, await _body(request, limits)).questions
+    questions = _parsed(Questions, await _body(request, limits, share)).questions
     if not 0 < len(questions) <= limits.pictures:
         raise RefusalError(422, f"There are {len(questions)} questions: send 1 to {limits.pictures}.")
     return questions
@@ -114,57 +115,77 @@ def asked_of(question: Question, limits: Limits) -> Asked:
     Raises:
         RefusalError: 422.
     """
-    text = question.image
+    bound = question.min_score
+    if isinstance(bound, str) and bound != "auto":  # text is for forms
+        raise _no_bound(bound)
+    return Asked(_from_base64(question.image), _checked(question.phrases, limits), _bound(bound))
+
+
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+def _from_base64(text: str) -> bytes:
+    """Decode base64 with or without the head of a data: URL, line breaks, padding and the URL-safe letters."""
     if text[:5].lower() == "data:":
         text = text.partition(",")[2]
     try:
-        image = base64.b64decode(text, validate=True)
+        letters = text.encode("ascii").translate(_URL_SAFE, b" \t\r\n\v\f").rstrip(b"=")
+        return base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise RefusalError(422, "The field `image` is not base64: encode the file's bytes.") from error
-    return Asked(image, _checked(question.phrases, limits))
 
 
-def decode(image: bytes, limits: Limits) -> Image.Image:
-    """Decode an uploaded picture, upright and RGB.
-
-    Raises:
-        RefusalError: 422, it is no picture, broken, too large or of a format not served.
-    """
+def _bound(given: object) -> Bound:
+    if given is None:
+        return 0.0
+    if given == "auto":
+        return "auto"
     try:
-        with Image.open(BytesIO(image), formats=FORMATS) as head:  # reads the header only
-            width, height = head.size
-        if width * height <= limits.pixels:
-            return open_image(BytesIO(image))
-    except InputError as error:
-        raise RefusalError(422, str(error)) from error
-    except Exception as error:  # a broken file may raise anything from inside its reader
-        raise RefusalError(422, f"The image cannot be read as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.") from error
-    raise RefusalError(422, f"The image has {width} x {height} pixels, more than {limits.pixels:,}: scale it down.")
+        bound = float(given) if isinstance(given, int | float | str) and not isinstance(given, bool) else -1.0
+    except (ValueError, OverflowError):
+        bound = -1.0
+    if not 0 <= bound <= 1:
+        raise _no_bound(given)
+    return bound
+
+
+def _no_bound(given: object) -> RefusalError:
+    return RefusalError(422, f"The field `min_score` is {_line(given)[:40]!r}: give a number from 0 to 1, or auto.")
 
 
 def _kind(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _bounded(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    """Pass a body on, piece by piece, until it is longer than the limit."""
+async def _bounded(request: Request, limits: Limits, share: Share) -> AsyncGenerator[bytes, None]:
+    """Pass a body on, piece by piece, until it is longer than the limit or stops arriving."""
     refusal = RefusalError(413, f"The request is larger than {limits.upload:,} bytes: send a smaller picture.")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limits.upload:
         raise refusal
     size = 0
+    stream = request.stream()
     try:
-        async for piece in request.stream():
+        while True:
+            async with asyncio.timeout(limits.pause_seconds):
+                piece = await anext(stream, None)
+            if piece is None:
+                return
             size += len(piece)
             if size > limits.upload:
                 raise refusal
+            share.grow(len(piece))
             yield piece
     except ClientDisconnect as error:
         raise RefusalError(400, "The request ended early: send it again.") from error
+    except TimeoutError as error:
+        raise RefusalError(
+            408, f"The request stopped arriving for {limits.pause_seconds:g} s: send it again."
+        ) from error
 
 
-async def _body(request: Request, limits: Limits) -> bytes:
-    return b"".join([piece async for piece in _bounded(request, limits)])
+async def _body(request: Request, limits: Limits, share: Share) -> bytes:
+    return b"".join([piece async for piece in _bounded(request, limits, share)])
 
 
 def _parsed(model: type[Body], body: bytes) -> Body:
@@ -178,16 +199,41 @@ def _parsed(model: type[Body], body: bytes) -> Body:
 
 
 async def _from_form(form: FormData, limits: Limits) -> Asked:
-    unknown = sorted(set(form) - {"image", "phrases"})
+    unknown = sorted(set(form) - set(FIELDS))
     if unknown:
-        raise RefusalError(422, f"There is no field {unknown[0][:40]!r}: send `image` and `phrases`.")
-    images = form.getlist("image")
+        raise RefusalError(422, f"There is no field {unknown[0][:40]!r}: send `image`, `phrases` and `min_score`.")
+    images, bounds = form.getlist("image"), form.getlist("min_score")
     if len(images) != 1 or not isinstance(images[0], UploadFile):
         raise RefusalError(422, "The field `image` must be one file.")
-    phrases = [phrase for phrase in form.getlist("phrases") if isinstance(phrase, str)]
-    if len(phrases) != len(form.getlist("phrases")):
+    if len(bounds) > 1 or any(isinstance(bound, UploadFile) for bound in bounds):
+        raise RefusalError(422, "The field `min_score` must be one text.")
+    given = form.getlist("phrases") + form.getlist("phrases[]")
+    phrases = [phrase for phrase in given if isinstance(phrase, str)]
+    if len(phrases) != len(given):
         raise RefusalError(422, "The field `phrases` must be text, once for each phrase.")
-    return Asked(await images[0].read(), _checked(phrases, limits))
+    if len(phrases) == 1:
+        phrases = _listed(phrases[0])
+    bound = _bound(bounds[0] if bounds else None)
+    return Asked(await images[0].read(), _checked(phrases, limits), bound)
+
+
+def _listed(field: str) -> list[str]:
+    """Read a field that holds a JSON list of texts as that list; anything else is one phrase.
+
+    Raises:
+        RefusalError: 422, a list in another notation.
+    """
+    if not re.match(r"\s*\[\s*[\"']", field) or not field.rstrip().endswith("]"):
+        return [field]
+    try:
+        listed = json.loads(field)
+    except (ValueError, RecursionError):
+        listed = None
+    if not isinstance(listed, list) or not all(isinstance(phrase, str) for phrase in listed):
+        raise RefusalError(
+            422, "The field `phrases` holds a list that is not JSON: send the field once for each phrase."
+        )
+    return listed
 
 
 def _checked(phrases: list[str], limits: Limits) -> list[str]:

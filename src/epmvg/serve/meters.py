@@ -14,9 +14,10 @@ class Meters:
 
     Args:
         inside: tells how many pictures are in the house.
+        bodies: tells how many bytes of bodies are.
     """
 
-    def __init__(self, inside: Callable[[], int]) -> None:
+    def __init__(self, inside: Callable[[], int], bodies: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
@@ -41,9 +42,12 @@ class Meters:
         self.model_seconds = Histogram(
             "epmvg_batch_seconds", "The model's time for a batch.", buckets=SECONDS, registry=self.registry
         )
+        Gauge("epmvg_pictures_inside", "Pictures waiting or being looked at.", registry=self.registry).set_function(
+            inside
+        )
         Gauge(
-            "epmvg_pictures_inside", "Pictures arriving, waiting or being looked at.", registry=self.registry
-        ).set_function(inside)
+            "epmvg_body_bytes_inside", "Bytes of bodies arriving or not decoded yet.", registry=self.registry
+        ).set_function(bodies)
 
     def page(self) -> bytes:
         """Write all of them as Prometheus reads them."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import math
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
@@ -18,7 +20,16 @@ from epmvg.serve.limits import Limits
 from epmvg.types import InputError
 
 
-def serve(run: Path, *, host: str, port: int, limits: Limits, token: str | None = None, device: str = "cpu") -> None:
+def serve(
+    run: Path,
+    *,
+    host: str,
+    port: int,
+    limits: Limits,
+    token: str | None = None,
+    device: str = "auto",
+    allowed_hosts: Sequence[str] = (),
+) -> None:
     """Serve a run until SIGINT or SIGTERM; requests accepted before are answered first.
 
     Args:
@@ -26,7 +37,9 @@ def serve(run: Path, *, host: str, port: int, limits: Limits, token: str | None 
         host, port: where to listen; port 0 takes a free one.
         limits: bounds on work, memory and patience.
         token: what clients have to show; None lets everybody in.
-        device: where the model computes.
+        device: where the model computes, for example "cuda"; "auto" takes a GPU where there is one.
+        allowed_hosts: names in Host headers that are answered beside the address itself, where the address is this
+            machine's own (loopback) and no token is asked for; others are refused there, and only there.
 
     Raises:
         InputError: the folder is no run, the address cannot be listened on, or the token is unusable.
@@ -34,7 +47,9 @@ def serve(run: Path, *, host: str, port: int, limits: Limits, token: str | None 
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token != ""):
         raise InputError("The token must be printable ASCII without spaces around it: choose another.")
     with listen(host, port) as door:
-        app = create_app(Predictor(run, device=device), limits, token=token)
+        names = {*allowed_hosts, host, "localhost", "127.0.0.1", "::1"} if _is_loopback(host) and not token else set()
+        hosts = {f"[{name}]" if ":" in name else name for name in names}
+        app = create_app(Predictor(run, device=device), limits, token=token, hosts=hosts)
         address = f"http://{f'[{host}]' if ':' in host else host}:{door.getsockname()[1]}"
         print(f"Serving {run} at {address} (API: {address}/docs). Ctrl-C stops.", file=sys.stderr, flush=True)
         if token is None and not _is_loopback(host):
@@ -52,6 +67,7 @@ def server_of(app: FastAPI, limits: Limits) -> uvicorn.Server:
             ws="none",
             log_level="warning",
             server_header=False,
+            timeout_keep_alive=math.ceil(limits.keep_alive),
             timeout_graceful_shutdown=int(limits.seconds) + 1,
         )
     )

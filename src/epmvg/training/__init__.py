@@ -82,7 +82,9 @@ def _give_up(folder: Path) -> None:
 def _beginning(run: Run) -> dict[str, Any]:
     """Return what a training says of itself before its first step."""
     recipe = run.recipe
-    row = {"event": "begin", "data": recipe.data.name, "start": recipe.model.start, "step": run.position.step}
+    model = recipe.model
+    start = f"{model.preset} from {model.start or ('pretrained weights' if model.pretrained else 'random weights')}"
+    row = {"event": "begin", "data": recipe.data.name, "start": start, "step": run.position.step}
     samples = {name: str(samples) for name, samples in run.samples.items()}
     device = str(run.accelerator.device)
     processes = run.accelerator.num_processes

@@ -34,8 +34,9 @@ def fit(run: Run) -> None:
         Stopped: a signal arrived; the state is saved.
     """
     settings, count = run.recipe.train, run.count
-    if run.position.scored < run.position.step and run.position.step % count.between_scores == 0:
-        _score(run)  # it ended between state and score
+    at = run.position
+    if max(at.scored, 0) < at.step and at.step % count.between_scores == 0:
+        _score(run)  # it ended between the state and its score
     since = time.monotonic() - run.position.seconds
     lost: list[str] = []
     empty = 0  # steps in a row that had nothing to learn from

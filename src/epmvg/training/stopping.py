@@ -29,6 +29,9 @@ class Stopped(KeyboardInterrupt):
         self.step, self.steps = step, steps
         self.status = 128 + number
 
+    def __reduce__(self) -> tuple[type[Stopped], tuple[int, int, int]]:
+        return Stopped, (self.status - 128, self.step, self.steps)
+
 
 @dataclass(slots=True)
 class StopRequest:

@@ -98,7 +98,6 @@ function addRow(text = "") {
   Object.assign(input, { type: "text", value: text, maxLength: 300, autocomplete: "off", enterKeyHint: "next" });
   input.placeholder = "the cup on the left";
   const score = document.createElement("output");
-  score.title = "Score, 0 to 1";
   const remove = document.createElement("button");
   Object.assign(remove, { type: "button", className: "remove", textContent: "×" });
   row.append(input, score, remove);
@@ -173,7 +172,7 @@ async function ask() {
   say("Looking …");
   try {
     const response = await fetch("v1/ground", { method: "POST", body: form, headers, signal: controller.signal });
-    const answer = await response.json();
+    const answer = await readAnswer(response);
     if (asking !== controller) return;
     if (response.status === 429) {
       const wait = Number(response.headers.get("Retry-After")) || 1;
@@ -181,7 +180,7 @@ async function ask() {
       return say(`The server is busy; asking again in ${wait} s …`);
     }
     if (response.status === 401) at("door").hidden = false;
-    if (!response.ok) return say(answer.error, true);
+    if (!response.ok || answer.error) return say(answer.error ?? `The server answered with status ${response.status}.`, true);
     for (const { phrase, box, score } of answer.results) {
       const [x0, y0, x1, y1] = box;
       known.set(phrase, {
@@ -196,6 +195,16 @@ async function ask() {
     say(`Answered in ${((performance.now() - started) / 1000).toFixed(2)} s.`);
   } catch (error) {
     if (error.name !== "AbortError") say("The server cannot be reached: is it still running?", true);
+  }
+}
+
+/** The JSON of an answer; what stands between the server and here, such as a proxy, answers otherwise. */
+async function readAnswer(response) {
+  try {
+    return await response.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    return { error: `The answer was not the server's own (status ${response.status} ${response.statusText}): ask whoever runs it.` };
   }
 }
 
@@ -221,9 +230,12 @@ function draw() {
     const phrase = phraseOf(row);
     const found = phrase ? known.get(phrase) : undefined;
     const output = row.querySelector("output");
+    const low = found !== undefined && found.score < bound();
     output.textContent = found ? found.score.toFixed(2) : "";
+    output.classList.toggle("low", low);
+    output.title = low ? "Not found: its score is below the bound" : "Score, 0 to 1";
     inputOf(row).title = found ? pixels(found) : "";
-    if (!found) continue;
+    if (!found || low) continue;
     const box = document.createElement("div");
     box.className = `box ${row.className}`;
     box.dataset.colour = row.dataset.colour;
@@ -267,6 +279,28 @@ function pixels({ left, top, right, bottom }) {
   return `x0, y0, x1, y1: ${values.map((value) => Math.round(value)).join(", ")} px`;
 }
 
+// ---- what counts as found ----
+
+const bound = () => Number(at("min-score").value);
+
+function setBound() {
+  at("min-score-value").textContent = bound().toFixed(2);
+  draw();
+}
+
+at("min-score").addEventListener("input", setBound);
+
+/** Say what the model knows, and start from its stored threshold. */
+async function meetModel() {
+  const { knows, threshold } = await (await fetch("healthz")).json();
+  at("knows").hidden = !knows;
+  at("knows").textContent = `This model knows: ${knows}.`;
+  if (threshold !== null) {
+    at("min-score").value = threshold;
+    setBound();
+  }
+}
+
 // ---- samples ----
 
 function suggest(phrases) {
@@ -308,4 +342,5 @@ async function listSamples() {
 }
 
 addRow();
+meetModel();
 listSamples();

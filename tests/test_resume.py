@@ -1,0 +1,328 @@
+"""Stopping and resuming: what a run remembers, what may change, and that nothing is lost on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_squares
+from test_training import recipe, rows, weights
+
+import epmvg
+from epmvg.cli import main
+from epmvg.config import Recipe
+from epmvg.data.jsonl import read_jsonl
+from epmvg.data.samples import Samples
+from epmvg.training import Stopped, loop, state
+from epmvg.training.folder import differences, located
+from epmvg.types import InputError
+
+FAST = ["train.epochs=2", "train.evaluate_every=2", "model.dropout=0.2"]  # 8 steps
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def at_step(step: int, act: Callable[[], object]) -> Callable[[dict[str, object]], None]:
+    """Return a report that does something when a step is told."""
+
+    def report(row: dict[str, object]) -> None:
+        if row["event"] == "step" and row["step"] == step:
+            act()
+
+    return report
+
+
+def stop_at(step: int, number: int = signal.SIGTERM) -> Callable[[dict[str, object]], None]:
+    return at_step(step, lambda: os.kill(os.getpid(), number))
+
+
+def saved_step(folder: Path) -> int:
+    return int(torch.load(folder / "state" / "last.pt", weights_only=True)["position"]["step"])
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_ends_a_training_after_a_saved_step(squares: Path, tmp_path: Path, name: str) -> None:
+    number = getattr(signal, name)
+    chosen, before = recipe(squares, *FAST, "train.save_every=100"), signal.getsignal(number)
+    with pytest.raises(Stopped, match=r"stopped at step 3 of 8") as stopped:
+        epmvg.train(chosen, tmp_path / "cut", report=stop_at(2, number))
+    assert stopped.value.status == 128 + number and saved_step(tmp_path / "cut") == 3
+    assert signal.getsignal(number) == before
+    if name == "SIGTERM":
+        epmvg.train(chosen, tmp_path / "cut", resume=True)
+        assert same(epmvg.train(chosen, tmp_path / "whole"), tmp_path / "cut")
+
+
+def test_a_second_signal_ends_it_at_once(squares: Path, tmp_path: Path) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as ended:
+        epmvg.train(recipe(squares, *FAST), tmp_path / "run", report=at_step(1, twice))
+    assert not isinstance(ended.value, Stopped) and not (tmp_path / "run" / "state").exists()
+
+
+def test_handlers_of_the_caller_stay_and_a_thread_may_train(squares: Path, tmp_path: Path) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        epmvg.train(recipe(squares, *FAST, "train.epochs=1"), tmp_path / "run", report=stop_at(1))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+    thread = threading.Thread(target=epmvg.train, args=(recipe(squares, "train.epochs=1"), tmp_path / "thread"))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "thread" / "model.safetensors").exists()
+
+
+def test_the_command_line_says_how_to_go_on(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["scenes", f"data.name={squares}", "model=tiny-resnet", "model.pretrained=false", "distill=null"]
+    settings += [
+        "train.store=false",
+        "train.epochs=2",
+        "train.warmup=0",
+        "data.images=2",
+        "--out",
+        str(tmp_path / "a run"),
+    ]
+    real, steps = loop._step, []
+
+    def told_to_stop(*given: object) -> object:
+        steps.append(1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "_step", told_to_stop)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *settings])
+    said = capsys.readouterr()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert f"training on {Samples.of(read_jsonl(squares, split='train'))}, validation on" in said.out
+    (line,) = [line for line in said.err.splitlines() if line.startswith("epmvg: stopped at step ")]
+    assert line.endswith(f"--out '{tmp_path / 'a run'}' --resume")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *settings, "--resume"])
+    said = capsys.readouterr()
+    assert ended.value.code in (0, None)
+    assert "going on at step " in said.out and "best on val: Acc@0.5 0." in said.out
+    assert f"epmvg evaluate '{tmp_path / 'a run'}'" in said.out and "epmvg predict" in said.out
+
+
+def test_a_score_that_fails_loses_neither_state_nor_weights(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = recipe(squares, *FAST, "train.save_every=100", "train.log_every=1")
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("scoring failed")
+
+    monkeypatch.setattr(loop, "predict_rows", fails)
+    with pytest.raises(RuntimeError, match="scoring failed"):
+        epmvg.train(chosen, tmp_path / "cut")
+    assert saved_step(tmp_path / "cut") == 8 and epmvg.load(tmp_path / "cut")
+    monkeypatch.undo()
+    epmvg.train(chosen, tmp_path / "cut", resume=True)
+    assert [row["step"] for row in rows(tmp_path / "cut") if row["event"] == "evaluate"] == [8]
+
+
+def test_an_unreadable_validation_image_is_a_named_miss(squares: Path, tmp_path: Path) -> None:
+    """One that vanishes while the run learns; what is no image is refused before the first step."""
+    image = squares.parent / "1.png"
+    chosen = recipe(squares, *FAST, "data.images=12")
+    said: list[dict[str, object]] = []
+
+    def report(row: dict[str, object]) -> None:
+        said.append(row)
+        if row["event"] == "step":
+            image.write_bytes(b"no image")
+
+    epmvg.train(chosen, tmp_path / "run", report=report)
+    (lost,) = [row for row in said if row["event"] == "skipped"]
+    assert lost["images"] == 1 and "misses: 1" in str(lost["why"]) and "1.png" in str(lost["why"])
+    (score,) = [row for row in said if row["event"] == "evaluate"]
+    assert score["n"] == 24
+    kept = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "predictions-annotations-val.jsonl").read_text().split("\n")[:-1]
+    ]
+    missed = [row for row in kept if row["box"] is None]
+    assert len(kept) == 24 and len(missed) == 4 and all(row["iou"] == 0 and "1.png" in row["image"] for row in missed)
+    with pytest.raises(InputError, match=r"validation split that cannot be read: 1 \(first: .*1\.png"):
+        epmvg.train(chosen, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def edited(data: Path, change: Callable[[list[dict[str, object]]], list[dict[str, object]]]) -> None:
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    data.write_text("".join(json.dumps(row) + "\n" for row in change(lines)))
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the squares in `data`, and a run on them that was stopped after 3 of 8 steps."""
+    folder = tmp_path_factory.mktemp("begun")
+    (folder / "data").mkdir()
+    data = draw_squares(folder / "data")
+    with pytest.raises(Stopped):
+        epmvg.train(recipe(data, *FAST), folder / "run", report=stop_at(2))
+    return folder
+
+
+@pytest.fixture
+def stopped(begun: Path, tmp_path: Path) -> Path:
+    """A copy of that folder elsewhere."""
+    return shutil.copytree(begun, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_changed_samples_are_not_resumed(stopped: Path, split: str) -> None:
+    data = stopped / "data" / "annotations.jsonl"
+    kind = {"train": "training", "val": "validation"}[split]
+    original = data.read_text()
+    edited(data, lambda lines: lines[:-4] if split == "val" else lines[4:])
+    before = {file: file.read_bytes() for file in (stopped / "run").rglob("*.*")}
+    with pytest.raises(InputError, match=rf"^The {kind} samples .*24 phrases of 6 images then, 20 phrases of 5 images"):
+        epmvg.train(recipe(data, *FAST), stopped / "run", resume=True)
+    data.write_text(original)
+    edited(data, lambda lines: [row | {"bbox": [1, 1, 20, 20]} if row["split"] == split else row for row in lines])
+    with pytest.raises(InputError, match=rf"^The {kind} samples .* changed since .*start another --out"):
+        epmvg.train(recipe(data, *FAST), stopped / "run", resume=True)
+    assert before == {file: file.read_bytes() for file in (stopped / "run").rglob("*.*")}
+
+
+def test_moved_data_and_free_settings_are_resumed_and_remembered(stopped: Path, begun: Path, tmp_path: Path) -> None:
+    data = stopped / "data" / "annotations.jsonl"
+    moved = recipe(data, *FAST, "data.workers=1", "train.log_every=2", "train.checkpoint_layers=true")
+    epmvg.train(moved, stopped / "run", resume=True)
+    config = Recipe.load(stopped / "run" / "config.yaml")
+    assert config.data.name == str(data) and config.data.workers == 1
+    assert same(stopped / "run", epmvg.train(recipe(begun / "data" / data.name, *FAST), tmp_path / "whole"))
+
+
+def test_training_images_that_are_missing_now_are_other_samples(stopped: Path) -> None:
+    (stopped / "data" / "0.png").unlink()
+    with pytest.raises(InputError, match="24 phrases of 6 images then, 20 phrases of 5 images now"):
+        epmvg.train(recipe(stopped / "data" / "annotations.jsonl", *FAST), stopped / "run", resume=True)
+
+
+def test_the_digest_knows_the_samples_and_not_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    here, there = (read_jsonl(draw_squares(tmp_path / name)) for name in ("a", "b"))
+    assert Samples.of(here) == Samples.of(there)
+    monkeypatch.chdir(tmp_path)
+    assert Samples.of(read_jsonl("a/annotations.jsonl")) == Samples.of(here)
+    assert len({Samples.of(part).sha256 for part in (here, here[::-1], here[1:], [*here, here[0]])}) == 4
+
+
+def test_a_rewritten_teacher_is_not_resumed(squares: Path, tmp_path: Path) -> None:
+    tower = {"layers": 1, "width": 32}
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": tower | {"image_size": 32, "head_width": 16, "patch_size": 16},
+        "text_cfg": tower | {"context_length": 12, "vocab_size": 49408, "heads": 2},
+    }
+    file = tmp_path / "teacher.json"
+    file.write_text(json.dumps(config))
+    chosen = recipe(squares, *FAST, f"distill.teacher={file}", "distill.dense=0")
+    with pytest.raises(Stopped):
+        epmvg.train(chosen, tmp_path / "run", report=stop_at(1))
+    file.write_text(json.dumps(config | {"embed_dim": 24}))
+    with pytest.raises(InputError, match=r"The teacher .*teacher\.json changed since"):
+        epmvg.train(chosen, tmp_path / "run", resume=True)
+
+
+def test_only_what_changes_the_result_must_be_as_before(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(squares.parent)
+    before = located(recipe(squares.name))
+    free = ["data.workers=3", "data.cache_gb=1", "train.checkpoint_layers=true", "train.log_every=7"]
+    free += ["train.save_every=9", "train.tensorboard=true", "data.root=/elsewhere"]
+    for name in (f"./{squares.name}", str(squares), f"/scratch/{squares.name}"):
+        assert differences(before, located(recipe(name, *free))) == []
+    changed = differences(before, located(recipe(squares.name, "train.epochs=5", "model.length=12")))
+    assert sorted(changed) == ["model.set.length=12 (was null)", "train.epochs=5.0 (was 3.0)"]
+    assert differences(before, located(recipe("other.jsonl"))) != []
+    assert differences(recipe("scenes"), recipe("flickr-mini")) == ["data.name=flickr-mini (was scenes)"]
+    assert differences(recipe("a", "distill=RN50"), recipe("a", "distill=RN101"))
+
+
+def test_settings_that_later_versions_add_do_not_end_old_runs(stopped: Path) -> None:
+    config = stopped / "run" / "config.yaml"
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if "lr_teacher" not in line and "tensorboard" not in line))
+    epmvg.train(recipe(stopped / "data" / "annotations.jsonl", *FAST), stopped / "run", resume=True)
+    assert saved_step(stopped / "run") == 8
+
+
+def test_a_run_is_used_from_any_folder(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(squares.parent)
+    epmvg.train(recipe(squares.name, "train.epochs=1"), "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    scores = epmvg.evaluate("../run")
+    assert scores["n"] == 24 and scores["split"] == "val"
+    assert epmvg.evaluate("../run", data=f"../{squares.name}")["split"] == "val"
+    edited(squares, lambda lines: lines[:-4])
+    with pytest.warns(UserWarning, match=r"val samples of .* changed since .*24 phrases .* then, 20 phrases"):
+        epmvg.evaluate("../run")
+
+
+def test_every_generator_is_saved_and_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of two GPUs as well, which stand-ins take the place of here."""
+    devices = [torch.arange(4, dtype=torch.uint8) + number for number in range(2)]
+    restored: dict[int, torch.Tensor] = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, number: restored.update({number: state}))
+
+    def draw() -> tuple[object, ...]:
+        return torch.rand(3).tolist(), random.random(), np.random.rand(3).tolist(), random.gauss(0, 1)
+
+    torch.save(state._generators(), tmp_path / "states.pt")
+    first = draw()
+    state._set_generators(torch.load(tmp_path / "states.pt", weights_only=True))
+    assert draw() == first
+    assert restored.keys() == {0, 1} and all(torch.equal(restored[number], devices[number]) for number in restored)
+
+
+@pytest.mark.parametrize("kind", ["corners", "shares"])
+def test_boxes_of_another_convention_stop_a_training_before_its_first_step(
+    squares: Path, tmp_path: Path, kind: str
+) -> None:
+    def change(x: float, y: float, w: float, h: float) -> list[float]:
+        return [x, y, x + w, y + h] if kind == "corners" else [x / 80, y / 60, w / 80, h / 60]
+
+    def converted(row: dict[str, object]) -> dict[str, object]:
+        plain = {key: value for key, value in row.items() if key not in ("width", "height")}
+        return plain | {"bbox": change(*row["bbox"])}  # type: ignore[misc]
+
+    edited(squares, lambda lines: list(map(converted, lines)))
+    words = {"corners": r"looks like corners", "shares": r"look normalised to 0\.\.1"}[kind]
+    with pytest.raises(InputError, match=rf"annotations\.jsonl: .*{words}"):
+        epmvg.train(recipe(squares), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
