@@ -242,7 +242,7 @@ def test_sources_may_be_several_and_patterns(run: Path, photos: Path, tmp_path: 
     other = tmp_path / "more" / "0.png"
     other.parent.mkdir()
     Image.new("RGB", (40, 30), "red").save(other)
-    given = [str(photos / "[0-2].png"), photos / "5.png", other]
+    given: list[Path | str] = [str(photos / "[0-2].png"), photos / "5.png", other]
     drawn = tmp_path / "drawn"
     done = predict_many(run, given, tmp_path / "out.jsonl", phrases=["it"], draw=drawn, min_score=1.0)
     found = lines(tmp_path / "out.jsonl")
@@ -307,7 +307,7 @@ def test_nothing_of_the_user_s_is_replaced(run: Path, squares: Path, photos: Pat
 
 def test_two_processes_do_not_write_one_file(run: Path, squares: Path, tmp_path: Path, predicted: Any) -> None:
     real = bulk._finish
-    said = []
+    said: list[str] = []
 
     def second(*arguments: Any) -> Any:
         if not said:
