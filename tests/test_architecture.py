@@ -15,12 +15,12 @@ SOURCE = Path(epmvg.__file__).parent
 FLOORS = [
     [
         *("types", "boxes", "images", "letterbox", "config", "confidence", "weights", "draw", "hardware", "terminal"),
-        *("activations", "metrics", "processes", "writing"),
+        *("activations", "metrics", "processes", "tokenizer", "writing"),
     ],
     ["data", "models", "distill", "reporting"],
     [
         *("convert", "doctor", "evaluation", "backends", "predict", "results", "listing", "store"),
-        *("leakage", "sources", "unfinished"),
+        *("leakage", "phrases", "sources", "unfinished"),
     ],
     ["training", "calibration", "hub", "serve", "bench", "bulk", "bulk_output", "export", "scoring", "stress"],
     ["demo"],
@@ -35,6 +35,7 @@ ALLOWED = {
     ("evaluation", "predict"),
     ("predict", "results"),
     ("bulk", "bulk_output"),
+    ("predict", "phrases"),
     ("bench", "export"),
     ("predict", "backends"),
     ("backends", "evaluation"),

@@ -199,6 +199,14 @@ def test_a_bad_line_costs_its_row(run: Path, squares: Path, tmp_path: Path) -> N
     assert len(done["messages"]) == 5 and done["messages"][0] == found[1]["error"]
 
 
+def test_phrases_that_are_cut_or_unknown_are_marked_and_counted(run: Path, photos: Path, tmp_path: Path) -> None:
+    phrases = ["it", "word " * 30, "\N{DOG FACE}"]
+    done = predict_many(run, photos / "0.png", tmp_path / "out.jsonl", phrases=phrases)
+    known, long, unknown = lines(tmp_path / "out.jsonl")
+    assert (done["errors"], done["cut"], done["unknown"]) == (0, 1, 1)
+    assert "found" not in known and long["cut"] is unknown["unknown"] is True and unknown["found"] is False
+
+
 def test_a_folder_is_searched_and_what_is_no_image_is_counted(run: Path, photos: Path, tmp_path: Path) -> None:
     for name in ("._1.jpg", "@eaDir/1.jpg", "__MACOSX/1.jpg", ".hidden/1.jpg", "a.jfif", "b.JPEG", "more/c.avif"):
         (photos / name).parent.mkdir(exist_ok=True)

@@ -17,13 +17,14 @@ from PIL import Image
 from epmvg import export
 from epmvg.backends.eager import EagerBackend
 from epmvg.backends.exported import SETTINGS, ExportedBackend
+from epmvg.backends.protocol import Backend
 from epmvg.bench.ask import noise
 from epmvg.bulk import predict_many
 from epmvg.cli import main
 from epmvg.data.views import canvas_of, evaluation_view, lay
 from epmvg.export.parity import largest_difference
 from epmvg.models.factory import create_model, save
-from epmvg.predict import Backend, Predictor, tokenize
+from epmvg.predict import Predictor, tokenize
 from epmvg.types import InputError
 
 pytest.importorskip("onnxscript")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import multiprocessing
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +14,12 @@ import torch
 from PIL import Image
 
 from epmvg.boxes import paired_iou
+from epmvg.data.photos import open_image
 from epmvg.data.views import canvas_of, evaluation_view, lay
-from epmvg.models.factory import create_model
+from epmvg.models.factory import create_model, save
 from epmvg.models.grounder import Grounder
 from epmvg.predict import Predictor, tokenize
+from epmvg.results import Predictions
 from epmvg.types import InputError, Prediction
 
 PHRASES = ["dog", "the woman in the tan jacket", "a red car behind the second tree from the right", "it", "sky"]
@@ -166,10 +172,131 @@ def test_an_unusable_question_is_named(tiny: Grounder, tmp_path: Path) -> None:
     ground = Predictor(tiny)
     with pytest.raises(InputError, match=r"none\.jpg does not exist"):
         ground(tmp_path / "none.jpg", "dog")
-    with pytest.raises(InputError, match="word pieces and this model reads 20"):
-        ground(photo(0), "word " * 30)
     with pytest.raises(InputError, match="at least one"):
         ground(photo(0), [])
+
+
+def test_one_picture_is_answered_alike_in_every_form(tiny: Grounder, tmp_path: Path) -> None:
+    """Turned, half transparent: path, bytes, open file, PIL picture, and the upright pixels, drawn on alike."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = photo(0).transpose(Image.Transpose.ROTATE_90).convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    file = tmp_path / "x.png"
+    picture.save(file, exif=exif)
+    expected = Predictor(tiny)(file, PHRASES)
+    assert expected.size == expected.picture.size == (90, 60)
+    with Image.open(file) as opened, file.open("rb") as binary:
+        upright = np.asarray(open_image(file))
+        for given in (str(file), file.read_bytes(), bytearray(file.read_bytes()), binary, opened, upright):
+            found = Predictor(tiny)(given, PHRASES)
+            assert list(found) == list(expected)
+            assert found.draw().tobytes() == expected.draw().tobytes()
+
+
+def test_a_list_of_images_is_each_image(tiny: Grounder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("epmvg.predict.IMAGES", 2)  # encoded two by two
+    ground = Predictor(tiny, keep_mb=0)
+    calls = count_encodings(ground)
+    images = [photo(seed, (90 - 10 * seed, 60)) for seed in range(3)]
+    alike = ground(images, PHRASES, min_score=0.5)
+    own = ground(images, [["dog"], PHRASES, ("sky", "it")])
+    assert calls == [2, 1, 2, 1]
+    for image, one in zip(images, alike, strict=True):
+        agree(one, Predictor(tiny)(image, PHRASES))
+        assert one.picture.tobytes() == image.tobytes()
+        assert [each.found for each in one] == [each.score >= 0.5 for each in one]
+    assert [len(one) for one in own] == [1, 5, 2]
+    agree(own[2], Predictor(tiny)(images[2], ["sky", "it"]))
+    assert ground([], "dog") == []
+    with pytest.raises(InputError, match="3 images and 2 lists"):
+        ground(images, [["dog"], ["sky"]])
+
+
+@pytest.mark.parametrize("phrases", [None, b"dog", {"dog": 1}, {"dog"}, 3, ["dog", None], [["dog"]], iter(["dog"])])
+def test_phrases_of_another_type_are_refused(tiny: Grounder, phrases: Any) -> None:
+    with pytest.raises(TypeError, match=r"^Phrases must be a text or a list of texts, not [\w ]+\.$"):
+        Predictor(tiny)(photo(0), phrases)
+
+
+def test_numbers_and_names_out_of_range_are_refused(tiny: Grounder) -> None:
+    ground = Predictor(tiny)
+    for wrong in (2, -0.1, float("nan"), "0.3", True):
+        with pytest.raises(InputError, match="from 0 to 1"):
+            ground(photo(0), "dog", min_score=wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="stored threshold"):
+        ground(photo(0), "dog", min_score="auto")
+    with pytest.raises(InputError, match="'fp16' is not known: give one of auto, fp32, bf16"):
+        Predictor(tiny, precision="fp16")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not NoneType"):
+        Predictor(None)  # type: ignore[arg-type]
+
+
+def test_a_long_phrase_is_cut_and_an_unknown_one_is_not_found(tiny: Grounder, caplog: pytest.LogCaptureFixture) -> None:
+    """The same box as for what is left of it; what is written of special tokens is text."""
+    ground = Predictor(tiny)
+    whole, long, emoji, mask = ground(photo(0), ["word " * 18, "word " * 30, "\N{DOG FACE}", "[MASK]"])
+    assert long.box == whole.box and (whole.cut, long.cut) == (False, True)
+    assert (emoji.unknown, emoji.found) == (True, False) and long.found and mask.found and not mask.unknown
+    assert "has 32 word pieces and this model reads 20" in caplog.text and "No word of" in caplog.text
+    assert long.to_dict()["cut"] is True and "cut" not in whole.to_dict()
+    (same,) = ground.ask([(photo(0), ["\N{DOG FACE}"])])
+    assert same[0].unknown and not same[0].found
+    tokens = ground.backend.tokenizer(["[MASK] [SEP] dog"])
+    assert tiny.tokenizer.mask_token_id not in tokens.ids and (tokens.ids == tiny.tokenizer.sep_token_id).sum() == 1
+
+
+def test_predictions_pickle_with_their_picture(tiny: Grounder, tmp_path: Path) -> None:
+    photo(0).save(tmp_path / "x.png")
+    for given in (tmp_path / "x.png", (tmp_path / "x.png").read_bytes(), photo(0), np.asarray(photo(0))):
+        found = Predictor(tiny)(given, PHRASES)
+        for copied in (pickle.loads(pickle.dumps(found)), found[:], copy.copy(found)):
+            assert isinstance(copied, Predictions) and list(copied) == list(found)
+            assert copied.draw().tobytes() == found.draw().tobytes()
+            assert copied.to_dict() == found.to_dict()
+    part = Predictor(tiny)(tmp_path / "x.png", PHRASES)[1:3]
+    assert [one.phrase for one in part] == PHRASES[1:3]
+    photo(1).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match=r"x\.png has changed"):
+        part.draw()
+
+
+def test_a_given_picture_may_be_changed_afterwards(tiny: Grounder) -> None:
+    """A camera's buffer is filled again and again."""
+    frame = np.array(photo(0))
+    found = Predictor(tiny)(frame, "dog")
+    frame[:] = 0
+    assert found.picture.tobytes() == photo(0).tobytes()
+
+
+def test_a_predictor_pickles_by_its_folder(tiny: Grounder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tiny, tmp_path / "run")
+    ground = Predictor(tmp_path / "run", keep_mb=1)
+    other = pickle.loads(pickle.dumps(ground))
+    assert list(other(photo(0), PHRASES)) == list(ground(photo(0), PHRASES)) and other._seen.limit == 1_000_000
+    with pytest.raises(TypeError, match="save the model, and give its folder"):
+        pickle.dumps(Predictor(tiny))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "image_size=64, max_length=20" in repr(Predictor("~/run"))
+
+
+def test_a_fork_is_told_and_does_not_hang(tiny: Grounder) -> None:
+    ground = Predictor(tiny)
+    ground(photo(0), "dog")
+    receive, send = multiprocessing.Pipe(duplex=False)
+
+    def child() -> None:
+        try:
+            ground(photo(1), "dog")
+        except RuntimeError as error:
+            send.send(str(error))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(20)
+    alive = process.is_alive()
+    process.kill()
+    assert not alive and "made before its process was forked" in receive.recv()
 
 
 def test_a_reduced_copy_with_its_photo_s_size_is_answered_as_the_photo(tiny: Grounder) -> None:

@@ -73,7 +73,8 @@ def predict_many(
     """Predict phrases in all images of the sources and write one row per phrase.
 
     A row holds image, phrase, box (x0, y0, x1, y1 in pixels of the upright image), score, the id of the row that asked
-    for it, and with `min_score` whether it counts as `found`. An image that cannot be opened, a phrase that cannot be
+    for it, and with `min_score` whether it counts as `found`; `cut` and `unknown` are true where the phrase is longer
+    than the model reads, and where the model knows no word of it. An image that cannot be opened, a phrase that cannot be
     queried or a line that cannot be read has `error`, a sentence, instead of box and score.
 
     Args:
@@ -95,7 +96,7 @@ def predict_many(
         loaded: called with the predictor once it is loaded.
 
     Returns:
-        rows, errors, kept (rows of earlier starts), skipped (files by kind), messages (of the first errors) and to.
+        rows, errors, cut and unknown (phrases), kept (rows of earlier starts), skipped (files by kind), messages (of the first errors) and to.
 
     Raises:
         InputError: the run or a source cannot be read, there is nothing to query, or an output cannot be written or
@@ -180,7 +181,7 @@ def _finish(predictor: Predictor, batch: list[_Opened], unfinished: Unfinished) 
     """Predict and append the rows of a batch that are not finished; return where all of its rows lie."""
     asked = [one for one in batch if one.picture is not None]
     phrases = [[one.query.phrases[number] for number in one.missing] for one in asked]
-    images = [(one.picture, one.digest) for one in asked]
+    images = [(one.picture, one.digest or str(one.query.image).encode(errors="replace")) for one in asked]
     predicted = iter(_predict(predictor, [(*image, own) for image, own in zip(images, phrases, strict=True)]))
     finished: list[tuple[int, Finished]] = []
     for one in batch:
@@ -213,7 +214,8 @@ def _row(query: Query, number: int, answer: Prediction | str) -> Row:
     row |= {key: text for key, text in (("phrase", query.phrases[number]), ("id", query.ids[number])) if text}
     if isinstance(answer, str):
         return row | {"error": answer}
-    return row | {"box": list(answer.box), "score": round(answer.score, 4)}
+    marks = {key: True for key in ("cut", "unknown") if getattr(answer, key)}
+    return row | {"box": list(answer.box), "score": round(answer.score, 4)} | marks
 
 
 def _key(model_key: bytes, image: Path | None, digest: bytes, phrase: str, name: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,9 @@ OutputFormat = Literal["jsonl", "coco", "label-studio"]
 
 MAX_MESSAGES = 5
 """Different errors that are named at the end; the rows hold all of them."""
+
+_COUNTED = {"error": "errors", "cut": "cut", "unknown": "unknown"}
+"""Keys of a row, and the names under which rows that have them are counted."""
 
 _DRAWN_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
@@ -79,12 +81,12 @@ def write_outputs(
         bound: the lowest score that is `found`, None where all are.
 
     Returns:
-        rows, errors, and messages, the first different errors.
+        rows, errors, cut and unknown (phrases), and messages, the first different errors.
 
     Raises:
         InputError: the disk refuses.
     """
-    counts: Counter[str] = Counter()
+    counts = {"rows": 0, "errors": 0, "cut": 0, "unknown": 0}
     messages: dict[str, None] = {}
     images = _by_image(finished(), bound) if draw is not None or form != "jsonl" else []
     for about in images if draw is not None else []:
@@ -93,12 +95,13 @@ def write_outputs(
     def rows() -> Iterator[dict[str, Any]]:
         for row, _ in finished():
             counts["rows"] += 1
+            for key, name in _COUNTED.items():
+                counts[name] += key in row
             if "error" in row:
-                counts["errors"] += 1
                 if len(messages) < MAX_MESSAGES:
                     messages[row["error"]] = None
-            elif bound is not None:
-                row["found"] = row["score"] >= bound
+            elif bound is not None or "unknown" in row:
+                row["found"] = _is_found(row, bound)
             yield row
 
     if form == "jsonl":
@@ -108,7 +111,7 @@ def write_outputs(
         for _ in rows():
             pass
         write_text(out, json.dumps(to_coco(images) if form == "coco" else to_label_studio(images), ensure_ascii=False))
-    return {"rows": counts["rows"], "errors": counts["errors"], "messages": list(messages)}
+    return counts | {"messages": list(messages)}
 
 
 def _by_image(finished: Iterable[Finished], bound: float | None) -> list[Predictions]:
@@ -119,9 +122,12 @@ def _by_image(finished: Iterable[Finished], bound: float | None) -> list[Predict
             name = row["image"]
             if name not in images:
                 images[name] = Predictions([], partial(open_image, Path(name)), name, size)
-            is_found = bound is None or row["score"] >= bound
-            images[name].append(Prediction(row["phrase"], tuple(row["box"]), row["score"], is_found))
+            images[name].append(Prediction(row["phrase"], tuple(row["box"]), row["score"], _is_found(row, bound)))
     return list(images.values())
+
+
+def _is_found(row: dict[str, Any], bound: float | None) -> bool:
+    return "unknown" not in row and row["score"] >= (bound or 0.0)
 
 
 def _draw(about: Predictions, folder: Path, base: Path) -> None:

@@ -22,9 +22,10 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from epmvg.models.factory import CONVERSION_FILE, bert_sizes, build, load_bert, save
+from epmvg.models.factory import CONVERSION_FILE, build, save
 from epmvg.models.grounder import Grounder
 from epmvg.models.presets import preset
+from epmvg.models.pretrained import bert_sizes, load_bert
 from epmvg.types import InputError
 from epmvg.writing import write_text
 

@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections import OrderedDict
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from epmvg.backends.exported import ExportedBackend, is_exported
-from epmvg.confidence import Calibration
-from epmvg.data.jsonl import phrase_fault
-from epmvg.data.photos import ImageSource, open_image
+from epmvg.backends.protocol import Backend, MapKind
+from epmvg.backends.seen import SeenImage, SeenImages
+from epmvg.data.photos import HeldImage, ImageSource, content_digest, open_image
 from epmvg.data.views import View, canvas_of, evaluation_view, laid_rectangle, lay
 from epmvg.letterbox import Letterbox
+from epmvg.phrases import checked_phrases, phrases_of_each, shorten
 from epmvg.results import Predictions
 from epmvg.types import Box, InputError, Prediction
 
@@ -31,97 +34,96 @@ if TYPE_CHECKING:
     from epmvg.models.grounder import Grounder
 
 Precision = Literal["auto", "fp32", "bf16"]
-MapKind = Literal["where", "attention"]
+MinScore = float | Literal["auto"] | None
 
+IMAGES = 16
+"""Of a list of images, so many are encoded together."""
 
-class Backend(Protocol):
-    """What computes the answers; arrays are numpy's, but features may be anything with `nbytes`."""
-
-    canvas: int  # S
-    length: int  # L
-    calibration: Calibration | None  # from the scores that `answer` gives to probabilities
-    knows: str | None  # what the model was trained to recognise
-
-    def pieces(self, phrase: str) -> list[int]: ...
-
-    def encode(self, image: NDArray[np.float32], pad: NDArray[np.bool_]) -> Any: ...
-
-    def join(self, features: Sequence[Any]) -> Any: ...
-
-    def answer(
-        self,
-        features: Any,
-        pad: NDArray[np.bool_],
-        tokens: NDArray[np.int64],
-        token_pad: NDArray[np.bool_],
-        owner: NDArray[np.int64],
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
-
-    def maps(
-        self,
-        kind: MapKind,
-        features: Any,
-        pad: NDArray[np.bool_],
-        tokens: NDArray[np.int64],
-        token_pad: NDArray[np.bool_],
-    ) -> list[NDArray[np.float32]]: ...
+logger = logging.getLogger("epmvg")
 
 
 @dataclass(frozen=True, slots=True)
-class SeenImage:
-    """An encoded image, ready for further phrases."""
+class _Answer:
+    """What was predicted for the P phrases of one image."""
 
-    letterbox: Letterbox
-    pad: NDArray[np.bool_]  # [1, S, S]
-    features: Any  # [1, ...]
+    boxes: list[list[float]]  # xyxy in pixels of the upright image
+    scores: list[float]
+    cut: list[bool]
+    unknown: list[bool]
+    size: tuple[int, int]  # of the image
 
-    @property
-    def nbytes(self) -> int:
-        return int(self.pad.nbytes + self.features.nbytes)
+    def predictions(self, phrases: Sequence[str], bound: float) -> list[Prediction]:
+        rows = zip(phrases, self.boxes, self.scores, self.cut, self.unknown, strict=True)
+        return [
+            Prediction(phrase, _box(box), score, score >= bound and not unknown, cut, unknown)
+            for phrase, box, score, cut, unknown in rows
+        ]
 
 
 class Predictor:
     """Find phrases in images. The latest images are remembered: a further question costs only the phrase.
 
+    One `Predictor` may be used by several threads, and by one process: pickled, it is made anew from its folder.
+
     Args:
         run: a folder that training or `epmvg export` wrote, OWNER/NAME of a model on the Hugging Face hub, or a model,
             which is copied as it is now.
-        device: where torch computes, for example "cuda" or "auto", which takes a GPU where there is one; the CPU by
-                default.
+        device: where torch computes, for example "cuda:1"; "auto" takes a GPU where there is one.
         precision: fp32, bf16, or auto, which is bf16 where the hardware has it. The default gives the boxes that
             `epmvg evaluate` scores, on any machine.
         compile: let torch.compile make kernels for the shapes met.
         threads: to compute with; for torch they count in the whole process.
         keep_mb: memory for the features of images; the longest unused go first, and 0 keeps none.
 
+    Attributes:
+        name: the run as it was given.
+        knows: what the model was trained to recognise; None where nobody stated it.
+
     Raises:
-        InputError: the folder is neither a trained run nor an exported one, or its runtime is not installed.
+        InputError: the folder is neither a trained run nor an exported one, its runtime is not installed, or there is
+            no such device or precision.
+        TypeError: `run` is neither a folder or name nor a model.
     """
 
     def __init__(
         self,
         run: Path | str | Grounder,
         *,
-        device: str = "cpu",
+        device: str = "auto",
         precision: Precision = "fp32",
         compile: bool = False,
         threads: int | None = None,
         keep_mb: float = 64,
     ) -> None:
+        if precision not in get_args(Precision):
+            raise InputError(f"precision={precision!r} is not known: give one of {', '.join(get_args(Precision))}.")
         self.backend: Backend
-        self.name = str(run) if isinstance(run, Path | str) else type(run).__name__
-        if isinstance(run, Path | str) and is_exported(Path(run)):
+        self._settings: dict[str, Any] = {"device": device, "precision": precision, "compile": compile}
+        self._settings |= {"threads": threads, "keep_mb": keep_mb}
+        self._folder = run if isinstance(run, Path | str) else None
+        self._process = os.getpid()
+        self.name = str(run) if self._folder is not None else type(run).__name__
+        if isinstance(run, Path | str) and is_exported(Path(run).expanduser()):
             if device not in ("auto", "cpu") or compile:
                 raise InputError(f"{run} is an exported folder: it runs on the CPU and is compiled already.")
-            self.backend = ExportedBackend(Path(run), precision=precision, threads=threads)
+            self.backend = ExportedBackend(Path(run).expanduser(), precision=precision, threads=threads)
         else:
             from epmvg.backends.eager import EagerBackend
             from epmvg.models.factory import load
+            from epmvg.models.grounder import Grounder
 
-            model = load(run) if isinstance(run, Path | str) else copy.deepcopy(run)
+            if not isinstance(run, Path | str | Grounder):
+                raise TypeError(f"The run must be a folder, the name of a model, or a model, not {type(run).__name__}.")
+            model = copy.deepcopy(run) if isinstance(run, Grounder) else load(run)
             self.backend = EagerBackend(model, device=device, precision=precision, compile=compile, threads=threads)
         self._seen = SeenImages(int(keep_mb * 1e6))
         self._lock = Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it was made from: the other process loads the model itself."""
+        if self._folder is None:
+            raise TypeError("A Predictor made of a model does not pickle: save the model, and give its folder.")
+        return partial(Predictor, **self._settings), (self._folder,)
 
     @property
     def knows(self) -> str | None:
@@ -132,27 +134,77 @@ class Predictor:
         knows = f", knows={self.knows!r}" if self.knows else ""
         return f"Predictor({self.name!r}, image_size={self.backend.canvas}, max_length={self.backend.length}{knows})"
 
+    @overload
     def __call__(
-        self, image: ImageSource, phrases: Sequence[str] | str, *, min_score: float | Literal["auto"] | None = None
-    ) -> Predictions:
-        """Find each phrase in an image, which is encoded once.
+        self, image: ImageSource, phrases: str | Sequence[str], *, min_score: MinScore = None
+    ) -> Predictions: ...
+
+    @overload
+    def __call__(
+        self,
+        image: list[Any] | tuple[Any, ...],  # of ImageSource; a list is invariant
+        phrases: str | Sequence[str] | Sequence[Sequence[str]],
+        *,
+        min_score: MinScore = None,
+    ) -> list[Predictions]: ...
+
+    def __call__(self, image: Any, phrases: Any, *, min_score: MinScore = None) -> Predictions | list[Predictions]:
+        """Find each phrase in an image, which is encoded once; or in a list of images, which are encoded together.
+
+        A phrase that is longer than the model reads is cut, and one of which the model knows no word is never `found`;
+        both are logged, and marked in the prediction.
 
         Args:
-            image: a file, its bytes, a PIL picture, or uint8 [H, W, 3] RGB. A file's EXIF orientation is applied.
-            phrases: one or several.
+            image: a path, a file's bytes, a binary file, a PIL image, uint8 [H, W, 3] RGB (also [H, W] and [H, W, 4]),
+                or a uint8 tensor [3, H, W]; or a list of them. The same image gives the same boxes in every form: it is
+                turned by its EXIF orientation, and transparency is laid on white.
+            phrases: one or several; with a list of images they are for each of them, and a list of lists has each
+                image's own.
             min_score: what scores less is not `found`; "auto" takes the threshold stored by `epmvg calibrate`.
 
         Returns:
-            One prediction a phrase, boxes (x0, y0, x1, y1) in pixels of the upright image.
+            One prediction a phrase, boxes (x0, y0, x1, y1) in pixels of the upright image; of a list one such list an
+            image.
 
         Raises:
-            InputError: the image cannot be opened, a phrase is empty or longer than the model reads, or there is no
-                stored threshold.
+            InputError: an image cannot be opened, a phrase is empty, `min_score` is not in 0..1, or there is no stored
+                threshold.
+            TypeError: an image or the phrases are of another type.
         """
         bound = self._bound(min_score)
-        asked = self._asked(phrases)
-        found = _predictions(asked, *self.find(image, asked), bound)
-        return Predictions(found, lambda: open_image(image), str(image) if isinstance(image, Path | str) else "")
+        if not isinstance(image, list | tuple):
+            return self._predictions([image], [checked_phrases(phrases)], bound)[0]
+        asked = phrases_of_each(phrases, len(image))
+        found = []
+        for start in range(0, len(image), IMAGES):
+            part = slice(start, start + IMAGES)
+            found += self._predictions(image[part], asked[part], bound)
+        return found
+
+    def _predictions(
+        self, images: Sequence[ImageSource], phrases: Sequence[list[str]], bound: float
+    ) -> list[Predictions]:
+        held = [HeldImage.of(image) for image in images]
+        questions = [(one.source, asked) for one, asked in zip(held, phrases, strict=True)]
+        answers = self._find(questions, [one.digest for one in held])
+        found = []
+        for one, image, asked, answer in zip(held, images, phrases, answers, strict=True):
+            made = answer.predictions(asked, bound)
+            self._log(made)
+            name = str(image) if isinstance(image, Path | str) else ""
+            found.append(Predictions(made, one.open, name, answer.size))
+        return found
+
+    def _log(self, predictions: Sequence[Prediction]) -> None:
+        for one in predictions:
+            if one.cut:
+                pieces, most = self.backend.tokenizer.length_of(one.phrase), self.backend.length
+                logger.warning(
+                    "The phrase %r has %d word pieces and this model reads %d: the rest is cut.",
+                    *(shorten(one.phrase), pieces, most),
+                )
+            if one.unknown:
+                logger.warning("No word of %r is known to this model: it counts as not found.", shorten(one.phrase))
 
     def ask(
         self,
@@ -174,9 +226,9 @@ class Predictor:
         Raises:
             InputError: as calling does; nothing is answered then.
         """
-        asked = [(image, self._asked(phrases)) for image, phrases in questions]
+        asked = [(image, checked_phrases(phrases)) for image, phrases in questions]
         found = zip(asked, self._find(asked, keys, sizes), strict=True)
-        return [_predictions(phrases, boxes, scores, 0.0) for (_, phrases), (boxes, scores) in found]
+        return [answer.predictions(phrases, 0.0) for (_, phrases), answer in found]
 
     @property
     def canvas(self) -> int:
@@ -207,27 +259,22 @@ class Predictor:
         return self._maps("attention", image, phrases)
 
     def _maps(self, kind: MapKind, image: ImageSource, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
-        asked = self._asked(phrases)
+        asked = checked_phrases(phrases)
         tokens, token_pad = tokenize(self.backend, asked)
+        self._check_process()
         with self._lock:
             (seen,) = self._see([image])
             levels = self.backend.maps(kind, seen.features, seen.pad, tokens, token_pad)  # [P, side, side] each
         return [_over_picture([level[i] for level in levels], seen.letterbox) for i in range(len(asked))]
 
-    def _asked(self, phrases: Sequence[str] | str) -> list[str]:
-        asked = [phrases] if isinstance(phrases, str) else list(phrases)
-        if not asked:
-            raise InputError("There is no phrase to find: give at least one.")
-        for phrase in asked:
-            self._check(phrase)
-        return asked
-
-    def _bound(self, min_score: float | Literal["auto"] | None) -> float:
+    def _bound(self, min_score: MinScore) -> float:
         """Return the lowest score that counts as found."""
         if min_score is None:
             return 0.0
         if min_score != "auto":
-            return min_score
+            if isinstance(min_score, bool) or not isinstance(min_score, int | float) or not 0 <= min_score <= 1:
+                raise InputError(f'min_score is {min_score!r}: give a number from 0 to 1, or "auto".')
+            return float(min_score)
         if self.threshold is None:
             raise InputError(
                 "This model has no stored threshold: run `epmvg calibrate RUN`, or give min_score a number."
@@ -240,35 +287,48 @@ class Predictor:
         Raises:
             InputError: the image cannot be opened.
         """
-        return self._find([(image, phrases)])[0]
+        (answer,) = self._find([(image, phrases)])
+        return answer.boxes, answer.scores
 
     def _find(
         self,
         questions: Sequence[tuple[ImageSource, Sequence[str]]],
-        keys: Sequence[bytes] | None = None,
+        keys: Sequence[bytes | None] | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> list[tuple[list[list[float]], list[float]]]:
+    ) -> list[_Answer]:
         """Answer as `find` does, several images in one pass."""
+        self._check_process()
         counts = [len(phrases) for _, phrases in questions]
-        tokens, token_pad = tokenize(self.backend, [phrase for _, phrases in questions for phrase in phrases])
+        tokens = self.backend.tokenizer([phrase for _, phrases in questions for phrase in phrases])
         owner = np.repeat(np.arange(len(counts)), counts)
         with self._lock:
             seen = self._see([image for image, _ in questions], keys, sizes)
             features = seen[0].features if len(seen) == 1 else self.backend.join([one.features for one in seen])
             pad = np.concatenate([one.pad for one in seen])
-            box, score = self.backend.answer(features, pad, tokens, token_pad, owner)
+            box, score = self.backend.answer(features, pad, tokens.ids, tokens.padding, owner)
         if self.backend.calibration is not None:
             score = self.backend.calibration(score)
-        own = [owner == number for number in range(len(seen))]
-        return [
-            (one.letterbox.to_source(box[rows]).tolist(), score[rows].tolist())
-            for one, rows in zip(seen, own, strict=True)
-        ]
+        answers = []
+        for number, one in enumerate(seen):
+            own = owner == number
+            boxes = one.letterbox.to_source(box[own]).tolist()
+            size = round(one.letterbox.width), round(one.letterbox.height)
+            marks = tokens.cut[own].tolist(), tokens.unknown[own].tolist()
+            answers.append(_Answer(boxes, score[own].tolist(), *marks, size))
+        return answers
+
+    def _check_process(self) -> None:
+        """Refuse what would wait for ever in a fork, where the threads of the runtime do not exist."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "This Predictor was made before its process was forked: make one in each process, or start processes "
+                'by multiprocessing.get_context("spawn").'
+            )
 
     def _see(
         self,
         images: Sequence[ImageSource],
-        given: Sequence[bytes] | None = None,
+        given: Sequence[bytes | None] | None = None,
         sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[SeenImage]:
         """Encode images together, but for those remembered, by a key, a file's bytes or the pixels on the canvas."""
@@ -276,7 +336,7 @@ class Predictor:
         seen: dict[bytes, SeenImage] = {}
         fresh: dict[bytes, tuple[View, NDArray[np.uint8]]] = {}
         for number, image in enumerate(images):
-            key = given[number] if given else _file_key(image)
+            key = given[number] if given else content_digest(image)
             if key is None or self._seen.get(key) is None:
                 picture = open_image(image)
                 size = sizes[number] if sizes else picture.size
@@ -298,55 +358,11 @@ class Predictor:
                 self._seen.add(key, seen[key])
         return [seen[key] for key in keys]
 
-    def _check(self, phrase: str) -> None:
-        fault = phrase_fault(phrase)
-        if fault is not None:
-            raise InputError(f"The phrase {_shorten(phrase)!r} cannot be asked: {fault}.")
-        pieces = len(self.backend.pieces(phrase))
-        if pieces > self.backend.length:
-            raise InputError(
-                f"The phrase {_shorten(phrase)!r} has {pieces} word pieces and this model reads "
-                f"{self.backend.length}: shorten it."
-            )
-
-
-class SeenImages:
-    """Encoded images by key, within so many bytes; the longest unused go first."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.nbytes = 0
-        self._kept: OrderedDict[bytes, SeenImage] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def get(self, key: bytes | None) -> SeenImage | None:
-        """Return what is kept under a key, or None."""
-        if key is None or key not in self._kept:
-            return None
-        self._kept.move_to_end(key)
-        return self._kept[key]
-
-    def add(self, key: bytes, seen: SeenImage) -> None:
-        """Keep an image that is not kept yet, unless it alone is too large."""
-        if seen.nbytes > self.limit:
-            return
-        self._kept[key] = seen
-        self.nbytes += seen.nbytes
-        while self.nbytes > self.limit:
-            self.nbytes -= self._kept.popitem(last=False)[1].nbytes
-
 
 def tokenize(backend: Backend, phrases: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Turn P phrases into tokens [P, L'] and token_pad [P, L'], cut and padded as `Grounder.tokenize` does."""
-    length = backend.length
-    rows = [backend.pieces(phrase.lower().strip()) for phrase in phrases]
-    rows = [row if len(row) <= length else [*row[: length - 1], row[-1]] for row in rows]
-    longest = max(map(len, rows))
-    width = -(-longest // 4) * 4 if length % 4 == 0 else longest
-    tokens = np.array([row + [0] * (width - len(row)) for row in rows], np.int64)
-    return tokens, np.arange(width) >= np.array([[len(row)] for row in rows])
+    """Turn P phrases into tokens [P, L'] and token_pad [P, L'] of a backend."""
+    tokens = backend.tokenizer(phrases)
+    return tokens.ids, tokens.padding
 
 
 def _over_picture(levels: Sequence[NDArray[np.float32]], letterbox: Letterbox) -> NDArray[np.float32]:
@@ -363,33 +379,10 @@ def _over_picture(levels: Sequence[NDArray[np.float32]], letterbox: Letterbox) -
     return over
 
 
-def _file_key(image: ImageSource) -> bytes | None:
-    """Tell a file by its bytes, which need not be decoded for it; None for pictures and arrays."""
-    if isinstance(image, Path | str):
-        try:
-            return _digest(Path(image).read_bytes())
-        except OSError:
-            return None  # whoever opens it will say why
-    return _digest(image) if isinstance(image, bytes) else None
-
-
 def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
-
-
-def _predictions(
-    phrases: Sequence[str], boxes: Sequence[list[float]], scores: Sequence[float], bound: float
-) -> list[Prediction]:
-    return [
-        Prediction(phrase, _box(box), score, score >= bound)
-        for phrase, box, score in zip(phrases, boxes, scores, strict=True)
-    ]
 
 
 def _box(values: list[float]) -> Box:
     x0, y0, x1, y1 = (round(value, 2) for value in values)
     return x0, y0, x1, y1
-
-
-def _shorten(phrase: str) -> str:
-    return phrase if len(phrase) <= 40 else phrase[:37] + "..."

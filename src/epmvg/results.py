@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, SupportsIndex, overload
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
 from epmvg.data.coco import coco_of
+from epmvg.data.files import relative_to
 from epmvg.draw import draw_boxes
 from epmvg.types import InputError, Prediction
 
 
 class Predictions(list[Prediction]):
-    """The answers to phrases about one picture, in the order asked.
+    """The answers to phrases about one picture, in the order asked; a slice of them is `Predictions`, too.
+
+    They pickle: a file's picture is then opened from its path again, and a picture without a file travels along.
 
     Attributes:
         picture: the upright picture that the boxes are in, opened when it is first wanted.
@@ -35,6 +40,22 @@ class Predictions(list[Prediction]):
         self._open_picture = open_picture
         self._size = size
         self.image = image
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Prediction: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Predictions: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Prediction | Predictions:
+        """Return one prediction, or some with the same picture."""
+        if isinstance(index, slice):
+            return Predictions(super().__getitem__(index), self._open_picture, self.image, self._size)
+        return super().__getitem__(index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the opened picture, which is had again."""
+        return {key: value for key, value in vars(self).items() if key != "picture"}
 
     @cached_property
     def picture(self) -> Image.Image:
@@ -89,36 +110,45 @@ class Predictions(list[Prediction]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return image, width, height and results as plain values for JSON."""
-        results = [{"phrase": one.phrase, "box": list(one.box), "score": one.score, "found": one.found} for one in self]
+        results = [one.to_dict() for one in self]
         return {"image": self.image, "width": self.size[0], "height": self.size[1], "results": results}
 
 
-def to_coco(answers: Sequence[Predictions]) -> dict[str, Any]:
+def to_coco(answers: Predictions | Sequence[Predictions], root: Path | str | None = None) -> dict[str, Any]:
     """Return what was found as one COCO-style object that `epmvg data convert` and `epmvg train` read.
 
     An annotation has its phrase beside its box, and the score among its `attributes`.
+
+    Args:
+        answers: of one picture or several.
+        root: file names become relative to this folder, for example that of the JSON file, from where they are read;
+            by default they stay as they were given.
     """
+    answers = _as_list(answers)
+    names = [_relative(_name(about, number), root) for number, about in enumerate(answers)]
     rows = []
-    for number, about in enumerate(answers):
-        picture = {"image": _name(about, number), "width": about.size[0], "height": about.size[1]}
+    for name, about in zip(names, answers, strict=True):
+        picture = {"image": name, "width": about.size[0], "height": about.size[1]}
         rows += [picture | {"phrase": one.phrase, "bbox": _xywh(one), "score": one.score} for one in about.found]
     coco = coco_of(rows)
     there = {image["file_name"] for image in coco["images"]}
-    for number, about in enumerate(answers):
-        if _name(about, number) not in there:  # asked, and nothing found
+    for name, about in zip(names, answers, strict=True):
+        if name not in there:  # asked, and nothing found
             size = {"width": about.size[0], "height": about.size[1]}
-            coco["images"].append({"id": len(coco["images"]) + 1, "file_name": _name(about, number)} | size)
+            coco["images"].append({"id": len(coco["images"]) + 1, "file_name": name} | size)
     return coco
 
 
-def to_label_studio(answers: Sequence[Predictions], prefix: str = "") -> list[dict[str, Any]]:
+def to_label_studio(answers: Predictions | Sequence[Predictions], prefix: str = "") -> list[dict[str, Any]]:
     """Return what was found as pre-annotated tasks of Label Studio, for the labelling set-up in docs/use.md.
 
     Args:
         answers: of one picture or several.
-        prefix: put before an image's name, for example "/data/local-files/?d=".
+        prefix: put before an image's name, for example "/data/local-files/?d="; in an address that a browser opens,
+            such as this one or https://..., the name is percent-encoded.
     """
-    return [_task(about, prefix + _name(about, number)) for number, about in enumerate(answers)]
+    encode = quote if prefix.startswith(("/", "http:", "https:")) else str
+    return [_task(about, prefix + encode(_name(about, number))) for number, about in enumerate(_as_list(answers))]
 
 
 def _task(about: Predictions, image: str) -> dict[str, Any]:
@@ -142,6 +172,17 @@ def _task(about: Predictions, image: str) -> dict[str, Any]:
     scores = [one.score for one in about.found]
     prediction = {"model_version": "epmvg", "score": min(scores, default=0.0), "result": result}
     return {"data": {"image": image}, "predictions": [prediction]}
+
+
+def _as_list(answers: Predictions | Sequence[Predictions]) -> Sequence[Predictions]:
+    return [answers] if isinstance(answers, Predictions) else answers
+
+
+def _relative(name: str, root: Path | str | None) -> str:
+    if root is None:
+        return name
+    path = Path(name).expanduser()
+    return relative_to(path, Path(root)) or path.absolute().as_posix()
 
 
 def _name(about: Predictions, number: int) -> str:

@@ -131,4 +131,11 @@ class Prediction:
     phrase: str
     box: Box  # (x0, y0, x1, y1) in pixels of the image as it is displayed; the best guess even where not found
     score: float  # 0..1, how sure the model is of the box: a probability once the run is calibrated
-    found: bool = True  # False: the score is below the bound that was asked for
+    found: bool = True  # False: the score is below the bound that was asked for, or no word of the phrase is known
+    cut: bool = False  # the phrase is longer than the model reads: its end had no say
+    unknown: bool = False  # the model knows no word of the phrase
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; `cut` and `unknown` only where they are true."""
+        said: dict[str, Any] = {"phrase": self.phrase, "box": list(self.box), "score": self.score, "found": self.found}
+        return said | {key: True for key in ("cut", "unknown") if getattr(self, key)}

@@ -18,6 +18,7 @@ from epmvg.config import Recipe
 from epmvg.convert import RULES, Conversion, from_published
 from epmvg.distill.losses import GroundingLoss
 from epmvg.models.grounder import Grounder
+from epmvg.tokenizer import PhraseTokenizer
 from epmvg.training.optimizer import parameter_groups
 
 FOLDER = Path(__file__).parents[1] / "parity"
@@ -194,13 +195,11 @@ def test_published_tokens_and_scores(shared: Path) -> None:
     cases = torch.load(shared / "parity" / "data_pipeline.pt", weights_only=True)
     vocabulary = {word: number for number, word in enumerate(cases["tokenise"]["vocab"])}
     tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=True)
-    tiny = Grounder.tokenize
     for row in cases["tokenise"]["cases"]:
-        student = type("Student", (), {"tokenizer": tokenizer, "length": row["seq_len"]})()
-        tokens, token_pad = tiny(student, [row["text"]])
-        length = tokens.shape[1]
-        assert tokens[0].tolist() == row["ids"][:length]
-        assert (~token_pad[0]).int().tolist() == row["mask"][:length]
+        tokens = PhraseTokenizer.of(tokenizer, row["seq_len"])([row["text"]])
+        length = tokens.ids.shape[1]
+        assert tokens.ids[0].tolist() == row["ids"][:length]
+        assert (~tokens.padding[0]).astype(int).tolist() == row["mask"][:length]
         assert not any(row["mask"][length:])
     table = cases["loss_metric"]
     iou = paired_iou(to_xyxy(table["pred"]).clamp(0, 1), to_xyxy(table["target"]))

@@ -49,7 +49,7 @@ class EagerBackend:
         if threads is not None:
             torch.set_num_threads(threads)
         self.canvas, self.length, self.calibration = model.canvas, model.length, model.calibration
-        self.knows = model.knows
+        self.knows, self.tokenizer = model.knows, model.phrase_tokenizer()
         self.device = select_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.bf16 = use_bf16(precision, self.device)
@@ -64,11 +64,6 @@ class EagerBackend:
         self._answer: Any = self.model.answer
         if compile:
             self._encode, self._answer = torch.compile(self._encode), torch.compile(self._answer)
-
-    def pieces(self, phrase: str) -> list[int]:
-        """Return the word pieces of a phrase, uncut, its first and last mark included."""
-        pieces: list[int] = self.model.tokenizer(phrase)["input_ids"]
-        return pieces
 
     @torch.inference_mode()
     def encode(self, image: NDArray[np.float32], pad: NDArray[np.bool_]) -> Tensor:

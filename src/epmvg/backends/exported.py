@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from epmvg.confidence import read_calibration
 from epmvg.hardware import cores, cpu_has_bf16
 from epmvg.models.hub import EXPORT_FILE
+from epmvg.tokenizer import PhraseTokenizer
 from epmvg.types import InputError
 
 SETTINGS = EXPORT_FILE
@@ -51,9 +52,8 @@ class ExportedBackend:
             raise InputError("ONNX Runtime does not compute in bf16: export with --format openvino, or ask for fp32.")
         bf16 = precision == "bf16" or (precision == "auto" and cpu_has_bf16())
         try:
-            self._tokenizer = guest("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
-            self._tokenizer.no_padding()
-            self._tokenizer.no_truncation()
+            tokenizer = guest("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.tokenizer = PhraseTokenizer(tokenizer, self.length, int(settings.get("pad_id", 0)))
             files = [folder / f"{name}{SUFFIX[kind]}" for name in (IMAGE, PHRASES)]
             graphs = _onnx(files, threads or cores()) if kind == "onnx" else _openvino(files, threads or cores(), bf16)
             self._image, self._phrases = graphs
@@ -62,11 +62,6 @@ class ExportedBackend:
         except Exception as error:  # the runtimes raise classes of their own making
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{folder} cannot be loaded ({reason}): export the run again.") from error
-
-    def pieces(self, phrase: str) -> list[int]:
-        """Return the word pieces of a phrase, uncut, its first and last mark included."""
-        pieces: list[int] = self._tokenizer.encode(phrase).ids
-        return pieces
 
     def encode(self, image: NDArray[np.float32], pad: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Encode images [I, 3, S, S] with pad [I, S, S] -> features [I, ...]."""

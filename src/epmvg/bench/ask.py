@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from epmvg.backends.protocol import Backend
 from epmvg.bench import PHRASES
-from epmvg.predict import Backend, tokenize
+from epmvg.predict import tokenize
 
 
 def noise(side: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from epmvg.config import AugmentSettings
 from epmvg.data.catalog import cache_folder, open_records
 from epmvg.data.garbage import collector_paused
 from epmvg.data.image_cache import ImageCache
@@ -25,6 +26,7 @@ from epmvg.data.photos import Photo
 from epmvg.data.transforms import Augment, pad_of, render, training_view
 from epmvg.data.views import View, evaluation_view, laid_rectangle
 from epmvg.letterbox import Letterbox
+from epmvg.tokenizer import PhraseTokenizer
 from epmvg.types import Batch, InputError, Record
 
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
@@ -286,9 +288,11 @@ def make_loader(
         InputError: as `open_records`.
     """
 
+    words = PhraseTokenizer.of(tokenizer, length)
+
     def tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
-        encoded = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
-        return encoded["input_ids"], encoded["attention_mask"] == 0
+        tokens = words(texts)
+        return torch.from_numpy(tokens.ids), torch.from_numpy(tokens.padding)
 
     training = split == "train"
     return GroundingLoader(
@@ -297,7 +301,7 @@ def make_loader(
         canvas=canvas,
         images=images,
         phrases=phrases,
-        augment=Augment(flip=0.5, crop=0.5, scale=0.7, jitter=0.8, move=1.0) if training else None,
+        augment=Augment(**AugmentSettings().model_dump()) if training else None,
         shuffle=training,
         seed=seed,
     )

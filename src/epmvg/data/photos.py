@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -118,6 +120,44 @@ class Photo:
             if at_least is not None and self._own and self._image.format == "JPEG":
                 self._image.draft(None, at_least[::-1] if self.turned else at_least)
             return upright_rgb(self._image, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldImage:
+    """An image to be opened again later: a path or bytes as they were given, or else its upright RGB pixels."""
+
+    source: Path | str | bytes | Image.Image
+    digest: bytes | None  # of the content of the file or bytes
+
+    @classmethod
+    def of(cls, image: ImageSource) -> HeldImage:
+        """Hold an image; one that its owner may change is copied.
+
+        Raises:
+            InputError, TypeError: as `open_image`.
+        """
+        source = image if isinstance(image, Path | str | bytes) else open_image(image)
+        return cls(source, content_digest(source))
+
+    def open(self) -> Image.Image:
+        """Open it.
+
+        Raises:
+            InputError: it cannot be opened, or the file is another than before.
+        """
+        if isinstance(self.source, Path | str) and content_digest(self.source) not in (self.digest, None):
+            raise InputError(f"{self.source} has changed since phrases were looked for in it: predict again.")
+        return open_image(self.source)
+
+
+def content_digest(image: ImageSource) -> bytes | None:
+    """Return a digest of a file's bytes, which need not be decoded for it; None for pixels and what cannot be read."""
+    if isinstance(image, Path | str):
+        try:
+            return hashlib.sha256(Path(image).expanduser().read_bytes()).digest()
+        except (OSError, ValueError):
+            return None  # whoever opens it will say why
+    return hashlib.sha256(image).digest() if isinstance(image, bytes) else None
 
 
 def open_image(source: ImageSource) -> Image.Image:

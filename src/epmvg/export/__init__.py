@@ -159,6 +159,7 @@ def write_folder(model: Grounder, folder: Path, kind: Format) -> dict[str, Any]:
         write_text(folder / CONFIDENCE_FILE, model.calibration.dump())
     model.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"format": "onnx", "precision": "fp32", "canvas": model.canvas, "length": model.length}
+    settings |= {"pad_id": model.tokenizer.pad_token_id or 0}
     settings |= {"epmvg": __version__, "torch": torch.__version__}
     if model.knows is not None:
         settings["knows"] = model.knows

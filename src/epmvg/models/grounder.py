@@ -21,6 +21,7 @@ from epmvg.confidence import Calibration
 from epmvg.models.linguistic import LinguisticBranch
 from epmvg.models.transformer import MLP, Encoder, content_first, sine_position
 from epmvg.models.visual import SwinBranch, VisualBranch
+from epmvg.tokenizer import PhraseTokenizer
 from epmvg.types import InputError, Output
 
 Vls = Literal["first", "content", "mean", "learned"]
@@ -132,17 +133,14 @@ class Grounder(nn.Module):
         with torch.random.fork_rng(devices=[]):
             return ScoreHead(self.width, maps=self.anchored, similarity=self.similarity is not None)
 
+    def phrase_tokenizer(self) -> PhraseTokenizer:
+        """Return what turns phrases into the word pieces of this model."""
+        return PhraseTokenizer.of(self.tokenizer, self.length)
+
     def tokenize(self, phrases: list[str]) -> tuple[Tensor, Tensor]:
         """Turn P phrases into tokens int64 [P, L'] and token_pad bool [P, L'], L' <= L; longer phrases are cut."""
-        encoded = self.tokenizer(
-            [phrase.lower().strip() for phrase in phrases],
-            padding=True,
-            pad_to_multiple_of=4 if self.length % 4 == 0 else None,  # few distinct shapes: kernels are cached by shape
-            truncation=True,
-            max_length=self.length,
-            return_tensors="pt",
-        )
-        return encoded["input_ids"], encoded["attention_mask"] == 0
+        tokens = PhraseTokenizer.of(self.tokenizer, self.length)(phrases)
+        return torch.from_numpy(tokens.ids), torch.from_numpy(tokens.padding)
 
     def checkpoint_layers(self, wanted: bool = True) -> None:
         """Choose whether training computes the layers of fusion and visual encoder, or Swin, twice to save memory."""

@@ -58,7 +58,7 @@ def fetch(run: Path | str, *, revision: str | None = None, token: str | None = N
     Raises:
         InputError: the hub does not have it, or cannot be reached.
     """
-    folder = Path(run)
+    folder = Path(run).expanduser()
     if str(run) == DEFAULT and not folder.exists():
         return Path(str(resources.files("epmvg") / "ready" / DEFAULT))
     if folder.exists() or not _HUB_ID.fullmatch(str(run)) or folder.parent.exists():

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from epmvg.models.freezing import freeze
+
 
 class LinguisticBranch(nn.Module):
     """BERT without its pooler.
@@ -17,8 +19,8 @@ class LinguisticBranch(nn.Module):
         hidden, layers, heads, feedforward: BERT's four sizes.
         vocabulary: number of word pieces.
         dropout: of hidden states and attention.
-        frozen: names (prefixes) of BERT's modules that never train, for example "embeddings" and "encoder.layer.0";
-            "all" freezes the whole branch, which makes its answers storable.
+        frozen: names of BERT's modules that never train, for example "embeddings" and "encoder.layer.0"; a text is
+            one name, and "all" freezes the whole branch, which makes its answers storable.
     """
 
     def __init__(
@@ -30,7 +32,7 @@ class LinguisticBranch(nn.Module):
         feedforward: int,
         vocabulary: int,
         dropout: float = 0.1,
-        frozen: Sequence[str] = (),
+        frozen: Sequence[str] | str = (),
     ) -> None:
         super().__init__()
         config = BertConfig(
@@ -45,10 +47,7 @@ class LinguisticBranch(nn.Module):
         self.bert = BertModel(config, add_pooling_layer=False)
         self.width = hidden
         self.baked: nn.ModuleList | None = None
-        self.frozen = "all" in frozen
-        for name, parameter in self.bert.named_parameters():
-            if self.frozen or f"{name}.".startswith(tuple(f"{prefix}." for prefix in frozen)):
-                parameter.requires_grad_(False)
+        self.frozen = freeze(self.bert, frozen, "model.linguistic.frozen")
         self.train()
 
     def train(self, mode: bool = True) -> LinguisticBranch:

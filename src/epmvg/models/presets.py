@@ -1,4 +1,4 @@
-"""Presets: each model is a dict literal of numbers."""
+"""Presets: each model is a dict literal of numbers, the pretrained weights of its backbone named by timm's tag."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TRANSVG: dict[str, Any] = {
     "canvas": 640,
     "length": 20,
     "visual": {
-        "backbone": "resnet50",
+        "backbone": "resnet50.tv_in1k",
         "strides": [32],
         "width": 256,
         "layers": 6,
@@ -38,7 +38,7 @@ _TRANSVG: dict[str, Any] = {
 # QRNet at 640 px: Swin-S and its neck; tokens at strides 32 and 64, no encoder of DETR (SPEC: 500 visual tokens).
 _QRNET: dict[str, Any] = _TRANSVG | {
     "visual": {
-        "backbone": "swin_small_patch4_window7_224",
+        "backbone": "swin_small_patch4_window7_224.ms_in1k",
         "shape": {},
         "strides": [32, 64],
         "width": 256,
@@ -51,7 +51,7 @@ _QRNET: dict[str, Any] = _TRANSVG | {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "transvg-r50": _TRANSVG,
-    "transvg-r101": _TRANSVG | {"visual": _TRANSVG["visual"] | {"backbone": "resnet101"}},
+    "transvg-r101": _TRANSVG | {"visual": _TRANSVG["visual"] | {"backbone": "resnet101.tv_in1k"}},
     "transvg-swin-s": _QRNET | {"visual": _QRNET["visual"] | {"gates": "off"}},
     "qrnet-swin-s": _QRNET,
     "mini": _TRANSVG
@@ -138,6 +138,8 @@ def preset(name: str, **overrides: Any) -> dict[str, Any]:
 
 def _merge(base: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:
     """Replace known keys of `base`, nested groups key by key; unknown keys are refused."""
+    if not isinstance(overrides, dict):
+        raise InputError(f"{where} is a group of settings, not {overrides!r}: name a setting of it.")
     merged = dict(base)
     for key, value in overrides.items():
         if key not in base and not (where.endswith(".visual") and key in ("mean", "std")):

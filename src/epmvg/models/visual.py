@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from epmvg.models.freezing import freeze
 from epmvg.models.modulation import ChannelGate, QueryGate
 from epmvg.models.norms import freeze_norms
 from epmvg.models.transformer import Encoder, content_first, sine_position
@@ -96,12 +97,9 @@ class VisualBranch(nn.Module):
         """Return N, the number of visual tokens on a canvas."""
         return sum(math.ceil(canvas / stride) ** 2 for stride in self.strides)
 
-    def freeze(self, frozen: Sequence[str]) -> None:
-        """Stop the backbone's modules of these names (prefixes) from training; "all" stops the whole backbone."""
-        self.frozen = "all" in frozen
-        for name, parameter in self.backbone.named_parameters():
-            if self.frozen or name.startswith(tuple(frozen)):
-                parameter.requires_grad_(False)
+    def freeze(self, frozen: Sequence[str] | str) -> None:
+        """Stop parts of the backbone from training (`freezing.freeze`)."""
+        self.frozen = freeze(self.backbone, frozen, "model.visual.frozen")
 
     def train(self, mode: bool = True) -> VisualBranch:
         super().train(mode)
@@ -121,7 +119,7 @@ class ConvBranch(VisualBranch):
         backbone: timm name.
         strides: which maps of the backbone to use; coarser ones are resized to the finest and concatenated.
         width, layers, heads, hidden, dropout: of the encoder; 0 layers leave the projected map as it is.
-        frozen: names (prefixes) of backbone modules that never train, or "all".
+        frozen: names of backbone modules that never train, or "all"; a text is one name.
         mean, std: of the pixels, RGB in 0..1.
     """
 
@@ -135,14 +133,18 @@ class ConvBranch(VisualBranch):
         heads: int,
         hidden: int,
         dropout: float,
-        frozen: Sequence[str] = (),
+        frozen: Sequence[str] | str = (),
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        reductions = cast(Any, timm.create_model(backbone, features_only=True)).feature_info.reduction()
-        network = timm.create_model(
-            backbone, features_only=True, out_indices=[reductions.index(stride) for stride in sorted(strides)]
-        )
+        reductions = cast(Any, _timm(backbone, features_only=True)).feature_info.reduction()
+        if absent := set(strides) - set(reductions):
+            known = ", ".join(map(str, sorted(set(reductions))))
+            raise InputError(
+                f"model.visual.strides has {min(absent)}, and {backbone} has maps of {known}: give of these."
+            )
+        indices = [reductions.index(stride) for stride in sorted(strides)]
+        network = _timm(backbone, features_only=True, out_indices=indices)
         super().__init__(network, width, [min(strides)], mean, std)
         freeze_norms(self.backbone)
         self.input_proj = nn.Conv2d(sum(cast(Any, network).feature_info.channels()), width, 1)
@@ -188,7 +190,7 @@ class SwinBranch(VisualBranch):
         pool: what the gates pool over: the `canvas`, padding included, as published, or the `content`.
         query: Q, width of the linguistic branch.
         drop_path: stochastic depth of the last block.
-        frozen: names (prefixes) of backbone modules that never train.
+        frozen: names of backbone modules that never train, or "all"; a text is one name.
         mean, std: of the pixels, RGB in 0..1.
 
     Attributes:
@@ -207,13 +209,17 @@ class SwinBranch(VisualBranch):
         gates: Literal["off", "as_published", "repaired"] = "repaired",
         pool: Literal["canvas", "content"] = "canvas",
         drop_path: float = 0.2,
-        frozen: Sequence[str] = (),
+        frozen: Sequence[str] | str = (),
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         if canvas % 32:
             raise InputError(f"canvas={canvas} does not fit a Swin: give a multiple of 32.")
-        swin = timm.create_model(
+        if absent := set(strides) - set(_NECK_STRIDES):
+            raise InputError(f"model.visual.strides has {min(absent)}: give of {', '.join(map(str, _NECK_STRIDES))}.")
+        if not backbone.startswith("swin_"):
+            raise InputError(f"model.visual.backbone={backbone} is no Swin transformer of timm: give a swin_... name.")
+        swin = _timm(
             backbone, img_size=canvas, num_classes=0, drop_path_rate=drop_path, always_partition=True, **(shape or {})
         )
         assert isinstance(swin, SwinTransformer)
@@ -286,6 +292,19 @@ class SwinBranch(VisualBranch):
 
 
 _NECK_STRIDES = (4, 8, 16, 32, 64)
+
+
+def _timm(backbone: str, **settings: Any) -> nn.Module:
+    """Build a backbone with random weights.
+
+    Raises:
+        InputError: timm has none of this name, or not with these settings.
+    """
+    try:
+        return timm.create_model(backbone, **settings)
+    except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"timm cannot build model.visual.backbone={backbone} ({reason}): give another.") from error
 
 
 def _squares(x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from epmvg.serve.intake import Asked, Bound, Question, asked_of, read_question, 
 from epmvg.serve.limits import Limits, RefusalError
 from epmvg.serve.meters import Meters
 from epmvg.serve.pictures import Pictures
-from epmvg.types import Box, InputError
+from epmvg.types import Box, InputError, Prediction
 
 STATIC = Path(__file__).parent / "static"
 SAMPLES = 4
@@ -44,7 +44,14 @@ class Found(BaseModel):
     phrase: str
     box: Box  # (x0, y0, x1, y1) in pixels of the upright picture
     score: float  # 0..1
-    found: bool  # the score is at least the `min_score` asked for
+    found: bool  # the score is at least the `min_score` asked for, and some word of the phrase is known
+    cut: bool  # the phrase is longer than the model reads: its end had no say
+    unknown: bool  # the model knows no word of the phrase
+
+    @classmethod
+    def of(cls, one: Prediction, bound: float) -> Found:
+        found = one.score >= bound and not one.unknown
+        return cls(phrase=one.phrase, box=one.box, score=one.score, found=found, cut=one.cut, unknown=one.unknown)
 
 
 class Answer(BaseModel):
@@ -132,7 +139,7 @@ class House:
         except InputError as error:
             raise RefusalError(422, str(error)) from error
         self.meters.phrases.inc(len(found))
-        results = [Found(phrase=one.phrase, box=one.box, score=one.score, found=one.score >= bound) for one in found]
+        results = [Found.of(one, bound) for one in found]
         width, height = picture.size
         return Answer(width=width, height=height, results=results)
 

@@ -85,6 +85,7 @@ def _rows(
     answers: Sequence[Answer],
     clean: Sequence[Answer],
 ) -> Iterator[Row]:
+    cut = predictor.backend.tokenizer(asked).cut.tolist()
     boxes, before = ([box for box, _ in each] for each in (answers, clean))
     ious, agreements = overlaps(boxes, [record.box for record in records]), overlaps(boxes, before)
     for number, (record, phrase, (box, score)) in enumerate(zip(records, asked, answers, strict=True)):
@@ -93,7 +94,7 @@ def _rows(
             "image": str(record.image),
             "phrase": record.phrase,
             "asked": phrase,
-            "cut": len(predictor.backend.pieces(phrase.lower().strip())) > predictor.backend.length,
+            "cut": cut[number],
             "box": [round(edge, 3) for edge in box],
             "target": list(record.box),
             "iou": ious[number],

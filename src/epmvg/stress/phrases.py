@@ -163,7 +163,7 @@ PHRASE_STRESSES = (
     ),
     PhraseStress(
         "too long, said after",
-        "Eight such clauses follow, more than a model reads; it is cut, where epmvg predict would refuse it.",
+        "Eight such clauses follow, more than a model reads: it is cut.",
         partial(_say, how="{}" + 8 * f", {CLAUSE}"),
         "words",
     ),

@@ -13,9 +13,10 @@ from epmvg.data.absent import Absence
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.shard_loader import ShardLoader
 from epmvg.distill.losses import GroundingLoss, Regressor
-from epmvg.models.factory import create_model, load_pretrained, start_from
+from epmvg.models.factory import create_model, start_from
 from epmvg.models.grounder import Grounder
 from epmvg.models.memory import TextMemory
+from epmvg.models.pretrained import load_pretrained
 from epmvg.training.agreement import agreed
 from epmvg.training.lessons import check_student, lesson_of, open_teacher
 from epmvg.training.loaders import loaders_of
