@@ -173,7 +173,7 @@ def test_quiet_leaves_answers_alone(squares: Path, tmp_path: Path, capsys: pytes
             main([*options, "train", "scenes", *settings, "--out", str(out)])
         assert ended.value.code == 0
         said[len(options)] = capsys.readouterr().out.replace(str(out), "OUT")
-    assert "Acc@0.5" in said[0] and said[1] == "The run is in OUT\n"
+    assert "Acc@0.5" in said[0] and said[1].startswith("The run is in OUT. Next:\n")
     assert said[0].endswith(said[1])
 
 
@@ -206,7 +206,6 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "truncated image": (["predict", run, torn, "it"], "torn.jpg cannot be decoded"),
         "empty phrase": (["predict", run, photo, " "], "One of the phrases is empty"),
         "phrase of 500 words": (["predict", run, photo, "word " * 500], "500 words"),
-        "phrase too long for the model": (["predict", run, photo, "word " * 50], "reads 20"),
         "many photos without a file to write": (["predict", run, squares], "give --out"),
         "no phrase": (["predict", run, photo], "no phrase to find"),
         "a folder asked nothing": (["predict", run, squares.parent, "--out", tmp_path / "p.jsonl"], "give the phrases"),

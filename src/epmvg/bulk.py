@@ -74,8 +74,8 @@ def predict_many(
 
     A row holds image, phrase, box (x0, y0, x1, y1 in pixels of the upright image), score, the id of the row that asked
     for it, and with `min_score` whether it counts as `found`; `cut` and `unknown` are true where the phrase is longer
-    than the model reads, and where the model knows no word of it. An image that cannot be opened, a phrase that cannot be
-    queried or a line that cannot be read has `error`, a sentence, instead of box and score.
+    than the model reads, and where the model knows no word of it. An image that cannot be opened, a phrase that cannot
+    be queried or a line that cannot be read has `error`, a sentence, instead of box and score.
 
     Args:
         run: a folder that training or `epmvg export` wrote, `default`, or OWNER/NAME on the Hugging Face hub.
@@ -96,7 +96,8 @@ def predict_many(
         loaded: called with the predictor once it is loaded.
 
     Returns:
-        rows, errors, cut and unknown (phrases), kept (rows of earlier starts), skipped (files by kind), messages (of the first errors) and to.
+        rows, errors, cut and unknown (phrases), kept (rows of earlier starts), skipped (files by kind), messages (of
+        the first errors) and to.
 
     Raises:
         InputError: the run or a source cannot be read, there is nothing to query, or an output cannot be written or
