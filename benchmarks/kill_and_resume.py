@@ -44,7 +44,7 @@ CLOCK = ("seconds", "images_per_s", "phrases_per_s")
 
 
 def command(room: Path, name: str, *, resume: bool) -> list[str]:
-    own = [f"data.root={room / 'scenes'}", f"distill.teacher={room / 'teacher.json'}", "distill.frozen=true"]
+    own = [f"data.root={room / 'scenes'}", f"distill.teacher={room / 'teacher.json'}", "distill.pretrained=random"]
     verb = [sys.executable, "-m", "epmvg", "train", "scenes", *SETTINGS, *own, "--out", str(room / name)]
     return [*verb, "--resume"] if resume else verb
 

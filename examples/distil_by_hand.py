@@ -33,7 +33,10 @@ def main(folder: Path, teacher_name: str | None) -> None:
 
     torch.manual_seed(0)
     student = epmvg.create_model("tiny-resnet").train()
-    teacher = epmvg.ClipTeacher(teacher_name or folder / "vit.json")  # frozen
+    if teacher_name is None:
+        teacher = epmvg.ClipTeacher(folder / "vit.json", "random")  # frozen
+    else:
+        teacher = epmvg.ClipTeacher(teacher_name)
     loss_of = epmvg.GroundingLoss(giou=1.0, image=1.5, text=2.0)  # lambda, alpha, beta (sec. 4.2)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     loader = epmvg.make_loader(

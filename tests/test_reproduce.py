@@ -148,7 +148,9 @@ def run(scenes: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     teacher = f"distill.teacher={tmp_path / 'teacher.json'}"
 
     def go(name: str, **options: Any) -> dict[str, Any]:
-        return reproduce(name, [*TINY, teacher], out=tmp_path / "out", root=scenes, **options)
+        return reproduce(
+            name, [*TINY, teacher, "distill.pretrained=random"], out=tmp_path / "out", root=scenes, **options
+        )
 
     return go
 
@@ -212,8 +214,10 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
     for ending in ("md", "html"):
         page = (tmp_path / "out" / "scenes" / f"table-4.{ending}").read_text(encoding="utf-8")
         assert "83.39" in page and f"{first['cells'][4]['ours']['mean']:.2f} ±" in page
-    same = run("7", dry_run=True)["rows"][2]  # lambda 1 is Table 4's first row, and shares its trainings
-    assert same["trainings"][0]["settings"] == first["trainings"][0]["settings"]
+    # Lambda 1 of Table 7 is Table 3's first row, and shares its trainings; Table 4's teacher sees another image.
+    plain, same = run("3", dry_run=True)["rows"][0], run("7", dry_run=True)["rows"][2]
+    assert same["trainings"][0]["settings"] == plain["trainings"][0]["settings"]
+    assert same["trainings"][0]["settings"] != first["trainings"][0]["settings"]
 
     rows = (scenes / "annotations.jsonl").read_text().splitlines(keepends=True)
     (scenes / "annotations.jsonl").write_text("".join(rows[:-1]))

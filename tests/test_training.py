@@ -117,7 +117,8 @@ def test_a_teacher_s_terms_fall_and_it_stays_out_of_the_checkpoint(squares: Path
         "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
     }
     (tmp_path / "teacher.json").write_text(json.dumps(config))
-    settings = [f"distill.teacher={tmp_path / 'teacher.json'}", f"distill.frozen={frozen}", "train.epochs=12"]
+    settings = [f"distill.teacher={tmp_path / 'teacher.json'}", "distill.pretrained=random"]
+    settings += [f"distill.frozen={frozen}", "train.epochs=12"]
     folder = epmvg.train(recipe(squares, *settings), tmp_path / "run")
     steps = [row["loss"] for row in rows(folder) if row["event"] == "step"]
     distilled = [step["image"] + step["text"] for step in steps]  # type: ignore[index]

@@ -85,10 +85,11 @@ class DataSettings(Settings):
 
 
 class DistillSettings(Settings):
-    """The teacher: an open_clip name with its pretrained tag, or a folder."""
+    """The teacher: an open_clip architecture with its pretrained tag, a folder, or a name on the hub."""
 
     teacher: str
-    pretrained: str | None = None
+    pretrained: str | None = None  # of an architecture: a tag, a weights file, or "random"
+    quick_gelu: bool | None = None  # the activation of a weights file that does not say it
     frozen: bool = True
     view: Literal["photo", "canvas", "content"] | None = None  # the photo, or the student's view of it; see `_choose`
     distance: Literal["cosine", "l1", "smooth_l1", "relational"] = "cosine"

@@ -106,7 +106,7 @@ class SimilarityMap:
 
     logits: Tensor  # [P, h, w], cosine of patch and sentence at the teacher's temperature
     content: Tensor  # [P, h, w], share of a patch that is picture and not padding, 0..1
-    frame: Tensor  # [P, 4], where the grid lies: xyxy in 0..1 of the student's canvas, x0 > x1 if mirrored
+    frame: Tensor  # [P, 4], where the grid lies: xyxy in 0..1 of the student's canvas
 
 
 @dataclass(slots=True)

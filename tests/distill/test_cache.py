@@ -13,7 +13,6 @@ from torch import Tensor
 
 from epmvg.config import Recipe
 from epmvg.distill.cache import AnswerFile, CachedTeacher
-from epmvg.distill.lesson import photo_view
 from epmvg.distill.pretrain import train_teacher
 from epmvg.distill.teacher import ClipTeacher
 from epmvg.training import cache_teacher, train
@@ -126,10 +125,10 @@ def test_a_photo_is_known_by_its_content(folder: Path, tmp_path: Path) -> None:
         Image.new("RGB", (40, 30), colour).save(tmp_path / f"{name}.png")
     teacher = Counting(folder)
     cached = CachedTeacher(teacher, tmp_path / "answers")
-    answers = cached.photos([tmp_path / f"{n}.png" for n in "abc"], photo_view(64))
+    answers = cached.photos([tmp_path / f"{n}.png" for n in "abc"], [False] * 3)
     assert teacher.images == 2 and torch.equal(answers[0], answers[1]) and not torch.equal(answers[0], answers[2])
     Image.new("RGB", (40, 30), "green").save(tmp_path / "a.png")
-    CachedTeacher(teacher, tmp_path / "answers").photos([tmp_path / "a.png"], photo_view(64))
+    CachedTeacher(teacher, tmp_path / "answers").photos([tmp_path / "a.png"], [False])
     assert teacher.images == 3
 
 
@@ -153,10 +152,76 @@ def test_training_after_caching_asks_nothing_new(
         "data.augment={flip: 0.5}",
         "train.store=false",
         "train.epochs=2",
+        "train.warmup=0",
         f"distill={folder}",
         "distill.dense=0",
     )
     first, second = cache_teacher(recipe), cache_teacher(recipe)
-    assert first["answers"] == second["answers"] == 6 + 4 + 1  # photos, phrases, the swapped one
+    assert (
+        first["answers"] == second["answers"] == 2 * 6 + 4 + 1
+    )  # photos and their mirror images, phrases, the swapped one
     train(recipe, tmp_path / "run")
     assert cache_teacher(recipe)["answers"] == first["answers"]
+
+
+def test_vectors_are_float32_s_whoever_asks_first(folder: Path, tmp_path: Path) -> None:
+    """Autocast around a frozen teacher changes nothing, so what is kept does not depend on the run that kept it."""
+    image, phrases = torch.rand(2, 3, 32, 32), ["a dog", "red 3"]
+    expected = ClipTeacher(folder)(image, phrases)
+    cached = CachedTeacher(ClipTeacher(folder), tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = cached(image, phrases), ClipTeacher(folder)(image, phrases)
+    for answer in (*inside, cached(image, phrases)):
+        for own, true in ((answer.image, expected.image), (answer.text, expected.text)):
+            assert own is not None and true is not None and own.dtype == torch.float32
+            torch.testing.assert_close(own, true, atol=1e-3 * true.abs().max().item(), rtol=0)
+
+
+def test_large_vectors_are_kept_and_vectors_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    file = AnswerFile(tmp_path / "a", "me", 3)
+    large = torch.tensor([[1e5, -3e20, 2.0], [0.0, 0.0, 0.0], [1e-9, 2e-9, 0.0]])
+    file.add([key(1), key(2), key(3)], large)
+    found = [vector for vector in file.find([key(1), key(2), key(3)]) if vector is not None]
+    for vector, true in zip(found, large, strict=True):
+        torch.testing.assert_close(vector, true, atol=1e-3 * true.abs().max().item(), rtol=0)
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(InputError, match="NaN or Inf"):
+            file.add([key(4), key(5)], torch.tensor([[1.0, 2.0, 3.0], [1.0, wrong, 2.0]]))
+    assert len(AnswerFile(tmp_path / "a", "me", 3)) == 3
+
+
+def test_a_phrase_whose_vector_is_not_finite_is_named_and_not_kept(folder: Path, tmp_path: Path) -> None:
+    teacher = ClipTeacher(folder)
+    cached = CachedTeacher(teacher, tmp_path)
+    good = next(teacher.clip.text.parameters()).clone()
+    with torch.no_grad():
+        next(teacher.clip.text.parameters()).fill_(torch.nan)
+    with pytest.raises(InputError, match="'a dog' contains NaN"):
+        cached.text(["a dog"])
+    with torch.no_grad():
+        next(teacher.clip.text.parameters()).copy_(good)
+    assert len(cached.answers) == 0 and cached.text(["a dog"]).isfinite().all()
+
+
+def test_a_mirrored_photo_is_kept_beside_the_plain_one(folder: Path, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (40, 30), "red")
+    picture.paste("blue", (0, 0, 15, 30))
+    picture.save(tmp_path / "a.png")
+    picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "b.png")
+    teacher = Counting(folder)
+    cached = CachedTeacher(teacher, tmp_path / "answers")
+    for _ in range(2):
+        plain, mirrored, other = cached.photos([tmp_path / f"{n}.png" for n in "aab"], [False, True, False])
+    assert teacher.images == 3 and not torch.allclose(plain, mirrored, atol=1e-3)
+    torch.testing.assert_close(mirrored, other, atol=2e-3, rtol=2e-3)
+
+
+def test_an_unreadable_photo_is_left_out_and_named(folder: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        Image.new("RGB", (40, 30), "red" if name == "a" else "blue").save(tmp_path / f"{name}.png")
+    (tmp_path / "torn.png").write_bytes(b"torn")
+    cached = CachedTeacher(ClipTeacher(folder), tmp_path / "answers")
+    photos = [tmp_path / name for name in ("a.png", "torn.png", "no.png", "b.png")]
+    built = cached.fill(["red"], photos, mirrored=True)
+    assert built["answers"] == 1 + 2 * 2
+    assert [Path(fault.split()[0]).name for fault in built["skipped"]] == ["torn.png", "no.png"]

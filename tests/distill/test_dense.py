@@ -17,10 +17,10 @@ from epmvg.data.transforms import Augment
 from epmvg.distill import teacher as teacher_module
 from epmvg.distill.cache import CachedTeacher
 from epmvg.distill.lesson import Lesson
-from epmvg.distill.losses import resample
+from epmvg.distill.losses import dense_loss, resample, tokens_within
 from epmvg.distill.teacher import ClipTeacher, View
 from epmvg.models.factory import create_model
-from epmvg.types import Batch, InputError, Record
+from epmvg.types import Batch, InputError, Output, Record, SimilarityMap
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 VIT = {"image_size": 64, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
@@ -36,12 +36,13 @@ TOWERS = {
 
 
 def teacher_of(
-    tower: str, folder: Path, *, kind: type[ClipTeacher] = ClipTeacher, view: View = "canvas"
+    tower: str, folder: Path, *, kind: type[ClipTeacher] = ClipTeacher, view: View = "canvas", mode: str = "shortest"
 ) -> ClipTeacher:
     torch.manual_seed(0)
     config = {"embed_dim": 24, "vision_cfg": TOWERS[tower], "text_cfg": TEXT}
+    config |= {"preprocess_cfg": {"resize_mode": mode, "fill_color": 128}}
     (folder / "teacher.json").write_text(json.dumps(config))
-    return kind(folder / "teacher.json", view=view)
+    return kind(folder / "teacher.json", "random", view=view)
 
 
 @pytest.mark.parametrize("tower", ["class token", "average", "timm map"])
@@ -83,14 +84,14 @@ SEEN = ["the red thing on the right", "green"]  # in the mirror
 class Placed(ClipTeacher):
     """A teacher whose patches are the colours they show, and whose sentences ask for red or for green."""
 
-    asked: list[str]
+    asked: tuple[str, ...] = ()
 
     def _read(self, phrase: list[str]) -> Tensor:
-        self.asked = [*getattr(self, "asked", []), *phrase]
+        self.asked += tuple(phrase)
         return torch.stack([F.one_hot(torch.tensor(2 * ("green" in text)), 24).float() for text in phrase])
 
 
-def coloured(tower: object, pixels: Tensor, *, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+def coloured(clip: object, pixels: Tensor, *, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors of length 1 whose cosines with the two sentences are red and green, over the root of 2."""
     colour = F.avg_pool2d(pixels * std + mean, 4)[:, :2]  # [I, 2, h, w]
     parts = torch.stack([colour, (1 - colour.square()).clamp(min=0).sqrt()], 2).flatten(1, 2) / 2**0.5
@@ -107,20 +108,24 @@ def batches(photo: Path, views: int) -> list[Batch]:
     return [loader.load(epoch, [(0, 0, [0, 1])]) for epoch in range(views)]
 
 
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize("view", ["photo", "canvas", "content"])
 def test_the_map_lies_where_the_student_sees_the_same(
-    view: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    view: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A photo whose colours tell the place: what is read at a token is the colour of the student's canvas there."""
+    """A photo whose colours tell the place: what is read at a token is the colour of the student's canvas there.
+
+    Image and phrases are of one world: where the student's view is mirrored, so is what the teacher sees and reads.
+    """
     x, y = np.meshgrid(np.linspace(0, 255, 160), np.linspace(0, 255, 90))
     photo = tmp_path / "photo.png"
     Image.fromarray(np.stack([x, y, np.full_like(x, 128)], -1).astype(np.uint8)).save(photo)
     seen: View = "content" if view == "content" else "canvas"
-    teacher = teacher_of("fine", tmp_path, kind=Placed, view=seen)
+    teacher = teacher_of("fine", tmp_path, kind=Placed, view=seen, mode=mode)
     assert isinstance(teacher, Placed)
 
-    def patch_vectors(tower: object, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return coloured(tower, pixels, mean=teacher.mean, std=teacher.std)
+    def patch_vectors(clip: object, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return coloured(clip, pixels, mean=teacher.mean, std=teacher.std)
 
     monkeypatch.setattr(teacher_module, "patch_vectors", patch_vectors)
     by_photo = view == "photo"
@@ -132,12 +137,14 @@ def test_the_map_lies_where_the_student_sees_the_same(
         read = resample(answer.similarity, (16, 16)).view(2, 16, 16) / teacher.scale * 2**0.5
         shown = F.avg_pool2d(batch.image, 8)[0, :2]
         content = F.avg_pool2d((~batch.pad).float(), 8)[0] == 1
+        content &= tokens_within(answer.similarity.frame, (16, 16))[0].view(16, 16)
+        assert content.any()
         # At an edge there is no neighbour to lean on: half a patch of a picture that is some 6 patches high.
         assert (read - shown).abs()[:, content].max() < 0.13
         assert (read - shown).abs()[:, content].mean() < 0.03
         flips += batch.letterbox[0].flip
     assert 0 < flips < 8
-    assert set(teacher.asked) == set(PHRASES if by_photo else PHRASES + SEEN)  # a photo is not mirrored
+    assert set(teacher.asked) == set(PHRASES + SEEN)
 
 
 def test_stored_patches_are_the_patches_and_are_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,3 +156,24 @@ def test_stored_patches_are_the_patches_and_are_asked_once(tmp_path: Path, monke
     again.tokens(image[:1])  # another question: its padding is not known
     monkeypatch.delattr(ClipTeacher, "tokens")
     torch.testing.assert_close(again.tokens(image, pad), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_what_the_teacher_s_crop_left_out_has_no_target() -> None:
+    """Tokens outside the frame change nothing, and a phrase whose frame shows none of its canvas has no term."""
+    frame = torch.tensor([[0.25, 0.0, 0.75, 1.0], [1.5, 0.0, 2.0, 1.0]])
+    teacher = SimilarityMap(torch.randn(2, 4, 4), torch.ones(2, 4, 4), frame)
+
+    def loss_of(similarity: Tensor, count: int) -> Tensor:
+        part = SimilarityMap(teacher.logits[:count], teacher.content[:count], frame[:count])
+        none = torch.zeros(count, 4)
+        output = Output(none, none, none, torch.arange(count), similarity=similarity[:count], grid=(4, 4))
+        return dense_loss(output, part)
+
+    logits = torch.randn(2, 16, requires_grad=True)
+    other = logits.detach().clone().view(2, 4, 4)
+    other[:, :, [0, 3]] = 9.0
+    assert loss_of(logits, 1) > 0
+    torch.testing.assert_close(loss_of(other.flatten(1), 1), loss_of(logits, 1))
+    torch.testing.assert_close(loss_of(logits, 2), loss_of(logits, 1))
+    loss_of(logits, 2).backward()
+    assert logits.grad is not None and logits.grad.isfinite().all() and logits.grad[1].abs().sum() == 0

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import safetensors.torch
 import torch
@@ -46,14 +47,17 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def vit(tmp_path: Path) -> Path:
-    """A tiny open_clip ViT, random."""
+    """The folder of a tiny open_clip ViT with random weights."""
     config = {
         "embed_dim": 24,
         "vision_cfg": {"image_size": 64, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
         "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
     }
-    (tmp_path / "teacher.json").write_text(json.dumps(config))
-    return tmp_path / "teacher.json"
+    folder = tmp_path / "vit"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    safetensors.torch.save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
+    return folder
 
 
 def recipe(squares: Path, *settings: str) -> Recipe:
@@ -88,9 +92,8 @@ def test_two_processes_teach_an_unfrozen_teacher_as_one_does(squares: Path, vit:
 
     Some biases have no gradient but rounding, which AdamW makes as large as any.
     """
-    weights = tmp_path / "teacher.safetensors"
-    safetensors.torch.save_file(ClipTeacher(vit).clip.state_dict(), weights)
-    settings = [f"distill.teacher={vit}", f"distill.pretrained={weights}", "distill.frozen=false", "model.dropout=0"]
+    weights = vit / "open_clip_model.safetensors"
+    settings = [f"distill.teacher={vit}", "distill.frozen=false", "model.dropout=0"]
     settings += ["distill.fit=linear", "train.lr_teacher=1e-3", "train.precision=fp32"]
     ends = []
     for count in (1, 2):
@@ -160,7 +163,7 @@ def test_the_tower_of_a_side_that_is_off_is_never_asked(
 def test_after_caching_a_dense_training_asks_nothing_new(squares: Path, vit: Path, tmp_path: Path) -> None:
     chosen = recipe(squares, f"distill.teacher={vit}", "distill.dense=1", "train.epochs=1")
     built = cache_teacher(chosen)
-    assert built["answers"] == 6 + 4  # photos with their patches, phrases
+    assert built["answers"] == 2 * 6 + 4  # photos and their mirror images with their patches, phrases
     epmvg.train(chosen, tmp_path / "run")
     assert cache_teacher(chosen)["answers"] == built["answers"]
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import open_clip
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
-from epmvg.distill.pretrain import train_teacher
+from epmvg.distill import pretrain
+from epmvg.distill.pretrain import _recall, _Table, train_teacher
 from epmvg.distill.teacher import ClipTeacher
+from epmvg.training.lessons import write_teacher
 from epmvg.types import Embeddings, InputError
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "white": (250, 250, 250)}
@@ -122,7 +127,7 @@ def test_any_open_clip_configuration_can_teach(tmp_path: Path) -> None:
         "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
     }
     (tmp_path / "small.json").write_text(json.dumps(config))
-    seen, read = vectors(ClipTeacher(tmp_path / "small.json")(batch()[0], ["a cat", "word " * 50]))
+    seen, read = vectors(ClipTeacher(tmp_path / "small.json", "random")(batch()[0], ["a cat", "word " * 50]))
     assert seen.shape == (3, 24) and read.shape == (2, 24)
 
 
@@ -133,7 +138,7 @@ def test_unknown_teachers_are_answered_with_a_guess(tmp_path: Path, folder: Path
         ClipTeacher("ViT-B-32", "openia")
     shutil.copytree(folder, tmp_path / "torn")
     (tmp_path / "torn" / "open_clip_model.safetensors").write_bytes(b"torn")
-    with pytest.raises(InputError, match="torn cannot be read"):
+    with pytest.raises(InputError, match=r"torn.*cannot be read"):
         ClipTeacher(tmp_path / "torn")
     with pytest.raises(InputError, match=r"has no open_clip_config\.json"):
         ClipTeacher(tmp_path)
@@ -150,3 +155,109 @@ def test_unusable_captions_are_named(tmp_path: Path, content: str) -> None:
 def test_a_finished_teacher_is_not_overwritten(captions: Path, folder: Path) -> None:
     with pytest.raises(InputError, match="exists already"):
         train_teacher(captions, folder)
+
+
+def test_a_fingerprint_tells_apart_whatever_changes_a_vector(tmp_path: Path) -> None:
+    """The same weights with another activation, number of heads, preprocessing, context length or view."""
+    text = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    plain = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    weights = tmp_path / "w.pt"
+    torch.save(open_clip.CLIP(**plain).state_dict(), weights)
+    variants: dict[str, dict[str, Any]] = {
+        "plain": plain,
+        "quick": plain | {"quick_gelu": True},
+        "heads of images": plain | {"vision_cfg": vision | {"head_width": 8}},
+        "heads of texts": plain | {"text_cfg": text | {"heads": 4}},
+        "pooling": plain | {"vision_cfg": vision | {"pool_type": "avg"}},
+        "mean": plain | {"preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}},
+        "interpolation": plain | {"preprocess_cfg": {"interpolation": "bilinear"}},
+        "mode": plain | {"preprocess_cfg": {"resize_mode": "squash"}},
+        "words": plain | {"text_cfg": text | {"tokenizer_kwargs": {"clean": "canonicalize"}}},
+    }
+    found = {}
+    for name, config in variants.items():
+        (tmp_path / "c.json").write_text(json.dumps(config))
+        found[name] = ClipTeacher(tmp_path / "c.json", weights).fingerprint()
+    (tmp_path / "c.json").write_text(json.dumps(plain))
+    found["view"] = ClipTeacher(tmp_path / "c.json", weights, view="content").fingerprint()
+    assert len(set(found.values())) == len(found)
+    changed = ClipTeacher(tmp_path / "c.json", weights)
+    assert changed.fingerprint() == found["plain"]
+    before = changed.text(["a dog"]).clone()
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.mul_(2)
+    assert changed.fingerprint() != found["plain"] and not torch.equal(changed.text(["a dog"]), before)
+
+
+def test_a_run_s_folder_says_which_clip_taught_it(folder: Path, tmp_path: Path) -> None:
+    write_teacher(ClipTeacher(folder), tmp_path)
+    said = json.loads((tmp_path / "teacher.json").read_text())
+    assert said["activation"] == "GELU" and said["preprocess"]["resize_mode"] == "longest"
+    assert said["preprocess"]["mean"] == [0.5] * 3 and said["tokenizer"]["context_length"] == 64
+    assert said["fingerprint"] == ClipTeacher(folder).fingerprint() and said["teacher"].startswith(str(folder))
+
+
+def rows_of(folder: Path, count: int, **more: Any) -> Path:
+    rows = []
+    for number in range(count):
+        Image.new("RGB", (20, 16), (20 * number, 0, 90)).save(folder / f"{number}.png")
+        rows.append({"image": f"{number}.png", "split": "val" if number % 2 else "train", "captions": [f"no {number}"]})
+    rows += [more] if more else []
+    file = folder / "c.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return file
+
+
+SMALL: dict[str, Any] = {
+    "image_tower": "resnet10t",
+    "text_tower": "tiny",
+    "side": 32,
+    "width": 8,
+    "epochs": 1,
+    "batch": 2,
+}
+
+
+def test_one_bad_picture_is_left_out_and_counted(tmp_path: Path) -> None:
+    """And a caption may hold any character; the caller's random numbers stay as they were."""
+    file = rows_of(tmp_path, 6, image="gone.png", split="train", captions=["a\u2028b\x85c"])
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    metrics = train_teacher(file, tmp_path / "out", **SMALL)
+    assert torch.equal(torch.rand(3), expected)
+    assert (metrics.images, metrics.captions, metrics.skipped) == (3, 3, 1)
+    assert "gone.png" in json.loads((tmp_path / "out" / "teacher.json").read_text())["skipped"][0]
+    assert ClipTeacher(tmp_path / "out").width == 8
+
+
+def test_a_training_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = rows_of(tmp_path, 6)
+    for number in (2, 4):
+        (tmp_path / f"{number}.png").write_bytes(b"torn")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match=r"1 captioned pictures of split 'train'.*2\.png"):
+        train_teacher(file, tmp_path / "out", **SMALL)
+    monkeypatch.setattr(pretrain, "_trunk_of_images", lambda _, canvas: torch.full((len(canvas), 512), torch.nan))
+    with pytest.raises(InputError, match=r"became NaN or Inf in epoch 1: lower lr=0\.001"):
+        train_teacher(rows_of(tmp_path, 6), tmp_path / "out", **SMALL)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("fill", [float("nan"), 0.0])
+def test_a_teacher_that_tells_nothing_apart_has_no_recall(fill: float) -> None:
+    layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
+    heads = nn.ModuleList(layers)
+    table = _Table([torch.rand(50, 4)], [torch.rand(50, 4)], [[number] for number in range(50)])
+    for head in layers:
+        nn.init.eye_(head.weight)
+        nn.init.zeros_(head.bias)
+    same = _Table(table.images, table.images, table.rows)
+    assert _recall(heads, same)[0] > 0.9
+    with torch.no_grad():
+        for head in layers:
+            head.weight.fill_(fill)
+            head.bias.fill_(1.0)
+    assert _recall(heads, table) == (0.0, 0.0)

@@ -110,19 +110,27 @@ def teacher_train(
     epochs: Annotated[int, typer.Option(help="Most epochs; the best on val is kept.")] = 10,
     side: Annotated[int, typer.Option(help="Side of the teacher's input, pixels.")] = 224,
     seed: Annotated[int, typer.Option(help="Of order and weights.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
     """Train a small CLIP-style teacher from image-caption pairs."""
     from epmvg.distill.pretrain import train_teacher
     from epmvg.terminal import counting
 
     with counting(console, "Teacher") as progress:
-        metrics = train_teacher(captions, out, images=images, epochs=epochs, side=side, seed=seed, progress=progress)
-    console.print(f"The teacher is in {out}: {metrics}")
+        metrics = train_teacher(
+            captions, out, images=images, epochs=epochs, side=side, seed=seed, device=device, progress=progress
+        )
+    console.print(f"The teacher is in {out}: {metrics}", soft_wrap=True)
+    if metrics.skipped:
+        errors.print(
+            f"warning: {metrics.skipped} images were left out; {out / 'teacher.json'} names them.", soft_wrap=True
+        )
 
 
 def teacher_cache(
     recipe: Annotated[str, typer.Argument(help="A recipe that distils, or give distill=TEACHER.")],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value, as for `epmvg train`.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Ask a frozen teacher beforehand all that a training will ask it."""
@@ -131,7 +139,9 @@ def teacher_cache(
     from epmvg.training import cache_teacher
 
     with counting(errors, "Asking the teacher") as progress:
-        built = cache_teacher(Recipe.load(recipe, *(settings or [])), progress)
+        built = cache_teacher(Recipe.load(recipe, *(settings or [])), progress, device)
+    for fault in built["skipped"]:
+        errors.print(f"warning: left out: {fault}", soft_wrap=True)
     if as_json:
         print(json.dumps(built))
         return

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from epmvg.boxes import to_xyxy
-from epmvg.data.photos import open_image
-from epmvg.data.transforms import pad_of, render
-from epmvg.data.views import evaluation_view
 from epmvg.distill.cache import CachedTeacher
+from epmvg.distill.preprocess import Preprocess
 from epmvg.distill.teacher import ClipTeacher, content_of
 from epmvg.letterbox import Letterbox
 from epmvg.types import Batch, Embeddings, InputError, SimilarityMap
@@ -24,7 +22,8 @@ class Lesson:
 
     Args:
         teacher: a cached one is asked once, and then looks it up.
-        photo: it looks at the plain photo, whatever the student's view shows of it; else at that view.
+        photo: it sees the plain photo, mirrored where the student's view is, whatever else that view shows of it;
+            else that view.
         fixed: the student's views come again, so that answers to them are worth keeping.
         sides: the vectors wanted; the tower of a side that nobody wants is not asked.
         dense: answer with similarity maps too.
@@ -54,30 +53,30 @@ class Lesson:
     def __call__(self, batch: Batch) -> Embeddings:
         """Answer what is wanted: [I, E], [P, E] and maps [P, h, w]."""
         answer = Embeddings()
+        if "text" in self.sides or self.dense:
+            text = self.teacher.text(batch.phrase)  # [P, E]
+            answer.text = text if "text" in self.sides else None
         if self.dense:
             tokens = self._look(batch)  # [I, 1 + h * w, E]
-            answer.similarity = self._similarity(tokens[:, 1:], batch)
+            answer.similarity = self._similarity(tokens[:, 1:], text, batch)
             answer.image = tokens[:, 0] if "image" in self.sides else None
         elif "image" in self.sides:
             answer.image = self._look(batch)  # [I, E]
-        if "text" in self.sides:
-            answer.text = self.teacher.text(batch.phrase)  # [P, E]
         return answer
 
     def _look(self, batch: Batch) -> Tensor:
         if isinstance(self.teacher, CachedTeacher) and self.photo:
-            return self.teacher.photos(batch.photos, photo_view(self.clip.side), patches=self.dense)
+            flips = [letterbox.flip for letterbox in batch.letterbox]
+            return self.teacher.photos(batch.photos, flips, patches=self.dense)
         looks = self.teacher if self.fixed else self.clip
         return looks.tokens(batch.image, batch.pad) if self.dense else looks.image(batch.image, batch.pad)
 
-    def _similarity(self, patches: Tensor, batch: Batch) -> SimilarityMap:
-        """Compare patches [I, h * w, E] with the sentences about them."""
-        # A photo is not mirrored when the student's view is: there, left is what the row calls left.
-        phrases = [record.phrase for record in batch.records] if self.photo else batch.phrase
-        sentences = F.normalize(self.teacher.text(phrases).float(), dim=-1)
+    def _similarity(self, patches: Tensor, text: Tensor, batch: Batch) -> SimilarityMap:
+        """Compare patches [I, h * w, E] with the phrases [P, E] about them."""
+        text = F.normalize(text.float(), dim=-1)
         patches = F.normalize(patches.float(), dim=-1)
         # No matrix product, which autocast would round.
-        cosine = (patches[batch.owner] * sentences[:, None]).sum(-1)  # [P, h * w]
+        cosine = (patches[batch.owner] * text[:, None]).sum(-1)  # [P, h * w]
         frame, content = self._frames(batch)
         logits = (cosine * self.clip.scale).unflatten(1, self.grid)  # [P, h, w]
         return SimilarityMap(logits, content[batch.owner], frame[batch.owner])
@@ -86,43 +85,42 @@ class Lesson:
         """Where each image's grid of patches lies on the student's canvas [I, 4], and what is picture [I, h, w]."""
         device = batch.pad.device
         images, side = len(batch.pad), batch.pad.shape[1]
+        preprocess = self.clip.preprocess
         if self.photo:
-            frames = torch.stack([photo_frame(letterbox, self.clip.side) for letterbox in batch.letterbox])
-            sizes = [(round(letterbox.width), round(letterbox.height)) for letterbox in batch.letterbox]
-            pads = torch.stack([pad_of(evaluation_view(size, self.clip.side)) for size in sizes])
-            return frames.to(device), self._share(pads).to(device)
-        if self.clip.view == "content":
-            frames = torch.tensor([content_of(pad) for pad in batch.pad], device=device) / side
-            return frames, torch.ones(images, *self.grid, device=device)
-        return torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(images, -1), self._share(batch.pad)
+            frames = torch.stack([photo_frame(letterbox, preprocess) for letterbox in batch.letterbox])
+            inside = [preprocess.frame(round(one.width), round(one.height)) for one in batch.letterbox]
+        elif self.clip.view == "content":
+            edges = [content_of(pad) for pad in batch.pad]
+            inside = [preprocess.frame(right - left, bottom - top) for left, top, right, bottom in edges]
+            start = torch.tensor([[left, top] * 2 for left, top, _, _ in edges]) / side
+            extent = torch.tensor([[right - left, bottom - top] * 2 for left, top, right, bottom in edges]) / side
+            frames = start + torch.stack(inside) * extent
+        else:
+            share = F.adaptive_avg_pool2d((~batch.pad).float(), self.grid)
+            return torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(images, -1), share
+        return frames.to(device), torch.stack([_share(frame, self.grid) for frame in inside]).to(device)
 
-    def _share(self, pad: Tensor) -> Tensor:
-        """Share of each patch that is picture, of pad bool [I, S, S] -> [I, h, w]."""
-        return F.adaptive_avg_pool2d((~pad).float(), self.grid)
 
-
-def photo_frame(letterbox: Letterbox, side: int) -> Tensor:
-    """Where the square a teacher sees of a photo, its evaluation view, lies on a student's canvas.
+def photo_frame(letterbox: Letterbox, preprocess: Preprocess) -> Tensor:
+    """Where a teacher's preprocessed photo lies on a student's canvas, mirrored with it.
 
     Args:
         letterbox: of the photo on the student's canvas.
-        side: of the teacher's square, pixels.
+        preprocess: of the teacher.
 
     Returns:
-        [4], xyxy in 0..1 of the canvas; x0 > x1 where the student's view is mirrored.
+        [4], xyxy in 0..1 of the canvas.
     """
-    whole = evaluation_view((round(letterbox.width), round(letterbox.height)), side).letterbox
-    square = torch.tensor([-whole.left, -whole.top, side - whole.left, side - whole.top]) / whole.scale_x
-    frame = to_xyxy(letterbox.to_canvas(square))
-    return frame[[2, 1, 0, 3]] if letterbox.flip else frame
+    whole = torch.tensor([letterbox.width, letterbox.height] * 2)
+    inside = preprocess.frame(round(letterbox.width), round(letterbox.height))
+    return to_xyxy(replace(letterbox, flip=False).to_canvas(inside * whole))
 
 
-def photo_view(side: int) -> Callable[[Path], tuple[Tensor, Tensor]]:
-    """Return what opens a photo as the evaluation view on a canvas of `side` pixels."""
+def _share(frame: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Share of each patch that is picture, of a frame [4] (xyxy in 0..1 of the picture) -> [h, w]."""
 
-    def view_of(path: Path) -> tuple[Tensor, Tensor]:
-        photo = open_image(path)
-        view = evaluation_view(photo.size, side)
-        return render(photo, view), pad_of(view)
+    def covered(low: Tensor, high: Tensor, count: int) -> Tensor:
+        edges = low + (high - low) * torch.arange(count + 1) / count
+        return (edges[1:].clamp(0, 1) - edges[:-1].clamp(0, 1)) / (edges[1] - edges[0])
 
-    return view_of
+    return covered(frame[1], frame[3], grid[0])[:, None] * covered(frame[0], frame[2], grid[1])

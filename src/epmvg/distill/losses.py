@@ -249,7 +249,8 @@ def relational_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def dense_loss(output: Output, teacher: SimilarityMap) -> Tensor:
     """KL divergence of the student's map over its visual tokens from the teacher's, averaged over phrases.
 
-    The student's is its similarity map or, if it has none, its where-map; padding takes no part.
+    The student's is its similarity map or, if it has none, its where-map. Padding takes no part, nor does what the
+    teacher's own crop left out; a phrase of whose view it saw nothing has no term.
 
     Raises:
         InputError: the student has neither, or several maps of visual tokens.
@@ -259,10 +260,23 @@ def dense_loss(output: Output, teacher: SimilarityMap) -> Tensor:
         raise InputError(
             "distill.dense needs one map over the student's visual tokens: set model.similarity=true and one stride."
         )
-    content = logits.isfinite()
-    wanted = resample(teacher, output.grid).masked_fill(~content, -torch.inf).log_softmax(-1)
-    own = logits.float().log_softmax(-1)
-    return (wanted.exp() * (wanted - own).masked_fill(~content, 0.0)).sum(-1).mean()
+    shared = logits.isfinite() & tokens_within(teacher.frame, output.grid)
+    phrases = shared.any(-1)
+    hidden = ~shared[phrases]
+    wanted = resample(teacher, output.grid)[phrases].masked_fill(hidden, -torch.inf).log_softmax(-1)
+    own = logits[phrases].float().masked_fill(hidden, -torch.inf).log_softmax(-1)
+    divergence = (wanted.exp() * (wanted - own).masked_fill(hidden, 0.0)).sum(-1)
+    return divergence.sum() / max(1, len(divergence))
+
+
+def tokens_within(frame: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Which tokens have their centre within frames [P, 4] (xyxy, 0..1 of the canvas) -> bool [P, N]."""
+    rows, columns = grid
+    x0, y0, x1, y1 = (edge[:, None] for edge in frame.unbind(-1))
+    x = (torch.arange(columns, device=frame.device) + 0.5) / columns
+    y = (torch.arange(rows, device=frame.device) + 0.5) / rows
+    across, down = (x > x0) & (x < x1), (y > y0) & (y < y1)
+    return (down[:, :, None] & across[:, None, :]).flatten(1)
 
 
 def resample(teacher: SimilarityMap, grid: tuple[int, int]) -> Tensor:

@@ -12,14 +12,16 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
+from epmvg.distill.transformers_clip import TransformersClip
 from epmvg.types import InputError
 
 
-def patch_vectors(tower: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Look at normalised pixels [I, 3, side, side] once.
+def patch_vectors(clip: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode normalised pixels [I, 3, H, W] once.
 
     Args:
-        tower: of an open_clip model: a vision transformer, or a timm network whose feature map [I, C, h, w] is pooled.
+        clip: an open_clip model whose image tower is a vision transformer, or a timm network whose feature map
+            [I, C, h, w] is pooled; or transformers' CLIPModel.
 
     Returns:
         The pooled vector [I, E] and that of each patch [I, h, w, E].
@@ -27,6 +29,11 @@ def patch_vectors(tower: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: this tower's patches are not projected as its pooled vector is.
     """
+    if isinstance(clip, TransformersClip):
+        found = clip.patches(pixels)
+        if found is not None:
+            return found
+    tower = getattr(clip, "visual", None)
     if isinstance(tower, VisionTransformer) and tower.attn_pool is None:
         return _of_transformer(tower, pixels)
     if isinstance(tower, TimmModel) and not hasattr(tower.head, "pool"):
@@ -35,7 +42,7 @@ def patch_vectors(tower: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
             return _of_map(tower, maps)
     raise InputError(
         "distill.dense: this teacher's image tower has no patch vectors in the space of its sentences: "
-        "take an open_clip ViT or a teacher that `epmvg teacher train` wrote, or set distill.dense=0."
+        "take a CLIP with a ViT or a teacher that `epmvg teacher train` wrote, or set distill.dense=0."
     )
 
 
@@ -57,16 +64,16 @@ def _of_map(tower: Any, maps: Tensor) -> tuple[Tensor, Tensor]:
     return project(maps), project(places).view(images, rows, columns, -1)
 
 
-def patch_grid(tower: Any, side: int) -> tuple[int, int]:
-    """Return rows and columns of a tower's patches on a square of `side` pixels.
+def patch_grid(clip: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Return rows and columns of a model's patches on images of `size`, height and width in pixels.
 
     Raises:
         InputError: as `patch_vectors`.
     """
-    training = tower.training
-    tower.eval()  # this look must leave nothing in batch norms
+    training = clip.training
+    clip.eval()  # this must leave nothing in batch norms
     with torch.no_grad():
-        device = next(tower.parameters()).device
-        rows, columns = patch_vectors(tower, torch.zeros(1, 3, side, side, device=device))[1].shape[1:3]
-    tower.train(training)
+        device = next(clip.parameters()).device
+        rows, columns = patch_vectors(clip, torch.zeros(1, 3, *size, device=device))[1].shape[1:3]
+    clip.train(training)
     return rows, columns

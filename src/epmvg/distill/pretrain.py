@@ -10,9 +10,9 @@ import copy
 import hashlib
 import json
 import math
-import os
+import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +23,24 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
 from epmvg.data.photos import open_image
-from epmvg.data.transforms import render, swap_sides
-from epmvg.data.views import evaluation_view
-from epmvg.distill.teacher import CONFIG, TEXT, WEIGHTS, ClipTeacher, build_clip
-from epmvg.hardware import cpu_has_bf16
+from epmvg.data.transforms import swap_sides
+from epmvg.distill.clip_checkpoints import CONFIG, WEIGHTS, build_clip
+from epmvg.distill.teacher import ClipTeacher
+from epmvg.hardware import select_device, use_bf16
 from epmvg.types import InputError, Progress
 from epmvg.weights import efficientnet_lite0_state, minilm_folder
+from epmvg.writing import naming
 
 TextTower = Literal["minilm", "tiny"]
+TEXT = "text"  # folder of the text tower in a teacher's
+PREPROCESS = {
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "interpolation": "bilinear",
+    "resize_mode": "longest",
+    "fill_color": 128,
+}
+"""Whole pictures, padded with grey to the square."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,7 @@ class TeacherMetrics:
     images: int
     captions: int
     seconds: float
+    skipped: int = 0  # pictures that cannot be opened; teacher.json names them
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +78,13 @@ def train_teacher(
     lr: float = 1e-3,
     mirror: bool = True,
     seed: int = 0,
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> TeacherMetrics:
     """Train a teacher and leave a folder that `ClipTeacher` loads.
+
+    Pictures that cannot be opened are left out, counted, and named in the folder's teacher.json. The caller's random
+    numbers stay as they were.
 
     Args:
         captions: JSONL rows `{"image", "split", "captions": [...]}`; split "train" is learned, "val" chooses the epoch.
@@ -81,10 +96,12 @@ def train_teacher(
         epochs, batch, lr: of the contrastive training; the best epoch on val is kept.
         mirror: learn each picture in the mirror too, with left and right swapped in its captions.
         seed: of weights and order.
+        device: that the towers compute on, "auto" or one of torch's.
         progress: called with (pictures and captions encoded, all of them).
 
     Raises:
-        InputError: unusable captions or pictures, or `out` exists.
+        InputError: unusable captions, fewer than two pictures of a split that can be opened, training diverged, or
+            `out` exists.
     """
     start = time.monotonic()
     captions, out = Path(captions), Path(out)
@@ -92,47 +109,63 @@ def train_teacher(
         raise InputError(f"{out} exists already: choose another folder for the teacher.")
     root = Path(images) if images else captions.parent
     train, val = (_read(captions, root, split) for split in ("train", "val"))
-    torch.manual_seed(seed)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    temporary.mkdir(parents=True)
-    clip = _write_towers(temporary, image_tower, text_tower, side, width)
-    teacher = ClipTeacher(temporary)
-    teacher.clip.load_state_dict(clip.state_dict())
-    seen = _Seen(len(train.images) * (1 + mirror) + len(val.images), progress)
-    table = _encode(teacher, train, seen, mirror=mirror), _encode(teacher, val, seen, mirror=False)
-    r1, r5, epoch = _fit(clip, *table, epochs=epochs, batch=batch, lr=lr, seed=seed)
-    count = sum(len(said) for said in train.captions)
-    metrics = TeacherMetrics(r1, r5, epoch, len(train.images), count, round(time.monotonic() - start, 1))
-    safetensors.torch.save_file(
-        {name: tensor.contiguous() for name, tensor in clip.state_dict().items()}, temporary / WEIGHTS
-    )
-    about = {
-        "captions": captions.name,
-        "captions_sha256": hashlib.sha256(captions.read_bytes()).hexdigest(),
-        "image_tower": image_tower,
-        "text_tower": text_tower,
-        "epochs": epochs,
-        "batch": batch,
-        "lr": lr,
-        "seed": seed,
-        "metrics": asdict(metrics),
-    }
-    (temporary / "teacher.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(out)
+    chosen = select_device(device)
+    with naming(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
+    with staging as parent, naming(out), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        folder = Path(parent) / out.name
+        folder.mkdir()
+        clip = _write_towers(folder, image_tower, text_tower, side, width)
+        teacher = ClipTeacher(folder).to(chosen)
+        seen = _Seen(len(train.images) * (1 + mirror) + len(val.images), progress)
+        table = _encode(teacher, train, seen, mirror=mirror), _encode(teacher, val, seen, mirror=False)
+        for pairs, split in ((table[0], "train"), (table[1], "val")):
+            _check_count(captions, len(pairs.rows), split, seen.skipped)
+        r1, r5, epoch = _fit(clip, *table, epochs=epochs, batch=batch, lr=lr, seed=seed)
+        pictures, count = len(table[0].rows), len(table[0].texts[0])
+        seconds = round(time.monotonic() - start, 1)
+        metrics = TeacherMetrics(r1, r5, epoch, pictures, count, seconds, len(seen.skipped))
+        safetensors.torch.save_file(
+            {name: tensor.contiguous() for name, tensor in clip.state_dict().items()}, folder / WEIGHTS[0]
+        )
+        about = {
+            "captions": captions.name,
+            "captions_sha256": hashlib.sha256(captions.read_bytes()).hexdigest(),
+            "image_tower": image_tower,
+            "text_tower": text_tower,
+            "epochs": epochs,
+            "batch": batch,
+            "lr": lr,
+            "seed": seed,
+            "skipped": seen.skipped,
+            "metrics": asdict(metrics),
+        }
+        (folder / "teacher.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        folder.rename(out)
     return metrics
+
+
+def _check_count(captions: Path, count: int, split: str, skipped: list[str]) -> None:
+    if count < 2:
+        reason = f" ({skipped[0]})" if skipped else ""
+        raise InputError(f"{captions} has {count} captioned pictures of split {split!r}: give at least two{reason}.")
 
 
 def _read(file: Path, root: Path, split: str) -> Pairs:
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
         rows = [row for row in rows if row.get("split", "train") == split]
         pairs = Pairs([root / row["image"] for row in rows], [[str(text) for text in row["captions"]] for row in rows])
     except OSError as error:
         raise InputError(f"{file} cannot be opened ({error.strerror}): check the path.") from error
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f'{file} must hold JSON rows {{"image", "split", "captions": [...]}} ({error}).') from error
-    if len(pairs.images) < 2 or not all(pairs.captions):
-        raise InputError(f"{file} has {len(pairs.images)} captioned pictures of split {split!r}: give at least two.")
+    if not all(pairs.captions):
+        bare = pairs.images[[bool(said) for said in pairs.captions].index(False)]
+        raise InputError(f"{file} has no caption for {bare}: give at least one, or leave the row out.")
+    _check_count(file, len(pairs.images), split, [])
     return pairs
 
 
@@ -156,15 +189,15 @@ def _write_towers(folder: Path, image_tower: str, text_tower: TextTower, side: i
                 "context_length": 64,
             },
         },
-        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        "preprocess_cfg": PREPROCESS,
     }
     (folder / CONFIG).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    clip, _ = build_clip(settings["model_cfg"] | {"preprocess": settings["preprocess_cfg"]}, folder)
+    clip = build_clip(settings["model_cfg"], folder)
     if image_tower == "tf_efficientnet_lite0":
         trunk = efficientnet_lite0_state()
         clip.visual.trunk.load_state_dict({name: trunk[name] for name in clip.visual.trunk.state_dict()})
     clip.text.transformer.load_state_dict({name: bert[name] for name in clip.text.transformer.state_dict()})
-    safetensors.torch.save_file(clip.state_dict(), folder / WEIGHTS)
+    safetensors.torch.save_file(clip.state_dict(), folder / WEIGHTS[0])
     return clip.eval()
 
 
@@ -189,10 +222,11 @@ def _write_text(folder: Path, tower: TextTower) -> dict[str, Tensor]:
 
 
 class _Seen:
-    """Counts what the trunks have looked at."""
+    """Counts what the trunks have looked at, and keeps what could not be opened."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self.done, self.total, self.progress = 0, total, progress
+        self.skipped: list[str] = []
 
     def add(self, count: int) -> None:
         self.done += count
@@ -206,23 +240,33 @@ class _Table:
 
     images: list[Tensor]  # one or two views, [N, C] each
     texts: list[Tensor]  # by view, [captions, C']
-    rows: list[list[int]]  # the captions of each picture
+    rows: list[list[int]] = field(default_factory=list)  # the captions of each picture
 
 
 @torch.no_grad()
 def _encode(teacher: ClipTeacher, pairs: Pairs, seen: _Seen, *, mirror: bool) -> _Table:
     views: list[list[Tensor]] = [[], []] if mirror else [[]]
-    for start in range(0, len(pairs.images), 32):
-        pictures = [open_image(path) for path in pairs.images[start : start + 32]]
-        canvas = torch.stack([render(picture, evaluation_view(picture.size, teacher.side)) for picture in pictures])
-        for number, view in enumerate(views):
-            view.append(_trunk_of_images(teacher, canvas.flip(3) if number else canvas))
-        seen.add(len(pictures) * len(views))
     rows: list[list[int]] = []
     flat: list[str] = []
-    for said in pairs.captions:
-        rows.append(list(range(len(flat), len(flat) + len(said))))
-        flat += said
+    for start in range(0, len(pairs.images), 32):
+        several = range(start, min(start + 32, len(pairs.images)))
+        shown: list[Tensor] = []
+        for number in several:
+            try:
+                shown.append(teacher.preprocess.photo(open_image(pairs.images[number])))
+            except InputError as error:
+                seen.skipped.append(str(error))
+                continue
+            said = pairs.captions[number]
+            rows.append(list(range(len(flat), len(flat) + len(said))))
+            flat += said
+        if shown:
+            canvas = torch.stack(shown)
+            for number, view in enumerate(views):
+                view.append(_trunk_of_images(teacher, canvas.flip(3) if number else canvas))
+        seen.add(len(several) * len(views))
+    if not rows:
+        return _Table([], [])
     texts = [_trunk_of_texts(teacher, flat)]
     if mirror:
         swapped = [number for number, text in enumerate(flat) if swap_sides(text) != text]
@@ -234,21 +278,22 @@ def _encode(teacher: ClipTeacher, pairs: Pairs, seen: _Seen, *, mirror: bool) ->
 
 
 def _trunk_of_images(teacher: ClipTeacher, canvas: Tensor) -> Tensor:
-    pixels = ((canvas - teacher.mean) / teacher.std).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-        return torch.as_tensor(teacher.clip.visual.trunk(pixels)).float()
+    device = teacher.mean.device
+    pixels = ((canvas.to(device) - teacher.mean) / teacher.std).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16("auto", device)):
+        return torch.as_tensor(teacher.clip.visual.trunk(pixels)).float().cpu()
 
 
 def _trunk_of_texts(teacher: ClipTeacher, texts: list[str]) -> Tensor:
-    tower = teacher.clip.text
+    tower, device = teacher.clip.text, teacher.mean.device
     order = sorted(range(len(texts)), key=lambda number: len(texts[number]))  # equal lengths waste no padding
     answers: list[Tensor] = [torch.empty(0)] * len(texts)
     for start in range(0, len(order), 256):
         part = order[start : start + 256]
-        tokens = teacher.tokenize([texts[number] for number in part])
+        tokens = teacher.tokenize([texts[number] for number in part]).to(device)
         pad = (tokens != tower.config.pad_token_id).long()
-        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-            pooled = tower.pooler(tower.transformer(input_ids=tokens, attention_mask=pad), pad).float()
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16("auto", device)):
+            pooled = tower.pooler(tower.transformer(input_ids=tokens, attention_mask=pad), pad).float().cpu()
         for number, answer in zip(part, pooled, strict=True):
             answers[number] = answer
     return torch.stack(answers)
@@ -285,8 +330,10 @@ def _fit(
             schedule.step()
             clip.logit_scale.data.clamp_(0, math.log(100))  # CLIP's bound
         r1, r5 = _recall(heads, val)
-        if r1 > best[0]:
+        if (r1, r5) > best[:2]:
             best, kept = (r1, r5, epoch), copy.deepcopy(heads.state_dict())
+    if not all(tensor.isfinite().all() for tensor in kept.values()):
+        raise InputError(f"The teacher's weights became NaN or Inf in epoch {best[2]}: lower lr={lr:g}.")
     heads.load_state_dict(kept)
     heads.eval()
     return best
@@ -294,11 +341,13 @@ def _fit(
 
 @torch.no_grad()
 def _recall(heads: nn.ModuleList, table: _Table) -> tuple[float, float]:
-    """Text-to-image recall at 1 and 5."""
+    """Text-to-image recall at 1 and 5; a tie is a miss, and so is whatever is not finite."""
     image = nn.functional.normalize(heads[0](table.images[0]), dim=-1)
     text = nn.functional.normalize(heads[1](table.texts[0]), dim=-1)
     owner = torch.tensor([number for number, rows in enumerate(table.rows) for _ in rows])
     score = text @ image.T
     own = score.gather(1, owner[:, None])
-    rank = (score > own).sum(1)
-    return (rank < 1).double().mean().item(), (rank < 5).double().mean().item()
+    rank = (score >= own).sum(1)  # itself included
+    finite = score.isfinite().all(1)
+    at_1, at_5 = ((finite & (rank <= most)).double().mean().item() for most in (1, 5))
+    return at_1, at_5

@@ -150,7 +150,7 @@ def _recipe(row: Row, scale: Scale, data: str, out: Path, root: str | None, over
             said += ["distill=null", f"distill.teacher={out / scale.name / OWN_TEACHER}"]
         said += overrides
         said += [*changed, *(_override(f"distill.{key}", value) for key, value in row.distill.items())]
-        if _unfrozen(row):
+        if _sees_canvas(row):
             said.append("train.store=false")  # stored features open no pictures, and this teacher must see them
     if scale.recipe is None:
         said.append(f"model.preset={row.student}")
@@ -171,20 +171,26 @@ def _override(key: str, value: Any) -> str:
 
 
 def _remark(row: Row, scale: Scale, recipe: Recipe) -> str:
-    """Return where a row's setting means something else than in the paper."""
+    """Return where a row's setting means something else than in the paper, or is not the paper's."""
+    said = []
+    if row.distill is not None and not row.distill.get("frozen", True):
+        said.append(
+            f"train.lr_teacher={recipe.train.lr_teacher:g} is ours; the paper names 1e-5 for what is pretrained"
+        )
     if scale.recipe is None:
-        repaired = preset(recipe.model.preset, **recipe.model.set)["visual"].get("gates") == "repaired"
-        return "gates repaired, not zero as published (docs/paper.md)" if repaired else ""
-    said = ["mini in TransVG's place"]
+        if preset(recipe.model.preset, **recipe.model.set)["visual"].get("gates") == "repaired":
+            said.append("gates repaired, not zero as published (docs/paper.md)")
+        return "; ".join(said)
+    said.append("mini in TransVG's place")
     if row.giou != 1:
         said.append(f"lambda multiplies the recipe's own weight of GIoU: {recipe.loss.giou:g} here")
-    if _unfrozen(row):
+    if _sees_canvas(row):
         said.append("the teacher sees the student's view, and no features are stored")
     return "; ".join(said)
 
 
-def _unfrozen(row: Row) -> bool:
-    return row.distill is not None and not row.distill.get("frozen", True)
+def _sees_canvas(row: Row) -> bool:
+    return row.distill is not None and row.distill.get("view") == "canvas"
 
 
 def settings_hash(recipe: Recipe) -> str:

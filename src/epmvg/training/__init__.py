@@ -1,7 +1,7 @@
 """Training: a student learns boxes, and a teacher's vectors where there is one.
 
 The folder it leaves is enough for everything that follows: config.yaml, model.yaml, model.safetensors (best on val),
-tokenizer/, metrics.jsonl, samples.json, predictions, and state/ for --resume.
+tokenizer/, metrics.jsonl, samples.json, teacher.json (which CLIP taught it), predictions, and state/ for --resume.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from epmvg.config import Recipe
 from epmvg.training.agreement import agreed
 from epmvg.training.faults import advising, ending_together
 from epmvg.training.folder import LOCK, claimed, located
-from epmvg.training.lessons import cache_teacher
+from epmvg.training.lessons import cache_teacher, write_teacher
 from epmvg.training.loop import fit
 from epmvg.training.prepare import prepare_run
 from epmvg.training.run import Report, Run
@@ -66,6 +66,8 @@ def train(
             save_samples(run)
             if accelerator.is_main_process:
                 write_text(folder / "config.yaml", recipe.dump())
+                if run.lesson is not None:
+                    write_teacher(run.lesson.clip, folder)
             tell(_beginning(run))
             fit(run)
             tell(_end(run))

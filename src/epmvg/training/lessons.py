@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from epmvg.config import DistillSettings, Recipe
@@ -9,11 +11,13 @@ from epmvg.data.catalog import cache_folder, open_records, share_of
 from epmvg.data.jsonl import Skipped
 from epmvg.data.transforms import swap_sides
 from epmvg.distill.cache import CachedTeacher
-from epmvg.distill.lesson import Lesson, photo_view
+from epmvg.distill.lesson import Lesson
 from epmvg.distill.teacher import ClipTeacher, View
+from epmvg.hardware import select_device
 from epmvg.models.grounder import Grounder
 from epmvg.training.loaders import with_photo
 from epmvg.types import InputError, Progress
+from epmvg.writing import write_text
 
 
 def open_teacher(recipe: Recipe) -> ClipTeacher | None:
@@ -24,7 +28,15 @@ def open_teacher(recipe: Recipe) -> ClipTeacher | None:
     if recipe.train.store and distill.view != "photo":
         raise InputError("train.store=true opens no pictures: set distill.view=photo.")
     view: View = "content" if distill.view == "content" else "canvas"
-    return ClipTeacher(distill.teacher, distill.pretrained, frozen=distill.frozen, view=view)
+    return ClipTeacher(
+        distill.teacher, distill.pretrained, quick_gelu=distill.quick_gelu, frozen=distill.frozen, view=view
+    )
+
+
+def write_teacher(teacher: ClipTeacher, folder: Path) -> None:
+    """Write into a run's folder which CLIP taught it: teacher.json."""
+    described = json.dumps(teacher.description(), indent=1, ensure_ascii=False, default=str)
+    write_text(folder / "teacher.json", described + "\n")
 
 
 def check_student(student: Grounder, distill: DistillSettings) -> None:
@@ -52,15 +64,20 @@ def lesson_of(recipe: Recipe, clip: ClipTeacher) -> Lesson:
     )
 
 
-def cache_teacher(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
+def cache_teacher(recipe: Recipe, progress: Progress | None = None, device: str = "auto") -> dict[str, Any]:
     """Ask the recipe's frozen teacher beforehand all that a training with `distill.view=photo` will ask.
 
-    Phrases are asked in both spellings where a flip would swap their sides, photos with their patches where
-    `distill.dense` wants them, and nothing about a side whose weight is 0. What was answered before is kept, so a pass
-    that was cut off goes on where it was.
+    Where images are flipped, phrases are asked in both spellings and photos mirrored too; photos with their patches
+    where `distill.dense` wants them, and nothing about a side whose weight is 0. What was answered before is kept, so a
+    pass that was cut off goes on where it was.
+
+    Args:
+        recipe: with a frozen teacher.
+        progress: called with (done, all).
+        device: "auto" or one of torch's.
 
     Returns:
-        answers and megabytes of the file, seconds of the pass, and the file's path.
+        answers and megabytes of the file, seconds of the pass, `skipped` photos and why, and the file's path.
 
     Raises:
         InputError: the recipe has no frozen teacher, or its data cannot be read.
@@ -74,9 +91,9 @@ def cache_teacher(recipe: Recipe, progress: Progress | None = None) -> dict[str,
     records = share_of(with_photo(records, skipped), data.share)
     flips = data.augment is not None and data.augment.flip > 0
     phrases = [record.phrase for record in records] if distill.text or distill.dense else []
-    if distill.text and flips:
+    if flips:
         phrases += [swap_sides(phrase) for phrase in phrases]
     photos = [record.image for record in records] if distill.image or distill.dense else []
-    cached = CachedTeacher(teacher, cache_folder() / "answers")
-    built = cached.fill(phrases, photos, photo_view(teacher.side), progress, patches=distill.dense > 0)
+    cached = CachedTeacher(teacher.to(select_device(device)), cache_folder() / "answers")
+    built = cached.fill(phrases, photos, progress, mirrored=flips, patches=distill.dense > 0)
     return built | {"file": str(cached.answers.path)}

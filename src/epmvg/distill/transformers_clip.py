@@ -1,0 +1,132 @@
+"""Hugging Face folders of a CLIPModel or SiglipModel, computed by transformers with open_clip's method names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from open_clip.constants import INCEPTION_MEAN, INCEPTION_STD
+from torch import Tensor, nn
+from transformers import CLIPModel, SiglipModel
+
+from epmvg.distill.clip_tokenizers import CLIP_WORDS, TOKENIZER_FILES, Tokenize, TransformersTokenizer, clip_tokenizer
+from epmvg.types import InputError
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
+_KINDS: dict[str, type[Any]] = {"clip": CLIPModel, "siglip": SiglipModel}
+_PREPROCESS: dict[str, dict[str, Any]] = {
+    "clip": {},  # open_clip's defaults are OpenAI's
+    "siglip": {"mean": INCEPTION_MEAN, "std": INCEPTION_STD, "resize_mode": "squash"},
+}
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+
+class TransformersClip(nn.Module):
+    """A CLIPModel or SiglipModel under open_clip's method names.
+
+    Attributes:
+        image_size: side of the square its image tower sees, pixels.
+        width: E, of its vectors.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        vision = model.config.vision_config
+        self.image_size: int = int(vision.image_size)
+        self.patch_size = int(vision.patch_size)
+        clip = isinstance(model, CLIPModel)
+        self.width: int = int(model.config.projection_dim if clip else vision.hidden_size)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return cast(Tensor, self.model.logit_scale)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Encode normalised pixels [I, 3, S, S] -> [I, E]."""
+        return cast(Tensor, self.model.get_image_features(pixel_values=pixels).pooler_output)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Encode tokens [P, L] -> [P, E]; causal attention (CLIP) and fixed padding (SigLIP) need no mask."""
+        return cast(Tensor, self.model.get_text_features(input_ids=tokens).pooler_output)
+
+    def patches(self, pixels: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return pooled vectors [I, E] and patches [I, h, w, E] in the text's space; None of a SigLIP."""
+        if not isinstance(self.model, CLIPModel):
+            return None
+        vision = self.model.vision_model
+        seen = vision(pixel_values=pixels)
+        patches = self.model.visual_projection(vision.post_layernorm(seen.last_hidden_state[:, 1:]))
+        side = self.image_size // self.patch_size
+        return self.model.visual_projection(seen.pooler_output), patches.unflatten(1, (side, side))
+
+
+def open_transformers(folder: Path) -> tuple[TransformersClip, Tokenize, dict[str, Any]]:
+    """Open a Hugging Face folder: the model, its tokenizer, and its preprocessing in open_clip's terms.
+
+    Raises:
+        InputError: the folder holds another model, or lacks weights or a tokenizer.
+    """
+    kind = str(read_json(folder / "config.json").get("model_type"))
+    if kind not in _KINDS:
+        raise InputError(
+            f"{folder} holds a Hugging Face model of type {kind!r}: only CLIPModel and SiglipModel can teach (types"
+            f" {' and '.join(_KINDS)})."
+        )
+    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+        raise InputError(f"{folder} has a config.json but no weights: copy model.safetensors into it.")
+    model, info = _KINDS[kind].from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    lacking = sorted(info["missing_keys"])
+    if lacking:
+        raise InputError(f"The weights in {folder} lack {lacking[0]} and {len(lacking) - 1} more: copy them again.")
+    tokenize = _tokenizer(folder, kind, model.config.text_config)
+    return TransformersClip(model), tokenize, _preprocess(folder, kind)
+
+
+def _tokenizer(folder: Path, kind: str, text: Any) -> Tokenize:
+    length = int(text.max_position_embeddings)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        if kind == "clip" and text.vocab_size == CLIP_WORDS:
+            return clip_tokenizer(length)
+        raise InputError(f"{folder} has no tokenizer: copy tokenizer.json and tokenizer_config.json into it.")
+    return TransformersTokenizer(folder, length, padding="max_length" if kind == "siglip" else "longest")
+
+
+def _preprocess(folder: Path, kind: str) -> dict[str, Any]:
+    """Translate the image processor's configuration."""
+    settings: dict[str, Any] = {}
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            settings = read_json(folder / name)
+            settings = settings.get("image_processor", settings)
+    found = dict(_PREPROCESS[kind])
+    found |= {key: settings[f"image_{key}"] for key in ("mean", "std") if settings.get(f"image_{key}")}
+    if settings.get("resample") is not None:
+        if settings["resample"] not in _RESAMPLE:
+            raise InputError(
+                f"{folder} resizes with Pillow's filter {settings['resample']}: only bilinear (2) and bicubic (3) are"
+                " known."
+            )
+        found["interpolation"] = _RESAMPLE[settings["resample"]]
+    size = settings.get("size")
+    if size is not None:
+        shortest = (isinstance(size, int) and kind == "clip") or (isinstance(size, dict) and "shortest_edge" in size)
+        found["resize_mode"] = "shortest" if shortest else "squash"
+    return found
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: it is missing, torn, or no object.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read as JSON ({type(error).__name__}): copy it again.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{file} holds no JSON object: copy it again.")
+    return value

@@ -1,0 +1,163 @@
+"""CLIP weights read from a file as tensors by name: safetensors, torch.save and OpenAI's TorchScript archives.
+
+No file's code is ever run: pickles are read by torch's weights-only reader, a TorchScript archive by a list of the
+names that it may use.
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from epmvg.types import InputError
+
+OPENAI_NUMBERS = frozenset({"input_resolution", "context_length", "vocab_size"})
+"""Names beside the weights in OpenAI's archives, and in no other form of CLIP."""
+
+_STORAGES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "BoolStorage": torch.bool,
+}
+_MOST_BYTES = 1 << 24  # of an archive's description; OpenAI's largest has a fiftieth of that
+_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Tensors by name, in float32 where they are floating point."""
+
+    state: dict[str, Tensor]
+    openai: bool  # of OpenAI's own release, which is always QuickGELU
+
+
+def read_weights(file: Path) -> Weights:
+    """Read the weights of a CLIP from a file.
+
+    Raises:
+        InputError: the file is missing, torn, or of a form that is not read.
+    """
+    try:
+        state, openai = _read(file)
+    except InputError:
+        raise
+    except Exception as error:  # on broken bytes the readers raise nearly anything
+        raise InputError(
+            f"{file} cannot be read as weights ({type(error).__name__}): download or save it again."
+        ) from (error)
+    if not state:
+        raise InputError(f"{file} holds no tensors by name: give the file of a model's state_dict().")
+    if any(name.startswith("vision_model.") for name in state):
+        raise InputError(
+            f"{file} holds a Hugging Face model's weights: give the folder with its config.json as the teacher instead."
+        )
+    openai = openai or state.keys() >= OPENAI_NUMBERS
+    kept = {name: tensor for name, tensor in state.items() if name not in OPENAI_NUMBERS}
+    return Weights({name: t.float() if t.is_floating_point() else t for name, t in kept.items()}, openai)
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], bool]:
+    """Return tensors by name, and whether they come from a TorchScript archive."""
+    if not file.is_file():
+        raise InputError(f"{file} does not exist: check the path.")
+    with file.open("rb") as opened:
+        first = opened.read(64)
+    if first.startswith(b"version https://git-lfs"):
+        raise InputError(f"{file} is a Git LFS pointer and not the weights: fetch them with `git lfs pull`.")
+    if file.suffix in (".npz", ".npy"):
+        raise InputError(f"{file} is a NumPy archive: give an open_clip or Hugging Face form of these weights instead.")
+    if file.suffix == ".safetensors":
+        return _unwrapped(safetensors.torch.load_file(file)), False
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            if any(name.endswith("/constants.pkl") for name in names):
+                return _unwrapped(dict(_Archive(archive, file).tensors())), True
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{file} is no weights file, or holds Python objects beside its tensors: give a file that holds a"
+            " model's state_dict() alone."
+        ) from error
+    return _unwrapped(saved), False
+
+
+def _unwrapped(saved: Any) -> dict[str, Tensor]:
+    """Take the weights out of a training checkpoint, and their wrappers' prefixes off their names."""
+    if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
+        saved = saved["state_dict"]
+    if not isinstance(saved, dict):
+        return {}
+    state = {str(name): tensor for name, tensor in saved.items() if isinstance(tensor, Tensor)}
+    while prefix := next((p for p in _WRAPPERS if state and all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+class _Module:
+    """A module of a TorchScript archive: its attributes, and nothing of its code."""
+
+
+class _Archive(pickle.Unpickler):
+    """Reads the parameters of a TorchScript archive."""
+
+    def __init__(self, archive: zipfile.ZipFile, file: Path) -> None:
+        self.archive, self.file = archive, file
+        (name,) = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+        self.root = name.partition("/")[0]
+        if archive.getinfo(name).file_size > _MOST_BYTES:
+            raise InputError(f"{file} is no CLIP of OpenAI's: its description of the model is too long.")
+        data = archive.read(name)
+        for operation, argument, _ in pickletools.genops(data):
+            if operation.name == "LONG_BINPUT" and int(argument or 0) > len(data):
+                raise ValueError("memo index")  # would be allocated
+        super().__init__(BytesIO(data))
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "__torch__" or module.startswith("__torch__."):
+            return _Module
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuilt
+        if (module, name) == ("collections", "OrderedDict"):
+            return dict
+        if module == "torch.jit._pickle" and name.startswith("build_"):
+            return list
+        raise InputError(f"{self.file} asks for {module}.{name}, which no CLIP of OpenAI's does: it is not read.")
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        _, dtype, key, _, _ = pid
+        data = self.archive.read(f"{self.root}/data/{key}")
+        return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield parameters and buffers by name; masks are no weights."""
+        yield from _tensors_of(self.load(), "")
+
+
+def _rebuilt(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    return storage.as_strided(size, stride, offset)
+
+
+def _tensors_of(module: _Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for name, value in vars(module).items():
+        if isinstance(value, _Module):
+            yield from _tensors_of(value, f"{prefix}{name}.")
+        elif isinstance(value, Tensor) and name != "attn_mask":
+            yield prefix + name, value.clone()
