@@ -17,7 +17,7 @@ FLOORS = [
         *("types", "boxes", "images", "letterbox", "config", "confidence", "weights", "draw", "hardware", "terminal"),
         *("activations", "metrics", "processes", "tokenizer", "writing"),
     ],
-    ["data", "models", "distill", "reporting"],
+    ["data", "models", "distill", "reporting", "published"],
     [
         *("convert", "doctor", "evaluation", "backends", "predict", "results", "listing", "store"),
         *("leakage", "phrases", "sources", "unfinished"),

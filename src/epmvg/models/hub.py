@@ -64,14 +64,23 @@ def fetch(run: Path | str, *, revision: str | None = None, token: str | None = N
     if folder.exists() or not _HUB_ID.fullmatch(str(run)) or folder.parent.exists():
         return folder  # a slip in a local path is not sent to anybody
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(str(run), revision=revision, token=token, allow_patterns=FILES))
+        folder = Path(snapshot_download(str(run), revision=revision, token=token, allow_patterns=FILES))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{run} is no folder here and could not be had from the Hugging Face hub ({type(error).__name__}): "
-            "check the name and the network."
-        ) from error
+        if isinstance(error, GatedRepoError):
+            why = "is for those whom its owner lets in: ask there, then run `hf auth login`"
+        elif isinstance(error, RepositoryNotFoundError):
+            why = "is not on the Hugging Face hub, or private: check the name, or run `hf auth login`"
+        elif isinstance(error, LocalEntryNotFoundError):
+            why = "was not fetched before, and the Hugging Face hub cannot be reached: check the network"
+        else:
+            why = f"could not be had from the Hugging Face hub ({type(error).__name__}): check name and revision"
+        raise InputError(f"{run} is no folder here and {why}.") from error
+    if not (folder / "model.yaml").exists():
+        raise InputError(f"{run} on the Hugging Face hub is no model of epmvg (it has no model.yaml): give another.")
+    return folder
 
 
 def locate(run: Path | str) -> Path:
