@@ -534,6 +534,15 @@ def test_forms_that_are_not_read_name_the_way_out(
     other = tmp_path / "bert"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "bert"}')
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    CLIPConfig().save_pretrained(torn)
+    (torn / "model.safetensors").write_bytes(b"torn")
+    lacking = tmp_path / "lacking"
+    transformers_twin(published(True), True).save_pretrained(lacking)
+    whole = safetensors.torch.load_file(lacking / "model.safetensors")
+    del whole["visual_projection.weight"]
+    safetensors.torch.save_file(whole, lacking / "model.safetensors", {"format": "pt"})
     wordless = tmp_path / "siglip"
     siglip(wordless)
     words = tmp_path / "words.json"
@@ -548,6 +557,8 @@ def test_forms_that_are_not_read_name_the_way_out(
         (bare, None, r"no weights.*copy open_clip_model\.safetensors"),
         (other, None, "type 'bert'"),
         (wordless, None, "has no tokenizer"),
+        (torn, None, "torn cannot be read.*copy both again"),
+        (lacking, None, r"lack visual_projection\.weight"),
         (words, "random", "vocabulary of 32000"),
         (bare, "openai", r"cannot be its weights: set distill\.pretrained=null"),
         ("hf-hub:owner/name", None, r"no folder owner/name.*could not be downloaded"),
