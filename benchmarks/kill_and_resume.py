@@ -112,6 +112,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     """Return all that a run leaves, without what only the clock says."""
     state = torch.load(folder / "state" / "last.pt", weights_only=True)
     state["position"] = {key: value for key, value in state["position"].items() if key != "seconds"}
+    state["meter"] = [{key: value for key, value in own.items() if key != "since"} for own in state["meter"]]
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
     names = ["model.safetensors", "model.yaml", *(file.name for file in sorted(folder.glob("predictions-*.jsonl")))]

@@ -270,6 +270,14 @@ def test_only_what_changes_the_result_must_be_as_before(
     assert differences(recipe("a", "distill=RN50"), recipe("a", "distill=RN101"))
 
 
+def test_a_validation_image_that_is_lost_does_not_end_a_run_that_has_begun(stopped: Path) -> None:
+    (stopped / "data" / "1.png").unlink()
+    said: list[dict[str, object]] = []
+    epmvg.train(recipe(stopped / "data" / "annotations.jsonl", *FAST), stopped / "run", resume=True, report=said.append)
+    assert [row["n"] for row in said if row["event"] == "evaluate"] == [24]
+    assert any("1.png does not exist" in str(row.get("why")) for row in said)
+
+
 def test_settings_that_later_versions_add_do_not_end_old_runs(stopped: Path) -> None:
     config = stopped / "run" / "config.yaml"
     lines = config.read_text().splitlines(keepends=True)

@@ -31,7 +31,7 @@ from epmvg.predict import Predictor
 from epmvg.types import InputError
 from epmvg.writing import write_text
 
-_PATHS = (("data", "root"), ("data", "name"), ("distill", "teacher"), ("model", "start"))
+_PATHS = (("data", "root"), ("data", "name"), ("distill", "teacher"), ("distill", "pretrained"), ("model", "start"))
 """Settings that may name a place on the trainer's disk, which is nobody's business."""
 
 

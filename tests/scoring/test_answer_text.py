@@ -6,7 +6,11 @@ import random
 
 import pytest
 
+from epmvg.scoring.coordinates import ORDERS, Coordinates
 from epmvg.scoring.text import LONGEST, read_boxes
+
+PIXELS = Coordinates.named("pixels:xyxy")
+SHARES = Coordinates.named("0-1:xyxy")
 
 
 @pytest.mark.parametrize(
@@ -25,10 +29,29 @@ from epmvg.scoring.text import LONGEST, read_boxes
         ("two at [[1,2,3,4;5,6,7,8]]", [(1, 2, 3, 4), (5, 6, 7, 8)]),
         ("<box>85 250 385 730</box>", [(85, 250, 385, 730)]),
         ("<bin_85> <bin_250> <bin_385> <bin_730>", [(85, 250, 385, 730)]),
+        ("cup<loc_1><loc_2><loc_3><loc_4><loc_5><loc_6><loc_7><loc_8>", [(1, 2, 3, 4), (5, 6, 7, 8)]),
+        ('{"x1": 10, "y1": 20, "x2": 30, "y2": 40}', [(10, 20, 30, 40)]),
+        ("x1=10, y1=20, x2=30, y2=40", [(10, 20, 30, 40)]),
+        (
+            '[{"ymin": 2, "xmin": 1, "ymax": 4, "xmax": "3"}, {"x_min":5,"y_min":6,"x_max":7,"y_max":8}]',
+            [(1, 2, 3, 4), (5, 6, 7, 8)],
+        ),
+        ('{"box": {"x": 1, "y": 2, "width": 30, "height": 40}}', [(1, 2, 31, 42)]),
+        ('{"bbox_2d": ["85", "250", "385", "730"]}', [(85, 250, 385, 730)]),
+        ("bbox: 10 20 30 40", [(10, 20, 30, 40)]),
+        ("[85px, 250px, 385px, 730px]", [(85, 250, 385, 730)]),
+        ("\uff3b10\uff0c20\uff0c30\uff0c40\uff3d", [(10, 20, 30, 40)]),
+        ("[10.5, 20, 30, 40, 0.9]", [(10.5, 20, 30, 40)]),
+        ("[[85, 250], [385, 250], [385, 730], [85, 730]]", [(85, 250, 385, 730)]),
+        ("<loc_85><loc_250><loc_85><loc_730><loc_385><loc_730><loc_385><loc_250>", [(85, 250, 385, 730)]),
+        ("<think>maybe [1, 2, 3, 4], no</think><answer>[[85, 250, 385, 730]]</answer>", [(85, 250, 385, 730)]),
+        ("[1, 2, 3, 4] is the bowl.</think>\n[5, 6, 7, 8]", [(5, 6, 7, 8)]),
+        ("Like [0,0,9,9]. <answer>[5,6,7,8]</answer> as asked in [0,0,9,9]", [(5, 6, 7, 8)]),
+        ("Or [0,0,9,9]: <|begin_of_box|>[[5,6,7,8]]<|end_of_box|>", [(5, 6, 7, 8)]),
     ],
 )
 def test_what_models_write_is_read(text: str, boxes: list[tuple[float, ...]]) -> None:
-    assert read_boxes(text) == boxes
+    assert read_boxes(text, PIXELS) == boxes
 
 
 @pytest.mark.parametrize(
@@ -49,10 +72,32 @@ def test_what_models_write_is_read(text: str, boxes: list[tuple[float, ...]]) ->
         "__import__('os').system('false')",
         "[" + "9" * 5000 + ",1,2,3]",
         "[1,2,3,4]" + " " * LONGEST,
+        "[[85, 250], [385, 250], [385, 730]]",
+        "[(0.461, 0.527), (0.498, 0.521), (0.486, 0.559)]",
+        "[[1, 2], [4, 3], [6, 8], [0, 7]]",
+        "[[1, 2], [3, 4], [1, 4], [3, 2]]",
+        "cup<loc_52><loc_333><loc_932><loc_333><loc_932><loc_774>",
+        "<think>it may be [1, 2, 3, 4]",
+        "<think>[1, 2, 3, 4]</think> I see none.",
+        '{"x1": 10, "y1": 20}, {"x2": 30, "y2": 40}',
+        "bbox: 10 20 30 40 50",
     ],
 )
 def test_what_is_no_box_is_none(text: str) -> None:
-    assert read_boxes(text) == []
+    assert read_boxes(text, PIXELS) == []
+
+
+def test_a_fifth_number_that_may_be_a_coordinate_is_no_score() -> None:
+    assert read_boxes("[0, 0.1, 0.2, 0.5, 0.6]", SHARES) == [] == read_boxes("[0.1, 0.2, 0.5, 0.6, 0.9]", PIXELS)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    "text", ['{"x1": 10, "y1": 20, "x2": 30, "y2": 50}', '{"left": 10, "top": 20, "right": 30, "bottom": 50}']
+)
+def test_keys_say_their_own_order(text: str, order: str) -> None:
+    convention = Coordinates("pixels", order)
+    assert convention.to_pixels(read_boxes(text, convention)[0], None) == (10, 20, 30, 50)
 
 
 PIECES = [
@@ -76,6 +121,7 @@ PIECES = [
     "\n",
     "\u0661",
 ]
+PIECES += ["<think>", "</think>", "<answer>", '"x1": 3, ', '"y1": 4', "x2=5", "y2=6", "x1=1,y1=2,x2=3,y2=4"]
 PIECES += ['"bbox_2d": ', "<box>", "</box>", "9" * 30, "\udc80", "\0", "[[1,2],[3,4]]", "1,2,3,4"]
 
 
@@ -88,12 +134,33 @@ def nonsense(dice: random.Random) -> str:
 def test_no_text_breaks_the_reader(cases: int) -> None:
     dice = random.Random(cases)
     texts = [nonsense(dice) for _ in range(cases)]
-    found = [box for text in texts for box in read_boxes(text)]
+    found = [box for text in texts for box in read_boxes(text, PIXELS)]
     assert found and all(len(box) == 4 and abs(value) < float("inf") for box in found for value in box)
 
 
-@pytest.mark.parametrize("piece", ["[", "(1,", "[1 ", "<1>", "<loc_1>", "1,2,3,", "[1,2,3,4", " ", "((1,2)"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "[",
+        "(1,",
+        "[1 ",
+        "<1>",
+        "<loc_1>",
+        "1,2,3,",
+        "[1,2,3,4",
+        " ",
+        "((1,2)",
+        "<think>",
+        "x1=1,",
+        "[1,2],",
+        "</think>",
+        "'",
+    ],
+)
 def test_long_texts_are_read_to_their_end(piece: str) -> None:
     """As long as may be; a pattern that looks back over and over would take hours here."""
-    end = " [5,6,7,8]"
-    assert (5, 6, 7, 8) in read_boxes((piece * LONGEST)[: LONGEST - len(end)] + end)
+    end = "</think> [5,6,7,8]"
+    assert (5, 6, 7, 8) in read_boxes((piece * LONGEST)[: LONGEST - len(end)] + end, PIXELS)
+    end = "| [5,6,7,8]"
+    found = read_boxes((piece * LONGEST)[: LONGEST - len(end)] + end, PIXELS)
+    assert ((5, 6, 7, 8) in found) != (piece == "<think>")

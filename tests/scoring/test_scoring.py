@@ -68,10 +68,16 @@ def as_numbers(box: Sequence[float], unit: str, order: str, size: tuple[int, int
         scale = [1.0, 1.0]
     before = [0, 0]
     if UNITS[unit].square:
-        before = [(max(size) - side) // 2 for side in size]
+        before = [0 if UNITS[unit].corner else (max(size) - side) // 2 for side in size]
         scale = [1 / max(size)] * 2
     a, b, c, d = ((edge + before[place % 2]) * scale[place % 2] - offset for place, edge in enumerate(box))
-    numbers = {"xyxy": (a, b, c, d), "yxyx": (b, a, d, c), "xywh": (a, b, c - a, d - b)}[order]
+    width, height = c - a, d - b
+    numbers = {
+        "xyxy": (a, b, c, d),
+        "yxyx": (b, a, d, c),
+        "xywh": (a, b, width, height),
+        "cxcywh": (a + width / 2, b + height / 2, width, height),
+    }[order]
     return [int(value) if value == int(value) else value for value in numbers]
 
 
@@ -87,7 +93,7 @@ WRITTEN: list[Callable[[list[Any]], str]] = [
 def test_formats_agree(unit: str, order: str, tmp_path: Path) -> None:
     """The same boxes as rows, as COCO results and as text of each convention: the same figures to the last digit."""
     exact = {"0-999": (999 * 8, 999 * 16), "0-100": (6400, 3200)}  # sizes whose shares are sums of halves
-    size = exact.get(unit, (8192, 4096) if unit in ("0-1", "0-1-square", "1024-bins") else (8000, 4000))
+    size = exact.get(unit, (8192, 4096) if unit in ("0-1", "0-1-square", "0-1-padded", "1024-bins") else (8000, 4000))
     data, said = make(tmp_path, size)
     if unit == "1000-bins":  # whose numbers are middles of bins
         steps = (size[0] // 1000, size[1] // 1000)
@@ -298,6 +304,76 @@ def test_what_cannot_be_read_is_a_miss_and_listed(known: tuple[Path, Rows], tmp_
     assert figures(part) == figures(got) and len(part["missing"]) == 2
 
 
+def test_one_of_several_boxes_counts_and_says_so(known: tuple[Path, Rows], tmp_path: Path) -> None:
+    data, said = known
+    texts = [{"id": row["id"], "answer": f"{row['box']} or [1, 2, 3, 4]"} for row in said]
+    file = write(tmp_path / "t.jsonl", texts)
+
+    def score(**options: Any) -> dict[str, Any]:
+        return epmvg.score(file, data=str(data), form="text", coordinates="pixels:xyxy", **options)
+
+    rows = epmvg.score(write(tmp_path / "rows.jsonl", said), data=str(data))
+    assert figures(score()) == figures(score(box="first")) == figures(rows)
+    assert score(box="last")["acc25"] == 0 < rows["acc25"]
+    assert "30 of 30 answers hold several boxes" in score()["warnings"][0] and not score(box="first")["warnings"]
+
+
+def test_phrases_in_other_letters_and_an_id_of_zero_are_the_same_question(tmp_path: Path) -> None:
+    data = [
+        {"image": "a.jpg", "phrase": "The Dog", "id": str(number), "bbox": [2 * number, 0, 9, 9]} for number in (0, 1)
+    ]
+    answers = [{"id": number, "phrase": "the  dog ", "bbox": [2 * number, 0, 9, 9]} for number in (0, 1)]
+    (tmp_path / "a.json").write_text(json.dumps(answers))
+    file = write(tmp_path / "data.jsonl", data)
+    assert epmvg.score(tmp_path / "a.json", data=str(file), form="coco")["miou"] == 1
+    alone = write(tmp_path / "alone.jsonl", [{"image": "a.jpg", "phrase": "The Dog", "bbox": [0, 0, 9, 9]}])
+    own = write(tmp_path / "own.jsonl", [{"image": "a.jpg", "phrase": "the dog", "box": [0, 0, 9, 9]}])
+    assert epmvg.score(own, data=str(alone))["miou"] == 1
+
+
+def read_as(data: Path, said: Rows, made: str, named: str, folder: Path) -> dict[str, Any]:
+    """Score predictions made in one convention and said to be of another."""
+    (unit, order), size = made.split(":"), (8000, 4000)
+    rows = [row | {"box": as_numbers(row["box"], unit, order, size, size)} for row in said]
+    return epmvg.score(write(folder / "made.jsonl", rows), data=str(data), coordinates=named)
+
+
+@pytest.mark.parametrize(
+    ("made", "named", "words"),
+    [
+        ("0-1:cxcywh", "0-1:xywh", "if the numbers were 0-1:cxcywh"),
+        ("0-1000:xyxy", "pixels:xyxy", "if the numbers were 0-1000:xyxy"),
+        ("pixels:xyxy", "pixels:xywh", "reach beyond their image"),
+        ("pixels:xyxy", "pixels:yxyx", "if the numbers were pixels:xyxy"),
+    ],
+)
+def test_a_wrong_convention_is_warned_of_with_the_one_that_fits(
+    made: str, named: str, words: str, known: tuple[Path, Rows], tmp_path: Path
+) -> None:
+    data, said = known
+    right, wrong = read_as(data, said, made, made, tmp_path), read_as(data, said, made, named, tmp_path)
+    assert right["warnings"] == [] and right["fit"]["better"] is None and right["fit"]["boxes"] == 30
+    assert right["fit"]["inverted"] == right["fit"]["beyond"] == 0
+    assert words in wrong["warnings"][0] and made in wrong["warnings"][0] and made == wrong["fit"]["better"]
+
+
+def test_boxes_that_end_before_they_begin_are_refused(known: tuple[Path, Rows], tmp_path: Path) -> None:
+    data, said = known
+    right = [row | {"box": [600, 500, 90, 80]} for row in said]
+    with pytest.raises(InputError, match="30 of 30 boxes end before they begin"):
+        epmvg.score(write(tmp_path / "a.jsonl", right), data=str(data))
+
+
+def test_outputs_replace_no_inputs(known: tuple[Path, Rows], tmp_path: Path) -> None:
+    data, said = known
+    own, other = write(tmp_path / "own.jsonl", said), write(tmp_path / "other.jsonl", said)
+    for file in (data, own, other):
+        before = file.read_bytes()
+        with pytest.raises(InputError, match="overwrite"):
+            epmvg.score(own, data=str(data), against=other, rows=file)
+        assert file.read_bytes() == before
+
+
 def refusals(data: Path, said: Rows, folder: Path) -> dict[str, tuple[list[object], str]]:
     """Mistakes by name: arguments of the command line, and words of the refusal."""
 
@@ -343,6 +419,12 @@ def refusals(data: Path, said: Rows, folder: Path) -> dict[str, tuple[list[objec
         "asked twice, alike": ([rows("unlike", unlike), "--data", twice], 'give each answer the "id"'),
         "boxes lost": ([own, "--data", lost, "--targets", "any"], "has 3 boxes, but 1 of them"),
         "other system partial": ([own, "--data", data, "--against", folder / "few.jsonl"], "few.jsonl leaves 1 of"),
+        "nothing readable": (
+            [text("u", "I see no dog."), "--data", data, *name, "pixels:xyxy"],
+            "not one of 30 answers holds a box",
+        ),
+        "a key without text": ([own, "--data", data, "--answer-key", "said"], "--answer-key is for --format text"),
+        "a choice without text": ([own, "--data", data, "--box", "last"], "--box is for --format text"),
         "nothing there": ([write(folder / "no.jsonl", []), "--data", data], "holds no predictions"),
     }
 
@@ -390,7 +472,7 @@ def test_a_file_of_nonsense_is_one_sentence(known: tuple[Path, Rows], tmp_path: 
                 continue
 
 
-@pytest.mark.parametrize("name", ["", "0-1", "0-1:", ":xyxy", "0-10:xyxy", "pixels:cxcywh", "0-1:xyxy:"])
+@pytest.mark.parametrize("name", ["", "0-1", "0-1:", ":xyxy", "0-10:xyxy", "pixels:cxcy", "0-1:xyxy:"])
 def test_conventions_are_named_whole(name: str) -> None:
     with pytest.raises(InputError, match="is no convention"):
         Coordinates.named(name)

@@ -11,11 +11,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers.image_transforms import center_to_corners_format
 
 import epmvg
-from epmvg.scoring.coordinates import CELLS, Coordinates
+from epmvg.scoring.coordinates import Coordinates
 from epmvg.scoring.text import read_boxes
 from epmvg.types import Box
 
@@ -182,7 +185,7 @@ def answers(system: System) -> list[tuple[str, Size, Box]]:
 
 def read(text: str, size: Size, coordinates: str) -> Box | None:
     convention = Coordinates.named(coordinates)
-    found = read_boxes(text, cells=convention.unit == CELLS)
+    found = read_boxes(text, convention)
     return convention.to_pixels(found[0], size, SEEN) if found else None
 
 
@@ -235,10 +238,35 @@ def test_one_row_or_column_of_cells_is_whole() -> None:
 )
 def test_points_are_no_boxes(text: str) -> None:
     """Molmo points, and Qwen3-VL may be asked to."""
-    assert read_boxes(text) == [] == read_boxes(text, cells=True)
+    assert all(read_boxes(text, Coordinates.named(one)) == [] for one in ("0-1000:xyxy", "32-cells:xyxy"))
+
+
+to_corners: Any = center_to_corners_format
+TENSORS: dict[str, tuple[str, Callable[[torch.Tensor, Size], Any]]] = {  # boxes, and the library's way to pixels
+    "DETR, MDETR": ("0-1:cxcywh", lambda box, size: to_corners(box) * torch.tensor(size * 2)),
+    "Grounding DINO, MM-Grounding-DINO": ("0-1:cxcywh", lambda box, size: to_corners(box) * torch.tensor(size * 2)),
+    "OWL-ViT": ("0-1:cxcywh", lambda box, size: to_corners(box) * torch.tensor(size * 2)),
+    "OWLv2": ("0-1-padded:cxcywh", lambda box, size: to_corners(box) * max(size)),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_boxes_of_detectors_are_read_as_their_library_reads_them(name: str) -> None:
+    convention, decode = TENSORS[name]
+    for size in SIZES:
+        box = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
+        a, b, c, d = box[0].tolist()
+        found = Coordinates.named(convention).to_pixels((a, b, c, d), size)
+        assert found == pytest.approx(decode(box, size)[0].tolist(), abs=1e-3)
+
+
+def test_the_table_of_the_documents_names_these_detectors() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "score.md").read_text("utf-8")
+    told = dict(re.findall(r"^\| ([^|`]+) \| `pred_boxes` \| `([\w-]+:\w+)` \|", page, re.MULTILINE))
+    assert told == {name: convention for name, (convention, _) in TENSORS.items()}
 
 
 def test_the_table_of_the_documents_names_what_is_tested() -> None:
     page = (Path(__file__).parents[2] / "docs" / "score.md").read_text("utf-8")
-    told = dict(re.findall(r"^\| ([\w.-]+) \| `.+?` \| `([\w-]+:\w+)` \|", page, re.MULTILINE))
+    told = dict(re.findall(r"^\| ([\w.-]+) \| `(?!pred_boxes).+?` \| `([\w-]+:\w+)` \|", page, re.MULTILINE))
     assert told == {name: system.coordinates for name, system in SYSTEMS.items()}

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from epmvg.cli.screen import RUN, console, errors, is_first, table
+from epmvg.cli.screen import DEVICE, RUN, console, errors, is_first, table
 from epmvg.types import InputError
 
 
@@ -146,7 +146,7 @@ def serve(
         list[str] | None,
         typer.Option(help="A further name in Host headers to answer to, on 127.0.0.1 without a token."),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where the model computes: auto, cpu, cuda, mps ...")] = "auto",
+    device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
 ) -> None:
     """Serve a run: an HTTP API, and a page to try it on."""
     try:

@@ -21,6 +21,11 @@ class Told(StrEnum):
     text = "text"
 
 
+class Which(StrEnum):
+    first = "first"
+    last = "last"
+
+
 class Asked(StrEnum):
     rows = "rows"
     merged = "merged"
@@ -160,7 +165,12 @@ def score(
     coordinates: Annotated[
         str | None, typer.Option(help="UNIT:ORDER of the numbers, for example 0-1000:xyxy; text needs it.")
     ] = None,
-    answer_key: Annotated[str, typer.Option(help="Where the text of an answer stands.")] = "answer",
+    answer_key: Annotated[
+        str | None, typer.Option(help="Where the text of an answer stands; answer by default.")
+    ] = None,
+    box: Annotated[
+        Which | None, typer.Option(help="Which box of a text with several counts; the first by default.")
+    ] = None,
     targets: Annotated[
         Asked, typer.Option(help="Of a phrase with several boxes: each row's own, their union, or any.")
     ] = Asked.rows,
@@ -185,9 +195,14 @@ def score(
         strict=strict,
         allow_partial=allow_partial,
         answer_key=answer_key,
+        box=box.value if box else None,
         against=against,
         rows=rows,
     )
+    for part in (result, result.get("against") or {}):
+        for warning in part.get("warnings", ()):
+            whose = f"{part['file']}: " if "file" in part else ""
+            errors.print(f"Warning: {whose}{warning}", soft_wrap=True)
     if as_json:
         print(json.dumps(result))
         return
@@ -219,7 +234,7 @@ def _say_scores(result: dict[str, Any]) -> None:
             console.print("\n".join(first), soft_wrap=True)
         if part["several"]:
             console.print(
-                f"Answers{whose} with several boxes, of which the first counts: {part['several']:,}", soft_wrap=True
+                f"Answers{whose} with several boxes, of which one counts: {part['several']:,}", soft_wrap=True
             )
     console.print(f"{result['protocol']}; data {result['stamp']['data_sha256'][:16]}", soft_wrap=True)
 

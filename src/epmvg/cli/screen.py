@@ -24,9 +24,10 @@ def is_first() -> bool:
     return launched()[0] == 0
 
 
-def say_skipped(skipped: dict[str, int]) -> None:
+def say_skipped(skipped: dict[str, int], first: dict[str, str]) -> None:
+    """Print how many rows were left out, by reason, and the first of each."""
     for reason, count in skipped.items():
-        console.print(f"{count:,} row{'s' * (count > 1)} skipped: {reason}", soft_wrap=True)
+        console.print(f"{count:,} row{'s' * (count > 1)} skipped: {reason} (first: {first[reason]})", soft_wrap=True)
 
 
 def table(title: str, rows: list[dict[str, str]]) -> None:

@@ -13,10 +13,12 @@ from epmvg.data.photos import Photo
 from epmvg.evaluation import Row, answered_row, judge, overlaps, question_of, short_name, write_rows
 from epmvg.metrics import BOXES, TARGETS, Targets, parts_of
 from epmvg.reporting.statistics import difference
-from epmvg.scoring.answers import FORMATS, Answer, Format, read_answers
+from epmvg.scoring.answers import FORMATS, Answer, Choice, Format, read_answers
 from epmvg.scoring.coordinates import Coordinates, Size
+from epmvg.scoring.fit import SHARE, Fit, Given, refuse_misfit
 from epmvg.scoring.questions import Question, match, questions
 from epmvg.types import Box, InputError
+from epmvg.writing import refuse_overwrite
 
 __all__ = ["score"]
 
@@ -33,7 +35,8 @@ def score(
     targets: Targets = "rows",
     strict: bool = False,
     allow_partial: bool = False,
-    answer_key: str = "answer",
+    answer_key: str | None = None,
+    box: Choice | None = None,
     against: Path | str | None = None,
     rows: Path | str | None = None,
 ) -> dict[str, Any]:
@@ -52,23 +55,32 @@ def score(
         targets: what a phrase with several boxes asks for: each row's own, the union (merged), or any of them.
         strict: count IoU > bound instead of IoU >= bound.
         allow_partial: count rows without an answer as misses instead of refusing them.
-        answer_key: where the text of an answer stands.
+        answer_key: where the text of an answer stands; "answer" by default.
+        box: which of several boxes in a text counts, first (the default) or last.
         against: our JSONL of another system on the same data, to compare with.
         rows: the JSONL file to write what was scored to, boxes in pixels.
 
     Returns:
-        data, split, protocol; what `epmvg.evaluation.judge` says; `read` (format and coordinates); `unreadable` and
-        `missing`, the answers and rows that count as misses; `several`, the answers with more than one box, of which
-        the first counts; `against`: for each figure points (first minus other, in percentage points), low, high
+        data, split, protocol; what `epmvg.evaluation.judge` says; `read` (format and coordinates); `fit` (boxes, how
+        many of them are inverted; those whose image's size is known (sized), how many of them reach beyond it; better,
+        a convention that would fit far better, or None); `warnings`, sentences about what may be wrong; `unreadable`
+        and `missing`, the answers and rows that count as misses; `several`, the answers with more than one box, of
+        which one counts; `against`: for each figure points (first minus other, in percentage points), low, high
         (95 %, images drawn anew), images, phrases and p (signs of images' gains drawn anew).
 
     Raises:
-        InputError: something cannot be read, or an answer is missing, given twice, or belongs to no row.
+        InputError: something cannot be read, an answer is missing, given twice, or belongs to no row, the numbers
+            cannot be of the convention, `rows` is one of the inputs, or an option is for another format.
     """
     if form not in FORMATS:
         raise InputError(f"--format {form} is not known: give one of {', '.join(FORMATS)}.")
     if targets not in get_args(Targets):
         raise InputError(f"--targets {targets} is not known: give one of {', '.join(TARGETS)}.")
+    if form != "text" and (answer_key or box):
+        option = "--answer-key" if answer_key else "--box"
+        raise InputError(f"{option} is for --format text: leave it out, a row of {form} holds one box.")
+    if rows is not None:
+        refuse_overwrite(rows, predictions, against, data)
     named = coordinates or FORMATS[form]
     if named is None:
         raise InputError("--format text needs --coordinates, since numbers do not say what they count: 0-1000:xyxy?")
@@ -78,18 +90,32 @@ def score(
     part = f"{short_name(data)} {split or ''}".strip()
 
     def scored(file: Path, form: Format, convention: Coordinates) -> tuple[list[Row], dict[str, Any]]:
-        answers = match(asked, read_answers(file, form, convention, answer_key), data)
+        said = read_answers(file, form, convention, answer_key or "answer", box or "first")
+        answers = match(asked, said, data)
         missing = [question.name for question, answer in zip(asked, answers, strict=True) if answer is None]
         if missing and not allow_partial:
             raise InputError(
                 f"{file} leaves {len(missing):,} of the {len(asked):,} rows of {part} unanswered, the first"
                 f" {missing[0]}: answer them, or count them as misses with --allow-partial."
             )
-        return _rows(asked, answers, convention, file, targets), {
+        given = _given(asked, answers, convention)
+        readable = [one for one in given if one]
+        fit = Fit.of(readable, convention)
+        refuse_misfit(readable, convention, fit, file)
+        several = sum(one.boxes > 1 for one in said)
+        warnings = fit.warnings(convention)
+        if box is None and several > SHARE * len(said):
+            warnings.append(
+                f"{several:,} of {len(said):,} answers hold several boxes, of which the first counts: say which with"
+                " --box first or --box last."
+            )
+        return _rows(asked, answers, given, convention, targets), {
             "read": {"format": form, "coordinates": str(convention)},
+            "fit": asdict(fit),
+            "warnings": warnings,
             "missing": missing,
             "unreadable": [{"where": one.where, "why": one.fault} for one in answers if one and one.numbers is None],
-            "several": sum(one.boxes > 1 for one in answers if one),
+            "several": several,
         }
 
     own, account = scored(Path(predictions), form, convention)
@@ -114,12 +140,12 @@ def _protocol(strict: bool, targets: Targets) -> str:
 def _rows(
     asked: Sequence[Question],
     answers: Sequence[Answer | None],
+    given: Sequence[Given | None],
     convention: Coordinates,
-    file: Path,
     targets: Targets,
 ) -> list[Row]:
     """Return a row of predictions a question, ordered by what was asked."""
-    boxes = _boxes(asked, answers, convention, file)
+    boxes = [convention.to_pixels(one.numbers, one.size, one.seen) if one else None for one in given]
     flat = [(box, target) for question, box in zip(asked, boxes, strict=True) for target in _true(question, targets)]
     found = overlaps([box or (0.0, 0.0, 0.0, 0.0) for box, _ in flat], [target for _, target in flat])
     ends = [0]
@@ -141,20 +167,17 @@ def _true(question: Question, targets: Targets) -> tuple[Box, ...]:
     return question.boxes if targets == "any" else (question.record.box,)
 
 
-def _boxes(
-    asked: Sequence[Question], answers: Sequence[Answer | None], convention: Coordinates, file: Path
-) -> list[Box | None]:
-    """Return the boxes of answers in pixels.
+def _given(asked: Sequence[Question], answers: Sequence[Answer | None], convention: Coordinates) -> list[Given | None]:
+    """Return what each answer gives, with the size of its image where that is stated or needed; None without a box.
 
     Raises:
-        InputError: a picture's size is needed and not to be had, or the numbers do not look like the convention.
+        InputError: an image's size is needed and not to be had.
     """
     sizes: dict[Path, Size] = {}
-    boxes: list[Box | None] = []
+    given: list[Given | None] = []
     for question, answer in zip(asked, answers, strict=True):
-        numbers = answer.numbers if answer else None
-        if answer is None or numbers is None:
-            boxes.append(None)
+        if answer is None or answer.numbers is None:
+            given.append(None)
             continue
         size: Size | None = question.record.size
         if convention.unit != "pixels" and not size:
@@ -163,24 +186,5 @@ def _boxes(
                 with Photo(image) as photo:
                     sizes[image] = photo.size
             size = sizes[image]
-        boxes.append(convention.to_pixels(numbers, size, answer.seen))
-    _check(convention, [answer.numbers for answer in answers if answer and answer.numbers], file)
-    return boxes
-
-
-def _check(convention: Coordinates, given: Sequence[Box], file: Path) -> None:
-    """Refuse a file whose numbers show that they were made in another convention."""
-    span = convention.span
-    corners = [convention.corners(numbers) for numbers in given]
-    beyond = [box for box in corners if span is not None and (max(box) > 1.1 * span or min(box) < -0.1 * span)]
-    if 2 * len(beyond) > len(corners):
-        raise InputError(
-            f"{file}: {len(beyond):,} of {len(corners):,} boxes lie far outside 0 to {span:g}, the first"
-            f" {list(beyond[0])}: name what they count with --coordinates."
-        )
-    if span != 1.0 and len(corners) >= FEW and max(map(max, corners)) <= 1:
-        raise InputError(f"{file}: no number exceeds 1, so {convention} cannot be right: name what they count.")
-
-
-FEW = 10
-"""Boxes of which all may be tiny by chance."""
+        given.append(Given(answer.numbers, size, answer.seen, question.record.box))
+    return given

@@ -11,10 +11,11 @@ from typing import Any, Literal
 from epmvg.data.coco import PHRASE_KEYS
 from epmvg.data.files import four_numbers, need, read_json, shown, size_of
 from epmvg.data.jsonl import json_lines
-from epmvg.scoring.coordinates import CELLS, INPUT, Coordinates
+from epmvg.scoring.coordinates import INPUT, Coordinates
 from epmvg.scoring.text import FARTHEST, LONGEST, read_boxes
 from epmvg.types import Box, InputError
 
+Choice = Literal["first", "last"]
 Format = Literal["jsonl", "coco", "text"]
 FORMATS: dict[Format, str | None] = {"jsonl": "pixels:xyxy", "coco": "pixels:xywh", "text": None}
 """What can be read, and the coordinates it has where none are named; text must name them."""
@@ -33,26 +34,36 @@ class Answer:
     phrase: str | None
     numbers: Box | None  # as they stand there; None where there is no box
     fault: str  # why there is none
-    boxes: int  # found in the answer; the first counts
+    boxes: int  # found in the answer, of which one counts
     score: float | None
     seen: tuple[int, int] | None  # width and height of the picture that the system saw
     target: Box | None  # that our own predictions repeat
 
 
-def read_answers(file: Path, form: Format, coordinates: Coordinates, answer_key: str) -> list[Answer]:
+def read_answers(
+    file: Path, form: Format, coordinates: Coordinates, answer_key: str = "answer", box: Choice = "first"
+) -> list[Answer]:
     """Read the answers of a file.
 
     Args:
         answer_key: where the text of an answer stands in a row of `text`.
+        box: which of several boxes in a text counts.
 
     Raises:
-        InputError: the file or a row is not of the format.
+        InputError: the file or a row is not of the format, or no answer holds a box.
     """
     rows = _coco_rows(file) if form == "coco" else json_lines(file)
-    cells = coordinates.unit == CELLS
-    answers = [_answer(row, where, _said(row, where, form, answer_key, cells), coordinates) for where, row in rows]
+    place = 0 if box == "first" else -1
+    answers = [
+        _answer(row, where, _said(row, where, form, answer_key, coordinates), coordinates, place) for where, row in rows
+    ]
     if not answers:
         raise InputError(f"{file} holds no predictions: give a file with a row for each phrase.")
+    if not any(answer.boxes for answer in answers):
+        raise InputError(
+            f"{file}: not one of {len(answers):,} answers holds a box in a form that is known, the first"
+            f" ({answers[0].where}): {answers[0].fault}; docs/score.md lists the forms."
+        )
     return answers
 
 
@@ -66,16 +77,18 @@ def _coco_rows(file: Path) -> Iterator[tuple[str, Any]]:
         yield f"{file}, result {number}", row
 
 
-def _answer(row: dict[str, Any], where: str, said: tuple[list[Box], str], coordinates: Coordinates) -> Answer:
+def _answer(
+    row: dict[str, Any], where: str, said: tuple[list[Box], str], coordinates: Coordinates, place: int
+) -> Answer:
     boxes, fault = said
-    named = next((row[key] for key in _ID_KEYS if row.get(key) not in (None, "")), "")
-    if isinstance(named, bool) or not isinstance(named, str | int):
+    named = next((row[key] for key in _ID_KEYS if row.get(key) not in (None, "")), None)
+    if isinstance(named, bool) or not isinstance(named, str | int | None):
         raise InputError(f"{where}: {shown(named)} is not the id of a row; mend it.")
     image, number = row.get("image"), row.get("image_id")
     if image is None and isinstance(number, str):
         image = number
     phrase = next((row[key] for key in PHRASE_KEYS if isinstance(row.get(key), str)), None)
-    if not named and (phrase is None or (not isinstance(image, str) and type(number) is not int)):
+    if named is None and (phrase is None or (not isinstance(image, str) and type(number) is not int)):
         raise InputError(f'{where} does not say what it answers: give it "id", or "image" and "phrase".')
     seen = size_of(row.get("input_width"), row.get("input_height"), where)
     if coordinates.unit == INPUT and boxes and (seen is None or 0 in seen):
@@ -83,11 +96,11 @@ def _answer(row: dict[str, Any], where: str, said: tuple[list[Box], str], coordi
     target = four_numbers(row.get("target"))
     return Answer(
         where=where,
-        id=shown(named) if isinstance(named, int) and named.bit_length() > 99 else str(named),
+        id=_id(named),
         image=image if isinstance(image, str) else None,
         image_id=number if type(number) is int else None,
         phrase=phrase,
-        numbers=boxes[0] if boxes else None,
+        numbers=boxes[place] if boxes else None,
         fault="" if boxes else fault,
         boxes=len(boxes),
         score=_score(row.get("score")),
@@ -96,16 +109,24 @@ def _answer(row: dict[str, Any], where: str, said: tuple[list[Box], str], coordi
     )
 
 
+def _id(named: str | int | None) -> str:
+    if isinstance(named, int) and named.bit_length() > 99:
+        return shown(named)
+    return "" if named is None else str(named)
+
+
 def _score(value: object) -> float | None:
     """Return a score that is a number, None for anything else: no figure rests on it."""
     found = four_numbers([value] * 4) if isinstance(value, int | float) else None
     return found[0] if found and math.isfinite(found[0]) else None
 
 
-def _said(row: dict[str, Any], where: str, form: Format, answer_key: str, cells: bool) -> tuple[list[Box], str]:
+def _said(
+    row: dict[str, Any], where: str, form: Format, answer_key: str, coordinates: Coordinates
+) -> tuple[list[Box], str]:
     """Return the boxes of a row, or why it has none."""
     if form == "text":
-        return _text(row, where, answer_key, cells)
+        return _text(row, where, answer_key, coordinates)
     if form == "jsonl" and row.get("box") is None and ("error" in row or "box" in row):
         return [], str(row.get("error") or "no box was given")
     return _four(row, "box" if form == "jsonl" else "bbox", where)
@@ -122,7 +143,7 @@ def _four(row: dict[str, Any], key: str, where: str) -> tuple[list[Box], str]:
     return [], f"{shown(row[key])} holds a value that is no coordinate"
 
 
-def _text(row: dict[str, Any], where: str, key: str, cells: bool) -> tuple[list[Box], str]:
+def _text(row: dict[str, Any], where: str, key: str, coordinates: Coordinates) -> tuple[list[Box], str]:
     if key not in row:
         raise InputError(f'{where} has no "{key}": say with --answer-key where the text of an answer stands.')
     text = row[key]
@@ -131,4 +152,4 @@ def _text(row: dict[str, Any], where: str, key: str, cells: bool) -> tuple[list[
     text = need(row, key, str, where)
     if len(text) > LONGEST:
         return [], f"the answer has {len(text):,} letters, more than {LONGEST:,}"
-    return read_boxes(text, cells=cells), f"no box in {shown(text)}"
+    return read_boxes(text, coordinates), f"no box in {shown(text)}"

@@ -14,7 +14,8 @@ class Unit:
     about: str
     span: float | None = None
     offset: float = 0.0
-    square: bool = False  # the sides are those of the square that the picture was padded to, evenly on both sides
+    square: bool = False  # the sides are those of the square that the image was padded to, evenly on both sides
+    corner: bool = False  # it was padded on the right and below only
 
 
 INPUT = "input-pixels"
@@ -25,6 +26,9 @@ UNITS = {
     INPUT: Unit("pixels of the picture that the system saw, whose input_width and input_height stand in each row"),
     "0-1": Unit("shares of the sides", 1.0),
     "0-1-square": Unit("shares of the side of the square that the picture was padded to (Shikra)", 1.0, square=True),
+    "0-1-padded": Unit(
+        "shares of the side of the square padded right and below (OWLv2)", 1.0, square=True, corner=True
+    ),
     "0-100": Unit("hundredths of the sides (MiniGPT-v2)", 100.0),
     "0-1000": Unit("thousandths of the sides (Qwen2-VL, Qwen3-VL, InternVL)", 1000.0),
     "0-999": Unit("shares of the sides times 999 (DeepSeek-VL2)", 999.0),
@@ -32,7 +36,7 @@ UNITS = {
     "1024-bins": Unit("one of 1,024 bins, which means its start (PaliGemma)", 1024.0),
     CELLS: Unit("the first and last of 32 x 32 cells, each its middle; one row or column whole (Kosmos-2)", 32.0, 0.5),
 }
-ORDERS = ("xyxy", "yxyx", "xywh")
+ORDERS = ("xyxy", "yxyx", "xywh", "cxcywh")
 
 Size = tuple[float, float]
 
@@ -72,7 +76,18 @@ class Coordinates:
         a, b, c, d = numbers
         if self.order == "yxyx":
             return b, a, d, c
+        if self.order == "cxcywh":
+            return a - c / 2, b - d / 2, a + c / 2, b + d / 2
         return (a, b, a + c, b + d) if self.order == "xywh" else numbers
+
+    def numbers(self, corners: Box) -> Box:
+        """Return x0, y0, x1, y1 as four numbers of this order, in the same unit: the inverse of `corners`."""
+        x0, y0, x1, y1 = corners
+        if self.order == "yxyx":
+            return y0, x0, y1, x1
+        if self.order == "cxcywh":
+            return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
+        return (x0, y0, x1 - x0, y1 - y0) if self.order == "xywh" else corners
 
     def to_pixels(self, numbers: Box, size: Size | None, seen: Size | None = None) -> Box:
         """Return four numbers as x0, y0, x1, y1 in pixels of the original image.
@@ -91,7 +106,8 @@ class Coordinates:
         left = top = 0.0
         if unit.square:
             side = max(width, height)
-            left, top = (side - width) // 2, (side - height) // 2
+            if not unit.corner:
+                left, top = (side - width) // 2, (side - height) // 2
             width = height = side
         near = far = unit.offset
         if self.unit == CELLS and (x0 == x1 or y0 == y1):

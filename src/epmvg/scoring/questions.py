@@ -124,6 +124,11 @@ def _deal(asked: Sequence[Question], places: tuple[int, ...], said: Sequence[Ans
     return list(zip(order, said, strict=False))
 
 
+def _plain(phrase: str) -> str:
+    """Return a phrase as systems may repeat it: other letter case and spaces are no other phrase."""
+    return " ".join(phrase.casefold().split())
+
+
 class _Book:
     """Questions by id and by words."""
 
@@ -135,9 +140,12 @@ class _Book:
         )
         self.by_id: dict[str, list[int]] = {}
         self.by_words: dict[Words, list[int]] = {}
+        self.by_like_words: dict[Words, list[int]] = {}
         for place, question in enumerate(asked):
             self.by_id.setdefault(question.record.id or str(question.record.extra.get("ann_id", "")), []).append(place)
-            self.by_words.setdefault((self._tail(question.record.image), question.record.phrase), []).append(place)
+            image, phrase = self._tail(question.record.image), question.record.phrase
+            self.by_words.setdefault((image, phrase), []).append(place)
+            self.by_like_words.setdefault((image, _plain(phrase)), []).append(place)
         self.by_id.pop("", None)
         self.numbered = _numbered_images(asked, data)
 
@@ -166,7 +174,8 @@ class _Book:
             return places
         if image is None or answer.phrase is None:
             raise InputError(f'{answer.where}: {self.data} has no ids: give each answer its "image" and "phrase".')
-        places = self.by_words.get((image, answer.phrase), [])
+        exact = self.by_words.get((image, answer.phrase), [])
+        places = exact or self.by_like_words.get((image, _plain(answer.phrase)), [])
         if not places:
             raise InputError(
                 f"{answer.where} answers {shown(answer.phrase)} of {'/'.join(image)}, which {self.data} does not ask:"
@@ -176,7 +185,8 @@ class _Book:
 
     def _agrees(self, answer: Answer, image: tuple[str, ...] | None, place: int) -> bool:
         record = self.asked[place].record
-        return answer.phrase in (None, record.phrase) and image in (None, self._tail(record.image))
+        same = answer.phrase is None or _plain(answer.phrase) == _plain(record.phrase)
+        return same and image in (None, self._tail(record.image))
 
     def _image(self, answer: Answer) -> tuple[str, ...] | None:
         if answer.image is not None:

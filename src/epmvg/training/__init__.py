@@ -55,7 +55,7 @@ def train(
                 held.enter_context(claimed(folder, recipe, resume))
         try:
             with advising(recipe, folder):
-                run = prepare_run(recipe, folder, accelerator, tell)
+                run = prepare_run(recipe, folder, accelerator, tell, resume=resume)
         except BaseException:
             if not resume and accelerator.is_main_process:  # leave no folder behind that would refuse the next try
                 _give_up(folder)

@@ -23,7 +23,7 @@ from epmvg.types import InputError, Record
 
 
 def loaders_of(
-    recipe: Recipe, student: Grounder, accelerator: accelerate.PartialState, report: Report
+    recipe: Recipe, student: Grounder, accelerator: accelerate.PartialState, report: Report, *, resume: bool = False
 ) -> tuple[GroundingLoader | ShardLoader, GroundingLoader, dict[str, Samples]]:
     """Make the training loader, with stored answers where the recipe wants them, and the validation loader.
 
@@ -50,7 +50,8 @@ def loaders_of(
             f"give a multiple of {world}."
         )
     share = {"rank": accelerator.process_index, "world": world}
-    check_images([record.image for record in val], **share)
+    if not resume:  # then they count as misses, so that the run can come to its end
+        check_images([record.image for record in val], **share)
     stored: dict[str, Tensor] = {}
 
     def make(records: list[Record], window: int = 0) -> GroundingLoader:

@@ -25,7 +25,9 @@ from epmvg.training.run import Report, Run
 from epmvg.types import InputError
 
 
-def prepare_run(recipe: Recipe, folder: Path, accelerator: accelerate.PartialState, report: Report) -> Run:
+def prepare_run(
+    recipe: Recipe, folder: Path, accelerator: accelerate.PartialState, report: Report, *, resume: bool = False
+) -> Run:
     settings = recipe.train
     accelerate.utils.set_seed(settings.seed)  # all processes start from the same weights
     with agreed():
@@ -37,7 +39,7 @@ def prepare_run(recipe: Recipe, folder: Path, accelerator: accelerate.PartialSta
         regressor = None
         if clip is not None and recipe.distill is not None and recipe.distill.fit == "linear":
             regressor = Regressor(student.width, clip.width, recipe.distill.sides)
-        loader, val, samples = loaders_of(recipe, student, accelerator, report)
+        loader, val, samples = loaders_of(recipe, student, accelerator, report, resume=resume)
         count = StepCount.of(len(loader), settings)
         count.check(settings)
         lesson = None if clip is None else lesson_of(recipe, clip.to(accelerator.device))
