@@ -15,6 +15,9 @@ from epmvg.types import InputError
 FILES = ["model.yaml", "model.safetensors", "tokenizer/*", CONFIDENCE_FILE, "config.yaml", "README.md"]
 """All that a published model consists of; nothing else is ever fetched."""
 
+EXPORT_FILE = "export.json"
+"""Settings of an exported folder, by which it is known."""
+
 DEFAULT = "default"
 """Name of the model that ships in this package (`ready/default`; its README.md is its card)."""
 
@@ -77,4 +80,25 @@ def fetch(run: Path | str, *, revision: str | None = None, token: str | None = N
         raise InputError(f"{run} is no folder here and {why}.") from error
     if not (folder / "model.yaml").exists():
         raise InputError(f"{run} on the Hugging Face hub is no model of epmvg (it has no model.yaml): give another.")
+    return folder
+
+
+def locate(run: Path | str) -> Path:
+    """Return the folder of a trained run or of an export, without reading the model.
+
+    Raises:
+        InputError: there is no such folder, it holds neither, or the hub does not have it.
+    """
+    folder = fetch(run)
+    if not folder.is_dir():
+        raise InputError(
+            f"There is no run {run}: give the folder that training or `epmvg export` wrote, `default`, the model that "
+            "ships in this package, or OWNER/NAME on the Hugging Face hub."
+        )
+    for name in () if (folder / EXPORT_FILE).is_file() else ("model.yaml", "model.safetensors", "tokenizer"):
+        if not (folder / name).exists():
+            raise InputError(
+                f"{folder} is not a trained run: it has no {name}. Give the folder that training or `epmvg export` "
+                "wrote, or `default`, the model that ships in this package."
+            )
     return folder
