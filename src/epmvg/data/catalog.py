@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from epmvg.data.files import exists, is_file
+from epmvg.data.files import is_file, is_folder
 from epmvg.data.jsonl import Skipped, read_jsonl
 from epmvg.types import InputError, Record
 
@@ -177,7 +177,7 @@ def _open_file(
 ) -> list[Record]:
     from epmvg.data.formats import READABLE, read_file
 
-    if name.lower().endswith(READABLE) or (exists(name) and not is_file(name)):
+    if name.lower().endswith(READABLE) or is_folder(name):
         return read_file(Path(name), split=split, root=root, split_key=split_key, skipped=skipped)
     if is_file(name):
         raise InputError(f"{name} is a file of no known format: write it as one that ends in {', '.join(READABLE)}.")
