@@ -33,6 +33,7 @@ from epmvg.models.hub import fetch
 from epmvg.models.norms import bake_norms
 from epmvg.models.weights_file import WEIGHTS, weights_digest
 from epmvg.processes import gathered, together, told
+from epmvg.tokenizer import PhraseTokenizer
 from epmvg.types import Batch, InputError, Output, Progress, Record
 from epmvg.writing import naming, replacing, write_text
 
@@ -172,7 +173,8 @@ def evaluate(
         progress: called with (phrases answered, all of them).
 
     Returns:
-        data, split, protocol, what `judge` says, `confidence` (docs/confidence.md), `weights`, the SHA-256 of the
+        data, split, protocol, `cut` and `unknown` (phrases longer than the model reads, and those of which it knows no
+        word), what `judge` says, `confidence` (docs/confidence.md), `weights`, the SHA-256 of the
         weights that were scored, and `rows`, the name of the file of predictions.
 
     Raises:
@@ -195,7 +197,7 @@ def evaluate(
             if len(rows) != len(records):
                 raise InputError(f"{name} has {len(records)} rows but {len(rows)} were answered.")
             trust = asdict(measure_trust(rows, nothing))
-            result |= judge(rows)
+            result |= mark_unread(rows, model.phrase_tokenizer()) | judge(rows)
             mapping = model.calibration
             fitted = (mapping and mapping.fitted) or {}
             result["confidence"] = {
@@ -210,6 +212,16 @@ def evaluate(
             write_rows(folder / f"absent-{stem}.jsonl", nothing)
             write_json(folder / f"evaluation-{stem}.json", result)
         return told(result)
+
+
+def mark_unread(rows: Sequence[Row], tokenizer: PhraseTokenizer) -> dict[str, int]:
+    """Mark rows whose phrase is longer than the model reads (`cut`) or of which it knows no word, and count both."""
+    tokens = tokenizer([row["phrase"] for row in rows])
+    marks = {"cut": tokens.cut, "unknown": tokens.unknown}
+    for key, marked in marks.items():
+        for number in marked.nonzero()[0].tolist():
+            rows[number][key] = True
+    return {key: int(marked.sum()) for key, marked in marks.items()}
 
 
 def results_folder(run: Path | str) -> Path:
