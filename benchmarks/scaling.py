@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 from epmvg.bench import PHRASES
 from epmvg.bench.memory import forget_peak, peak_mb
 from epmvg.bench.work import Work
-from epmvg.bulk import batches_of, questions
+from epmvg.bulk import batches_of
 from epmvg.data.jsonl import read_jsonl
 from epmvg.data.loader import GroundingLoader
+from epmvg.sources import Sources
 from epmvg.writing import replacing
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -62,7 +63,7 @@ def clocks() -> NDArray[np.float64]:
 
 
 def stream(file: Path) -> int:
-    return sum(len(question.phrases) for batch in batches_of(questions(file, (), None), 16) for question in batch)
+    return sum(len(query.phrases) for batch in batches_of(Sources([file]).queries(), 16) for query in batch)
 
 
 def plan(file: Path) -> int:

@@ -19,6 +19,7 @@ from epmvg.backends.eager import EagerBackend
 from epmvg.backends.exported import SETTINGS, ExportedBackend
 from epmvg.backends.protocol import Backend
 from epmvg.bench.ask import noise
+from epmvg.bulk import predict_many
 from epmvg.cli import main
 from epmvg.data.views import canvas_of, evaluation_view, lay
 from epmvg.export.parity import largest_difference
@@ -85,6 +86,18 @@ def quick(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def photos(squares: Path) -> export.Photos:
     return export.Photos(str(squares), images=3)
+
+
+def test_bulk_prediction_takes_an_exported_folder(run: Path, exported: Path, squares: Path, tmp_path: Path) -> None:
+    for folder in (run, exported):
+        predict_many(folder, squares, tmp_path / f"{folder.name}.jsonl", images=5)
+    ours, theirs = (
+        [json.loads(line) for line in (tmp_path / f"{folder.name}.jsonl").read_text().splitlines()]
+        for folder in (run, exported)
+    )
+    assert len(ours) == 48
+    for one, other in zip(ours, theirs, strict=True):
+        assert other["box"] == pytest.approx(one["box"], abs=0.05) and other["phrase"] == one["phrase"]
 
 
 def test_the_folder_answers_as_the_run(run: Path, exported: Path) -> None:

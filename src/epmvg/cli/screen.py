@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from epmvg.processes import launched
+from epmvg.types import InputError
 
 console = Console(markup=False, emoji=False, highlight=False)
 """For results; the text of users and files is printed as it stands."""
@@ -22,6 +23,21 @@ DEVICE = "Where to compute: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1 o
 def is_first() -> bool:
     """Return whether this process prints results, of those a launcher started together."""
     return launched()[0] == 0
+
+
+def refuse_options(why: str, **options: object) -> None:
+    """Reject options that were given and have no effect.
+
+    Args:
+        why: what they are for, for example "applies to many images, with --out".
+        options: values by their Python name; None, False and empty ones were not given.
+
+    Raises:
+        InputError: one was given.
+    """
+    for name, value in options.items():
+        if value is not None and value is not False and value != []:
+            raise InputError(f"--{name.replace('_', '-')} {why}: leave it out here.")
 
 
 def say_skipped(skipped: dict[str, int], first: dict[str, str]) -> None:
