@@ -240,6 +240,7 @@ FAULTS: dict[str, tuple[str, Planter]] = {
     ),
     "empty phrase": ("phrase-empty", put(phrase="  ")),
     "long phrase": ("phrase-long", put(phrase=LONG)),
+    "emoji": ("phrase-unknown", put(phrase="\N{DOG FACE}")),
     "control character": ("phrase-control", put(phrase="a red\x07 cup")),
     "zero-width space": ("phrase-control", put(phrase="a red\u200b cup")),
     "HTML": ("phrase-markup", put(phrase="a <b>red</b> cup")),

@@ -118,6 +118,23 @@ def with_misses(rows: Sequence[Row], records: Sequence[Record]) -> list[Row]:
     return [*rows, *missed]
 
 
+def _warn_of_unread(read: Sequence[Row], rows: Sequence[Row], name: str) -> int:
+    """Count and name the images that could not be read.
+
+    Raises:
+        InputError: there is no other.
+    """
+    unread = sorted({row["image"] for row in rows[len(read) :]})
+    if not read:
+        raise InputError(f"None of the images of {name} can be read (first: {unread[0]}): check --root and the files.")
+    if unread:
+        warnings.warn(
+            f"Images of {name} that cannot be read, whose phrases count as misses: {len(unread)} (first: {unread[0]}).",
+            stacklevel=3,
+        )
+    return len(unread)
+
+
 def overlaps(boxes: Sequence[Sequence[float]], targets: Sequence[Sequence[float]]) -> list[float]:
     """IoU of box i with target i, both xyxy, in double precision."""
     pair = (torch.tensor(part, dtype=torch.float64).reshape(-1, 4) for part in (boxes, targets))
@@ -174,11 +191,12 @@ def evaluate(
 
     Returns:
         data, split, protocol, `cut` and `unknown` (phrases longer than the model reads, and those of which it knows no
-        word), what `judge` says, `confidence` (docs/confidence.md), `weights`, the SHA-256 of the
-        weights that were scored, and `rows`, the name of the file of predictions.
+        word), what `judge` says, `confidence` (docs/confidence.md), `weights`, the SHA-256 of the weights that were
+        scored, `unread_images`, how many could not be read and count as misses, and `rows`, the name of the file of
+        predictions.
 
     Raises:
-        InputError: the run, the data or a picture cannot be read.
+        InputError: the run, the data or all images cannot be read.
     """
     with together() as (rank, world):  # first, so that the others notice a fault in what follows
         model = load(run).to(select_device(device))
@@ -188,15 +206,17 @@ def evaluate(
         results_folder(run)  # whether it can be had is said before an hour's work
         asked = [*records, *absent_records(records, absent)]  # an image is still encoded once
         stem = stem_of(run, settings, split)
-        loader = evaluation_loader(model, asked, images=settings.images, rank=rank, world=world)
+        loader = evaluation_loader(model, asked, images=settings.images, rank=rank, world=world, tolerant=True)
         answers = predict_rows(model, loader.batches(0), progress=progress, total=-(-len(asked) // world))
         result: dict[str, Any] = {"data": short_name(name), "split": split or "all", "protocol": PROTOCOL}
         result["rows"] = f"predictions-{stem}.jsonl"
         if rank == 0:
-            rows, nothing = split_absent(answers)
+            read, nothing = split_absent(answers)
+            rows = with_misses(read, records)
             if len(rows) != len(records):
                 raise InputError(f"{name} has {len(records)} rows but {len(rows)} were answered.")
-            trust = asdict(measure_trust(rows, nothing))
+            result["unread_images"] = _warn_of_unread(read, rows, name)
+            trust = asdict(measure_trust(read, nothing))
             result |= mark_unread(rows, model.phrase_tokenizer()) | judge(rows)
             mapping = model.calibration
             fitted = (mapping and mapping.fitted) or {}
@@ -362,7 +382,6 @@ def evaluation_loader(
     records: Sequence[Record],
     *,
     images: int = 16,
-    stored: dict[str, Tensor] | None = None,
     rank: int = 0,
     world: int = 1,
     tolerant: bool = False,
@@ -377,7 +396,6 @@ def evaluation_loader(
         canvas=model.canvas,
         images=images,
         phrases=16,
-        stored=stored,
         rank=rank,
         world=world,
         tolerant=tolerant,
