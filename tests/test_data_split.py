@@ -64,6 +64,14 @@ def test_every_split_gets_an_image_and_old_splits_are_replaced(tmp_path: Path) -
         split_data(str(make(tmp_path, 2)), "0.8/0.1/0.1", tmp_path / "new.jsonl")
 
 
+def test_images_that_are_not_there_are_dealt_out_by_their_paths(tmp_path: Path) -> None:
+    file = make(tmp_path, 4)
+    for image in tmp_path.glob("*.jpg"):
+        image.unlink()
+    done = split_data(str(file), "0.5/0.5", tmp_path / "new.jsonl")
+    assert [part["images"] for part in done["splits"].values()] == [2, 2]
+
+
 @pytest.mark.parametrize("fractions", ["0.8", "0.8/0.3", "a/b", "1.1/-0.1", "0.25/0.25/0.25/0.25", ""])
 def test_what_is_no_division_is_refused(tmp_path: Path, fractions: str) -> None:
     with pytest.raises(InputError, match="is no division"):

@@ -13,10 +13,10 @@ import torch
 from processes import together
 
 import epmvg
-from epmvg.config import Recipe
+from epmvg.config import ModelSettings, Recipe
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
-from epmvg.training import Stopped, loop
+from epmvg.training import Stopped, loop, prepare
 from epmvg.training.run import Run
 
 SAME = ["train.store=false", "distill=null", "model=tiny-resnet", "model.pretrained=false", "model.dropout=0"]
@@ -126,8 +126,18 @@ def test_what_processes_cannot_share_is_one_sentence_of_each(
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_learn_what_one_does_although_one_has_nothing_to_open(squares: Path, tmp_path: Path) -> None:
-    """A broken picture and a last batch of one: the steps, phrases and losses of a single process."""
+def test_processes_learn_what_one_does_although_one_has_nothing_to_open(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken picture, a last batch of one, and other weights found by the second process: all as with one."""
+    real = prepare._student
+
+    def drawn_anew(settings: ModelSettings) -> tuple[Grounder, list[str]]:
+        if os.environ.get("RANK") == "1":
+            torch.manual_seed(99)
+        return real(settings)
+
+    monkeypatch.setattr(prepare, "_student", drawn_anew)
     (squares.parent / "4.png").write_bytes(b"no picture")
     batch = ["data.images=2", "data.phrases=4", "train.epochs=2"]
     recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, *batch)

@@ -98,9 +98,7 @@ DATASETS: dict[str, DataSet] = {
         _scenes,
         lambda: cache_folder() / "scenes",
     ),
-    "flickr-mini": DataSet(
-        "6,156 real photos of Flickr30k Entities and the RefCOCO family, as JSONL", _PLAIN, _flickr_mini
-    ),
+    "flickr-mini": DataSet("real photos of Flickr30k Entities and the RefCOCO family, as JSONL", _PLAIN, _flickr_mini),
     "refcoco": DataSet("RefCOCO, split by UNC, from refer's refs(unc).p", _COCO, _refcoco("refcoco")),
     "refcoco+": DataSet("RefCOCO+, split by UNC, from refer's refs(unc).p", _COCO, _refcoco("refcoco+")),
     "refcocog-umd": DataSet("RefCOCOg, split by UMD, from refer's refs(umd).p", _MORE, _refcoco("refcocog-umd")),

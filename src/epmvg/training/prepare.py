@@ -22,6 +22,7 @@ from epmvg.training.lessons import check_student, lesson_of, open_teacher
 from epmvg.training.loaders import loaders_of
 from epmvg.training.optimizer import StepCount, make_optimizer
 from epmvg.training.run import Report, Run
+from epmvg.training.spread import start_alike
 from epmvg.types import InputError
 
 
@@ -52,6 +53,8 @@ def prepare_run(
         "regressor": regressor,
     }
     beside = {name: part.to(accelerator.device) for name, part in trained.items() if part is not None}
+    for part in (student, *beside.values()):
+        start_alike(part, accelerator.num_processes)
     return Run(
         recipe=recipe,
         folder=folder,
