@@ -25,7 +25,7 @@ from epmvg.data.scenes import write_scenes
 SETTINGS = [
     *("model={preset: tiny-resnet, pretrained: false}", "distill=null", "data.images=4", "data.phrases=4"),
     *("train.store=false", "train.precision=fp32", "train.epochs=2", "train.save_every=5", "train.log_every=2"),
-    *("train.evaluate_every=1", "train.evaluate_limit=20"),
+    *("train.evaluate_every=1", "train.evaluate_limit=20", "train.warmup=0"),
 ]
 AS_A_USER = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
 

@@ -27,9 +27,10 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from epmvg.bulk import batches_of, questions
+from epmvg.bulk import batches_of
 from epmvg.data.jsonl import read_jsonl
 from epmvg.data.loader import GroundingLoader
+from epmvg.sources import Sources
 from epmvg.writing import replacing
 from reference import PHRASES
 from reference.memory import forget_peak, peak_mb
@@ -62,7 +63,7 @@ def clocks() -> NDArray[np.float64]:
 
 
 def stream(file: Path) -> int:
-    return sum(len(question.phrases) for batch in batches_of(questions(file, (), None), 16) for question in batch)
+    return sum(len(query.phrases) for batch in batches_of(Sources([file]).queries(), 16) for query in batch)
 
 
 def plan(file: Path) -> int:

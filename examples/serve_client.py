@@ -34,11 +34,19 @@ def ground(image: Path, phrases: list[str]) -> dict[str, Any]:
                 return found
         except urllib.error.HTTPError as error:
             if error.code != 429 or attempt == TRIES:
-                sys.exit(json.load(error)["error"])
+                sys.exit(why(error))
             time.sleep(float(error.headers["Retry-After"]))
         except urllib.error.URLError as error:
             sys.exit(f"{SERVER} cannot be reached ({error.reason}): start `epmvg serve RUN`.")
     raise AssertionError("the loop returns or exits")
+
+
+def why(error: urllib.error.HTTPError) -> str:
+    """Return the server's sentence; what stands between, such as a proxy, may answer something else than JSON."""
+    try:
+        return str(json.load(error)["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"{SERVER} answered {error.code} {error.reason}, not in the server's words: ask whoever runs it."
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from epmvg.data.exchange import convert_data
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
 
-FORKING = {"test_bulk.py", "test_processes.py"}
+FORKING = {"test_processes.py"}
 """Torch refuses to learn in a fork of a process that has learned: these come before all others."""
 
 SHARED = Path(__file__).parents[2] / "shared"

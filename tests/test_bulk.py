@@ -1,19 +1,28 @@
-"""Bulk prediction: every row once, the same file unbroken, broken off, or shared by processes; what cannot be asked."""
+"""Bulk prediction: one row per sample, the same file however often it was stopped, and no file of the user's lost."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from processes import together
+from PIL import Image
 
 from epmvg import bulk
 from epmvg.bulk import predict_many
+from epmvg.data.formats import read_file
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
 from epmvg.predict import Predictor
+from epmvg.sources import Sources
 from epmvg.types import InputError
+
+Row = dict[str, Any]
 
 
 @pytest.fixture
@@ -22,18 +31,50 @@ def run(tiny: Grounder, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.fixture
+def photos(squares: Path, tmp_path: Path) -> Path:
+    """A folder of six images."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(6):
+        (squares.parent / f"{number}.png").rename(folder / f"{number}.png")
+    return folder
+
+
 class KilledError(Exception):
     pass
 
 
-def lines(file: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+def lines(file: Path) -> list[Row]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None, type[BaseException]], list[tuple[bytes, str]]]:
+    """Call it to log what is predicted from now on as (image digest, phrase), and to stop after so many batches."""
+    real = bulk._predict
+
+    def start(stop: int | None = None, error: type[BaseException] = KilledError) -> list[tuple[bytes, str]]:
+        log: list[tuple[bytes, str]] = []
+        batches = [0]
+
+        def logged(predictor: Predictor, asked: list[tuple[Any, bytes, list[str]]]) -> Any:
+            if batches[0] == stop:
+                raise error
+            batches[0] += bool(asked)
+            log.extend((digest, phrase) for _, digest, phrases in asked for phrase in phrases)
+            return real(predictor, asked)
+
+        monkeypatch.setattr(bulk, "_predict", logged)
+        return log
+
+    return start
 
 
 def test_rows_are_those_of_the_predictor_in_order(run: Path, squares: Path, tmp_path: Path) -> None:
-    counts = predict_many(run, squares, tmp_path / "out.jsonl", images=3)
+    done = predict_many(run, squares, tmp_path / "out.jsonl", images=3)
     asked, found = lines(squares), lines(tmp_path / "out.jsonl")
-    assert counts == {"rows": 48, "errors": 0, "to": str(tmp_path / "out.jsonl")}
+    assert (done["rows"], done["errors"], done["kept"]) == (48, 0, 0)
     assert [(row["id"], row["phrase"]) for row in found] == [(row["id"], row["phrase"]) for row in asked]
     ground = Predictor(run)
     for row in found[::5]:
@@ -42,68 +83,280 @@ def test_rows_are_those_of_the_predictor_in_order(run: Path, squares: Path, tmp_
     assert not (tmp_path / "out.jsonl.part").exists()
 
 
-def test_broken_off_and_started_again_it_writes_the_same_file(
-    run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_stopped_and_started_again_it_predicts_the_rest_and_writes_the_same_file(
+    run: Path, squares: Path, tmp_path: Path, predicted: Any
 ) -> None:
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     predict_many(run, squares, whole, images=2)
-    real = bulk._ask
-    for stop in (2, 1, 2):  # batches answered before each end
-        left = [stop]
-
-        def dies(*arguments: object, left: list[int] = left) -> object:
-            left[0] -= 1
-            if left[0] < 0:
-                raise KilledError
-            return real(*arguments)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(bulk, "_ask", dies)
+    count = 0
+    for stop in (2, 1, 2):
+        log = predicted(stop)
         with pytest.raises(KilledError):
             predict_many(run, squares, cut, images=2)
+        count += len(log)
         assert not cut.exists()
-        with (tmp_path / "cut.jsonl.part" / "0.jsonl").open("a") as torn:
-            torn.write('{"rows": [{"image": "to')
-    monkeypatch.setattr(bulk, "_ask", real)
-    with pytest.raises(InputError, match=r"unfinished work of other images"):
-        predict_many(run, squares, cut, images=5)
-    predict_many(run, squares, cut, images=2)
-    assert cut.read_bytes() == whole.read_bytes()
+        with (tmp_path / "cut.jsonl.part").open("a") as torn:
+            torn.write('{"key": 12, "row": {"image": "to')
+    log = predicted()
+    assert predict_many(run, squares, cut, images=2)["kept"] == count == 40
+    assert len(log) == 8 and cut.read_bytes() == whole.read_bytes()
 
 
-def test_processes_share_the_work(run: Path, squares: Path, tmp_path: Path) -> None:
-    for count in (1, 2, 3):
-        work = lambda name=f"{count}.jsonl": predict_many(run, squares, tmp_path / name, images=2)  # noqa: E731
-        assert together(count, work) == [0] * count
-    whole = (tmp_path / "1.jsonl").read_bytes()
-    assert whole.count(b"\n") == 48
-    assert whole == (tmp_path / "2.jsonl").read_bytes() == (tmp_path / "3.jsonl").read_bytes()
+def insert_in_front(folder: Path) -> None:
+    Image.new("RGB", (80, 60), "white").save(folder / "-first.png")
 
 
-def test_a_folder_is_searched_and_what_cannot_be_read_is_said(run: Path, squares: Path, tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    (photos / "more").mkdir(parents=True)
-    (squares.parent / "0.png").rename(photos / "b.png")
-    (squares.parent / "1.png").rename(photos / "more" / "a.PNG")
-    (photos / "torn.jpg").write_bytes(b"\xff\xd8\xff")
-    (photos / "notes.txt").write_text("not a photo")
-    many = [f"thing {number}" for number in range(70)]
-    counts = predict_many(run, photos, tmp_path / "out.jsonl", phrases=[*many, " "])
+def replace_one(folder: Path) -> None:
+    Image.new("RGB", (80, 60), "black").save(folder / "0.png")
+
+
+def remove_one(folder: Path) -> None:
+    (folder / "1.png").unlink()
+
+
+def spoil_one(folder: Path) -> None:
+    (folder / "0.png").write_bytes(b"\xff\xd8\xff")
+
+
+@pytest.mark.parametrize(
+    ("change", "asked"),
+    [(None, 4), (insert_in_front, 6), (replace_one, 6), (remove_one, 4), (spoil_one, 4)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_changed_during_a_break_is_queried_again_and_nothing_else(
+    run: Path, photos: Path, tmp_path: Path, predicted: Any, change: Callable[[Path], None] | None, asked: int
+) -> None:
+    phrases = ["the red square", "the blue square"]
+    predicted(2)
+    with pytest.raises(KilledError):
+        predict_many(run, photos, tmp_path / "out.jsonl", phrases=phrases, images=2)
+    if change:
+        change(photos)
+    log = predicted()
+    predict_many(run, photos, tmp_path / "out.jsonl", phrases=phrases, images=2)
+    assert len(log) == asked
+    predict_many(run, photos, tmp_path / "fresh.jsonl", phrases=phrases, images=2)
+    assert lines(tmp_path / "out.jsonl") == lines(tmp_path / "fresh.jsonl")
+
+
+def test_a_row_put_in_front_of_a_file_during_a_break_is_answered(
+    run: Path, squares: Path, tmp_path: Path, predicted: Any
+) -> None:
+    predicted(3)
+    with pytest.raises(KilledError):
+        predict_many(run, squares, tmp_path / "out.jsonl", images=2)
+    squares.write_text('{"image": "5.png", "phrase": "new"}\n' + squares.read_text())
+    log = predicted()
+    predict_many(run, squares, tmp_path / "out.jsonl", images=2)
     found = lines(tmp_path / "out.jsonl")
-    assert counts["rows"] == 3 * 71 and counts["errors"] == 71 + 2
-    assert [Path(str(row["image"])).name for row in found[::71]] == ["b.png", "a.PNG", "torn.jpg"]
+    assert [row["phrase"] for row in found] == [row["phrase"] for row in lines(squares)]
+    assert len(log) == 48 - 6 * 4 + 1
+
+
+def test_another_model_is_asked_everything_again(run: Path, photos: Path, tmp_path: Path, predicted: Any) -> None:
+    predicted(2)
+    with pytest.raises(KilledError):
+        predict_many(run, photos, tmp_path / "out.jsonl", phrases=["it"], images=2)
+    with (run / "model.yaml").open("a") as changed:
+        changed.write("\n")
+    log = predicted()
+    assert predict_many(run, photos, tmp_path / "out.jsonl", phrases=["it"], images=2)["rows"] == 6 == len(log)
+
+
+def test_a_model_is_all_that_predictions_depend_on(run: Path) -> None:
+    keys = [bulk._model_key(run)]
+    for name in ("model.safetensors", "model.yaml", "tokenizer/tokenizer_config.json", "confidence.json"):
+        with (run / name).open("ab") as changed:
+            changed.write(b"\n")
+        keys.append(bulk._model_key(run))
+    assert len(set(keys)) == 5
+    (run / "metrics.jsonl").write_text("{}\n")
+    assert bulk._model_key(run) == keys[-1]
+
+
+def test_a_bad_line_costs_its_row(run: Path, squares: Path, tmp_path: Path) -> None:
+    bad = [
+        ("{oops", "line 2 is not JSON"),
+        ("[1]", "line 3 is not a JSON object"),
+        ('{"image": "0.png", "phrase": null}', '"phrase" is None'),
+        ('{"image": 7, "phrase": "it", "id": "seven"}', '"image" is 7'),
+        ('{"image": "0.png", "phrase": "it", "id": [1]}', '"id" is [1]'),
+        ('{"image": "../0.png", "phrase": "it"}', "leads out of"),
+        ('{"image": "none.png", "phrase": "it"}', "does not exist"),
+        ('{"image": "0.png", "phrase": " "}', "empty"),
+        ('{"image": "0.png", "phrase": "%s"}' % ("word " * 500), "500 words"),
+    ]
+    good = '{"image": "0.png", "phrase": "it", "id": 1}'
+    file = tmp_path / "bad.jsonl"
+    file.write_text("\n".join([good, *(line for line, _ in bad), good]) + "\n")
+    done = predict_many(run, file, tmp_path / "out.jsonl")
+    found = lines(tmp_path / "out.jsonl")
+    assert (done["rows"], done["errors"]) == (11, 9) == (len(found), sum("error" in row for row in found))
+    assert found[0] == found[-1] and found[0]["id"] == "1" and "box" in found[0]
+    for row, (_, words) in zip(found[1:-1], bad, strict=True):
+        assert words in row["error"], row
+    assert found[4]["id"] == "seven" and found[4]["phrase"] == "it"
+    assert len(done["messages"]) == 5 and done["messages"][0] == found[1]["error"]
+
+
+def test_phrases_that_are_cut_or_unknown_are_marked_and_counted(run: Path, photos: Path, tmp_path: Path) -> None:
+    phrases = ["it", "word " * 30, "\N{DOG FACE}"]
+    done = predict_many(run, photos / "0.png", tmp_path / "out.jsonl", phrases=phrases)
+    known, long, unknown = lines(tmp_path / "out.jsonl")
+    assert (done["errors"], done["cut"], done["unknown"]) == (0, 1, 1)
+    assert "found" not in known and long["cut"] is unknown["unknown"] is True and unknown["found"] is False
+
+
+def test_a_folder_is_searched_and_what_is_no_image_is_counted(run: Path, photos: Path, tmp_path: Path) -> None:
+    for name in ("._1.jpg", "@eaDir/1.jpg", "__MACOSX/1.jpg", ".hidden/1.jpg", "a.jfif", "b.JPEG", "more/c.avif"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30), "red").save(photos / name, format="AVIF" if "avif" in name else "JPEG")
+    (photos / "noext").write_text("?")
+    (photos / "n.TXT").write_text("?")
+    (photos / "loop").symlink_to(photos)
+    (photos / "torn.jpg").write_bytes(b"\xff\xd8\xff")
+    sources = Sources([photos], ["it"])
+    names = [query.image.relative_to(photos).as_posix() for query in sources.queries() if query.image]
+    assert names == [*(f"{number}.png" for number in range(6)), "a.jfif", "b.JPEG", "more/c.avif", "torn.jpg"]
+    assert sources.describe_skipped() == "1 .txt, 1 linked folder, 1 without an ending"
+    many = [f"thing {number}" for number in range(70)]
+    done = predict_many(run, photos, tmp_path / "out.jsonl", phrases=[*many, " "])
+    found = lines(tmp_path / "out.jsonl")
+    assert done["rows"] == 10 * 71 and done["errors"] == 71 + 9
     assert [row["phrase"] for row in found[:71]] == [*many, " "]
     assert all(("box" in row) != ("error" in row) for row in found)
 
 
-def test_mistakes_are_one_sentence(run: Path, squares: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty.jsonl").write_text("\n")
-    (tmp_path / "out.jsonl").write_text("kept")
-    for source, words in (
-        (squares.parent, "give the phrases"),
-        (run / "model.yaml", "neither"),
-        ("empty.jsonl", "asks"),
-    ):
-        with pytest.raises(InputError, match=words):
-            predict_many(run, tmp_path / source, tmp_path / "out.jsonl")
+def test_a_folder_without_readable_images_says_what_it_holds(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "notes.xyz").write_text("?")
+    with pytest.raises(InputError, match=r"skipped: 1 \.xyz"):
+        predict_many(run, tmp_path / "phone", tmp_path / "out.jsonl", phrases=["it"])
     assert not (tmp_path / "out.jsonl.part").exists()
-    assert (tmp_path / "out.jsonl").read_text() == "kept"
+
+
+def test_shards_are_disjoint_and_complete(squares: Path) -> None:
+    def images(shard: tuple[int, int]) -> list[tuple[str, str]]:
+        queries = Sources([squares], shard=shard).queries()
+        return [(str(query.image), phrase) for query in queries for phrase in query.phrases]
+
+    whole = images((0, 1))
+    parts = [images((number, 4)) for number in range(4)]
+    assert sorted(row for part in parts for row in part) == sorted(whole) and len(whole) == 48
+    assert [len({image for image, _ in part}) for part in parts] == [3] * 4
+
+
+def test_sources_may_be_several_and_patterns(run: Path, photos: Path, tmp_path: Path) -> None:
+    other = tmp_path / "more" / "0.png"
+    other.parent.mkdir()
+    Image.new("RGB", (40, 30), "red").save(other)
+    given: list[Path | str] = [str(photos / "[0-2].png"), photos / "5.png", other]
+    drawn = tmp_path / "drawn"
+    done = predict_many(run, given, tmp_path / "out.jsonl", phrases=["it"], draw=drawn, min_score=1.0)
+    found = lines(tmp_path / "out.jsonl")
+    assert done["rows"] == 5 and [row["found"] for row in found] == [False] * 5
+    names = sorted(file.relative_to(drawn).as_posix() for file in drawn.rglob("*.png"))
+    assert names == ["more/0.png", *(f"photos/{number}.png" for number in (0, 1, 2, 5))]
+    with pytest.raises(InputError, match="No readable file matches"):
+        predict_many(run, str(photos / "*.gif"), tmp_path / "new.jsonl", phrases=["it"])
+
+
+def test_other_formats_are_read_by_other_tools(run: Path, squares: Path, tmp_path: Path) -> None:
+    predict_many(run, squares, tmp_path / "out.jsonl", min_score=0.0)
+    predict_many(run, squares, tmp_path / "coco.json", form="coco", min_score=0.0)
+    predict_many(run, squares, tmp_path / "tasks.json", form="label-studio", min_score=1.0)
+    rows = lines(tmp_path / "out.jsonl")
+    records = read_file(tmp_path / "coco.json")
+    assert [(record.image.name, record.phrase) for record in records] == [
+        (Path(row["image"]).name, row["phrase"]) for row in rows
+    ]
+    assert [record.box for record in records] == [pytest.approx(row["box"], abs=0.02) for row in rows]
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    assert len(tasks) == 12 and all(task["predictions"][0]["result"] == [] for task in tasks)
+
+
+def test_nothing_of_the_user_s_is_replaced(run: Path, squares: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("kept")
+    link = tmp_path / "link.jsonl"
+    os.link(squares, link)
+    folder = tmp_path / "q.jsonl.part"
+    folder.mkdir()
+    (folder / "precious.txt").write_text("kept")
+    (tmp_path / "r.jsonl.part").write_text("kept\n")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.txt").write_text("kept")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    calls: list[tuple[Any, Path, dict[str, Any], str]] = [
+        (squares, out, {}, "--overwrite"),
+        (squares, squares, {"overwrite": True}, "overwrite the input"),
+        (squares, link, {"overwrite": True}, "overwrite the input"),
+        (squares, tmp_path / "q.jsonl", {}, "in the way"),
+        (squares, tmp_path / "r.jsonl", {}, "no unfinished work"),
+        (squares, tmp_path / "o.csv", {}, r"\.jsonl"),
+        (squares, tmp_path / "o.jsonl", {"form": "coco"}, r"\.json"),
+        (squares, tmp_path / "none" / "o.jsonl", {}, "folder that exists"),
+        (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "draw": photos}, "overwrite the input"),
+        (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "draw": photos / "drawn"}, "searched for images"),
+        (photos / "0.png", tmp_path / "o.jsonl", {"phrases": ["it"], "draw": photos}, "overwrite the input"),
+        (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "draw": tmp_path / "full"}, "not empty"),
+        (photos, tmp_path / "o.jsonl", {}, "give the phrases"),
+        (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "root": tmp_path}, "--root"),
+        (squares, tmp_path / "o.jsonl", {"root": tmp_path / "none"}, "not a folder"),
+        (tmp_path / "none.jsonl", tmp_path / "o.jsonl", {}, "does not exist"),
+        (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "shard": (6, 7)}, "holds no image"),
+        (squares, tmp_path / "o.jsonl", {"min_score": "auto"}, "no stored threshold"),
+    ]
+    for source, target, options, words in calls:
+        with pytest.raises(InputError, match=words):
+            predict_many(run, source, target, **options)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_two_processes_do_not_write_one_file(run: Path, squares: Path, tmp_path: Path, predicted: Any) -> None:
+    real = bulk._finish
+    said: list[str] = []
+
+    def second(*arguments: Any) -> Any:
+        if not said:
+            said.append("")
+            with pytest.raises(InputError, match="Another process"):
+                predict_many(run, squares, tmp_path / "out.jsonl")
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bulk, "_finish", second)
+        assert predict_many(run, squares, tmp_path / "out.jsonl")["rows"] == 48
+    assert said
+
+
+def test_launched_processes_are_pointed_to_shards(
+    run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="--shard K/N"):
+        predict_many(run, squares, tmp_path / "out.jsonl")
+
+
+def test_what_is_wrong_before_a_model_is_needed_is_said_without_torch(photos: Path, tmp_path: Path) -> None:
+    image = photos / "0.png"
+    wrong = [
+        ["predict", "nope", image, "it"],
+        ["predict", "default", image, "it", "--min-score", "nan"],
+        ["predict", "default", image, " "],
+        ["predict", "default", image, "it", "--draw", image],
+        ["predict", "default", image, "it", "--draw", tmp_path / "none" / "a.png"],
+        ["predict", "default", photos, "it", "--out", tmp_path / "none" / "a.jsonl"],
+        ["predict", "nope", photos, "it", "--out", tmp_path / "a.jsonl"],
+    ]
+    script = (
+        "import sys, json\nfrom epmvg.cli import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    try:\n        main(words)\n"
+        "    except SystemExit as ended:\n        assert ended.code == 2, words\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    words = json.dumps([[str(word) for word in line] for line in wrong])
+    done = subprocess.run([sys.executable, "-c", script, words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == len(wrong), done.stderr

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 import epmvg
+from epmvg import bulk
 from epmvg.cli import main
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
@@ -75,6 +77,86 @@ def test_maps_lie_over_the_photo_a_panel_a_phrase(run: Path, squares: Path, tmp_
         plain.where(photo, "it")
 
 
+def test_phrases_are_printed_as_they_are_one_line_each(
+    run: Path, squares: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = "photograph " * 12 + "[/x]"
+    main_ok(["predict", run, squares.parent / "0.png", "a dog\nand\ta cat", "[man] apple", wide])
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2 + 3
+    for line, phrase in zip(printed[2:], ["a dog and a cat", "[man] apple", wide], strict=True):
+        assert line.endswith(f"  {phrase}")
+
+
+def test_many_images_from_patterns_and_files(
+    run: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, here = tmp_path / "found.jsonl", squares.parent
+    words = ["predict", run, "-p", "the red square", "--phrase", "it", here / "1*.png", here / "0.png"]
+    main_ok([*words, "--out", out, "--draw", tmp_path / "drawn", "--min-score", "0", "--json"])
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    names = ["1.png", "10.png", "11.png", "0.png"]
+    expected = [(name, phrase) for name in names for phrase in ("the red square", "it")]
+    assert [(Path(row["image"]).name, row["phrase"]) for row in rows] == expected
+    assert json.loads(capsys.readouterr().out)["rows"] == 8 and all(row["found"] for row in rows)
+    assert sorted(file.name for file in (tmp_path / "drawn").iterdir()) == sorted(names)
+
+
+def test_errors_and_skipped_files_of_many_images_are_named(
+    run: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "torn.jpg").write_bytes(b"\xff\xd8\xff")
+    (folder / "notes.xyz").write_text("?")
+    words = ["predict", run, folder, "it", "--out", tmp_path / "found.jsonl"]
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, words)])
+    said = capsys.readouterr()
+    assert ended.value.code == 1  # no row could be predicted
+    assert "torn.jpg" in said.err and "1 of 1 rows are errors" in said.err and "skipped: 1 .xyz" in said.err
+    Image.open(squares.parent / "0.png").save(folder / "good.png")
+    main_ok([*words, "--overwrite"])
+    assert "2 rows (1 of them errors)" in capsys.readouterr().out
+
+
+def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(
+    run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, left = bulk._predict, [2]
+
+    def interrupted(*arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    words = ["predict", run, squares, "--out", tmp_path / "found.jsonl"]
+    monkeypatch.setattr(bulk, "_predict", interrupted)
+    monkeypatch.setattr(bulk, "MAX_PHRASES", 8)
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, words)])
+    assert ended.value.code == 130
+    said = capsys.readouterr().err.strip()
+    assert "16 finished rows are kept in" in said and "run the same command again" in said
+    monkeypatch.setattr(bulk, "_predict", real)
+    main_ok(words)
+    assert "48 rows (0 of them errors, 16 of them from before)" in capsys.readouterr().out
+
+
+def test_what_the_bundled_model_knows_is_said_once_and_not_in_the_output(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main_ok(["predict", "default", squares.parent / "0.png", "it", "--json"])
+    said = capsys.readouterr()
+    assert json.loads(said.out)["results"] and said.err.count("drawn scenes, not photographs") == 1
+
+
+def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    main_ok(["predict", "--help"])
+    assert 'epmvg predict default photo.jpg "the red apple"' in capsys.readouterr().out
+
+
 def main_ok(arguments: list[object]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
@@ -91,7 +173,7 @@ def test_quiet_leaves_answers_alone(squares: Path, tmp_path: Path, capsys: pytes
             main([*options, "train", "scenes", *settings, "--out", str(out)])
         assert ended.value.code == 0
         said[len(options)] = capsys.readouterr().out.replace(str(out), "OUT")
-    assert "Acc@0.5" in said[0] and said[1] == "The run is in OUT\n"
+    assert "Acc@0.5" in said[0] and said[1].startswith("The run is in OUT. Next:\n")
     assert said[0].endswith(said[1])
 
 
@@ -122,11 +204,10 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
     return {
         "missing image": (["predict", run, tmp_path / "none.jpg", "it"], "none.jpg does not exist"),
         "truncated image": (["predict", run, torn, "it"], "torn.jpg cannot be decoded"),
-        "empty phrase": (["predict", run, photo, " "], "the phrase is empty"),
+        "empty phrase": (["predict", run, photo, " "], "One of the phrases is empty"),
         "phrase of 500 words": (["predict", run, photo, "word " * 500], "500 words"),
-        "phrase too long for the model": (["predict", run, photo, "word " * 50], "reads 20"),
         "many photos without a file to write": (["predict", run, squares], "give --out"),
-        "nothing to find": (["predict", run, photo], "nothing to find"),
+        "no phrase": (["predict", run, photo], "no phrase to find"),
         "a folder asked nothing": (["predict", run, squares.parent, "--out", tmp_path / "p.jsonl"], "give the phrases"),
         "unknown device": (["evaluate", run, "--device", "banana"], "no device 'banana'"),
         "unknown device for perturbations": (
@@ -135,6 +216,23 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         ),
         "a limit without a head": (["calibrate", run, "--limit", 5], "--limit is for --fit-head"),
         "a report of one run twice": (["report", run, run], "named twice"),
+        "images as phrases": (["predict", run, photo, squares.parent / "1.png", "it"], "--phrase"),
+        "several images without a file to write": (["predict", run, photo, photo, "-p", "it"], "give --out"),
+        "a pattern without a file to write": (["predict", run, squares.parent / "*.png", "it"], "give --out"),
+        "drawing onto the input": (["predict", run, photo, "it", "--draw", photo], "would overwrite the input"),
+        "map onto the input": (["predict", run, photo, "it", "--where", photo], "would overwrite the input"),
+        "score above 1": (["predict", run, photo, "it", "--min-score", "2"], "--min-score 2 is no score"),
+        "score that is not a number": (["predict", run, photo, "it", "--min-score", "nan"], "--min-score nan is no"),
+        "no such device": (["predict", run, photo, "it", "--device", "banana"], "no device 'banana'"),
+        "a root for an image": (["predict", run, photo, "it", "--root", tmp_path], "--root applies to many images"),
+        "a shard of an image": (["predict", run, photo, "it", "--shard", "0/2"], "--shard applies to many images"),
+        "two outputs": (["predict", run, photo, "it", "--json", "--format", "coco"], "two outputs"),
+        "a map of many": (
+            ["predict", run, squares, "--out", tmp_path / "p.jsonl", "--where", tmp_path / "w.png"],
+            "--where applies to one image",
+        ),
+        "no shard": (["predict", run, squares, "--out", tmp_path / "p.jsonl", "--shard", "2/2"], "is not K/N"),
+        "lines in a table's file": (["predict", run, squares, "--out", tmp_path / "p.csv"], "end its name in .jsonl"),
         "not a run": (["predict", tmp_path, photo, "it"], "no model.yaml"),
         "drawing to nowhere": (
             ["predict", run, photo, "it", "--draw", tmp_path / "none" / "a.png"],
@@ -155,7 +253,7 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "report on nothing": (["report", tmp_path / "void"], "void"),
         "score without a number": (
             ["predict", run, photo, "it", "--min-score", "high"],
-            "--min-score high is no number",
+            "--min-score high is no score",
         ),
         "no stored threshold": (["predict", run, photo, "it", "--min-score", "auto"], "`epmvg calibrate RUN`"),
         "calibrated on a test split": (["calibrate", run, "--split", "test"], "for reporting"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from epmvg.cli import main
-from epmvg.convert import convert, from_published, read_published, resample_positions, write
+from epmvg.convert import convert, from_published, resample_positions, write
 from epmvg.models.factory import create_model, default_tokenizer, load
 from epmvg.models.grounder import Grounder
 from epmvg.models.presets import PRESETS, preset
+from epmvg.published import read_published
 from epmvg.types import InputError
 
 Checkpoint = dict[str, Any]
@@ -136,6 +137,78 @@ def test_code_in_a_file_is_not_run(checkpoint: Checkpoint, tmp_path: Path) -> No
         read_published(saved(checkpoint, tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({"dilation": True}, "dilation=True"),
+        ({"pre_norm": True}, "pre_norm=True"),
+        ({"nheads": 4}, r"nheads=4, and the student computes with nheads=2"),
+        ({"vl_nheads": 8}, "vl_nheads=8"),
+        ({"position_embedding": "learned"}, "position_embedding=learned"),
+        ({"backbone": "resnet101"}, "backbone=resnet101"),
+        ({"imsize": 640}, "imsize=640, and its 25 positions fit a canvas of 64"),
+        ({"max_query_len": 30}, r"25 positions fit no length of \[30\]"),
+    ],
+)
+@pytest.mark.parametrize("space", [argparse.Namespace, dict])
+def test_what_a_file_states_is_not_contradicted(
+    checkpoint: Checkpoint, tmp_path: Path, stated: dict[str, Any], said: str, space: Any
+) -> None:
+    """Heads, dilation, image size: they leave no trace in shapes, and decide what the tensors mean."""
+    checkpoint["args"] = space(**stated)
+    with pytest.raises(InputError, match=said):
+        convert(saved(checkpoint, tmp_path), "transvg")
+
+
+def test_what_a_file_states_is_used(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A length other than the published ones is read where it is stated; paths among the settings do no harm."""
+    checkpoint["model"]["vl_pos_embed.weight"] = torch.zeros(1 + 30 + 4, 32)
+    right = {"max_query_len": 30, "imsize": 64, "dilation": False, "nheads": 2, "vl_nheads": 2, "backbone": "resnet50"}
+    checkpoint["args"] = argparse.Namespace(**right, output_dir=Path("runs/x"), old=PureWindowsPath("c:/y"))
+    assert convert(saved(checkpoint, tmp_path), "transvg").model.length == 30
+    checkpoint["model"]["vl_pos_embed.weight"] = torch.zeros(1 + 20 + 16, 32)  # stride 16 at 64 px, if nothing is said
+    checkpoint["args"] = argparse.Namespace(dilation=True, imsize=64)
+    with pytest.raises(InputError, match="dilation=True"):
+        convert(saved(checkpoint, tmp_path), "transvg")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "model.", "_orig_mod.", "student.", "module._orig_mod.", "model.student."]
+)
+def test_prefixes_of_wrappers_are_taken_off(checkpoint: Checkpoint, tmp_path: Path, prefix: str) -> None:
+    plain = checkpoint["model"]
+    wrapped = {prefix + name: value for name, value in plain.items()}
+    assert read_published(saved({"state_dict": wrapped}, tmp_path)).tensors.keys() == plain.keys()
+    assert read_published(saved({"model": {"state_dict": wrapped}}, tmp_path)).tensors.keys() == plain.keys()
+    wrapped["criterion.weight"] = torch.zeros(1)  # not all begin with it: left alone
+    assert wrapped.keys() == read_published(saved(wrapped, tmp_path)).tensors.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("transformer.text_encoder.embeddings.word_embeddings.weight", "MDETR"),
+        ("clip.visual.conv1.weight", "CLIP-VG"),
+        ("module.transformer.level_embed", "Grounding DINO"),
+    ],
+)
+def test_other_networks_are_named(tmp_path: Path, name: str, network: str) -> None:
+    state = {name: torch.zeros(1)}
+    if not name.startswith("module."):
+        state["transformer.encoder.layers.0.linear1.weight"] = torch.zeros(1)
+    for kind in ("transvg", "detr", "imagenet"):
+        with pytest.raises(InputError, match=f"weights of {network}"):
+            convert(saved({"model": state}, tmp_path), kind)
+
+
+def test_advice_leads_to_a_kind_that_fits(tmp_path: Path) -> None:
+    names = ["transformer.encoder.layers.0.linear1.weight", "query_embed.weight", "class_embed.weight"]
+    with pytest.raises(InputError, match="give --as detr"):
+        convert(saved(dict.fromkeys(names, torch.zeros(1)), tmp_path), "transvg")
+    with pytest.raises(InputError, match="of another network"):  # a relative of DETR, but not DETR
+        convert(saved({names[0]: torch.zeros(1)}, tmp_path), "transvg")
+
+
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "noise.pth").write_bytes(b"not weights")
     (tmp_path / "noise.safetensors").write_bytes(b"not weights")
@@ -175,6 +248,7 @@ def test_detr_fills_the_visual_branch_only(student: Grounder, tmp_path: Path) ->
         if name.startswith("visual.")
     }
     detr |= {"transformer.decoder.norm.weight": torch.ones(3), "class_embed.bias": torch.ones(92)}
+    detr |= {"query_embed.weight": torch.ones(3, 3), "class_embed.weight": torch.ones(92, 3)}
     conversion = convert(saved({"model": detr}, tmp_path), "detr")
     assert {name.split(".")[0] for name in conversion.new} >= {"linguistic", "fusion", "head"}
     assert not any(name.startswith("visual.") for name in conversion.new)

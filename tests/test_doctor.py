@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from epmvg.cli import main
+from epmvg.cli import app, main
+from epmvg.data.exchange import convert_data
 from epmvg.doctor import check, write_page
 from epmvg.doctor.findings import legible
 from epmvg.doctor.phrases import side_of
@@ -160,6 +162,39 @@ def all_gone(folder: Path, rows: Rows) -> None:
     rows.clear()
 
 
+def copied_under_another_id(folder: Path, rows: Rows) -> None:
+    rows.append(at(rows, 7) | {"id": "copy"})
+
+
+def one_id_for_two(folder: Path, rows: Rows) -> None:
+    rows[7] = at(rows, 7) | {"id": at(rows, 6)["id"]}
+
+
+def split_called(old: str, new: str) -> Planter:
+    def plant(folder: Path, rows: Rows) -> None:
+        for i in range(len(rows)):
+            if at(rows, i)["split"] == old:
+                at(rows, i)["split"] = new
+
+    return plant
+
+
+def no_split_at_all(folder: Path, rows: Rows) -> None:
+    for i in range(len(rows)):
+        del at(rows, i)["split"]
+
+
+def backslashes(folder: Path, rows: Rows) -> None:
+    for i in range(28, 32):
+        at(rows, i)["image"] = at(rows, i)["image"].replace("/", "\\")
+
+
+def animated(folder: Path, rows: Rows) -> None:
+    picture(1).save(folder / "images/1.gif", save_all=True, append_images=[picture(40)])
+    for i in range(4, 8):
+        at(rows, i)["image"] = "images/1.gif"
+
+
 def unsplit(folder: Path, rows: Rows) -> None:
     del at(rows, 7)["split"]
 
@@ -196,6 +231,7 @@ FAULTS: dict[str, tuple[str, Planter]] = {
     "inverted": ("box-inverted", put(bbox=[60, 10, -40, 20])),
     "a pixel wide": ("box-thin", put(bbox=[60, 10, 1, 20])),
     "corners": ("box-corners", boxes(lambda x, y, w, h: (x, y, x + w, y + h))),
+    "centres": ("box-centre", boxes(lambda x, y, w, h: (x + w / 2, y + h / 2, w, h))),
     "converted twice": ("box-sizes", boxes(lambda x, y, w, h: (x, y, w - x, h - y))),
     "0..1": ("box-0-1", boxes(lambda x, y, w, h: (x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT))),
     "0..1000": (
@@ -204,6 +240,7 @@ FAULTS: dict[str, tuple[str, Planter]] = {
     ),
     "empty phrase": ("phrase-empty", put(phrase="  ")),
     "long phrase": ("phrase-long", put(phrase=LONG)),
+    "emoji": ("phrase-unknown", put(phrase="\N{DOG FACE}")),
     "control character": ("phrase-control", put(phrase="a red\x07 cup")),
     "zero-width space": ("phrase-control", put(phrase="a red\u200b cup")),
     "HTML": ("phrase-markup", put(phrase="a <b>red</b> cup")),
@@ -213,6 +250,15 @@ FAULTS: dict[str, tuple[str, Planter]] = {
     "half a letter": ("phrase-unicode", put(phrase="a \ud83d cup")),
     "wrong side": ("side-word", mirrored),
     "a copy": ("row-twice", copied),
+    "a copy with another id": ("row-twice", copied_under_another_id),
+    "an id twice": ("id-twice", one_id_for_two),
+    "no val": ("split-missing", split_called("val", "test")),
+    "val by another name": ("split-missing", split_called("val", "valid")),
+    "no split at all": ("split-missing", no_split_at_all),
+    "backslashes": ("image-spelling", backslashes),
+    "an animation": ("image-animated", animated),
+    "a Git LFS pointer": ("image-foreign", photo(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n")),
+    "a line of 11 MB": ("line-json", line(b'{"image": "' + b"x" * 11_000_000 + b'"}')),
     "two answers": ("phrase-two-boxes", answered_twice),
     "out of the root": ("image-path", put(image="../../secret.jpg")),
     "an absolute path": ("image-path", put(image="/etc/hostname")),
@@ -351,6 +397,59 @@ def test_the_command_says_by_its_status(
     else:
         found = json.loads(said.out)
         assert found["clean"] == (status == 0) and found["rows"] == len(rows) and page.exists()
+
+
+def test_warnings_fail_only_if_asked_and_only_evaluation_needs_no_training_splits(tmp_path: Path, rows: Rows) -> None:
+    copied(tmp_path, rows)
+    file = write(tmp_path, rows)
+    assert CliRunner().invoke(app, ["data", "check", str(file)]).exit_code == 0
+    assert CliRunner().invoke(app, ["data", "check", str(file), "--strict"]).exit_code == 3
+    assert check(str(write(tmp_path, [row for row in rows if b"test" in json.dumps(row).encode()]))).usable
+
+
+def test_every_bad_row_is_listed_and_the_rest_can_be_written(tmp_path: Path, rows: Rows) -> None:
+    for number in range(0, 40, 4):
+        at(rows, number)["phrase"] = " "
+    rows[50] = b"{torn"
+    at(rows, 60)["bbox"] = [1, 2, -3, 4]
+    copied(tmp_path, rows)
+    (tmp_path / at(rows, 100)["image"]).unlink()
+    file, clean = write(tmp_path, rows), tmp_path / "clean.jsonl"
+    run = CliRunner().invoke(app, ["data", "check", str(file), "--json", "--write-clean", str(clean)])
+    told = json.loads(run.stdout)
+    of_kind = {one["kind"]: one["rows"] for one in told["findings"]}
+    assert of_kind["phrase-empty"] == [f"line {number + 1}" for number in range(0, 40, 4)]
+    assert of_kind["line-json"] == ["line 51"] and of_kind["row-twice"] == ["line 145"]
+    assert run.exit_code == 3 and told["written"] == 144 - 10 - 1 - 1 - 4
+    again = check(str(clean))
+    assert again.rows == told["written"] and again.findings == []
+
+
+def test_clean_rows_of_other_formats_are_written_too(tmp_path: Path, rows: Rows) -> None:
+    at(rows, 7)["bbox"] = [100, 10, 60, 20]
+    at(rows, 9)["bbox"] = [1, 2, 0, 4]
+    convert_data(str(write(tmp_path, rows)), tmp_path / "rows.json")
+    diagnosis = check(str(tmp_path / "rows.json"), clean=tmp_path / "clean.odvg.jsonl")
+    assert diagnosis.written == 142 and check(str(tmp_path / "clean.odvg.jsonl")).findings == []
+
+
+def test_no_output_of_the_check_is_an_input(tmp_path: Path, rows: Rows) -> None:
+    file = write(tmp_path, rows)
+    before = file.read_bytes()
+    for option in ("--html", "--write-clean"):
+        run = CliRunner().invoke(app, ["data", "check", str(file), option, str(file)])
+        assert isinstance(run.exception, InputError) and "would overwrite" in str(run.exception)
+        assert file.read_bytes() == before
+    boxes(lambda x, y, w, h: (x, y, x + w, y + h))(tmp_path, rows)
+    with pytest.raises(InputError, match="was not written: bbox looks like corners"):
+        check(str(write(tmp_path, rows)), clean=tmp_path / "clean.jsonl")
+    assert not (tmp_path / "clean.jsonl").exists()
+
+
+def test_a_list_with_a_line_that_is_no_name_is_read(tmp_path: Path, rows: Rows) -> None:
+    (tmp_path / "list.txt").write_text("x" * 5000 + "\nimages/33.jpg\n")
+    (found,) = check(str(write(tmp_path, rows)), against=tmp_path / "list.txt").findings
+    assert found.name == "list-same-image"
 
 
 def test_the_page_shows_pictures_and_escapes_what_it_quotes(tmp_path: Path, rows: Rows) -> None:

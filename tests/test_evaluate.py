@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import accelerate
 import pytest
 
 import epmvg
 from epmvg.config import DataSettings
 from epmvg.evaluation import evaluate, stem_of
-from epmvg.models.factory import save
+from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
+from epmvg.training.loaders import loaders_of
 from epmvg.types import InputError
 
 
@@ -51,3 +54,23 @@ def test_a_split_with_a_slash_is_written(converted: Path, squares: Path) -> None
     other.write_text("".join(json.dumps(row | {"split": "val/x"}) + "\n" for row in rows[:4]))
     result = evaluate(converted, data=str(other), split="val/x")
     assert result["split"] == "val/x" and len((converted / result["rows"]).read_text().splitlines()) == result["n"] == 4
+
+
+def test_phrases_that_are_not_read_as_written_are_counted(converted: Path, squares: Path) -> None:
+    """By an evaluation, which gives those that were cut a slice of their own, and at the start of a training."""
+    rows = [json.loads(line) for line in squares.read_text().splitlines()]
+    for row, words in zip(rows, (30 * "very " + "long", "\N{DOG FACE}", 18 * "word "), strict=False):
+        row["phrase"] = words
+    squares.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = evaluate(converted, data=str(squares), split="train")
+    assert (result["cut"], result["unknown"]) == (1, 1)
+    assert result["slices"]["Longer than the model reads"]["cut"]["n"] == 1
+    marked = [json.loads(line) for line in (converted / result["rows"]).read_text().splitlines()]
+    assert [row["phrase"][:4] for row in marked if row.get("cut")] == ["very"]
+    assert [row["phrase"] for row in marked if row.get("unknown")] == ["\N{DOG FACE}"]
+    told: list[dict[str, Any]] = []
+    recipe = epmvg.Recipe.load("scenes", f"data.name={squares}", "model.preset=tiny-resnet", "train.store=false")
+    loaders_of(recipe, load(converted), accelerate.PartialState(), told.append)
+    texts = [row["text"] for row in told if row["event"] == "say"]
+    assert any("1 of 24 training phrases are longer than 20 word pieces" in text for text in texts)
+    assert any("1 of 24 training phrases hold no word" in text for text in texts)

@@ -18,6 +18,7 @@ from epmvg import export
 from epmvg.backends.eager import EagerBackend
 from epmvg.backends.exported import SETTINGS, ExportedBackend
 from epmvg.backends.protocol import Backend
+from epmvg.bulk import predict_many
 from epmvg.cli import main
 from epmvg.data.views import canvas_of, evaluation_view, lay
 from epmvg.export.parity import largest_difference
@@ -85,6 +86,18 @@ def quick(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def photos(squares: Path) -> export.Photos:
     return export.Photos(str(squares), images=3)
+
+
+def test_bulk_prediction_takes_an_exported_folder(run: Path, exported: Path, squares: Path, tmp_path: Path) -> None:
+    for folder in (run, exported):
+        predict_many(folder, squares, tmp_path / f"{folder.name}.jsonl", images=5)
+    ours, theirs = (
+        [json.loads(line) for line in (tmp_path / f"{folder.name}.jsonl").read_text().splitlines()]
+        for folder in (run, exported)
+    )
+    assert len(ours) == 48
+    for one, other in zip(ours, theirs, strict=True):
+        assert other["box"] == pytest.approx(one["box"], abs=0.05) and other["phrase"] == one["phrase"]
 
 
 def test_the_folder_answers_as_the_run(run: Path, exported: Path) -> None:
@@ -179,7 +192,7 @@ def test_openvino_answers_alike(run: Path, exported: Path, tmp_path: Path, capsy
     printed = capsys.readouterr()
     assert stopped.value.code == 0, printed.err
     assert json.loads(printed.out)["format"] == "openvino"
-    assert "largest difference of a box's edge" in printed.err
+    assert "largest difference from the run: a box's edge" in printed.err
     names = ["image.bin", "image.xml", "phrases.bin", "phrases.xml"]
     assert sorted(file.name for file in folder.iterdir()) == [SETTINGS, *names, "tokenizer.json"]
     edges, scores = largest_difference(ExportedBackend(folder), ExportedBackend(exported))

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from epmvg import draw
 from epmvg.data.photos import MOST_PIXELS, ImageError, Photo, image_suffixes, open_image
 from epmvg.doctor.photos import look
 from epmvg.draw import draw_boxes
@@ -272,3 +273,30 @@ def test_a_tiff_s_tag_is_read_before_and_after_decoding(tmp_path: Path) -> None:
         for _ in range(2):
             assert Photo(image).size == (32, 48)
             image.load()
+
+
+def test_labels_have_the_letters_of_their_script_or_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Two words differ as drawn, unless the font has neither."""
+    draw._log_missing.cache_clear()
+    box, picture = (40.0, 60.0, 200.0, 200.0), Image.new("RGB", (320, 240))
+
+    def drawn(label: str) -> bytes:
+        return draw_boxes(picture, [box], [label]).tobytes()
+
+    for one, other in (
+        ("pomme \u00e0 gauche", "pomme \u00e9 gauche"),
+        ("\u0414\u043e\u043c", "\u0414\u0438\u043c"),
+        ("\u03b1", "\u03b2"),
+    ):
+        assert drawn(one) != drawn(other)
+    assert not caplog.text
+    for _ in range(2):
+        drawn("\u72d7")
+    assert caplog.text.count("has no letters of some of their scripts") == 1
+
+
+def test_a_box_that_is_no_number_is_left_out() -> None:
+    picture, box = upright((120, 80)), (20.0, 20.0, 60.0, 60.0)
+    for wrong in ((float("nan"),) * 4, (0.0, 0.0, float("inf"), 9.0)):
+        drawn = draw_boxes(picture, [wrong, box], ["a", "b"], ["red", "blue"])
+        assert drawn.tobytes() == draw_boxes(picture, [box], ["b"], ["blue"]).tobytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ import torch
 from processes import together
 
 import epmvg
-from epmvg.config import Recipe
+from epmvg.config import ModelSettings, Recipe
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
-from epmvg.training import Stopped, loop
+from epmvg.training import Stopped, loop, prepare
 from epmvg.training.run import Run
 
 SAME = ["train.store=false", "distill=null", "model=tiny-resnet", "model.pretrained=false", "model.dropout=0"]
@@ -92,7 +93,7 @@ def test_two_processes_and_accumulation_learn_as_one_batch_does(uneven: Path, tm
             assert loss == pytest.approx(step, rel=1e-4, abs=2e-5), name
         for key, tensor in ends["one"].items():
             own, other = seen_by_softmax(key, tensor), seen_by_softmax(key, ends[name][key])
-            torch.testing.assert_close(other, own, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(other, own, atol=1e-4, rtol=1e-3, msg=key)
 
 
 def seen_by_softmax(name: str, parameter: torch.Tensor) -> torch.Tensor:
@@ -103,6 +104,51 @@ def seen_by_softmax(name: str, parameter: torch.Tensor) -> torch.Tensor:
         queries, _, values = parameter.chunk(3)
         return torch.cat([queries, values])
     return parameter
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["data.images=3"], "data.images=3 is the batch of all processes and cannot be divided among 2"),
+        (["data.images=4", "data.phrases=4"], "makes 1 image(s) with at most data.phrases=4 phrases an epoch, which 2"),
+    ],
+)
+def test_what_processes_cannot_share_is_one_sentence_of_each(
+    squares: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], settings: list[str], words: str
+) -> None:
+    lines = squares.read_text().splitlines(keepends=True)
+    if settings != ["data.images=3"]:
+        squares.write_text("".join(line for line in lines if '"0-' in line or '"val"' in line))
+    chosen = Recipe.load("scenes", f"data.name={squares}", *SAME, *settings)
+    assert together(2, lambda: epmvg.train(chosen, tmp_path / "run")) == [2, 2]
+    said = capfd.readouterr().err
+    assert said.count(words) == 2 and "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_learn_what_one_does_although_one_has_nothing_to_open(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken picture, a last batch of one, and other weights found by the second process: all as with one."""
+    real = prepare._student
+
+    def drawn_anew(settings: ModelSettings) -> tuple[Grounder, list[str]]:
+        if os.environ.get("RANK") == "1":
+            torch.manual_seed(99)
+        return real(settings)
+
+    monkeypatch.setattr(prepare, "_student", drawn_anew)
+    (squares.parent / "4.png").write_bytes(b"no picture")
+    batch = ["data.images=2", "data.phrases=4", "train.epochs=2"]
+    recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, *batch)
+    for count in (1, 2):
+        assert together(count, partial(epmvg.train, recipe, tmp_path / f"{count}")) == [0] * count
+    alone, shared = (rows(tmp_path / f"{count}", "step") for count in (1, 2))
+    assert [row["phrases"] for row in alone] == [row["phrases"] for row in shared]
+    for one, two in zip(alone, shared, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4, abs=2e-5)
+    (lost,) = rows(tmp_path / "2", "skipped")
+    assert lost["images"] == 1 and "4.png" in str(lost["why"])
 
 
 def test_a_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(

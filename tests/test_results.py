@@ -91,3 +91,25 @@ def test_a_known_size_spares_opening_the_picture() -> None:
     assert to_coco([about])["images"][0] | {"id": 1} == {"id": 1, "file_name": "a.png", "width": 80, "height": 60}
     assert to_label_studio([about])[0]["predictions"][0]["result"][0]["value"]["x"] == 10
     assert about.to_dict()["width"] == 80
+
+
+def test_names_are_relative_to_a_stated_root_and_encoded_in_addresses(tmp_path: Path) -> None:
+    one = Prediction("it", (8.0, 6.0, 40.0, 30.0), 0.5)
+    name = "a b/\N{LATIN SMALL LETTER C WITH CARON}#1?.png"
+    (tmp_path / "a b").mkdir()
+    Image.new("RGB", (80, 60)).save(tmp_path / name)
+    about = Predictions([one], Image.Image, str(tmp_path / name), size=(80, 60))
+    coco = to_coco(about, root=tmp_path)
+    assert coco["images"][0]["file_name"] == name
+    (tmp_path / "found.json").write_text(json.dumps(coco))
+    assert read_file(tmp_path / "found.json")[0].image.is_file()  # wherever the program runs
+    assert to_coco([about], root=tmp_path / "a b" / "..")["images"][0]["file_name"] == name
+    assert to_coco([about], root=tmp_path / "c")["images"][0]["file_name"] == str(tmp_path / name)
+    about.image = name
+    for prefix, expected in (
+        ("/data/local-files/?d=", "a%20b/%C4%8D%231%3F.png"),
+        ("https://example.org/", "a%20b/%C4%8D%231%3F.png"),
+        ("s3://bucket/", name),
+        ("", name),
+    ):
+        assert to_label_studio(about, prefix=prefix)[0]["data"]["image"] == prefix + expected

@@ -22,6 +22,8 @@ from epmvg.cli import main
 from epmvg.config import Recipe
 from epmvg.data.jsonl import read_jsonl
 from epmvg.data.samples import Samples
+from epmvg.models.factory import save
+from epmvg.models.grounder import Grounder
 from epmvg.training import Stopped, loop, state
 from epmvg.training.folder import differences, located
 from epmvg.types import InputError
@@ -246,7 +248,7 @@ def test_a_rewritten_teacher_is_not_resumed(squares: Path, tmp_path: Path) -> No
     }
     file = tmp_path / "teacher.json"
     file.write_text(json.dumps(config))
-    chosen = recipe(squares, *FAST, f"distill.teacher={file}", "distill.dense=0")
+    chosen = recipe(squares, *FAST, f"distill.teacher={file}", "distill.pretrained=random")
     with pytest.raises(Stopped):
         epmvg.train(chosen, tmp_path / "run", report=stop_at(1))
     file.write_text(json.dumps(config | {"embed_dim": 24}))
@@ -297,6 +299,23 @@ def test_a_run_is_used_from_any_folder(squares: Path, tmp_path: Path, monkeypatc
     edited(squares, lambda lines: lines[:-4])
     with pytest.warns(UserWarning, match=r"val samples of .* changed since .*24 phrases .* then, 20 phrases"):
         epmvg.evaluate("../run")
+
+
+def test_an_unreadable_image_is_a_miss_of_an_evaluation(tiny: Grounder, squares: Path, tmp_path: Path) -> None:
+    save(tiny, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(recipe(squares).dump())
+    whole = epmvg.evaluate(tmp_path / "run")
+    kept = (tmp_path / "run" / whole["rows"]).read_text().splitlines()
+    others = sum(row["iou"] for row in map(json.loads, kept) if "/1.png" not in row["image"])
+    (squares.parent / "1.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match=r"cannot be read, whose phrases count as misses: 1 \(first: .*1\.png\)"):
+        scores = epmvg.evaluate(tmp_path / "run")
+    assert (whole["unread_images"], scores["unread_images"], scores["n"]) == (0, 1, 24)
+    assert scores["miou"] == pytest.approx(others / 24)
+    for number in range(12):
+        (squares.parent / f"{number}.png").unlink(missing_ok=True)
+    with pytest.raises(InputError, match=r"None of the images of .* can be read"):
+        epmvg.evaluate(tmp_path / "run")
 
 
 def test_every_generator_is_saved_and_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

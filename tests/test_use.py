@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import epmvg
+from epmvg.backends.eager import EagerBackend
 from epmvg.confidence import Calibration
+from epmvg.hub import model_card, time_model
 from epmvg.models.factory import create_model, load, save
 from epmvg.types import InputError
 
@@ -51,6 +57,77 @@ def test_a_published_folder_answers_the_same_and_tells_no_place(run: Path, tmp_p
         epmvg.save_pretrained(run, folder)
 
 
+def test_a_card_shows_no_figures_of_other_weights(run: Path, tmp_path: Path) -> None:
+    epmvg.evaluate(run)
+    model = load(run)
+    torch.nn.init.normal_(model.reg_token.weight)
+    save(model, run)  # trained on, and not evaluated again
+    assert "Not measured: no `epmvg evaluate` was run on these weights" in model_card(run)
+    epmvg.evaluate(run)
+    ece = json.loads((run / "evaluation-annotations-val.json").read_text())["confidence"]["ece"]["value"]
+    assert f"| {ece:.3f} |" in model_card(run)
+    model.calibration = Calibration("platt", 3.0, 3.0, 0.0)
+    save(model, run)  # calibrated again: accuracy stays, the error of its scores does not
+    card = model_card(run)
+    assert "Acc@0.5" in card and f"| {ece:.3f} |" not in card
+    model.calibration = Calibration("none", 1.0, 1.0, 0.0, 0.5, 0.1)
+    save(model, run)
+    assert "Scores are not calibrated" in model_card(run)
+
+
+def test_leaks_are_counted_by_content(run: Path, squares: Path) -> None:
+    epmvg.evaluate(run)
+    rows = [json.loads(line) for line in squares.read_text().splitlines()]
+    images = {split: sorted({row["image"] for row in rows if row["split"] == split}) for split in ("train", "val")}
+    shutil.copy(squares.parent / images["train"][0], squares.parent / images["val"][0])
+    assert "1 of the 6 images of annotations val are among the 6 training images" in model_card(run)
+
+
+def test_latency_is_that_of_new_images_and_new_phrases(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[bytes] = []
+    read: list[bytes] = []
+
+    class Counting(EagerBackend):
+        def encode(self, image: Any, pad: Any) -> Any:
+            encoded.append(b"")
+            return super().encode(image, pad)
+
+        def answer(self, features: Any, pad: Any, tokens: Any, token_pad: Any, owner: Any) -> Any:
+            read.extend(map(bytes, tokens))
+            return super().answer(features, pad, tokens, token_pad, owner)
+
+    monkeypatch.setattr("epmvg.backends.eager.EagerBackend", Counting)
+    time_model(create_model("tiny-resnet"), rounds=3)
+    assert len(encoded) == 8 and len(set(read)) == len(read) == 4 * (1 + 9)
+
+
+def test_publishing_replaces_what_an_earlier_model_left(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A calibration on the hub that the new folder does not have is deleted with the same commit."""
+    import huggingface_hub
+
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **given: asked.update(given))
+    epmvg.push_to_hub(run, "somebody/mini")
+    assert {"confidence.json", "model.safetensors", "config.yaml"} <= set(asked["delete_patterns"])
+
+
+def test_a_model_of_another_kind_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path))
+    with pytest.raises(InputError, match=r"somebody/detector on the Hugging Face hub is no model of epmvg"):
+        epmvg.load("somebody/detector")
+
+    def unknown(name: str, **_: Any) -> str:
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unknown)
+    with pytest.raises(InputError, match=r"is not on the Hugging Face hub, or private"):
+        epmvg.load("somebody/nothing")
+
+
 def test_what_a_model_knows_travels_with_it(run: Path, tmp_path: Path) -> None:
     """From the card of the bundled model, a recipe of drawn scenes, a published folder; nobody's word is no word."""
     bundled = epmvg.Predictor("default")
@@ -76,7 +153,7 @@ def test_the_hub_out_of_reach_is_one_sentence(run: Path, monkeypatch: pytest.Mon
     """The suite is offline; a slip in a local path is never asked of the hub."""
     import huggingface_hub
 
-    with pytest.raises(InputError, match=r"^somebody/mini is no folder here and could not be had") as failed:
+    with pytest.raises(InputError, match=r"^somebody/mini is no folder here and was not fetched before") as failed:
         epmvg.load("somebody/mini")
     assert "\n" not in str(failed.value)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)

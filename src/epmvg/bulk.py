@@ -1,311 +1,245 @@
-"""Bulk prediction: phrases of any number of pictures, streamed, batched, resumable, by one process or several.
+"""Bulk prediction: phrases in any number of images, streamed, batched and resumable.
 
-What was asked is read as a stream and cut into batches, which processes take in turn. Each keeps a file with a line a
-finished batch beside the result; started again, it goes on after its last whole line. When all are done, the lines are
-put together in order. A batch's answers depend on nothing outside it, so the file is the same however often the work
-was broken off and however many processes (of equally many threads) did it.
+Queries are read as a stream and predicted in batches. Each finished row is appended to `<out>.part` under a key made
+of all that it depends on: the model, the image's name and content, the phrase and the row's id. Started again, the
+command finds what is done by these keys, predicts what is missing, and writes the output in the order of the sources.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
+from PIL import Image
 
-from epmvg.data.files import inside, need
-from epmvg.data.jsonl import json_line, json_lines, phrase_fault
+from epmvg.backends.exported import is_exported
+from epmvg.bulk_output import OutputFormat, check_outputs, write_outputs
+from epmvg.confidence import CONFIDENCE_FILE
+from epmvg.data.archives import source_of
 from epmvg.data.photos import open_image
-from epmvg.data.transforms import pad_of, render
-from epmvg.data.views import View, evaluation_view
-from epmvg.evaluation import box_scores, write_json
-from epmvg.models.factory import load
-from epmvg.models.grounder import Grounder
-from epmvg.models.hub import fetch
-from epmvg.models.norms import bake_norms
-from epmvg.processes import gathered, together, told
-from epmvg.types import InputError, Progress
+from epmvg.models.hub import locate
+from epmvg.predict import Predictor
+from epmvg.processes import launched
+from epmvg.sources import MAX_PHRASES, Query, Sources
+from epmvg.types import InputError, Prediction, Progress
+from epmvg.unfinished import FORMAT_VERSION, Finished, Row, Unfinished
 
-Row = dict[str, Any]
+PRECISION: Literal["fp32"] = "fp32"
 
-ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-MOST_PHRASES = 64
-"""Of a batch; a picture that is asked more comes in several."""
+_MODEL_FILES = ("model.yaml", "model.safetensors", "tokenizer/*", CONFIDENCE_FILE)
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Phrases to find in one picture."""
+@dataclass(slots=True)
+class _Opened:
+    """A query whose image was read, with the keys and places of its rows."""
 
-    image: Path
-    phrases: list[str]
-    ids: list[str]  # of the rows that ask, "" where they have none
+    query: Query
+    digest: bytes
+    keys: list[int]  # one per phrase
+    places: list[int | None]  # where the finished row lies, one per phrase
+    picture: Image.Image | None = None  # None where nothing is left to predict, or the image cannot be opened
+    error: str = ""
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the phrases whose rows are not finished."""
+        return [number for number, place in enumerate(self.places) if place is None]
 
 
 def predict_many(
     run: Path | str,
-    source: Path | str,
+    source: Path | str | Sequence[Path | str],
     out: Path | str,
     *,
     phrases: Sequence[str] = (),
     root: Path | str | None = None,
+    shard: tuple[int, int] = (0, 1),
+    form: OutputFormat = "jsonl",
+    draw: Path | str | None = None,
+    min_score: float | Literal["auto"] | None = None,
+    overwrite: bool = False,
     images: int = 16,
-    device: str = "cpu",
+    device: str = "auto",
     progress: Progress | None = None,
+    loaded: Callable[[Predictor], None] | None = None,
 ) -> dict[str, Any]:
-    """Find phrases in all pictures of a folder or JSONL file and write a row a phrase.
+    """Predict phrases in all images of the sources and write one row per phrase.
 
-    A row holds image, phrase, box (x0, y0, x1, y1 in pixels of the upright picture), score, and the asking row's id;
-    a picture that cannot be opened or a phrase that cannot be asked has `error`, a sentence, instead of box and score.
+    A row holds image, phrase, box (x0, y0, x1, y1 in pixels of the upright image), score, the id of the row that asked
+    for it, and with `min_score` whether it counts as `found`; `cut` and `unknown` are true where the phrase is longer
+    than the model reads, and where the model knows no word of it. An image that cannot be opened, a phrase that cannot
+    be queried or a line that cannot be read has `error`, a sentence, instead of box and score.
 
     Args:
-        run: a folder that training wrote.
-        source: a folder of pictures, searched with its subfolders, or a JSONL file with rows {"image", "phrase"}.
-        out: the JSONL file to write. Work that was broken off stays in `<out>.part/` and is gone on with.
-        phrases: asked of every picture; a JSONL file's own phrases by default.
+        run: a folder that training or `epmvg export` wrote, `default`, or OWNER/NAME on the Hugging Face hub.
+        source: one or several of: an image, a folder of images (searched with its subfolders), a glob pattern, a JSONL
+            file with rows {"image", "phrase"} and perhaps "id".
+        out: the file to write, .jsonl, or .json for the other formats. Rows of unfinished work stay in `<out>.part`
+            and are used when the work is started again.
+        phrases: queried in every image; a JSONL file's own phrases by default.
         root: what a JSONL file's paths are relative to and stay in; by default its folder.
-        images: pictures in a batch.
+        shard: (K, N) takes every Nth image, from the Kth on.
+        form: jsonl, coco or label-studio; the latter two are written at the end and hold no errors.
+        draw: a folder for copies of the images with the boxes drawn.
+        min_score: what scores less is not `found`; "auto" takes the threshold stored by `epmvg calibrate`.
+        overwrite: replace an existing `out`.
+        images: images per batch.
         device: where to compute, for example "cuda".
-        progress: called with (rows done by this process, 0).
+        progress: called with (rows done, 0).
+        loaded: called with the predictor once it is loaded.
 
     Returns:
-        rows and errors written, and to, the file; nothing of it but `to` on processes other than the first.
+        rows, errors, cut and unknown (phrases), kept (rows of earlier starts), skipped (files by kind), messages (of
+        the first errors) and to.
 
     Raises:
-        InputError: the run or source cannot be read, there is nothing to ask, or `<out>.part/` is of other work.
+        InputError: the run or a source cannot be read, there is nothing to query, or an output cannot be written or
+            would replace something.
+        KeyboardInterrupt: says what is kept.
     """
-    source, out = Path(source), Path(out)
-    with together() as (rank, world):  # first, so that the others notice a fault in what follows
-        asked = questions(source, phrases, root)
-        first = next(asked, None)
-        if first is None:
-            raise InputError(f"{source} asks nothing: give pictures and phrases.")
-        model = load(run).to(device)
-        bake_norms(model.visual, padding=True)
-        if out.is_dir() or not out.parent.is_dir():
-            raise InputError(f"{out} cannot be written: give a file's name in a folder that exists.")
-        job = {
-            "weights": _digest(fetch(run) / "model.safetensors"),
-            "source": str(source.absolute()),
-            "root": str(root),
-            "phrases": list(phrases),
-            "images": images,
-            "processes": world,
-        }
-        folder = out.with_name(out.name + ".part")
-        fault = told(_claim(folder, job) if rank == 0 else None)
-        if fault is not None:
-            raise InputError(fault)
-        batches = enumerate(batches_of(chain([first], asked), images))
-        if not folder.exists():
-            raise InputError(f"{folder} is not on this machine: let all machines share the folder of --out.")
-        own = (batch for number, batch in batches if number % world == rank)
-        _answer(model, own, folder / f"{rank}.jsonl", device, progress)
-        gathered(None)  # wait for all answers
-        if rank != 0:
-            return {"to": str(out)}
-        counts = _join([folder / f"{number}.jsonl" for number in range(world)], out)
-        shutil.rmtree(folder)
-        return counts | {"to": str(out)}
+    if launched()[1] > 1:
+        raise InputError("Launched processes do not share a prediction: start one command per part, --shard K/N each.")
+    given = [source] if isinstance(source, Path | str) else list(source)
+    sources, out = Sources(given, phrases, root=root, shard=shard), Path(out)
+    check_outputs(out, sources, form=form, draw=draw, overwrite=overwrite)
+    folder = locate(run)
+    queries = sources.queries()
+    first = next(queries, None)
+    if first is None:
+        raise InputError(f"The shard {shard[0]}/{shard[1]} holds no image: give fewer shards.")
+    model_key = _model_key(folder)
+    places = array("q")
+    with Unfinished(out) as unfinished:
+        try:
+            predictor = Predictor(folder, device=device, precision=PRECISION)
+            if loaded:
+                loaded(predictor)
+            bound = None if min_score is None else predictor._bound(min_score)
+            open_batch = partial(_open, unfinished=unfinished, model_key=model_key)
+            for batch in _one_ahead(open_batch, batches_of(chain([first], queries), images)):
+                places.extend(_finish(predictor, batch, unfinished))
+                if progress:
+                    progress(len(places), 0)
+            summary = write_outputs(
+                out, lambda: unfinished.read(places), form=form, draw=draw, base=sources.base, bound=bound
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(unfinished.describe()) from None
+    return summary | {"kept": unfinished.earlier, "skipped": sources.describe_skipped(), "to": str(out)}
 
 
-def questions(source: Path, phrases: Sequence[str], root: Path | str | None) -> Iterator[Question]:
-    """Read what is asked as a stream; rows of one picture that follow each other are one question.
-
-    Raises:
-        InputError: the source cannot be read, or a row names no picture or phrase.
-    """
-    if source.is_dir():
-        if not phrases:
-            raise InputError(f"{source} is a folder of pictures: give the phrases to find in each.")
-        for image in _pictures(source):
-            yield Question(image, list(phrases), [""] * len(phrases))
-        return
-    if source.suffix != ".jsonl":
-        raise InputError(f"{source} is neither a folder nor a .jsonl file: give one of them.")
-    base = Path(root) if root else source.parent
-    asked: Question | None = None
-    for where, row in json_lines(source):
-        image = inside(base, need(row, "image", str, where), where)
-        if asked is not None and asked.image != image:
-            yield asked
-            asked = None
-        if phrases:
-            asked = asked or Question(image, list(phrases), [""] * len(phrases))
-            continue
-        asked = asked or Question(image, [], [])
-        asked.phrases.append(need(row, "phrase", str, where))
-        asked.ids.append(str(row.get("id", "")))
-        if len(asked.phrases) == MOST_PHRASES:
-            yield asked
-            asked = None
-    if asked is not None:
-        yield asked
-
-
-def _pictures(folder: Path) -> Iterator[Path]:
-    """Walk a folder, a level at a time, in the order of names."""
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.is_symlink():  # which may lead back here
-            yield from _pictures(entry)
-        elif entry.suffix.lower() in ENDINGS:
-            yield entry
-
-
-def batches_of(asked: Iterator[Question], images: int) -> Iterator[list[Question]]:
-    """Cut questions into batches of at most so many pictures and `MOST_PHRASES` phrases."""
-    batch: list[Question] = []
-    room = MOST_PHRASES
-    for question in asked:
-        for start in range(0, len(question.phrases), MOST_PHRASES):
-            part = slice(start, start + MOST_PHRASES)
-            piece = Question(question.image, question.phrases[part], question.ids[part])
-            if batch and (len(batch) == images or len(piece.phrases) > room):
-                yield batch
-                batch, room = [], MOST_PHRASES
-            batch.append(piece)
-            room -= len(piece.phrases)
+def batches_of(queries: Iterator[Query], images: int) -> Iterator[list[Query]]:
+    """Cut queries into batches of at most so many images and `MAX_PHRASES` phrases."""
+    batch: list[Query] = []
+    room = MAX_PHRASES
+    for query in queries:
+        if batch and (len(batch) == images or len(query.phrases) > room):
+            yield batch
+            batch, room = [], MAX_PHRASES
+        batch.append(query)
+        room -= len(query.phrases)
     if batch:
         yield batch
 
 
-def _claim(folder: Path, job: dict[str, Any]) -> str | None:
-    """Start the folder of unfinished work, or go on with it; say why if it is of another job."""
-    file = folder / "job.json"
-    if not file.exists():
-        folder.mkdir(exist_ok=True)
-        write_json(file, job)
-        return None
-    before = json.loads(file.read_text(encoding="utf-8"))
-    other = [key for key, value in job.items() if before.get(key) != value]
-    return f"{folder} holds unfinished work of other {other[0]}: finish that, or delete the folder." if other else None
+def _one_ahead(open_batch: Callable[[list[Query]], list[_Opened]], batches: Iterator[list[Query]]) -> Iterator[Any]:
+    """Open each batch in a thread while the one before is computed."""
+    with ThreadPoolExecutor(1) as opener:
+        ahead: Future[list[_Opened]] | None = None
+        for batch in batches:
+            opening = opener.submit(open_batch, batch)
+            if ahead is not None:
+                yield ahead.result()
+            ahead = opening
+        if ahead is not None:
+            yield ahead.result()
 
 
-def _answer(
-    model: Grounder, batches: Iterator[list[Question]], file: Path, device: str, progress: Progress | None
-) -> None:
-    """Append a line with the rows of each batch, after those that are there; pictures are opened one batch ahead."""
-    done, rows = _whole_lines(file)
-    with file.open("ab") as out, ThreadPoolExecutor(1) as opener:
-        rest = islice(batches, done, None)
-        ahead = opener.submit(_open, model, batch) if (batch := next(rest, None)) else None
-        while batch is not None and ahead is not None:
-            views = ahead.result()
-            after = next(rest, None)
-            ahead = opener.submit(_open, model, after) if after else None
-            answered = _ask(model, batch, views, device)
-            out.write(json_line({"rows": answered}))
-            out.flush()
-            rows += len(answered)
-            if progress:
-                progress(rows, 0)
-            batch = after
-
-
-def _whole_lines(file: Path) -> tuple[int, int]:
-    """Cut a torn last line off a file; return how many lines and rows are left."""
-    if not file.exists():
-        return 0, 0
-    lines = rows = size = 0
-    with file.open("r+b") as kept:
-        for line in kept:
-            if not line.endswith(b"\n"):
-                break
-            lines, rows, size = lines + 1, rows + len(json.loads(line)["rows"]), size + len(line)
-        kept.truncate(size)
-    return lines, rows
-
-
-def _open(model: Grounder, batch: list[Question]) -> list[tuple[View, torch.Tensor] | str]:
-    """Open each picture as its evaluation view, or say why it cannot be."""
-    opened: list[tuple[View, torch.Tensor] | str] = []
-    for question in batch:
-        try:
-            picture = open_image(question.image)
-        except InputError as error:
-            opened.append(str(error))
-            continue
-        view = evaluation_view(picture.size, model.canvas)
-        opened.append((view, render(picture, view)))
+def _open(batch: list[Query], unfinished: Unfinished, model_key: bytes) -> list[_Opened]:
+    """Look up which rows of a batch are finished, and open the images of the others."""
+    opened = []
+    for query in batch:
+        digest = query.error.encode(errors="replace") if query.error else _image_digest(query.image)
+        keys = [_key(model_key, query.image, digest, *asked) for asked in zip(query.phrases, query.ids, strict=True)]
+        one = _Opened(query, digest, keys, [unfinished.find(key) for key in keys], error=query.error)
+        if None in one.places and query.image is not None and not query.error:
+            try:
+                one.picture = open_image(query.image)
+            except InputError as error:
+                one.error = str(error)
+        opened.append(one)
     return opened
 
 
-@torch.inference_mode()
-def _ask(
-    model: Grounder, batch: list[Question], opened: list[tuple[View, torch.Tensor] | str], device: str
-) -> list[Row]:
-    """Answer a batch; a row a phrase, in order."""
-    rows: list[Row] = []
-    shown: list[tuple[View, torch.Tensor]] = []
-    asked: list[tuple[int, int, str]] = []  # row, picture, phrase
-    for question, view in zip(batch, opened, strict=True):
-        for phrase, name in zip(question.phrases, question.ids, strict=True):
-            row: Row = {"image": str(question.image), "phrase": phrase} | ({"id": name} if name else {})
-            error = view if isinstance(view, str) else _fault(model, phrase)
-            if error is None:
-                asked.append((len(rows), len(shown), phrase))
-            rows.append(row | ({"error": error} if error else {}))
-        if not isinstance(view, str):
-            shown.append(view)
+def _finish(predictor: Predictor, batch: list[_Opened], unfinished: Unfinished) -> list[int]:
+    """Predict and append the rows of a batch that are not finished; return where all of its rows lie."""
+    asked = [one for one in batch if one.picture is not None]
+    phrases = [[one.query.phrases[number] for number in one.missing] for one in asked]
+    images = [(one.picture, one.digest or str(one.query.image).encode(errors="replace")) for one in asked]
+    predicted = iter(_predict(predictor, [(*image, own) for image, own in zip(images, phrases, strict=True)]))
+    finished: list[tuple[int, Finished]] = []
+    for one in batch:
+        answers = [one.error] * len(one.missing) if one.picture is None else next(predicted)
+        size = one.picture.size if one.picture is not None else (0, 0)
+        for number, answer in zip(one.missing, answers, strict=True):
+            finished.append((one.keys[number], Finished(_row(one.query, number, answer), size)))
+    appended = iter(unfinished.append(finished))
+    return [next(appended) if place is None else place for one in batch for place in one.places]
+
+
+def _predict(predictor: Predictor, asked: list[tuple[Any, bytes, list[str]]]) -> list[list[Prediction | str]]:
+    """Predict phrases in images, in one pass if possible; an error's sentence takes the place of a prediction."""
     if not asked:
-        return rows
-    numbers, owner, phrases = zip(*asked, strict=True)
-    tokens, token_pad = model.tokenize(list(phrases))
-    image, pad = torch.stack([pixels for _, pixels in shown]), torch.stack([pad_of(view) for view, _ in shown])
-    inputs = (image, pad, tokens, token_pad, torch.tensor(owner))
-    output = model(*(part.to(device) for part in inputs))
-    boxes, scores = output.box.cpu().double(), box_scores(output, model.calibration).tolist()
-    for number, picture, box, score in zip(numbers, owner, boxes, scores, strict=True):
-        inside_picture = shown[picture][0].letterbox.to_source(box).tolist()
-        rows[number] |= {"box": [round(value, 2) for value in inside_picture], "score": round(score, 4)}
-    return rows
-
-
-def _fault(model: Grounder, phrase: str) -> str | None:
-    """Say why a phrase cannot be asked, or None."""
-    fault = phrase_fault(phrase)
-    if fault is None and (pieces := len(model.tokenizer(phrase)["input_ids"])) > model.length:
-        fault = f"the phrase has {pieces} word pieces and this model reads {model.length}"
-    return fault
-
-
-def _join(files: Sequence[Path], out: Path) -> dict[str, int]:
-    """Put the batches of all processes together in their order; count rows and errors."""
-    counts = {"rows": 0, "errors": 0}
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    with temporary.open("wb") as joined:
-        for line in _turn_by_turn(files):
-            for row in json.loads(line)["rows"]:
-                joined.write(json_line(row))
-                counts["rows"] += 1
-                counts["errors"] += "error" in row
-    temporary.replace(out)
-    return counts
-
-
-def _turn_by_turn(files: Sequence[Path]) -> Iterator[bytes]:
-    """Yield a line of each file in turn until one has no more: it was the next one's turn."""
-    opened = [file.open("rb") for file in files]
+        return []
     try:
-        while True:
-            for file in opened:
-                line = file.readline()
-                if not line:
-                    return
-                yield line
-    finally:
-        for file in opened:
-            file.close()
+        found = predictor.ask([(picture, phrases) for picture, _, phrases in asked], [digest for _, digest, _ in asked])
+        return [list(predictions) for predictions in found]
+    except InputError as error:
+        ((picture, digest, phrases), *others) = asked
+        if others:
+            return [predictions for one in asked for predictions in _predict(predictor, [one])]
+        if len(phrases) == 1:
+            return [[str(error)]]
+        return [[_predict(predictor, [(picture, digest, [phrase])])[0][0] for phrase in phrases]]
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def _row(query: Query, number: int, answer: Prediction | str) -> Row:
+    row: Row = {"image": str(query.image)} if query.image is not None else {}
+    row |= {key: text for key, text in (("phrase", query.phrases[number]), ("id", query.ids[number])) if text}
+    if isinstance(answer, str):
+        return row | {"error": answer}
+    marks = {key: True for key in ("cut", "unknown") if getattr(answer, key)}
+    return row | {"box": list(answer.box), "score": round(answer.score, 4)} | marks
+
+
+def _key(model_key: bytes, image: Path | None, digest: bytes, phrase: str, name: str) -> int:
+    content = repr((model_key, str(image), digest, phrase, name)).encode(errors="backslashreplace")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
+
+
+def _image_digest(image: Path | None) -> bytes:
+    """Return the digest of an image's bytes, b"" where they cannot be read: opening it says why."""
+    try:
+        source = source_of(image) if image is not None else Path()
+        content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+    except (OSError, ValueError):  # also an `InputError` about an archive
+        return b""
+    return hashlib.sha256(content).digest()
+
+
+def _model_key(folder: Path) -> bytes:
+    """Return a digest of all of a model's files that its predictions depend on."""
+    patterns = ("**/*",) if is_exported(folder) else _MODEL_FILES
+    digest = hashlib.sha256(repr((FORMAT_VERSION, PRECISION)).encode())
+    for file in sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file()):
+        with file.open("rb") as content:
+            digest.update(file.relative_to(folder).as_posix().encode())
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.digest()

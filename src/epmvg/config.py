@@ -71,8 +71,8 @@ class DataSettings(Settings):
     share: float = Field(
         1.0, gt=0, le=1
     )  # of the training pictures that is learned from; a smaller is part of a larger
-    images: int = Field(16, ge=1)
-    phrases: int = Field(8, ge=1)
+    images: int = Field(16, ge=1)  # a batch, over all processes together
+    phrases: int = Field(8, ge=1)  # of an image in a batch; one with more comes again, with another training view
     canvas: int | None = Field(None, ge=32)  # side of training views, if smaller than the model's: cheaper steps
     workers: int = Field(0, ge=0)
     cache_gb: float = Field(0.0, ge=0)  # decoded pictures for training views, kept on disk up to this
@@ -144,16 +144,16 @@ class TrainSettings(Settings):
     """How the student is optimised; defaults are the paper's where it states them (sec. 4.2)."""
 
     epochs: float = Field(90, gt=0)
-    lr: float = Field(1e-4, gt=0)
-    lr_visual: float = Field(1e-5, gt=0)  # the backbone; like the next two it arrives pretrained
-    lr_encoder: float = Field(1e-5, gt=0)  # the visual branch's encoder and 1x1 projection
+    lr: float = Field(1e-4, gt=0)  # of all parameters that were not loaded, and of fusion encoder and box head
+    lr_visual: float = Field(1e-5, gt=0)  # of the backbone's; like the next two only of what was loaded
+    lr_encoder: float = Field(1e-5, gt=0)  # of the visual branch's encoder and 1x1 projection
     lr_text: float = Field(1e-5, gt=0)
     weight_decay: float = Field(1e-4, ge=0)  # printed as "10" with its exponent lost; TransVG's value
     schedule: Literal["step", "cosine"] = "step"
     drop: float = Field(60, gt=0)  # epochs, step schedule: lr / 10 after each
-    warmup: int = Field(0, ge=0)  # steps
+    warmup: int = Field(0, ge=0)  # optimizer steps, like every number of steps here
     clip: float | None = Field(None, gt=0)
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1)  # batches of an optimizer step; an epoch's last step takes what is left
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     checkpoint_layers: bool = False  # compute encoder and fusion layers again in the backward pass, to save memory
     seed: int = 13
@@ -162,7 +162,7 @@ class TrainSettings(Settings):
     absent: float = Field(0.25, ge=0, le=1)  # pairs a phrase that the score head learns "nothing there" from
     lr_teacher: float = Field(1e-6, gt=0)  # of an unfrozen teacher (Table 4)
     evaluate_every: float = Field(1.0, gt=0)  # epochs
-    evaluate_limit: int | None = Field(None, ge=1)  # phrases of val; None scores all
+    evaluate_limit: int | None = Field(None, ge=1)  # phrases of val, of images drawn by a fixed seed; None scores all
     save_every: int = Field(200, ge=1)  # steps
     log_every: int = Field(20, ge=1)  # steps
     tensorboard: bool = False

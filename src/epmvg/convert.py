@@ -1,22 +1,18 @@
 """Published weights -> our folder: TransVG, QRNet, DETR, Swin detectors, ImageNet networks, any BERT.
 
-Files are opened by torch's weights-only unpickler: nothing but tensors and plain containers is ever built from them.
 Every parameter is accounted for: converted, ignored with a reason, or, where a file holds only part of a student, new.
 """
 
 from __future__ import annotations
 
-import argparse
-import collections
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-import numpy as np
-import safetensors.torch
 import torch
 import yaml
 from torch import Tensor
@@ -26,6 +22,7 @@ from epmvg.models.factory import CONVERSION_FILE, build, save
 from epmvg.models.grounder import Grounder
 from epmvg.models.presets import preset
 from epmvg.models.pretrained import bert_sizes, load_bert
+from epmvg.published import read_published
 from epmvg.types import InputError
 from epmvg.writing import write_text
 
@@ -104,10 +101,17 @@ RULES: dict[str, list[Rule]] = {
 
 # What a file of each kind must hold to be one; the rest of the student stays new where the kind is only part of it.
 _SIGNATURE = {
-    "transvg": "visumodel.input_proj.weight",
-    "qrnet": "visumodel.backbone.patch_embed.proj.weight",
-    "detr": "transformer.encoder.layers.0.linear1.weight",
-    "swin": "neck.lateral_convs.0.conv.weight",
+    "transvg": {"visumodel.input_proj.weight"},
+    "qrnet": {"visumodel.backbone.patch_embed.proj.weight"},
+    "detr": {"transformer.encoder.layers.0.linear1.weight", "query_embed.weight", "class_embed.weight"},
+    "swin": {"neck.lateral_convs.0.conv.weight"},
+}
+# Other networks that people have weights of, each known by the start of a parameter's name.
+_FOREIGN = {
+    "transformer.text_encoder.": "MDETR",
+    "ml_visual_projection.": "CLIP-VG",
+    "clip.visual.": "CLIP-VG",
+    "transformer.level_embed": "Grounding DINO or another deformable DETR",
 }
 _MAY_BE_NEW: dict[str, tuple[str, ...]] = {
     "transvg": (),
@@ -145,7 +149,8 @@ def convert(file: Path | str, kind: str, **options: Any) -> Conversion:
     """
     if kind not in KINDS:
         raise InputError(f"There is no kind {kind!r} of published weights: give one of {', '.join(KINDS)}.")
-    return from_published(read_published(file), kind, file=file, **options)
+    published = read_published(file)
+    return from_published(published.tensors, kind, file=file, stated=published.stated, **options)
 
 
 def from_published(
@@ -153,6 +158,7 @@ def from_published(
     kind: str,
     *,
     file: Path | str = "the state dict",
+    stated: Mapping[str, Any] = MappingProxyType({}),
     model: str | None = None,
     canvas: int | None = None,
     length: int | None = None,
@@ -165,27 +171,25 @@ def from_published(
         published: as `read_published` returns them.
         kind: as for `convert`.
         file: what messages call the source.
+        stated: the settings of the training that made them, as `read_published` returns them.
         model: a preset's name; guessed from the weights by default, wanted for `imagenet`.
         canvas, length: S and L of the student, the file's own by default.
         resample: fit learned positions to another canvas or length (`resample_positions`).
         bert: name on the hub or local folder of a BERT whose weights the linguistic branch starts from.
 
     Raises:
-        InputError: the weights are of something else, or fit the student only in part.
+        InputError: the weights are of something else, contradict what is stated, or fit the student only in part.
     """
-    sign = _SIGNATURE.get(kind)
-    if sign and sign not in published:
-        other = next((k for k, s in _SIGNATURE.items() if s in published), None)
-        hint = f"give --as {other}" if other else f"give one of {', '.join(KINDS)} that fits"
-        raise InputError(f"{file} holds no {kind} weights (there is no {sign}): {hint}.")
+    _check_kind(published, kind, file)
     name = model or _guess(kind, published, file)
     settings = preset(name)
+    _check_stated(stated, kind, settings, file)
     state, ignored, origin = _rename(published, kind, file)
     positions = state.get("vl_pos_embed.weight")
     if positions is None:
         own_canvas, own_length = canvas or settings["canvas"], length or settings["length"]
     else:
-        own_canvas, own_length = _sizes(len(positions), settings, file)
+        own_canvas, own_length = _sizes(len(positions), settings, stated, file)
     if bert is not None:
         if any(key.startswith("linguistic.") for key in state):
             raise InputError(f"{file} brings its own BERT: leave out --bert.")
@@ -223,63 +227,39 @@ def write(conversion: Conversion, folder: Path | str) -> None:
     write_text(folder / CONVERSION_FILE, yaml.safe_dump({"new": conversion.new}))
 
 
-def read_published(file: Path | str) -> dict[str, Tensor]:
-    """Read the tensors of a published checkpoint by name, unwrapped from whatever training left around them.
-
-    Raises:
-        InputError: no such file, not a checkpoint, or one that would have to run code to be opened.
-    """
-    file = Path(file)
-    if not file.is_file():
-        raise InputError(f"{file} does not exist: give a .pth or .safetensors file.")
-    if file.suffix == ".safetensors":
-        try:
-            return dict(safetensors.torch.load_file(file))
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
-            raise InputError(f"{file} is not a safetensors file ({error}): fetch it again.") from error
-    try:
-        with torch.serialization.safe_globals(_PLAIN):
-            held = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is not its own
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found:
-            raise InputError(
-                f"{file} wants to build a {found[1]}, which is not plain data, and was not opened: "
-                "save its state dict alone where you trust it."
-            ) from error
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise InputError(f"{file} is not a checkpoint that can be read ({reason}): fetch it again.") from error
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(held, dict) and isinstance(held.get(key), dict):
-            held = held[key]
-            break
-    tensors = (
-        {str(k).removeprefix("module."): v for k, v in held.items() if isinstance(v, Tensor)}
-        if (isinstance(held, dict))
-        else {}
+def _check_kind(published: dict[str, Tensor], kind: str, file: Path | str) -> None:
+    """Reject weights that are not of a kind, naming what they are where that is known."""
+    foreign = next((name for start, name in _FOREIGN.items() if any(key.startswith(start) for key in published)), None)
+    if foreign:
+        raise InputError(f"{file} holds weights of {foreign}, which fit no student: give one of {', '.join(KINDS)}.")
+    absent = _SIGNATURE.get(kind, set()) - published.keys()
+    if not absent:
+        return
+    other = next((k for k, signature in _SIGNATURE.items() if signature <= published.keys()), None)
+    hint = (
+        f"give --as {other}" if other else f"it is incomplete or of another network (it begins with {min(published)})"
     )
-    if not tensors:
-        raise InputError(f"{file} holds no weights by name: give a checkpoint or a state dict.")
-    return tensors
+    raise InputError(f"{file} holds no {kind} weights (there is no {min(absent)}): {hint}.")
 
 
-_DTYPES = [type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool", "str")]
-_SCALAR = np.float64(0).__reduce__()[0]
-_RECONSTRUCT = np.zeros(1).__reduce__()[0]
-# Beside tensors: what training scripts leave in a checkpoint, all of it plain data.
-_PLAIN: list[Any] = [
-    argparse.Namespace,
-    collections.Counter,
-    collections.defaultdict,
-    dict,
-    np.dtype,
-    np.ndarray,
-    *_DTYPES,
-    _SCALAR,
-    _RECONSTRUCT,
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
-]
+def _check_stated(stated: Mapping[str, Any], kind: str, settings: dict[str, Any], file: Path | str) -> None:
+    """Reject weights whose training states what a student of these settings would compute otherwise.
+
+    What is compared leaves no trace in the tensors' shapes.
+    """
+    expected: dict[str, tuple[Any, ...]] = {}
+    if kind in ("transvg", "detr"):
+        backbone = settings["visual"]["backbone"].partition(".")[0]
+        expected |= {"dilation": (False,), "pre_norm": (False,), "backbone": (backbone,)}
+        expected |= {"nheads": (settings["visual"]["heads"],), "position_embedding": ("sine", "v2")}
+    if kind in ("transvg", "qrnet"):
+        expected["vl_nheads"] = (settings["fusion"]["heads"],)
+    for key, values in expected.items():
+        if key in stated and stated[key] not in values:
+            raise InputError(
+                f"{file} states {key}={stated[key]}, and the student computes with {key}={values[0]}: "
+                "no preset here fits these weights."
+            )
 
 
 def _guess(kind: str, published: dict[str, Tensor], file: Path | str) -> str:
@@ -324,13 +304,29 @@ def _grids(model: Grounder, canvas: int) -> list[int]:
     return [math.ceil(canvas / stride) for stride in model.visual.strides]
 
 
-def _sizes(rows: int, settings: dict[str, Any], file: Path | str) -> tuple[int, int]:
-    """Read canvas and length off the learned positions: 1 + L + N rows, L being 20 or 40 in what is published."""
-    for length in (20, 40):
-        for canvas in range(64, 2048, 32):
-            if 1 + length + sum(math.ceil(canvas / stride) ** 2 for stride in settings["visual"]["strides"]) == rows:
-                return canvas, length
-    raise InputError(f"{file}: its {rows} positions fit no length of 20 or 40 words and no square canvas.")
+def _sizes(rows: int, settings: dict[str, Any], stated: Mapping[str, Any], file: Path | str) -> tuple[int, int]:
+    """Read canvas and length off the learned positions: 1 + L + N rows.
+
+    L is 20 or 40 in what is published, unless the file states another; a canvas that it states must be the one found.
+    """
+    lengths = [stated["max_query_len"]] if "max_query_len" in stated else [20, 40]
+    strides = settings["visual"]["strides"]
+    found = [
+        (canvas, length)
+        for length in lengths
+        for canvas in range(64, 2048, 32)
+        if 1 + length + sum(math.ceil(canvas / stride) ** 2 for stride in strides) == rows
+    ]
+    if not found:
+        raise InputError(f"{file}: its {rows} positions fit no length of {lengths} words and no square canvas.")
+    said = stated.get("imsize", found[0][0])
+    fitting = [sizes for sizes in found if sizes[0] == said]
+    if not fitting:
+        raise InputError(
+            f"{file} states imsize={said}, and its {rows} positions fit a canvas of {found[0][0]}: "
+            "it was trained with other strides, which no student has."
+        )
+    return fitting[0]
 
 
 def resample_positions(rows: Tensor, length: int, grids: list[int], model: Grounder) -> Tensor:

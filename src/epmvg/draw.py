@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -20,7 +23,7 @@ COLOURS = ("#ffd21f", "#4cc2ff", "#ff7a59", "#6ee7a0", "#f58ad0", "#c4a7ff", "#f
 
 HALO = "#141414"
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+logger = logging.getLogger("epmvg")
 
 
 def draw_boxes(
@@ -30,7 +33,8 @@ def draw_boxes(
 
     Args:
         image: any mode; the copy is RGB, turned by its EXIF orientation.
-        boxes: (x0, y0, x1, y1) in pixels of the picture; what lies outside is cut off.
+        boxes: (x0, y0, x1, y1) in pixels of the picture; what lies outside is cut off, and one that is not a number is
+            left out.
         labels: one a box. One that is wider than the picture is shortened; on a thumbnail there is room for none.
         colours: one a box, anything PIL understands; by default each different label has its own.
 
@@ -44,9 +48,10 @@ def draw_boxes(
     drawn = upright_rgb(image)
     pen = ImageDraw.Draw(drawn)
     line = max(1, round(max(drawn.size) / 250))  # 2-3 px on a 640 px photo, the eye's hairline at any scale
-    placed = [_outline(pen, box, ink, line, drawn.size) for box, ink in zip(boxes, inks, strict=True)]
+    whole = [number for number, box in enumerate(boxes) if all(map(math.isfinite, box))]
+    placed = [_outline(pen, boxes[number], inks[number], line, drawn.size) for number in whole]
     if labels is not None:
-        _write_labels(pen, placed, labels, inks, drawn.size)
+        _write_labels(pen, placed, [labels[number] for number in whole], [inks[number] for number in whole], drawn.size)
     return drawn
 
 
@@ -141,7 +146,7 @@ def _write_labels(
     pen: ImageDraw.ImageDraw, boxes: Sequence[Box], labels: Sequence[str], inks: Sequence[str], size: tuple[int, int]
 ) -> None:
     pixels = max(11.0, max(size) / 40)  # 11 px: smaller letters of this font run together
-    font = ImageFont.load_default(size=pixels)
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size=pixels)
     margin = max(2, round(pixels / 4))
     height = round(pixels * 1.2) + 2 * margin
     if 3 * height > size[1]:  # a thumbnail: labels would hide what they name
@@ -149,6 +154,7 @@ def _write_labels(
     taken: list[Box] = []
     for box, label, ink in zip(boxes, labels, inks, strict=True):
         text = _fit(_printable(label), font, size[0] - 2 * margin)
+        _report_missing(text, font)
         if not text:
             continue
         width = round(font.getlength(text)) + 2 * margin
@@ -158,12 +164,24 @@ def _write_labels(
         pen.text((plate[0] + margin, (plate[1] + plate[3]) / 2), text, fill=HALO, font=font, anchor="lm")
 
 
+def _report_missing(text: str, font: ImageFont.FreeTypeFont) -> None:
+    """Log once in a process that a label's script is not in the font."""
+    empty = bytes(font.getmask("\uffff"))
+    if any(bytes(font.getmask(letter)) == empty for letter in text if not (letter.isascii() or letter.isspace())):
+        _log_missing(font.getname()[0])
+
+
+@lru_cache(maxsize=1)
+def _log_missing(name: str | None) -> None:
+    logger.warning("Labels are drawn in %s, which has no letters of some of their scripts: boxes stand for them.", name)
+
+
 def _printable(label: str) -> str:
     """One line of at most 300 characters, without the half characters that no encoder takes."""
     return " ".join(label.encode("utf-8", "replace").decode("utf-8").split())[:300]
 
 
-def _fit(text: str, font: Font, width: float) -> str:
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """Shorten a text until it is at most `width` pixels wide; "" where not even a letter fits."""
     if font.getlength(text) <= width:
         return text

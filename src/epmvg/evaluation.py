@@ -33,6 +33,7 @@ from epmvg.models.hub import fetch
 from epmvg.models.norms import bake_norms
 from epmvg.models.weights_file import WEIGHTS, weights_digest
 from epmvg.processes import gathered, together, told
+from epmvg.tokenizer import PhraseTokenizer
 from epmvg.types import Batch, InputError, Output, Progress, Record
 from epmvg.writing import naming, replacing, write_text
 
@@ -117,6 +118,23 @@ def with_misses(rows: Sequence[Row], records: Sequence[Record]) -> list[Row]:
     return [*rows, *missed]
 
 
+def _warn_of_unread(read: Sequence[Row], rows: Sequence[Row], name: str) -> int:
+    """Count and name the images that could not be read.
+
+    Raises:
+        InputError: there is no other.
+    """
+    unread = sorted({row["image"] for row in rows[len(read) :]})
+    if not read:
+        raise InputError(f"None of the images of {name} can be read (first: {unread[0]}): check --root and the files.")
+    if unread:
+        warnings.warn(
+            f"Images of {name} that cannot be read, whose phrases count as misses: {len(unread)} (first: {unread[0]}).",
+            stacklevel=3,
+        )
+    return len(unread)
+
+
 def overlaps(boxes: Sequence[Sequence[float]], targets: Sequence[Sequence[float]]) -> list[float]:
     """IoU of box i with target i, both xyxy, in double precision."""
     pair = (torch.tensor(part, dtype=torch.float64).reshape(-1, 4) for part in (boxes, targets))
@@ -172,11 +190,13 @@ def evaluate(
         progress: called with (phrases answered, all of them).
 
     Returns:
-        data, split, protocol, what `judge` says, `confidence` (docs/confidence.md), `weights`, the SHA-256 of the
-        weights that were scored, and `rows`, the name of the file of predictions.
+        data, split, protocol, `cut` and `unknown` (phrases longer than the model reads, and those of which it knows no
+        word), what `judge` says, `confidence` (docs/confidence.md), `weights`, the SHA-256 of the weights that were
+        scored, `unread_images`, how many could not be read and count as misses, and `rows`, the name of the file of
+        predictions.
 
     Raises:
-        InputError: the run, the data or a picture cannot be read.
+        InputError: the run, the data or all images cannot be read.
     """
     with together() as (rank, world):  # first, so that the others notice a fault in what follows
         model = load(run).to(select_device(device))
@@ -186,16 +206,18 @@ def evaluate(
         results_folder(run)  # whether it can be had is said before an hour's work
         asked = [*records, *absent_records(records, absent)]  # an image is still encoded once
         stem = stem_of(run, settings, split)
-        loader = evaluation_loader(model, asked, images=settings.images, rank=rank, world=world)
+        loader = evaluation_loader(model, asked, images=settings.images, rank=rank, world=world, tolerant=True)
         answers = predict_rows(model, loader.batches(0), progress=progress, total=-(-len(asked) // world))
         result: dict[str, Any] = {"data": short_name(name), "split": split or "all", "protocol": PROTOCOL}
         result["rows"] = f"predictions-{stem}.jsonl"
         if rank == 0:
-            rows, nothing = split_absent(answers)
+            read, nothing = split_absent(answers)
+            rows = with_misses(read, records)
             if len(rows) != len(records):
                 raise InputError(f"{name} has {len(records)} rows but {len(rows)} were answered.")
-            trust = asdict(measure_trust(rows, nothing))
-            result |= judge(rows)
+            result["unread_images"] = _warn_of_unread(read, rows, name)
+            trust = asdict(measure_trust(read, nothing))
+            result |= mark_unread(rows, model.phrase_tokenizer()) | judge(rows)
             mapping = model.calibration
             fitted = (mapping and mapping.fitted) or {}
             result["confidence"] = {
@@ -210,6 +232,16 @@ def evaluate(
             write_rows(folder / f"absent-{stem}.jsonl", nothing)
             write_json(folder / f"evaluation-{stem}.json", result)
         return told(result)
+
+
+def mark_unread(rows: Sequence[Row], tokenizer: PhraseTokenizer) -> dict[str, int]:
+    """Mark rows whose phrase is longer than the model reads (`cut`) or of which it knows no word, and count both."""
+    tokens = tokenizer([row["phrase"] for row in rows])
+    marks = {"cut": tokens.cut, "unknown": tokens.unknown}
+    for key, marked in marks.items():
+        for number in marked.nonzero()[0].tolist():
+            rows[number][key] = True
+    return {key: int(marked.sum()) for key, marked in marks.items()}
 
 
 def results_folder(run: Path | str) -> Path:
@@ -350,7 +382,6 @@ def evaluation_loader(
     records: Sequence[Record],
     *,
     images: int = 16,
-    stored: dict[str, Tensor] | None = None,
     rank: int = 0,
     world: int = 1,
     tolerant: bool = False,
@@ -365,7 +396,6 @@ def evaluation_loader(
         canvas=model.canvas,
         images=images,
         phrases=16,
-        stored=stored,
         rank=rank,
         world=world,
         tolerant=tolerant,

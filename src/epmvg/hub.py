@@ -5,6 +5,7 @@ Weights travel as safetensors only. The card repeats what the run's folder measu
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import shutil
@@ -22,11 +23,13 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from epmvg import __version__
+from epmvg.confidence import Calibration
 from epmvg.config import Recipe
-from epmvg.data.catalog import open_records
+from epmvg.leakage import shared_images, training_images
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
-from epmvg.models.hub import fetch
+from epmvg.models.hub import FILES, fetch
+from epmvg.models.weights_file import WEIGHTS, weights_digest
 from epmvg.predict import Predictor
 from epmvg.types import InputError
 from epmvg.writing import write_text
@@ -118,7 +121,12 @@ def push_to_hub(
         api = HfApi(token=token)
         try:
             made = api.create_repo(name, private=private, exist_ok=True)
-            api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=f"epmvg {__version__}")
+            api.upload_folder(
+                repo_id=made.repo_id,
+                folder_path=folder,
+                commit_message=f"epmvg {__version__}",
+                delete_patterns=FILES,  # what an earlier model left there, such as its calibration
+            )
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{name} could not be published on the Hugging Face hub ({type(error).__name__}): "
@@ -171,7 +179,7 @@ def model_card(
         recipe=None if settings is None else yaml.safe_dump(settings, sort_keys=False).strip(),
         model=model.settings,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        evaluations=_evaluations(run),
+        evaluations=_evaluations(run, model.calibration),
         calibration=model.calibration,
         latency=latency,
         wheels=wheels or {},
@@ -189,33 +197,38 @@ class Latency:
 
 
 def time_model(model: Grounder, rounds: int = 15) -> Latency:
-    """Time a model on this machine, on a plain picture of 640 x 480 pixels."""
-    ground = Predictor(model)
-    picture = Image.new("RGB", (640, 480), (120, 120, 120))
+    """Time a model on this machine, on new images of 640 x 480 pixels with new phrases: nothing is remembered."""
+    ground = Predictor(model, keep_mb=0)
+    image = Image.new("RGB", (640, 480), (120, 120, 120))
+    numbers = itertools.count()
 
-    def median_of(phrases: list[str]) -> float:
-        ground(picture, phrases)
+    def median_of(count: int) -> float:
         times = []
-        for _ in range(rounds):
+        for _ in range(rounds + 1):
+            phrases = [f"a man in a blue shirt {next(numbers)}" for _ in range(count)]
             start = time.perf_counter()
-            ground(picture, phrases)
+            ground(image, phrases)
             times.append(time.perf_counter() - start)
-        return 1000 * statistics.median(times)
+        return 1000 * statistics.median(times[1:])
 
-    one, nine = median_of(["a man in a blue shirt"]), median_of(["a man in a blue shirt"] * 9)
+    one, nine = median_of(1), median_of(9)
     threads = torch.get_num_threads()
     where = f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}"
     return Latency(one, (nine - one) / 8, where)
 
 
-def _evaluations(run: Path) -> list[dict[str, Any]]:
-    """Read what the run was scored on, test splits first."""
-    found = []
+def _evaluations(run: Path, calibration: Calibration | None) -> list[dict[str, Any]]:
+    """Read what these very weights were scored on, test splits first; without figures of another calibration."""
+    weights, found = weights_digest(run / WEIGHTS), []
     for file in sorted(run.glob("evaluation-*.json")):
         try:
             said = json.loads(file.read_text(encoding="utf-8"))
+            if said.get("weights") != weights:
+                continue
+            if said["confidence"]["mapping"] != (calibration and calibration.mapping):
+                said["confidence"] = None
             found.append(said | {"name": f"{said['data']} {said['split']}", "n": said["n"], "acc50": said["acc50"]})
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} cannot be read: run `epmvg evaluate` again.") from error
     return sorted(found, key=lambda said: (not said["split"].startswith("test"), said["name"]))
 
@@ -233,21 +246,15 @@ def _public_settings(run: Path) -> dict[str, Any] | None:
 
 
 def _leaks(run: Path) -> list[dict[str, Any]]:
-    """Count the images of each scored split that were trained on, by file; nothing where the data is not at hand."""
-    if not (run / "config.yaml").exists():
-        return []
-    data = Recipe.load(run / "config.yaml").data
-    try:
-        learned = {
-            record.image.resolve()
-            for record in open_records(data.name, split=data.train, root=data.root, split_key=data.split_key)
-        }
-    except InputError:
+    """Count the images of each scored split that were trained on, by content; nothing where the data is not at hand."""
+    learned = training_images(run)
+    if learned is None:
         return []
     found = []
     for file in sorted(run.glob("predictions-*.jsonl")):
-        lines = file.read_text(encoding="utf-8").splitlines()
-        asked = {Path(json.loads(line)["image"]).resolve() for line in lines}
+        with file.open(encoding="utf-8") as lines:
+            asked = {Path(json.loads(line)["image"]) for line in lines}
         name = file.stem.removeprefix("predictions-").replace("-", " ")
-        found.append({"name": name, "images": len(asked), "shared": len(asked & learned), "learned": len(learned)})
+        shared = len(shared_images(asked, learned))
+        found.append({"name": name, "images": len(asked), "shared": shared, "learned": len(learned)})
     return found

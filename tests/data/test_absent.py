@@ -65,3 +65,30 @@ def test_pairs_of_a_batch_are_absent_and_as_many_as_asked() -> None:
     assert few is None or few.shape[1] <= 3
     alone = Batch(nothing, nothing, nothing, nothing, owner[:3], nothing, phrases[:3], [whole], records[:3])
     assert absence.pairs(alone, 1.0, (7, 1)) is None
+
+
+PLURALS = """
+bus/buses knife/knives mouse/mice leaf/leaves shelf/shelves foot/feet tie/ties movie/movies glass/glasses lens/lenses
+child/children woman/women dress/dresses person/people series/series horse/horses box/boxes wolf/wolves wife/wives
+loaf/loaves calf/calves scarf/scarves building/buildings painting/paintings goose/geese sheep/sheep tomato/tomatoes
+bookshelf/bookshelves vase/vases donkey/donkeys lady/ladies
+"""
+
+
+@pytest.mark.parametrize(("one", "several"), [pair.split("/") for pair in PLURALS.split()])
+def test_singular_and_plural_are_one_thing(one: str, several: str) -> None:
+    assert things_named(f"a {one}") == things_named(f"two {several}") != frozenset()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["bus/bun", "tie/tile", "tennis/ten", "lens/lent", "glass/grass", "gloves/glow", "caves/cafes"],
+)
+def test_different_things_stay_different(words: str) -> None:
+    one, other = words.split("/")
+    assert things_named(one).isdisjoint(things_named(other)) and things_named(one)
+
+
+def test_plurals_are_not_asked_as_absent() -> None:
+    absence = Absence([Record(Path("a.jpg"), "a bus", (0, 0, 5, 5)), Record(Path("b.jpg"), "a dog", (0, 0, 5, 5))])
+    assert not absence("the buses", Path("a.jpg")) and absence("the buses", Path("b.jpg"))

@@ -261,3 +261,51 @@ def test_tables_that_are_no_rows_are_refused_in_one_sentence(tmp_path: Path) -> 
         assert "\n" not in str(refused.value), case
     with pytest.raises(InputError, match=r"none\.parquet cannot be opened"):
         read_file(tmp_path / "none.parquet")
+
+
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_no_conversion_overwrites_what_it_reads(tmp_path: Path, squares: Path) -> None:
+    source = tmp_path / "set"
+    source.mkdir()
+    convert_data(str(squares), source / "rows.jsonl")
+    convert_data(str(squares), source / "hub")
+    convert_data(str(squares), source / "s-00000.tar")
+    (source / "link.jsonl").symlink_to(source / "rows.jsonl")
+    (source / "refcoco").mkdir()
+    (source / "refcoco" / "instances.json").write_text("{}")
+    photo = next((source / "hub").rglob("*.png"), None) or next((source / "hub").rglob("*.jpg"))
+    before = everything(source)
+    for name, target, kind in (
+        ("rows.jsonl", "rows.jsonl", None),
+        ("link.jsonl", "rows.jsonl", None),
+        ("rows.jsonl", "link.jsonl", None),
+        ("hub", "hub", None),
+        ("hub", "hub/metadata.jsonl", None),
+        ("hub", str(photo.relative_to(source)), "jsonl"),
+        ("s-*.tar", "s-%05d.tar", None),
+        ("s-00000.tar", "s-00000.tar", None),
+    ):
+        with pytest.raises(InputError, match="would overwrite"):
+            convert_data(str(source / name), source / target, kind=kind)
+        assert everything(source) == before, (name, target)
+    with pytest.raises(InputError, match="would overwrite"):
+        convert_data("refcoco", source / "refcoco" / "instances.json", root=source)
+
+
+def test_an_image_folder_never_replaces_other_images(tmp_path: Path, squares: Path) -> None:
+    target = tmp_path / "hub"
+    convert_data(str(squares), target)
+    convert_data(str(squares), target)  # the same images are no others
+    name = read_jsonl(squares)[-1].image.name
+    (target / name).write_bytes(b"another picture")
+    before = everything(target)
+    with pytest.raises(InputError, match=rf"{name} is another file than .*: choose another folder"):
+        convert_data(str(squares), target)
+    assert everything(target) == before
+    read_jsonl(squares)[-1].image.unlink()
+    with pytest.raises(InputError, match="does not exist"):
+        convert_data(str(squares), tmp_path / "new")
+    assert not everything(tmp_path / "new")

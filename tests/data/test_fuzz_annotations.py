@@ -41,6 +41,11 @@ SENTENCE = {"sent": "a cup", "raw": "A cup", "sent_id": 5}
 REF = {"ref_id": 1, "ann_id": 1, "image_id": 3, "category_id": 9, "split": "val", "sentences": [SENTENCE]}
 SPAN = {"id": 1, "image_id": 3, "bbox": [1, 2, 3, 4], "tokens_positive": [[0, 5]]}
 REGION = {"phrase": "a cup", "bbox": [[1, 2, 3, 4], [5, 6, 7, 8]]}
+SIDES = {"x": 10, "y": 20, "width": 50, "height": 25, "rotation": 0}
+TASK = [
+    {"id": "r", "original_width": 50, "original_height": 40, "value": SIDES},
+    {"id": "r", "original_width": 50, "original_height": 40, "value": {**SIDES, "text": ["a cup"]}},
+]
 XML = (
     "<annotation><size><width>50</width><height>40</height></size><object><name>1</name><bndbox><xmin>1</xmin>"
     "<ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox></object></annotation>"
@@ -64,6 +69,8 @@ SETS = [
     GoodSet("rows.json", {"rows.json": {"images": [PICTURE], "annotations": [{**NOTE, "phrase": "a cup"}]}}),
     GoodSet("rows.json", {"rows.json": {"images": [{**PICTURE, "caption": "a cup"}], "annotations": [SPAN, SPAN]}}),
     GoodSet("rows.json", {"rows.json": [{"img_id": "a_1", "sents": "a cup", "bbox": [1, 2, 3, 4]}]}),
+    GoodSet("rows.json", {"rows.json": [ROW, ROW]}),
+    GoodSet("rows.json", {"rows.json": [{"data": {"image": "a.jpg"}, "annotations": [{"result": TASK}]}]}),
     GoodSet("o.jsonl", {"o.jsonl": [{"filename": "a.jpg", "grounding": {"caption": "a cup", "regions": [REGION]}}]}),
     GoodSet("hub", {"hub/metadata.jsonl": [{"file_name": "a.jpg", "width": 50, "height": 40, "objects": COLUMNS}]}),
     GoodSet("hub", {"hub/val/metadata.jsonl": [{"file_name": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4]}]}),

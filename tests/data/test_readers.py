@@ -196,7 +196,7 @@ def test_stats_need_no_photos(tmp_path: Path) -> None:
     share = counts["splits"]["test"].pop("box_share")
     assert share == pytest.approx((1200 + 1) / 2 / 2000, abs=1e-4)
     held = {"images": 1, "phrases": 2, "boxes": 2, "words": 2.5, "longest": 3, "distinct": 2}
-    assert counts == {"data": "flickr30k", "splits": {"test": held}, "skipped": {}}
+    assert counts == {"data": "flickr30k", "splits": {"test": held}, "skipped": {}, "first_skipped": {}}
 
 
 # --- the reference material ------------------------------------------------------------------------------------------
@@ -366,3 +366,11 @@ def test_a_share_is_of_whole_pictures_and_part_of_a_larger_share() -> None:
         smaller = phrases
     with pytest.raises(InputError, match="leaves none"):
         share_of(records[:3], 1e-9)
+
+
+def test_a_share_goes_by_paths_where_names_repeat_and_not_by_the_place_of_the_set() -> None:
+    def kept(top: str) -> set[str]:
+        records = [Record(Path(f"{top}/c{number}/image.jpg"), "it", (0, 0, 1, 1)) for number in range(200)]
+        return {record.image.parent.name for record in share_of(records, 0.3)}
+
+    assert 30 < len(kept("/data/set")) < 90 and kept("/data/set") == kept("elsewhere")

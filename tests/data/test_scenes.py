@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from epmvg.data.catalog import open_records
 from epmvg.data.jsonl import read_jsonl
 from epmvg.data.scene_phrases import Thing, phrases_of
 from epmvg.data.scene_sprites import dominant_hue, load_sprites, name_colour, sprite_picture
@@ -134,6 +136,28 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds something other"):
         write_scenes(tmp_path, sizes=SMALL)
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_two_that_draw_at_once_get_one_set_and_leave_nothing_else(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(lambda _: write_scenes(tmp_path / "scenes", sizes=SMALL, side=64), range(2)))
+    assert folders[0] == folders[1] and (folders[0] / "annotations.jsonl").is_file()
+    assert {file.name for file in tmp_path.iterdir()} <= {"scenes", ".scenes.lock"}
+
+
+def test_drawing_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_scenes(tmp_path / "scenes", sizes=SMALL, side=64, progress=stop)
+    assert {file.name for file in tmp_path.iterdir()} <= {".scenes.lock"}
+
+
+def test_a_mistyped_root_is_not_drawn_in(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        open_records("scenes", split="val", root=tmp_path / "scnees")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sprites_have_the_colours_that_their_table_states() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from epmvg.boxes import to_xyxy
 from epmvg.data import as_published
 from epmvg.data.photos import Photo, open_image
-from epmvg.data.transforms import Augment, names_place, pad_of, render, swap_sides, training_view
+from epmvg.data.transforms import Augment, names_place, pad_of, render, sides_are_clear, swap_sides, training_view
 from epmvg.data.views import View, canvas_of, evaluation_view, laid_rectangle, lay
 from epmvg.types import InputError
 
@@ -64,6 +66,47 @@ def test_published_evaluation_view(shared: Path) -> None:
 def test_sides_swap_as_words(before: str, after: str) -> None:
     assert swap_sides(before) == after
     assert swap_sides(after) == before
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        *("the man right behind the car", "the one right in front of us", "sitting right next to the dog"),
+        *("the last slice left on the plate", "the only piece left", "a dog left behind", "what is left"),
+        *("all right", "the right way up", "the guy walking right behind her", "cup right by the fork"),
+    ],
+)
+def test_a_picture_is_not_mirrored_where_a_word_may_be_no_side(phrase: str) -> None:
+    assert swap_sides(phrase) == phrase
+    for seed in range(8):
+        random = np.random.default_rng(seed)
+        phrases = ["the cup on the left", phrase]
+        assert not training_view((60, 40), 60, [(1, 2, 9, 9)] * 2, phrases, Augment(flip=1.0), random).letterbox.flip
+
+
+@pytest.mark.parametrize(
+    ("phrase", "mirrored"),
+    [
+        ("man on right behind the car", "man on left behind the car"),
+        ("bottom right next to the cup", "bottom left next to the cup"),
+        ("her right arm", "her left arm"),
+        ("zebra left", "zebra right"),
+        ("the man left of the car", "the man right of the car"),
+        ("second from right", "second from left"),
+        ("left guy in front", "right guy in front"),
+        ("dog looking right", "dog looking left"),
+    ],
+)
+def test_sides_are_mirrored_with_their_picture(phrase: str, mirrored: str) -> None:
+    assert swap_sides(phrase) == mirrored
+    view = training_view((60, 40), 60, [(1, 2, 9, 9)], [phrase], Augment(flip=1.0), np.random.default_rng(0))
+    assert view.letterbox.flip
+
+
+def test_most_real_phrases_with_a_side_can_be_mirrored(shared: Path) -> None:
+    lines = (shared / "real_grounding" / "annotations.jsonl").read_text(encoding="utf-8").splitlines()
+    sided = [phrase for line in lines if re.search(r"\b(left|right)\b", phrase := json.loads(line)["phrase"])]
+    assert len(sided) > 500 and sum(map(sides_are_clear, sided)) > 0.95 * len(sided)
 
 
 def test_places_are_words() -> None:

@@ -231,6 +231,8 @@ def test_one_bad_picture_is_left_out_and_counted(tmp_path: Path) -> None:
     assert (metrics.images, metrics.captions, metrics.skipped) == (3, 3, 1)
     assert "gone.png" in json.loads((tmp_path / "out" / "teacher.json").read_text())["skipped"][0]
     assert ClipTeacher(tmp_path / "out").width == 8
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir() if file.is_file()}
+    assert len(set(modes.values())) == 1, modes  # weights are readable by whoever may read the rest
 
 
 def test_a_training_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +23,7 @@ from epmvg.models.memory import TextMemory
 from epmvg.models.modulation import QueryGate
 from epmvg.models.presets import PRESETS, preset
 from epmvg.models.visual import token_pad
+from epmvg.predict import Predictor
 from epmvg.types import InputError, Output
 from reference.activations import LiveTensors
 
@@ -383,3 +385,27 @@ def test_padding_of_tokens_is_the_published_rule_wherever_that_leaves_a_token() 
     content = ~token_pad(strip, 16)
     assert content[0].nonzero().tolist() == [[1, 0], [1, 1], [1, 2], [1, 3]]
     assert content[1].nonzero().tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-swin"])
+def test_loading_leaves_the_caller_s_defaults_and_is_not_moved_by_them(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save(create_model(name, **({"anchored": True, "similarity": True} if name == "tiny-resnet" else {})), tmp_path)
+    picture, phrases = np.full((40, 60, 3), 90, np.uint8), ["the red square", "dog"]
+    expected = Predictor(tmp_path, device="cpu")(picture, phrases)
+    state = torch.get_rng_state()
+    try:
+        for dtype, device in ((torch.float64, "cpu"), (torch.float32, "meta")):
+            torch.set_default_dtype(dtype)
+            torch.set_default_device(device)
+            ground = Predictor(tmp_path, device="cpu")
+            for one, other in zip(ground(picture, phrases), expected, strict=True):
+                assert one.box == pytest.approx(other.box, abs=0.011) and one.score == pytest.approx(
+                    other.score, abs=1e-5
+                )
+            assert ground.attention(picture, "dog")[0].shape == (40, 60)
+            assert torch.get_default_dtype() == dtype and torch.get_default_device().type == device
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 import epmvg
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
-from epmvg.models.weights_file import read_weights, write_weights
+from epmvg.models.weights_file import read_weights, weights_digest, write_weights
 from epmvg.types import InputError
 
 STATE = {"a.weight": torch.arange(600.0).view(30, 20), "b": torch.tensor([True, False]), "c": torch.tensor(7)}
@@ -61,3 +62,23 @@ def test_a_damaged_model_is_refused_in_one_sentence(tiny: Grounder, tmp_path: Pa
     with pytest.raises(InputError, match=r"model\.safetensors is damaged") as refused:
         epmvg.load(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_weights_are_readable_by_whom_the_umask_lets(tiny: Grounder, tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        save(tiny, tmp_path / "run")
+    finally:
+        os.umask(before)
+    files = [tmp_path / "run" / name for name in ("model.safetensors", "model.yaml")]
+    assert [file.stat().st_mode & 0o777 for file in files] == [mode, mode]
+
+
+def test_a_digest_is_of_the_values(tmp_path: Path) -> None:
+    """The same for the same values, also in a file that somebody else wrote; another for others."""
+    ours, theirs, other = (tmp_path / name for name in ("ours", "theirs", "other"))
+    write_weights(ours, STATE)
+    safetensors.torch.save_file(STATE, theirs)
+    write_weights(other, STATE | {"b": torch.tensor([False, False])})
+    assert weights_digest(ours) == weights_digest(theirs) != weights_digest(other)

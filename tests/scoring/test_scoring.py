@@ -357,6 +357,15 @@ def test_a_wrong_convention_is_warned_of_with_the_one_that_fits(
     assert words in wrong["warnings"][0] and made in wrong["warnings"][0] and made == wrong["fit"]["better"]
 
 
+def test_data_whose_own_boxes_do_not_fit_is_warned_of(known: tuple[Path, Rows], tmp_path: Path) -> None:
+    data, said = known
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    corners = [row | {"bbox": [6000, 3000, 6000 + row["bbox"][2] // 4, 3000 + row["bbox"][3] // 4]} for row in rows]
+    got = epmvg.score(write(tmp_path / "own.jsonl", said), data=str(write(tmp_path / "corners.jsonl", corners)))
+    assert "30 of 30 boxes of the data reach beyond their image" in got["warnings"][-1]
+    assert not epmvg.score(tmp_path / "own.jsonl", data=str(data))["warnings"]
+
+
 def test_boxes_that_end_before_they_begin_are_refused(known: tuple[Path, Rows], tmp_path: Path) -> None:
     data, said = known
     right = [row | {"box": [600, 500, 90, 80]} for row in said]

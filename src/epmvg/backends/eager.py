@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from epmvg.evaluation import raw_scores
 from epmvg.hardware import select_device, use_bf16
+from epmvg.models.factory import own_defaults
 from epmvg.models.grounder import EncodedImages, Grounder
 from epmvg.models.memory import TextMemory
 from epmvg.models.norms import BakedConv, bake_norms
@@ -53,12 +54,13 @@ class EagerBackend:
         self.device = select_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.bf16 = use_bf16(precision, self.device)
-        bake_norms(self.model.visual, padding=True)
-        self.model.visual.to(memory_format=torch.channels_last)
-        if self.bf16:
-            _halve(self.model)
-        else:
-            self.model.linguistic.bake()
+        with own_defaults():
+            bake_norms(self.model.visual, padding=True)
+            self.model.visual.to(memory_format=torch.channels_last)
+            if self.bf16:
+                _halve(self.model)
+            else:
+                self.model.linguistic.bake()
         self.texts = TextMemory(self.model.linguistic, TEXTS, torch.float32)
         self._encode: Any = self.model.encode_image
         self._answer: Any = self.model.answer

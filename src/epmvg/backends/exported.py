@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from epmvg.confidence import read_calibration
 from epmvg.hardware import cores, cpu_has_bf16
+from epmvg.models.hub import EXPORT_FILE
 from epmvg.tokenizer import PhraseTokenizer
 from epmvg.types import InputError
 
-SETTINGS = "export.json"
+SETTINGS = EXPORT_FILE
 IMAGE, PHRASES = "image", "phrases"
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 

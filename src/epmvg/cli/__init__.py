@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from epmvg import __version__
-from epmvg.cli import ask, datasets, give, judge, learn, screen
+from epmvg.cli import ask, datasets, give, judge, learn, predict, screen
 from epmvg.processes import launched
 from epmvg.types import InputError
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 VERBS: tuple[Callable[..., None], ...] = (
-    *(learn.demo, learn.train, judge.evaluate, judge.score, judge.calibrate, give.publish, ask.predict),
+    *(learn.demo, learn.train, judge.evaluate, judge.score, judge.calibrate, give.publish, predict.predict),
     *(judge.report, learn.reproduce, learn.list_, give.convert, give.export, ask.serve, ask.bench),
 )
 """In the order in which help names them."""

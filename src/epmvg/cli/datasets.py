@@ -41,7 +41,7 @@ def data_stats(
         for split, part in counts["splits"].items()
     ]
     table(name, rows)
-    say_skipped(counts["skipped"])
+    say_skipped(counts["skipped"], counts["first_skipped"])
 
 
 def data_convert(
@@ -64,7 +64,11 @@ def data_convert(
         return
     console.print(f"{done['rows']:,} rows about {done['images']:,} images are in {to}", soft_wrap=True)
     _say_root(to, done["root"])
-    say_skipped(done["skipped"])
+    if done["rotated"]:
+        console.print(
+            f"{done['rotated']:,} boxes were stated with a rotation: the upright boxes around them are written"
+        )
+    say_skipped(done["skipped"], done["first_skipped"])
 
 
 def _say_root(target: Path, root: str) -> None:
@@ -96,7 +100,7 @@ def data_split(
         [{"split": split} | {key: f"{n:,}" for key, n in part.items()} for split, part in done["splits"].items()],
     )
     _say_root(out, done["root"])
-    say_skipped(done["skipped"])
+    say_skipped(done["skipped"], done["first_skipped"])
 
 
 def data_check(

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from epmvg.processes import launched
+from epmvg.types import InputError
 
 console = Console(markup=False, emoji=False, highlight=False)
 """For results; the text of users and files is printed as it stands."""
@@ -24,9 +25,25 @@ def is_first() -> bool:
     return launched()[0] == 0
 
 
-def say_skipped(skipped: dict[str, int]) -> None:
+def refuse_options(why: str, **options: object) -> None:
+    """Reject options that were given and have no effect.
+
+    Args:
+        why: what they are for, for example "applies to many images, with --out".
+        options: values by their Python name; None, False and empty ones were not given.
+
+    Raises:
+        InputError: one was given.
+    """
+    for name, value in options.items():
+        if value is not None and value is not False and value != []:
+            raise InputError(f"--{name.replace('_', '-')} {why}: leave it out here.")
+
+
+def say_skipped(skipped: dict[str, int], first: dict[str, str]) -> None:
+    """Print how many rows were left out, by reason, and the first of each."""
     for reason, count in skipped.items():
-        console.print(f"{count:,} row{'s' * (count > 1)} skipped: {reason}", soft_wrap=True)
+        console.print(f"{count:,} row{'s' * (count > 1)} skipped: {reason} (first: {first[reason]})", soft_wrap=True)
 
 
 def table(title: str, rows: list[dict[str, str]]) -> None:

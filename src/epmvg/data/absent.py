@@ -6,12 +6,14 @@ mentioned may still be in the picture, so a few of these pairs are wrong.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import simplemma
 import torch
 from torch import Tensor
 
@@ -35,20 +37,19 @@ _TRIES = 10  # images tried for a phrase; one whose things are everywhere is lef
 def things_named(phrase: str) -> frozenset[str]:
     """Return the words of a phrase that may name a thing, plurals as singulars."""
     words = re.findall(r"[^\W\d_]+", phrase.lower())
-    return frozenset(_singular(word) for word in words if word not in _NAMELESS)
+    return frozenset(_lemma(word) for word in words if word not in _NAMELESS)
 
 
-_IRREGULAR = {"men": "man", "women": "woman", "people": "person", "children": "child"}
+_NOUNS = {"leaves": "leaf", "shelves": "shelf", "loaves": "loaf", "calves": "calf", "halves": "half"}
+_NOUNS |= {"thieves": "thief", "wives": "wife", "people": "person"}
+"""Plurals that the lemmatiser takes for verbs, or for words of their own."""
 
 
-def _singular(word: str) -> str:
-    """Cut the endings that tell singular from plural: horse and horses, dress and dresses become one."""
-    word = _IRREGULAR.get(word, word)
-    if word.endswith("ies"):
-        return word.removesuffix("ies") + "y"
-    if word.endswith("s") and not word.endswith("ss"):
-        word = word.removesuffix("s")
-    return word.removesuffix("e")
+@functools.lru_cache(maxsize=100_000)
+def _lemma(word: str) -> str:
+    """Return what singular and plural of a noun share: bus and buses, knife and knives become one."""
+    lemma = _NOUNS.get(word) or simplemma.lemmatize(word, "en").lower()
+    return lemma if lemma == word else _lemma(lemma)
 
 
 class Absence:

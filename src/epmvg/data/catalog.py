@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from epmvg.data.files import exists, is_file
+from epmvg.data.files import is_file, is_folder
 from epmvg.data.jsonl import Skipped, read_jsonl
 from epmvg.types import InputError, Record
 
@@ -98,9 +98,7 @@ DATASETS: dict[str, DataSet] = {
         _scenes,
         lambda: cache_folder() / "scenes",
     ),
-    "flickr-mini": DataSet(
-        "6,156 real photos of Flickr30k Entities and the RefCOCO family, as JSONL", _PLAIN, _flickr_mini
-    ),
+    "flickr-mini": DataSet("real photos of Flickr30k Entities and the RefCOCO family, as JSONL", _PLAIN, _flickr_mini),
     "refcoco": DataSet("RefCOCO, split by UNC, from refer's refs(unc).p", _COCO, _refcoco("refcoco")),
     "refcoco+": DataSet("RefCOCO+, split by UNC, from refer's refs(unc).p", _COCO, _refcoco("refcoco+")),
     "refcocog-umd": DataSet("RefCOCOg, split by UMD, from refer's refs(umd).p", _MORE, _refcoco("refcocog-umd")),
@@ -177,7 +175,7 @@ def _open_file(
 ) -> list[Record]:
     from epmvg.data.formats import READABLE, read_file
 
-    if name.lower().endswith(READABLE) or (exists(name) and not is_file(name)):
+    if name.lower().endswith(READABLE) or is_folder(name):
         return read_file(Path(name), split=split, root=root, split_key=split_key, skipped=skipped)
     if is_file(name):
         raise InputError(f"{name} is a file of no known format: write it as one that ends in {', '.join(READABLE)}.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.data.catalog import DATASETS, open_records
-from epmvg.data.files import exists, is_file
+from epmvg.data.files import is_file, is_folder
 from epmvg.data.formats import KINDS, kind_of, write_file
 from epmvg.data.imagefolder import metadata_files
 from epmvg.data.jsonl import Skipped
@@ -37,7 +37,8 @@ def convert_data(
 
     Returns:
         rows and images written, to (the target), format, root (the folder that image paths there are relative to),
-        skipped: reason -> rows that cannot be used.
+        rotated: boxes read as the upright ones around turned ones, skipped: reason -> rows that cannot be used,
+        first_skipped: reason -> the first of them.
 
     Raises:
         InputError: as `open_records`, or the format is not known or cannot hold the rows, or the target is one of the
@@ -56,7 +57,9 @@ def convert_data(
         "to": str(target),
         "format": kind,
         "root": str(base),
+        "rotated": sum("rotated" in record.extra for record in records),
         "skipped": dict(skipped.counts),
+        "first_skipped": dict(skipped.first),
     }
 
 
@@ -102,7 +105,7 @@ def _input_files(name: str, root: str | Path | None) -> list[Path]:
         levels = (folder, *(child for child in folder.iterdir() if child.is_dir() and child.name != "images"))
         return [file for level in levels for file in level.iterdir() if _ANNOTATIONS.fullmatch(file.name)]
     file = Path(name)
-    if not is_file(file) and exists(file):
+    if is_folder(file):
         return [file, file / "annotations.jsonl", *metadata_files(file)]
     return [file]
 

@@ -45,6 +45,11 @@ def exists(path: Path | str) -> bool:
     return os.path.exists(path)  # noqa: PTH110  unlike Path.exists, it takes any text
 
 
+def is_folder(path: Path | str) -> bool:
+    """Say whether a path is a folder; a name that the system cannot hold (too long, with NUL) is none."""
+    return os.path.isdir(path)  # noqa: PTH112  unlike Path.is_dir, it takes any text
+
+
 def is_file(path: Path | str) -> bool:
     """Say whether a path is a file; a name that the system cannot hold (too long, with NUL) is none."""
     return os.path.isfile(path)  # noqa: PTH113  unlike Path.is_file, it takes any text

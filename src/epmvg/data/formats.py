@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from epmvg.data.coco import coco_of, json_rows, odvg_of
+from epmvg.data.files import is_folder
 from epmvg.data.imagefolder import folder_rows, metadata_files, write_folder
 from epmvg.data.jsonl import Row, Skipped, json_line, read_jsonl, read_rows, rows_of, write_jsonl
 from epmvg.data.parquet import parquet_rows, write_parquet
@@ -49,9 +50,9 @@ def read_file(
         return read_transvg_file(file, root=root, split=split, skipped=skipped)
     if file.suffix.lower() == ".tar":
         return read_shards(shard_files(str(file)), split=split, split_key=split_key, skipped=skipped)
-    if file.is_dir() and not metadata_files(file):
+    if is_folder(file) and not metadata_files(file):
         return _read_named_folder(file, split, root, split_key, skipped)
-    folder = Path(root) if root else file if file.is_dir() else file.parent
+    folder = Path(root) if root else file if is_folder(file) else file.parent
     return read_rows(_rows(file), folder, str(file), split=split, split_key=split_key, skipped=skipped)
 
 
@@ -107,7 +108,7 @@ def kind_of(target: Path) -> str:
 
 
 def _rows(file: Path) -> Iterator[tuple[str, Row | InputError]]:
-    if file.is_dir():
+    if is_folder(file):
         return folder_rows(file)
     if file.suffix.lower() == ".parquet":
         return parquet_rows(file)

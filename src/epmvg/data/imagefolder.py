@@ -47,7 +47,7 @@ def folder_rows(folder: Path) -> Iterator[tuple[str, Row | InputError]]:
                     rows.append((start, at, row))
                 else:
                     stated: Row = {"split": split} if split else {}
-                    rows.append((row[0], at, {"image": f"{below}/{line['file_name']}"} | stated | row[1]))
+                    rows.append((row[0], at, stated | row[1] | {"image": f"{below}/{line['file_name']}"}))
     rows.sort(key=lambda row: row[0])
     yield from ((where, row) for _, where, row in rows)
 

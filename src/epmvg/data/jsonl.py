@@ -6,6 +6,7 @@ image paths are relative to the file, or to a root that holds the pictures.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections import Counter
@@ -303,6 +304,8 @@ def text_lines(file: Path) -> Iterator[tuple[str, bytes]]:
         for number, line in enumerate(lines, 1):
             if number == 1:
                 refuse_pointer(line, file)
+                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise InputError(f"{file} is UTF-16 text: save the file as UTF-8.")
             if line.strip():
                 yield f"{file} line {number}", line.strip()
 

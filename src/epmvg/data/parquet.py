@@ -26,7 +26,7 @@ def parquet_rows(file: Path) -> Iterator[tuple[str, Row | InputError]]:
         InputError: pyarrow is missing, or the file is torn or holds its pictures inside.
     """
     arrow, parquet = _arrow()
-    with contextlib.suppress(OSError, ValueError), file.open("rb") as start:
+    with contextlib.suppress(OSError), file.open("rb") as start:
         refuse_pointer(start.read(100), file)
     try:
         lines = parquet.read_table(str(file), partitioning=None).to_pylist()

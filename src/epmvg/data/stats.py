@@ -18,7 +18,7 @@ def count_records(name: str, *, root: str | Path | None = None, split_key: str =
     Returns:
         data; splits: name -> images, phrases, boxes (different ones), words (mean of a phrase), longest (words),
         distinct (phrases, letter case apart), box_share (median area of a box in its image, null where sizes are not
-        stated); skipped: reason -> rows that cannot be used.
+        stated); skipped: reason -> rows that cannot be used; first_skipped: reason -> the first of them.
 
     Raises:
         InputError: as `open_records`.
@@ -32,6 +32,7 @@ def count_records(name: str, *, root: str | Path | None = None, split_key: str =
         "data": name,
         "splits": {split: _counts(part) for split, part in splits.items()},
         "skipped": dict(skipped.counts),
+        "first_skipped": dict(skipped.first),
     }
 
 

@@ -92,16 +92,20 @@ def open_clip_model(name: str, pretrained: str | None = None, quick_gelu: bool |
             opened = _open_folder(_download(name, architecture))
     except InputError:
         raise
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AssertionError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    except Exception as error:  # on broken files and configurations the libraries raise nearly anything
+        reason = f"{type(error).__name__} {str(error).strip()[:120]}".splitlines()[0].rstrip(". ")
         raise InputError(f"The teacher {name} cannot be opened ({reason}): check its files and the network.") from error
-    stated = bool(opened.config.get("quick_gelu", quick_gelu))
-    if quick_gelu is not None and stated is not quick_gelu:
-        raise InputError(
-            f"The teacher {name} is built with quick_gelu={str(stated).lower()}, distill.quick_gelu="
-            f"{str(quick_gelu).lower()} disagrees: leave that out."
-        )
+    _check_stated(name, opened.config, quick_gelu)
     return opened
+
+
+def _check_stated(name: str, config: dict[str, Any], stated: bool | None) -> None:
+    quick = bool(config.get("quick_gelu"))
+    if stated is not None and quick is not stated:
+        raise InputError(
+            f"The teacher {name} is built with quick_gelu={str(quick).lower()}, distill.quick_gelu="
+            f"{str(stated).lower()} disagrees: leave that out."
+        )
 
 
 def _open_architecture(name: str, pretrained: str | None, quick_gelu: bool | None) -> OpenedClip:
@@ -117,6 +121,7 @@ def _open_architecture(name: str, pretrained: str | None, quick_gelu: bool | Non
     if tag:
         preprocess = tag
         config["quick_gelu"] = _tag_activation(name, pretrained, config, tag, quick_gelu)
+        _check_stated(name, config, quick_gelu)
         weights = _tag_weights(name, pretrained, tag)
     elif pretrained == RANDOM:
         preprocess = _shared_preprocess(name, tags, None)
@@ -125,6 +130,7 @@ def _open_architecture(name: str, pretrained: str | None, quick_gelu: bool | Non
         weights = read_weights(Path(pretrained))
         preprocess = _shared_preprocess(name, tags, weights)
         config["quick_gelu"] = _file_activation(name, pretrained, config, weights, quick_gelu)
+        _check_stated(name, config, quick_gelu)
     else:
         raise InputError(_no_such_weights(name, pretrained, tags))
     model = build_clip(config)

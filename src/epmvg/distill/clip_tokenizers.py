@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -41,6 +40,7 @@ class TransformersTokenizer:
         return cast(Tensor, encoded["input_ids"])
 
 
+@cache
 def tokenizer_of_architecture(architecture: str) -> Tokenize:
     try:
         return cast(Tokenize, open_clip.get_tokenizer(architecture))
@@ -102,7 +102,7 @@ def tokenizer_identity(tokenize: Any, tokens: Tensor) -> dict[str, Any]:
     """Describe a tokenizer: its kind, context length and a hash of its vocabulary and rules."""
     inner = getattr(tokenize, "tokenizer", tokenize)
     backend = getattr(inner, "backend_tokenizer", None)
-    words = backend.to_str() if backend is not None else json.dumps(getattr(inner, "encoder", None), sort_keys=True)
+    words = backend.to_str() if backend is not None else "\n".join(getattr(inner, "encoder", ()))
     rules = hashlib.sha256(f"{words} {tokens.tolist()}".encode()).hexdigest()[:16]
     length = getattr(tokenize, "context_length", tokens.shape[1])
     return {"kind": type(inner).__name__, "context_length": length, "sha256": rules}

@@ -29,7 +29,7 @@ from epmvg.distill.teacher import ClipTeacher
 from epmvg.hardware import select_device, use_bf16
 from epmvg.types import InputError, Progress
 from epmvg.weights import efficientnet_lite0_state, minilm_folder
-from epmvg.writing import naming
+from epmvg.writing import naming, replacing
 
 TextTower = Literal["minilm", "tiny"]
 TEXT = "text"  # folder of the text tower in a teacher's
@@ -127,9 +127,9 @@ def train_teacher(
         pictures, count = len(table[0].rows), len(table[0].texts[0])
         seconds = round(time.monotonic() - start, 1)
         metrics = TeacherMetrics(r1, r5, epoch, pictures, count, seconds, len(seen.skipped))
-        safetensors.torch.save_file(
-            {name: tensor.contiguous() for name, tensor in clip.state_dict().items()}, folder / WEIGHTS[0]
-        )
+        state = {name: tensor.contiguous() for name, tensor in clip.state_dict().items()}
+        with replacing(folder / WEIGHTS[0]) as temporary:
+            safetensors.torch.save_file(state, temporary)
         about = {
             "captions": captions.name,
             "captions_sha256": hashlib.sha256(captions.read_bytes()).hexdigest(),
@@ -197,7 +197,8 @@ def _write_towers(folder: Path, image_tower: str, text_tower: TextTower, side: i
         trunk = efficientnet_lite0_state()
         clip.visual.trunk.load_state_dict({name: trunk[name] for name in clip.visual.trunk.state_dict()})
     clip.text.transformer.load_state_dict({name: bert[name] for name in clip.text.transformer.state_dict()})
-    safetensors.torch.save_file(clip.state_dict(), folder / WEIGHTS[0])
+    with replacing(folder / WEIGHTS[0]) as temporary:
+        safetensors.torch.save_file(clip.state_dict(), temporary)
     return clip.eval()
 
 

@@ -77,7 +77,13 @@ def open_transformers(folder: Path) -> tuple[TransformersClip, Tokenize, dict[st
         )
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise InputError(f"{folder} has a config.json but no weights: copy model.safetensors into it.")
-    model, info = _KINDS[kind].from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    try:
+        model, info = _KINDS[kind].from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # on broken bytes the readers raise nearly anything
+        raise InputError(
+            f"The weights in {folder} cannot be read, or do not fit its config.json ({type(error).__name__}): copy both"
+            " again."
+        ) from error
     lacking = sorted(info["missing_keys"])
     if lacking:
         raise InputError(f"The weights in {folder} lack {lacking[0]} and {len(lacking) - 1} more: copy them again.")

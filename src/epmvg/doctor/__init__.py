@@ -12,7 +12,7 @@ from typing import Any
 from epmvg.data.catalog import DATASETS, open_records
 from epmvg.data.coco import layout
 from epmvg.data.exchange import refuse_inputs, write_records
-from epmvg.data.files import is_file
+from epmvg.data.files import is_file, is_folder
 from epmvg.data.jsonl import Skipped, fault_of, line_rows, named_records
 from epmvg.doctor.checks import Examination, judge_counts, judge_missing_splits, judge_trainable
 from epmvg.doctor.findings import Example, Finding, Findings, legible
@@ -187,7 +187,7 @@ def _jsonl_file(data: str, root: Path | str | None) -> Path | None:
     if data in DATASETS:
         return None
     file = Path(data)
-    if file.is_dir() and (file / "annotations.jsonl").is_file() and not (file / "metadata.jsonl").is_file():
+    if is_folder(file) and is_file(file / "annotations.jsonl") and not is_file(file / "metadata.jsonl"):
         return file / "annotations.jsonl"
     if file.suffix.lower() in (".json", ".jsonl") and (not is_file(file) or layout(file) == "rows"):
         return file

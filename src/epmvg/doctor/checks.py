@@ -13,7 +13,7 @@ from epmvg.data.jsonl import VALIDATION
 from epmvg.doctor.boxes import fault_of, overlap
 from epmvg.doctor.findings import Example, Findings, legible
 from epmvg.doctor.images import Images, Seen
-from epmvg.doctor.phrases import Lengths, faults_of, side_of
+from epmvg.doctor.phrases import Words, faults_of, side_of
 from epmvg.doctor.rows import Entry
 from epmvg.types import Box, InputError, Progress
 
@@ -40,7 +40,7 @@ class Examination:
         self._apart = 0  # phrases whose two boxes overlap by less than half
         self._named_copies = 0  # rows that are there before under another id
         self._first_unnamed = ""
-        self._lengths = Lengths()
+        self._words = Words()
         self._known: set[int] = set()  # hashes of rows
         self._of_id: dict[int, int] = {}  # hash of an id -> hash of what it names
         self._asked: dict[int, int] = {}  # hash of image and phrase -> the first such row's place in the arrays
@@ -57,9 +57,11 @@ class Examination:
         done = 0
         while some := list(islice(stream, AT_ONCE)):
             self.images.meet(some, self.found)
-            counts = self._lengths([entry.phrase or "" for entry in some], self.longest)
-            for entry, pieces in zip(some, counts, strict=True):
+            words = self._words([entry.phrase or "" for entry in some], self.longest)
+            for entry, (pieces, unknown) in zip(some, words, strict=True):
                 self._see(entry, pieces)
+                if unknown:
+                    self.found.add("phrase-unknown", _example(entry, None))
             done += len(some)
             if progress is not None:
                 progress(done, total)

@@ -69,6 +69,11 @@ KINDS: dict[str, Kind] = {
         "Shorten the phrase, or give the model a greater length.",
         "warning",
     ),
+    "phrase-unknown": Kind(
+        "phrases without a word that BERT's vocabulary knows",
+        "Write them in words, or give the model a tokenizer of their language.",
+        "warning",
+    ),
     "phrase-control": Kind("phrases with control or invisible characters", "Remove the characters.", "warning"),
     "phrase-markup": Kind("phrases with HTML tags or entities", "Unescape and strip the markup.", "warning"),
     "phrase-unicode": Kind(

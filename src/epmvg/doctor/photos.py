@@ -83,6 +83,8 @@ def find_twins(ours: Sequence[bytes], theirs: Sequence[bytes]) -> Iterator[tuple
 
 def groups_of(pictures: Sequence[bytes]) -> list[int]:
     """Return a number for each picture that it shares with those that look the same, also by way of others."""
+    if not pictures:
+        return []
     group = list(range(len(pictures)))
 
     def first(one: int) -> int:

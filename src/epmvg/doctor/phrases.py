@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from typing import TYPE_CHECKING, Literal
 
 from epmvg.data.files import is_encodable
 from epmvg.models.factory import default_tokenizer
+from epmvg.tokenizer import PhraseTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,19 +67,22 @@ def side_of(phrase: str) -> Literal["left", "right"] | None:
     return "left" if "left" in sides else "right"
 
 
-class Lengths:
-    """Count word pieces, [CLS] and [SEP] included."""
+class Words:
+    """Count word pieces, [CLS] and [SEP] included, and tell phrases that hold no word of the vocabulary."""
 
     def __init__(self) -> None:
-        self.tokenizer = default_tokenizer()
+        self.tokenizer = PhraseTokenizer.of(default_tokenizer(), sys.maxsize)
 
-    def __call__(self, phrases: Sequence[str], longest: int) -> list[int]:
-        """Return the number of word pieces of each phrase, or 0 where it cannot exceed `longest`."""
-        counts = [0] * len(phrases)
+    def __call__(self, phrases: Sequence[str], longest: int) -> list[tuple[int, bool]]:
+        """Return each phrase's word pieces, 0 where they cannot exceed `longest`, and whether no word is known."""
+        found = [(0, False)] * len(phrases)
         # A piece holds at least one letter: a short ASCII phrase needs no tokenizer.
         asked = [i for i, text in enumerate(phrases) if not (text.isascii() and len(text) + 2 <= longest)]
         if asked:
-            texts = [phrases[i].encode("utf-8", "replace").decode() for i in asked]  # halves of letters become "?"
-            for i, ids in zip(asked, self.tokenizer(texts)["input_ids"], strict=True):
-                counts[i] = len(ids)
-        return counts
+            tokens = self.tokenizer(
+                [phrases[i].encode("utf-8", "replace").decode() for i in asked]
+            )  # half letters: "?"
+            lengths = (~tokens.padding).sum(1).tolist()
+            for i, length, unknown in zip(asked, lengths, tokens.unknown.tolist(), strict=True):
+                found[i] = length, unknown and bool(phrases[i].strip())
+        return found

@@ -41,7 +41,7 @@ def split_data(
 
     Returns:
         images and rows of each split, to (the target), root (the folder that image paths there are relative to),
-        skipped: reason -> rows that cannot be used.
+        skipped: reason -> rows that cannot be used, first_skipped: reason -> the first of them.
 
     Raises:
         InputError: fractions that are none, fewer images than splits, or as `open_records`.
@@ -65,7 +65,8 @@ def split_data(
     base = write_records(target, dealt, root, kind)
     of_images, of_rows = Counter(split_of.values()), Counter(record.split for record in dealt)
     splits = {split: {"images": of_images[split], "phrases": of_rows[split]} for split in shares}
-    return {"splits": splits, "to": str(target), "root": str(base), "skipped": dict(skipped.counts)}
+    lost = {"skipped": dict(skipped.counts), "first_skipped": dict(skipped.first)}
+    return {"splits": splits, "to": str(target), "root": str(base)} | lost
 
 
 def _shares(fractions: str) -> dict[str, float]:

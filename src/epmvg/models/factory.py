@@ -6,6 +6,8 @@ installed packages (`mini`) or from the hubs of timm and transformers (the other
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -152,7 +154,9 @@ def _brought(model: Grounder, wheels: dict[str, dict[str, str]]) -> dict[str, Te
 
 
 def load(run: Path | str) -> Grounder:
-    """Load a grounder that `save` or a training run wrote, in eval mode.
+    """Load a grounder that `save` or a training run wrote, in eval mode, in float32 on the CPU.
+
+    Default dtype, default device and random numbers of the caller play no part and stay as they are.
 
     Args:
         run: its folder, `default` for the model that ships in this package, or OWNER/NAME of a model on the Hugging
@@ -174,8 +178,9 @@ def load(run: Path | str) -> Grounder:
         state = read_weights(folder / WEIGHTS)
         wheels = settings.pop("wheels", {})
         settings["score"] = any(name.startswith("score_head.") for name in state)  # it may have been fitted later
-        model = build(settings)
-        model.load_state_dict(state | _brought(model, wheels))
+        with own_defaults():
+            model = build(settings)
+            model.load_state_dict(state | _brought(model, wheels))
     except (
         *(yaml.YAMLError, safetensors.SafetensorError),
         *(AttributeError, KeyError, TypeError, RuntimeError),
@@ -190,6 +195,18 @@ def load(run: Path | str) -> Grounder:
         )
     model.knows = read_knows(folder)
     return model.eval()
+
+
+@contextmanager
+def own_defaults() -> Iterator[None]:
+    """Build in float32 on the CPU, whatever the caller's defaults are, and leave the random numbers as they were."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def start_from(model: Grounder, folder: Path | str) -> set[str]:

@@ -358,8 +358,8 @@ def share_inside(where: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
     rows, columns = grid
     share = where.float().softmax(-1).unflatten(1, grid)  # [P, H, W]
     x0, y0, x1, y1 = (edge[:, None] for edge in to_xyxy(box.float()).unbind(-1))
-    left = torch.arange(columns, device=share.device) / columns
-    top = torch.arange(rows, device=share.device) / rows
+    left = torch.arange(columns, device=share.device, dtype=torch.float32) / columns
+    top = torch.arange(rows, device=share.device, dtype=torch.float32) / rows
     across = ((x1 - left).clamp(max=1 / columns) - (x0 - left).clamp(min=0)).clamp(min=0) * columns  # [P, W], 0..1
     down = ((y1 - top).clamp(max=1 / rows) - (y0 - top).clamp(min=0)).clamp(min=0) * rows  # [P, H], 0..1
     return torch.einsum("phw,ph,pw->p", share, down, across).clamp(0, 1)

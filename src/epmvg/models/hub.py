@@ -15,6 +15,9 @@ from epmvg.types import InputError
 FILES = ["model.yaml", "model.safetensors", "tokenizer/*", CONFIDENCE_FILE, "config.yaml", "README.md"]
 """All that a published model consists of; nothing else is ever fetched."""
 
+EXPORT_FILE = "export.json"
+"""Settings of an exported folder, by which it is known."""
+
 DEFAULT = "default"
 """Name of the model that ships in this package (`ready/default`; its README.md is its card)."""
 
@@ -61,11 +64,41 @@ def fetch(run: Path | str, *, revision: str | None = None, token: str | None = N
     if folder.exists() or not _HUB_ID.fullmatch(str(run)) or folder.parent.exists():
         return folder  # a slip in a local path is not sent to anybody
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(str(run), revision=revision, token=token, allow_patterns=FILES))
+        folder = Path(snapshot_download(str(run), revision=revision, token=token, allow_patterns=FILES))
     except (OSError, ValueError) as error:
+        if isinstance(error, GatedRepoError):
+            why = "is for those whom its owner lets in: ask there, then run `hf auth login`"
+        elif isinstance(error, RepositoryNotFoundError):
+            why = "is not on the Hugging Face hub, or private: check the name, or run `hf auth login`"
+        elif isinstance(error, LocalEntryNotFoundError):
+            why = "was not fetched before, and the Hugging Face hub cannot be reached: check the network"
+        else:
+            why = f"could not be had from the Hugging Face hub ({type(error).__name__}): check name and revision"
+        raise InputError(f"{run} is no folder here and {why}.") from error
+    if not (folder / "model.yaml").exists():
+        raise InputError(f"{run} on the Hugging Face hub is no model of epmvg (it has no model.yaml): give another.")
+    return folder
+
+
+def locate(run: Path | str) -> Path:
+    """Return the folder of a trained run or of an export, without reading the model.
+
+    Raises:
+        InputError: there is no such folder, it holds neither, or the hub does not have it.
+    """
+    folder = fetch(run)
+    if not folder.is_dir():
         raise InputError(
-            f"{run} is no folder here and could not be had from the Hugging Face hub ({type(error).__name__}): "
-            "check the name and the network."
-        ) from error
+            f"There is no run {run}: give the folder that training or `epmvg export` wrote, `default`, the model that "
+            "ships in this package, or OWNER/NAME on the Hugging Face hub."
+        )
+    for name in () if (folder / EXPORT_FILE).is_file() else ("model.yaml", "model.safetensors", "tokenizer"):
+        if not (folder / name).exists():
+            raise InputError(
+                f"{folder} is not a trained run: it has no {name}. Give the folder that training or `epmvg export` "
+                "wrote, or `default`, the model that ships in this package."
+            )
+    return folder

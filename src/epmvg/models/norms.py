@@ -128,7 +128,7 @@ def freeze_norms(network: nn.Module) -> None:
 @torch.no_grad()
 def fold_norms(network: nn.Module) -> None:
     """Fold each frozen norm into the convolution whose answer it takes, unless that changes the network's answers."""
-    probe = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    probe = torch.rand(1, 3, 64, 64, generator=torch.Generator("cpu").manual_seed(0), device="cpu", dtype=torch.float32)
     device = next(network.parameters()).device
     if device.type == "meta":
         return

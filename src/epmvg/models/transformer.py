@@ -143,7 +143,8 @@ def sine_position(pad: Tensor, width: int, temperature: float = 10_000.0) -> Ten
     y = y / (y[:, -1:, :] + 1e-6) * 2 * math.pi
     x = x / (x[:, :, -1:] + 1e-6) * 2 * math.pi
     half = width // 2
-    period = temperature ** (2 * torch.arange(half, device=pad.device).div(2, rounding_mode="floor") / half)
+    channel = torch.arange(half, device=pad.device, dtype=torch.float32)
+    period = temperature ** (2 * channel.div(2, rounding_mode="floor") / half)
     codes = []
     for place in (y, x):
         angle = place[..., None] / period  # [B, H, W, half]

@@ -93,6 +93,13 @@ def _words(pattern: str) -> Callable[[Row], list[str]]:
     return lambda row: [WITH if known.search(row["phrase"]) else WITHOUT]
 
 
+WHOLE, CUT = "read whole", "cut"
+
+
+def _reading(row: Row) -> list[str]:
+    return [CUT if row.get("cut") else WHOLE]
+
+
 GROUPINGS = (
     Grouping("Part of the data", _part),
     Grouping("Kind of phrase", _field("kind")),
@@ -101,5 +108,6 @@ GROUPINGS = (
     Grouping("Colour words", _words(COLOUR_WORDS), (WITH, WITHOUT)),
     Grouping("Relation words", _words(RELATION_WORDS), (WITH, WITHOUT)),
     Grouping("Length of the phrase", _length, (*LENGTHS.values(), LONGEST)),
+    Grouping("Longer than the model reads", _reading, (WHOLE, CUT)),
     Grouping("Size of the target", _size, (*SIZES.values(), LARGEST)),
 )

@@ -15,7 +15,7 @@ from epmvg.metrics import BOXES, TARGETS, Targets, parts_of
 from epmvg.reporting.statistics import difference
 from epmvg.scoring.answers import FORMATS, Answer, Choice, Format, read_answers
 from epmvg.scoring.coordinates import Coordinates, Size
-from epmvg.scoring.fit import SHARE, Fit, Given, refuse_misfit
+from epmvg.scoring.fit import SHARE, Fit, Given, doubtful_data, refuse_misfit
 from epmvg.scoring.questions import Question, match, questions
 from epmvg.types import Box, InputError
 from epmvg.writing import refuse_overwrite
@@ -121,6 +121,7 @@ def score(
     own, account = scored(Path(predictions), form, convention)
     result: dict[str, Any] = {"data": short_name(data), "split": split or "all", "protocol": _protocol(strict, targets)}
     result |= judge(own, strict=strict, targets=targets) | account
+    result["warnings"] += doubtful_data(records, data)
     if against is not None:
         other, others = scored(Path(against), "jsonl", Coordinates.named(FORMATS["jsonl"] or ""))
         images = [row["image"] for row in own]

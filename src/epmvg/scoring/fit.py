@@ -8,7 +8,7 @@ from pathlib import Path
 
 from epmvg.evaluation import overlaps
 from epmvg.scoring.coordinates import CELLS, INPUT, ORDERS, UNITS, Coordinates, Size
-from epmvg.types import Box, InputError
+from epmvg.types import Box, InputError, Record
 
 FEW = 10
 """Boxes of which all may be tiny, or wrong, by chance."""
@@ -64,6 +64,18 @@ class Fit:
         if not said:
             return []
         return [f"Read as {convention}, {'; '.join(said)}: check what --coordinates names."]
+
+
+def doubtful_data(records: Sequence[Record], name: str) -> list[str]:
+    """Say in a sentence that the data's own boxes do not fit their images, if many do not."""
+    sized = [(record.box, record.size) for record in records if record.size]
+    beyond = sum(_reaches_beyond(box, size) for box, size in sized)
+    if beyond <= SHARE * len(sized):
+        return []
+    return [
+        f"{beyond:,} of {len(sized):,} boxes of the data reach beyond their image, so they may be of another convention"
+        f" than [x, y, w, h]: see epmvg data check {name}."
+    ]
 
 
 def refuse_misfit(given: Sequence[Given], convention: Coordinates, fit: Fit, file: Path) -> None:

@@ -10,7 +10,7 @@ from epmvg.serve.limits import RefusalError
 
 
 class Gate:
-    """Count what is in the house, pictures or bytes, and refuse what finds no room.
+    """Count what is inside, pictures or bytes, and refuse what finds no room.
 
     Args:
         room: how much may be inside at once.

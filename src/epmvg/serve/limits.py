@@ -17,7 +17,7 @@ class Limits:
             may be larger than all bodies together.
     """
 
-    queue: int = 64  # pictures in the house at once, from when their request has arrived: waiting or being looked at
+    queue: int = 64  # pictures at once, from when their request has arrived until it is answered
     batch: int = 64  # phrases in one pass of the model
     together: int = 8  # pictures in one pass: more gain little on a CPU, and all wait for the last
     phrases: int = 32  # asked of one picture

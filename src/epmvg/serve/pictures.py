@@ -68,7 +68,7 @@ class Pictures:
             with Photo(BytesIO(image), formats=FORMATS, most_pixels=self._limits.pixels) as photo:
                 view = evaluation_view(photo.size, self._canvas)
                 across, down = view.size
-                whole = photo.decode(at_least=(2 * across, 2 * down))  # a JPEG of any size is small then
+                whole = photo.decode(at_least=(4 * across, 4 * down))  # a JPEG of any size is small then
                 return Picture(digest, Image.fromarray(lay(whole, view)), photo.size)
         except InputError as error:
             raise RefusalError(422, str(error)) from error

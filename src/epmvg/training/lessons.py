@@ -63,7 +63,7 @@ def lesson_of(recipe: Recipe, clip: ClipTeacher) -> Lesson:
 
 
 def cache_teacher(recipe: Recipe, progress: Progress | None = None, device: str = "auto") -> dict[str, Any]:
-    """Ask the recipe's frozen teacher beforehand all that a training with `distill.view=photo` will ask.
+    """Ask the recipe's frozen teacher beforehand what its training will ask: phrases, and photos unless it sees views.
 
     Where images are flipped, phrases are asked in both spellings and photos mirrored too; photos with their patches
     where `distill.dense` wants them, and nothing about a side whose weight is 0. What was answered before is kept, so a
@@ -91,7 +91,8 @@ def cache_teacher(recipe: Recipe, progress: Progress | None = None, device: str 
     phrases = [record.phrase for record in records] if distill.text or distill.dense else []
     if flips:
         phrases += [swap_sides(phrase) for phrase in phrases]
-    photos = [record.image for record in records] if distill.image or distill.dense else []
+    looks = distill.view == "photo" and (distill.image or distill.dense)
+    photos = [record.image for record in records] if looks else []
     cached = CachedTeacher(teacher.to(select_device(device)), cache_folder() / "answers")
     built = cached.fill(phrases, photos, progress, mirrored=flips, patches=distill.dense > 0)
     return built | {"file": str(cached.answers.path)}

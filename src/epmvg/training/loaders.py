@@ -89,6 +89,7 @@ def loaders_of(
     records = share_of(with_photo(records, skipped), data.share)
     check_boxes(records, data.name)
     _report_skipped(skipped, report)
+    _report_unread(records, student, report)
     if settings.store:
         if data.augment is not None or not student.visual.frozen:
             raise InputError("train.store=true needs data.augment=null and a wholly frozen backbone (model.visual).")
@@ -106,6 +107,17 @@ def loaders_of(
 def _report_skipped(skipped: Skipped, report: Report) -> None:
     if skipped.counts:
         report({"event": "skipped", "rows": sum(skipped.counts.values()), "why": str(skipped)})
+
+
+def _report_unread(records: list[Record], student: Grounder, report: Report) -> None:
+    """Say how many phrases are longer than the student reads, or hold no word that it knows."""
+    cut, unknown = student.phrase_tokenizer().count_cut_and_unknown([record.phrase for record in records])
+    for count, what in (
+        (cut, f"are longer than {student.length} word pieces and are cut (model.length)"),
+        (unknown, "hold no word of the vocabulary"),
+    ):
+        if count:
+            report({"event": "say", "text": f"{count:,} of {len(records):,} training phrases {what}."})
 
 
 def with_photo(records: list[Record], skipped: Skipped) -> list[Record]:

@@ -22,6 +22,7 @@ from epmvg.training.lessons import check_student, lesson_of, open_teacher
 from epmvg.training.loaders import loaders_of
 from epmvg.training.optimizer import StepCount, make_optimizer
 from epmvg.training.run import Report, Run
+from epmvg.training.spread import start_alike
 from epmvg.types import InputError
 
 
@@ -45,6 +46,8 @@ def prepare_run(
         accelerate.utils.set_seed(settings.seed + accelerator.process_index)  # and drop out different neurons
     student.to(accelerator.device)
     beside: dict[str, nn.Module] = {} if clip is None or clip.frozen else {"teacher": clip}
+    for part in (student, *beside.values()):
+        start_alike(part, accelerator.num_processes)
     return Run(
         recipe=recipe,
         folder=folder,

@@ -79,6 +79,13 @@ def _refusal(variable: str, instead: str) -> InputError:
     return InputError(f"The variable {variable}={value} does not fit this training: unset it, and {instead}.")
 
 
+def start_alike(part: nn.Module, processes: int) -> None:
+    """Give every process the weights of the first."""
+    if processes > 1:
+        for tensor in part.state_dict().values():
+            torch.distributed.broadcast(tensor, 0)
+
+
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[nn.Parameter], processes: int) -> None:
     """Sum the gradients of all processes in place; a parameter that has one on any of them gets one on all."""

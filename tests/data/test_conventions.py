@@ -1,0 +1,65 @@
+"""A wrong convention of boxes is told from the file alone, a right one never; the likeliest reading is named first."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from epmvg.data.conventions import Convention
+
+Turn = Callable[[float, float, float, float, float, float], tuple[float, float, float, float]]
+
+WRITTEN: dict[str, Turn] = {
+    "box-corners": lambda x, y, w, h, u, v: (x, y, x + w, y + h),
+    "box-sizes": lambda x, y, w, h, u, v: (x, y, w - x, h - y),
+    "box-centre": lambda x, y, w, h, u, v: (x + w / 2, y + h / 2, w, h),
+    "box-0-1": lambda x, y, w, h, u, v: (x / u, y / v, w / u, h / v),
+    "box-0-100": lambda x, y, w, h, u, v: (100 * x / u, 100 * y / v, 100 * w / u, 100 * h / v),
+    "box-0-100, corners": lambda x, y, w, h, u, v: (100 * x / u, 100 * y / v, 100 * (x + w) / u, 100 * (y + h) / v),
+    "box-0-1000": lambda x, y, w, h, u, v: (1000 * x / u, 1000 * y / v, 1000 * w / u, 1000 * h / v),
+    "box-0-1000, corners": lambda x, y, w, h, u, v: (
+        1000 * x / u,
+        1000 * y / v,
+        1000 * (x + w) / u,
+        1000 * (y + h) / v,
+    ),
+    "box-scaled": lambda x, y, w, h, u, v: (2 * x, 2 * y, 2 * w, 2 * h),
+}
+
+
+def verdict(turn: Turn | None, size: tuple[int, int], seed: int) -> tuple[str, str] | None:
+    draw, found = random.Random(seed), Convention()
+    width, height = size
+    for _ in range(40):
+        w, h = draw.uniform(0.1, 0.5) * width, draw.uniform(0.1, 0.5) * height
+        x, y = draw.uniform(0, width - w), draw.uniform(0, height - h)
+        a, b, c, d = turn(x, y, w, h, width, height) if turn else (x, y, w, h)
+        found.add((a, b, a + c, b + d), size)
+    return found.verdict()
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (2000, 1500)])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_wrong_convention_is_named(name: str, size: tuple[int, int]) -> None:
+    for seed in range(10):
+        told = verdict(WRITTEN[name], size, seed)
+        assert told is not None and told[0] == name.partition(",")[0], (seed, told)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (2000, 1500), (90, 90)])
+def test_right_boxes_raise_no_alarm(size: tuple[int, int]) -> None:
+    assert [verdict(None, size, seed) for seed in range(50)] == [None] * 50
+
+
+def test_half_the_size_is_not_called_thousandths() -> None:
+    assert all(
+        (verdict(lambda x, y, w, h, u, v: (x / 2, y / 2, w / 2, h / 2), (2000, 1500), seed) or [""])[0] != "box-0-1000"
+        for seed in range(20)
+    )
+
+
+def test_all_readings_that_fit_are_named() -> None:
+    told = [verdict(WRITTEN["box-centre"], (720, 720), seed) for seed in range(10)]
+    assert any(one and "as centre x, centre y, width, height, 40 do; as thousandths" in one[1] for one in told)

@@ -1,0 +1,304 @@
+"""What a training step is: how many there are, what they learn from, at which rates, and how they are scored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import KilledError, recipe, rows, weights
+
+import epmvg
+from epmvg.config import Recipe
+from epmvg.convert import Conversion, write
+from epmvg.data.jsonl import read_jsonl
+from epmvg.data.loader import GroundingLoader
+from epmvg.data.transforms import Augment
+from epmvg.distill.losses import Loss
+from epmvg.models.factory import create_model, load, start_from
+from epmvg.models.grounder import Grounder
+from epmvg.training import loop
+from epmvg.training.optimizer import StepCount, lr_factor, parameter_groups
+from epmvg.training.run import Meter, Run
+from epmvg.training.spread import join
+from epmvg.types import Batch, InputError
+
+STILL = ["train.lr=1e-12", "train.lr_visual=1e-12", "train.lr_encoder=1e-12", "train.lr_text=1e-12"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+
+
+# --- how many -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batches, accumulate, per_epoch", [(7, 4, 2), (1, 4, 1), (15, 8, 2), (15078, 8, 1885)])
+def test_the_rate_drops_at_the_epoch_it_is_said_to(batches: int, accumulate: int, per_epoch: int) -> None:
+    settings = Recipe().train.model_copy(update={"accumulate": accumulate, "epochs": 90.0, "drop": 60.0})
+    count = StepCount.of(batches, settings)
+    assert (count.per_epoch, count.total, count.between_scores) == (per_epoch, 90 * per_epoch, per_epoch)
+    factors = [lr_factor(step, count, settings) for step in range(count.total)]
+    assert factors == pytest.approx([1.0] * 60 * per_epoch + [0.1] * 30 * per_epoch)
+    cosine = settings.model_copy(update={"schedule": "cosine"})
+    floor = [step for step in range(count.total) if lr_factor(step, count, cosine) == 0.01]
+    assert all(step > 0.93 * count.total for step in floor)  # where the cosine itself is below it
+
+
+def test_the_last_batches_of_an_epoch_make_a_step(squares: Path, tmp_path: Path) -> None:
+    """Six images in batches of one, four to a step: 4 + 2, told and taken alike, every phrase once an epoch."""
+    said: list[dict[str, object]] = []
+    settings = ["data.images=1", "data.phrases=4", "train.accumulate=4", "train.epochs=2"]
+    run = epmvg.train(recipe(squares, *settings), tmp_path / "run", report=said.append)
+    steps = [row for row in said if row["event"] == "step"]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4] and {row["steps"] for row in steps} == {4}
+    assert [row["phrases"] for row in steps] == [16, 24, 40, 48]
+    assert [row["step"] for row in said if row["event"] == "evaluate"] == [2, 4]
+    moments = torch.load(run / "state" / "last.pt", weights_only=True)["optimizer"]["state"]
+    assert {int(moment["step"]) for moment in moments.values()} == {4}
+
+
+def test_a_short_last_step_is_that_of_one_batch_of_the_same_phrases(squares: Path, tmp_path: Path) -> None:
+    same = ["data.phrases=4", "train.epochs=2", "train.precision=fp32", "model.dropout=0", "loss.votes=0"]
+    one = epmvg.train(recipe(squares, *same, "data.images=4"), tmp_path / "one")
+    split = epmvg.train(recipe(squares, *same, "data.images=1", "train.accumulate=4"), tmp_path / "split")
+    losses = [[row["loss"] for row in rows(run) if row["event"] == "step"] for run in (one, split)]
+    assert len(losses[0]) == 4
+    for whole, parts in zip(*losses, strict=True):
+        assert parts == pytest.approx(whole, rel=1e-4, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["train.epochs=0.1"], r"train\.epochs=0\.1 is no optimizer step"),
+        (["train.warmup=6"], r"train\.warmup=6 would not end within the 6 optimizer steps"),
+        (["train.accumulate=64", "train.warmup=3"], r"train\.warmup=3 would not end within the 3 optimizer steps"),
+    ],
+)
+def test_steps_that_there_are_not_are_refused_at_once(
+    squares: Path, tmp_path: Path, settings: list[str], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        epmvg.train(recipe(squares, "data.phrases=4", *settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# --- what they learn from -------------------------------------------------------------------------------------------
+
+
+def made(squares: Path, tiny: Grounder, rank: int = 0, world: int = 1, phrases: int = 3) -> GroundingLoader:
+    return GroundingLoader(
+        read_jsonl(squares),
+        tiny.tokenize,
+        canvas=64,
+        images=8,
+        phrases=phrases,
+        augment=Augment(flip=0.5, crop=0.5, scale=0.7, jitter=0.8, move=1.0),
+        shuffle=True,
+        seed=3,
+        rank=rank,
+        world=world,
+    )
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_processes_share_each_batch_of_one_process(squares: Path, tiny: Grounder, world: int) -> None:
+    """Twelve images in two groups each: the batches, views included, do not depend on who takes part."""
+    whole = list(made(squares, tiny).batches(1))
+    parts = [list(made(squares, tiny, rank, world).batches(1)) for rank in range(world)]
+    assert len(whole) == 3 and {len(part) for part in parts} == {3}
+    for number, batch in enumerate(whole):
+        shares = [part[number] for part in parts]
+        assert [record.id for share in shares for record in share.records] == [record.id for record in batch.records]
+        assert torch.equal(torch.cat([share.image for share in shares]), batch.image)
+        assert torch.equal(torch.cat([share.box for share in shares]), batch.box)
+        assert {len(share.image) for share in shares} == {8 // world}
+
+
+def test_a_part_of_a_short_batch_may_be_empty(squares: Path, tiny: Grounder) -> None:
+    """Twelve groups, eight to a batch: the last four groups fall to four of eight processes."""
+    last = [list(made(squares, tiny, rank, 8, phrases=4).batches(0))[1] for rank in range(8)]
+    assert sorted(len(batch.image) for batch in last) == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert all(len(batch.records) == len(batch.tokens) == len(batch.box) for batch in last)
+
+
+def test_each_group_of_an_image_has_a_view_of_its_own(squares: Path, tiny: Grounder) -> None:
+    loader = made(squares, tiny, phrases=1)
+    views: dict[Path, set[float]] = {}
+    for batch in loader.batches(0):
+        for owner, record in zip(batch.owner.tolist(), batch.records, strict=True):
+            views.setdefault(record.image, set()).add(batch.image[owner].double().sum().item())
+    assert len(views) == 12 and all(len(different) == 4 for different in views.values())
+
+
+# --- at which rates -------------------------------------------------------------------------------------------------
+
+
+def test_what_was_not_loaded_learns_at_the_rate_of_new_parts() -> None:
+    settings = Recipe().train
+    student = create_model("tiny-swin")
+    names = [name for name, _ in student.named_parameters()]
+    assert {group["lr"] for group in parameter_groups(student, settings, names)} == {settings.lr}
+    new = [name for name in names if not name.startswith(("visual.backbone.", "linguistic.bert."))]
+    groups = parameter_groups(student, settings, new)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            assert rates[id(parameter)] == (settings.lr if name in new else 1e-5), name
+    assert any("visual.norms" in name for name in new) and any("visual.lateral" in name for name in new)
+
+
+def converted(folder: Path) -> tuple[Path, set[str], set[str]]:
+    """A folder as `convert` leaves it with all but backbone and text encoder new: kept and new names."""
+    torch.manual_seed(7)
+    model = create_model("tiny-resnet", anchored=True, similarity=True)
+    names = set(model.state_dict())
+    kept = {name for name in names if name.startswith(("visual.backbone.", "linguistic."))}
+    write(Conversion(model, "tiny-resnet", [], {}, sorted(names - kept)), folder)
+    return folder, kept, names - kept
+
+
+def test_new_parts_are_drawn_from_the_training_s_seed(squares: Path, tmp_path: Path) -> None:
+    start, kept, new = converted(tmp_path / "start")
+    ends = []
+    for number, seed in enumerate((1, 2, 1)):
+        settings = [f"model.start={start}", f"train.seed={seed}", "train.epochs=0.5", *STILL]
+        ends.append(weights(epmvg.train(recipe(squares, *settings), tmp_path / f"run{number}")))
+    published = load(start).state_dict()
+    for name in kept & ends[0].keys():
+        torch.testing.assert_close(ends[0][name], published[name], atol=1e-6, rtol=1e-5)
+    for name in new & ends[0].keys():
+        assert torch.equal(ends[0][name], ends[2][name]), name
+        drawn = ends[0][name].unique().numel() > 1  # biases and scales start at 0 and 1
+        assert not drawn or not torch.equal(ends[0][name], ends[1][name]), name
+
+
+def test_a_start_says_which_parts_are_new_until_they_are_trained(squares: Path, tmp_path: Path) -> None:
+    start, kept, _ = converted(tmp_path / "start")
+    student = create_model("tiny-resnet", anchored=True, similarity=True)
+    assert start_from(student, start) == kept
+    run = epmvg.train(recipe(squares, f"model.start={start}", "train.epochs=0.5"), tmp_path / "run")
+    assert start_from(student, run) == set(student.state_dict())
+    longer = create_model("tiny-resnet", anchored=True, similarity=True, length=30)
+    assert start_from(longer, start) == kept  # its positions are new, of whatever number
+
+
+def test_a_start_for_other_pixels_is_refused(tmp_path: Path) -> None:
+    start, _, _ = converted(tmp_path / "start")
+    with pytest.raises(InputError, match=r"pixels of another mean: set model\.visual=\{mean: \[0\.485"):
+        start_from(create_model("tiny-resnet", anchored=True, similarity=True, visual={"mean": [0.5] * 3}), start)
+
+
+def test_a_resumed_run_keeps_its_rates(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although what it started from says something else by then."""
+    start, _, _ = converted(tmp_path / "start")
+    chosen = recipe(squares, f"model.start={start}", "train.lr_encoder=1e-6", "train.epochs=2", "data.phrases=4")
+    whole = epmvg.train(chosen, tmp_path / "whole")
+    real = loop._step
+
+    def dies_after_two(run: Run, batch: Batch, weight: float) -> Loss:
+        if run.position.step == 2:
+            raise KilledError
+        return real(run, batch, weight)
+
+    monkeypatch.setattr(loop, "_step", dies_after_two)
+    with pytest.raises(KilledError):
+        epmvg.train(chosen, tmp_path / "cut")
+    monkeypatch.setattr(loop, "_step", real)
+    (start / "conversion.yaml").write_text("new: []\n")
+    cut = epmvg.train(chosen, tmp_path / "cut", resume=True)
+    assert all(torch.equal(tensor, weights(cut)[name]) for name, tensor in weights(whole).items())
+
+
+# --- how they are scored and told -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [["train.precision=bf16"], ["train.store=true", "model.visual={frozen: [all]}"]])
+def test_a_training_s_score_is_that_of_evaluate(squares: Path, tmp_path: Path, way: list[str]) -> None:
+    run = epmvg.train(recipe(squares, "train.epochs=1", "data.augment=null", *way), tmp_path / "run")
+    (told,) = [row for row in rows(run) if row["event"] == "evaluate"]
+    found = epmvg.evaluate(run, device="cpu")
+    assert told["n"] == found["n"] and told["acc50"] == found["acc50"]
+    assert told["miou"] == pytest.approx(found["miou"], abs=2e-6)
+
+
+def test_a_sample_of_val_is_drawn_over_images_and_named_so(squares: Path, tmp_path: Path) -> None:
+    settings = ["train.epochs=1", "train.evaluate_limit=12"]
+    asked = []
+    for seed in (1, 2):
+        run = epmvg.train(recipe(squares, *settings, f"train.seed={seed}"), tmp_path / f"run{seed}")
+        (told,) = [row for row in rows(run) if row["event"] == "evaluate"]
+        assert (told["n"], told["sample_of"]) == (12, 24)
+        assert not (run / "predictions-annotations-val.jsonl").exists()
+        lines = (run / "predictions-annotations-val_sample.jsonl").read_text().splitlines()
+        asked.append([json.loads(line)["id"] for line in lines])
+    assert asked[0] == asked[1]  # runs of several seeds are compared on the same phrases
+    first_rows = [record.id for record in read_jsonl(squares, split="val")][:12]
+    assert len(asked[0]) == 12 and sorted(asked[0]) != sorted(first_rows)
+
+
+def test_losses_between_a_row_and_a_score_are_told(squares: Path, tmp_path: Path) -> None:
+    """Three steps an epoch, a row every two: scoring after each epoch changes no row."""
+    said = []
+    for name, every in (("often", 1), ("once", 4)):
+        settings = ["train.epochs=4", "train.log_every=2", f"train.evaluate_every={every}", "data.images=4"]
+        run = epmvg.train(recipe(squares, *settings), tmp_path / name)
+        said.append([row["loss"] for row in rows(run) if row["event"] == "step"])
+    assert len(said[0]) == 6 and said[0] == said[1]
+
+
+def test_rates_count_the_seconds_before_a_resume(squares: Path, tiny: Grounder) -> None:
+    batch = next(made(squares, tiny).batches(0))
+    loss = Loss({"giou": torch.tensor(2.0)})
+    before, after = Meter(), Meter()
+    before.clear(100.0)
+    before.add(loss, batch)
+    after.load_state(before.state(), torch.device("cpu"))
+    after.add(loss, batch)
+    row = after.take(104.0)
+    assert row["images_per_s"] == 2 * len(batch.image) / 4 and row["loss"] == {"giou": 2.0, "total": 2.0}
+    assert after.since == 104.0 and after.images == 0
+
+
+# --- where they are taken -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "variable, value, instead",
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", r"train\.accumulate=4"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", r"train\.precision"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", r"train\.precision"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "compiles"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "1.0", r"train\.clip=1\.0"),
+        ("ACCELERATE_TORCH_DEVICE", "meta", "--device meta"),
+        ("ACCELERATE_USE_FSDP", "true", "multi-GPU"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "multi-GPU"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "multi-GPU"),
+    ],
+)
+def test_no_variable_overrides_a_recipe(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, instead: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=f"{variable}={value} .*unset it, and .*{instead}"):
+        epmvg.train(recipe(squares, "train.precision=fp32"), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_accelerate_launch_sets_by_itself_is_no_contradiction(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "True"}
+    launched |= {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_USE_FSDP": "false"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    settings = Recipe().train.model_copy(update={"accumulate": 8})
+    assert join(settings, "cpu").device == torch.device("cpu")
+
+
+def test_a_device_that_is_not_there_is_refused(squares: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="gpu"):
+        epmvg.train(recipe(squares), tmp_path / "run", device="gpu")
+    assert not (tmp_path / "run").exists()
