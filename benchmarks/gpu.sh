@@ -28,4 +28,4 @@ timeout "$((minutes * 60 * 2 / 5))" python "$(dirname "$0")/gpu.py" "$out/gpu.js
 status=0
 timeout "$((minutes * 60 / 2))" python -m epmvg train "$recipe" "${settings[@]}" --out "$out/run" || status=$?
 [ "$status" -eq 0 ] || [ "$status" -eq 124 ]  # 124: out of time, and the best weights so far are there
-timeout "$((minutes * 60 / 10))" python -m epmvg evaluate "$out/run" --split test --device "$device" --output "$out/test.json"
+timeout "$((minutes * 60 / 10))" python -m epmvg evaluate "$out/run" --split test --device "$device" --json > "$out/test.json"

@@ -214,7 +214,6 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
             ["evaluate", run, "--robustness", "--device", "banana"],
             "no device 'banana'",
         ),
-        "a limit without a head": (["calibrate", run, "--limit", 5], "--limit is for --fit-head"),
         "a report of one run twice": (["report", run, run], "named twice"),
         "images as phrases": (["predict", run, photo, squares.parent / "1.png", "it"], "--phrase"),
         "several images without a file to write": (["predict", run, photo, photo, "-p", "it"], "give --out"),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from epmvg.cli import main
-from epmvg.convert import convert, from_published, resample_positions, write
+from epmvg.convert import convert, from_published, write
 from epmvg.models.factory import create_model, default_tokenizer, load
 from epmvg.models.grounder import Grounder
 from epmvg.models.presets import PRESETS, preset
@@ -219,28 +219,6 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
         read_published(saved([1, 2], tmp_path))
 
 
-def test_positions_are_resampled_only_on_request(student: Grounder, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    file = saved(checkpoint, tmp_path)
-    with pytest.raises(InputError, match="--resample"):
-        convert(file, "transvg", canvas=128, length=40)
-    conversion = convert(file, "transvg", canvas=128, length=40, resample=True)
-    rows, old = conversion.model.vl_pos_embed.weight, student.vl_pos_embed.weight
-    assert len(rows) == 1 + 40 + 16
-    assert torch.equal(rows[:21], old[:21]) and torch.equal(rows[40], old[20])
-
-
-def test_resampling_keeps_what_is_smooth() -> None:
-    """A ramp stays a ramp, and resampling to the same size changes nothing."""
-    model = create_model("tiny-resnet", canvas=128)  # 8 x 8 tokens
-    ramp = torch.arange(16.0).view(16, 1).expand(16, 16).reshape(256, 1).expand(256, 32)
-    rows = torch.cat([torch.zeros(21, 32), ramp])
-    fitted = resample_positions(rows, 20, [16], model)[21:].view(8, 8, 32)
-    inner = fitted[2:6]
-    torch.testing.assert_close(inner, (torch.arange(2.0, 6) * 2 + 0.5).view(4, 1, 1).expand(4, 8, 32))
-    same = torch.randn(1 + 20 + 64, 32)
-    assert torch.equal(resample_positions(same, 20, [8], model), same)
-
-
 def test_detr_fills_the_visual_branch_only(student: Grounder, tmp_path: Path) -> None:
     detr = {
         published_name(name).removeprefix("visumodel."): tensor + 1
@@ -296,7 +274,7 @@ def test_a_swin_detector_fills_backbone_and_neck() -> None:
             detector[".".join(parts)] = tensor + 1
     detector |= {"roi_head.bbox_head.fc_cls.bias": torch.ones(81), "neck.fpn_convs.0.conv.bias": torch.ones(256)}
     detector["backbone.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.long)
-    conversion = from_published(detector, "swin", model="transvg-swin-s", canvas=64)
+    conversion = from_published(detector, "swin", model="transvg-swin-s")
     for name, tensor in conversion.model.state_dict().items():
         if name.startswith("visual.") and "scale_embed" not in name:
             assert torch.equal(tensor, state[name] + 1), name

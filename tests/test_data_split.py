@@ -49,7 +49,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
     file = make(tmp_path)
 
     def dealt(seed: int) -> list[str]:
-        split_data(str(file), "0.5/0.5", tmp_path / "new.json", seed=seed, by="path")
+        split_data(str(file), "0.5/0.5", tmp_path / "new.json", seed=seed)
         return [record.split for record in open_records(str(tmp_path / "new.json"), split=None)]
 
     assert dealt(1) == dealt(1) != dealt(2) and set(dealt(1)) == {"train", "val"}

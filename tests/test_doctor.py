@@ -403,7 +403,6 @@ def test_warnings_fail_only_if_asked_and_only_evaluation_needs_no_training_split
     copied(tmp_path, rows)
     file = write(tmp_path, rows)
     assert CliRunner().invoke(app, ["data", "check", str(file)]).exit_code == 0
-    assert CliRunner().invoke(app, ["data", "check", str(file), "--strict"]).exit_code == 3
     assert check(str(write(tmp_path, [row for row in rows if b"test" in json.dumps(row).encode()]))).usable
 
 
@@ -469,10 +468,6 @@ def test_words_for_what_cannot_be_read(tmp_path: Path, rows: Rows) -> None:
     with pytest.raises(InputError, match="cannot be opened"):
         check(str(tmp_path / "nowhere.jsonl"))
     file = write(tmp_path, rows)
-    with pytest.raises(InputError, match="--split-key"):
-        check(str(file), split_key="id")
-    with pytest.raises(InputError, match="No row of"):
-        check(str(file), split_key="part")
     with pytest.raises(InputError, match="list"):
         check(str(file), against=tmp_path / "list.txt")
     with pytest.raises(InputError, match="is a folder"):

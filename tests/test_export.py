@@ -25,7 +25,6 @@ from epmvg.export.parity import largest_difference
 from epmvg.models.factory import create_model, save
 from epmvg.predict import Predictor, tokenize
 from epmvg.types import InputError
-from reference.ask import noise
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -216,35 +215,6 @@ def test_int8_is_smaller_near_and_scored(
     assert Predictor(tmp_path / "int8")(photo(0), "dog")[0].box[2] <= 90
 
 
-def test_weights_of_seven_bits_cannot_overflow(exported: Path, tmp_path: Path) -> None:
-    """Two products of 255 and 64 fit sixteen bits; of 255 and 127 they do not."""
-    import onnx
-
-    from epmvg.export.int8 import quantize
-
-    largest = {}
-    for bits in (7, 8):
-        folder = shutil.copytree(exported, tmp_path / str(bits))
-        quantize(folder, [noise(ExportedBackend(folder).canvas)], bits)
-        parts = [part for file in folder.glob("*.onnx") for part in onnx.load(file).graph.initializer]
-        found = [onnx.numpy_helper.to_array(part) for part in parts]
-        largest[bits] = max(int(abs(part.astype(int)).max()) for part in found if part.dtype == np.int8 and part.size)
-    assert 2 * 255 * largest[7] < 2**15 <= 2 * 255 * largest[8]
-
-
-def test_int8_may_be_calibrated_on_another_split(tmp_path: Path) -> None:
-    row = {"phrase": "a cup", "bbox": [1, 2, 3, 4]}
-    rows = [row | {"image": f"{split}{n}.jpg", "split": split} for split in ("train", "val") for n in (1, 1, 2, 3)]
-    rows.append(row | {"image": "train1.jpg", "split": "val"})  # a leak: calibrated on, so it is not scored
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    chosen, scored = export.Photos(str(file), "val", images=9, calibration_split="train").read()
-    assert {photo.name for photo in chosen} == {"train1.jpg", "train2.jpg", "train3.jpg"}
-    assert sorted(row.image.name for row in scored) == ["val1.jpg", "val1.jpg", "val2.jpg", "val3.jpg"]
-    with pytest.raises(InputError, match="names too few photos"):
-        export.Photos(str(file), "train", calibration_split="train").read()
-
-
 @pytest.mark.usefixtures("quick")
 def test_int8_that_loses_too_much_is_refused(
     run: Path, photos: export.Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -273,8 +243,8 @@ def test_what_is_no_export_is_not_replaced(run: Path, tmp_path: Path, capsys: py
     (tmp_path / "letters").mkdir()
     for arguments, sentence in {
         ("--out", str(tmp_path / "letters")): "letters exists and is no exported folder",
-        ("--out", str(tmp_path / "new"), "--int8"): "--int8 and --calibrate go together",
-        ("--out", str(tmp_path / "new"), "--int8", "--calibrate", "nothing"): "There is no data set 'nothing'",
+        ("--out", str(tmp_path / "new"), "--split", "val"): "--split is for --int8",
+        ("--out", str(tmp_path / "new"), "--int8", "nothing"): "There is no data set 'nothing'",
     }.items():
         with pytest.raises(SystemExit) as stopped:
             main(["export", str(run), *arguments])

@@ -283,13 +283,6 @@ def test_photos_that_are_missing_or_broken_leave_a_note(tmp_path: Path) -> None:
     assert "4 photos could not be opened" in page
 
 
-def test_photos_are_found_under_image_root(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", make_rows([0.9, 0.1]))
-    (run / "images").rename(tmp_path / "photos")
-    page = report([run], tmp_path / "report.html", image_root=tmp_path / "photos").read_text(encoding="utf-8")
-    assert page.count("<image ") == 2
-
-
 def test_photos_are_found_from_where_the_run_was_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run", make_rows([0.9, 0.1]))
     (run / "images").rename(tmp_path / "images")

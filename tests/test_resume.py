@@ -262,7 +262,7 @@ def test_only_what_changes_the_result_must_be_as_before(
     monkeypatch.chdir(squares.parent)
     before = located(recipe(squares.name))
     free = ["data.workers=3", "data.cache_gb=1", "train.checkpoint_layers=true", "train.log_every=7"]
-    free += ["train.save_every=9", "train.tensorboard=true", "data.root=/elsewhere"]
+    free += ["train.save_every=9", "data.root=/elsewhere"]
     for name in (f"./{squares.name}", str(squares), f"/scratch/{squares.name}"):
         assert differences(before, located(recipe(name, *free))) == []
     changed = differences(before, located(recipe(squares.name, "train.epochs=5", "model.length=12")))
@@ -283,7 +283,7 @@ def test_a_validation_image_that_is_lost_does_not_end_a_run_that_has_begun(stopp
 def test_settings_that_later_versions_add_do_not_end_old_runs(stopped: Path) -> None:
     config = stopped / "run" / "config.yaml"
     lines = config.read_text().splitlines(keepends=True)
-    config.write_text("".join(line for line in lines if "lr_teacher" not in line and "tensorboard" not in line))
+    config.write_text("".join(line for line in lines if "lr_teacher" not in line))
     epmvg.train(recipe(stopped / "data" / "annotations.jsonl", *FAST), stopped / "run", resume=True)
     assert saved_step(stopped / "run") == 8
 

@@ -345,7 +345,7 @@ def test_a_name_that_is_not_this_server_s_is_refused(predictor: Predictor) -> No
         }.items():
             answer = client.get("/healthz", headers={"host": host})
             assert answer.status_code == status, host
-        assert "--allow-host" in answer.json()["error"] and "content-security-policy" in answer.headers
+        assert "with a token" in answer.json()["error"] and "content-security-policy" in answer.headers
 
 
 def test_a_late_answer_is_a_504_and_leaves_nothing_behind() -> None:

@@ -23,7 +23,7 @@ def test_the_verb_prints_one_json_object(tiny: Grounder, tmp_path: Path, capsys:
 
     save(tiny, tmp_path / "run")
     with pytest.raises(SystemExit, match="0"):
-        main(["bench", str(tmp_path / "run"), "--rounds", "1", "--json"])
+        main(["bench", str(tmp_path / "run"), "--json"])
     measured = json.loads(capsys.readouterr().out)
     assert set(measured) == {"load_s", "new_image_ms", "further_phrase_ms", "known_image_ms", "peak_memory_mib"}
     assert all(value > 0 for name, value in measured.items() if name != "further_phrase_ms")

@@ -41,9 +41,7 @@ def calibrate(
     data: str | None = None,
     split: str | None = None,
     root: str | None = None,
-    split_key: str | None = None,
     fit_head: bool = False,
-    limit: int = 20_000,
     false_alarms: float = 0.1,
     device: str = "auto",
     progress: Progress | None = None,
@@ -55,9 +53,8 @@ def calibrate(
         data: a data set's name or file; the run's own by default.
         split: of that data to calibrate on; the run's validation split by default. Never a test split, nor images that
             the run was trained on.
-        root, split_key: as for `evaluate`.
+        root: as for `evaluate`.
         fit_head: first fit a fresh score head on the training split of the same data.
-        limit: most phrases to fit the head on.
         false_alarms: share of absent phrases that may be answered at the stored threshold.
         device: as for `hardware.select_device`.
 
@@ -77,7 +74,7 @@ def calibrate(
     model.calibration = None
     if not fit_head and model.score_head is None and not model.anchored:
         raise InputError(f"{run} has neither a score head nor a where-map to score by: fit a head with --fit-head.")
-    settings = data_of(run, data, root, split_key)
+    settings = data_of(run, data, root, None)
     split = split or settings.val
     if split.startswith("test"):
         raise InputError(f"split {split} is for reporting: calibrate on a validation split.")
@@ -89,7 +86,7 @@ def calibrate(
         raise InputError(f"{run} was trained on all images of {settings.name} {split}: calibrate on others.")
     model.to(select_device(device))
     if fit_head:
-        fit_score_head(model, _open(settings, settings.train), images=settings.images, limit=limit, progress=progress)
+        fit_score_head(model, _open(settings, settings.train), images=settings.images, progress=progress)
     asked = [*val, *absent_records(val, ABSENT)]
     loader = evaluation_loader(model, asked, images=settings.images)
     rows, absent = split_absent(predict_rows(model, loader.batches(0), progress=progress, total=len(asked)))

@@ -57,7 +57,6 @@ class AugmentSettings(Settings):
     jitter: float = Field(0.8, ge=0, le=1)
     move: float = Field(1.0, ge=0, le=1)
     style: Literal["free", "transvg"] = "free"  # transvg: the sizes and crops of the published recipe
-    as_published: bool = False  # with its faults, to compare
 
 
 class DataSettings(Settings):
@@ -165,7 +164,6 @@ class TrainSettings(Settings):
     evaluate_limit: int | None = Field(None, ge=1)  # phrases of val, of images drawn by a fixed seed; None scores all
     save_every: int = Field(200, ge=1)  # steps
     log_every: int = Field(20, ge=1)  # steps
-    tensorboard: bool = False
 
 
 class Recipe(Settings):

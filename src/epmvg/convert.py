@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args
 import torch
 import yaml
 from torch import Tensor
-from torch.nn import functional as F
 
 from epmvg.models.factory import CONVERSION_FILE, build, save
 from epmvg.models.grounder import Grounder
@@ -160,9 +159,6 @@ def from_published(
     file: Path | str = "the state dict",
     stated: Mapping[str, Any] = MappingProxyType({}),
     model: str | None = None,
-    canvas: int | None = None,
-    length: int | None = None,
-    resample: bool = False,
     bert: str | None = None,
 ) -> Conversion:
     """Build a student from published tensors by name.
@@ -173,8 +169,6 @@ def from_published(
         file: what messages call the source.
         stated: the settings of the training that made them, as `read_published` returns them.
         model: a preset's name; guessed from the weights by default, wanted for `imagenet`.
-        canvas, length: S and L of the student, the file's own by default.
-        resample: fit learned positions to another canvas or length (`resample_positions`).
         bert: name on the hub or local folder of a BERT whose weights the linguistic branch starts from.
 
     Raises:
@@ -186,25 +180,13 @@ def from_published(
     _check_stated(stated, kind, settings, file)
     state, ignored, origin = _rename(published, kind, file)
     positions = state.get("vl_pos_embed.weight")
-    if positions is None:
-        own_canvas, own_length = canvas or settings["canvas"], length or settings["length"]
-    else:
-        own_canvas, own_length = _sizes(len(positions), settings, stated, file)
+    if positions is not None:
+        settings["canvas"], settings["length"] = _sizes(len(positions), settings, stated, file)
     if bert is not None:
         if any(key.startswith("linguistic.") for key in state):
             raise InputError(f"{file} brings its own BERT: leave out --bert.")
         settings["linguistic"] = settings["linguistic"] | bert_sizes(bert)
-    settings["canvas"], settings["length"] = canvas or own_canvas, length or own_length
     student = build(settings)
-    if (settings["canvas"], settings["length"]) != (own_canvas, own_length):
-        if not resample:
-            raise InputError(
-                f"{file} was trained at canvas={own_canvas}, length={own_length}: "
-                "leave these as they are, or give --resample to fit its positions."
-            )
-        assert positions is not None
-        grids = _grids(student, own_canvas)
-        state["vl_pos_embed.weight"] = resample_positions(positions, own_length, grids, student)
     new = _fill(student, state, origin, kind, file)
     if bert is not None:
         load_bert(student, bert)
@@ -299,11 +281,6 @@ def _rename(
     return state, ignored, origin
 
 
-def _grids(model: Grounder, canvas: int) -> list[int]:
-    """Sides of the token maps on a canvas."""
-    return [math.ceil(canvas / stride) for stride in model.visual.strides]
-
-
 def _sizes(rows: int, settings: dict[str, Any], stated: Mapping[str, Any], file: Path | str) -> tuple[int, int]:
     """Read canvas and length off the learned positions: 1 + L + N rows.
 
@@ -327,23 +304,6 @@ def _sizes(rows: int, settings: dict[str, Any], stated: Mapping[str, Any], file:
             "it was trained with other strides, which no student has."
         )
     return fitting[0]
-
-
-def resample_positions(rows: Tensor, length: int, grids: list[int], model: Grounder) -> Tensor:
-    """Fit learned positions [1 + L + N, D] of another length and of token maps of sides `grids` to a model.
-
-    Visual rows are interpolated (bicubic); of words, the first ones are kept and the last is repeated.
-    """
-    reg, words, places = rows[:1], rows[1 : 1 + length], rows[1 + length :]
-    words = words[torch.arange(model.length).clamp(max=length - 1)]
-    parts = [reg, words]
-    for side, own, level in zip(
-        grids, _grids(model, model.canvas), places.split([side**2 for side in grids]), strict=True
-    ):
-        image = level.T.view(1, -1, side, side).float()  # [1, D, side, side]
-        image = F.interpolate(image, size=(own, own), mode="bicubic", align_corners=False) if own != side else image
-        parts.append(image.flatten(2)[0].T.to(rows.dtype))
-    return torch.cat(parts)
 
 
 def _fill(model: Grounder, state: dict[str, Tensor], origin: dict[str, str], kind: str, file: Path | str) -> list[str]:

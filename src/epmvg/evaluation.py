@@ -103,6 +103,9 @@ def answered_row(record: Record, box: list[float] | None, iou: float, score: flo
     return row | {key: record.extra[key] for key in _KEPT if key in record.extra}
 
 
+ABSENT = 0.25
+"""Phrases asked of another image in an evaluation, at most, a phrase of the split."""
+
 _KEPT = ("kind", "types", "dataset", "split", "category", "absent")
 
 
@@ -169,7 +172,6 @@ def evaluate(
     split: str | None = None,
     root: str | None = None,
     split_key: str | None = None,
-    absent: float = 0.25,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -185,7 +187,6 @@ def evaluate(
         split: of that data; by default the validation split of the run's own data, and all rows of other data.
         root: where the data lies; the run's own by default.
         split_key: the row key that names the split; the run's own by default.
-        absent: so many phrases asked of another image, a phrase of the split at most; 0 asks none.
         device: where to compute (`hardware.select_device`).
         progress: called with (phrases answered, all of them).
 
@@ -204,7 +205,7 @@ def evaluate(
         settings, split, records = rows_to_ask(run, data, split, root, split_key)
         name = settings.name
         results_folder(run)  # whether it can be had is said before an hour's work
-        asked = [*records, *absent_records(records, absent)]  # an image is still encoded once
+        asked = [*records, *absent_records(records, ABSENT)]  # an image is still encoded once
         stem = stem_of(run, settings, split)
         loader = evaluation_loader(model, asked, images=settings.images, rank=rank, world=world, tolerant=True)
         answers = predict_rows(model, loader.batches(0), progress=progress, total=-(-len(asked) // world))

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
 from epmvg.boxes import to_xyxy
-from epmvg.data import as_published
 from epmvg.data.photos import Photo, open_image
 from epmvg.data.transforms import Augment, names_place, pad_of, render, sides_are_clear, swap_sides, training_view
 from epmvg.data.views import View, canvas_of, evaluation_view, laid_rectangle, lay
@@ -25,8 +24,6 @@ from epmvg.types import InputError
 
 STRONG = Augment(flip=0.5, crop=1.0, crop_min=0.4, scale=0.5, jitter=1.0, move=1.0)
 TRANSVG = Augment(flip=0.5, crop=0.5, scale=0.7, jitter=0.8, move=1.0, style="transvg")
-PUBLISHED = replace(TRANSVG, as_published=True)
-SHAPES = [(640, 480), (640, 427), (480, 640), (640, 640)]
 
 
 def photo_like(width: int, height: int) -> Image.Image:
@@ -46,7 +43,9 @@ def test_published_evaluation_view(shared: Path) -> None:
         pad = pad_of(view)
         assert torch.equal(pad[::4, ::4], case["mask"].bool())
         assert int(pad.sum()) == case["mask_sum"]
-        ours = (render(picture, view) - mean) / std
+        canvas, without_torch = canvas_of(lay(picture, view), view)
+        assert np.array_equal(without_torch, pad)
+        ours = (torch.from_numpy(canvas) - mean) / std
         torch.testing.assert_close(ours[:, ::8, ::8], case["img_s8"], atol=1e-5, rtol=0)
 
 
@@ -174,22 +173,6 @@ def test_published_sizes_and_crops() -> None:
     }
 
 
-def test_published_swaps_and_places(shared: Path) -> None:
-    facts = torch.load(shared / "parity" / "data_pipeline.pt", weights_only=True)
-    differing = 0
-    for (phrase, swapped, box), before in zip(facts["flip"], [(15, 6, 30, 30)] * 7, strict=True):
-        assert as_published.swap_sides(phrase) == swapped
-        differing += swap_sides(phrase) != swapped
-        view = training_view((60, 40), 60, [before], [phrase], Augment(flip=1.0), np.random.default_rng(0))
-        top = view.letterbox.top
-        ours = to_xyxy(view.letterbox.to_canvas(torch.tensor(before, dtype=torch.float))) * 60
-        torch.testing.assert_close(ours - torch.tensor([0, top, 0, top]), box)
-    assert differing == 4  # bright, copyright, upright; LEFT
-    for place in facts["no_crop_substrings"]:
-        assert PUBLISHED.fixed(f"x{place}x") and not TRANSVG.fixed(f"x{place}x") and TRANSVG.fixed(f"the {place} one")
-    assert PUBLISHED.mirrored("LEFT light") == "right light" and TRANSVG.mirrored("bright LEFT") == "bright RIGHT"
-
-
 def test_published_crops_cut_boxes(shared: Path) -> None:
     """A box is moved and clipped as published; a crop there is (top, left, height, width)."""
     facts = torch.load(shared / "parity" / "data_pipeline.pt", weights_only=True)["crop_fn"]
@@ -200,57 +183,18 @@ def test_published_crops_cut_boxes(shared: Path) -> None:
         torch.testing.assert_close(cut, expected)
 
 
-def test_published_crops_lose_targets_and_mended_ones_do_not(shared: Path) -> None:
-    """Boxes of 8 to 60 % of a side. The facts do not say the pictures' shapes: those of common photos are taken."""
-    facts = torch.load(shared / "parity" / "data_pipeline.pt", weights_only=True)["crop_survival"]
-    always, random = replace(PUBLISHED, crop=1.0, flip=0.0), np.random.default_rng(0)
-    mended = replace(always, as_published=False)
-    count = facts["of"]
-    seen = {True: np.empty(count), False: np.empty(count)}
-    for number in range(count):
-        width, height = SHAPES[random.integers(len(SHAPES))]
-        w, h = random.uniform(0.08, 0.6) * width, random.uniform(0.08, 0.6) * height
-        x, y = random.uniform(0, width - w), random.uniform(0, height - h)
-        for augment in (always, mended):
-            box = (x, y, x + w, y + h)
-            x0, y0, x1, y1 = training_view((width, height), 640, [box], ["it"], augment, random).crop
-            inside = max(0.0, min(box[2], x1) - max(x, x0)) * max(0.0, min(box[3], y1) - max(y, y0))
-            seen[augment.as_published][number] = inside / (w * h)
-    for share, below in (("zero", 1e-9), ("under_half", 0.5), ("under_90", 0.9)):
-        error = 3 * math.sqrt(2 * facts[share] * (1 - facts[share]) / count)
-        assert abs(float((seen[True] < below).mean()) - facts[share]) < error
-    assert seen[False].min() >= mended.keep - 1e-9
-
-
-def published_steps(picture: Image.Image, view: View) -> Image.Image:
-    """SPEC_transvg 7.4, step by step, with the numbers that a view has drawn."""
-    if view.first:
-        picture = picture.resize(view.first, Image.Resampling.BILINEAR)
+def in_steps(picture: Image.Image, view: View) -> Image.Image:
+    """A view's crop, size, jitter and flip, step by step with Pillow."""
     x0, y0, x1, y1 = view.crop
     width, height = view.letterbox.width, view.letterbox.height
     if view.letterbox.flip:
         x0, x1 = width - x1, width - x0
     across, down = picture.width / width, picture.height / height
     picture = picture.crop((round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down)))
-    ratio = max(view.size) / max(picture.size)
-    size = (round(picture.width * ratio), round(picture.height * ratio))
-    picture = picture.resize(size, Image.Resampling.BILINEAR)
+    picture = picture.resize(view.size, Image.Resampling.BILINEAR)
     for name, factor in view.jitter:
         picture = getattr(ImageEnhance, name)(picture).enhance(factor)
     return ImageOps.mirror(picture) if view.letterbox.flip else picture
-
-
-def test_published_views_pixel_by_pixel() -> None:
-    picture = photo_like(500, 375)
-    cropped = 0
-    for seed in range(12):
-        random = np.random.default_rng(seed)
-        view = training_view(picture.size, 320, [(100, 100, 200, 180)], ["it"], PUBLISHED, random)
-        left, top, right, bottom = laid_rectangle(view)
-        cropped += view.first is not None
-        laid = torch.from_numpy(np.array(published_steps(picture, view))).permute(2, 0, 1) / 255
-        assert torch.equal(render(picture, view)[:, top:bottom, left:right], laid)
-    assert 0 < cropped < 12
 
 
 def test_quick_rendering_agrees_with_pillow() -> None:
@@ -258,13 +202,15 @@ def test_quick_rendering_agrees_with_pillow() -> None:
     for seed in range(12):
         random = np.random.default_rng(seed)
         view = training_view(picture.size, 256, [(100, 100, 200, 180)], ["it"], STRONG, random)
-        apart = (render(picture, view) - render(picture, replace(view, exact=True))).abs() * 255
-        assert apart.max() < 6 and apart.mean() < 1.5  # Pillow cuts to whole levels after each of three enhancers
+        left, top, right, bottom = laid_rectangle(view)
+        expected = torch.from_numpy(np.array(in_steps(picture, view))).permute(2, 0, 1)
+        apart = (render(picture, view)[:, top:bottom, left:right] * 255 - expected).abs()
+        assert apart.max() < 6 and apart.mean() < 2  # Pillow cuts to whole levels after each of three enhancers
 
 
 def test_rendering_on_a_given_canvas() -> None:
     picture, out = photo_like(90, 60), torch.full((3, 64, 64), math.nan)
-    for augment in (STRONG, PUBLISHED):
+    for augment in (STRONG, TRANSVG):
         view = training_view(picture.size, 64, [(9, 9, 80, 50)], ["it"], augment, np.random.default_rng(1))
         render(picture, view, out)
         assert torch.equal(out, render(picture, view))
@@ -274,15 +220,6 @@ def bytes_of(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-@pytest.mark.parametrize("size", [*SHAPES, (1000, 3), (1, 1)])
-def test_the_canvas_without_torch_has_the_same_pixels(size: tuple[int, int]) -> None:
-    image = photo_like(*size)
-    view = evaluation_view(size, 160)
-    canvas, pad = canvas_of(lay(image, view), view)
-    assert torch.equal(torch.from_numpy(canvas), render(image, view))
-    assert torch.equal(torch.from_numpy(pad), pad_of(view))
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
@@ -368,8 +305,3 @@ def test_unusable_photos_are_named(tmp_path: Path, fault: str) -> None:
         file.write_bytes(bytes_of(Image.new("1", (20_000, 20_000)), "PNG"))
     with pytest.raises(InputError, match=r"photo\.jpg"):
         open_image(file)
-
-
-def test_faults_as_published_are_of_one_style() -> None:
-    with pytest.raises(InputError, match=r"style=transvg"):
-        Augment(as_published=True)

@@ -309,13 +309,10 @@ def test_one_of_several_boxes_counts_and_says_so(known: tuple[Path, Rows], tmp_p
     texts = [{"id": row["id"], "answer": f"{row['box']} or [1, 2, 3, 4]"} for row in said]
     file = write(tmp_path / "t.jsonl", texts)
 
-    def score(**options: Any) -> dict[str, Any]:
-        return epmvg.score(file, data=str(data), form="text", coordinates="pixels:xyxy", **options)
-
     rows = epmvg.score(write(tmp_path / "rows.jsonl", said), data=str(data))
-    assert figures(score()) == figures(score(box="first")) == figures(rows)
-    assert score(box="last")["acc25"] == 0 < rows["acc25"]
-    assert "30 of 30 answers hold several boxes" in score()["warnings"][0] and not score(box="first")["warnings"]
+    scored = epmvg.score(file, data=str(data), form="text", coordinates="pixels:xyxy")
+    assert figures(scored) == figures(rows)
+    assert "30 of 30 answers hold several boxes" in scored["warnings"][0]
 
 
 def test_phrases_in_other_letters_and_an_id_of_zero_are_the_same_question(tmp_path: Path) -> None:
@@ -422,7 +419,7 @@ def refusals(data: Path, said: Rows, folder: Path) -> dict[str, tuple[list[objec
         "no size at all": ([shares, "--data", write(folder / "one.jsonl", no_size), *name, "0-1:xyxy"], "gone.jpg"),
         "no box": ([folder / "t.jsonl", "--data", data], 'has no "box": name what the file is with --format'),
         "three numbers": ([rows("three", [first | {"box": [1, 2, 3]}]), "--data", data], "must be four numbers"),
-        "no answer": ([own, "--data", data, *name, "pixels:xyxy"], "--answer-key"),
+        "no answer": ([own, "--data", data, *name, "pixels:xyxy"], 'has no "answer"'),
         "a row for results": ([own, "--data", data, "--format", "coco"], "is not JSON"),
         "an unknown image": ([listed, "--data", data, "--format", "coco"], "image_id 77 names no image"),
         "asked twice, alike": ([rows("unlike", unlike), "--data", twice], 'give each answer the "id"'),
@@ -432,8 +429,6 @@ def refusals(data: Path, said: Rows, folder: Path) -> dict[str, tuple[list[objec
             [text("u", "I see no dog."), "--data", data, *name, "pixels:xyxy"],
             "not one of 30 answers holds a box",
         ),
-        "a key without text": ([own, "--data", data, "--answer-key", "said"], "--answer-key is for --format text"),
-        "a choice without text": ([own, "--data", data, "--box", "last"], "--box is for --format text"),
         "nothing there": ([write(folder / "no.jsonl", []), "--data", data], "holds no predictions"),
     }
 

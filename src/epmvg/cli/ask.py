@@ -19,17 +19,7 @@ def serve(
     token: Annotated[
         str | None, typer.Option(envvar="EPMVG_TOKEN", help="Bearer token to ask for; better set as a variable.")
     ] = None,
-    queue: Annotated[int, typer.Option(help="Pictures inside at once; more are told to come back.")] = 64,
     upload_mb: Annotated[int, typer.Option(help="Largest request, MB.")] = 20,
-    megapixels: Annotated[int, typer.Option(help="Largest picture, million pixels.")] = 50,
-    seconds: Annotated[int, typer.Option(help="Longest wait for an answer.")] = 30,
-    keep_alive: Annotated[
-        int, typer.Option(help="Seconds a connection may stay idle; give more than the proxy in front.")
-    ] = 90,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(help="A further name in Host headers to answer to, on 127.0.0.1 without a token."),
-    ] = None,
     device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
 ) -> None:
     """Serve a run: an HTTP API, and a page to try it on."""
@@ -40,27 +30,19 @@ def serve(
         raise InputError(f"`epmvg serve` needs {error.name}: pip install 'epmvg[serve]'.") from error
 
     upload = upload_mb * 10**6
-    limits = Limits(
-        queue=queue,
-        upload=upload,
-        bodies=8 * upload,
-        pixels=megapixels * 10**6,
-        seconds=seconds,
-        keep_alive=keep_alive,
-    )
-    run_server(run, host=host, port=port, limits=limits, token=token, device=device, allowed_hosts=allow_host or ())
+    limits = Limits(upload=upload, bodies=8 * upload)
+    run_server(run, host=host, port=port, limits=limits, token=token, device=device)
 
 
 def bench(
     run: Annotated[Path, typer.Argument(help=RUN)] = Path("default"),
     device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
-    rounds: Annotated[int, typer.Option(min=1, help="Calls of each kind.")] = 15,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure latency and memory of a run on this machine."""
     from epmvg.timing import measure
 
-    measured = measure(run, device=device, rounds=rounds)
+    measured = measure(run, device=device)
     if as_json:
         print(json.dumps(measured))
         return

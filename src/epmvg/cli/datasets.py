@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -49,7 +49,6 @@ def data_convert(
     to: Annotated[
         Path, typer.Option(help=".jsonl, .json (COCO), .odvg.jsonl, .parquet, .tar (shards: x-%05d.tar) or a folder.")
     ],
-    kind: Annotated[str | None, typer.Option("--as", help="jsonl, coco, odvg, parquet, tar or folder.")] = None,
     split: Annotated[str | None, typer.Option(help="Only this one.")] = None,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
     split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",
@@ -58,7 +57,7 @@ def data_convert(
     """Turn any data set into JSONL, or into another format that can hold it."""
     from epmvg.data.exchange import convert_data
 
-    done = convert_data(name, to, kind=kind, split=split, root=root, split_key=split_key)
+    done = convert_data(name, to, split=split, root=root, split_key=split_key)
     if as_json:
         print(json.dumps(done))
         return
@@ -80,18 +79,13 @@ def data_split(
     name: Annotated[str, typer.Argument(help="A data set's name, or a file or folder of rows.")],
     fractions: Annotated[str, typer.Argument(help="Of the images: train/val/test, for example 0.8/0.1/0.1.")],
     out: Annotated[Path, typer.Option(help="What to write; its ending means the format, as for `data convert`.")],
-    by: Annotated[
-        Literal["image", "path"],
-        typer.Option(help="image: those that look the same stay together; path: no image is opened."),
-    ] = "image",
-    seed: Annotated[int, typer.Option(help="Of the order in which images are dealt out.")] = 0,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Deal images out to train, val and test, all rows of an image to one of them."""
     from epmvg.doctor.splitting import split_data
 
-    done = split_data(name, fractions, out, by=by, seed=seed, root=root)
+    done = split_data(name, fractions, out, root=root)
     if as_json:
         print(json.dumps(done))
         return
@@ -106,18 +100,13 @@ def data_split(
 def data_check(
     name: Annotated[str, typer.Argument(help="A data set's name, or a file or folder of rows.")],
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
-    split_key: Annotated[
-        str | None, typer.Option(help="The row key that names the split; the set's own by default.")
-    ] = None,
     against: Annotated[
         Path | None, typer.Option(help="Text file of image names, ids or paths that evaluation must not hold.")
     ] = None,
-    length: Annotated[int, typer.Option(help="Word pieces a model reads.")] = 20,
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures of what was found.")] = None,
     write_clean: Annotated[
         Path | None, typer.Option(help="Write the rows without errors; its ending means the format.")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit status 3 for warnings too.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, with every row of a finding.")
     ] = False,
@@ -131,9 +120,7 @@ def data_check(
         refuse_overwrite(html, against, write_clean)
         refuse_inputs(html, name, root)
     with counting(errors, "Examining") as progress:
-        diagnosis = check(
-            name, root=root, split_key=split_key, against=against, longest=length, clean=write_clean, progress=progress
-        )
+        diagnosis = check(name, root=root, against=against, clean=write_clean, progress=progress)
     if html is not None:
         write_page(diagnosis, html)
     if as_json:
@@ -142,7 +129,7 @@ def data_check(
         _say_diagnosis(diagnosis)
         if write_clean is not None:
             console.print(f"{diagnosis.written:,} rows without errors are in {write_clean}", soft_wrap=True)
-    raise typer.Exit(3 if not diagnosis.usable or (strict and not diagnosis.clean) else 0)
+    raise typer.Exit(0 if diagnosis.usable else 3)
 
 
 def _say_diagnosis(diagnosis: Diagnosis) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from epmvg.cli.screen import RUN, console, errors, table
+from epmvg.cli.screen import RUN, console, errors, refuse_options, table
 from epmvg.types import InputError
 
 
@@ -24,9 +24,6 @@ def convert(
     kind: Annotated[str, typer.Option("--as", help="transvg, qrnet, detr, swin or imagenet.")],
     out: Annotated[Path, typer.Option(help="The student's folder.")],
     model: Annotated[str | None, typer.Option(help="A model's name; told from the weights by default.")] = None,
-    canvas: Annotated[int | None, typer.Option(help="Side of the input in pixels; the file's own by default.")] = None,
-    length: Annotated[int | None, typer.Option(help="Most word pieces; the file's own by default.")] = None,
-    resample: Annotated[bool, typer.Option("--resample", help="Fit positions to another canvas or length.")] = False,
     bert: Annotated[str | None, typer.Option(help="A BERT to start from: hub name or folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -34,7 +31,7 @@ def convert(
     from epmvg.convert import convert as turn
     from epmvg.convert import write
 
-    done = turn(file, kind, model=model, canvas=canvas, length=length, resample=resample, bert=bert)
+    done = turn(file, kind, model=model, bert=bert)
     write(done, out)
     if as_json:
         account = {"model": done.preset, "converted": done.converted, "ignored": done.ignored, "new": done.new}
@@ -53,35 +50,24 @@ def export(
     run: Annotated[Path, typer.Argument(help=RUN)],
     out: Annotated[Path, typer.Option(help="The folder to write; it needs neither torch nor the run.")],
     kind: Annotated[Runtime, typer.Option("--format", help="What will run it.")] = Runtime.onnx,
-    int8: Annotated[bool, typer.Option("--int8", help="Quantise; needs --calibrate.")] = False,
-    calibrate: Annotated[str | None, typer.Option(help="Photos for --int8: a data set's name or file.")] = None,
-    split: Annotated[str | None, typer.Option(help="Of those, to score on; all rows by default.")] = None,
-    calibration_split: Annotated[
-        str | None, typer.Option(help="Of those, to calibrate on; by default the one to score on.")
+    int8: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Quantise, calibrated and scored on this data set or file.")
     ] = None,
-    root: Annotated[str | None, typer.Option(help="Where they lie.")] = None,
-    split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",
-    photos: Annotated[int, typer.Option(min=1, help="To calibrate on, at most.")] = 64,
-    phrases: Annotated[int, typer.Option(min=1, help="To score on other photos, at most.")] = 1000,
+    split: Annotated[str | None, typer.Option(help="Of that data; all rows by default.")] = None,
+    root: Annotated[str | None, typer.Option(help="Where that data lies.")] = None,
     accept_loss: Annotated[bool, typer.Option("--accept-loss", help="Write int8 even if it loses accuracy.")] = False,
-    weight_bits: Annotated[int, typer.Option(min=7, max=8, help="Of int8; 7 for processors without VNNI.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Export a run for ONNX Runtime or OpenVINO, after checking that it answers as the run does."""
     from epmvg.export import Photos, export_run
 
-    if int8 != (calibrate is not None):
-        raise InputError("--int8 and --calibrate go together: name photos like those the model will meet.")
-    chosen = (
-        None if calibrate is None else Photos(calibrate, split, root, split_key, photos, phrases, calibration_split)
-    )
+    refuse_options("is for --int8", **({} if int8 else {"split": split, "root": root, "accept_loss": accept_loss}))
     done = export_run(
         run,
         out,
         kind=kind.value,
-        photos=chosen,
+        photos=None if int8 is None else Photos(int8, split, root),
         accept_loss=accept_loss,
-        weight_bits=weight_bits,
         say=lambda line: errors.print(line, soft_wrap=True),
     )
     if as_json:
@@ -99,14 +85,13 @@ def publish(
         bool, typer.Option("--compact", help="In float16, without parts that are still those of an installed wheel.")
     ] = False,
     private: Annotated[bool, typer.Option("--private", help="Only its owner sees a new one.")] = False,
-    latency: Annotated[bool, typer.Option("--latency", help="Time the model on this machine for its card.")] = False,
 ) -> None:
     """Write a run as a folder for the Hugging Face hub with a model card, or publish it there."""
     from epmvg.hub import push_to_hub, save_pretrained
 
     if (to is None) == (hub is None):
         raise InputError("Say where: give either --to FOLDER or --hub OWNER/NAME.")
-    how: dict[str, Any] = {"licence": licence, "compact": compact, "measure_latency": latency}
+    how: dict[str, Any] = {"licence": licence, "compact": compact}
     if to is not None:
         console.print(f"The model is in {save_pretrained(run, to, **how)}", soft_wrap=True)
     if hub is not None:

@@ -12,18 +12,13 @@ import typer
 from epmvg.cli.screen import DEVICE, RUN, console, errors, is_first, table
 from epmvg.terminal import counting
 from epmvg.types import InputError
-from epmvg.writing import refuse_overwrite, write_text
+from epmvg.writing import write_text
 
 
 class Told(StrEnum):
     jsonl = "jsonl"
     coco = "coco"
     text = "text"
-
-
-class Which(StrEnum):
-    first = "first"
-    last = "last"
 
 
 class Asked(StrEnum):
@@ -40,12 +35,8 @@ def evaluate(
     ] = None,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
     split_key: Annotated[str | None, typer.Option(help="The row key that names the split.")] = None,
-    absent: Annotated[
-        float, typer.Option(min=0, max=1, help="Phrases asked of other images, a phrase of the split.")
-    ] = 0.25,
     device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file too.")] = None,
     robustness: Annotated[
         bool, typer.Option("--robustness", help="Score perturbed phrases and images instead (docs/robustness.md).")
     ] = False,
@@ -57,10 +48,7 @@ def evaluate(
     """Score a run: Acc@0.5, mean IoU, and a row of predictions a phrase; or its robustness to perturbations."""
     if limit is not None and not robustness:
         raise InputError("--limit is for --robustness: an evaluation counts every phrase of its split.")
-    if output is not None:
-        refuse_overwrite(output, data, run)
-    chosen: dict[str, Any] = {"data": data, "split": split, "root": root, "split_key": split_key}
-    chosen |= {"absent": absent, "device": device}
+    chosen: dict[str, Any] = {"data": data, "split": split, "root": root, "split_key": split_key, "device": device}
     if robustness:
         if not is_first():  # one process does this alone
             return
@@ -79,8 +67,6 @@ def evaluate(
             result = score(run, **chosen, progress=progress)
         if not is_first():
             return
-    if output is not None:
-        write_text(output, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if as_json:
         print(json.dumps(result))
     elif robustness:
@@ -162,16 +148,9 @@ def score(
     data: Annotated[str, typer.Option(help="What they answer: a data set's name or a file.")],
     split: Annotated[str | None, typer.Option(help="Of that data; all rows by default.")] = None,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
-    split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",
     form: Annotated[Told, typer.Option("--format", help="Our rows, COCO results, or a model's words.")] = Told.jsonl,
     coordinates: Annotated[
         str | None, typer.Option(help="UNIT:ORDER of the numbers, for example 0-1000:xyxy; text needs it.")
-    ] = None,
-    answer_key: Annotated[
-        str | None, typer.Option(help="Where the text of an answer stands; answer by default.")
-    ] = None,
-    box: Annotated[
-        Which | None, typer.Option(help="Which box of a text with several counts; the first by default.")
     ] = None,
     targets: Annotated[
         Asked, typer.Option(help="Of a phrase with several boxes: each row's own, their union, or any.")
@@ -190,14 +169,11 @@ def score(
         data=data,
         split=split,
         root=root,
-        split_key=split_key,
         form=form.value,
         coordinates=coordinates,
         targets=targets.value,
         strict=strict,
         allow_partial=allow_partial,
-        answer_key=answer_key,
-        box=box.value if box else None,
         against=against,
         rows=rows,
     )
@@ -246,11 +222,7 @@ def calibrate(
     data: Annotated[str | None, typer.Option(help="A data set's name or a file; the run's own by default.")] = None,
     split: Annotated[str | None, typer.Option(help="To calibrate on; the run's validation split by default.")] = None,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
-    split_key: Annotated[str | None, typer.Option(help="The row key that names the split.")] = None,
     fit_head: Annotated[bool, typer.Option("--fit-head", help="First fit a score head on the training split.")] = False,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Most phrases to fit the head on, with --fit-head; 20,000 by default.")
-    ] = None,
     false_alarms: Annotated[
         float, typer.Option(min=0, max=1, help="Share of absent phrases that may pass the stored threshold.")
     ] = 0.1,
@@ -258,8 +230,6 @@ def calibrate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make a run's scores probabilities, and choose the threshold of "nothing found"."""
-    if limit is not None and not fit_head:
-        raise InputError("--limit is for --fit-head: calibration takes every phrase of its split.")
     from epmvg.calibration import calibrate as run_calibration
     from epmvg.calibration import remark
 
@@ -269,9 +239,7 @@ def calibrate(
             data=data,
             split=split,
             root=root,
-            split_key=split_key,
             fit_head=fit_head,
-            limit=20_000 if limit is None else limit,
             false_alarms=false_alarms,
             device=device,
             progress=progress,
@@ -298,11 +266,9 @@ def report(
         list[str] | None,
         typer.Option(help="Show this phrase run beside run, repeatable; the most improved by default."),
     ] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Where the photos are, if not where they were.")] = None,
-    gallery: Annotated[int, typer.Option(min=0, help="Pictures in each group; 0 for none.")] = 12,
 ) -> None:
     """Write one self-contained HTML page about one run or several side by side."""
     from epmvg.reporting import report as write
 
-    page = write(runs, out, image_root=image_root, gallery=gallery, phrases=phrase or ())
+    page = write(runs, out, phrases=phrase or ())
     console.print(f"The report is {page}", soft_wrap=True)

@@ -108,8 +108,6 @@ def teacher_train(
         Path | None, typer.Option(help="Folder that image paths are relative to; the file's by default.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="Most epochs; the best on val is kept.")] = 10,
-    side: Annotated[int, typer.Option(help="Side of the teacher's input, pixels.")] = 224,
-    seed: Annotated[int, typer.Option(help="Of order and weights.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
     """Train a small CLIP-style teacher from image-caption pairs."""
@@ -117,9 +115,7 @@ def teacher_train(
     from epmvg.terminal import counting
 
     with counting(console, "Teacher") as progress:
-        metrics = train_teacher(
-            captions, out, images=images, epochs=epochs, side=side, seed=seed, device=device, progress=progress
-        )
+        metrics = train_teacher(captions, out, images=images, epochs=epochs, device=device, progress=progress)
     console.print(f"The teacher is in {out}: {metrics}", soft_wrap=True)
     if metrics.skipped:
         errors.print(

@@ -11,7 +11,7 @@ from typing import Any
 
 from epmvg.data.catalog import DATASETS, open_records
 from epmvg.data.files import is_file, is_folder
-from epmvg.data.formats import KINDS, kind_of, write_file
+from epmvg.data.formats import kind_of, write_file
 from epmvg.data.imagefolder import metadata_files
 from epmvg.data.jsonl import Skipped
 from epmvg.data.shards import shard_files
@@ -23,7 +23,6 @@ def convert_data(
     name: str,
     target: Path,
     *,
-    kind: str | None = None,
     split: str | None = None,
     root: str | Path | None = None,
     split_key: str = "split",
@@ -31,8 +30,7 @@ def convert_data(
     """Read a data set by name or file and write it in another format.
 
     Args:
-        target: the file or folder to write.
-        kind: jsonl, coco, odvg, parquet, tar or folder; told from the target's ending by default.
+        target: the file or folder to write; its ending says the format.
         split, root, split_key: as for `open_records`.
 
     Returns:
@@ -41,12 +39,10 @@ def convert_data(
         first_skipped: reason -> the first of them.
 
     Raises:
-        InputError: as `open_records`, or the format is not known or cannot hold the rows, or the target is one of the
+        InputError: as `open_records`, or the format cannot hold the rows, or the target is one of the
             files that are read.
     """
-    kind = kind or kind_of(target)
-    if kind not in KINDS:
-        raise InputError(f"--as {kind} is no format: give one of {', '.join(KINDS)}.")
+    kind = kind_of(target)
     refuse_inputs(target, name, root)
     skipped = Skipped()
     records = open_records(name, split=split, root=root, split_key=split_key, skipped=skipped)

@@ -23,8 +23,8 @@ from epmvg.data.catalog import cache_folder, open_records
 from epmvg.data.garbage import collector_paused
 from epmvg.data.image_cache import ImageCache
 from epmvg.data.photos import Photo
-from epmvg.data.transforms import Augment, pad_of, render, training_view
-from epmvg.data.views import View, evaluation_view, laid_rectangle
+from epmvg.data.transforms import Augment, pad_of, render, swap_sides, training_view
+from epmvg.data.views import View, canvas_of, evaluation_view, laid_rectangle, lay
 from epmvg.letterbox import Letterbox
 from epmvg.tokenizer import PhraseTokenizer
 from epmvg.types import Batch, InputError, Record
@@ -56,8 +56,7 @@ class GroundingLoader:
         cache_gb: keep decoded pictures for training views on disk, in at most so many gigabytes.
 
     Raises:
-        InputError: `cache_gb` with views as published; while iterating, a picture that cannot be opened, unless
-            `tolerant`.
+        InputError: while iterating, a picture that cannot be opened, unless `tolerant`.
     """
 
     def __init__(
@@ -98,8 +97,6 @@ class GroundingLoader:
         self.epoch = 0
         self.cache: ImageCache | None = None
         if cache_gb and augment is not None:
-            if augment.as_published:
-                raise InputError("data.cache_gb keeps reduced pictures: set it to 0 with data.augment.as_published.")
             self.cache = ImageCache(cache_folder() / "pictures", cache_gb, augment.finest(canvas))
 
     def __len__(self) -> int:
@@ -172,13 +169,14 @@ class GroundingLoader:
                 skipped.append(str(error))
                 continue
             pads.append(pad_of(view)[None])
-            if picture is not None:
+            if picture is not None and self.augment is not None:
                 render(picture, view, out=canvases[len(letterboxes)])
+            elif picture is not None:
+                canvases[len(letterboxes)] = torch.from_numpy(canvas_of(lay(picture, view), view)[0])
             owner += [len(letterboxes)] * len(rows)
             canvas_box = view.letterbox.to_canvas(torch.tensor([row.box for row in rows], dtype=torch.float64))
             boxes.append(_clip(canvas_box, view) if self.augment else canvas_box)
-            flipped = self.augment if view.letterbox.flip else None
-            phrases += [flipped.mirrored(row.phrase) if flipped else row.phrase for row in rows]
+            phrases += [swap_sides(row.phrase) if view.letterbox.flip else row.phrase for row in rows]
             letterboxes.append(view.letterbox)
             records += rows
             kept_images.append(number)
@@ -208,7 +206,7 @@ class GroundingLoader:
             return self._view(place, rows, size), picture
         with Photo(path) as photo:
             view = self._view(place, rows, photo.size)
-            return view, photo.decode(None if view.exact else view.needs)
+            return view, photo.decode(view.needs if self.augment else None)
 
     def _view(self, place: tuple[int, int, int], rows: list[Record], size: tuple[int, int]) -> View:
         if self.augment is None:

@@ -19,10 +19,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from epmvg.data import as_published
-from epmvg.data.views import MEAN_COLOUR, View, crop_of, laid_rectangle, lay
+from epmvg.data.views import MEAN_COLOUR, View, laid_rectangle
 from epmvg.letterbox import Letterbox
-from epmvg.types import Box, InputError
+from epmvg.types import Box
 
 _MEAN = torch.tensor(MEAN_COLOUR).view(3, 1, 1)
 
@@ -74,11 +73,7 @@ class Augment:
 
     `style="transvg"` draws sizes and crops as TransVG does (SPEC_transvg 7.4): sizes in steps of 1/20 of the canvas
     (640, 608, ... 448 with `scale` 0.7) and crops of 384 to 600 px from a picture whose shorter side is 400, 500 or
-    600 px, on a canvas of 640. `as_published` brings back its faults: crops that lose their target, sides swapped and
-    places found inside other words; its views are rendered step by step, to be compared pixel by pixel.
-
-    Raises:
-        InputError: `as_published` with another style.
+    600 px, on a canvas of 640.
     """
 
     flip: float = 0.0
@@ -89,28 +84,11 @@ class Augment:
     jitter: float = 0.0
     move: float = 0.0
     style: Literal["free", "transvg"] = "free"
-    as_published: bool = False
-
-    def __post_init__(self) -> None:
-        if self.as_published and self.style != "transvg":
-            raise InputError("data.augment.as_published=true is of one style: set data.augment.style=transvg.")
 
     def finest(self, side: int) -> int:
         """Longer side, pixels, at which a kept picture is as fine as any view of it on a canvas of `side`."""
         share = 1.0 if not self.crop else self.crop_min if self.style == "free" else 384 / 600
         return math.ceil(side / share)
-
-    def mirrored(self, phrase: str) -> str:
-        """Return a phrase as it is true of the mirrored picture."""
-        return as_published.swap_sides(phrase.lower()) if self.as_published else swap_sides(phrase)
-
-    def mirrors(self, phrase: str) -> bool:
-        """Say whether a picture may be mirrored that a phrase is about."""
-        return self.as_published or sides_are_clear(phrase)
-
-    def fixed(self, phrase: str) -> bool:
-        """Say whether a phrase forbids a crop."""
-        return as_published.names_place(phrase) if self.as_published else names_place(phrase)
 
 
 def swap_sides(phrase: str) -> str:
@@ -173,15 +151,13 @@ def training_view(
 ) -> View:
     """Plan one training view of a picture of (width, height) for all its phrases."""
     width, height = size
-    flip = bool(random.random() < augment.flip) and all(augment.mirrors(phrase) for phrase in phrases)
-    crop, first = (0.0, 0.0, float(width), float(height)), None
-    if random.random() < augment.crop and not any(augment.fixed(phrase) for phrase in phrases):
-        crop, first = _crop(size, side, np.array(boxes, dtype=np.float64).reshape(-1, 4), augment, random)
+    flip = bool(random.random() < augment.flip) and all(map(sides_are_clear, phrases))
+    crop = (0.0, 0.0, float(width), float(height))
+    if random.random() < augment.crop and not any(map(names_place, phrases)):
+        crop = _crop(size, side, np.array(boxes, dtype=np.float64).reshape(-1, 4), augment, random)
     x0, y0, x1, y1 = (width - crop[2], crop[1], width - crop[0], crop[3]) if flip else crop
-    across, down = first or size  # where the crop was drawn, and is a whole number of pixels
-    shape = round((x1 - x0) * across / width), round((y1 - y0) * down / height)
-    scale = _longest(side, augment, random) / max(shape)
-    laid = (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
+    scale = _longest(side, augment, random) / max(x1 - x0, y1 - y0)
+    laid = (max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale)))
     if random.random() < augment.move:
         left, top = int(random.integers(0, side - laid[0] + 1)), int(random.integers(0, side - laid[1] + 1))
     else:
@@ -192,7 +168,7 @@ def training_view(
     if random.random() < augment.jitter:
         names = random.permutation(["Brightness", "Contrast", "Color"])
         jitter = tuple((str(name), float(random.uniform(0.6, 1.4))) for name in names)
-    return View(letterbox, (x0, y0, x1, y1), laid, jitter, first, exact=augment.as_published)
+    return View(letterbox, (x0, y0, x1, y1), laid, jitter)
 
 
 def _longest(side: int, augment: Augment, random: np.random.Generator) -> int:
@@ -204,8 +180,8 @@ def _longest(side: int, augment: Augment, random: np.random.Generator) -> int:
 
 def _crop(
     size: tuple[int, int], side: int, boxes: NDArray[np.float64], augment: Augment, random: np.random.Generator
-) -> tuple[tuple[float, float, float, float], tuple[int, int] | None]:
-    """Draw crops until one keeps every box [P, 4]: the crop in pixels of the picture, and `View.first`."""
+) -> tuple[float, float, float, float]:
+    """Draw crops until one keeps every box [P, 4], and return it in pixels of the image."""
     width, height = size
     frame = size  # where crops are drawn
     low = (max(1, int(width * augment.crop_min)), max(1, int(height * augment.crop_min)))
@@ -218,16 +194,11 @@ def _crop(
     w, h = (random.integers(low[i], high[i] + 1, _TRIES) for i in range(2))
     x, y = random.integers(0, frame[0] - w + 1), random.integers(0, frame[1] - h + 1)
     drawn = np.stack([x, y, x + w, y + h], 1).astype(np.float64)  # [T, 4]
-    to_source = np.array([width / frame[0], height / frame[1]] * 2)
-    if augment.as_published:
-        crops, kept = drawn * to_source, as_published.accepts(drawn, boxes / to_source).all(1)
-    else:
-        crops = np.round(drawn * to_source)
-        crops[:, 2:] = np.maximum(crops[:, 2:], crops[:, :2] + 1)
-        kept = (_visible(boxes, crops) >= augment.keep).all(1)
+    crops = np.round(drawn * np.array([width / frame[0], height / frame[1]] * 2))
+    crops[:, 2:] = np.maximum(crops[:, 2:], crops[:, :2] + 1)
+    kept = (_visible(boxes, crops) >= augment.keep).all(1)
     x0, y0, x1, y1 = crops[kept.argmax()] if kept.any() else (0, 0, width, height)
-    crop = (float(x0), float(y0), min(float(x1), width), min(float(y1), height))
-    return crop, frame if augment.as_published else None
+    return float(x0), float(y0), min(float(x1), width), min(float(y1), height)
 
 
 def _visible(boxes: NDArray[np.float64], crops: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -248,7 +219,7 @@ def pad_of(view: View) -> Tensor:
 
 
 def render(image: Image.Image, view: View, out: Tensor | None = None) -> Tensor:
-    """Lay an RGB picture on the canvas -> float [3, S, S] in 0..1, mean colour around it.
+    """Render a training view of an RGB image -> float [3, S, S] in 0..1, mean colour around it.
 
     Args:
         image: the picture that the view was planned for, or a reduced copy of it.
@@ -262,23 +233,31 @@ def render(image: Image.Image, view: View, out: Tensor | None = None) -> Tensor:
     for empty in (canvas[:, :top], canvas[:, bottom:], rows[:, :, :left], rows[:, :, right:]):
         empty.copy_(_MEAN.expand_as(empty))
     laid = rows[:, :, left:right]
-    if view.exact:
-        laid.copy_(torch.from_numpy(lay(image, view)).permute(2, 0, 1)).div_(255)
-    else:
-        laid.copy_(_resized(image, view)).div_(255)
-        for name, factor in view.jitter:
-            _adjust(laid, name, factor)
+    laid.copy_(_resized(image, view)).div_(255)
+    for name, factor in view.jitter:
+        _adjust(laid, name, factor)
     return canvas
 
 
 def _resized(image: Image.Image, view: View) -> Tensor:
     """Crop, scale and mirror -> uint8 [3, h, w]. Torch's filter is Pillow's, on wider registers."""
-    x0, y0, x1, y1 = crop_of(image, view)
+    x0, y0, x1, y1 = _crop_in(image, view)
     laid = torch.from_numpy(np.array(image, dtype=np.uint8)[y0:y1, x0:x1]).permute(2, 0, 1)[None]
     width, height = view.size
     if laid.shape[2:] != (height, width):
         laid = F.interpolate(laid, (height, width), mode="bilinear", antialias=True, align_corners=False)
     return laid[0].flip(-1) if view.letterbox.flip else laid[0]
+
+
+def _crop_in(image: Image.Image, view: View) -> tuple[int, int, int, int]:
+    """Return the view's crop in whole pixels of an unmirrored, perhaps reduced image."""
+    x0, y0, x1, y1 = view.crop
+    width, height = view.letterbox.width, view.letterbox.height
+    if view.letterbox.flip:
+        x0, x1 = width - x1, width - x0
+    left, top = round(x0 * image.width / width), round(y0 * image.height / height)
+    right, bottom = round(x1 * image.width / width), round(y1 * image.height / height)
+    return min(left, image.width - 1), min(top, image.height - 1), max(right, left + 1), max(bottom, top + 1)
 
 
 def _adjust(pixels: Tensor, name: str, factor: float) -> None:

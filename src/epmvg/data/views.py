@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
 from epmvg.letterbox import Letterbox
 
@@ -23,8 +23,6 @@ class View:
     crop: tuple[float, float, float, float]  # of the (mirrored) picture, pixels
     size: tuple[int, int]  # of the laid picture on the canvas, pixels
     jitter: tuple[tuple[str, float], ...] = ()
-    first: tuple[int, int] | None = None  # the whole picture is scaled to this before the crop (as published)
-    exact: bool = True  # rendered by Pillow, as published; else several times faster and a grey level apart
 
     @property
     def needs(self) -> tuple[int, int]:
@@ -50,17 +48,8 @@ def laid_rectangle(view: View) -> tuple[int, int, int, int]:
 
 
 def lay(image: Image.Image, view: View) -> NDArray[np.uint8]:
-    """Crop, scale, jitter and mirror with Pillow, as TransVG does -> uint8 [h, w, 3]."""
-    if view.first:
-        image = image.resize(view.first, Image.Resampling.BILINEAR)
-    crop = crop_of(image, view)
-    laid = image if crop == (0, 0, *image.size) else image.crop(crop)
-    laid = laid.resize(view.size, Image.Resampling.BILINEAR)
-    for name, factor in view.jitter:
-        laid = getattr(ImageEnhance, name)(laid).enhance(factor)
-    if view.letterbox.flip:
-        laid = ImageOps.mirror(laid)
-    return np.array(laid, dtype=np.uint8)
+    """Resize an image for its evaluation view, as TransVG does -> uint8 [h, w, 3]."""
+    return np.array(image.resize(view.size, Image.Resampling.BILINEAR), dtype=np.uint8)
 
 
 def canvas_of(laid: NDArray[np.uint8], view: View) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -73,14 +62,3 @@ def canvas_of(laid: NDArray[np.uint8], view: View) -> tuple[NDArray[np.float32],
     pad = np.ones((side, side), np.bool_)
     pad[top:bottom, left:right] = False
     return canvas, pad
-
-
-def crop_of(image: Image.Image, view: View) -> tuple[int, int, int, int]:
-    """Return the view's crop in whole pixels of an unmirrored, perhaps reduced picture."""
-    x0, y0, x1, y1 = view.crop
-    width, height = view.letterbox.width, view.letterbox.height
-    if view.letterbox.flip:
-        x0, x1 = width - x1, width - x0
-    left, top = round(x0 * image.width / width), round(y0 * image.height / height)
-    right, bottom = round(x1 * image.width / width), round(y1 * image.height / height)
-    return min(left, image.width - 1), min(top, image.height - 1), max(right, left + 1), max(bottom, top + 1)

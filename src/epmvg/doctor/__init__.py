@@ -27,9 +27,6 @@ from epmvg.writing import refuse_overwrite
 
 __all__ = ["Diagnosis", "check", "write_page"]
 
-LONGEST = 20
-"""Word pieces that TransVG and its kin read, [CLS] and [SEP] included; longer phrases lose their end."""
-
 _JSONL_SETS = {"scenes": "split", "flickr-mini": "mini_split"}
 """Named sets that are a JSONL file, and the key that names their split."""
 
@@ -81,9 +78,7 @@ def check(
     data: str,
     *,
     root: Path | str | None = None,
-    split_key: str | None = None,
     against: Path | str | None = None,
-    longest: int = LONGEST,
     clean: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Diagnosis:
@@ -94,9 +89,7 @@ def check(
     Args:
         data: a name of `epmvg list datasets`, or a file or folder.
         root: the folder the set lies in; for a file, what its image paths are relative to, by default its folder.
-        split_key: the row key that names the split, by default the set's own, or "split".
         against: a text file of image names or ids, one a line, that evaluation must not hold.
-        longest: word pieces a model reads, [CLS] and [SEP] included.
         clean: a file or folder to write the rows to that have no error, each once, in the format that its ending means.
         progress: called with (rows looked at, lines of the file or records).
 
@@ -111,7 +104,7 @@ def check(
     file = _jsonl_file(data, root)
     base = Path(root) if root is not None and data not in DATASETS else file.parent if file else Path()
     entries: Iterable[Entry]
-    key = split_key or _JSONL_SETS.get(data, "split")
+    key = _JSONL_SETS.get(data, "split")
     records: list[Record] = []
     if file is not None:
         total = count_lines(file)
@@ -120,11 +113,9 @@ def check(
         records = _from_reader(data, root, key, found)
         total, entries = len(records), entries_of(records)
     with Images(base) as images:
-        seen = Examination(images, found, longest)
+        seen = Examination(images, found)
         seen.read(entries, total, progress)
         splits = seen.names()
-        if split_key and seen.rows and not any(splits):
-            raise InputError(f"No row of {data} has the key {split_key!r}: give the one that names the split.")
         judge_images(images, splits, found)
         seen.close()
         judge_splits(images, splits, found)

@@ -22,6 +22,9 @@ AT_ONCE = 2048
 
 MOST_SPLITS = 100
 
+LONGEST = 20
+"""Word pieces that TransVG and its kin read, [CLS] and [SEP] included; longer phrases lose their end."""
+
 _BOX_KINDS = ("box-outside", "box-empty", "box-inverted", "box-thin", "side-word", "image-turned")
 """What a wrong convention of boxes brings about by itself."""
 
@@ -29,10 +32,9 @@ _BOX_KINDS = ("box-outside", "box-empty", "box-inverted", "box-thin", "side-word
 class Examination:
     """Rows seen so far, and what was wrong with them."""
 
-    def __init__(self, images: Images, found: Findings, longest: int) -> None:
+    def __init__(self, images: Images, found: Findings) -> None:
         self.images = images
         self.found = found
-        self.longest = longest
         self.rows: Counter[str] = Counter()  # by split
         self.splits: dict[str, int] = {}  # name -> its number
         self.convention = Convention()
@@ -57,7 +59,7 @@ class Examination:
         done = 0
         while some := list(islice(stream, AT_ONCE)):
             self.images.meet(some, self.found)
-            words = self._words([entry.phrase or "" for entry in some], self.longest)
+            words = self._words([entry.phrase or "" for entry in some], LONGEST)
             for entry, (pieces, unknown) in zip(some, words, strict=True):
                 self._see(entry, pieces)
                 if unknown:
@@ -97,8 +99,8 @@ class Examination:
         number = self.splits.setdefault(split, len(self.splits))
         if number == MOST_SPLITS:
             raise InputError(
-                f"The key of the split names more than {MOST_SPLITS} splits (the last: {legible(split, 40)!r}):"
-                " give the right one with --split-key."
+                f"The rows name more than {MOST_SPLITS} splits (the last: {legible(split, 40)!r}):"
+                " name a few, such as train, val and test."
             )
         self.rows[split] += 1
         if entry.split == "":
@@ -118,8 +120,8 @@ class Examination:
     def _see_phrase(self, entry: Entry, phrase: str, pieces: int, seen: Seen | None) -> None:
         for name in faults_of(phrase):
             self.found.add(name, _example(entry, seen))
-        if pieces > self.longest:
-            self.found.add("phrase-long", _example(entry, seen, f"{pieces} word pieces, more than {self.longest}"))
+        if pieces > LONGEST:
+            self.found.add("phrase-long", _example(entry, seen, f"{pieces} word pieces, more than {LONGEST}"))
 
     def _see_box(self, entry: Entry, box: Box, size: Size | None, seen: Seen | None) -> None:
         if entry.turned:

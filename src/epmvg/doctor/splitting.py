@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from epmvg.data.catalog import open_records
 from epmvg.data.exchange import refuse_inputs, write_records
@@ -25,7 +25,6 @@ def split_data(
     fractions: str,
     target: Path,
     *,
-    by: Literal["image", "path"] = "image",
     seed: int = 0,
     root: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -35,7 +34,6 @@ def split_data(
         name: a data set's name, or a file or folder; splits that its rows name are replaced.
         fractions: of the images, train/val or train/val/test: "0.8/0.1/0.1".
         target: the file or folder to write, in the format that its ending means.
-        by: image keeps images together that look the same, and opens each for it; path tells them by their paths.
         seed: of the order in which images are dealt out.
         root: what image paths are relative to, as for `open_records`.
 
@@ -52,7 +50,7 @@ def split_data(
     skipped = Skipped()
     records = open_records(name, split=None, root=root, skipped=skipped)
     images = sorted({record.image for record in records})
-    groups = _alike(images) if by == "image" else [[image] for image in images]
+    groups = _alike(images)
     split_of = _deal(groups, shares, seed)
     dealt = [
         replace(

@@ -51,22 +51,17 @@ class Photos:
 
     Args:
         data: a data set's name or file of rows.
-        split: to score on; None takes all rows.
+        split: of that data; None takes all rows.
         root: where the data lies.
-        split_key: the row key that names the split.
-        images: to calibrate on, at most; half of the photos where both come from one split that has fewer than twice
-            as many.
+        images: to calibrate on, at most, and at most half of them all.
         phrases: to score, at most, all about other photos.
-        calibration_split: of the photos to calibrate on; None takes photos of the one to score on.
     """
 
     data: str
     split: str | None = None
     root: str | None = None
-    split_key: str = "split"
     images: int = 64
     phrases: int = 1000
-    calibration_split: str | None = None
 
     def read(self) -> tuple[list[Path], list[Record]]:
         """Return the photos to calibrate on and the rows to score.
@@ -74,19 +69,15 @@ class Photos:
         Raises:
             InputError: the data cannot be read, or names no other photos to score on.
         """
-        records = self._open(self.split)
-        shown = records if self.calibration_split is None else self._open(self.calibration_split)
-        photos = list(dict.fromkeys(record.image for record in shown))
-        most = min(self.images, len(photos) // (1 if self.calibration_split else 2))
+        records = open_records(self.data, split=self.split, root=self.root)
+        photos = list(dict.fromkeys(record.image for record in records))
+        most = min(self.images, len(photos) // 2)
         chosen = [photos[number] for number in np.random.default_rng(0).permutation(len(photos))[:most]]
         known = set(chosen)
         others = [record for record in records if record.image not in known]
         if not chosen or not others:
             raise InputError(f"{self.data} names too few photos: int8 is calibrated on some and scored on others.")
         return chosen, of_some_images(others, self.phrases, seed=0)
-
-    def _open(self, split: str | None) -> list[Record]:
-        return open_records(self.data, split=split, root=self.root, split_key=self.split_key)
 
 
 def export_run(
@@ -96,7 +87,6 @@ def export_run(
     kind: Format = "onnx",
     photos: Photos | None = None,
     accept_loss: bool = False,
-    weight_bits: int = 8,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Export a run into a folder that needs neither torch nor the run.
@@ -107,7 +97,6 @@ def export_run(
         kind: which runtime the folder is for.
         photos: quantise to int8, calibrated and scored on these; None keeps float weights.
         accept_loss: write an int8 export whose Acc@0.5 falls by more than `MOST_LOSS`, too.
-        weight_bits: of int8; 7 for processors without VNNI, where eight bits may overflow.
         say: called with a line about each thing measured.
 
     Returns:
@@ -138,7 +127,7 @@ def export_run(
         done = plain
         if photos:
             done = folder / "int8"
-            settings |= _quantize(plain, done, settings, (chosen, rows), accept_loss, weight_bits, say)
+            settings |= _quantize(plain, done, settings, (chosen, rows), accept_loss, say)
         write_json(done / SETTINGS, settings)
         for file in [done / f"{name}.onnx" for name in (IMAGE, PHRASES) if kind != "onnx"]:
             file.unlink()
@@ -173,7 +162,6 @@ def _quantize(
     settings: dict[str, Any],
     photos: tuple[Sequence[Path], Sequence[Record]],
     accept_loss: bool,
-    weight_bits: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Write the int8 twin of a float export and score both; return the settings that differ."""
@@ -181,7 +169,7 @@ def _quantize(
 
     chosen, rows = photos
     shutil.copytree(plain, folder)
-    quantize(folder, (_canvas(photo, settings["canvas"]) for photo in chosen), weight_bits)
+    quantize(folder, (_canvas(photo, settings["canvas"]) for photo in chosen))
     if settings["format"] == "openvino":
         to_openvino(folder)
     moved, rescored = largest_difference(ExportedBackend(plain), ExportedBackend(folder))
@@ -198,7 +186,7 @@ def _quantize(
             f"more than {MOST_LOSS}: calibrate on more photos like those it will meet, or give --accept-loss."
         )
     scores = {"n": before.n, "acc50": {"fp32": before.acc50, "int8": after.acc50}}
-    found = {"precision": "int8", "weight_bits": weight_bits, "calibrated_on": len(chosen)}
+    found = {"precision": "int8", "calibrated_on": len(chosen)}
     return found | {"int8_difference_px": round(moved, 3), "scores": scores}
 
 

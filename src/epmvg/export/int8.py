@@ -36,13 +36,10 @@ class _Photos(CalibrationDataReader):  # type: ignore[misc]
         return None if canvas is None else {"image": canvas[0], "pad": canvas[1]}
 
 
-def quantize(folder: Path, canvases: Iterable[Canvas], weight_bits: int = 8) -> None:
-    """Replace image.onnx and phrases.onnx of a folder by eight-bit ones, calibrated on canvases.
-
-    Weights may have seven bits instead: a processor without VNNI adds two products in sixteen bits, and eight overflow.
-    """
+def quantize(folder: Path, canvases: Iterable[Canvas]) -> None:
+    """Replace image.onnx and phrases.onnx of a folder by eight-bit ones, calibrated on canvases."""
     image, phrases = folder / f"{IMAGE}.onnx", folder / f"{PHRASES}.onnx"
-    weights: dict[str, Any] = {"per_channel": True, "weight_type": QuantType.QInt8, "reduce_range": weight_bits == 7}
+    weights: dict[str, Any] = {"per_channel": True, "weight_type": QuantType.QInt8}
     weights["extra_options"] = {"MatMulConstBOnly": True}
     with quiet():
         prepared = _prepared(image)

@@ -18,7 +18,6 @@ def report(
     runs: Sequence[Path | str],
     out: Path | str,
     *,
-    image_root: Path | str | None = None,
     gallery: int = 12,
     phrases: Sequence[str] = (),
 ) -> Path:
@@ -29,7 +28,6 @@ def report(
     Args:
         runs: folders that training and evaluation wrote; the first is what the others are compared with.
         out: the HTML file; an existing one is replaced.
-        image_root: where the photos are, if not where the predictions say.
         gallery: pictures in each group of the gallery, shared out among the data splits; 0 leaves the gallery out.
         phrases: to show run beside run; by default those on which the last run improves most on the first.
 
@@ -42,6 +40,6 @@ def report(
     out = Path(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder: name the HTML file, for example {out / 'report.html'}.")
-    html = render(read_runs(runs), Path(image_root) if image_root is not None else None, gallery, phrases)
+    html = render(read_runs(runs), gallery, phrases)
     write(html, out)
     return out

@@ -57,20 +57,18 @@ class Card:
         return [(_box(row, "box"), float(row["iou"]), is_hit(row)) for row in self.rows]
 
 
-def make_gallery(
-    runs: Sequence[Run], split: SplitName, count: int, image_root: Path | None
-) -> list[tuple[str, int, list[Card]]]:
+def make_gallery(runs: Sequence[Run], split: SplitName, count: int) -> list[tuple[str, int, list[Card]]]:
     """Choose at most `count` phrases of each group: its title, how many phrases it has, and the chosen ones."""
     shown = []
     for title, questions in _groups(runs, _questions(runs, split)):
         chosen = _choose(questions, count, f"{split} {title}")
         if chosen:
-            shown.append((title, len(questions), _cards(runs, chosen, image_root)))
+            shown.append((title, len(questions), _cards(runs, chosen)))
     return shown
 
 
 def make_comparison(
-    runs: Sequence[Run], split: SplitName, count: int, image_root: Path | None, phrases: Sequence[str]
+    runs: Sequence[Run], split: SplitName, count: int, phrases: Sequence[str]
 ) -> tuple[str, list[Card]]:
     """Choose what is shown run beside run (Fig. 3): rows with one of `phrases`, or those that improved most.
 
@@ -79,15 +77,13 @@ def make_comparison(
     questions = _questions(runs, split)
     if phrases:
         wanted = {plain(phrase) for phrase in phrases}
-        return "Chosen phrases", _cards(
-            runs, [rows for rows in questions if plain(rows[0]["phrase"]) in wanted], image_root
-        )
+        return "Chosen phrases", _cards(runs, [rows for rows in questions if plain(rows[0]["phrase"]) in wanted])
     best: dict[str, Question] = {}  # of each image, most improved first
     for rows in sorted(questions, key=lambda rows: rows[0]["iou"] - rows[-1]["iou"]):
         if rows[-1]["iou"] > rows[0]["iou"]:
             best.setdefault(rows[0]["image"], rows)
     title = f"Where {runs[-1].name} improves most on {runs[0].name}"
-    return title, _cards(runs, list(best.values())[:count], image_root)
+    return title, _cards(runs, list(best.values())[:count])
 
 
 def plain(phrase: str) -> str:
@@ -95,8 +91,8 @@ def plain(phrase: str) -> str:
     return " ".join(phrase.casefold().split())
 
 
-def _cards(runs: Sequence[Run], questions: Sequence[Question], image_root: Path | None) -> list[Card]:
-    return [Card(rows, _photo(rows, _locate(rows[0]["image"], runs[0].folder, image_root))) for rows in questions]
+def _cards(runs: Sequence[Run], questions: Sequence[Question]) -> list[Card]:
+    return [Card(rows, _photo(rows, _locate(rows[0]["image"], runs[0].folder))) for rows in questions]
 
 
 def _questions(runs: Sequence[Run], split: SplitName) -> list[Question]:
@@ -138,13 +134,9 @@ def _choose(questions: Sequence[Question], count: int, seed: str) -> list[Questi
     return sorted(drawn, key=lambda rows: id(rows) not in ahead)[:count]
 
 
-def _locate(image: str, run: Path, image_root: Path | None) -> Path | None:
-    """Find a photo where the row says, seen from the run or from here, or under `image_root` by its path or name."""
-    path = Path(image)
-    places = [run / path, path]
-    if image_root is not None:
-        places += [image_root / path, image_root / path.name]
-    return next((place for place in places if place.is_file()), None)
+def _locate(image: str, run: Path) -> Path | None:
+    """Find an image where the row says, seen from the run or from here."""
+    return next((place for place in (run / image, Path(image)) if place.is_file()), None)
 
 
 def _photo(rows: Question, file: Path | None) -> Photo:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from epmvg.confidence import BINS, Trust, measure_trust
@@ -78,7 +77,7 @@ class Section:
         return sum(not card.photo.data for _, _, cards in self.gallery for card in cards)
 
 
-def render(runs: Sequence[Run], image_root: Path | None, gallery: int, phrases: Sequence[str]) -> str:
+def render(runs: Sequence[Run], gallery: int, phrases: Sequence[str]) -> str:
     """Return the page about some runs as HTML.
 
     Raises:
@@ -86,7 +85,7 @@ def render(runs: Sequence[Run], image_root: Path | None, gallery: int, phrases: 
     """
     splits = sorted({split for run in runs for split in run.answers})
     pictures = max(1, gallery // len(splits)) if gallery else 0
-    sections = [_section(runs, split, pictures, image_root, phrases) for split in splits]
+    sections = [_section(runs, split, pictures, phrases) for split in splits]
     _check_found(phrases, sections)
     return fill(
         (resources.files("epmvg.reporting") / "page.html").read_text(encoding="utf-8"),
@@ -109,9 +108,7 @@ def _check_found(phrases: Sequence[str], sections: Sequence[Section]) -> None:
             raise InputError(f"No phrase of the runs is {phrase!r}: give one that their predictions hold, whole.")
 
 
-def _section(
-    runs: Sequence[Run], split: SplitName, pictures: int, image_root: Path | None, phrases: Sequence[str]
-) -> Section:
+def _section(runs: Sequence[Run], split: SplitName, pictures: int, phrases: Sequence[str]) -> Section:
     numbers = [number for number, run in enumerate(runs) if split in run.answers]
     asked = [runs[number] for number in numbers]
     rows = [run.answers[split] for run in asked]
@@ -124,8 +121,8 @@ def _section(
         protocol="; ".join(protocols),
         histogram=iou_histogram(list(zip(numbers, rows, strict=True)), split).svg,
         slices=_slices(rows),
-        comparison=make_comparison(asked, split, min(pictures, COMPARED), image_root, phrases),
-        gallery=make_gallery(asked, split, pictures, image_root),
+        comparison=make_comparison(asked, split, min(pictures, COMPARED), phrases),
+        gallery=make_gallery(asked, split, pictures),
         trust=[(n, measure_trust(runs[n].answers[split], runs[n].absent.get(split, []))) for n in scored],
         trust_charts=trust_charts([(n, runs[n].answers[split]) for n in scored]) if scored else [],
     )

@@ -13,7 +13,7 @@ from epmvg.data.photos import Photo
 from epmvg.evaluation import Row, answered_row, judge, overlaps, question_of, short_name, write_rows
 from epmvg.metrics import BOXES, TARGETS, Targets, parts_of
 from epmvg.reporting.statistics import difference
-from epmvg.scoring.answers import FORMATS, Answer, Choice, Format, read_answers
+from epmvg.scoring.answers import FORMATS, Answer, Format, read_answers
 from epmvg.scoring.coordinates import Coordinates, Size
 from epmvg.scoring.fit import SHARE, Fit, Given, doubtful_data, refuse_misfit
 from epmvg.scoring.questions import Question, match, questions
@@ -29,14 +29,11 @@ def score(
     data: str,
     split: str | None = None,
     root: str | None = None,
-    split_key: str = "split",
     form: Format = "jsonl",
     coordinates: str | None = None,
     targets: Targets = "rows",
     strict: bool = False,
     allow_partial: bool = False,
-    answer_key: str | None = None,
-    box: Choice | None = None,
     against: Path | str | None = None,
     rows: Path | str | None = None,
 ) -> dict[str, Any]:
@@ -49,14 +46,11 @@ def score(
         data: a data set's name or file.
         split: of that data; None takes all rows.
         root: where the data lies.
-        split_key: the row key that names the split.
         form: jsonl (as `epmvg evaluate` and `epmvg predict --out` write it), coco (a list of results) or text.
         coordinates: what the numbers count and their order, for example "0-1000:xyxy"; text must name it.
         targets: what a phrase with several boxes asks for: each row's own, the union (merged), or any of them.
         strict: count IoU > bound instead of IoU >= bound.
         allow_partial: count rows without an answer as misses instead of refusing them.
-        answer_key: where the text of an answer stands; "answer" by default.
-        box: which of several boxes in a text counts, first (the default) or last.
         against: our JSONL of another system on the same data, to compare with.
         rows: the JSONL file to write what was scored to, boxes in pixels.
 
@@ -70,27 +64,24 @@ def score(
 
     Raises:
         InputError: something cannot be read, an answer is missing, given twice, or belongs to no row, the numbers
-            cannot be of the convention, `rows` is one of the inputs, or an option is for another format.
+            cannot be of the convention, or `rows` is one of the inputs.
     """
     if form not in FORMATS:
         raise InputError(f"--format {form} is not known: give one of {', '.join(FORMATS)}.")
     if targets not in get_args(Targets):
         raise InputError(f"--targets {targets} is not known: give one of {', '.join(TARGETS)}.")
-    if form != "text" and (answer_key or box):
-        option = "--answer-key" if answer_key else "--box"
-        raise InputError(f"{option} is for --format text: leave it out, a row of {form} holds one box.")
     if rows is not None:
         refuse_overwrite(rows, predictions, against, data)
     named = coordinates or FORMATS[form]
     if named is None:
         raise InputError("--format text needs --coordinates, since numbers do not say what they count: 0-1000:xyxy?")
     convention = Coordinates.named(named)
-    records = open_records(data, split=split, root=root, split_key=split_key)
+    records = open_records(data, split=split, root=root)
     asked = questions(records, targets)
     part = f"{short_name(data)} {split or ''}".strip()
 
     def scored(file: Path, form: Format, convention: Coordinates) -> tuple[list[Row], dict[str, Any]]:
-        said = read_answers(file, form, convention, answer_key or "answer", box or "first")
+        said = read_answers(file, form, convention)
         answers = match(asked, said, data)
         missing = [question.name for question, answer in zip(asked, answers, strict=True) if answer is None]
         if missing and not allow_partial:
@@ -104,11 +95,8 @@ def score(
         refuse_misfit(readable, convention, fit, file)
         several = sum(one.boxes > 1 for one in said)
         warnings = fit.warnings(convention)
-        if box is None and several > SHARE * len(said):
-            warnings.append(
-                f"{several:,} of {len(said):,} answers hold several boxes, of which the first counts: say which with"
-                " --box first or --box last."
-            )
+        if several > SHARE * len(said):
+            warnings.append(f"{several:,} of {len(said):,} answers hold several boxes, of which the first counts.")
         return _rows(asked, answers, given, convention, targets), {
             "read": {"format": form, "coordinates": str(convention)},
             "fit": asdict(fit),

@@ -15,7 +15,6 @@ from epmvg.scoring.coordinates import INPUT, Coordinates
 from epmvg.scoring.text import FARTHEST, LONGEST, read_boxes
 from epmvg.types import Box, InputError
 
-Choice = Literal["first", "last"]
 Format = Literal["jsonl", "coco", "text"]
 FORMATS: dict[Format, str | None] = {"jsonl": "pixels:xyxy", "coco": "pixels:xywh", "text": None}
 """What can be read, and the coordinates it has where none are named; text must name them."""
@@ -40,23 +39,14 @@ class Answer:
     target: Box | None  # that our own predictions repeat
 
 
-def read_answers(
-    file: Path, form: Format, coordinates: Coordinates, answer_key: str = "answer", box: Choice = "first"
-) -> list[Answer]:
-    """Read the answers of a file.
-
-    Args:
-        answer_key: where the text of an answer stands in a row of `text`.
-        box: which of several boxes in a text counts.
+def read_answers(file: Path, form: Format, coordinates: Coordinates) -> list[Answer]:
+    """Read the answers of a file; of several boxes in a text the first counts.
 
     Raises:
         InputError: the file or a row is not of the format, or no answer holds a box.
     """
     rows = _coco_rows(file) if form == "coco" else json_lines(file)
-    place = 0 if box == "first" else -1
-    answers = [
-        _answer(row, where, _said(row, where, form, answer_key, coordinates), coordinates, place) for where, row in rows
-    ]
+    answers = [_answer(row, where, _said(row, where, form, coordinates), coordinates) for where, row in rows]
     if not answers:
         raise InputError(f"{file} holds no predictions: give a file with a row for each phrase.")
     if not any(answer.boxes for answer in answers):
@@ -77,9 +67,7 @@ def _coco_rows(file: Path) -> Iterator[tuple[str, Any]]:
         yield f"{file}, result {number}", row
 
 
-def _answer(
-    row: dict[str, Any], where: str, said: tuple[list[Box], str], coordinates: Coordinates, place: int
-) -> Answer:
+def _answer(row: dict[str, Any], where: str, said: tuple[list[Box], str], coordinates: Coordinates) -> Answer:
     boxes, fault = said
     named = next((row[key] for key in _ID_KEYS if row.get(key) not in (None, "")), None)
     if isinstance(named, bool) or not isinstance(named, str | int | None):
@@ -100,7 +88,7 @@ def _answer(
         image=image if isinstance(image, str) else None,
         image_id=number if type(number) is int else None,
         phrase=phrase,
-        numbers=boxes[place] if boxes else None,
+        numbers=boxes[0] if boxes else None,
         fault="" if boxes else fault,
         boxes=len(boxes),
         score=_score(row.get("score")),
@@ -121,12 +109,10 @@ def _score(value: object) -> float | None:
     return found[0] if found and math.isfinite(found[0]) else None
 
 
-def _said(
-    row: dict[str, Any], where: str, form: Format, answer_key: str, coordinates: Coordinates
-) -> tuple[list[Box], str]:
+def _said(row: dict[str, Any], where: str, form: Format, coordinates: Coordinates) -> tuple[list[Box], str]:
     """Return the boxes of a row, or why it has none."""
     if form == "text":
-        return _text(row, where, answer_key, coordinates)
+        return _text(row, where, coordinates)
     if form == "jsonl" and row.get("box") is None and ("error" in row or "box" in row):
         return [], str(row.get("error") or "no box was given")
     return _four(row, "box" if form == "jsonl" else "bbox", where)
@@ -143,13 +129,12 @@ def _four(row: dict[str, Any], key: str, where: str) -> tuple[list[Box], str]:
     return [], f"{shown(row[key])} holds a value that is no coordinate"
 
 
-def _text(row: dict[str, Any], where: str, key: str, coordinates: Coordinates) -> tuple[list[Box], str]:
-    if key not in row:
-        raise InputError(f'{where} has no "{key}": say with --answer-key where the text of an answer stands.')
-    text = row[key]
-    if text is None:
+def _text(row: dict[str, Any], where: str, coordinates: Coordinates) -> tuple[list[Box], str]:
+    if "answer" not in row:
+        raise InputError(f'{where} has no "answer": name the text of an answer so.')
+    if row["answer"] is None:
         return [], "no answer was given"
-    text = need(row, key, str, where)
+    text = need(row, "answer", str, where)
     if len(text) > LONGEST:
         return [], f"the answer has {len(text):,} letters, more than {LONGEST:,}"
     return read_boxes(text, coordinates), f"no box in {shown(text)}"

@@ -68,9 +68,7 @@ class Guard:
             if self._allows(scope):
                 await self._app(scope, receive, send_guarded)
             else:
-                sentence = (
-                    "This server is not known by that name: ask it by its address, or start it with --allow-host."
-                )
+                sentence = "This server is not known by that name: ask it by its address, or start it with a token."
                 await JSONResponse({"error": sentence}, 400)(scope, receive, send_guarded)
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])

@@ -7,7 +7,6 @@ import ipaddress
 import math
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
@@ -28,7 +27,6 @@ def serve(
     limits: Limits,
     token: str | None = None,
     device: str = "auto",
-    allowed_hosts: Sequence[str] = (),
 ) -> None:
     """Serve a run until SIGINT or SIGTERM; requests accepted before are answered first.
 
@@ -38,8 +36,6 @@ def serve(
         limits: bounds on work, memory and patience.
         token: what clients have to show; None lets everybody in.
         device: where the model computes, for example "cuda"; "auto" takes a GPU where there is one.
-        allowed_hosts: names in Host headers that are answered beside the address itself, where the address is this
-            machine's own (loopback) and no token is asked for; others are refused there, and only there.
 
     Raises:
         InputError: the folder is no run, the address cannot be listened on, or the token is unusable.
@@ -47,7 +43,7 @@ def serve(
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token != ""):
         raise InputError("The token must be printable ASCII without spaces around it: choose another.")
     with listen(host, port) as door:
-        names = {*allowed_hosts, host, "localhost", "127.0.0.1", "::1"} if _is_loopback(host) and not token else set()
+        names = {host, "localhost", "127.0.0.1", "::1"} if _is_loopback(host) and not token else set()
         hosts = {f"[{name}]" if ":" in name else name for name in names}
         app = create_app(Predictor(run, device=device), limits, token=token, hosts=hosts)
         address = f"http://{f'[{host}]' if ':' in host else host}:{door.getsockname()[1]}"

@@ -49,7 +49,6 @@ def measure_robustness(
     root: str | None = None,
     split_key: str | None = None,
     limit: int = LIMIT,
-    absent: float = 0.25,
     seed: int = 0,
     device: str = "auto",
     progress: Progress | None = None,
@@ -62,7 +61,6 @@ def measure_robustness(
         run: a folder that training wrote, or what else `Predictor` takes.
         data, split, root, split_key: as for `evaluate`.
         limit: most phrases, of images drawn at random.
-        absent: so many phrases queried in another image, per phrase at most; 0 queries none.
         seed: of the images and of all perturbations.
         device: where to compute (`hardware.select_device`).
         progress: called with (images done, all of them).
@@ -81,7 +79,7 @@ def measure_robustness(
     results_folder(run)  # whether it can be had is said before an hour's work
     records = of_some_images(every, limit, seed)
     predictor = Predictor(run, device=device)
-    rows, skipped = _query_all(predictor, records, absent_records(records, absent, seed=seed), seed, progress)
+    rows, skipped = _query_all(predictor, records, absent_records(records, 0.25, seed=seed), seed, progress)
     clean = rows[CLEAN]
     stem = f"robustness-{stem_of(run, settings, split)}"
     perturbations = [("phrase", each) for each in PHRASE_PERTURBATIONS] + [("image", e) for e in IMAGE_PERTURBATIONS]

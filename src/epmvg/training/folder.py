@@ -20,7 +20,6 @@ LOCK = ".lock"
 FREE = {
     *("name", "about", "data.root", "data.workers", "data.cache_gb"),
     *("train.checkpoint_layers", "train.log_every", "train.save_every", "train.evaluate_every", "train.store_gb"),
-    "train.tensorboard",
 }
 """Settings that do not change what is learned, so that a resumed run may have others."""
 

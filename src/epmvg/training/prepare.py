@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import accelerate
 from torch import nn
@@ -23,7 +22,6 @@ from epmvg.training.loaders import loaders_of
 from epmvg.training.optimizer import StepCount, make_optimizer
 from epmvg.training.run import Report, Run
 from epmvg.training.spread import start_alike
-from epmvg.types import InputError
 
 
 def prepare_run(
@@ -41,7 +39,6 @@ def prepare_run(
         count = StepCount.of(len(loader), settings)
         count.check(settings)
         lesson = None if clip is None else lesson_of(recipe, clip.to(accelerator.device))
-        board = _board(folder) if settings.tensorboard and accelerator.is_main_process else None
     if not accelerator.is_main_process:
         accelerate.utils.set_seed(settings.seed + accelerator.process_index)  # and drop out different neurons
     student.to(accelerator.device)
@@ -66,7 +63,6 @@ def prepare_run(
         absence=_absence(student, loader, settings),
         samples=samples,
         teacher=clip.fingerprint() if clip is not None and clip.frozen else None,
-        board=board,
     )
 
 
@@ -86,14 +82,6 @@ def _student(settings: ModelSettings) -> tuple[Grounder, list[str]]:
     elif settings.pretrained:
         loaded = load_pretrained(student)
     return student, [name for name, _ in student.named_parameters() if name not in loaded]
-
-
-def _board(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise InputError("train.tensorboard=true needs TensorBoard: pip install 'epmvg[tensorboard]'.") from error
-    return SummaryWriter(str(folder / "tensorboard"))
 
 
 def _loss(recipe: Recipe) -> GroundingLoss:

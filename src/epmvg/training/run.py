@@ -114,7 +114,6 @@ class Run:
     report: Report
     text_memory: TextMemory | None
     absence: Absence | None  # which phrases the score head may learn "nothing there" from
-    board: Any = None  # a TensorBoard writer, if the recipe wants one
     samples: dict[str, Samples] = field(default_factory=dict)  # of the splits "train" and "val"
     teacher: str | None = None  # fingerprint of a frozen one
     stop: StopRequest = field(default_factory=StopRequest)
@@ -137,9 +136,4 @@ def write_row(run: Run, row: dict[str, Any]) -> None:
     file = run.folder / "metrics.jsonl"
     with naming(file), file.open("a", encoding="utf-8") as out:
         out.write(json.dumps(row) + "\n")
-    if run.board is not None:
-        values = row.get("loss", {}) | {k: v for k, v in row.items() if isinstance(v, float) and k != "seconds"}
-        for name, value in values.items():
-            run.board.add_scalar(f"{row['event']}/{name}", value, position.step)
-        run.board.flush()
     run.report(row | {"steps": run.steps})
