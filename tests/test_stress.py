@@ -15,7 +15,7 @@ import epmvg
 from epmvg.cli import main
 from epmvg.data.photos import open_image
 from epmvg.data.scene_sprites import CLOSE_COLOURS
-from epmvg.models.factory import save
+from epmvg.models.factory import default_tokenizer, save
 from epmvg.models.grounder import Grounder
 from epmvg.stress import stress_test
 from epmvg.stress.ask import ABSENT, CLEAN, _size, ask
@@ -25,6 +25,7 @@ from epmvg.stress.languages import LANGUAGES, _table, translate
 from epmvg.stress.page import render
 from epmvg.stress.phrases import DEPTHS, HEIGHTS, PHRASE_STRESSES, SIZES, swap_colours, swap_opposites
 from epmvg.stress.pictures import PICTURE_STRESSES, turn
+from epmvg.tokenizer import PhraseTokenizer
 from epmvg.types import Record
 
 PHRASES = (
@@ -171,14 +172,9 @@ def test_the_table_of_words_leaves_no_mark_in_a_translation() -> None:
 class Painter:
     """Stands in for a run: answers every phrase with the same part of the picture, surer of short phrases."""
 
-    length = 20
-    calibration = None
-
     def __init__(self) -> None:
         self.backend = self
-
-    def pieces(self, phrase: str) -> list[int]:
-        return [0] * (len(phrase.split()) + 2)
+        self.tokenizer = PhraseTokenizer.of(default_tokenizer(), 20)
 
     def find(self, image: Image.Image | bytes, phrases: list[str]) -> tuple[list[list[float]], list[float]]:
         width, height = _size(image)
