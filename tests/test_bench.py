@@ -55,6 +55,7 @@ def test_a_preset_that_memory_does_not_hold_is_left_out_and_named(monkeypatch: p
     assert not found["rows"] and not found["training"]
 
 
+@pytest.mark.slow
 def test_figures_follow_from_each_other(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("openvino")

@@ -72,7 +72,7 @@ def losses(folder: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize(
     "settings",
     [
-        ["distill.distance=relational", "distill.dense=1"],
+        ["distill.distance=cosine", "distill.dense=1"],
         ["distill.distance=smooth_l1", "distill.fit=linear", "distill.at=input"],
     ],
     ids=" ".join,

@@ -288,7 +288,7 @@ def test_presets_build_with_the_right_number_of_places(name: str) -> None:
 def test_unknown_names_are_answered_with_a_guess() -> None:
     with pytest.raises(InputError, match="did you mean 'mini'"):
         create_model("mimi")
-    with pytest.raises(InputError, match=r"set model\.vls to one of first, content, mean, learned"):
+    with pytest.raises(InputError, match=r"model\.vls=last is not valid: input should be"):
         create_model("tiny-resnet", vls="last")
     with pytest.raises(InputError, match="did you mean 'canvas'"):
         create_model("tiny-resnet", canvass=3)
