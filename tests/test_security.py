@@ -10,6 +10,7 @@ import struct
 import tarfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -223,8 +224,8 @@ def test_a_table_and_a_card_escape_names(tiny: Grounder, tmp_path: Path) -> None
     folder = tmp_path / "run"
     save(tiny, folder)
     (folder / "config.yaml").write_text(epmvg.Recipe.load("scenes", f"data.train={HOSTILE}").dump())
-    said = {"data": "a|b", "split": HOSTILE, "n": 3, "acc50": 0.5, "miou": 0.5, "protocol": HOSTILE, "confidence": None}
-    said["weights"] = weights_digest(folder / WEIGHTS)
+    said: dict[str, Any] = {"data": "a|b", "split": HOSTILE, "n": 3, "acc50": 0.5, "miou": 0.5, "protocol": HOSTILE}
+    said |= {"weights": weights_digest(folder / WEIGHTS), "confidence": {"mapping": [1, 0, 0]}}
     (folder / "evaluation-x.json").write_text(json.dumps(said | {"intervals": None}))
     text = model_card(folder)
     outside = re.sub(r"```yaml.*?```", "", text, flags=re.DOTALL)
