@@ -569,7 +569,7 @@ def test_mistakes_at_the_start_are_one_sentence(run: Path, capsys: pytest.Captur
             "port taken": (["--port", port], "choose another"),
             "no such host": (["--host", "192.0.2.1"], "choose another"),
             "no such port": (["--port", "99999"], "choose another"),
-            "no queue": (["--queue", "0"], "`queue` is 0"),
+            "no uploads": (["--upload-mb", "0"], "`upload` is 0"),
             "token with a line": (["--token", "a\nb"], "The token must be"),
         }
         for name, (options, words) in mistakes.items():

@@ -61,7 +61,8 @@ def export(
     """Export a run for ONNX Runtime or OpenVINO, after checking that it answers as the run does."""
     from epmvg.export import Photos, export_run
 
-    refuse_options("is for --int8", **({} if int8 else {"split": split, "root": root, "accept_loss": accept_loss}))
+    if int8 is None:
+        refuse_options("applies to --int8", split=split, root=root, accept_loss=accept_loss)
     done = export_run(
         run,
         out,
@@ -91,6 +92,8 @@ def publish(
 
     if (to is None) == (hub is None):
         raise InputError("Say where: give either --to FOLDER or --hub OWNER/NAME.")
+    if hub is None:
+        refuse_options("applies to --hub", private=private)
     how: dict[str, Any] = {"licence": licence, "compact": compact}
     if to is not None:
         console.print(f"The model is in {save_pretrained(run, to, **how)}", soft_wrap=True)

@@ -12,7 +12,7 @@ import typer
 from epmvg.cli.screen import DEVICE, RUN, console, errors, is_first, table
 from epmvg.terminal import counting
 from epmvg.types import InputError
-from epmvg.writing import write_text
+from epmvg.writing import refuse_overwrite, write_text
 
 
 class Told(StrEnum):
@@ -270,5 +270,6 @@ def report(
     """Write one self-contained HTML page about one run or several side by side."""
     from epmvg.reporting import report as write
 
+    refuse_overwrite(out, *(file for run in runs if run.is_dir() for file in run.iterdir()))
     page = write(runs, out, phrases=phrase or ())
     console.print(f"The report is {page}", soft_wrap=True)
