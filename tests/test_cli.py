@@ -215,6 +215,13 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
             "no device 'banana'",
         ),
         "a limit without a head": (["calibrate", run, "--limit", 5], "--limit is for --fit-head"),
+        "a split without int8": (
+            ["export", run, "--out", tmp_path / "e", "--split", "val"],
+            "--split applies to --int8",
+        ),
+        "photos without int8": (["export", run, "--out", tmp_path / "e", "--photos", 3], "--photos applies to --int8"),
+        "a private folder": (["publish", run, "--to", tmp_path / "h", "--private"], "--private applies to --hub"),
+        "a report onto its run": (["report", run, "--out", run / "model.yaml"], "would overwrite the input"),
         "a report of one run twice": (["report", run, run], "named twice"),
         "images as phrases": (["predict", run, photo, squares.parent / "1.png", "it"], "--phrase"),
         "several images without a file to write": (["predict", run, photo, photo, "-p", "it"], "give --out"),

@@ -21,6 +21,7 @@ from epmvg.backends.protocol import Backend
 from epmvg.bulk import predict_many
 from epmvg.cli import main
 from epmvg.data.views import canvas_of, evaluation_view, lay
+from epmvg.evaluation import evaluate
 from epmvg.export.parity import largest_difference
 from epmvg.models.factory import create_model, save
 from epmvg.predict import Predictor, tokenize
@@ -98,6 +99,11 @@ def test_bulk_prediction_takes_an_exported_folder(run: Path, exported: Path, squ
     assert len(ours) == 48
     for one, other in zip(ours, theirs, strict=True):
         assert other["box"] == pytest.approx(one["box"], abs=0.05) and other["phrase"] == one["phrase"]
+
+
+def test_an_export_is_named_where_the_run_is_needed(exported: Path, squares: Path) -> None:
+    with pytest.raises(InputError, match="is an export, which `epmvg predict` and `serve` take"):
+        evaluate(exported, data=str(squares), split="val")
 
 
 def test_the_folder_answers_as_the_run(run: Path, exported: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from epmvg.data.photos import MOST_PIXELS, open_image
 from epmvg.hub import model_card
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
+from epmvg.models.weights_file import WEIGHTS, weights_digest
 from epmvg.reporting.template import fill
 from epmvg.reproduce.page import as_html, as_markdown
 from epmvg.types import InputError
@@ -51,12 +53,29 @@ def python_files() -> list[Path]:
     return sorted(file for room in rooms if room.is_dir() for file in room.rglob("*.py"))
 
 
+def only_restricts_pickle(tree: ast.AST) -> bool:
+    """Say whether a program uses pickle only for unpicklers that choose every name from a list of their own."""
+    used = [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "pickle"]
+    readers = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and "pickle.Unpickler" in map(ast.unparse, node.bases)
+    ]
+    return (
+        set(used) <= {"Unpickler", "UnpicklingError"}
+        and used.count("Unpickler") == len(readers) > 0
+        and all("def find_class" in ast.unparse(reader) for reader in readers)
+        and not any("super().find_class" in ast.unparse(reader) for reader in readers)
+    )
+
+
 def unsafe_of(tree: ast.AST) -> list[str]:
     """Name what a program should not do with what it is given."""
     found = []
+    unsafe_modules = UNSAFE_MODULES - ({"pickle"} if only_restricts_pickle(tree) else set())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names if alias.name.split(".")[0] in UNSAFE_MODULES]
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] in unsafe_modules]
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in UNSAFE_MODULES:
             found.append(node.module)
         elif isinstance(node, ast.Call):
@@ -81,6 +100,9 @@ def test_no_file_is_ever_executed() -> None:
     [
         *("import pickle", "from pickle import loads", "torch.load(f)", "torch.load(f, weights_only=False)", "eval(x)"),
         *("np.load(f)", "np.load(f, allow_pickle=True)", "yaml.load(f, Loader=yaml.Loader)", "tar.extractall(to)"),
+        "import pickle\nclass R(pickle.Unpickler): pass",
+        "import pickle\nclass R(pickle.Unpickler):\n def find_class(self, *a): return super().find_class(*a)",
+        "import pickle\nclass R(pickle.Unpickler):\n def find_class(self, *a): return list\npickle.loads(x)",
         *("subprocess.run(x, shell=True)", "AutoModel.from_pretrained(n, trust_remote_code=True)", "os.system(x)"),
     ],
 )
@@ -183,8 +205,9 @@ def test_a_table_and_a_card_escape_names(tiny: Grounder, tmp_path: Path) -> None
 
     folder = tmp_path / "run"
     save(tiny, folder)
-    (folder / "config.yaml").write_text(epmvg.Recipe.load("scenes", f"data.train={json.dumps(HOSTILE)}").dump())
-    said = {"data": "a|b", "split": HOSTILE, "n": 3, "acc50": 0.5, "miou": 0.5, "protocol": HOSTILE, "confidence": None}
+    (folder / "config.yaml").write_text(epmvg.Recipe.load("scenes", f"data.train={HOSTILE}").dump())
+    said: dict[str, Any] = {"data": "a|b", "split": HOSTILE, "n": 3, "acc50": 0.5, "miou": 0.5, "protocol": HOSTILE}
+    said |= {"weights": weights_digest(folder / WEIGHTS), "confidence": {"mapping": [1, 0, 0]}}
     (folder / "evaluation-x.json").write_text(json.dumps(said | {"intervals": None}))
     text = model_card(folder)
     outside = re.sub(r"```yaml.*?```", "", text, flags=re.DOTALL)

@@ -188,7 +188,7 @@ def test_a_start_says_which_parts_are_new_until_they_are_trained(squares: Path, 
 
 def test_a_start_for_other_pixels_is_refused(tmp_path: Path) -> None:
     start, _, _ = converted(tmp_path / "start")
-    with pytest.raises(InputError, match=r"pixels of another mean: set model\.visual=\{mean: \[0\.485"):
+    with pytest.raises(InputError, match=r"made with model\.visual\.mean=\[0\.485.*: give both the same"):
         start_from(create_model("tiny-resnet", anchored=True, similarity=True, visual={"mean": [0.5] * 3}), start)
 
 

@@ -157,7 +157,7 @@ def test_the_hub_out_of_reach_is_one_sentence(run: Path, monkeypatch: pytest.Mon
         epmvg.load("somebody/mini")
     assert "\n" not in str(failed.value)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
-    with pytest.raises(InputError, match=r"runs/nine is not a trained run"):
+    with pytest.raises(InputError, match=r"There is no run runs/nine"):
         epmvg.load("runs/nine")
     with pytest.raises(InputError, match="could not be published"):
         epmvg.push_to_hub(run, "somebody/mini")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from epmvg.cli.screen import RUN, console, errors, table
+from epmvg.cli.screen import RUN, console, errors, refuse_options, table
 from epmvg.types import InputError
 
 
@@ -60,11 +60,15 @@ def export(
         str | None, typer.Option(help="Of those, to calibrate on; by default the one to score on.")
     ] = None,
     root: Annotated[str | None, typer.Option(help="Where they lie.")] = None,
-    split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",
-    photos: Annotated[int, typer.Option(min=1, help="To calibrate on, at most.")] = 64,
-    phrases: Annotated[int, typer.Option(min=1, help="To score on other photos, at most.")] = 1000,
+    split_key: Annotated[str | None, typer.Option(help="The row key that names the split.")] = None,
+    photos: Annotated[int | None, typer.Option(min=1, help="To calibrate on, at most; 64 by default.")] = None,
+    phrases: Annotated[
+        int | None, typer.Option(min=1, help="To score on other photos, at most; 1,000 by default.")
+    ] = None,
     accept_loss: Annotated[bool, typer.Option("--accept-loss", help="Write int8 even if it loses accuracy.")] = False,
-    weight_bits: Annotated[int, typer.Option(min=7, max=8, help="Of int8; 7 for processors without VNNI.")] = 8,
+    weight_bits: Annotated[
+        int | None, typer.Option(min=7, max=8, help="Of int8, 8 by default; 7 for processors without VNNI.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Export a run for ONNX Runtime or OpenVINO, after checking that it answers as the run does."""
@@ -72,16 +76,23 @@ def export(
 
     if int8 != (calibrate is not None):
         raise InputError("--int8 and --calibrate go together: name photos like those the model will meet.")
-    chosen = (
-        None if calibrate is None else Photos(calibrate, split, root, split_key, photos, phrases, calibration_split)
-    )
+    chosen = None
+    if calibrate is None:
+        refuse_options(
+            "applies to --int8",
+            **{"split": split, "calibration_split": calibration_split, "root": root, "split_key": split_key},
+            **{"photos": photos, "phrases": phrases, "accept_loss": accept_loss, "weight_bits": weight_bits},
+        )
+    else:
+        key = split_key or "split"
+        chosen = Photos(calibrate, split, root, key, photos or 64, phrases or 1000, calibration_split)
     done = export_run(
         run,
         out,
         kind=kind.value,
         photos=chosen,
         accept_loss=accept_loss,
-        weight_bits=weight_bits,
+        weight_bits=weight_bits or 8,
         say=lambda line: errors.print(line, soft_wrap=True),
     )
     if as_json:
@@ -106,6 +117,8 @@ def publish(
 
     if (to is None) == (hub is None):
         raise InputError("Say where: give either --to FOLDER or --hub OWNER/NAME.")
+    if hub is None:
+        refuse_options("applies to --hub", private=private)
     how: dict[str, Any] = {"licence": licence, "compact": compact, "measure_latency": latency}
     if to is not None:
         console.print(f"The model is in {save_pretrained(run, to, **how)}", soft_wrap=True)

@@ -304,5 +304,6 @@ def report(
     """Write one self-contained HTML page about one run or several side by side."""
     from epmvg.reporting import report as write
 
+    refuse_overwrite(out, *(file for run in runs if run.is_dir() for file in run.iterdir()))
     page = write(runs, out, image_root=image_root, gallery=gallery, phrases=phrase or ())
     console.print(f"The report is {page}", soft_wrap=True)

@@ -124,7 +124,7 @@ class _Archive(pickle.Unpickler):
             raise InputError(f"{file} is no CLIP of OpenAI's: its description of the model is too long.")
         data = archive.read(name)
         for operation, argument, _ in pickletools.genops(data):
-            if operation.name == "LONG_BINPUT" and int(argument or 0) > len(data):
+            if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(data):
                 raise ValueError("memo index")  # would be allocated
         super().__init__(BytesIO(data))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from epmvg.data.finder import ImageFinder
 from epmvg.doctor.findings import Example, Findings, legible
 from epmvg.doctor.photos import Photo, look
 from epmvg.doctor.rows import Entry
+from epmvg.hardware import cores
 from epmvg.types import Box, InputError
 
 
@@ -54,7 +54,7 @@ class Images:
         self._find = ImageFinder(root)
         self.by_name: dict[str, Seen] = {}
         self._by_file: dict[str, Seen] = {}
-        self._pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes without holding the interpreter
+        self._pool = ThreadPoolExecutor(cores())  # Pillow decodes without holding the interpreter
 
     def __enter__(self) -> Self:
         return self

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from epmvg.confidence import CONFIDENCE_FILE, read_calibration
 from epmvg.models.grounder import Grounder
-from epmvg.models.hub import fetch, read_knows
+from epmvg.models.hub import fetch, locate, read_knows
 from epmvg.models.linguistic import LinguisticBranch
 from epmvg.models.presets import preset
 from epmvg.models.pretrained import load_pretrained, wheels_for
@@ -166,13 +166,11 @@ def load(run: Path | str) -> Grounder:
         InputError: the folder or one of its files is missing or not ours, a package whose weights a compact folder
             relies on is missing or brings others, or the hub cannot be asked.
     """
-    folder = fetch(run)
-    for name in ("model.yaml", WEIGHTS, "tokenizer"):
-        if not (folder / name).exists():
-            raise InputError(
-                f"{folder} is not a trained run: it has no {name}. Give the folder that training wrote, or `default`, "
-                "the model that ships in this package."
-            )
+    folder = locate(run)
+    if not (folder / "model.yaml").exists():
+        raise InputError(
+            f"{folder} is an export, which `epmvg predict` and `serve` take: give the run that it was made of here."
+        )
     try:
         settings = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
         state = read_weights(folder / WEIGHTS)
