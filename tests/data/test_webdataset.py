@@ -99,19 +99,20 @@ def test_a_tar_that_tar_wrote_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ({"../0.png": b"x", "../0.json": ROW}, r"\.\./0\.png leads out"),
+        ({"../0.png": b"x", "../0.json": ROW}, r"bad\.tar, '\.\./0\.png' leads out"),
         ({"a/../../0.png": b"x", "a/../../0.json": ROW}, "leads out"),
         ({"/0.png": b"x", "/0.json": ROW}, "leads out"),
         *(
-            ({"0.png": link("0.png", kind), "0.json": ROW}, r"bad\.tar, 0\.png is no ordinary file")
+            ({"0.png": link("0.png", kind), "0.json": ROW}, r"bad\.tar, '0\.png' is no ordinary file")
             for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE)
         ),
-        ({"0.left.png": b"x", "0.jpg": b"x", "0.json": ROW}, r"0\.jpg and 0\.left\.png are of one sample"),
+        ({"0.left.png": b"x", "0.jpg": b"x", "0.json": ROW}, r"'0\.jpg' and '0\.left\.png' are of one sample"),
         ({"0.png": b"x", "./0.png": b"y", "0.json": ROW}, "are of one sample"),
-        ({"0.png": b"x", "0.json": b"{"}, r"0\.json is not JSON"),
+        ({"0.png": b"x", "0.json": b"{"}, r"'0\.json' is not JSON"),
         ({"0.png": b"x", "0.json": [3]}, "no JSON object"),
-        ({"0.png": b"x", "0.json": {"phrase": "it"}}, r'bad\.tar, 0\.json has no "bbox"'),
+        ({"0.png": b"x", "0.json": {"phrase": "it"}}, r"bad\.tar, '0\.json' has no .bbox"),
         ({"0.png": b"x"}, "no usable rows"),
+        ({"a\nb/../0.png": b"x"}, r"a\\nb"),
     ],
 )
 def test_a_hostile_or_unusable_tar_is_named_and_leaves_nothing(

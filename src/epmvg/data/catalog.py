@@ -18,7 +18,7 @@ Reader = Callable[[Path, str | None, Skipped | None], list[Record]]
 
 
 def cache_folder() -> Path:
-    """Where drawn scenes, unpacked tar files and stored answers are kept: $EPMVG_CACHE, or epmvg in the user's cache folder."""
+    """Return the folder of drawn scenes, unpacked tars and the like: $EPMVG_CACHE, or epmvg in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("EPMVG_CACHE") or Path(home) / "epmvg")
 

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from epmvg.data.files import inside, is_file, parse_json, read_bytes
+from epmvg.data.files import inside, is_file, parse_json, read_bytes, shown
 from epmvg.data.jsonl import Row, json_line, json_lines
 from epmvg.data.photos import image_suffixes
 from epmvg.types import InputError
@@ -84,7 +84,10 @@ def _unpacked(file: Path, folder: Path) -> Iterator[Row]:
             for sample in _samples(tar, file):
                 if len(sample) < 2:
                     continue
-                where, image = f"{file}, {sample['json'].name}", f"{file.name}/{PurePosixPath(sample['image'].name)}"
+                where, image = (
+                    f"{file}, {shown(sample['json'].name)}",
+                    f"{file.name}/{PurePosixPath(sample['image'].name)}",
+                )
                 content = {kind: tar.extractfile(member).read() for kind, member in sample.items()}  # type: ignore[union-attr]
                 target = inside(folder, image, where)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +107,7 @@ def _samples(tar: tarfile.TarFile, file: Path) -> Iterable[dict[str, tarfile.Tar
     """Return the image and the JSON of each sample, whose names are the same up to the first dot."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in tar:
-        path, where = PurePosixPath(member.name), f"{file}, {member.name}"
+        path, where = PurePosixPath(member.name), f"{file}, {shown(member.name)}"
         if member.isdir():
             continue
         if not member.isreg() or member.issparse() or member.size < 0:
@@ -116,7 +119,7 @@ def _samples(tar: tarfile.TarFile, file: Path) -> Iterable[dict[str, tarfile.Tar
         if key and kind in ("image", "json"):
             sample = samples.setdefault((path.parent / key).as_posix(), {})
             if kind in sample:
-                raise InputError(f"{where} and {sample[kind].name} are of one sample: keep one, or rename it.")
+                raise InputError(f"{where} and {shown(sample[kind].name)} are of one sample: keep one, or rename it.")
             sample[kind] = member
     return samples.values()
 
