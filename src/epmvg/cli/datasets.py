@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from epmvg.cli.screen import console, errors, say_skipped, table
-from epmvg.writing import refuse_overwrite
 
 if TYPE_CHECKING:
     from epmvg.doctor import Diagnosis
@@ -113,7 +112,6 @@ def data_check(
         Path | None, typer.Option(help="Text file of image names, ids or paths that evaluation must not hold.")
     ] = None,
     length: Annotated[int, typer.Option(help="Word pieces a model reads.")] = 20,
-    html: Annotated[Path | None, typer.Option(help="Write a page with pictures of what was found.")] = None,
     write_clean: Annotated[
         Path | None, typer.Option(help="Write the rows without errors; its ending means the format.")
     ] = None,
@@ -123,19 +121,13 @@ def data_check(
     ] = False,
 ) -> None:
     """Say what is missing, broken, duplicated or leaked in a data set; exit status 3 if it cannot be used as it is."""
-    from epmvg.data.exchange import refuse_inputs
-    from epmvg.doctor import check, write_page
+    from epmvg.doctor import check
     from epmvg.terminal import counting
 
-    if html is not None:
-        refuse_overwrite(html, against, write_clean)
-        refuse_inputs(html, name, root)
     with counting(errors, "Examining") as progress:
         diagnosis = check(
             name, root=root, split_key=split_key, against=against, longest=length, clean=write_clean, progress=progress
         )
-    if html is not None:
-        write_page(diagnosis, html)
     if as_json:
         print(json.dumps(diagnosis.as_dict()))
     else:
@@ -151,5 +143,3 @@ def _say_diagnosis(diagnosis: Diagnosis) -> None:
         console.print(f"{diagnosis.data}: nothing found in {seen}", soft_wrap=True)
     else:
         table(f"{diagnosis.data}: {seen}", diagnosis.table())
-    if diagnosis.note:
-        console.print(diagnosis.note, soft_wrap=True)

@@ -106,9 +106,6 @@ def publish(
     to: Annotated[Path | None, typer.Option(help="Write the hub's folder here.")] = None,
     hub: Annotated[str | None, typer.Option(help="Publish it as OWNER/NAME on the Hugging Face hub.")] = None,
     licence: Annotated[str | None, typer.Option(help="Of the weights, for example apache-2.0.")] = None,
-    compact: Annotated[
-        bool, typer.Option("--compact", help="In float16, without parts that are still those of an installed wheel.")
-    ] = False,
     private: Annotated[bool, typer.Option("--private", help="Only its owner sees a new one.")] = False,
     latency: Annotated[bool, typer.Option("--latency", help="Time the model on this machine for its card.")] = False,
 ) -> None:
@@ -119,7 +116,7 @@ def publish(
         raise InputError("Say where: give either --to FOLDER or --hub OWNER/NAME.")
     if hub is None:
         refuse_options("applies to --hub", private=private)
-    how: dict[str, Any] = {"licence": licence, "compact": compact, "measure_latency": latency}
+    how: dict[str, Any] = {"licence": licence, "measure_latency": latency}
     if to is not None:
         console.print(f"The model is in {save_pretrained(run, to, **how)}", soft_wrap=True)
     if hub is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +13,16 @@ from epmvg.data.coco import layout
 from epmvg.data.exchange import refuse_inputs, write_records
 from epmvg.data.files import is_file, is_folder
 from epmvg.data.jsonl import Skipped, fault_of, line_rows, named_records
-from epmvg.doctor.checks import Examination, judge_counts, judge_missing_splits, judge_trainable
+from epmvg.doctor.checks import Examination, judge_missing_splits, judge_trainable
 from epmvg.doctor.findings import Example, Finding, Findings, legible
 from epmvg.doctor.images import Images, judge_images
 from epmvg.doctor.kinds import KINDS
 from epmvg.doctor.leaks import judge_list, judge_splits
-from epmvg.doctor.page import write_page
 from epmvg.doctor.rows import Entry, count_lines, entries_of, read_entries, record_name
-from epmvg.doctor.sources import NEARLY, SOURCES
 from epmvg.types import InputError, Progress, Record
 from epmvg.writing import refuse_overwrite
 
-__all__ = ["Diagnosis", "check", "write_page"]
+__all__ = ["Diagnosis", "check"]
 
 LONGEST = 20
 """Word pieces that TransVG and its kin read, [CLS] and [SEP] included; longer phrases lose their end."""
@@ -44,7 +41,6 @@ class Diagnosis:
     splits: dict[str, dict[str, int]]  # name -> images, phrases
     findings: list[Finding]
     seconds: float
-    note: str = ""
     written: int | None = None  # rows in the file of clean ones, if it was asked for
 
     @property
@@ -61,8 +57,8 @@ class Diagnosis:
         """Return plain values for JSON."""
         head = {"data": self.data, "clean": self.clean, "usable": self.usable}
         head |= {"rows": self.rows, "images": self.images, "written": self.written}
-        tail = {"note": self.note, "seconds": round(self.seconds, 1)}
-        return head | {"splits": self.splits, "findings": [one.as_dict() for one in self.findings]} | tail
+        tail = {"findings": [one.as_dict() for one in self.findings], "seconds": round(self.seconds, 1)}
+        return head | {"splits": self.splits} | tail
 
     def table(self) -> list[dict[str, str]]:
         """Return a row for each finding, for a terminal."""
@@ -132,14 +128,17 @@ def check(
             judge_list(images, splits, Path(against), found)
         counts = {split: sum(one.splits >> number & 1 for one in images) for split, number in seen.splits.items()}
         number_of_images = sum(1 for _ in images)
-    note = _judge_name(data, seen.rows, counts, found)
+    known = DATASETS.get(data)
+    judge_missing_splits(seen.rows, [split for split in known.splits if split != "trainval"] if known else [], found)
+    if known is None:
+        judge_trainable(seen.rows, found)
     written = None
     if clean is not None:
         named = _named_rows(file, base, key) if file is not None else _named_records(records)
         written = _write_clean(Path(clean), named, found, Path(root) if root is not None else base)
     table = {split: {"images": counts[split], "phrases": seen.rows[split]} for split in splits}
     seconds = time.perf_counter() - start
-    return Diagnosis(data, seen.rows.total(), number_of_images, table, found.listed(), seconds, note, written)
+    return Diagnosis(data, seen.rows.total(), number_of_images, table, found.listed(), seconds, written)
 
 
 def _named_rows(file: Path, root: Path, split_key: str) -> Iterator[tuple[str, Record | InputError]]:
@@ -197,27 +196,7 @@ def _jsonl_file(data: str, root: Path | str | None) -> Path | None:
 def _from_reader(data: str, root: Path | str | None, split_key: str, found: Findings) -> list[Record]:
     """Read records, and note what the reader left out."""
     skipped = Skipped(every=[])
-    try:
-        records = open_records(data, split=None, root=root, split_key=split_key, skipped=skipped)
-    except InputError as error:
-        if data in SOURCES:
-            raise InputError(f"{error} To have {data}, {SOURCES[data].how()}") from error
-        raise
+    records = open_records(data, split=None, root=root, split_key=split_key, skipped=skipped)
     for where, reason in skipped.every or ():
         found.add("row-refused", Example(legible(where, 300), legible(reason)))
     return records
-
-
-def _judge_name(data: str, rows: Counter[str], images: dict[str, int], found: Findings) -> str:
-    """Compare a named set with what it should hold, and return how to get what is missing."""
-    known = DATASETS.get(data)
-    judge_missing_splits(rows, [split for split in known.splits if split != "trainval"] if known else [], found)
-    if known is None:
-        judge_trainable(rows, found)
-    source = SOURCES.get(data)
-    if source is None:
-        return ""
-    judge_counts(rows, images, source.splits, NEARLY, found)
-    incomplete = found.counts.keys() & {"split-empty", "split-no-photos", "split-count", "image-missing"}
-    how = f"To have {data} complete, {source.how()}" if incomplete else ""
-    return " ".join(part for part in (source.note if found.counts["split-same-image"] else "", how) if part)

@@ -61,7 +61,7 @@ class Examination:
             for entry, (pieces, unknown) in zip(some, words, strict=True):
                 self._see(entry, pieces)
                 if unknown:
-                    self.found.add("phrase-unknown", _example(entry, None))
+                    self.found.add("phrase-unknown", _example(entry))
             done += len(some)
             if progress is not None:
                 progress(done, total)
@@ -109,21 +109,21 @@ class Examination:
             seen.splits |= 1 << number
             size = _frame(entry, seen)
         if entry.phrase is not None:
-            self._see_phrase(entry, entry.phrase, pieces, seen)
+            self._see_phrase(entry, entry.phrase, pieces)
         if entry.box is not None:
             self._see_box(entry, entry.box, size, seen)
         if entry.image is not None and entry.phrase is not None and entry.box is not None:
-            self._compare(entry, entry.image, entry.phrase, entry.box, seen)
+            self._compare(entry, entry.image, entry.phrase, entry.box)
 
-    def _see_phrase(self, entry: Entry, phrase: str, pieces: int, seen: Seen | None) -> None:
+    def _see_phrase(self, entry: Entry, phrase: str, pieces: int) -> None:
         for name in faults_of(phrase):
-            self.found.add(name, _example(entry, seen))
+            self.found.add(name, _example(entry))
         if pieces > self.longest:
-            self.found.add("phrase-long", _example(entry, seen, f"{pieces} word pieces, more than {self.longest}"))
+            self.found.add("phrase-long", _example(entry, f"{pieces} word pieces, more than {self.longest}"))
 
     def _see_box(self, entry: Entry, box: Box, size: Size | None, seen: Seen | None) -> None:
         if entry.turned:
-            self.found.add("box-rotated", _example(entry, seen, entry.turned), unit="boxes")
+            self.found.add("box-rotated", _example(entry, entry.turned), unit="boxes")
         finite = all(map(math.isfinite, box))
         if finite:
             self.convention.add(box, size)
@@ -133,15 +133,15 @@ class Examination:
         fault = fault_of(box, size)
         if fault is None:
             if size is not None and entry.phrase is not None:
-                self._see_side(entry, entry.phrase, box, size, seen)
+                self._see_side(entry, entry.phrase, box, size)
             return
         name, note = fault
         if name == "box-outside" and turned is not None:
-            turned.outside.append(_example(entry, seen, note))
+            turned.outside.append(_example(entry, note))
         else:
-            self.found.add(name, _example(entry, seen, note))
+            self.found.add(name, _example(entry, note))
 
-    def _see_side(self, entry: Entry, phrase: str, box: Box, size: Size, seen: Seen | None) -> None:
+    def _see_side(self, entry: Entry, phrase: str, box: Box, size: Size) -> None:
         """Note a box wholly on the other half of the image, its centre in the outermost quarter.
 
         Nearer to the middle, "the pear on the right" may be the right one of two pears.
@@ -155,19 +155,19 @@ class Examination:
             near, far = 1 - far, 1 - near
         if near >= 0.5 and (near + far) / 2 >= 0.75:
             where = "right" if side == "left" else "left"
-            self.found.add("side-word", _example(entry, seen, f"says {side}, the box is on the {where}"))
+            self.found.add("side-word", _example(entry, f"says {side}, the box is on the {where}"))
 
-    def _compare(self, entry: Entry, image: str, phrase: str, box: Box, seen: Seen | None) -> None:
+    def _compare(self, entry: Entry, image: str, phrase: str, box: Box) -> None:
         """Note rows that were there before, and phrases that had another box."""
         own_id = False
         if entry.id:
             own_id = hash(entry.id) not in self._of_id
             named = (image, box) if entry.id.startswith("ann_id ") else (image, phrase, box)
             if self._of_id.setdefault(hash(entry.id), hash(named)) != hash(named):
-                self.found.add("id-twice", _example(entry, seen, f"id {legible(entry.id, 60)}"))
+                self.found.add("id-twice", _example(entry, f"id {legible(entry.id, 60)}"))
         row = hash((image, phrase, box, entry.split))
         if row in self._known:
-            self.found.add("row-twice", _example(entry, seen))
+            self.found.add("row-twice", _example(entry))
             self._named_copies += own_id
             if not own_id:
                 self.found.copies.add(entry.where)
@@ -183,7 +183,7 @@ class Examination:
             shared = overlap(box, before)
             self._apart += shared < 0.5
             note = f"another box at {self._where[first]}, IoU {shared:.2f}"
-            self.found.add("phrase-two-boxes", _example(entry, seen, note, before), unit="phrases")
+            self.found.add("phrase-two-boxes", _example(entry, note, before), unit="phrases")
 
     def _box(self, place: int) -> Box:
         x0, y0, x1, y1 = self._boxes[4 * place : 4 * place + 4]
@@ -200,25 +200,9 @@ def _frame(entry: Entry, seen: Seen) -> Size | None:
     return size
 
 
-def _example(entry: Entry, seen: Seen | None, note: str = "", *before: Box) -> Example:
+def _example(entry: Entry, note: str = "", *before: Box) -> Example:
     boxes = (entry.box,) if entry.box is not None and all(map(math.isfinite, entry.box)) else ()
-    files = (seen.file,) if seen is not None and seen.file is not None and not seen.photo.fault else ()
-    return Example(
-        entry.where, note, legible(entry.image or ""), legible(entry.phrase or "", 400), (*boxes, *before), files
-    )
-
-
-def judge_counts(
-    rows: Counter[str], images: dict[str, int], expected: dict[str, tuple[int, int]], nearly: float, found: Findings
-) -> None:
-    """Note splits whose rows or images are not as many as published."""
-    for split, (of_images, of_rows) in expected.items():
-        if not rows[split]:
-            continue
-        there = (images.get(split, 0), rows[split])
-        if any(abs(is_ - should) > nearly * should for is_, should in zip(there, (of_images, of_rows), strict=True)):
-            note = f"{split}: {there[0]:,} images and {there[1]:,} phrases, published {of_images:,} and {of_rows:,}"
-            found.add("split-count", Example("", note), unit="splits")
+    return Example(entry.where, note, legible(entry.image or ""), legible(entry.phrase or "", 400), (*boxes, *before))
 
 
 def judge_missing_splits(rows: Counter[str], splits: Sequence[str], found: Findings) -> None:

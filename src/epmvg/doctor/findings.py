@@ -23,7 +23,6 @@ class Example:
     image: str = ""
     phrase: str = ""
     boxes: tuple[Box, ...] = ()  # x0, y0, x1, y1 in pixels of the image
-    files: tuple[Path, ...] = ()  # the photos to show, side by side
 
 
 @dataclass(slots=True)

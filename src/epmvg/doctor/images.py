@@ -108,22 +108,21 @@ def judge_images(images: Iterable[Seen], splits: Sequence[str], found: Findings)
     bare = _bare_splits(images, missing, splits, found)
     for seen in images:
         name, photo = legible(seen.name), seen.photo
-        files = (seen.file,) if seen.file and not photo.fault else ()
         if photo.fault and not (photo.fault == "image-missing" and seen.splits & ~bare == 0):
             found.add(photo.fault, Example(seen.where, legible(photo.why), name), unit="images")
         if photo.animated:
-            found.add("image-animated", Example(seen.where, "", name, files=files), unit="images")
+            found.add("image-animated", Example(seen.where, "", name), unit="images")
         if seen.file and (photo.fault or (seen.stated and photo.size) or (seen.turned and _drawn_unturned(seen))):
             found.bad_images.add(seen.file)
         if seen.turned and _drawn_unturned(seen):
             note = f"{seen.turned.stored} of {seen.turned.boxes} boxes fit unturned, {seen.turned.upright} upright"
-            found.add("image-turned", Example(seen.where, note, name, files=files), unit="images")
+            found.add("image-turned", Example(seen.where, note, name), unit="images")
             continue
         for example in seen.turned.outside if seen.turned else ():
             found.add("box-outside", example)
         if seen.stated and photo.size:
             note = f"stated {seen.stated[0]} x {seen.stated[1]}, is {photo.size[0]} x {photo.size[1]}"
-            found.add("size-stated", Example(seen.where, note, name, files=files), unit="images")
+            found.add("size-stated", Example(seen.where, note, name), unit="images")
 
 
 def _bare_splits(images: Sequence[Seen], missing: Sequence[Seen], splits: Sequence[str], found: Findings) -> int:

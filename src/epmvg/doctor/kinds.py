@@ -129,5 +129,4 @@ KINDS: dict[str, Kind] = {
     ),
     "split-empty": Kind("splits without rows", "Fetch the annotations of this split."),
     "split-no-photos": Kind("splits without photos", "Fetch the photos, or give their folder with --root."),
-    "split-count": Kind("splits of another size than published", "Fetch the annotations again.", "warning"),
 }

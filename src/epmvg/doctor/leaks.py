@@ -23,7 +23,7 @@ def judge_splits(images: Iterable[Seen], splits: Sequence[str], found: Findings)
     for seen in images:
         inside = [split for number, split in named if seen.splits >> number & 1]
         if len(inside) > 1:
-            example = Example(seen.where, legible(" and ".join(inside)), legible(seen.name), files=_shown(seen))
+            example = Example(seen.where, legible(" and ".join(inside)), legible(seen.name))
             found.add("split-same-image", example, unit="images")
     seeing = [seen for seen in images if seen.photo.greys]
     for (first, one_split), (second, other_split) in combinations(named, 2):
@@ -35,7 +35,7 @@ def judge_splits(images: Iterable[Seen], splits: Sequence[str], found: Findings)
         for i, j in find_twins([seen.photo.greys for seen in ours], [seen.photo.greys for seen in theirs]):
             one, other = ours[i], theirs[j]
             note = legible(f"{one_split} and {other_split}: {one.name} and {other.name}", 300)
-            example = Example(one.where, note, legible(one.name), files=_shown(one) + _shown(other))
+            example = Example(one.where, note, legible(one.name))
             found.add("split-same-look", example, unit="images")
 
 
@@ -58,14 +58,14 @@ def judge_list(images: Iterable[Seen], splits: Sequence[str], file: Path, found:
         match = next((named[key] for key in _keys(seen.name, listed=False) if key in named), None)
         if match is not None:
             by_name.add(seen.name)
-            example = Example(seen.where, f"in the list as {legible(match)}", legible(seen.name), files=_shown(seen))
+            example = Example(seen.where, f"in the list as {legible(match)}", legible(seen.name))
             found.add("list-same-image", example, unit="images")
-    listed = [(line, path, look(path)) for line in lines if is_file(path := file.parent / line)]
-    listed = [one for one in listed if one[2].greys]
+    listed = [(line, look(path)) for line in lines if is_file(path := file.parent / line)]
+    listed = [one for one in listed if one[1].greys]
     asked = [seen for seen in asked if seen.photo.greys and seen.name not in by_name]
-    for i, j in find_twins([seen.photo.greys for seen in asked], [photo.greys for *_, photo in listed]):
-        seen, (line, path, _) = asked[i], listed[j]
-        example = Example(seen.where, f"looks like {legible(line)}", legible(seen.name), files=(*_shown(seen), path))
+    for i, j in find_twins([seen.photo.greys for seen in asked], [photo.greys for _, photo in listed]):
+        seen, (line, _) = asked[i], listed[j]
+        example = Example(seen.where, f"looks like {legible(line)}", legible(seen.name))
         found.add("list-same-look", example, unit="images")
 
 
@@ -76,7 +76,3 @@ def _keys(name: str, *, listed: bool) -> set[str]:
     if listed and stem.isdigit():
         numbers.add(stem.lstrip("0"))
     return {stem, *(f"#{number}" for number in numbers)}
-
-
-def _shown(seen: Seen) -> tuple[Path, ...]:
-    return (seen.file,) if seen.file and not seen.photo.fault else ()

