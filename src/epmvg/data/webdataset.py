@@ -84,10 +84,8 @@ def _unpacked(file: Path, folder: Path) -> Iterator[Row]:
             for sample in _samples(tar, file):
                 if len(sample) < 2:
                     continue
-                where, image = (
-                    f"{file}, {shown(sample['json'].name)}",
-                    f"{file.name}/{PurePosixPath(sample['image'].name)}",
-                )
+                where = f"{file}, {shown(sample['json'].name)}"
+                image = f"{file.name}/{PurePosixPath(sample['image'].name)}"
                 content = {kind: tar.extractfile(member).read() for kind, member in sample.items()}  # type: ignore[union-attr]
                 target = inside(folder, image, where)
                 target.parent.mkdir(parents=True, exist_ok=True)
