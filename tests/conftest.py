@@ -14,8 +14,6 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from epmvg.data import shards
-from epmvg.data.exchange import convert_data
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
 
@@ -72,12 +70,3 @@ def draw_squares(folder: Path) -> Path:
     file = folder / "annotations.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
-
-
-@pytest.fixture
-def in_shards(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The squares in six shards of two pictures."""
-    monkeypatch.setattr(shards, "A_SHARD", 2)
-    (tmp_path / "shards").mkdir()
-    convert_data(str(squares), tmp_path / "shards" / "s-%03d.tar")
-    return str(tmp_path / "shards" / "*.tar")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import io
 import json
 import re
 import struct
-import tarfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -150,22 +148,6 @@ def test_no_path_leads_out(tmp_path: Path, name: str) -> None:
     file.write_text(json.dumps({"image": name, "phrase": "it", "bbox": [0, 0, 1, 1]}))
     with pytest.raises(InputError, match=r"leads out of|not the path of a file"):
         open_records(str(file), split=None)
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
-def test_an_archive_s_links_and_devices_are_no_pictures(tmp_path: Path, kind: bytes) -> None:
-    (tmp_path / "secret.png").write_bytes(b"secret")
-    archive = tmp_path / "shard.tar"
-    with tarfile.open(archive, "w") as tar:
-        member = tarfile.TarInfo("0.png")
-        member.type, member.linkname = kind, str(tmp_path / "secret.png")
-        tar.addfile(member)
-        content = json.dumps({"phrase": "it", "bbox": [0, 0, 1, 1]}).encode()
-        member = tarfile.TarInfo("0.json")
-        member.size = len(content)
-        tar.addfile(member, io.BytesIO(content))
-    with pytest.raises(InputError):
-        open_image(open_records(str(archive), split=None)[0].image)
 
 
 def test_a_picture_is_refused_by_its_header(tmp_path: Path) -> None:

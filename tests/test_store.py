@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,12 +96,3 @@ def test_a_file_of_another_shape_is_refused(records: list[Record], tmp_path: Pat
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(InputError, match=r"\.npy is damaged .*: delete it"):
         stored_maps(frozen(), [records], tmp_path / "maps", 1, quiet)
-
-
-def test_images_in_a_tar_are_stored_alike(records: list[Record], tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "images.tar", "w") as tar:
-        for image in dict.fromkeys(record.image for record in records):
-            tar.add(image, image.name)
-    packed = [replace(record, image=tmp_path / "images.tar" / record.image.name) for record in records]
-    plain, inside = stored_maps(frozen(), [records, packed], tmp_path / "maps", 1, quiet)
-    assert torch.equal(plain, inside) and len(list((tmp_path / "maps").iterdir())) == 1

@@ -56,13 +56,11 @@ class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["rows", "shards"])
 def test_a_killed_run_resumes_to_the_same_weights(
-    squares: Path, in_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut off between two saves, resumed, and compared bit by bit with a run that was never stopped."""
-    data = in_shards if streamed else squares
-    chosen = recipe(data, "data.augment={flip: 0.5, move: 1.0}", "train.log_every=3", "train.save_every=2")
+    chosen = recipe(squares, "data.augment={flip: 0.5, move: 1.0}", "train.log_every=3", "train.save_every=2")
     whole = epmvg.train(chosen, tmp_path / "whole")
     real, steps = loop._step, []
 
@@ -84,13 +82,6 @@ def test_a_killed_run_resumes_to_the_same_weights(
     timeless = [{k: v for k, v in row.items() if "second" not in k and "_per_s" not in k} for row in rows(whole)]
     again = [{k: v for k, v in row.items() if "second" not in k and "_per_s" not in k} for row in rows(cut)]
     assert again == timeless
-
-
-@pytest.mark.parametrize("setting", ["train.store=true", "data.share=0.5"])
-def test_what_must_know_all_rows_is_refused_of_a_stream(in_shards: str, tmp_path: Path, setting: str) -> None:
-    with pytest.raises(InputError, match=f"{setting.partition('=')[0]}.*shards, which are streamed"):
-        epmvg.train(recipe(in_shards, setting, "data.augment=null"), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_twice_is_the_same_run(squares: Path, tmp_path: Path) -> None:

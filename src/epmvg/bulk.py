@@ -22,7 +22,6 @@ from PIL import Image
 from epmvg.backends.exported import is_exported
 from epmvg.bulk_output import OutputFormat, check_outputs, write_outputs
 from epmvg.confidence import CONFIDENCE_FILE
-from epmvg.data.archives import source_of
 from epmvg.data.photos import open_image
 from epmvg.models.hub import locate
 from epmvg.predict import Predictor
@@ -227,11 +226,9 @@ def _key(model_key: bytes, image: Path | None, digest: bytes, phrase: str, name:
 def _image_digest(image: Path | None) -> bytes:
     """Return the digest of an image's bytes, b"" where they cannot be read: opening it says why."""
     try:
-        source = source_of(image) if image is not None else Path()
-        content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
-    except (OSError, ValueError):  # also an `InputError` about an archive
+        return b"" if image is None else hashlib.sha256(image.read_bytes()).digest()
+    except (OSError, ValueError):
         return b""
-    return hashlib.sha256(content).digest()
 
 
 def _model_key(folder: Path) -> bytes:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from epmvg.config import Recipe
-from epmvg.data.archives import source_of
 from epmvg.data.catalog import open_records
 from epmvg.models.hub import fetch
 from epmvg.types import InputError
@@ -36,12 +35,10 @@ def shared_images(images: Iterable[Path], others: Iterable[Path]) -> set[Path]:
 
 def _size(image: Path) -> int | None:
     try:
-        source = source_of(image)
-        return source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes
-    except (OSError, InputError):
+        return image.stat().st_size
+    except OSError:
         return None
 
 
 def _digest(image: Path) -> bytes:
-    source = source_of(image)
-    return hashlib.sha256(source.read_bytes() if isinstance(source, Path) else source.getbuffer()).digest()
+    return hashlib.sha256(image.read_bytes()).digest()

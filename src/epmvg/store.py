@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from epmvg.data.archives import source_of
 from epmvg.data.loader import GroundingLoader
 from epmvg.models.grounder import Grounder
 from epmvg.types import InputError, Record
@@ -89,9 +87,7 @@ def _key(student: Grounder, images: Sequence[Path]) -> str:
     pixels = [visual.mean.flatten().tolist(), visual.std.flatten().tolist()]
     key = hashlib.sha256(json.dumps([_FORMAT, student.canvas, settings, visual.strides, pixels]).encode())
     for path in images:
-        source = source_of(path)
-        content = source.getvalue() if isinstance(source, BytesIO) else source.read_bytes()
-        key.update(hashlib.sha256(content).digest())
+        key.update(hashlib.sha256(path.read_bytes()).digest())
     return fingerprint(visual.backbone.state_dict(), key)[:32]
 
 

@@ -46,7 +46,7 @@ def data_stats(
 def data_convert(
     name: Annotated[str, typer.Argument(help="A data set's name, or a file or folder of rows.")],
     to: Annotated[
-        Path, typer.Option(help=".jsonl, .json (COCO), .odvg.jsonl, .parquet, .tar (shards: x-%05d.tar) or a folder.")
+        Path, typer.Option(help=".jsonl, .json (COCO), .odvg.jsonl, .parquet, .tar (several: x-%05d.tar) or a folder.")
     ],
     split: Annotated[str | None, typer.Option(help="Only this one.")] = None,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from epmvg.data.files import is_file, is_folder
-from epmvg.data.jsonl import Skipped, read_jsonl
+from epmvg.data.jsonl import Skipped, read_jsonl, read_rows
 from epmvg.types import InputError, Record
 
 Reader = Callable[[Path, str | None, Skipped | None], list[Record]]
@@ -18,7 +18,7 @@ Reader = Callable[[Path, str | None, Skipped | None], list[Record]]
 
 
 def cache_folder() -> Path:
-    """Where drawn scenes and stored answers are kept: $EPMVG_CACHE, or epmvg in the user's cache folder."""
+    """Return the folder of drawn scenes, unpacked tars and the like: $EPMVG_CACHE, or epmvg in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("EPMVG_CACHE") or Path(home) / "epmvg")
 
@@ -174,7 +174,11 @@ def _open_file(
     name: str, split: str | None, root: str | Path | None, split_key: str, skipped: Skipped | None
 ) -> list[Record]:
     from epmvg.data.formats import READABLE, read_file
+    from epmvg.data.webdataset import tar_files, unpack, unpacked_rows
 
+    if name.lower().endswith(".tar"):
+        folder = unpack(tar_files(name), cache_folder() / "webdataset")
+        return read_rows(unpacked_rows(folder), folder, name, split=split, split_key=split_key, skipped=skipped)
     if name.lower().endswith(READABLE) or is_folder(name):
         return read_file(Path(name), split=split, root=root, split_key=split_key, skipped=skipped)
     if is_file(name):

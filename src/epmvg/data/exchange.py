@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from epmvg.data.files import is_file, is_folder
 from epmvg.data.formats import kind_of, write_file
 from epmvg.data.imagefolder import metadata_files
 from epmvg.data.jsonl import Skipped
-from epmvg.data.shards import shard_files
+from epmvg.data.webdataset import numbered_files, tar_files
 from epmvg.types import InputError, Record
 from epmvg.writing import refuse_overwrite
 
@@ -85,12 +84,9 @@ def refuse_inputs(target: Path, name: str, root: str | Path | None = None) -> No
     Raises:
         InputError: it is.
     """
-    refuse_overwrite(target, *_input_files(name, root))
-    if target.suffix == ".tar" and name.endswith(".tar"):
-        pattern = re.sub(r"%\d*d", "*", target.name)
-        for shard in shard_files(name):
-            if shard.resolve().parent == target.resolve().parent and fnmatchcase(shard.name, pattern):
-                raise InputError(f"{target} would overwrite the input {shard}: choose another name for the output.")
+    inputs = _input_files(name, root)
+    for file in (target, *numbered_files(target).values()):
+        refuse_overwrite(file, *inputs)
 
 
 def _input_files(name: str, root: str | Path | None) -> list[Path]:
@@ -103,7 +99,7 @@ def _input_files(name: str, root: str | Path | None) -> list[Path]:
     file = Path(name)
     if is_folder(file):
         return [file, file / "annotations.jsonl", *metadata_files(file)]
-    return [file]
+    return tar_files(file) if file.suffix.lower() == ".tar" else [file]
 
 
 def refuse_images(target: Path, images: Iterable[Path]) -> None:

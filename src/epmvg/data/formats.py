@@ -11,8 +11,8 @@ from epmvg.data.files import is_folder
 from epmvg.data.imagefolder import folder_rows, metadata_files, write_folder
 from epmvg.data.jsonl import Row, Skipped, json_line, read_jsonl, read_rows, rows_of, write_jsonl
 from epmvg.data.parquet import parquet_rows, write_parquet
-from epmvg.data.shards import read_shards, shard_files, write_shards
 from epmvg.data.transvg_index import FLAGS, read_transvg, read_transvg_file
+from epmvg.data.webdataset import write_webdataset
 from epmvg.types import InputError, Record
 from epmvg.writing import replacing
 
@@ -37,10 +37,9 @@ def read_file(
     split_key: str = "split",
     skipped: Skipped | None = None,
 ) -> list[Record]:
-    """Read the records of a file or folder in any of the formats of docs/data.md.
+    """Read the records of a file or folder in any of the formats of docs/data.md but tar.
 
     Args:
-        file: also a pattern of shards, `FOLDER/*.tar`.
         root: what image paths are relative to and stay in; by default the file's folder.
 
     Raises:
@@ -48,8 +47,6 @@ def read_file(
     """
     if file.suffix.lower() in (".pth", ".pkl"):
         return read_transvg_file(file, root=root, split=split, skipped=skipped)
-    if file.suffix.lower() == ".tar":
-        return read_shards(shard_files(str(file)), split=split, split_key=split_key, skipped=skipped)
     if is_folder(file) and not metadata_files(file):
         return _read_named_folder(file, split, root, split_key, skipped)
     folder = Path(root) if root else file if is_folder(file) else file.parent
@@ -74,7 +71,7 @@ def write_file(target: Path, records: Sequence[Record], root: Path, kind: str | 
         write_folder(target, rows_of(records, root), root)
         return target
     if kind == "tar":
-        write_shards(target, rows_of(records, root), root)
+        write_webdataset(target, rows_of(records, root), root)
         return target.parent
     own = target.parent
     base = root if any(Path(row["image"]).is_absolute() for row in rows_of(records, own)) else own

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from epmvg.data.archives import archive_of
 from epmvg.data.photos import Photo
 from epmvg.types import InputError
 from epmvg.writing import aside
@@ -70,7 +69,7 @@ class ImageCache:
         return picture, size
 
     def _file(self, path: Path) -> Path:
-        state = (archive_of(path) or path).stat()
+        state = path.stat()
         asked = f"{path.absolute()}\n{state.st_mtime_ns}\n{state.st_size}\n{self.longest}"
         key = hashlib.sha256(asked.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         return self.folder / f"{int(key, 16) % _SHELVES:02d}" / f"{key}.rgb"

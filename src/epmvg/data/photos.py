@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from epmvg.data.archives import source_of
 from epmvg.images import is_heic, kind_of, orientation_of, upright_rgb, upright_size
 from epmvg.types import InputError
 
@@ -233,8 +232,7 @@ def _from_tensor(tensor: Any) -> Image.Image:
     return _from_array(np.moveaxis(tensor.detach().cpu().numpy(), 0, -1))
 
 
-def _open(holder: Path | BytesIO, name: str, formats: tuple[str, ...] | None) -> Image.Image:
-    source = source_of(holder) if isinstance(holder, Path) else holder
+def _open(source: Path | BytesIO, name: str, formats: tuple[str, ...] | None) -> Image.Image:
     try:
         return Image.open(source, formats=formats)
     except UnidentifiedImageError as error:

@@ -34,12 +34,6 @@ class Samples:
             digest.update(repr(row).encode("utf-8", "surrogateescape") + b"\n")
         return cls(len(records), len(paths), digest.hexdigest())
 
-    @classmethod
-    def joined(cls, parts: Sequence[Samples]) -> Samples:
-        """Digest samples that are never in memory at once, from the digests of their parts."""
-        digest = hashlib.sha256("".join(part.sha256 for part in parts).encode())
-        return cls(sum(part.phrases for part in parts), sum(part.images for part in parts), digest.hexdigest())
-
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)

@@ -100,10 +100,10 @@ class GroundingLoss:
     def _add_vectors(self, loss: Loss, output: Output, teacher: Embeddings) -> None:
         if teacher.image is not None and self.image:
             image = distillation_loss(output.visual, teacher.image[output.owner], self.distance)
-            loss.terms["image"] = self.image * image  # alpha of eq. 7
+            loss.terms["image"] = self.image * image  # alpha (eq. 7)
         if teacher.text is not None and self.text:
             text = distillation_loss(output.text, teacher.text, self.distance)
-            loss.terms["text"] = self.text * text  # beta of eq. 7
+            loss.terms["text"] = self.text * text  # beta (eq. 7)
 
     def _add_box(
         self, loss: Loss, prefix: str, predicted: Tensor, target: Tensor, scale: float, weight: Tensor | None = None

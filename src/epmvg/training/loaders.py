@@ -6,13 +6,11 @@ import accelerate
 from torch import Tensor
 
 from epmvg.config import Recipe
-from epmvg.data.archives import is_there
 from epmvg.data.catalog import cache_folder, open_records, share_of
+from epmvg.data.files import is_file
 from epmvg.data.jsonl import Skipped
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.samples import Samples
-from epmvg.data.shard_loader import ShardLoader
-from epmvg.data.shards import shard_files
 from epmvg.data.transforms import Augment
 from epmvg.evaluation import evaluation_loader, of_some_images
 from epmvg.models.grounder import Grounder
@@ -24,7 +22,7 @@ from epmvg.types import InputError, Record
 
 def loaders_of(
     recipe: Recipe, student: Grounder, accelerator: accelerate.PartialState, report: Report, *, resume: bool = False
-) -> tuple[GroundingLoader | ShardLoader, GroundingLoader, dict[str, Samples]]:
+) -> tuple[GroundingLoader, GroundingLoader, dict[str, Samples]]:
     """Make the training loader, with stored answers where the recipe wants them, and the validation loader.
 
     Validation stores nothing: stored maps are in bfloat16, and a score is what `evaluate` gives.
@@ -54,36 +52,6 @@ def loaders_of(
         check_images([record.image for record in val], **share)
     stored: dict[str, Tensor] = {}
 
-    def make(records: list[Record], window: int = 0) -> GroundingLoader:
-        return GroundingLoader(
-            records,
-            student.tokenize,
-            canvas=canvas,
-            images=data.images,
-            phrases=data.phrases,
-            augment=Augment(**data.augment.model_dump()) if data.augment else None,
-            shuffle=True,
-            seed=settings.seed + 1000 * window,
-            workers=data.workers,
-            tolerant=True,
-            stored=stored,
-            cache_gb=data.cache_gb,
-            **share,
-        )
-
-    loader: GroundingLoader | ShardLoader
-    if data.name.endswith(".tar"):
-        if settings.store:
-            raise InputError("train.store=true cannot be had with shards, which are streamed: set it to false.")
-        if data.share < 1:
-            raise InputError(
-                "data.share cannot be had with shards, which are streamed: name some of the files instead."
-            )
-        files = shard_files(data.name)
-        loader = ShardLoader(files, make, split=data.train, split_key=data.split_key, seed=settings.seed)
-        _report_skipped(loader.skipped, report)
-        val_loader = evaluation_loader(student, val, images=data.images, tolerant=True, **share)
-        return loader, val_loader, {"train": loader.samples, "val": val_samples}
     skipped = Skipped()
     records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
     records = share_of(with_photo(records, skipped), data.share)
@@ -94,7 +62,21 @@ def loaders_of(
         if data.augment is not None or not student.visual.frozen:
             raise InputError("train.store=true needs data.augment=null and a wholly frozen backbone (model.visual).")
         stored = {"maps": stored_maps(student, [records], cache_folder() / "maps", settings.store_gb, report)[0]}
-    loader = make(records)
+    loader = GroundingLoader(
+        records,
+        student.tokenize,
+        canvas=canvas,
+        images=data.images,
+        phrases=data.phrases,
+        augment=Augment(**data.augment.model_dump()) if data.augment else None,
+        shuffle=True,
+        seed=settings.seed,
+        workers=data.workers,
+        tolerant=True,
+        stored=stored,
+        cache_gb=data.cache_gb,
+        **share,
+    )
     if loader.groups < world:
         raise InputError(
             f"{data.name} {data.train} makes {loader.groups} image(s) with at most data.phrases={data.phrases} phrases "
@@ -122,7 +104,7 @@ def _report_unread(records: list[Record], student: Grounder, report: Report) -> 
 
 def with_photo(records: list[Record], skipped: Skipped) -> list[Record]:
     """Leave out rows whose photo is not there."""
-    there = {image: is_there(image) for image in {record.image for record in records}}
+    there = {image: is_file(image) for image in {record.image for record in records}}
     for record in records:
         if not there[record.image]:
             skipped.add("the image is missing", str(record.image))

@@ -7,10 +7,8 @@ from pathlib import Path
 import accelerate
 from torch import nn
 
-from epmvg.config import ModelSettings, Recipe, TrainSettings
+from epmvg.config import ModelSettings, Recipe
 from epmvg.data.absent import Absence
-from epmvg.data.loader import GroundingLoader
-from epmvg.data.shard_loader import ShardLoader
 from epmvg.distill.losses import GroundingLoss
 from epmvg.models.factory import create_model, start_from
 from epmvg.models.grounder import Grounder
@@ -60,17 +58,10 @@ def prepare_run(
         beside=beside,
         report=report,
         text_memory=TextMemory(student.linguistic) if student.linguistic.frozen else None,
-        absence=_absence(student, loader, settings),
+        absence=Absence(loader.records) if student.score_head is not None and settings.absent else None,
         samples=samples,
         teacher=clip.fingerprint() if clip is not None and clip.frozen else None,
     )
-
-
-def _absence(student: Grounder, loader: GroundingLoader | ShardLoader, settings: TrainSettings) -> Absence | None:
-    """Say which phrases are absent where; of a stream too little is known to say."""
-    if student.score_head is None or not settings.absent or isinstance(loader, ShardLoader):
-        return None
-    return Absence(loader.records)
 
 
 def _student(settings: ModelSettings) -> tuple[Grounder, list[str]]:

@@ -16,7 +16,6 @@ from epmvg.config import Recipe
 from epmvg.data.absent import Absence
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.samples import Samples
-from epmvg.data.shard_loader import ShardLoader
 from epmvg.distill.lesson import Lesson
 from epmvg.distill.losses import GroundingLoss, Loss
 from epmvg.models.grounder import Grounder
@@ -104,7 +103,7 @@ class Run:
     student: Grounder
     lesson: Lesson | None
     loss_of: GroundingLoss
-    loader: GroundingLoader | ShardLoader
+    loader: GroundingLoader
     val: GroundingLoader
     optimizer: torch.optim.Optimizer
     accelerator: accelerate.PartialState

@@ -1,0 +1,185 @@
+"""WebDataset's tar layout: what goes in comes out, whoever wrote the tar, and nothing is unpacked elsewhere."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from epmvg.data import webdataset
+from epmvg.data.catalog import cache_folder, open_records
+from epmvg.data.exchange import convert_data
+from epmvg.types import InputError
+
+ROW = {"phrase": "it", "bbox": [0, 0, 1, 1], "split": "train"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_tar(file: Path, members: dict[str, object]) -> Path:
+    """Write bytes as they are, a `TarInfo` as a member without content, and anything else as JSON."""
+    with tarfile.open(file, "w") as tar:
+        for name, given in members.items():
+            if isinstance(given, tarfile.TarInfo):
+                tar.addfile(given)
+                continue
+            content = given if isinstance(given, bytes) else json.dumps(given).encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return file
+
+
+def names_in(file: Path) -> list[str]:
+    with tarfile.open(file) as tar:
+        return tar.getnames()
+
+
+def link(name: str, kind: bytes) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, "/etc/passwd"
+    return member
+
+
+@pytest.mark.parametrize(
+    ("target", "shard_bytes", "count"), [("one.tar", 1, 1), ("s-%03d.tar", 1, 12), ("s-%d.tar", 10**9, 1)]
+)
+def test_a_round_trip_loses_nothing(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, shard_bytes: int, count: int
+) -> None:
+    monkeypatch.setattr(webdataset, "SHARD_BYTES", shard_bytes)
+    convert_data(str(squares), tmp_path / "out" / target)
+    files = sorted((tmp_path / "out").iterdir())
+    assert len(files) == count
+    names = [name for file in files for name in names_in(file)]
+    assert len(set(names)) == len(names) == 24
+    before, after = (open_records(str(name), split=None) for name in (squares, tmp_path / "out" / "*.tar"))
+    for a, b in zip(before, after, strict=True):
+        assert (a.phrase, a.box, a.split, a.id, a.size, a.extra) == (b.phrase, b.box, b.split, b.id, b.size, b.extra)
+        assert a.image.read_bytes() == b.image.read_bytes()
+    written = [file.read_bytes() for file in files]
+    convert_data(str(squares), tmp_path / "out" / target)
+    assert [file.read_bytes() for file in sorted((tmp_path / "out").iterdir())] == written
+
+
+def test_a_tar_that_tar_wrote_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("000", "deep/001.x"):
+        (folder / f"{name}.png").write_bytes(png())
+    (folder / "000.json").write_text(json.dumps(ROW))
+    (folder / "deep" / "001.json").write_text(json.dumps([ROW, ROW | {"phrase": "that", "split": "val"}]))
+    for name in ("000.txt", "000.cls", "._000.png", "alone.jpg", "README"):
+        (folder / name).write_text("ignored")
+    subprocess.run(["tar", "cf", str(tmp_path / "x.tar"), "-C", str(folder), "."], check=True)
+    records = open_records(str(tmp_path / "x.tar"), split=None)
+    assert sorted(record.phrase for record in records) == ["it", "it", "that"]
+    assert {record.image.name for record in records} == {"000.png", "001.x.png"}
+    assert all(record.image.read_bytes() == png() for record in records)
+    assert len(open_records(str(tmp_path / "x.tar"), split="val")) == 1
+    assert not list(cache_folder().rglob("alone.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"../0.png": b"x", "../0.json": ROW}, r"bad\.tar, '\.\./0\.png' leads out"),
+        ({"a/../../0.png": b"x", "a/../../0.json": ROW}, "leads out"),
+        ({"/0.png": b"x", "/0.json": ROW}, "leads out"),
+        *(
+            ({"0.png": link("0.png", kind), "0.json": ROW}, r"bad\.tar, '0\.png' is no ordinary file")
+            for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE)
+        ),
+        ({"0.left.png": b"x", "0.jpg": b"x", "0.json": ROW}, r"'0\.jpg' and '0\.left\.png' are of one sample"),
+        ({"0.png": b"x", "./0.png": b"y", "0.json": ROW}, "are of one sample"),
+        ({"0.png": b"x", "0.json": b"{"}, r"'0\.json' is not JSON"),
+        ({"0.png": b"x", "0.json": [3]}, "no JSON object"),
+        ({"0.png": b"x", "0.json": {"phrase": "it"}}, r"bad\.tar, '0\.json' has no .bbox"),
+        ({"0.png": b"x"}, "no usable rows"),
+        ({"a\nb/../0.png": b"x"}, r"a\\nb"),
+    ],
+)
+def test_a_hostile_or_unusable_tar_is_named_and_leaves_nothing(
+    tmp_path: Path, cache: Path, members: dict[str, object], words: str
+) -> None:
+    archive = write_tar(tmp_path / "bad.tar", members)
+    for _ in range(2):
+        with pytest.raises(InputError, match=words):
+            open_records(str(archive), split=None)
+    assert not list(cache.rglob("*.part")) and not list(tmp_path.rglob("0.jpg"))
+    assert all(cache in file.parents for file in tmp_path.rglob("*.png"))
+
+
+def test_files_that_are_no_plain_tar_are_named(tmp_path: Path, cache: Path) -> None:
+    whole = write_tar(tmp_path / "whole.tar", {"0.png": png() * 99, "0.json": ROW}).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[:2000])
+    (tmp_path / "text.tar").write_text("no tar")
+    (tmp_path / "empty.tar").touch()
+    with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
+        tar.add(tmp_path / "text.tar")
+    (tmp_path / "folder.tar").mkdir()
+    for name in ("cut", "text", "empty", "packed"):
+        with pytest.raises(InputError, match=rf"{name}\.tar is no plain tar file"):
+            open_records(str(tmp_path / f"{name}.tar"), split=None)
+    for name in ("none.tar", "x-*.tar", "fold*.tar"):
+        with pytest.raises(InputError, match="cannot be opened"):
+            open_records(str(tmp_path / name), split=None)
+    assert not [file for file in cache.rglob("*") if file.suffix != ".lock" and file.name != "webdataset"]
+
+
+def test_processes_that_unpack_at_once_and_one_that_was_killed_agree(
+    squares: Path, tmp_path: Path, cache: Path
+) -> None:
+    convert_data(str(squares), tmp_path / "x.tar")
+    program = (
+        "import sys; from epmvg.data.catalog import open_records; print(len(open_records(sys.argv[1], split=None)))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "x.tar")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0] for process in both] == ["48\n", "48\n"]
+    (folder,) = (entry for entry in (cache / "webdataset").iterdir() if entry.is_dir())
+    times = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    open_records(str(tmp_path / "x.tar"), split=None)
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == times  # not unpacked again
+    folder.rename(folder.with_suffix(".part"))  # as a killed process leaves it
+    (folder.with_suffix(".part") / "rows.jsonl").write_text('{"torn')
+    assert len(open_records(str(tmp_path / "x.tar"), split=None)) == 48
+
+
+def test_a_changed_tar_is_unpacked_anew(tmp_path: Path) -> None:
+    for phrase in ("it", "that one"):
+        write_tar(tmp_path / "x.tar", {"0.png": png(), "0.json": ROW | {"phrase": phrase}, "1.txt": bytes(len(phrase))})
+        assert [record.phrase for record in open_records(str(tmp_path / "x.tar"), split=None)] == [phrase]
+
+
+def test_shards_of_a_longer_conversion_are_refused(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "s-%02d.tar"
+    monkeypatch.setattr(webdataset, "SHARD_BYTES", 1)
+    convert_data(str(squares), target)
+    before = {file: file.read_bytes() for file in tmp_path.glob("*.tar")}
+    with pytest.raises(InputError, match=r"s-06\.tar would be read with the 6 files to write: delete it"):
+        convert_data(str(squares), target, split="val")
+    (tmp_path / "s-11.tar").rename(tmp_path / "t-11.tar")
+    open_records(str(squares), split=None)[-1].image.unlink()
+    with pytest.raises(InputError, match=r"11\.png is not there"):
+        convert_data(str(squares), target)
+    assert all((tmp_path / file.name).read_bytes() == before[file] for file in before if file.exists())
+    assert len(list(tmp_path.glob(".*"))) == 0
