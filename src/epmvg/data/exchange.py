@@ -14,7 +14,7 @@ from epmvg.data.formats import kind_of, write_file
 from epmvg.data.imagefolder import metadata_files
 from epmvg.data.jsonl import Skipped
 from epmvg.data.webdataset import numbered_files, tar_files
-from epmvg.types import InputError, Record
+from epmvg.types import Record
 from epmvg.writing import refuse_overwrite
 
 
