@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from epmvg.cli.screen import DEVICE, RUN, console, errors, is_first, table
+from epmvg.models.hub import locate
 from epmvg.terminal import counting
 from epmvg.types import InputError
 from epmvg.writing import refuse_overwrite, write_text
@@ -59,6 +60,7 @@ def evaluate(
         raise InputError("--limit is for --stress: a score counts every phrase of its split.")
     if output is not None:
         refuse_overwrite(output, data, run)
+    locate(run)  # a wrong name is named before torch is imported
     asked: dict[str, Any] = {"data": data, "split": split, "root": root, "split_key": split_key}
     asked |= {"absent": absent, "device": device}
     if stress:
@@ -258,6 +260,7 @@ def calibrate(
     """Make a run's scores probabilities, and choose the threshold of "nothing found"."""
     if limit is not None and not fit_head:
         raise InputError("--limit is for --fit-head: calibration takes every phrase of its split.")
+    locate(run)
     from epmvg.calibration import calibrate as run_calibration
     from epmvg.calibration import remark
 
