@@ -177,6 +177,19 @@ def test_quiet_leaves_answers_alone(squares: Path, tmp_path: Path, capsys: pytes
     assert said[0].endswith(said[1])
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "calibrate", "export", "publish", "serve", "predict"])
+def test_a_wrong_name_of_a_run_is_named_without_torch(verb: str, tmp_path: Path) -> None:
+    more = {"export": ["--out", "x"], "publish": ["--to", "x"], "predict": [str(tmp_path / "a.jpg"), "a dog"]}
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    script = (
+        "import sys\nfrom epmvg.cli import main\ntry:\n    main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    sys.exit(9 if 'torch' in sys.modules else end.code)"
+    )
+    command = [sys.executable, "-c", script, verb, str(tmp_path / "nope"), *more.get(verb, [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "There is no run" in done.stderr, done.stderr
+
+
 def test_evaluate_and_report(run: Path, squares: Path) -> None:
     done = epmvg_command("evaluate", run, "--split", "val", "--json")
     assert done.returncode == 0, done.stderr

@@ -200,9 +200,9 @@ def evaluate(
         InputError: the run, the data or all images cannot be read.
     """
     with together() as (rank, world):  # first, so that the others notice a fault in what follows
+        settings, split, records = rows_to_ask(run, data, split, root, split_key)
         model = load(run).to(select_device(device))
         bake_norms(model.visual, padding=True)
-        settings, split, records = rows_to_ask(run, data, split, root, split_key)
         name = settings.name
         results_folder(run)  # whether it can be had is said before an hour's work
         asked = [*records, *absent_records(records, ABSENT)]  # an image is still encoded once

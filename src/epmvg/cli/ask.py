@@ -23,6 +23,9 @@ def serve(
     device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
 ) -> None:
     """Serve a run: an HTTP API, and a page to try it on."""
+    from epmvg.models.hub import locate
+
+    locate(run)  # a wrong name is named before torch is imported
     try:
         from epmvg.serve.limits import Limits
         from epmvg.serve.server import serve as run_server

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -78,6 +78,9 @@ def data_split(
     name: Annotated[str, typer.Argument(help="A data set's name, or a file or folder of rows.")],
     fractions: Annotated[str, typer.Argument(help="Of the images: train/val/test, for example 0.8/0.1/0.1.")],
     out: Annotated[Path, typer.Option(help="What to write; its ending means the format, as for `data convert`.")],
+    by: Annotated[
+        Literal["image"], typer.Option(help="What is dealt out: whole images; those that look the same stay together.")
+    ] = "image",
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

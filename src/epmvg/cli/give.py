@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from epmvg.cli.screen import RUN, console, errors, refuse_options, table
+from epmvg.models.hub import locate
 from epmvg.types import InputError
 
 
@@ -59,6 +60,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Export a run for ONNX Runtime or OpenVINO, after checking that it answers as the run does."""
+    locate(run)  # a wrong name is named before torch is imported
     from epmvg.export import Photos, export_run
 
     if int8 is None:
@@ -85,6 +87,7 @@ def publish(
     private: Annotated[bool, typer.Option("--private", help="Only its owner sees a new one.")] = False,
 ) -> None:
     """Write a run as a folder for the Hugging Face hub with a model card, or publish it there."""
+    locate(run)
     from epmvg.hub import push_to_hub, save_pretrained
 
     if (to is None) == (hub is None):

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from epmvg.cli.screen import DEVICE, RUN, console, errors, is_first, table
+from epmvg.models.hub import locate
 from epmvg.terminal import counting
 from epmvg.types import InputError
 from epmvg.writing import refuse_overwrite, write_text
@@ -48,6 +49,7 @@ def evaluate(
     """Score a run: Acc@0.5, mean IoU, and a row of predictions a phrase; or its robustness to perturbations."""
     if limit is not None and not robustness:
         raise InputError("--limit is for --robustness: an evaluation counts every phrase of its split.")
+    locate(run)  # a wrong name is named before torch is imported
     chosen: dict[str, Any] = {"data": data, "split": split, "root": root, "split_key": split_key, "device": device}
     if robustness:
         if not is_first():  # one process does this alone
@@ -230,6 +232,7 @@ def calibrate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make a run's scores probabilities, and choose the threshold of "nothing found"."""
+    locate(run)
     from epmvg.calibration import calibrate as run_calibration
     from epmvg.calibration import remark
 
