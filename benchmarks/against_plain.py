@@ -15,7 +15,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from epmvg.cli.screen import errors
-from epmvg.terminal import counting
+from epmvg.core.progress import counting
 from reference.page import tables, write_figures
 from reference.suite import PRESETS, bench
 

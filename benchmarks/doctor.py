@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 from PIL import Image
 
-from epmvg.doctor import check
+from epmvg.data.validation import check
 
 WIDTH, HEIGHT = 96, 72
 WORDS = [

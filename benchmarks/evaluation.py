@@ -22,13 +22,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from epmvg.data.photos import open_image
-from epmvg.data.scenes import draw_scene
+from epmvg.core.images import open_image
+from epmvg.core.types import Record
+from epmvg.data.synthetic.scenes import draw_scene
 from epmvg.data.views import canvas_of, evaluation_view, lay
-from epmvg.evaluation import Row, answered_row, evaluation_loader, overlaps, predict_rows
-from epmvg.metrics import Scores
+from epmvg.evaluation.evaluate import Row, answered_row, evaluation_loader, overlaps, predict_rows
+from epmvg.evaluation.metrics import Scores
 from epmvg.models.norms import bake_norms
-from epmvg.types import Record
 from reference.machine import machine
 from reference.plain import PlainGrounder
 from reference.work import Work

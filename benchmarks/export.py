@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from epmvg.predict import Predictor
+from epmvg.inference.predictor import Predictor
 from reference import PHRASES
 
 

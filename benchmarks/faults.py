@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from epmvg.data.scenes import write_scenes
+from epmvg.data.synthetic.scenes import write_scenes
 
 SETTINGS = [
     *("model={preset: tiny-resnet, pretrained: false}", "distill=null", "data.images=4", "data.phrases=4"),

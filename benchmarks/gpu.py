@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from epmvg.distill.losses import GroundingLoss
-from epmvg.evaluation import write_json
+from epmvg.evaluation.evaluate import write_json
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
 

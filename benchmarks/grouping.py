@@ -18,11 +18,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
+from epmvg.core.hardware import cpu_has_bf16
 from epmvg.distill.losses import GroundingLoss
-from epmvg.hardware import cpu_has_bf16
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
-from epmvg.models.memory import TextMemory
+from epmvg.models.text_cache import TextMemory
 
 PHRASES = ["a man in a blue shirt", "his dog", "the woman on the left", "a red bicycle leaning against a wall"]
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from epmvg.data.scenes import write_scenes
+from epmvg.data.synthetic.scenes import write_scenes
 
 TEACHER = {
     "embed_dim": 16,

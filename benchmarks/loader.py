@@ -30,9 +30,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as vision
 
+from epmvg.core.types import Box, Record
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.transforms import Augment
-from epmvg.types import Box, Record
 
 SIDE = 640
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

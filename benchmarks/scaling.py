@@ -27,11 +27,11 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from epmvg.bulk import batches_of
-from epmvg.data.jsonl import read_jsonl
+from epmvg.core.files import replacing
 from epmvg.data.loader import GroundingLoader
-from epmvg.sources import Sources
-from epmvg.writing import replacing
+from epmvg.data.readers.jsonl import read_jsonl
+from epmvg.inference.batch import batches_of
+from epmvg.inference.sources import Sources
 from reference import PHRASES
 from reference.memory import forget_peak, peak_mb
 from reference.work import Work

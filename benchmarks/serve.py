@@ -31,7 +31,7 @@ from typing import Any
 
 import psutil
 
-from epmvg.data.scenes import draw_scene
+from epmvg.data.synthetic.scenes import draw_scene
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

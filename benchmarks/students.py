@@ -17,8 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from epmvg.core.types import Output
 from epmvg.distill.losses import GroundingLoss
-from epmvg.types import Output
 from reference import PHRASES
 from reference.memory import peak_mb
 from reference.suite import in_turn, optimizer_of

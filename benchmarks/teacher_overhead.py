@@ -23,14 +23,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from epmvg.config import Recipe
-from epmvg.data.scenes import write_scenes
-from epmvg.distill.lesson import Lesson
+from epmvg.config.settings import Recipe
+from epmvg.core.types import Batch
+from epmvg.data.synthetic.scenes import write_scenes
+from epmvg.distill.targets import Lesson
 from epmvg.training.loop import _step, _update
-from epmvg.training.prepare import prepare_run
+from epmvg.training.processes import join
 from epmvg.training.run import Run
-from epmvg.training.spread import join
-from epmvg.types import Batch
+from epmvg.training.setup import prepare_run
 
 BATCHES = 3  # that come in turn
 

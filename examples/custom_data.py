@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 import epmvg
-from epmvg.doctor import check
+from epmvg.data.validation import check
 
 COLOURS = ["red", "green", "blue", "yellow"]
 SMALL = [

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import epmvg
-from epmvg.data.scenes import write_scenes
+from epmvg.data.synthetic.scenes import write_scenes
 
 SIZES = {"train": 24, "val": 4, "test": 4, "open": 0, "captions": 0}
 VIT = {

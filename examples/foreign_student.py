@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import epmvg
-from epmvg.data.scenes import write_scenes
-from epmvg.types import Output
+from epmvg.core.types import Output
+from epmvg.data.synthetic.scenes import write_scenes
 
 
 class BagOfWords(nn.Module):

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from epmvg.data.scene_sprites import SPRITE_FOLDER, SPRITE_SIDE, TINT_HUES, dominant_hue, name_colour, tint
+from epmvg.data.synthetic.sprite_library import SPRITE_FOLDER, SPRITE_SIDE, TINT_HUES, dominant_hue, name_colour, tint
 
 VISIBLE = 64  # alpha from which a pixel belongs to the object
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from epmvg.reporting import report
+from epmvg.report import write_report
 
 LOOKS = {"desktop": (1280, 800), "phone": (390, 844)}
 QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
@@ -117,7 +117,7 @@ def main() -> None:
                 page.wait_for_selector("#operations article")
                 shoot(page, f"api-{look}")
         if arguments.reports:
-            written = report(arguments.reports, arguments.out / "report.html")
+            written = write_report(arguments.reports, arguments.out / "report.html")
             for look, page in views(browser, written.resolve().as_uri()):
                 shoot(page, f"report-{look}")
         browser.close()

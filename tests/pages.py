@@ -27,8 +27,8 @@ import yaml
 
 import epmvg
 from epmvg.cli import main
-from epmvg.confidence import Calibration
-from epmvg.data.scenes import write_scenes
+from epmvg.core.calibration import Calibration
+from epmvg.data.synthetic.scenes import write_scenes
 from epmvg.distill.pretrain import train_teacher
 from epmvg.models.factory import create_model, save
 

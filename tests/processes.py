@@ -12,7 +12,7 @@ from collections.abc import Callable
 import accelerate
 import torch
 
-from epmvg.types import InputError
+from epmvg.core.types import InputError
 
 PATIENCE = 120  # seconds; work here takes a few
 

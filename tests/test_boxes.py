@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.ops import box_iou, generalized_box_iou
 
-from epmvg.boxes import paired_giou, paired_iou, to_cxcywh, to_xyxy
-from epmvg.letterbox import Letterbox
+from epmvg.core.boxes import paired_giou, paired_iou, to_cxcywh, to_xyxy
+from epmvg.core.geometry import Letterbox
 
 
 def random_boxes(count: int, seed: int = 0) -> torch.Tensor:

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from epmvg import bulk
-from epmvg.bulk import predict_many
-from epmvg.data.formats import read_file
+from epmvg.core.types import InputError
+from epmvg.data.readers.formats import read_file
+from epmvg.inference import batch as bulk
+from epmvg.inference.batch import predict_many
+from epmvg.inference.predictor import Predictor
+from epmvg.inference.sources import Sources
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
-from epmvg.predict import Predictor
-from epmvg.sources import Sources
-from epmvg.types import InputError
 
 Row = dict[str, Any]
 

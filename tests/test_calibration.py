@@ -13,14 +13,14 @@ import pytest
 import torch
 
 import epmvg
-from epmvg.calibration import fit_score_head, remark
-from epmvg.confidence import CONFIDENCE_FILE, Calibration, calibration_error
-from epmvg.config import Recipe
-from epmvg.data.catalog import open_records
+from epmvg.config.settings import Recipe
+from epmvg.core.calibration import CONFIDENCE_FILE, Calibration, calibration_error
+from epmvg.core.types import InputError
+from epmvg.data.registry import open_records
 from epmvg.distill.losses import score_loss
-from epmvg.evaluation import evaluation_loader, predict_rows, write_rows
+from epmvg.evaluation.calibration import fit_score_head, remark
+from epmvg.evaluation.evaluate import evaluation_loader, predict_rows, write_rows
 from epmvg.models.factory import create_model, load, save
-from epmvg.types import InputError
 
 NOUNS = {"red": "apple", "green": "frog", "blue": "whale", "yellow": "lemon"}
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import epmvg
-from epmvg import bulk
 from epmvg.cli import main
+from epmvg.inference import batch as bulk
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epmvg.confidence import (
+from epmvg.core.calibration import (
     CONFIDENCE_FILE,
     Calibration,
     aurc,
@@ -26,7 +26,7 @@ from epmvg.confidence import (
     risk_coverage,
     threshold_for,
 )
-from epmvg.types import InputError
+from epmvg.core.types import InputError
 
 ROWS = st.lists(
     st.tuples(st.sampled_from([0.1, 0.25, 0.5, 0.8, 0.9]), st.booleans(), st.integers(1, 3)), min_size=2, max_size=25

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from epmvg.config import Recipe, list_recipes
+from epmvg.config.settings import Recipe, list_recipes
+from epmvg.core.types import InputError
 from epmvg.models.presets import preset
-from epmvg.types import InputError
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from epmvg.cli import main
-from epmvg.convert import convert, from_published, write
+from epmvg.core.types import InputError
+from epmvg.models.checkpoint_files import read_published
+from epmvg.models.convert import convert, from_published, write
 from epmvg.models.factory import create_model, default_tokenizer, load
 from epmvg.models.grounder import Grounder
 from epmvg.models.presets import PRESETS, preset
-from epmvg.published import read_published
-from epmvg.types import InputError
 
 Checkpoint = dict[str, Any]
 

@@ -12,10 +12,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from epmvg.cli import app
-from epmvg.data.catalog import open_records
-from epmvg.doctor import check
-from epmvg.doctor.splitting import split_data
-from epmvg.types import InputError
+from epmvg.core.types import InputError
+from epmvg.data.registry import open_records
+from epmvg.data.validation import check
+from epmvg.data.validation.splitting import split_data
 
 
 def make(folder: Path, images: int = 20) -> Path:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from epmvg.demo import FILES, FOLDERS, MARK, _claim, _run_part, _Stopped
+from epmvg.core.types import InputError
+from epmvg.experiments.demo import FILES, FOLDERS, MARK, _claim, _run_part, _Stopped
 from epmvg.training import Report
-from epmvg.types import InputError
 
 
 def test_an_earlier_demo_is_replaced_and_other_files_are_kept(tmp_path: Path) -> None:

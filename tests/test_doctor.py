@@ -14,11 +14,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from epmvg.cli import app, main
-from epmvg.data.exchange import convert_data
-from epmvg.doctor import check
-from epmvg.doctor.findings import legible
-from epmvg.doctor.phrases import side_of
-from epmvg.types import InputError
+from epmvg.core.types import InputError
+from epmvg.data.convert import convert_data
+from epmvg.data.validation import check
+from epmvg.data.validation.findings import legible
+from epmvg.data.validation.phrases import side_of
 
 WIDTH, HEIGHT = 120, 90
 NOUNS = ("cup", "dog", "tree", "car", "boat", "lamp", "chair", "kite", "clock", "bird", "shoe", "fence")

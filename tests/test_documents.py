@@ -22,10 +22,10 @@ from typer.main import get_command
 
 import epmvg
 from epmvg.cli import app
-from epmvg.config import Recipe
-from epmvg.demo import run_demo
+from epmvg.config.settings import Recipe
+from epmvg.core.types import Embeddings
 from epmvg.distill.losses import GroundingLoss
-from epmvg.types import Embeddings
+from epmvg.experiments.demo import run_demo
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 RUNNING = [page for page in PAGES if any(block.excuse is None for block in blocks_of(page))]

@@ -10,12 +10,12 @@ import accelerate
 import pytest
 
 import epmvg
-from epmvg.config import DataSettings
-from epmvg.evaluation import evaluate, stem_of
+from epmvg.config.settings import DataSettings
+from epmvg.core.types import InputError
+from epmvg.evaluation.evaluate import evaluate, stem_of
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
 from epmvg.training.loaders import loaders_of
-from epmvg.types import InputError
 
 
 @pytest.fixture

@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 
 from epmvg import export
-from epmvg.backends.eager import EagerBackend
-from epmvg.backends.exported import SETTINGS, ExportedBackend
-from epmvg.backends.protocol import Backend
-from epmvg.bulk import predict_many
 from epmvg.cli import main
+from epmvg.core.types import InputError
 from epmvg.data.views import canvas_of, evaluation_view, lay
-from epmvg.evaluation import evaluate
+from epmvg.evaluation.evaluate import evaluate
 from epmvg.export.parity import largest_difference
+from epmvg.inference.batch import predict_many
+from epmvg.inference.predictor import Predictor, tokenize
+from epmvg.inference.runtimes.onnx_runtime import SETTINGS, ExportedBackend
+from epmvg.inference.runtimes.protocol import Backend
+from epmvg.inference.runtimes.torch_runtime import EagerBackend
 from epmvg.models.factory import create_model, save
-from epmvg.predict import Predictor, tokenize
-from epmvg.types import InputError
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")

@@ -21,17 +21,17 @@ from test_training import recipe, rows, weights
 
 import epmvg
 from epmvg.cli import main
-from epmvg.config import Recipe
-from epmvg.data.jsonl import read_jsonl
+from epmvg.config.settings import Recipe
+from epmvg.core.files import replacing
+from epmvg.core.types import InputError
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.distill.losses import Loss
 from epmvg.models.grounder import Grounder
 from epmvg.training import loop
+from epmvg.training.checkpoint import whole_state
 from epmvg.training.folder import LOCK
 from epmvg.training.run import Run
-from epmvg.training.state import whole_state
-from epmvg.types import InputError
-from epmvg.writing import replacing
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from epmvg.hardware import select_device, use_bf16
-from epmvg.processes import launched
-from epmvg.types import InputError
+from epmvg.core.distributed import launched
+from epmvg.core.hardware import select_device, use_bf16
+from epmvg.core.types import InputError
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -47,7 +47,7 @@ def test_each_process_of_a_launcher_has_a_gpu_of_its_own(monkeypatch: pytest.Mon
 
 def test_precision_follows_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    monkeypatch.setattr("epmvg.hardware.cpu_has_bf16", lambda: True)
+    monkeypatch.setattr("epmvg.core.hardware.cpu_has_bf16", lambda: True)
     assert use_bf16("auto", "cpu") and not use_bf16("auto", torch.device("cuda", 1)) and not use_bf16("auto", "mps")
     assert use_bf16("bf16", "mps") and not use_bf16("fp32", "cpu")
 

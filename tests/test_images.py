@@ -16,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from epmvg import draw
-from epmvg.data.photos import MOST_PIXELS, ImageError, Photo, image_suffixes, open_image
-from epmvg.doctor.photos import look
-from epmvg.draw import draw_boxes
-from epmvg.reporting.gallery import thumbnail
-from epmvg.types import InputError
+from epmvg.core.images import MOST_PIXELS, ImageError, Photo, image_suffixes, open_image
+from epmvg.core.types import InputError
+from epmvg.data.validation.image_digest import look
+from epmvg.inference import draw
+from epmvg.inference.draw import draw_boxes
+from epmvg.report.gallery import thumbnail
 
 FORMATS: dict[str, dict[str, Any]] = {
     "jpg": {"quality": 95, "subsampling": 0},

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from epmvg.boxes import paired_iou, to_xyxy
-from epmvg.data.catalog import open_records
+from epmvg.core.boxes import paired_iou, to_xyxy
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.registry import open_records
 from epmvg.distill.losses import GroundingLoss
 from epmvg.models.factory import create_model
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from epmvg.boxes import paired_iou
-from epmvg.data.photos import open_image
+from epmvg.core.boxes import paired_iou
+from epmvg.core.images import open_image
+from epmvg.core.types import InputError, Prediction
 from epmvg.data.views import canvas_of, evaluation_view, lay
+from epmvg.inference.predictor import Predictor, tokenize
+from epmvg.inference.results import Predictions
 from epmvg.models.factory import create_model, save
 from epmvg.models.grounder import Grounder
-from epmvg.predict import Predictor, tokenize
-from epmvg.results import Predictions
-from epmvg.types import InputError, Prediction
 
 PHRASES = ["dog", "the woman in the tan jacket", "a red car behind the second tree from the right", "it", "sky"]
 
@@ -195,7 +195,7 @@ def test_one_picture_is_answered_alike_in_every_form(tiny: Grounder, tmp_path: P
 
 
 def test_a_list_of_images_is_each_image(tiny: Grounder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("epmvg.predict.IMAGES", 2)  # encoded two by two
+    monkeypatch.setattr("epmvg.inference.predictor.IMAGES", 2)  # encoded two by two
     ground = Predictor(tiny, keep_mb=0)
     calls = count_encodings(ground)
     images = [photo(seed, (90 - 10 * seed, 60)) for seed in range(3)]

@@ -13,10 +13,11 @@ import torch
 from processes import together
 
 import epmvg
-from epmvg.config import ModelSettings, Recipe
+from epmvg.config.settings import ModelSettings, Recipe
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
-from epmvg.training import Stopped, loop, prepare
+from epmvg.training import Stopped, loop
+from epmvg.training import setup as prepare
 from epmvg.training.run import Run
 
 SAME = ["train.store=false", "distill=null", "model=tiny-resnet", "model.pretrained=false", "model.dropout=0"]

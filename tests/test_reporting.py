@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageDraw
 
-from epmvg.draw import draw_boxes
-from epmvg.reporting import bootstrap, compare, report
-from epmvg.reporting.slices import GROUPINGS
-from epmvg.reporting.statistics import difference
-from epmvg.types import Box, InputError
+from epmvg.core.types import Box, InputError
+from epmvg.evaluation.slices import GROUPINGS
+from epmvg.evaluation.statistics import difference
+from epmvg.inference.draw import draw_boxes
+from epmvg.report import bootstrap, compare, write_report
 
 TARGET = [40.0, 30.0, 100.0, 90.0]
 
@@ -215,7 +215,7 @@ def test_a_row_is_in_the_slices_it_names(title: str, phrase: str, name: str) -> 
 
 
 def test_page_shows_the_figures(runs: list[Path], tmp_path: Path) -> None:
-    page = report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    page = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
     text = table_text(page)
     assert "distilled finds 75.0% of the 24 phrases of fake test" in text
     assert "50.0%" in text
@@ -229,8 +229,8 @@ def test_page_shows_the_figures(runs: list[Path], tmp_path: Path) -> None:
 
 
 def test_page_needs_nothing_and_is_the_same_twice(runs: list[Path], tmp_path: Path) -> None:
-    first = report(runs, tmp_path / "a.html", gallery=3).read_bytes()
-    assert first == report(runs, tmp_path / "b.html", gallery=3).read_bytes()
+    first = write_report(runs, tmp_path / "a.html", gallery=3).read_bytes()
+    assert first == write_report(runs, tmp_path / "b.html", gallery=3).read_bytes()
     page = first.decode()
     assert "://" not in page
     assert not re.search(r"<(script|link|iframe|object)\b|@import|url\((?!#)", page)
@@ -242,7 +242,7 @@ def test_page_needs_nothing_and_is_the_same_twice(runs: list[Path], tmp_path: Pa
 
 
 def test_runs_stand_side_by_side_for_the_most_improved_or_the_chosen(runs: list[Path], tmp_path: Path) -> None:
-    page = report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    page = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
     part = page[page.index("Where distilled improves most on plain") : page.index("drawn at random")]
     shown = re.findall(r'aria-label="the thing number (\d+)[^"]*: (\w+)"', part)
     improved = [number for number in range(24) if number % 4 == 1]  # 0.1 -> 0.7; others gain 0.1 or lose
@@ -251,7 +251,7 @@ def test_runs_stand_side_by_side_for_the_most_improved_or_the_chosen(runs: list[
     assert part.count("<image ") == 4 == part.count("<use ")  # a photo travels once
     assert part.count('class="truth whole"') == 8
 
-    chosen = report(runs, tmp_path / "chosen.html", phrases=["The thing  NUMBER 5"], gallery=0).read_text(
+    chosen = write_report(runs, tmp_path / "chosen.html", phrases=["The thing  NUMBER 5"], gallery=0).read_text(
         encoding="utf-8"
     )
     assert re.findall(r'aria-label="(the thing number 5): (\w+)"', chosen) == [
@@ -260,7 +260,7 @@ def test_runs_stand_side_by_side_for_the_most_improved_or_the_chosen(runs: list[
     ]
     assert "drawn at random" not in chosen
     with pytest.raises(InputError, match="'a unicorn'"):
-        report(runs, tmp_path / "none.html", phrases=["a unicorn"])
+        write_report(runs, tmp_path / "none.html", phrases=["a unicorn"])
     assert not (tmp_path / "none.html").exists()
 
 
@@ -269,7 +269,7 @@ def test_words_from_outside_are_escaped(tmp_path: Path) -> None:
         row | {"phrase": "<script>alert(1)</script>", "kind": f"<em>{i}"} for i, row in enumerate(make_rows([0.9, 0.1]))
     ]
     run = make_run(tmp_path / "run<i>", rows, teacher="$x <u>")
-    page = report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert not re.search(r"<(script|em|i>|u>)", page.replace('<i class="', ""))
 
@@ -278,7 +278,7 @@ def test_photos_that_are_missing_or_broken_leave_a_note(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", make_rows([0.9, 0.1, 0.9, 0.1]))
     (run / "images" / "0.jpg").unlink()
     (run / "images" / "1.jpg").write_bytes(b"\xff\xd8 not a photo")
-    page = report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<image " not in page
     assert "4 photos could not be opened" in page
 
@@ -287,7 +287,7 @@ def test_photos_are_found_from_where_the_run_was_evaluated(tmp_path: Path, monke
     run = make_run(tmp_path / "run", make_rows([0.9, 0.1]))
     (run / "images").rename(tmp_path / "images")
     monkeypatch.chdir(tmp_path)
-    assert report([run], tmp_path / "report.html").read_text(encoding="utf-8").count("<image ") == 2
+    assert write_report([run], tmp_path / "report.html").read_text(encoding="utf-8").count("<image ") == 2
 
 
 def test_upright_photos_keep_their_pixels(tmp_path: Path) -> None:
@@ -296,23 +296,23 @@ def test_upright_photos_keep_their_pixels(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (1600, 1200)).save(run / "images" / "0.jpg", exif=exif)
-    page = report([run], tmp_path / "report.html").read_text(encoding="utf-8")
+    page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
     assert 'viewBox="0 0 1200 1600"' in page
 
 
 def test_torn_last_line_and_unknown_rows_are_tolerated(runs: list[Path], tmp_path: Path) -> None:
     with (runs[0] / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"event": "novel"}\n{"event": "step", "loss": {"total": NaN}, "phrases": 1}\n{"event": "st')
-    assert report(runs, tmp_path / "report.html").stat().st_size > 10_000
+    assert write_report(runs, tmp_path / "report.html").stat().st_size > 10_000
 
 
 def test_one_run_many_runs_and_runs_without_metrics(runs: list[Path], tmp_path: Path) -> None:
     third = make_run(tmp_path / "deep" / "plain", make_rows([0.6] * 24))
     (third / "metrics.jsonl").unlink()
-    one = table_text(report(runs[:1], tmp_path / "one.html").read_text(encoding="utf-8"))
+    one = table_text(write_report(runs[:1], tmp_path / "one.html").read_text(encoding="utf-8"))
     assert "Hits 12 phrases" in one
     assert "Against" not in one
-    many = table_text(report([*runs, third], tmp_path / "many.html", gallery=1).read_text(encoding="utf-8"))
+    many = table_text(write_report([*runs, third], tmp_path / "many.html", gallery=1).read_text(encoding="utf-8"))
     assert "deep/plain" in many
     assert "The runs disagree 12 phrases" in many
 
@@ -320,17 +320,17 @@ def test_one_run_many_runs_and_runs_without_metrics(runs: list[Path], tmp_path: 
 def test_unusable_input_is_one_sentence(runs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     with pytest.raises(InputError, match="at least one run"):
-        report([], out)
+        write_report([], out)
     with pytest.raises(InputError, match="nowhere is not a folder"):
-        report([tmp_path / "nowhere"], out)
+        write_report([tmp_path / "nowhere"], out)
     (runs[0] / "predictions-fake-test.jsonl").write_text("")
     with pytest.raises(InputError, match="holds no predictions"):
-        report(runs, out)
+        write_report(runs, out)
     write_jsonl(runs[0] / "predictions-fake-test.jsonl", [{"image": "a", "phrase": "b", "box": [0, 0, 1]}])
     with pytest.raises(InputError, match=r"line 1: 'box' is missing or not four numbers"):
-        report(runs, out)
+        write_report(runs, out)
     with pytest.raises(InputError, match="is a folder"):
-        report(runs[1:], tmp_path)
+        write_report(runs[1:], tmp_path)
     assert not out.exists()
 
 
@@ -341,7 +341,7 @@ def test_stays_small_with_photos_full_of_detail(tmp_path: Path) -> None:
     for number in range(48):
         photo = Image.effect_noise((640, 480), 40 + number).convert("RGB")
         photo.resize((1280, 960)).save(runs[0] / "images" / f"{number}.jpg")
-    assert report(runs, tmp_path / "report.html").stat().st_size < 3_000_000
+    assert write_report(runs, tmp_path / "report.html").stat().st_size < 3_000_000
 
 
 # Drawing

@@ -12,13 +12,13 @@ import pytest
 from filelock import FileLock
 
 from epmvg.cli import main
-from epmvg.config import Recipe
-from epmvg.data.scenes import write_scenes
-from epmvg.reproduce import reproduce, runner
-from epmvg.reproduce.plan import SCALES, plan_row
-from epmvg.reproduce.tables import Row, read_table, read_tables
+from epmvg.config.settings import Recipe
+from epmvg.core.types import InputError
+from epmvg.data.synthetic.scenes import write_scenes
+from epmvg.experiments.reproduce import reproduce, runner
+from epmvg.experiments.reproduce.plan import SCALES, plan_row
+from epmvg.experiments.reproduce.tables import Row, read_table, read_tables
 from epmvg.training import loop
-from epmvg.types import InputError
 
 FIGURE = r"\d\d\.\d\d"
 

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from epmvg.data.formats import read_file
-from epmvg.results import Predictions, to_coco, to_label_studio
-from epmvg.types import InputError, Prediction
+from epmvg.core.types import InputError, Prediction
+from epmvg.data.readers.formats import read_file
+from epmvg.inference.results import Predictions, to_coco, to_label_studio
 
 
 @pytest.fixture

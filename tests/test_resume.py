@@ -19,14 +19,15 @@ from test_training import recipe, rows, weights
 
 import epmvg
 from epmvg.cli import main
-from epmvg.config import Recipe
-from epmvg.data.jsonl import read_jsonl
+from epmvg.config.settings import Recipe
+from epmvg.core.types import InputError
+from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.samples import Samples
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
-from epmvg.training import Stopped, loop, state
+from epmvg.training import Stopped, loop
+from epmvg.training import checkpoint as state
 from epmvg.training.folder import differences, located
-from epmvg.types import InputError
 
 FAST = ["train.epochs=2", "train.evaluate_every=2", "model.dropout=0.2"]  # 8 steps
 

@@ -12,13 +12,13 @@ from PIL import Image
 
 import epmvg
 from epmvg.cli import main
-from epmvg.data.scene_sprites import CLOSE_COLOURS
+from epmvg.core.types import Record
+from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
+from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, generator, swap_colours
+from epmvg.evaluation.robustness import ABSENT, CLEAN, absent_metrics, measure_robustness, query_image, worst
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
-from epmvg.stress.page import robustness_page
-from epmvg.stress.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, generator, swap_colours
-from epmvg.stress.robustness import ABSENT, CLEAN, absent_metrics, measure_robustness, query_image, worst
-from epmvg.types import Record
+from epmvg.report.robustness import robustness_page
 
 PHRASES = (
     "the Red cat to the LEFT of the small, gray dog",

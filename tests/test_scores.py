@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from epmvg.evaluation import PROTOCOL
-from epmvg.metrics import Scores
+from epmvg.evaluation.evaluate import PROTOCOL
+from epmvg.evaluation.metrics import Scores
 
 
 def test_an_overlap_of_exactly_the_bound_counts() -> None:

@@ -16,16 +16,16 @@ import yaml
 
 import epmvg
 from epmvg.cli import main
-from epmvg.data.catalog import open_records
-from epmvg.data.files import inside
-from epmvg.data.photos import MOST_PIXELS, open_image
+from epmvg.core.images import MOST_PIXELS, open_image
+from epmvg.core.types import InputError
+from epmvg.data.readers.files import inside
+from epmvg.data.registry import open_records
+from epmvg.experiments.reproduce.page import as_html, as_markdown
 from epmvg.hub import model_card
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
 from epmvg.models.weights_file import WEIGHTS, weights_digest
-from epmvg.reporting.template import fill
-from epmvg.reproduce.page import as_html, as_markdown
-from epmvg.types import InputError
+from epmvg.report.template import fill
 
 SOURCE = Path(epmvg.__file__).parent
 CHECKOUT = Path(__file__).parents[1]

@@ -26,14 +26,14 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from serving import serving
 
+from epmvg.core.types import InputError, Prediction
+from epmvg.inference.predictor import Predictor
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
-from epmvg.predict import Predictor
 from epmvg.serve.app import STATIC, create_app
 from epmvg.serve.limits import Limits
 from epmvg.serve.pictures import FORMATS, Pictures
 from epmvg.serve.server import listen
-from epmvg.types import InputError, Prediction
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "serve_client.py"
 JSON = {"content-type": "application/json"}

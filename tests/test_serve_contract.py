@@ -12,8 +12,8 @@ import pytest
 import torch
 from serving import serving
 
+from epmvg.inference.predictor import Predictor
 from epmvg.models.factory import create_model
-from epmvg.predict import Predictor
 from epmvg.serve.limits import Limits
 
 LIMITS = Limits(letters=8, phrases=3, pictures=3)  # small, so that what lies just beyond is tried often

@@ -26,11 +26,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from serving import serving
 
+from epmvg.core.types import Box, Prediction
+from epmvg.inference.predictor import Predictor
 from epmvg.models.factory import create_model
-from epmvg.predict import Predictor
 from epmvg.serve.app import create_app
 from epmvg.serve.limits import Limits
-from epmvg.types import Box, Prediction
 
 JSON = {"content-type": "application/json"}
 FORM = {"content-type": "multipart/form-data; boundary=x"}

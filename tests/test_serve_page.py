@@ -14,9 +14,9 @@ from PIL import Image
 from playwright.sync_api import ConsoleMessage, Locator, Page, Request, sync_playwright
 from serving import serving
 
+from epmvg.core.types import Prediction
+from epmvg.inference.predictor import Predictor
 from epmvg.models.grounder import Grounder
-from epmvg.predict import Predictor
-from epmvg.types import Prediction
 
 CHROMIUM = shutil.which("chromium")
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"

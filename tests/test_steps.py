@@ -10,19 +10,19 @@ import torch
 from test_training import KilledError, recipe, rows, weights
 
 import epmvg
-from epmvg.config import Recipe
-from epmvg.convert import Conversion, write
-from epmvg.data.jsonl import read_jsonl
+from epmvg.config.settings import Recipe
+from epmvg.core.types import Batch, InputError
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.transforms import Augment
 from epmvg.distill.losses import Loss
+from epmvg.models.convert import Conversion, write
 from epmvg.models.factory import create_model, load, start_from
 from epmvg.models.grounder import Grounder
 from epmvg.training import loop
 from epmvg.training.optimizer import StepCount, lr_factor, parameter_groups
+from epmvg.training.processes import join
 from epmvg.training.run import Meter, Run
-from epmvg.training.spread import join
-from epmvg.types import Batch, InputError
 
 STILL = ["train.lr=1e-12", "train.lr_visual=1e-12", "train.lr_encoder=1e-12", "train.lr_text=1e-12"]
 

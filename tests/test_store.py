@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from epmvg.data.jsonl import read_jsonl
+from epmvg.core.types import InputError, Record
+from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
-from epmvg.store import _loader, stored_maps
-from epmvg.types import InputError, Record
+from epmvg.training.feature_cache import _loader, stored_maps
 
 
 def frozen(**visual: object) -> Grounder:

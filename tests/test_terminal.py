@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from epmvg.cli import screen
-from epmvg.terminal import Narrator, counting
+from epmvg.core.progress import Narrator, counting
 
 STEPS = 37
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from epmvg.cli import main
+from epmvg.inference.predictor import Predictor
+from epmvg.inference.timing import measure_latency
 from epmvg.models.grounder import Grounder
-from epmvg.predict import Predictor
-from epmvg.timing import measure_latency
 
 
 def test_a_known_image_is_faster_than_a_new_one(tiny: Grounder) -> None:

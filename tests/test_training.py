@@ -10,12 +10,12 @@ import safetensors.torch
 import torch
 
 import epmvg
-from epmvg.config import Recipe
+from epmvg.config.settings import Recipe
+from epmvg.core.types import InputError
 from epmvg.models.factory import create_model, load
 from epmvg.training import loop
 from epmvg.training.optimizer import StepCount, lr_factor, parameter_groups
 from epmvg.training.run import Run
-from epmvg.types import InputError
 
 TINY = [
     "model=tiny-resnet",

@@ -14,11 +14,11 @@ import torch
 import yaml
 
 import epmvg
-from epmvg.backends.eager import EagerBackend
-from epmvg.confidence import Calibration
+from epmvg.core.calibration import Calibration
+from epmvg.core.types import InputError
 from epmvg.hub import model_card, time_model
+from epmvg.inference.runtimes.torch_runtime import EagerBackend
 from epmvg.models.factory import create_model, load, save
-from epmvg.types import InputError
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_latency_is_that_of_new_images_and_new_phrases(monkeypatch: pytest.Monke
             read.extend(map(bytes, tokens))
             return super().answer(features, pad, tokens, token_pad, owner)
 
-    monkeypatch.setattr("epmvg.backends.eager.EagerBackend", Counting)
+    monkeypatch.setattr("epmvg.inference.runtimes.torch_runtime.EagerBackend", Counting)
     time_model(create_model("tiny-resnet"), rounds=3)
     assert len(encoded) == 8 and len(set(read)) == len(read) == 4 * (1 + 9)
 

@@ -11,8 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from epmvg.types import InputError
-from epmvg.writing import naming, refuse_overwrite, replacing, write_text
+from epmvg.core.files import naming, refuse_overwrite, replacing, write_text
+from epmvg.core.types import InputError
 
 
 @pytest.fixture(params=[0o022, 0o027])

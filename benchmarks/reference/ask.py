@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from epmvg.backends.protocol import Backend
-from epmvg.predict import tokenize
+from epmvg.inference.predictor import tokenize
+from epmvg.inference.runtimes.protocol import Backend
 from reference import PHRASES
 
 

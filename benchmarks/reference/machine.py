@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from epmvg.hardware import cpu_has_bf16
+from epmvg.core.hardware import cpu_has_bf16
 
 SIDE = 2048  # of the square matrices whose product is the peak: 17 GFLOP, far outside every cache
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from epmvg.backends.exported import ExportedBackend
+from epmvg.inference.runtimes.onnx_runtime import ExportedBackend
 from reference.ask import ask, computed_in
 
 COUNTS = (1, 7)  # rising: a process's peak never falls

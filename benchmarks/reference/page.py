@@ -10,8 +10,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from epmvg.evaluation import write_json
-from epmvg.writing import write_text
+from epmvg.core.files import write_text
+from epmvg.evaluation.evaluate import write_json
 
 COLUMNS = {
     "rows": {

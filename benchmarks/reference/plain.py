@@ -20,7 +20,7 @@ from transformers import BertModel
 
 from epmvg.models.grounder import Grounder, Similarity, mean_vote, median_vote
 from epmvg.models.transformer import Encoder, sine_position
-from epmvg.models.visual import ConvBranch, SwinBranch
+from epmvg.models.visual_encoder import ConvBranch, SwinBranch
 
 
 class PlainLayer(nn.Module):

@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.autograd.profiler import profile
 
+from epmvg.core.types import Progress, Record
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.transforms import Augment
 from epmvg.models.presets import preset
-from epmvg.types import Progress, Record
 from reference import PHRASES
 from reference.activations import LiveTensors
 from reference.machine import machine

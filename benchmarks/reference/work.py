@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from epmvg.backends.eager import EagerBackend
-from epmvg.backends.exported import ExportedBackend, guest
+from epmvg.core.hardware import cpu_has_bf16
+from epmvg.core.types import InputError
 from epmvg.export import to_openvino, write_folder
-from epmvg.hardware import cpu_has_bf16
+from epmvg.inference.runtimes.onnx_runtime import ExportedBackend, guest
+from epmvg.inference.runtimes.torch_runtime import EagerBackend
 from epmvg.models.factory import create_model
-from epmvg.types import InputError
 from reference import PHRASES
 from reference.ask import ask, computed_in, noise
 from reference.plain import PlainGrounder

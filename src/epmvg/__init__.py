@@ -8,22 +8,24 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from epmvg.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from epmvg.calibration import calibrate
-    from epmvg.config import Recipe
+    from epmvg.config.settings import Recipe
+    from epmvg.core.types import Batch, Embeddings, InputError, Output, Prediction, Record
     from epmvg.data.loader import make_loader
     from epmvg.distill.losses import GroundingLoss
     from epmvg.distill.teacher import ClipTeacher
-    from epmvg.evaluation import evaluate
+    from epmvg.evaluation.calibration import calibrate
+    from epmvg.evaluation.evaluate import evaluate
+    from epmvg.evaluation.external import score
     from epmvg.hub import from_pretrained, push_to_hub, save_pretrained
+    from epmvg.inference.predictor import Predictor
+    from epmvg.inference.results import Predictions, to_coco, to_label_studio
     from epmvg.models.factory import create_model, load, save
     from epmvg.models.presets import list_models
-    from epmvg.predict import Predictor
-    from epmvg.reporting import report
-    from epmvg.results import Predictions, to_coco, to_label_studio
-    from epmvg.scoring import score
+    from epmvg.report import write_report
     from epmvg.training import train
-    from epmvg.types import Batch, Embeddings, InputError, Output, Prediction, Record
 
 __all__ = [
     "Batch",
@@ -45,44 +47,43 @@ __all__ = [
     "load",
     "make_loader",
     "push_to_hub",
-    "report",
     "save",
     "save_pretrained",
     "score",
     "to_coco",
     "to_label_studio",
     "train",
+    "write_report",
 ]
 
-__version__ = "0.1.0"
 
 _HOME = {
-    "Batch": "types",
+    "Batch": "core.types",
     "ClipTeacher": "distill.teacher",
-    "Embeddings": "types",
+    "Embeddings": "core.types",
     "GroundingLoss": "distill.losses",
-    "InputError": "types",
-    "Output": "types",
-    "Prediction": "types",
-    "Predictions": "results",
-    "Predictor": "predict",
-    "Recipe": "config",
-    "Record": "types",
-    "calibrate": "calibration",
+    "InputError": "core.types",
+    "Output": "core.types",
+    "Prediction": "core.types",
+    "Predictions": "inference.results",
+    "Predictor": "inference.predictor",
+    "Recipe": "config.settings",
+    "Record": "core.types",
+    "calibrate": "evaluation.calibration",
     "create_model": "models.factory",
-    "evaluate": "evaluation",
+    "evaluate": "evaluation.evaluate",
     "from_pretrained": "hub",
     "list_models": "models.presets",
     "load": "models.factory",
     "make_loader": "data.loader",
     "push_to_hub": "hub",
-    "report": "reporting",
     "save": "models.factory",
     "save_pretrained": "hub",
-    "score": "scoring",
-    "to_coco": "results",
-    "to_label_studio": "results",
+    "score": "evaluation.external",
+    "to_coco": "inference.results",
+    "to_label_studio": "inference.results",
     "train": "training",
+    "write_report": "report",
 }
 
 

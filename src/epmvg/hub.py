@@ -22,17 +22,17 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from epmvg import __version__
-from epmvg.confidence import Calibration
-from epmvg.config import Recipe
-from epmvg.leakage import shared_images, training_images
+from epmvg.config.settings import Recipe
+from epmvg.core.calibration import Calibration
+from epmvg.core.files import write_text
+from epmvg.core.locate import FILES, fetch
+from epmvg.core.types import InputError
+from epmvg.core.version import __version__
+from epmvg.evaluation.leakage import shared_images, training_images
+from epmvg.inference.predictor import Predictor
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
-from epmvg.models.hub import FILES, fetch
 from epmvg.models.weights_file import WEIGHTS, weights_digest
-from epmvg.predict import Predictor
-from epmvg.types import InputError
-from epmvg.writing import write_text
 
 _PATHS = (("data", "root"), ("data", "name"), ("distill", "teacher"), ("distill", "pretrained"), ("model", "start"))
 """Settings that may name a place on the trainer's disk, which is nobody's business."""

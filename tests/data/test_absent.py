@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from epmvg.data.absent import Absence, absent_records, things_named
+from epmvg.core.types import Batch, Record
+from epmvg.data.negatives import Absence, absent_records, things_named
 from epmvg.data.views import evaluation_view
-from epmvg.types import Batch, Record
 
 SAID = {
     "park": ["a man in a blue shirt", "two horses", "the left one"],

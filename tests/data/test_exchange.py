@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from epmvg.cli import app, main
-from epmvg.data.catalog import open_records
-from epmvg.data.exchange import convert_data
-from epmvg.data.formats import read_file, write_file
-from epmvg.data.jsonl import length, read_jsonl, write_jsonl
-from epmvg.types import InputError, Record
+from epmvg.core.types import InputError, Record
+from epmvg.data.convert import convert_data
+from epmvg.data.readers.formats import read_file, write_file
+from epmvg.data.readers.jsonl import length, read_jsonl, write_jsonl
+from epmvg.data.registry import open_records
 
 TARGETS = {"jsonl": "t.jsonl", "coco": "t.json", "odvg": "t.odvg.jsonl", "parquet": "t.parquet"}
 

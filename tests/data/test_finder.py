@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from epmvg.data.catalog import open_records
-from epmvg.data.files import exists, is_file, read_bytes
-from epmvg.data.finder import ImageFinder
-from epmvg.types import InputError
+from epmvg.core.types import InputError
+from epmvg.data.readers.files import exists, is_file, read_bytes
+from epmvg.data.readers.finder import ImageFinder
+from epmvg.data.registry import open_records
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from epmvg.data.catalog import open_records
-from epmvg.data.coco import upright_hull
-from epmvg.data.exchange import convert_data
-from epmvg.data.formats import read_file
-from epmvg.data.jsonl import Skipped
-from epmvg.doctor import check
-from epmvg.results import Predictions, to_label_studio
-from epmvg.types import InputError, Prediction, Record
+from epmvg.core.types import InputError, Prediction, Record
+from epmvg.data.convert import convert_data
+from epmvg.data.readers.coco import upright_hull
+from epmvg.data.readers.formats import read_file
+from epmvg.data.readers.jsonl import Skipped
+from epmvg.data.registry import open_records
+from epmvg.data.validation import check
+from epmvg.inference.results import Predictions, to_label_studio
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}
 NOTE = {"id": 7, "image_id": 1, "bbox": [100, 100, 200, 20], "phrase": "a stick", "split": "train", "category_id": 3}

@@ -25,11 +25,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from epmvg.data.catalog import open_records
-from epmvg.data.exchange import convert_data
-from epmvg.data.jsonl import Skipped
+from epmvg.core.types import InputError
+from epmvg.data.convert import convert_data
+from epmvg.data.readers.jsonl import Skipped
+from epmvg.data.registry import open_records
 from epmvg.data.stats import count_records
-from epmvg.types import InputError
 
 CASES = 11_000
 SECONDS = 20  # for one case; a good one takes milliseconds

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from epmvg.core.types import InputError
 from epmvg.data.image_cache import ImageCache
-from epmvg.data.jsonl import read_jsonl
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.transforms import Augment
 from epmvg.models.grounder import Grounder
-from epmvg.types import InputError
 
 
 def photo(file: Path, seed: int, size: tuple[int, int] = (200, 100), turned: bool = False) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from epmvg.data.jsonl import Skipped, read_jsonl, write_jsonl
-from epmvg.types import InputError
+from epmvg.core.types import InputError
+from epmvg.data.readers.jsonl import Skipped, read_jsonl, write_jsonl
 
 GOOD = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "width": 10, "height": 10, "extra": [1]}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from epmvg.data.jsonl import read_jsonl
+from epmvg.core.types import Batch, InputError
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.transforms import Augment
 from epmvg.models.grounder import Grounder
-from epmvg.types import Batch, InputError
 
 VARIED = Augment(flip=0.5, scale=0.7, move=1.0, jitter=0.5)
 

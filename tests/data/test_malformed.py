@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from epmvg.cli import app
-from epmvg.data.catalog import open_records
-from epmvg.data.jsonl import MALFORMED, Skipped, read_jsonl
-from epmvg.types import InputError
+from epmvg.core.types import InputError
+from epmvg.data.readers.jsonl import MALFORMED, Skipped, read_jsonl
+from epmvg.data.registry import open_records
 
 ROW = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
 BOX = [1, 2, 3, 4]

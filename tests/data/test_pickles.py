@@ -17,8 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epmvg.data.pickles import load_pickle
-from epmvg.types import InputError
+from epmvg.core.types import InputError
+from epmvg.data.readers.safe_pickle import load_pickle
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from epmvg.data.catalog import DATASETS, open_records, share_of
-from epmvg.data.flickr30k import read_flickr30k
-from epmvg.data.jsonl import Skipped
-from epmvg.data.refcoco import read_refcoco
-from epmvg.data.referit import read_referit
+from epmvg.core.types import Box, InputError, Record
+from epmvg.data.readers.flickr30k import read_flickr30k
+from epmvg.data.readers.jsonl import Skipped
+from epmvg.data.readers.refcoco import read_refcoco
+from epmvg.data.readers.referit import read_referit
+from epmvg.data.readers.transvg import read_transvg, read_transvg_file
+from epmvg.data.registry import DATASETS, open_records, share_of
 from epmvg.data.stats import count_records
-from epmvg.data.transvg_index import read_transvg, read_transvg_file
-from epmvg.types import Box, InputError, Record
 
 HALF_A_PIXEL = 0.5
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from epmvg.data.catalog import open_records
-from epmvg.data.jsonl import read_jsonl
-from epmvg.data.scene_phrases import Thing, phrases_of
-from epmvg.data.scene_sprites import dominant_hue, load_sprites, name_colour, sprite_picture
-from epmvg.data.scenes import draw_scene, held_out_names, write_scenes
+from epmvg.core.types import InputError
+from epmvg.data.readers.jsonl import read_jsonl
+from epmvg.data.registry import open_records
+from epmvg.data.synthetic.phrases import Thing, phrases_of
+from epmvg.data.synthetic.scenes import draw_scene, held_out_names, write_scenes
+from epmvg.data.synthetic.sprite_library import dominant_hue, load_sprites, name_colour, sprite_picture
 from epmvg.data.transforms import swap_sides
-from epmvg.types import InputError
 
 SMALL = {"train": 12, "val": 4, "test": 4, "open": 6, "captions": 8}
 

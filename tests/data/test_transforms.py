@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
-from epmvg.boxes import to_xyxy
-from epmvg.data.photos import Photo, open_image
+from epmvg.core.boxes import to_xyxy
+from epmvg.core.images import Photo, open_image
+from epmvg.core.types import InputError
 from epmvg.data.transforms import Augment, names_place, pad_of, render, sides_are_clear, swap_sides, training_view
 from epmvg.data.views import View, canvas_of, evaluation_view, laid_rectangle, lay
-from epmvg.types import InputError
 
 STRONG = Augment(flip=0.5, crop=1.0, crop_min=0.4, scale=0.5, jitter=1.0, move=1.0)
 TRANSVG = Augment(flip=0.5, crop=0.5, scale=0.7, jitter=0.8, move=1.0, style="transvg")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from epmvg.data import webdataset
-from epmvg.data.catalog import cache_folder, open_records
-from epmvg.data.exchange import convert_data
-from epmvg.types import InputError
+from epmvg.core.types import InputError
+from epmvg.data.convert import convert_data
+from epmvg.data.readers import webdataset
+from epmvg.data.registry import cache_folder, open_records
 
 ROW = {"phrase": "it", "bbox": [0, 0, 1, 1], "split": "train"}
 
@@ -148,7 +148,7 @@ def test_processes_that_unpack_at_once_and_one_that_was_killed_agree(
 ) -> None:
     convert_data(str(squares), tmp_path / "x.tar")
     program = (
-        "import sys; from epmvg.data.catalog import open_records; print(len(open_records(sys.argv[1], split=None)))"
+        "import sys; from epmvg.data.registry import open_records; print(len(open_records(sys.argv[1], split=None)))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "x.tar")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from epmvg.config import Recipe
-from epmvg.distill.cache import AnswerFile, CachedTeacher
+from epmvg.config.settings import Recipe
+from epmvg.core.types import InputError
 from epmvg.distill.pretrain import train_teacher
+from epmvg.distill.target_cache import AnswerFile, CachedTeacher
 from epmvg.distill.teacher import ClipTeacher
 from epmvg.training import cache_teacher, train
-from epmvg.types import InputError
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 
+from epmvg.core.types import InputError
 from epmvg.distill.teacher import ClipTeacher
-from epmvg.types import InputError
 
 ENOUGH = 0.999998  # GELU in place of QuickGELU stays below it, with random weights too
 PHRASES = ["a dog on the left", "the red apple", "A man's 2nd coat, in blue!", "word " * 90]

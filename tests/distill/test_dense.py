@@ -12,15 +12,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from epmvg.core.types import Batch, InputError, Output, Record, SimilarityMap
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.transforms import Augment
 from epmvg.distill import teacher as teacher_module
-from epmvg.distill.cache import CachedTeacher
-from epmvg.distill.lesson import Lesson
 from epmvg.distill.losses import dense_loss, resample, tokens_within
+from epmvg.distill.target_cache import CachedTeacher
+from epmvg.distill.targets import Lesson
 from epmvg.distill.teacher import ClipTeacher, View
 from epmvg.models.factory import create_model
-from epmvg.types import Batch, InputError, Output, Record, SimilarityMap
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 VIT = {"image_size": 64, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from epmvg.boxes import paired_giou, paired_iou, to_xyxy
+from epmvg.core.boxes import paired_giou, paired_iou, to_xyxy
+from epmvg.core.types import Embeddings, InputError, Output, SimilarityMap
 from epmvg.distill.losses import (
     GroundingLoss,
     box_loss,
@@ -19,7 +20,6 @@ from epmvg.distill.losses import (
     tokens_inside,
     where_loss,
 )
-from epmvg.types import Embeddings, InputError, Output, SimilarityMap
 
 
 def test_published_losses_and_overlaps(shared: Path) -> None:

@@ -11,8 +11,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
+from epmvg.core.types import InputError
 from epmvg.distill.preprocess import Preprocess, ResizeMode
-from epmvg.types import InputError
 
 MODES: list[ResizeMode] = ["shortest", "longest", "squash"]
 

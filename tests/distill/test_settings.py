@@ -18,11 +18,13 @@ import torch
 from processes import together
 
 import epmvg
-from epmvg.config import DistillSettings, Recipe
+from epmvg.config.settings import DistillSettings, Recipe
+from epmvg.core.types import InputError
 from epmvg.distill.teacher import ClipTeacher
-from epmvg.training import cache_teacher, lessons, loop, prepare
+from epmvg.training import cache_teacher, loop
+from epmvg.training import setup as prepare
+from epmvg.training import teacher as lessons
 from epmvg.training.run import Run
-from epmvg.types import InputError
 
 STUDENT = [
     "model=tiny-resnet",

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from epmvg.core.types import Embeddings, InputError
 from epmvg.distill import pretrain
 from epmvg.distill.pretrain import _recall, _Table, train_teacher
 from epmvg.distill.teacher import ClipTeacher
-from epmvg.training.lessons import write_teacher
-from epmvg.types import Embeddings, InputError
+from epmvg.training.teacher import write_teacher
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "white": (250, 250, 250)}
 

@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from epmvg.boxes import paired_iou, to_xyxy
+from epmvg.core.boxes import paired_iou, to_xyxy
+from epmvg.core.types import InputError, Output
 from epmvg.data.views import canvas_of, evaluation_view, lay
 from epmvg.distill.losses import GroundingLoss
-from epmvg.evaluation import raw_scores
+from epmvg.inference.predictor import Predictor
 from epmvg.models import presets
 from epmvg.models.factory import build, create_model, load, measure, save
 from epmvg.models.grounder import Grounder, mean_vote, median_vote
-from epmvg.models.memory import TextMemory
-from epmvg.models.modulation import QueryGate
 from epmvg.models.presets import PRESETS, preset
-from epmvg.models.visual import token_pad
-from epmvg.predict import Predictor
-from epmvg.types import InputError, Output
+from epmvg.models.query_modulation import QueryGate
+from epmvg.models.scores import raw_scores
+from epmvg.models.text_cache import TextMemory
+from epmvg.models.visual_encoder import token_pad
 from reference.activations import LiveTensors
 
 PHRASES = ["the red square", "a cat", "the man on the left of the blue car", "dog"]

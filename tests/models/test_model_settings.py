@@ -11,11 +11,11 @@ import timm
 import torch
 from transformers import BertConfig, BertModel
 
+from epmvg.core.types import InputError
 from epmvg.models.factory import build, create_model, default_tokenizer, save, start_from
 from epmvg.models.grounder import Grounder
 from epmvg.models.presets import PRESETS, preset
 from epmvg.models.pretrained import load_bert, load_pretrained
-from epmvg.types import InputError
 
 
 def trained(network: torch.nn.Module) -> set[str]:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from epmvg.boxes import paired_iou, to_xyxy
-from epmvg.config import Recipe
-from epmvg.convert import RULES, Conversion, from_published
+from epmvg.config.settings import Recipe
+from epmvg.core.boxes import paired_iou, to_xyxy
+from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.distill.losses import GroundingLoss
+from epmvg.models.convert import RULES, Conversion, from_published
 from epmvg.models.grounder import Grounder
-from epmvg.tokenizer import PhraseTokenizer
 from epmvg.training.optimizer import parameter_groups
 
 FOLDER = Path(__file__).parents[1] / "parity"

@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 
 import epmvg
+from epmvg.core.types import InputError
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
 from epmvg.models.weights_file import read_weights, weights_digest, write_weights
-from epmvg.types import InputError
 
 STATE = {"a.weight": torch.arange(600.0).view(30, 20), "b": torch.tensor([True, False]), "c": torch.tensor(7)}
 

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from epmvg.scoring.coordinates import ORDERS, Coordinates
-from epmvg.scoring.text import LONGEST, read_boxes
+from epmvg.evaluation.external.coordinates import ORDERS, Coordinates
+from epmvg.evaluation.external.text import LONGEST, read_boxes
 
 PIXELS = Coordinates.named("pixels:xyxy")
 SHARES = Coordinates.named("0-1:xyxy")

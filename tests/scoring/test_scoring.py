@@ -12,13 +12,13 @@ import pytest
 
 import epmvg
 from epmvg.cli import main
-from epmvg.data.formats import read_file, write_file
-from epmvg.metrics import BOUNDS, FIGURES, Scores
+from epmvg.core.types import InputError
+from epmvg.data.readers.formats import read_file, write_file
+from epmvg.evaluation.external.coordinates import CELLS, ORDERS, UNITS, Coordinates
+from epmvg.evaluation.external.questions import questions
+from epmvg.evaluation.metrics import BOUNDS, FIGURES, Scores
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
-from epmvg.scoring.coordinates import CELLS, ORDERS, UNITS, Coordinates
-from epmvg.scoring.questions import questions
-from epmvg.types import InputError
 
 Rows = list[dict[str, Any]]
 

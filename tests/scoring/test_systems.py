@@ -18,9 +18,9 @@ import torch
 from transformers.image_transforms import center_to_corners_format
 
 import epmvg
-from epmvg.scoring.coordinates import Coordinates
-from epmvg.scoring.text import read_boxes
-from epmvg.types import Box
+from epmvg.core.types import Box
+from epmvg.evaluation.external.coordinates import Coordinates
+from epmvg.evaluation.external.text import read_boxes
 
 Numbers = tuple[float, float, float, float]
 Size = tuple[int, int]

@@ -11,10 +11,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from epmvg import __version__
 from epmvg.cli import ask, datasets, give, judge, learn, predict, screen
-from epmvg.processes import launched
-from epmvg.types import InputError
+from epmvg.core.distributed import launched
+from epmvg.core.types import InputError
+from epmvg.core.version import __version__
 
 app = typer.Typer(
     help="Visual grounding: an image and a phrase go in, the box of that thing comes out.",
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
-        from epmvg.hardware import is_out_of_memory
+        from epmvg.core.hardware import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

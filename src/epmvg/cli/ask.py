@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from epmvg.cli.screen import DEVICE, RUN, table
-from epmvg.types import InputError
+from epmvg.core.types import InputError
 
 
 def serve(
@@ -23,7 +23,7 @@ def serve(
     device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
 ) -> None:
     """Serve a run: an HTTP API, and a page to try it on."""
-    from epmvg.models.hub import locate
+    from epmvg.core.locate import locate
 
     locate(run)  # a wrong name is named before torch is imported
     try:
@@ -43,7 +43,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure latency and memory of a run on this machine."""
-    from epmvg.timing import measure
+    from epmvg.inference.timing import measure
 
     measured = measure(run, device=device)
     if as_json:

@@ -11,7 +11,7 @@ import typer
 from epmvg.cli.screen import console, errors, say_skipped, table
 
 if TYPE_CHECKING:
-    from epmvg.doctor import Diagnosis
+    from epmvg.data.validation import Diagnosis
 
 
 def data_stats(
@@ -54,7 +54,7 @@ def data_convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Turn any data set into JSONL, or into another format that can hold it."""
-    from epmvg.data.exchange import convert_data
+    from epmvg.data.convert import convert_data
 
     done = convert_data(name, to, split=split, root=root, split_key=split_key)
     if as_json:
@@ -85,7 +85,7 @@ def data_split(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Deal images out to train, val and test, all rows of an image to one of them."""
-    from epmvg.doctor.splitting import split_data
+    from epmvg.data.validation.splitting import split_data
 
     done = split_data(name, fractions, out, root=root)
     if as_json:
@@ -113,8 +113,8 @@ def data_check(
     ] = False,
 ) -> None:
     """Say what is missing, broken, duplicated or leaked in a data set; exit status 3 if it cannot be used as it is."""
-    from epmvg.doctor import check
-    from epmvg.terminal import counting
+    from epmvg.core.progress import counting
+    from epmvg.data.validation import check
 
     with counting(errors, "Examining") as progress:
         diagnosis = check(name, root=root, against=against, clean=write_clean, progress=progress)

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from epmvg.cli.screen import RUN, console, errors, refuse_options, table
-from epmvg.models.hub import locate
-from epmvg.types import InputError
+from epmvg.core.locate import locate
+from epmvg.core.types import InputError
 
 
 class Runtime(StrEnum):
@@ -29,8 +29,8 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Turn published weights into a folder that every other command reads."""
-    from epmvg.convert import convert as turn
-    from epmvg.convert import write
+    from epmvg.models.convert import convert as turn
+    from epmvg.models.convert import write
 
     done = turn(file, kind, model=model, bert=bert)
     write(done, out)

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from epmvg.cli.screen import DEVICE, RUN, console, errors, is_first, table
-from epmvg.models.hub import locate
-from epmvg.terminal import counting
-from epmvg.types import InputError
-from epmvg.writing import refuse_overwrite, write_text
+from epmvg.core.files import refuse_overwrite, write_text
+from epmvg.core.locate import locate
+from epmvg.core.progress import counting
+from epmvg.core.types import InputError
 
 
 class Told(StrEnum):
@@ -54,16 +54,16 @@ def evaluate(
     if robustness:
         if not is_first():  # one process does this alone
             return
-        from epmvg.evaluation import results_folder
-        from epmvg.stress.page import robustness_page
-        from epmvg.stress.robustness import LIMIT, measure_robustness
+        from epmvg.evaluation.evaluate import results_folder
+        from epmvg.evaluation.robustness import LIMIT, measure_robustness
+        from epmvg.report.robustness import robustness_page
 
         with counting(errors, "Perturbing") as progress:
             result, rows = measure_robustness(run, **chosen, limit=LIMIT if limit is None else limit, progress=progress)
         page = results_folder(run) / Path(result["rows"]).with_suffix(".html")
         write_text(page, robustness_page(run.resolve().name, result, rows))
     else:
-        from epmvg.evaluation import evaluate as score
+        from epmvg.evaluation.evaluate import evaluate as score
 
         with counting(errors, "Scoring") as progress:
             result = score(run, **chosen, progress=progress)
@@ -79,7 +79,7 @@ def evaluate(
 
 
 def _say_evaluation(run: Path, result: dict[str, Any]) -> None:
-    from epmvg.evaluation import results_folder
+    from epmvg.evaluation.evaluate import results_folder
 
     parts = {f"{result['data']} {result['split']}": result} | result.get("parts", {})
     table(
@@ -164,7 +164,7 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Score any system's predictions as `evaluate` scores a run."""
-    from epmvg.scoring import score as run_score
+    from epmvg.evaluation.external import score as run_score
 
     result = run_score(
         predictions,
@@ -190,7 +190,7 @@ def score(
 
 
 def _say_scores(result: dict[str, Any]) -> None:
-    from epmvg.metrics import FIGURES
+    from epmvg.evaluation.metrics import FIGURES
 
     against = result.get("against")
     shown = []
@@ -233,8 +233,8 @@ def calibrate(
 ) -> None:
     """Make a run's scores probabilities, and choose the threshold of "nothing found"."""
     locate(run)
-    from epmvg.calibration import calibrate as run_calibration
-    from epmvg.calibration import remark
+    from epmvg.evaluation.calibration import calibrate as run_calibration
+    from epmvg.evaluation.calibration import remark
 
     with counting(errors, "Asking") as progress:
         done = run_calibration(
@@ -271,8 +271,8 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained HTML page about one run or several side by side."""
-    from epmvg.reporting import report as write
+    from epmvg.report import write_report
 
     refuse_overwrite(out, *(file for run in runs if run.is_dir() for file in run.iterdir()))
-    page = write(runs, out, phrases=phrase or ())
+    page = write_report(runs, out, phrases=phrase or ())
     console.print(f"The report is {page}", soft_wrap=True)

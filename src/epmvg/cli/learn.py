@@ -35,8 +35,8 @@ def demo(
     quick: Annotated[bool, typer.Option(help="A minute's version that shows the way, not the result.")] = False,
 ) -> None:
     """Run the main job on drawn scenes: teacher, plain and distilled student, scores, a picture, a report."""
-    from epmvg.demo import run_demo
-    from epmvg.terminal import Narrator
+    from epmvg.core.progress import Narrator
+    from epmvg.experiments.demo import run_demo
 
     with Narrator(told) as narrator:
         summary = run_demo(out, quick=quick, report=narrator)
@@ -68,8 +68,8 @@ def train(
 
     Ctrl-C and SIGTERM end it after the step that is being taken, and --resume goes on; a second one ends it at once.
     """
-    from epmvg.config import Recipe
-    from epmvg.terminal import Narrator
+    from epmvg.config.settings import Recipe
+    from epmvg.core.progress import Narrator
     from epmvg.training import train as run
 
     loaded = Recipe.load(recipe, *(settings or []))
@@ -111,8 +111,8 @@ def teacher_train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
     """Train a small CLIP-style teacher from image-caption pairs."""
+    from epmvg.core.progress import counting
     from epmvg.distill.pretrain import train_teacher
-    from epmvg.terminal import counting
 
     with counting(console, "Teacher") as progress:
         metrics = train_teacher(captions, out, images=images, epochs=epochs, device=device, progress=progress)
@@ -130,8 +130,8 @@ def teacher_cache(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Ask a frozen teacher beforehand all that a training will ask it."""
-    from epmvg.config import Recipe
-    from epmvg.terminal import counting
+    from epmvg.config.settings import Recipe
+    from epmvg.core.progress import counting
     from epmvg.training import cache_teacher
 
     with counting(errors, "Asking the teacher") as progress:
@@ -162,8 +162,8 @@ def reproduce(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Run a table of the paper again: what is missing is trained, and printed figures stand beside ours."""
-    from epmvg.reproduce import reproduce as run
-    from epmvg.terminal import Narrator
+    from epmvg.core.progress import Narrator
+    from epmvg.experiments.reproduce import reproduce as run
 
     with _stoppable(None), Narrator(errors) as narrator:
         result = run(
@@ -199,7 +199,7 @@ def _say_plan(plan: dict[str, Any]) -> None:
 
 
 def _say_reproduced(result: dict[str, Any]) -> None:
-    from epmvg.reproduce.page import cell_text, remark
+    from epmvg.experiments.reproduce.page import cell_text, remark
 
     table(
         f"{result['heading']}: {result['title']} (printed, then **ours**)",
@@ -219,7 +219,7 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List what this installation knows by name."""
-    from epmvg.listing import known
+    from epmvg.cli.listing import known
 
     chosen = {name: rows for name, rows in known().items() if what is None or name == what.value}
     if as_json:

@@ -14,12 +14,12 @@ import typer
 from rich.text import Text
 
 from epmvg.cli.screen import DEVICE, RUN, console, errors, refuse_options
-from epmvg.types import InputError
+from epmvg.core.types import InputError
 
 if TYPE_CHECKING:
-    from epmvg.bulk_output import OutputFormat
-    from epmvg.predict import Predictor
-    from epmvg.results import Predictions
+    from epmvg.inference.batch_output import OutputFormat
+    from epmvg.inference.predictor import Predictor
+    from epmvg.inference.results import Predictions
 
 INTERRUPTED = 130
 """Exit status of a command that Ctrl-C ended, as shells have it."""
@@ -108,8 +108,8 @@ def _sources_and_phrases(given: list[str], options: list[str] | None) -> tuple[l
     """
     sources, phrases = (given, options) if options else (given[:1], given[1:])
     if not options:
-        from epmvg.data.photos import image_suffixes
-        from epmvg.sources import exists
+        from epmvg.core.images import image_suffixes
+        from epmvg.inference.sources import exists
 
         for text in phrases:
             if Path(text).suffix.lower() in image_suffixes() and exists(Path(text)):
@@ -129,7 +129,7 @@ def _only_image(sources: list[str], phrases: list[str]) -> Path:
     Raises:
         InputError: there are several, or there is no phrase.
     """
-    from epmvg.sources import is_pattern, is_rows
+    from epmvg.inference.sources import is_pattern, is_rows
 
     image = Path(sources[0])
     if len(sources) > 1 or is_pattern(sources[0]) or image.is_dir() or is_rows(image):
@@ -149,11 +149,11 @@ def _predict_one(
     maps: dict[str, Path | None],
 ) -> Predictions:
     """Predict phrases in one image, and save the pictures that were asked for; all that can be is checked first."""
-    from epmvg.data.photos import open_image
-    from epmvg.draw import check_picture_name, draw_boxes, draw_map, save_picture, side_by_side
-    from epmvg.models.hub import locate
-    from epmvg.predict import Predictor
-    from epmvg.writing import refuse_overwrite
+    from epmvg.core.files import refuse_overwrite
+    from epmvg.core.images import open_image
+    from epmvg.core.locate import locate
+    from epmvg.inference.draw import check_picture_name, draw_boxes, draw_map, save_picture, side_by_side
+    from epmvg.inference.predictor import Predictor
 
     picture = open_image(image)
     for file in (draw, *maps.values()):
@@ -182,7 +182,7 @@ def _predict_one(
 
 
 def _print(found: Predictions, form: Form | None) -> None:
-    from epmvg.results import to_coco, to_label_studio
+    from epmvg.inference.results import to_coco, to_label_studio
 
     if form is None:
         rows = [("score", "box (x0, y0, x1, y1)", "phrase")]
@@ -202,8 +202,8 @@ def _print(found: Predictions, form: Form | None) -> None:
 def _predict_many(
     run: Path, sources: list[str], out: Path, phrases: list[str], options: dict[str, Any], as_json: bool
 ) -> None:
-    from epmvg.bulk import predict_many
-    from epmvg.terminal import counting
+    from epmvg.core.progress import counting
+    from epmvg.inference.batch import predict_many
 
     try:
         with counting(errors, "Finding") as progress:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from epmvg.processes import launched
-from epmvg.types import InputError
+from epmvg.core.distributed import launched
+from epmvg.core.types import InputError
 
 console = Console(markup=False, emoji=False, highlight=False)
 """For results; the text of users and files is printed as it stands."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from epmvg.types import Box
+from epmvg.core.types import Box
 
 SLACK = 1.0
 """Pixels a box may leave its image: files round, and count from 0 or 1."""

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from epmvg.data.photos import Photo
-from epmvg.types import InputError
-from epmvg.writing import aside
+from epmvg.core.files import aside
+from epmvg.core.images import Photo
+from epmvg.core.types import InputError
 
 _SHELVES = 64  # each is bounded by itself, so that only its own files are counted when one is added
 _HEAD = struct.Struct("<4I")  # width and height of the photo, width and height of the pixels that follow, RGB

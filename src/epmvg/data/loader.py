@@ -18,16 +18,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from epmvg.config import AugmentSettings
-from epmvg.data.catalog import cache_folder, open_records
+from epmvg.config.settings import AugmentSettings
+from epmvg.core.geometry import Letterbox
+from epmvg.core.images import Photo
+from epmvg.core.tokenizer import PhraseTokenizer
+from epmvg.core.types import Batch, InputError, Record
 from epmvg.data.garbage import collector_paused
 from epmvg.data.image_cache import ImageCache
-from epmvg.data.photos import Photo
+from epmvg.data.registry import cache_folder, open_records
 from epmvg.data.transforms import Augment, pad_of, render, swap_sides, training_view
 from epmvg.data.views import View, canvas_of, evaluation_view, laid_rectangle, lay
-from epmvg.letterbox import Letterbox
-from epmvg.tokenizer import PhraseTokenizer
-from epmvg.types import Batch, InputError, Record
 
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
 Group = tuple[int, int, list[int]]  # an image's number, the group's number among the image's, the records' numbers

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from epmvg.types import Record
+from epmvg.core.types import Record
 
 SAMPLES = "samples.json"
 """In a run's folder: the samples of its training and validation split."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from epmvg.data.catalog import open_records
-from epmvg.data.jsonl import Skipped
-from epmvg.types import Record
+from epmvg.core.types import Record
+from epmvg.data.readers.jsonl import Skipped
+from epmvg.data.registry import open_records
 
 
 def count_records(name: str, *, root: str | Path | None = None, split_key: str = "split") -> dict[str, Any]:

@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from epmvg.core.geometry import Letterbox
+from epmvg.core.types import Box
 from epmvg.data.views import MEAN_COLOUR, View, laid_rectangle
-from epmvg.letterbox import Letterbox
-from epmvg.types import Box
 
 _MEAN = torch.tensor(MEAN_COLOUR).view(3, 1, 1)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from epmvg.letterbox import Letterbox
+from epmvg.core.geometry import Letterbox
 
 MEAN_COLOUR = (0.485, 0.456, 0.406)
 """ImageNet's mean, RGB in 0..1: what lies where there is no picture."""

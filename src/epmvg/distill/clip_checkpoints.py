@@ -20,6 +20,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor
 
+from epmvg.core.types import InputError
 from epmvg.distill.clip_tokenizers import (
     PROBES,
     Tokenize,
@@ -31,7 +32,6 @@ from epmvg.distill.clip_tokenizers import (
 from epmvg.distill.preprocess import Preprocess
 from epmvg.distill.transformers_clip import WEIGHT_FILES, open_transformers, read_json
 from epmvg.distill.weights_files import Weights, read_weights
-from epmvg.types import InputError
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = (

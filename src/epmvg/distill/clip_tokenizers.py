@@ -13,7 +13,7 @@ from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from epmvg.types import InputError
+from epmvg.core.types import InputError
 
 Tokenize = Callable[[list[str]], Tensor]
 """Phrases -> tokens [P, L]."""

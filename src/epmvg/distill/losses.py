@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from epmvg.boxes import paired_giou, paired_iou, to_xyxy
-from epmvg.types import Embeddings, InputError, Output, SimilarityMap
+from epmvg.core.boxes import paired_giou, paired_iou, to_xyxy
+from epmvg.core.types import Embeddings, InputError, Output, SimilarityMap
 
 BoxLoss = Literal["l1", "smooth_l1"]
 Distance = Literal["cosine", "l1"]

@@ -12,8 +12,8 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
+from epmvg.core.types import InputError
 from epmvg.distill.transformers_clip import TransformersClip
-from epmvg.types import InputError
 
 
 def patch_vectors(clip: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,14 +22,14 @@ from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
-from epmvg.data.photos import open_image
+from epmvg.core.files import naming, replacing
+from epmvg.core.hardware import select_device, use_bf16
+from epmvg.core.images import open_image
+from epmvg.core.types import InputError, Progress
 from epmvg.data.transforms import swap_sides
 from epmvg.distill.clip_checkpoints import CONFIG, WEIGHTS, build_clip
 from epmvg.distill.teacher import ClipTeacher
-from epmvg.hardware import select_device, use_bf16
-from epmvg.types import InputError, Progress
-from epmvg.weights import efficientnet_lite0_state, minilm_folder
-from epmvg.writing import naming, replacing
+from epmvg.models.packaged_weights import efficientnet_lite0_state, minilm_folder
 
 TextTower = Literal["minilm", "tiny"]
 TEXT = "text"  # folder of the text tower in a teacher's

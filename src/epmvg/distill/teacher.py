@@ -17,10 +17,10 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from epmvg.core.types import Embeddings
 from epmvg.distill.clip_checkpoints import open_clip_model
 from epmvg.distill.patches import patch_grid, patch_vectors
-from epmvg.types import Embeddings
-from epmvg.weights import fingerprint
+from epmvg.models.packaged_weights import fingerprint
 
 VERSION = 2
 """Of what a teacher computes from the same image, phrase and weights: part of its fingerprint."""

@@ -11,8 +11,8 @@ from open_clip.constants import INCEPTION_MEAN, INCEPTION_STD
 from torch import Tensor, nn
 from transformers import CLIPModel, SiglipModel
 
+from epmvg.core.types import InputError
 from epmvg.distill.clip_tokenizers import CLIP_WORDS, TOKENIZER_FILES, Tokenize, TransformersTokenizer, clip_tokenizer
-from epmvg.types import InputError
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
 _KINDS: dict[str, type[Any]] = {"clip": CLIPModel, "siglip": SiglipModel}

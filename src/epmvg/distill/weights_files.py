@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from epmvg.types import InputError
+from epmvg.core.types import InputError
 
 OPENAI_NUMBERS = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Names beside the weights in OpenAI's archives, and in no other form of CLIP."""

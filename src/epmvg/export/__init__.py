@@ -15,23 +15,23 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from epmvg import __version__
-from epmvg.backends.eager import EagerBackend
-from epmvg.backends.exported import IMAGE, PHRASES, SETTINGS, SUFFIX, ExportedBackend, guest, is_exported
-from epmvg.confidence import CONFIDENCE_FILE
-from epmvg.data.catalog import open_records
+from epmvg.core.calibration import CONFIDENCE_FILE
+from epmvg.core.files import write_text
+from epmvg.core.images import open_image
+from epmvg.core.types import InputError, Record
+from epmvg.core.version import __version__
 from epmvg.data.loader import group_by_image
-from epmvg.data.photos import open_image
+from epmvg.data.registry import open_records
 from epmvg.data.views import canvas_of, evaluation_view, lay
-from epmvg.evaluation import answered_row, of_some_images, overlaps, write_json
+from epmvg.evaluation.evaluate import answered_row, of_some_images, overlaps, write_json
+from epmvg.evaluation.metrics import Scores
 from epmvg.export.graphs import write_onnx
 from epmvg.export.parity import largest_difference
-from epmvg.metrics import Scores
+from epmvg.inference.predictor import Predictor
+from epmvg.inference.runtimes.onnx_runtime import IMAGE, PHRASES, SETTINGS, SUFFIX, ExportedBackend, guest, is_exported
+from epmvg.inference.runtimes.torch_runtime import EagerBackend
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder
-from epmvg.predict import Predictor
-from epmvg.types import InputError, Record
-from epmvg.writing import write_text
 
 Format = Literal["onnx", "openvino"]
 

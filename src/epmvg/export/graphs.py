@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from epmvg.backends.exported import IMAGE, PHRASES
-from epmvg.evaluation import raw_scores
+from epmvg.inference.runtimes.onnx_runtime import IMAGE, PHRASES
 from epmvg.models.grounder import EncodedImages, Grounder
 from epmvg.models.norms import bake_norms
+from epmvg.models.scores import raw_scores
 
 
 class ImageGraph(nn.Module):

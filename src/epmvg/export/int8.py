@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from epmvg.backends.exported import IMAGE, PHRASES
 from epmvg.export.graphs import quiet
+from epmvg.inference.runtimes.onnx_runtime import IMAGE, PHRASES
 
 Canvas = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """image [1, 3, S, S] and pad [1, S, S]."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from epmvg.backends.protocol import Backend
 from epmvg.data.views import canvas_of, evaluation_view, lay
-from epmvg.predict import tokenize
+from epmvg.inference.predictor import tokenize
+from epmvg.inference.runtimes.protocol import Backend
 
 _PHRASES = (
     "dog",

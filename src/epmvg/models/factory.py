@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,19 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
-from epmvg.confidence import CONFIDENCE_FILE, read_calibration
+from epmvg.core.calibration import CONFIDENCE_FILE, read_calibration
+from epmvg.core.files import replacing, write_text
+from epmvg.core.locate import fetch, locate, read_knows
+from epmvg.core.tokenizer import bert_vocabulary
+from epmvg.core.types import InputError
 from epmvg.models.grounder import Grounder
-from epmvg.models.hub import fetch, locate, read_knows
-from epmvg.models.linguistic import LinguisticBranch
+from epmvg.models.packaged_weights import read_wheels
 from epmvg.models.presets import preset
 from epmvg.models.pretrained import load_pretrained
 from epmvg.models.settings import checked
-from epmvg.models.visual import IMAGENET_MEAN, IMAGENET_STD, ConvBranch, SwinBranch, VisualBranch
+from epmvg.models.text_encoder import LinguisticBranch
+from epmvg.models.visual_encoder import IMAGENET_MEAN, IMAGENET_STD, ConvBranch, SwinBranch, VisualBranch
 from epmvg.models.weights_file import WEIGHTS, read_weights, weights_digest, write_weights
-from epmvg.types import InputError
-from epmvg.weights import read_wheels
-from epmvg.writing import replacing, write_text
 
 CONVERSION_FILE = "conversion.yaml"
 """In a folder of `epmvg convert`: the names of the weights that the published file did not hold."""
@@ -88,9 +88,7 @@ def build(settings: dict[str, Any]) -> Grounder:
 
 def default_tokenizer() -> PreTrainedTokenizerBase:
     """Return the lower-casing WordPiece tokenizer of bert-base-uncased, whose vocabulary ships in this package."""
-    with resources.as_file(resources.files("epmvg.models") / "vocabulary.txt") as file:
-        vocabulary = {word: number for number, word in enumerate(file.read_text(encoding="utf-8").splitlines())}
-    return BertTokenizer(vocab=vocabulary, do_lower_case=True)
+    return BertTokenizer(vocab=bert_vocabulary(), do_lower_case=True)
 
 
 def save(model: Grounder, folder: Path | str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from epmvg.types import InputError
+from epmvg.core.types import InputError
 
 
 def freeze(network: nn.Module, frozen: Sequence[str] | str, setting: str) -> bool:

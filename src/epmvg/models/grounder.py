@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from epmvg.boxes import paired_iou, to_cxcywh, to_xyxy
-from epmvg.confidence import Calibration
-from epmvg.models.linguistic import LinguisticBranch
+from epmvg.core.boxes import paired_iou, to_cxcywh, to_xyxy
+from epmvg.core.calibration import Calibration
+from epmvg.core.tokenizer import PhraseTokenizer
+from epmvg.core.types import InputError, Output
+from epmvg.models.text_encoder import LinguisticBranch
 from epmvg.models.transformer import MLP, Encoder, content_first, sine_position
-from epmvg.models.visual import SwinBranch, VisualBranch
-from epmvg.tokenizer import PhraseTokenizer
-from epmvg.types import InputError, Output
+from epmvg.models.visual_encoder import SwinBranch, VisualBranch
 
 Vls = Literal["first", "mean"]
 Position = Literal["learned", "sine"]

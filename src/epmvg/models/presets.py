@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from epmvg.types import InputError
+from epmvg.core.types import InputError
 
 BERT_BASE = {"hidden": 768, "layers": 12, "heads": 12, "feedforward": 3072, "vocabulary": 30_522}
 _TINY_BERT = {"hidden": 32, "layers": 1, "heads": 2, "feedforward": 64, "vocabulary": 30_522, "frozen": []}

@@ -9,10 +9,10 @@ import timm
 import transformers
 from transformers import AutoConfig, AutoTokenizer, BertModel
 
+from epmvg.core.types import InputError
 from epmvg.models.grounder import Grounder
+from epmvg.models.packaged_weights import efficientnet_lite0_state, minilm_folder
 from epmvg.models.presets import MINILM_L6
-from epmvg.types import InputError
-from epmvg.weights import efficientnet_lite0_state, minilm_folder
 
 T = TypeVar("T")
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from epmvg.core.types import InputError
 from epmvg.models.grounder import Position, Vls
-from epmvg.models.visual import IMAGENET_MEAN, IMAGENET_STD
-from epmvg.types import InputError
+from epmvg.models.visual_encoder import IMAGENET_MEAN, IMAGENET_STD
 
 _Positive = Annotated[int, Field(gt=0)]
 _Share = Annotated[float, Field(ge=0, lt=1)]

@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from epmvg.types import InputError
+from epmvg.core.types import InputError
 
 WEIGHTS = "model.safetensors"
 """Name of the weights in a model's folder."""

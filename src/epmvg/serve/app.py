@@ -19,8 +19,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from epmvg import __version__
-from epmvg.data.scenes import draw_scene
+from epmvg.core.types import Box, InputError, Prediction
+from epmvg.core.version import __version__
+from epmvg.data.synthetic.scenes import draw_scene
 from epmvg.serve.batching import Batcher, Waiting
 from epmvg.serve.contract import Fault, batch_body, faults, question_body
 from epmvg.serve.engine import Ground, answer
@@ -30,7 +31,6 @@ from epmvg.serve.intake import Asked, Bound, Question, asked_of, read_question, 
 from epmvg.serve.limits import Limits, RefusalError
 from epmvg.serve.meters import Meters
 from epmvg.serve.pictures import Pictures
-from epmvg.types import Box, InputError, Prediction
 
 STATIC = Path(__file__).parent / "static"
 SAMPLES = 4

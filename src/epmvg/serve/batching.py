@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from epmvg.core.types import Prediction
 from epmvg.serve.pictures import Picture
-from epmvg.types import Prediction
 
 Outcome = list[Prediction] | Exception
 Answer = Callable[[Sequence["Waiting"]], Sequence[Outcome]]

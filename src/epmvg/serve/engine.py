@@ -7,9 +7,9 @@ from typing import Protocol
 
 from PIL import Image
 
+from epmvg.core.types import Prediction
 from epmvg.serve.batching import Outcome, Waiting
 from epmvg.serve.pictures import Picture
-from epmvg.types import Prediction
 
 
 class Ground(Protocol):

@@ -17,7 +17,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from epmvg.data.jsonl import phrase_fault
+from epmvg.data.readers.jsonl import phrase_fault
 from epmvg.serve.gate import Share
 from epmvg.serve.limits import Limits, RefusalError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from epmvg.data.photos import MOST_PIXELS
-from epmvg.types import InputError
+from epmvg.core.images import MOST_PIXELS
+from epmvg.core.types import InputError
 
 
 @dataclass(frozen=True, slots=True)

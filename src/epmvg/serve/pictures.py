@@ -10,10 +10,10 @@ from threading import Lock
 
 from PIL import Image
 
-from epmvg.data.photos import Photo
+from epmvg.core.images import Photo
+from epmvg.core.types import InputError
 from epmvg.data.views import evaluation_view, lay
 from epmvg.serve.limits import Limits, RefusalError
-from epmvg.types import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")
 """What is decoded. Pillow's other readers are kept from strangers' bytes."""

@@ -12,11 +12,11 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from epmvg.predict import Predictor
+from epmvg.core.types import InputError
+from epmvg.inference.predictor import Predictor
 from epmvg.serve.app import create_app
 from epmvg.serve.connections import bounded
 from epmvg.serve.limits import Limits
-from epmvg.types import InputError
 
 
 def serve(

@@ -10,18 +10,18 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from epmvg.config import Recipe
+from epmvg.config.settings import Recipe
+from epmvg.core.files import write_text
 from epmvg.training.agreement import agreed
+from epmvg.training.checkpoint import restore, save_samples
 from epmvg.training.faults import advising, ending_together
 from epmvg.training.folder import LOCK, claimed, located
-from epmvg.training.lessons import cache_teacher, write_teacher
 from epmvg.training.loop import fit
-from epmvg.training.prepare import prepare_run
+from epmvg.training.processes import join
 from epmvg.training.run import Report, Run
-from epmvg.training.spread import join
-from epmvg.training.state import restore, save_samples
+from epmvg.training.setup import prepare_run
 from epmvg.training.stopping import Stopped, heeding
-from epmvg.writing import write_text
+from epmvg.training.teacher import cache_teacher, write_teacher
 
 __all__ = ["Report", "Stopped", "cache_teacher", "train"]
 

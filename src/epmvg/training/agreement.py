@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from epmvg.processes import gathered, told
-from epmvg.types import InputError
+from epmvg.core.distributed import gathered, told
+from epmvg.core.types import InputError
 
 
 @contextmanager

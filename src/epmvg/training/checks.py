@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from epmvg.core.images import Photo
+from epmvg.core.types import InputError, Record
 from epmvg.data.conventions import Convention
-from epmvg.data.photos import Photo
-from epmvg.doctor.kinds import KINDS
-from epmvg.types import InputError, Record
+from epmvg.data.validation.kinds import KINDS
 
 _OPENED = 200  # images whose header is read where the rows do not state sizes
 _THREADS = 8

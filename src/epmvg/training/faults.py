@@ -10,15 +10,15 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from epmvg.config import Recipe
-from epmvg.data.jsonl import json_line, rows_of
+from epmvg.config.settings import Recipe
+from epmvg.core.distributed import is_lost_process
+from epmvg.core.files import naming, replacing
+from epmvg.core.hardware import is_out_of_memory
+from epmvg.core.types import Batch, InputError
+from epmvg.data.readers.jsonl import json_line, rows_of
 from epmvg.distill.losses import Loss
-from epmvg.hardware import is_out_of_memory
-from epmvg.processes import is_lost_process
 from epmvg.training.folder import another_run
 from epmvg.training.run import Run
-from epmvg.types import Batch, InputError
-from epmvg.writing import naming, replacing
 
 
 @contextmanager

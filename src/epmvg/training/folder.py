@@ -9,10 +9,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from epmvg.config import Recipe
-from epmvg.data.catalog import DATASETS
-from epmvg.types import InputError
-from epmvg.writing import naming, write_text
+from epmvg.config.settings import Recipe
+from epmvg.core.files import naming, write_text
+from epmvg.core.types import InputError
+from epmvg.data.registry import DATASETS
 
 LOCK = ".lock"
 """Held in a run's folder while it is written; the system lets it go when its holder dies."""

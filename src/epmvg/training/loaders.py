@@ -5,19 +5,19 @@ from __future__ import annotations
 import accelerate
 from torch import Tensor
 
-from epmvg.config import Recipe
-from epmvg.data.catalog import cache_folder, open_records, share_of
-from epmvg.data.files import is_file
-from epmvg.data.jsonl import Skipped
+from epmvg.config.settings import Recipe
+from epmvg.core.types import InputError, Record
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.readers.files import is_file
+from epmvg.data.readers.jsonl import Skipped
+from epmvg.data.registry import cache_folder, open_records, share_of
 from epmvg.data.samples import Samples
 from epmvg.data.transforms import Augment
-from epmvg.evaluation import evaluation_loader, of_some_images
+from epmvg.evaluation.evaluate import evaluation_loader, of_some_images
 from epmvg.models.grounder import Grounder
-from epmvg.store import stored_maps
 from epmvg.training.checks import check_boxes, check_images
+from epmvg.training.feature_cache import stored_maps
 from epmvg.training.run import Report
-from epmvg.types import InputError, Record
 
 
 def loaders_of(

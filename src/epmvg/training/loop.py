@@ -10,19 +10,19 @@ from itertools import islice
 import torch
 from torch import nn
 
+from epmvg.core.distributed import gathered, told
+from epmvg.core.hardware import use_bf16
+from epmvg.core.types import Batch, InputError
 from epmvg.distill.losses import Loss
-from epmvg.evaluation import predict_rows, short_name, with_misses, write_rows
-from epmvg.hardware import use_bf16
-from epmvg.metrics import Scores
+from epmvg.evaluation.evaluate import predict_rows, short_name, with_misses, write_rows
+from epmvg.evaluation.metrics import Scores
 from epmvg.models.factory import save
-from epmvg.processes import gathered, told
+from epmvg.training.checkpoint import save_state
 from epmvg.training.faults import keep_batch
 from epmvg.training.optimizer import lr_factor
+from epmvg.training.processes import sum_gradients, totals
 from epmvg.training.run import Run, write_row
-from epmvg.training.spread import sum_gradients, totals
-from epmvg.training.state import save_state
 from epmvg.training.stopping import Stopped
-from epmvg.types import Batch, InputError
 
 
 def fit(run: Run) -> None:

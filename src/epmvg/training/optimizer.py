@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from epmvg.config import TrainSettings
+from epmvg.config.settings import TrainSettings
+from epmvg.core.types import InputError
 from epmvg.models.grounder import Grounder
-from epmvg.types import InputError
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,19 +12,19 @@ import accelerate
 import torch
 from torch import Tensor, nn
 
-from epmvg.config import Recipe
-from epmvg.data.absent import Absence
+from epmvg.config.settings import Recipe
+from epmvg.core.distributed import gathered
+from epmvg.core.files import naming
+from epmvg.core.types import Batch
 from epmvg.data.loader import GroundingLoader
+from epmvg.data.negatives import Absence
 from epmvg.data.samples import Samples
-from epmvg.distill.lesson import Lesson
 from epmvg.distill.losses import GroundingLoss, Loss
+from epmvg.distill.targets import Lesson
 from epmvg.models.grounder import Grounder
-from epmvg.models.memory import TextMemory
-from epmvg.processes import gathered
+from epmvg.models.text_cache import TextMemory
 from epmvg.training.optimizer import StepCount
 from epmvg.training.stopping import StopRequest
-from epmvg.types import Batch
-from epmvg.writing import naming
 
 Report = Callable[[dict[str, Any]], None]
 """Called with each row of metrics.jsonl as it is written."""

@@ -1,0 +1,86 @@
+"""Devices and precisions of this machine."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from epmvg.core.types import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """Return the device to compute on.
+
+    Args:
+        name: "auto" (CUDA, then MPS, then CPU) or a device of torch, for example "cuda:1". Under a launcher, "auto"
+            and "cuda" are the GPU of this process's LOCAL_RANK.
+
+    Raises:
+        InputError: there is no such device, here or at all.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"There is no device {name!r}: give auto, cpu, cuda, cuda:1 or mps.") from error
+    if device.type == "cuda":
+        number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(os.environ.get("LOCAL_RANK") or 0) if device.index is None else device.index
+        if index >= number:
+            raise InputError(f"The device cuda:{index} is not here ({number} CUDA devices): give another, or auto.")
+        return torch.device("cuda", index)
+    if device.type == "mps" and torch.backends.mps.is_available():
+        return device
+    if device.type != "cpu":
+        raise InputError(f"The device {name} is not available here: give auto or cpu.")
+    return device
+
+
+def use_bf16(precision: str, device: torch.device | str) -> bool:
+    """Return whether to compute in bfloat16 on a device; "auto" does where its hardware multiplies bfloat16."""
+    if precision != "auto":
+        return precision == "bf16"
+    kind = str(device).partition(":")[0]
+    if kind == "cuda":
+        import torch
+
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return kind == "cpu" and cpu_has_bf16()
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether the processor multiplies bfloat16 in hardware."""
+    return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
+
+
+def cores() -> int:
+    """Return the number of threads to compute with: $OMP_NUM_THREADS, or the cores this process may use."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory ran out, a GPU's or the machine's."""
+    import torch
+
+    said = ("DefaultCPUAllocator", "out of memory")  # torch has a class of its own for CUDA alone
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in said)
+
+
+@lru_cache(maxsize=1)
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())

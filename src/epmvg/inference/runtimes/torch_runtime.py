@@ -1,0 +1,148 @@
+"""A grounder in torch, made ready for answering only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from epmvg.core.hardware import select_device, use_bf16
+from epmvg.core.types import InputError, Output
+from epmvg.models.factory import own_defaults
+from epmvg.models.grounder import EncodedImages, Grounder
+from epmvg.models.norms import BakedConv, bake_norms
+from epmvg.models.scores import raw_scores
+from epmvg.models.text_cache import TextMemory
+from epmvg.models.transformer import Attention
+
+TEXTS = 2_000
+"""Phrases whose text states are kept: 25 KB each for BERT-base and eight word pieces."""
+
+_MULTIPLIES = (nn.Linear, nn.Conv2d, BakedConv, Attention)
+"""Modules whose parameters autocast would turn to bfloat16 in every call."""
+
+
+class EagerBackend:
+    """Answer with a model whose norms are baked and whose convolutions are channels-last; phrases are remembered.
+
+    Args:
+        model: is taken over and changed: it can no longer be trained.
+        device: where to compute.
+        precision: fp32, bf16, or auto, which is bf16 where the hardware has it.
+        compile: let torch.compile make kernels for the shapes met: seconds to minutes at first.
+        threads: of torch, in the whole process.
+    """
+
+    def __init__(
+        self,
+        model: Grounder,
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+        compile: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.canvas, self.length, self.calibration = model.canvas, model.length, model.calibration
+        self.knows, self.tokenizer = model.knows, model.phrase_tokenizer()
+        self.device = select_device(device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.bf16 = use_bf16(precision, self.device)
+        with own_defaults():
+            bake_norms(self.model.visual, padding=True)
+            self.model.visual.to(memory_format=torch.channels_last)
+            if self.bf16:
+                _halve(self.model)
+            else:
+                self.model.linguistic.bake()
+        self.texts = TextMemory(self.model.linguistic, TEXTS, torch.float32)
+        self._encode: Any = self.model.encode_image
+        self._answer: Any = self.model.answer
+        if compile:
+            self._encode, self._answer = torch.compile(self._encode), torch.compile(self._answer)
+
+    @torch.inference_mode()
+    def encode(self, image: NDArray[np.float32], pad: NDArray[np.bool_]) -> Tensor:
+        """Encode images [I, 3, S, S] with pad [I, S, S] -> features [I, ...]."""
+        with self._autocast():
+            features: Tensor = self._encode(self._tensor(image), self._tensor(pad)).features
+        return features
+
+    @torch.inference_mode()
+    def join(self, features: Sequence[Tensor]) -> Tensor:
+        """Put features of several images together in memory of their own."""
+        return torch.cat(list(features))
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        features: Tensor,
+        pad: NDArray[np.bool_],
+        tokens: NDArray[np.int64],
+        token_pad: NDArray[np.bool_],
+        owner: NDArray[np.int64],
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Answer phrases [P, L] about images `owner` [P] -> box [P, 4] cxcywh in 0..1 of the canvas, score [P]."""
+        output = self._ask(self._answer, features, pad, tokens, token_pad, owner)
+        return output.box.cpu().double().numpy(), raw_scores(output).cpu().double().numpy()
+
+    @torch.inference_mode()
+    def maps(
+        self,
+        kind: Literal["where", "attention"],
+        features: Tensor,
+        pad: NDArray[np.bool_],
+        tokens: NDArray[np.int64],
+        token_pad: NDArray[np.bool_],
+    ) -> list[NDArray[np.float32]]:
+        """Return the shares of visual tokens for phrases about one image, [P, side, side] for each map of tokens.
+
+        Raises:
+            InputError: the model has no where-map.
+        """
+        answer = partial(self.model.answer, attention=kind == "attention")
+        output = self._ask(answer, features, pad, tokens, token_pad, np.zeros(len(tokens), np.int64))
+        if kind == "attention":
+            assert output.attention is not None
+            shares = output.attention[:, 1 : 1 + self.model.visual.places(self.canvas)]
+        elif output.where is not None:
+            shares = output.where.softmax(-1)
+        else:
+            raise InputError("This model has no where-map (model.anchored=false): look at its attention instead.")
+        sides = [-(-self.canvas // stride) for stride in self.model.visual.strides]
+        levels = shares.float().cpu().split([side**2 for side in sides], 1)
+        return [level.unflatten(1, (side, side)).numpy() for side, level in zip(sides, levels, strict=True)]
+
+    def _ask(
+        self,
+        answer: Callable[..., Output],
+        features: Tensor,
+        pad: NDArray[np.bool_],
+        tokens: NDArray[np.int64],
+        token_pad: NDArray[np.bool_],
+        owner: NDArray[np.int64],
+    ) -> Output:
+        hidden = self._tensor(token_pad)
+        with self._autocast():
+            states = self.texts(self._tensor(tokens), hidden)
+            return answer(EncodedImages(features, self._tensor(pad)), states, hidden, self._tensor(owner))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
+def _halve(model: nn.Module) -> None:
+    """Keep the weights of products in bfloat16, in place, so that autocast need not turn them in every call."""
+    for module in model.modules():
+        if isinstance(module, _MULTIPLIES):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(torch.bfloat16)

@@ -1,0 +1,98 @@
+"""The teacher of a recipe: opened, asked beforehand, and refused where a student could not follow it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from epmvg.config.settings import DistillSettings, Recipe
+from epmvg.core.files import write_text
+from epmvg.core.hardware import select_device
+from epmvg.core.types import InputError, Progress
+from epmvg.data.readers.jsonl import Skipped
+from epmvg.data.registry import cache_folder, open_records, share_of
+from epmvg.data.transforms import swap_sides
+from epmvg.distill.target_cache import CachedTeacher
+from epmvg.distill.targets import Lesson
+from epmvg.distill.teacher import ClipTeacher, View
+from epmvg.models.grounder import Grounder
+from epmvg.training.loaders import with_photo
+
+
+def open_teacher(recipe: Recipe) -> ClipTeacher | None:
+    """Open the teacher of a recipe."""
+    distill = recipe.distill
+    if distill is None:
+        return None
+    if recipe.train.store and distill.view != "photo":
+        raise InputError("train.store=true opens no pictures: set distill.view=photo.")
+    view: View = "content" if distill.view == "content" else "canvas"
+    return ClipTeacher(
+        distill.teacher, distill.pretrained, quick_gelu=distill.quick_gelu, frozen=distill.frozen, view=view
+    )
+
+
+def write_teacher(teacher: ClipTeacher, folder: Path) -> None:
+    """Write into a run's folder which CLIP taught it: teacher.json."""
+    described = json.dumps(teacher.description(), indent=1, ensure_ascii=False, default=str)
+    write_text(folder / "teacher.json", described + "\n")
+
+
+def check_student(student: Grounder, distill: DistillSettings) -> None:
+    """Refuse what this student could not learn."""
+    if distill.dense and student.similarity is None and not student.anchored:
+        raise InputError(
+            "distill.dense supervises a map that this student lacks: set distill.dense=0 or model.similarity=true."
+        )
+    if distill.dense and len(student.visual.strides) > 1:
+        raise InputError("distill.dense needs one map of visual tokens: set distill.dense=0, or give one stride.")
+
+
+def lesson_of(recipe: Recipe, clip: ClipTeacher) -> Lesson:
+    """Plan what the teacher is asked; what a frozen one has answered before comes from its files."""
+    distill = recipe.distill
+    assert distill is not None
+    return Lesson(
+        CachedTeacher(clip, cache_folder() / "answers") if clip.frozen else clip,
+        photo=distill.view == "photo",
+        fixed=recipe.data.augment is None,
+        sides=distill.sides,
+        dense=distill.dense > 0,
+    )
+
+
+def cache_teacher(recipe: Recipe, progress: Progress | None = None, device: str = "auto") -> dict[str, Any]:
+    """Ask the recipe's frozen teacher beforehand what its training will ask: phrases, and photos unless it sees views.
+
+    Where images are flipped, phrases are asked in both spellings and photos mirrored too; photos with their patches
+    where `distill.dense` wants them, and nothing about a side whose weight is 0. What was answered before is kept, so a
+    pass that was cut off goes on where it was.
+
+    Args:
+        recipe: with a frozen teacher.
+        progress: called with (done, all).
+        device: "auto" or one of torch's.
+
+    Returns:
+        answers and megabytes of the file, seconds of the pass, `skipped` photos and why, and the file's path.
+
+    Raises:
+        InputError: the recipe has no frozen teacher, or its data cannot be read.
+    """
+    teacher = open_teacher(recipe)
+    distill = recipe.distill
+    if teacher is None or distill is None or not teacher.frozen:
+        raise InputError("There is no frozen teacher in this recipe: give distill=NAME or distill=FOLDER.")
+    data, skipped = recipe.data, Skipped()
+    records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
+    records = share_of(with_photo(records, skipped), data.share)
+    flips = data.augment is not None and data.augment.flip > 0
+    phrases = [record.phrase for record in records] if distill.text or distill.dense else []
+    if flips:
+        phrases += [swap_sides(phrase) for phrase in phrases]
+    looks = distill.view == "photo" and (distill.image or distill.dense)
+    photos = [record.image for record in records] if looks else []
+    cached = CachedTeacher(teacher.to(select_device(device)), cache_folder() / "answers")
+    built = cached.fill(phrases, photos, progress, mirrored=flips, patches=distill.dense > 0)
+    return built | {"file": str(cached.answers.path)}
