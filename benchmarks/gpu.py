@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
+from epmvg.core.files import write_json
 from epmvg.distill.losses import GroundingLoss
-from epmvg.evaluation.evaluate import write_json
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
 

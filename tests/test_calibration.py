@@ -15,11 +15,12 @@ import torch
 import epmvg
 from epmvg.config.settings import Recipe
 from epmvg.core.calibration import CONFIDENCE_FILE, Calibration, calibration_error
+from epmvg.core.files import write_rows
 from epmvg.core.types import InputError
 from epmvg.data.registry import open_records
 from epmvg.distill.losses import score_loss
 from epmvg.evaluation.calibration import fit_score_head, remark
-from epmvg.evaluation.evaluate import evaluation_loader, predict_rows, write_rows
+from epmvg.evaluation.evaluate import evaluation_loader, predict_rows
 from epmvg.models.factory import create_model, load, save
 
 NOUNS = {"red": "apple", "green": "frog", "blue": "whale", "yellow": "lemon"}

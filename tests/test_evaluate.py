@@ -12,7 +12,8 @@ import pytest
 import epmvg
 from epmvg.config.settings import DataSettings
 from epmvg.core.types import InputError
-from epmvg.evaluation.evaluate import evaluate, stem_of
+from epmvg.evaluation.evaluate import evaluate
+from epmvg.evaluation.samples import stem_of
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
 from epmvg.training.loaders import loaders_of

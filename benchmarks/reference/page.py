@@ -10,8 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from epmvg.core.files import write_text
-from epmvg.evaluation.evaluate import write_json
+from epmvg.core.files import write_json, write_text
 
 COLUMNS = {
     "rows": {

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 from transformers import BertModel
 
-from epmvg.models.grounder import Grounder, Similarity, mean_vote, median_vote
+from epmvg.models.dense_head import Similarity, mean_vote, median_vote
+from epmvg.models.grounder import Grounder
 from epmvg.models.transformer import Encoder, sine_position
 from epmvg.models.visual_encoder import ConvBranch, SwinBranch
 

@@ -18,8 +18,9 @@ from epmvg.data.views import canvas_of, evaluation_view, lay
 from epmvg.distill.losses import GroundingLoss
 from epmvg.inference.predictor import Predictor
 from epmvg.models import presets
+from epmvg.models.dense_head import mean_vote, median_vote
 from epmvg.models.factory import build, create_model, load, measure, save
-from epmvg.models.grounder import Grounder, mean_vote, median_vote
+from epmvg.models.grounder import Grounder
 from epmvg.models.presets import PRESETS, preset
 from epmvg.models.query_modulation import QueryGate
 from epmvg.models.scores import raw_scores

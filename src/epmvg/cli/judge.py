@@ -54,8 +54,8 @@ def evaluate(
     if robustness:
         if not is_first():  # one process does this alone
             return
-        from epmvg.evaluation.evaluate import results_folder
         from epmvg.evaluation.robustness import LIMIT, measure_robustness
+        from epmvg.evaluation.samples import results_folder
         from epmvg.report.robustness import robustness_page
 
         with counting(errors, "Perturbing") as progress:
@@ -79,7 +79,7 @@ def evaluate(
 
 
 def _say_evaluation(run: Path, result: dict[str, Any]) -> None:
-    from epmvg.evaluation.evaluate import results_folder
+    from epmvg.evaluation.samples import results_folder
 
     parts = {f"{result['data']} {result['split']}": result} | result.get("parts", {})
     table(

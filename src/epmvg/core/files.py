@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import strerror
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from epmvg.core.types import InputError
@@ -121,3 +123,31 @@ def _number_of(error: BaseException | None) -> int | None:
             return int(quoted[1])
         error = error.__cause__ or (error.__context__ if "inline_container" in str(error) else None)
     return None
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write JSONL so that no reader ever sees half of it; scores are rounded here and nowhere before.
+
+    Raises:
+        InputError: as `write_json`.
+    """
+    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
+        for row in rows:
+            score = row.get("score")
+            out.write(_json(file, {**row, "score": round(score, 6)} if isinstance(score, float) else row) + "\n")
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON so that no reader ever sees half of it.
+
+    Raises:
+        InputError: it holds nan or infinity, which JSON has no words for, or the disk refuses.
+    """
+    write_text(file, _json(file, value, indent=1) + "\n")
+
+
+def _json(file: Path, value: Any, indent: int | None = None) -> str:
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{file} is not written: a result is not a finite number, so the model is broken.") from error

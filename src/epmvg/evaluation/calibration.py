@@ -23,9 +23,10 @@ from epmvg.core.hardware import select_device
 from epmvg.core.types import InputError, Progress, Record
 from epmvg.data.negatives import absent_records
 from epmvg.data.registry import open_records
-from epmvg.evaluation.evaluate import data_of, evaluation_loader, of_some_images, predict_rows, split_absent
+from epmvg.evaluation.evaluate import evaluation_loader, predict_rows, split_absent
 from epmvg.evaluation.leakage import shared_images, training_images
 from epmvg.evaluation.metrics import stamp
+from epmvg.evaluation.samples import data_of, of_some_images
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
 from epmvg.models.text_cache import TextMemory

@@ -10,23 +10,21 @@ import numpy as np
 from PIL import Image
 
 from epmvg.core.calibration import Calibration, auroc, interval
+from epmvg.core.files import write_json, write_rows
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Progress, Record
 from epmvg.data.negatives import absent_records
-from epmvg.evaluation.evaluate import (
-    PROTOCOL,
+from epmvg.evaluation.evaluate import PROTOCOL, overlaps
+from epmvg.evaluation.metrics import Row, is_hit
+from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, Perturbation, generator
+from epmvg.evaluation.samples import (
     make_results_folder,
     of_some_images,
-    overlaps,
     results_folder,
     rows_to_ask,
     short_name,
     stem_of,
-    write_json,
-    write_rows,
 )
-from epmvg.evaluation.metrics import Row, is_hit
-from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, Perturbation, generator
 from epmvg.evaluation.statistics import accuracy, bootstrap, compare, pair
 from epmvg.inference.predictor import Predictor
 

@@ -18,13 +18,14 @@ import psutil
 import torch
 
 from epmvg.config.settings import Recipe
+from epmvg.core.files import write_json
 from epmvg.core.hardware import cores
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError
 from epmvg.data.registry import open_records
 from epmvg.data.synthetic.scenes import DEFAULT_SIZES, write_scenes
 from epmvg.distill.pretrain import train_teacher
-from epmvg.evaluation.evaluate import evaluate, write_json
+from epmvg.evaluation.evaluate import evaluate
 from epmvg.inference.draw import draw_boxes
 from epmvg.inference.predictor import Predictor
 from epmvg.report import write_report

@@ -16,15 +16,16 @@ import numpy as np
 import torch
 
 from epmvg.core.calibration import CONFIDENCE_FILE
-from epmvg.core.files import write_text
+from epmvg.core.files import write_json, write_text
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Record
 from epmvg.core.version import __version__
 from epmvg.data.loader import group_by_image
 from epmvg.data.registry import open_records
 from epmvg.data.views import canvas_of, evaluation_view, lay
-from epmvg.evaluation.evaluate import answered_row, of_some_images, overlaps, write_json
+from epmvg.evaluation.evaluate import answered_row, overlaps
 from epmvg.evaluation.metrics import Scores
+from epmvg.evaluation.samples import of_some_images
 from epmvg.export.graphs import write_onnx
 from epmvg.export.parity import largest_difference
 from epmvg.inference.predictor import Predictor

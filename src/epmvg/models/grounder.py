@@ -13,13 +13,13 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from epmvg.core.boxes import paired_iou, to_cxcywh, to_xyxy
 from epmvg.core.calibration import Calibration
 from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.core.types import InputError, Output
+from epmvg.models.dense_head import Similarity, TokenMaps, mean_of_content, mean_vote, median_vote
+from epmvg.models.iou_head import ScoreHead, score_evidence
 from epmvg.models.text_encoder import LinguisticBranch
 from epmvg.models.transformer import MLP, Encoder, content_first, sine_position
 from epmvg.models.visual_encoder import SwinBranch, VisualBranch
@@ -37,15 +37,6 @@ class EncodedImages:
 
     def select(self, index: Tensor) -> EncodedImages:
         return EncodedImages(self.features[index], self.pad[index])
-
-
-@dataclass(slots=True)
-class TokenMaps:
-    """What a student says of each of the n visual tokens that it carries; None where it has no such map."""
-
-    where: Tensor | None  # [P, n] logits, -inf at padding
-    votes: Tensor | None  # [P, n, 4] cxcywh
-    similarity: Tensor | None  # [P, n] logits, -inf at padding
 
 
 class Grounder(nn.Module):
@@ -235,7 +226,7 @@ class Grounder(nn.Module):
         regressed = self.head(fused_reg).float().sigmoid()  # [P, 4] (eq. 4)
         out = Output(
             box=regressed,
-            visual=fused[:, 0] if self.vls == "first" else _mean_of_content(fused, visual_pad),
+            visual=fused[:, 0] if self.vls == "first" else mean_of_content(fused, visual_pad),
             text=fused_text[:, 0],
             owner=owner,
             grid=(rows, columns) if len(pads) == 1 else None,
@@ -267,7 +258,7 @@ class Grounder(nn.Module):
         out.judged = out.box.detach()
         if self.training and maps.where is not None and maps.votes is not None:
             out.judged = median_vote(maps.where.detach(), maps.votes.detach())
-        out.evidence = _evidence(out, out.judged, reg, fused, visual_pad, maps)
+        out.evidence = score_evidence(out, out.judged, reg, fused, visual_pad, maps)
         out.score = self.score_head(out.evidence)
 
     def _attention(self, x: Tensor, position: Tensor, hide: Tensor, keep: Tensor, places: int) -> Tensor:
@@ -292,109 +283,6 @@ class Grounder(nn.Module):
         if len(rows) != places:
             raise ValueError(f"this model has {len(rows)} learned places, the canvas has {places}")
         return rows.expand(pads[0].shape[0], -1, -1)
-
-
-class ScoreHead(nn.Module):
-    """Predict the IoU of the student's own box from what the student knows; no gradient passes into the student."""
-
-    def __init__(self, width: int, *, maps: bool, similarity: bool) -> None:
-        super().__init__()
-        inputs = 2 * width + 4 + 10 * maps + 2 * similarity  # [REG], the pooled token and the facts of `_evidence`
-        self.layers = MLP(inputs, width, 1, layers=2)
-
-    def forward(self, evidence: Tensor) -> Tensor:
-        """Evidence [P, F] -> logits [P] of the expected IoU."""
-        logits: Tensor = self.layers(evidence).squeeze(-1).float()
-        return logits
-
-
-class Similarity(nn.Module):
-    """Cosine of each visual token with the mean word of a phrase, in a shared space."""
-
-    def __init__(self, visual_width: int, text_width: int, width: int) -> None:
-        super().__init__()
-        self.visual = nn.Linear(visual_width, width)
-        self.text = nn.Linear(text_width, width)
-        self.scale = nn.Parameter(torch.tensor(math.log(10.0)))  # temperature 0.1, half of CLIP's 14 at its start
-        self.token = nn.Parameter(torch.randn(width) * 0.1)  # logits are some tens at most
-
-    def forward(self, visual: Tensor, states: Tensor, token_pad: Tensor, owner: Tensor) -> Tensor:
-        """Visual [I, n, C], states [P, L, C'] -> logits [P, n]."""
-        weight = (~token_pad).to(states.dtype)[..., None]
-        phrase = (states * weight).sum(1) / weight.sum(1)
-        visual = F.normalize(self.visual(visual), dim=-1)
-        phrase = F.normalize(self.text(phrase), dim=-1)
-        every = visual @ phrase.T  # [I, n, P]: all pairs cost less than a copy of the image for each phrase
-        cosine = every.permute(0, 2, 1)[owner, torch.arange(owner.shape[0], device=owner.device)]  # [P, n]
-        return cosine * self.scale.clamp(max=math.log(100.0)).exp()
-
-    def feed(self, similarity: Tensor) -> Tensor:
-        """What a visual token learns of its similarity: [P, n] -> [P, n, D]."""
-        return similarity[..., None] * self.token
-
-
-def mean_vote(where: Tensor, votes: Tensor) -> Tensor:
-    """Average votes [P, n, 4] by the where-map's logits [P, n] -> [P, 4]: smooth, for training."""
-    return (where.softmax(-1)[..., None] * votes).sum(1)
-
-
-def median_vote(where: Tensor, votes: Tensor, sharpen: float = 1.25, middle: float = 0.2) -> Tensor:
-    """Take each edge of the box from the middle of the votes for it -> [P, 4] cxcywh: deaf to a few far votes.
-
-    Votes [P, n, 4] are sorted edge by edge and weighed by the where-map's logits [P, n] times `sharpen`; the `middle`
-    share of that weight is averaged. A second candidate with a fifth of the map's mass would pull a mean far off, but
-    hardly moves a median. Chosen on val (docs/results.md).
-    """
-    edges, order = to_xyxy(votes).sort(1)  # [P, n, 4] each
-    upto = (where * sharpen).softmax(-1)[..., None].expand_as(edges).gather(1, order).cumsum(1)
-    since = torch.cat([torch.zeros_like(upto[:, :1]), upto[:, :-1]], 1)
-    low, high = 0.5 - middle / 2, 0.5 + middle / 2
-    weight = (upto.clamp(max=high) - since.clamp(min=low)).clamp(min=0)  # [P, n, 4]
-    return to_cxcywh((weight * edges).sum(1) / weight.sum(1))
-
-
-def share_inside(where: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Share of where-maps (logits [P, N] on a grid of rows x columns) inside boxes [P, 4] cxcywh -> [P] in 0..1."""
-    rows, columns = grid
-    share = where.float().softmax(-1).unflatten(1, grid)  # [P, H, W]
-    x0, y0, x1, y1 = (edge[:, None] for edge in to_xyxy(box.float()).unbind(-1))
-    left = torch.arange(columns, device=share.device, dtype=torch.float32) / columns
-    top = torch.arange(rows, device=share.device, dtype=torch.float32) / rows
-    across = ((x1 - left).clamp(max=1 / columns) - (x0 - left).clamp(min=0)).clamp(min=0) * columns  # [P, W], 0..1
-    down = ((y1 - top).clamp(max=1 / rows) - (y0 - top).clamp(min=0)).clamp(min=0) * rows  # [P, H], 0..1
-    return torch.einsum("phw,ph,pw->p", share, down, across).clamp(0, 1)
-
-
-@torch.no_grad()
-def _evidence(out: Output, box: Tensor, reg: Tensor, fused: Tensor, visual_pad: Tensor, maps: TokenMaps) -> Tensor:
-    """Gather what tells a good box from a bad one: tokens, the box and how far the maps agree with it -> [P, F]."""
-    facts = [box]  # [P, 4]
-    if maps.where is not None and maps.votes is not None:
-        assert out.where is not None and out.regressed is not None and out.grid is not None
-        share = maps.where.softmax(-1)  # [P, n]
-        edges = to_xyxy(maps.votes)  # [P, n, 4]
-        corners = to_xyxy(box)
-        entropy = -(share * share.clamp(min=1e-9).log()).sum(-1) / math.log(max(out.where.shape[-1], 2))
-        agreement = (share * paired_iou(edges, corners[:, None])).sum(-1)
-        spread = (share[..., None] * (edges - corners[:, None]).abs()).sum(1)  # [P, 4]
-        peak = maps.where.amax(-1) / 10  # of some tens at most
-        other = paired_iou(to_xyxy(out.regressed), corners)
-        inside = share_inside(out.where, box, out.grid)
-        facts += [spread, torch.stack([entropy, agreement, share.amax(-1), peak, other, inside], -1)]
-        pooled = torch.einsum("pn,pnd->pd", share.to(fused.dtype), fused)
-    else:
-        pooled = _mean_of_content(fused, visual_pad)
-    if maps.similarity is not None:
-        cosine = maps.similarity / 10
-        mean = cosine.masked_fill(visual_pad, 0.0).sum(-1) / (~visual_pad).sum(-1).clamp(min=1)
-        facts.append(torch.stack([cosine.amax(-1), mean], -1))
-    return torch.cat([reg.float(), pooled.float(), *(fact.float() for fact in facts)], -1)
-
-
-def _mean_of_content(tokens: Tensor, pad: Tensor) -> Tensor:
-    """Average tokens [P, n, D] that are not padding -> [P, D]."""
-    weight = (~pad).to(tokens.dtype)[..., None]
-    return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def _projection(inputs: int, width: int, normalize: bool) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from epmvg.core.types import Output
-from epmvg.models.grounder import share_inside
+from epmvg.models.dense_head import share_inside
 
 
 def raw_scores(output: Output) -> Tensor:

@@ -13,7 +13,8 @@ from epmvg.data.readers.jsonl import Skipped
 from epmvg.data.registry import cache_folder, open_records, share_of
 from epmvg.data.samples import Samples
 from epmvg.data.transforms import Augment
-from epmvg.evaluation.evaluate import evaluation_loader, of_some_images
+from epmvg.evaluation.evaluate import evaluation_loader
+from epmvg.evaluation.samples import of_some_images
 from epmvg.models.grounder import Grounder
 from epmvg.training.checks import check_boxes, check_images
 from epmvg.training.feature_cache import stored_maps

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from epmvg.core.distributed import gathered, told
+from epmvg.core.files import write_rows
 from epmvg.core.hardware import use_bf16
 from epmvg.core.types import Batch, InputError
 from epmvg.distill.losses import Loss
-from epmvg.evaluation.evaluate import predict_rows, short_name, with_misses, write_rows
+from epmvg.evaluation.evaluate import predict_rows, with_misses
 from epmvg.evaluation.metrics import Scores
+from epmvg.evaluation.samples import short_name
 from epmvg.models.factory import save
 from epmvg.training.checkpoint import save_state
 from epmvg.training.faults import keep_batch

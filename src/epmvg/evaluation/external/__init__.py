@@ -8,16 +8,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
-from epmvg.core.files import refuse_overwrite
+from epmvg.core.files import refuse_overwrite, write_rows
 from epmvg.core.images import Photo
 from epmvg.core.types import Box, InputError
 from epmvg.data.registry import open_records
-from epmvg.evaluation.evaluate import Row, answered_row, judge, overlaps, question_of, short_name, write_rows
+from epmvg.evaluation.evaluate import Row, answered_row, judge, overlaps, question_of
 from epmvg.evaluation.external.answers import FORMATS, Answer, Format, read_answers
 from epmvg.evaluation.external.coordinates import Coordinates, Size
 from epmvg.evaluation.external.fit import SHARE, Fit, Given, doubtful_data, refuse_misfit
 from epmvg.evaluation.external.questions import Question, match, questions
 from epmvg.evaluation.metrics import BOXES, TARGETS, Targets, parts_of
+from epmvg.evaluation.samples import short_name
 from epmvg.evaluation.statistics import difference
 
 __all__ = ["score"]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.core.distributed import launched
+from epmvg.core.files import write_json
 from epmvg.core.types import InputError
-from epmvg.evaluation.evaluate import write_json
 from epmvg.experiments.reproduce.page import as_html, as_markdown
 from epmvg.experiments.reproduce.plan import (
     SCALES,

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from epmvg.core.files import write_json
 from epmvg.core.types import InputError
 from epmvg.data.readers.jsonl import json_lines
 from epmvg.data.registry import DATASETS
 from epmvg.distill.pretrain import train_teacher
-from epmvg.evaluation.evaluate import evaluate, short_name, write_json
+from epmvg.evaluation.evaluate import evaluate
+from epmvg.evaluation.samples import short_name
 from epmvg.experiments.reproduce.plan import OWN_TEACHER, Job, Scale, data_hash, trouble_of
 from epmvg.training import Report, train
 
