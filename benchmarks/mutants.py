@@ -33,15 +33,19 @@ class Mutant:
 
 
 MUTANTS = [
-    Mutant("boxes.py", "(hull - union) / hull", "(hull + union) / hull", "test_boxes.py"),
-    Mutant("letterbox.py", "y0 * self.scale_y + self.top", "y0 * self.scale_y - self.top", "test_boxes.py"),
-    Mutant("evaluation.py", "(iou >= bound)", "(iou > bound)", "test_scores.py"),
-    Mutant("confidence.py", "loss < best[0]", "loss > best[0]", "test_confidence.py"),
+    Mutant("core/boxes.py", "(hull - union) / hull", "(hull + union) / hull", "test_boxes.py"),
+    Mutant("core/geometry.py", "y0 * self.scale_y + self.top", "y0 * self.scale_y - self.top", "test_boxes.py"),
+    Mutant("evaluation/metrics.py", 'float(row["iou"]) >= bound', 'float(row["iou"]) > bound', "test_scores.py"),
+    Mutant("core/calibration.py", "loss < best[0]", "loss > best[0]", "test_confidence.py"),
     Mutant("data/loader.py", "-(-len(order) // self", "(len(order) // self", "data/test_loader.py", "not workers"),
     Mutant("data/transforms.py", 'word.lower() == "left"', 'word.lower() != "left"', "data/test_transforms.py", "side"),
-    Mutant("data/files.py", 'and ".." not in path.parts', "", "test_security.py", "path"),
+    Mutant("data/readers/files.py", 'and ".." not in path.parts', "", "test_security.py", "path"),
     Mutant(
-        "data/photos.py", "width * height > MOST_PIXELS", "width + height > MOST_PIXELS", "test_security.py", "header"
+        "core/images.py",
+        "width * height > self._most_pixels",
+        "width + height > self._most_pixels",
+        "test_security.py",
+        "header",
     ),
     Mutant(
         "distill/losses.py",
@@ -56,8 +60,8 @@ MUTANTS = [
         "similarity.float()",
         "models/test_grounder.py",
     ),
-    Mutant("data/absent.py", "words.isdisjoint(", "not words.isdisjoint(", "data/test_absent.py"),
-    Mutant("writing.py", "temporary.unlink(missing_ok=True)", "pass", "test_faults.py", "does_not_fit"),
+    Mutant("data/negatives.py", "words.isdisjoint(", "not words.isdisjoint(", "data/test_absent.py"),
+    Mutant("core/files.py", "temporary.unlink(missing_ok=True)", "pass", "test_faults.py", "does_not_fit"),
 ]
 
 
