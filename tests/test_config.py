@@ -79,6 +79,8 @@ def test_a_recipe_says_how_to_distil_and_the_run_from_whom(tmp_path: Path) -> No
         (["scenes", "train.epochs=true"], "train.epochs='true' does not fit"),
         (["scenes", "train=3", "train.lr=1"], "train.lr cannot be set in train=3"),
         (["scenes", "model.set=null", "model.canvas=[", "x"], "The value of 'model.canvas' is not valid YAML"),
+        (["scenes", "train.tensorboard=true"], "the setting train.tensorboard is gone, delete it: metrics.jsonl"),
+        (["scenes", "distill=x", "distill.fit=linear"], "the setting distill.fit is gone"),
         (["scenes", "epochs"], "'epochs' is not a setting"),
         (["scenes", "data.augment.flip=2"], r"data.augment.flip=2"),
     ],

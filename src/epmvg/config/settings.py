@@ -321,10 +321,21 @@ def _number(value: Any) -> Any:
     return value
 
 
+DROPPED = {
+    "train.tensorboard": "metrics.jsonl and `epmvg report` show the curves",
+    "data.augment.as_published": "data.augment.style=transvg keeps the published sizes and crop ranges",
+    "distill.fit": "the teacher's embeddings are pooled as in the paper",
+    "distill.at": "[VLS] and [CLS] are taken at the fusion's output as in the paper",
+}
+"""Settings that earlier recipes and runs may state, and what holds without them."""
+
+
 def _sentence(error: ValidationError, source: str) -> str:
     """Turn the first complaint into one sentence that names the key and the cure."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
+    if key in DROPPED:
+        return f"{source}: the setting {key} is gone, delete it: {DROPPED[key]}."
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(key.split(".")[-1], _known_keys(first["loc"]), n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(_known_keys(first['loc']))}."
