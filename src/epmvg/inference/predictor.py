@@ -277,7 +277,8 @@ class Predictor:
             return float(min_score)
         if self.threshold is None:
             raise InputError(
-                "This model has no stored threshold: run `epmvg calibrate RUN`, or give min_score a number."
+                "This model has no stored threshold: run `epmvg calibrate RUN`, which stores one where the data has "
+                "enough negative phrases, or give min_score a number."
             )
         return self.threshold
 
