@@ -23,9 +23,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 from epmvg.core.images import open_image
-from epmvg.core.types import Record
+from epmvg.core.types import Sample
 from epmvg.data.synthetic.scenes import draw_scene
-from epmvg.data.views import canvas_of, evaluation_view, lay
+from epmvg.data.views import evaluation_view, image_of, lay
 from epmvg.evaluation.evaluate import Row, answered_row, evaluation_loader, overlaps, predict_rows
 from epmvg.evaluation.metrics import Scores
 from epmvg.models.norms import bake_norms
@@ -37,7 +37,7 @@ SIZE = (640, 480)
 A_PHOTO = 7  # phrases of a photo, as in RefCOCO
 
 
-def draw(folder: Path, photos: int) -> list[Record]:
+def draw(folder: Path, photos: int) -> list[Sample]:
     """Write drawn scenes as JPEG files and return seven rows of each."""
     records = []
     for number in range(photos):
@@ -48,11 +48,11 @@ def draw(folder: Path, photos: int) -> list[Record]:
         for turn in range(A_PHOTO):
             phrase = scene.phrases[turn % len(scene.phrases)]
             x0, y0, x1, y1 = scene.things[phrase.target].box
-            records.append(Record(file, phrase.text, (x0 * across, y0 * down, x1 * across, y1 * down)))
+            records.append(Sample(file, phrase.text, (x0 * across, y0 * down, x1 * across, y1 * down)))
     return records
 
 
-def ours(work: Work, records: list[Record]) -> list[Row]:
+def ours(work: Work, records: list[Sample]) -> list[Row]:
     """Evaluate as `epmvg evaluate` does."""
     rows = predict_rows(work.student, evaluation_loader(work.student, records).batches(0))
     Scores.of(rows)
@@ -60,14 +60,14 @@ def ours(work: Work, records: list[Record]) -> list[Row]:
 
 
 @torch.inference_mode()
-def plainly(work: Work, plain: PlainGrounder, records: list[Record]) -> list[Row]:
+def plainly(work: Work, plain: PlainGrounder, records: list[Sample]) -> list[Row]:
     """Evaluate as published: each row opens its photo and has it encoded."""
     rows = []
     for record in records:
         photo = open_image(record.image)
-        view = evaluation_view(photo.size, work.student.canvas)
-        image, pad = (torch.from_numpy(part)[None] for part in canvas_of(lay(photo, view), view))
-        answered = plain(image, pad, *work.full_length([record.phrase]))
+        view = evaluation_view(photo.size, work.student.image_size)
+        image, image_mask = (torch.from_numpy(part)[None] for part in image_of(lay(photo, view), view))
+        answered = plain(image, image_mask, *work.full_length([record.phrase]))
         box = view.letterbox.to_source(answered.double()).tolist()
         rows.append(answered_row(record, box[0], overlaps(box, [record.box])[0], score=None))
     Scores.of(rows)

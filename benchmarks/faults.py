@@ -23,9 +23,20 @@ from typing import Any
 from epmvg.data.synthetic.scenes import write_scenes
 
 SETTINGS = [
-    *("model={preset: tiny-resnet, pretrained: false}", "distill=null", "data.images=4", "data.phrases=4"),
-    *("train.store=false", "train.precision=fp32", "train.epochs=2", "train.save_every=5", "train.log_every=2"),
-    *("train.evaluate_every=1", "train.evaluate_limit=20", "train.warmup=0"),
+    *(
+        "model={name: tiny-resnet, pretrained: false}",
+        "distill=null",
+        "data.batch_size=4",
+        "data.phrases_per_image=4",
+    ),
+    *(
+        "train.cache_features=false",
+        "train.precision=fp32",
+        "train.epochs=2",
+        "train.save_interval=5",
+        "train.log_interval=2",
+    ),
+    *("train.eval_interval=1", "train.eval_limit=20", "train.warmup_steps=0"),
 ]
 AS_A_USER = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
 
@@ -140,13 +151,13 @@ def vanished_picture(room: Room) -> tuple[int, str, bool]:
 
 def vanished_folder(room: Room) -> tuple[int, str, bool]:
     """All pictures are gone in mid-training: their disk was unmounted."""
-    process = room.start("train.epochs=6", "data.workers=1")
+    process = room.start("train.epochs=6", "data.num_workers=1")
     room.wait_for_a_row()
     (room.scenes / "images").rename(room.scenes / "away")
     said, _ = process.communicate()
     (room.scenes / "away").rename(room.scenes / "images")
     line = said.strip().splitlines()[-1].replace(str(room.folder) + "/", "")
-    return process.returncode, line, room.goes_on("train.epochs=6", "data.workers=1")
+    return process.returncode, line, room.goes_on("train.epochs=6", "data.num_workers=1")
 
 
 def missing_validation_picture(room: Room) -> tuple[int, str, bool]:
@@ -161,7 +172,13 @@ def missing_validation_picture(room: Room) -> tuple[int, str, bool]:
 
 def no_number(room: Room) -> tuple[int, str, bool]:
     """A learning rate so high that weights overflow."""
-    wild = ["train.lr=1e38", "train.lr_visual=1e38", "train.lr_encoder=1e38", "train.lr_text=1e38", "train.epochs=4"]
+    wild = [
+        "train.lr=1e38",
+        "train.lr_backbone=1e38",
+        "train.lr_visual_encoder=1e38",
+        "train.lr_text_encoder=1e38",
+        "train.epochs=4",
+    ]
     status, line = room.train(*wild)
     return status, line, any(room.run.glob("batch-*.safetensors"))
 
@@ -192,7 +209,7 @@ def both_states_damaged(room: Room) -> tuple[int, str, bool]:
     for file in (room.run / "state").iterdir():
         file.write_bytes(file.read_bytes()[:-1000])
     status, line = room.train(resume=True)
-    return status, line, room.goes_on(f"model.start={room.run}", out=room.folder / "second")
+    return status, line, room.goes_on(f"model.init_from={room.run}", out=room.folder / "second")
 
 
 def two_at_once(room: Room) -> tuple[int, str, bool]:
@@ -215,7 +232,7 @@ def two_from_nothing(room: Room) -> tuple[int, str, bool]:
 def out_of_memory(room: Room) -> tuple[int, str, bool]:
     """The process may take 6 GB of addresses, and a batch wants more."""
     limit = ["prlimit", "--as=6000000000"]
-    status, line = room.train("model.canvas=1024", "data.images=30", "data.phrases=32", prefix=limit)
+    status, line = room.train("model.image_size=1024", "data.batch_size=30", "data.phrases_per_image=32", prefix=limit)
     return status, line, not (room.run / "state").exists() and room.goes_on(out=room.folder / "second")
 
 

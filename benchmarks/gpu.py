@@ -32,11 +32,11 @@ def measure(
     model: Grounder, device: str, work: str, precision: str, images: int, compiled: bool, rounds: int
 ) -> dict[str, Any]:
     """Time one setting; phrases/s and peak memory."""
-    side = model.canvas
+    side = model.image_size
     image = torch.rand(images, 3, side, side, device=device)
-    pad = torch.zeros(images, side, side, dtype=torch.bool, device=device)
+    image_mask = torch.zeros(images, side, side, dtype=torch.bool, device=device)
     words = tuple(part.to(device) for part in model.tokenize(["a man in a blue shirt"] * (images * PHRASES)))
-    owner = torch.arange(images, device=device).repeat_interleave(PHRASES)
+    image_index = torch.arange(images, device=device).repeat_interleave(PHRASES)
     target = torch.rand(images * PHRASES, 4, device=device) * 0.4 + 0.3
     network = torch.compile(model) if compiled else model
     scaler = torch.amp.GradScaler(device, enabled=precision == "fp16" and device == "cuda")
@@ -45,11 +45,11 @@ def measure(
 
     def answer() -> None:
         with torch.inference_mode(), autocast:
-            network(image, pad, *words, owner)
+            network(image, image_mask, *words, image_index)
 
     def train() -> None:
         with autocast:
-            output = network(image, pad, *words, owner)
+            output = network(image, image_mask, *words, image_index)
         scaler.scale(GroundingLoss()(output, target).total).backward()
         scaler.step(optimizer)
         scaler.update()

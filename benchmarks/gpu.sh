@@ -13,11 +13,11 @@ data=${2:-}
 minutes=${MINUTES:-24}
 sweep=(--minutes "$((minutes * 3 / 8))")
 recipe=scenes
-settings=(train.epochs=6 data.workers=8 train.precision=bf16)
+settings=(train.epochs=6 data.num_workers=8 train.precision=bf16)
 device=cuda
 if [ "$data" = --smoke ]; then
   sweep=(--tiny)
-  settings=(train.epochs=0.01 train.evaluate_limit=16 train.store=false "model={preset: tiny-resnet, pretrained: false}")
+  settings=(train.epochs=0.01 train.eval_limit=16 train.cache_features=false "model={name: tiny-resnet, pretrained: false}")
   device=cpu
 elif [ -n "$data" ]; then
   recipe=flickr-mini

@@ -32,17 +32,17 @@ def seconds_of_step(
 ) -> float:
     """Time one training step over `batch` phrases asked of batch / phrases images."""
     images = max(1, batch // phrases)
-    side = model.canvas
+    side = model.image_size
     image = torch.rand(images, 3, side, side)
-    pad = torch.zeros(images, side, side, dtype=torch.bool)
-    pad[:, : side // 8] = pad[:, -side // 8 :] = True  # a 4:3 photo
-    tokens, token_pad = model.tokenize([PHRASES[i % len(PHRASES)] for i in range(batch)])
-    owner = torch.arange(batch) // phrases
+    image_mask = torch.zeros(images, side, side, dtype=torch.bool)
+    image_mask[:, : side // 8] = image_mask[:, -side // 8 :] = True  # a 4:3 photo
+    tokens, token_mask = model.tokenize([PHRASES[i % len(PHRASES)] for i in range(batch)])
+    image_index = torch.arange(batch) // phrases
     target = torch.rand(batch, 4) * 0.4 + 0.3
     start = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-        states = memory(tokens, token_pad) if memory else None
-        output = model(image, pad, tokens, token_pad, owner, states=states)
+        states = memory(tokens, token_mask) if memory else None
+        output = model(image, image_mask, tokens, token_mask, image_index, states=states)
     GroundingLoss()(output, target).total.backward()
     optimizer.step()
     optimizer.zero_grad()

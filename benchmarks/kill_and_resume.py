@@ -35,10 +35,16 @@ TEACHER = {
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }
 SETTINGS = [
-    *("model={preset: tiny-resnet, pretrained: false, anchored: true, similarity: true, score: true}",),
-    *("data.images=4", "data.phrases=4", "data.augment={}", "train.store=false", "train.precision=fp32"),
-    *("train.epochs=6", "train.lr=1e-3", "train.lr_visual=1e-3", "train.warmup=10", "train.clip=1"),
-    *("train.save_every=7", "train.log_every=5", "train.evaluate_every=0.5", "train.evaluate_limit=40"),
+    *("model={name: tiny-resnet, pretrained: false, anchored: true, similarity: true, score: true}",),
+    *(
+        "data.batch_size=4",
+        "data.phrases_per_image=4",
+        "data.augment={}",
+        "train.cache_features=false",
+        "train.precision=fp32",
+    ),
+    *("train.epochs=6", "train.lr=1e-3", "train.lr_backbone=1e-3", "train.warmup_steps=10", "train.max_grad_norm=1"),
+    *("train.save_interval=7", "train.log_interval=5", "train.eval_interval=0.5", "train.eval_limit=40"),
 ]
 CLOCK = ("seconds", "images_per_s", "phrases_per_s")
 

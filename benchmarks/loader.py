@@ -30,7 +30,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as vision
 
-from epmvg.core.types import Box, Record
+from epmvg.core.types import Box, Sample
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.transforms import Augment
 
@@ -68,14 +68,14 @@ def plain_view(file: Path, box: Box) -> tuple[Tensor, Tensor, Tensor]:
     tensor = vision.normalize(vision.to_tensor(image), MEAN, STD)
     height, width = tensor.shape[1:]
     left, top = random.randint(0, SIDE - width), random.randint(0, SIDE - height)
-    canvas, pad = torch.zeros(3, SIDE, SIDE), torch.ones(SIDE, SIDE, dtype=torch.bool)
-    canvas[:, top : top + height, left : left + width] = tensor
-    pad[top : top + height, left : left + width] = False
+    image_size, image_mask = torch.zeros(3, SIDE, SIDE), torch.ones(SIDE, SIDE, dtype=torch.bool)
+    image_size[:, top : top + height, left : left + width] = tensor
+    image_mask[top : top + height, left : left + width] = False
     target += torch.tensor([left, top, left, top])
-    return canvas, pad, torch.cat([(target[:2] + target[2:]) / 2, target[2:] - target[:2]]) / SIDE
+    return image_size, image_mask, torch.cat([(target[:2] + target[2:]) / 2, target[2:] - target[:2]]) / SIDE
 
 
-def plain_epoch(records: list[Record]) -> None:
+def plain_epoch(records: list[Sample]) -> None:
     for start in range(0, len(records), BATCH):
         views = [plain_view(record.image, record.box) for record in records[start : start + BATCH]]
         for parts in zip(*views, strict=True):
@@ -85,21 +85,21 @@ def plain_epoch(records: list[Record]) -> None:
 def our_epoch(loader: GroundingLoader, epoch: int) -> None:
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     for batch in loader.batches(epoch):
-        batch.image.sub_(mean).div_(std)  # the student's own first step
+        batch.images.sub_(mean).div_(std)  # the student's own first step
 
 
 def untokenised(phrases: list[str]) -> tuple[Tensor, Tensor]:
     return torch.zeros(len(phrases), 1, dtype=torch.long), torch.zeros(len(phrases), 1, dtype=torch.bool)
 
 
-def records_of(files: list[Path], phrases: int) -> list[Record]:
+def records_of(files: list[Path], phrases: int) -> list[Sample]:
     rows = []
     for file in files:
         with Image.open(file) as image:
             width, height = image.size
         for number in range(phrases):
             x, y = width * number / (2 * phrases), height * number / (2 * phrases)
-            rows.append(Record(file, f"a thing of colour {number}", (x, y, x + width / 3, y + height / 3)))
+            rows.append(Sample(file, f"a thing of colour {number}", (x, y, x + width / 3, y + height / 3)))
     return rows
 
 
@@ -133,13 +133,13 @@ def main() -> None:
 def compare(files: list[Path], phrases: int, rounds: int) -> dict[str, Any]:
     """Time the pipelines in turn; medians of rounds, and ratios of medians."""
     one, many = records_of(files, 1), records_of(files, phrases)
-    augment = Augment(flip=0.5, jitter=0.8, move=1.0)
+    augment = Augment(horizontal_flip=0.5, color_jitter=0.8, translate=1.0)
 
-    def ours(records: list[Record], cache_gb: float) -> Callable[[int], None]:
+    def ours(records: list[Sample], cache_gb: float) -> Callable[[int], None]:
         loader = GroundingLoader(
             records,
             untokenised,
-            canvas=SIDE,
+            image_size=SIDE,
             images=BATCH,
             phrases=phrases,
             augment=augment,

@@ -93,13 +93,13 @@ def profiled(engine: Engine, work: Work, images: int, phrases: int) -> dict[str,
     """Run an exported folder's graphs under the runtime's own profiler."""
     assert engine.folder is not None
     files = [engine.folder / f"{name}{SUFFIX[engine.backend]}" for name in (IMAGE, PHRASES)]
-    image, pad = (part.repeat(images, 0) for part in noise(work.student.canvas))
-    tokens, token_pad = work.student.tokenize(["the woman in the tan jacket"] * (images * phrases))
-    asked = {"pad": pad, "tokens": tokens.numpy(), "token_pad": token_pad.numpy()}
-    asked["owner"] = np.arange(images).repeat(phrases)
+    image, image_mask = (part.repeat(images, 0) for part in noise(work.student.image_size))
+    tokens, token_mask = work.student.tokenize(["the woman in the tan jacket"] * (images * phrases))
+    asked = {"image_mask": image_mask, "tokens": tokens.numpy(), "token_mask": token_mask.numpy()}
+    asked["image_index"] = np.arange(images).repeat(phrases)
     spent: Counter[str] = Counter()
     run = in_onnxruntime if engine.backend == "onnx" else in_openvino
-    features, *_ = run(files[0], {"image": image, "pad": pad}, spent)
+    features, *_ = run(files[0], {"image": image, "image_mask": image_mask}, spent)
     run(files[1], {"features": features} | asked, spent)
     return shares(spent, NODES[engine.backend])
 

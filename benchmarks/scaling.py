@@ -44,13 +44,13 @@ def phrases_cost(preset: str, count: int, rounds: int = 5) -> dict[str, Any]:
     """Ask one image `count` phrases."""
     work = Work(preset)
     words = work.student.tokenize([PHRASES[i % len(PHRASES)] for i in range(count)])
-    owner = torch.zeros(count, dtype=torch.int64)
+    image_index = torch.zeros(count, dtype=torch.int64)
     forget_peak()
     spent = []
     with torch.inference_mode():
         for number in range(rounds + 1):
             start = clocks()
-            work.student(work.image, work.pad, *words, owner)
+            work.student(work.image, work.image_mask, *words, image_index)
             if number:  # the first warms up
                 spent.append(clocks() - start)
     wall, cpu = np.median(spent, 0) * 1e3
@@ -70,7 +70,7 @@ def plan(file: Path) -> int:
     records = read_jsonl(file)
     stored = {"maps": torch.empty(len(records), 0)}  # so that no picture is opened
     nothing = torch.empty(0)
-    loader = GroundingLoader(records, lambda _: (nothing, nothing), canvas=256, shuffle=True, stored=stored)
+    loader = GroundingLoader(records, lambda _: (nothing, nothing), image_size=256, shuffle=True, stored=stored)
     next(loader.batches(0))
     return len(records)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from epmvg.core.types import Output
+from epmvg.core.types import GroundingOutput
 from epmvg.distill.losses import GroundingLoss
 from reference import PHRASES
 from reference.memory import peak_mb
@@ -33,7 +33,7 @@ class Bench:
 
     def ours(self, phrases: int) -> Tensor:
         words = self.student.tokenize(PHRASES[:phrases])
-        output: Output = self.student(*self.work.pictures(1), *words, torch.zeros(phrases, dtype=torch.int64))
+        output: GroundingOutput = self.student(*self.work.pictures(1), *words, torch.zeros(phrases, dtype=torch.int64))
         return output.box
 
     def theirs(self, phrases: int) -> Tensor:

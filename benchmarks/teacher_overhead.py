@@ -71,7 +71,7 @@ def seconds_of_steps(run: Run, steps: int) -> dict[str, list[float]]:
     for batch in batches:
         kept(batch)
         if run.text_memory is not None:
-            run.text_memory(batch.tokens, batch.token_pad)
+            run.text_memory(batch.tokens, batch.token_mask)
     take_step(run, batches[0])
     names = list(lessons)
     times: dict[str, list[float]] = {name: [] for name in names}

@@ -19,8 +19,8 @@ from epmvg.data.validation import check
 
 COLOURS = ["red", "green", "blue", "yellow"]
 SMALL = [
-    *("model=tiny-resnet", "model.pretrained=false", "data.canvas=null"),
-    *("train.epochs=4", "train.warmup=0"),
+    *("model=tiny-resnet", "model.pretrained=false", "data.image_size=null"),
+    *("train.epochs=4", "train.warmup_steps=0"),
 ]
 
 

@@ -37,15 +37,15 @@ def main(folder: Path, teacher_name: str | None) -> None:
         teacher = epmvg.ClipTeacher(folder / "vit.json", "random")  # frozen
     else:
         teacher = epmvg.ClipTeacher(teacher_name)
-    loss_of = epmvg.GroundingLoss(giou=1.0, image=1.5, text=2.0)  # lambda, alpha, beta (sec. 4.2)
+    loss_of = epmvg.GroundingLoss(giou_weight=1.0, image_weight=1.5, text_weight=2.0)  # lambda, alpha, beta (sec. 4.2)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     loader = epmvg.make_loader(
-        "scenes", split="train", root=scenes, tokenizer=student.tokenizer, canvas=student.canvas, images=8
+        "scenes", split="train", root=scenes, tokenizer=student.tokenizer, image_size=student.image_size, images=8
     )
     for batch in loader:  # I images, P phrases
         answer = student(*batch.inputs)
-        vectors = teacher(batch.image, batch.phrase, batch.pad)  # [I, E] and [P, E]
-        loss = loss_of(answer, batch.box, vectors)
+        vectors = teacher(batch.images, batch.phrases, batch.image_mask)  # [I, E] and [P, E]
+        loss = loss_of(answer, batch.boxes, vectors)
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()

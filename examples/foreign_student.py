@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import epmvg
-from epmvg.core.types import Output
+from epmvg.core.types import GroundingOutput
 from epmvg.data.synthetic.scenes import write_scenes
 
 
@@ -26,22 +26,26 @@ class BagOfWords(nn.Module):
         self.read = nn.EmbeddingBag(30_522, width, padding_idx=0)
         self.box = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, 4), nn.Sigmoid())
 
-    def forward(self, image: Tensor, pad: Tensor, tokens: Tensor, token_pad: Tensor, owner: Tensor) -> Output:
-        seen = self.look(self.see(image).flatten(1))[owner]  # an image is seen once, then handed to its phrases
+    def forward(
+        self, image: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor, image_index: Tensor
+    ) -> GroundingOutput:
+        seen = self.look(self.see(image).flatten(1))[image_index]  # an image is seen once, then handed to its phrases
         read = self.read(tokens)
-        return Output(box=self.box(torch.cat([seen, read], 1)), visual=seen, text=read, owner=owner)
+        return GroundingOutput(
+            box=self.box(torch.cat([seen, read], 1)), visual=seen, text=read, image_index=image_index
+        )
 
 
 def main(folder: Path) -> None:
     student = BagOfWords()
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
-    loss_of = epmvg.GroundingLoss(image=1.5, text=2.0)
+    loss_of = epmvg.GroundingLoss(image_weight=1.5, text_weight=2.0)
     tokenizer = epmvg.create_model("tiny-resnet").tokenizer
     scenes = write_scenes(folder, sizes={"train": 24, "val": 0, "test": 0, "open": 0, "captions": 0})
-    for batch in epmvg.make_loader("scenes", split="train", root=scenes, tokenizer=tokenizer, canvas=128):
+    for batch in epmvg.make_loader("scenes", split="train", root=scenes, tokenizer=tokenizer, image_size=128):
         loss = loss_of(
-            student(*batch.inputs), batch.box
-        )  # with a teacher: , teacher(batch.image, batch.phrase, batch.pad)
+            student(*batch.inputs), batch.boxes
+        )  # with a teacher: , teacher(batch.images, batch.phrases, batch.image_mask)
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()

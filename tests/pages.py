@@ -43,7 +43,7 @@ SIZES = {"train": 6, "val": 3, "test": 3, "open": 2, "captions": 8}
 STUDENT: dict[str, Any] = {"anchored": True, "similarity": True, "score": True}
 TRAINING = [
     *("model=tiny-resnet", "model.pretrained=false", *(f"model.{part}=true" for part in STUDENT)),
-    *("data.canvas=null", "train.epochs=1", "train.warmup=0", "train.store=false"),
+    *("data.image_size=null", "train.epochs=1", "train.warmup_steps=0", "train.cache_features=false"),
 ]
 """Put before a line's own settings, so that a training takes a second."""
 

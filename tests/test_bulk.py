@@ -203,8 +203,8 @@ def test_phrases_that_are_cut_or_unknown_are_marked_and_counted(run: Path, photo
     phrases = ["it", "word " * 30, "\N{DOG FACE}"]
     done = predict_many(run, photos / "0.png", tmp_path / "out.jsonl", phrases=phrases)
     known, long, unknown = lines(tmp_path / "out.jsonl")
-    assert (done["errors"], done["cut"], done["unknown"]) == (0, 1, 1)
-    assert "found" not in known and long["cut"] is unknown["unknown"] is True and unknown["found"] is False
+    assert (done["errors"], done["truncated"], done["unknown"]) == (0, 1, 1)
+    assert "found" not in known and long["truncated"] is unknown["unknown"] is True and unknown["found"] is False
 
 
 def test_a_folder_is_searched_and_what_is_no_image_is_counted(run: Path, photos: Path, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from epmvg.config.settings import Recipe
 from epmvg.core.calibration import CONFIDENCE_FILE, Calibration, calibration_error
 from epmvg.core.files import write_rows
 from epmvg.core.types import InputError
-from epmvg.data.registry import open_records
-from epmvg.distill.losses import score_loss
+from epmvg.data.registry import open_samples
+from epmvg.distill.losses import iou_head_loss
 from epmvg.evaluation.calibration import fit_score_head, remark
 from epmvg.evaluation.evaluate import evaluation_loader, predict_rows
 from epmvg.models.factory import create_model, load, save
@@ -40,16 +40,22 @@ def named(squares: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
 
 def train(named: Path, out: Path, *settings: str) -> Path:
     tiny = ["model=tiny-resnet", "model.pretrained=false", "model.anchored=true", "model.similarity=true"]
-    tiny += ["model.dropout=0.1", "data.images=3", "data.phrases=2", "train.epochs=2", "train.lr=1e-3"]
-    tiny += ["train.store=false", "train.clip=0.1", "train.log_every=1", "train.warmup=0", "distill=null"]
+    tiny += ["model.dropout=0.1", "data.batch_size=3", "data.phrases_per_image=2", "train.epochs=2", "train.lr=1e-3"]
+    tiny += [
+        "train.cache_features=false",
+        "train.max_grad_norm=0.1",
+        "train.log_interval=1",
+        "train.warmup_steps=0",
+        "distill=null",
+    ]
     return epmvg.train(Recipe.load("scenes", f"data.name={named}", *tiny, *settings), out)
 
 
 def test_a_score_head_changes_nothing_else(named: Path, tmp_path: Path) -> None:
     """Same seed with dropout and clipped gradients: without it, with it, and with absent phrases too."""
     plain = train(named, tmp_path / "plain")
-    scored = train(named, tmp_path / "scored", "model.score=true", "train.absent=0")
-    absent = train(named, tmp_path / "absent", "model.score=true", "train.absent=1")
+    scored = train(named, tmp_path / "scored", "model.score=true", "train.negatives_per_phrase=0")
+    absent = train(named, tmp_path / "absent", "model.score=true", "train.negatives_per_phrase=1")
     state, with_head, with_absent = (
         torch.load(run / "state" / "last.pt", weights_only=True)["student"] for run in (plain, scored, absent)
     )
@@ -71,23 +77,23 @@ def predictions(run: Path) -> list[dict[str, Any]]:
 def test_the_score_s_target_is_the_iou_and_nothing_for_absent_phrases() -> None:
     """The loss is lowest where the expected IoU is the IoU."""
     box, target = torch.tensor([[0.5, 0.5, 0.4, 0.4]]), torch.tensor([[0.5, 0.5, 0.4, 0.2]])  # IoU 1/2
-    right, low, high = (score_loss(torch.tensor([value]), box, target) for value in (0.0, -1.0, 1.0))
+    right, low, high = (iou_head_loss(torch.tensor([value]), box, target) for value in (0.0, -1.0, 1.0))
     assert right < low and right < high
-    nothing, something = (score_loss(torch.zeros(1), box, target, torch.tensor([value])) for value in (-3.0, 0.0))
+    nothing, something = (iou_head_loss(torch.zeros(1), box, target, torch.tensor([value])) for value in (-3.0, 0.0))
     assert nothing < something
 
 
 def test_the_head_judges_the_box_that_inference_reads() -> None:
     model = create_model("tiny-resnet", anchored=True, similarity=True, score=True, dropout=0.0)
-    image, pad = torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
-    tokens, token_pad = model.tokenize(["the frog", "a whale"])
-    owner = torch.zeros(2, dtype=torch.int64)
+    image, image_mask = torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
+    tokens, token_mask = model.tokenize(["the frog", "a whale"])
+    image_index = torch.zeros(2, dtype=torch.int64)
     with torch.no_grad():
-        training = model.train()(image, pad, tokens, token_pad, owner, absent=torch.tensor([[0], [1]]))
-        reading = model.eval()(image, pad, tokens, token_pad, owner)
-    torch.testing.assert_close(training.judged, reading.box)
-    torch.testing.assert_close(training.score, reading.score)
-    torch.testing.assert_close(training.absent, reading.score[1:])  # phrase 1 of image 0: as if asked
+        training = model.train()(image, image_mask, tokens, token_mask, image_index, absent=torch.tensor([[0], [1]]))
+        reading = model.eval()(image, image_mask, tokens, token_mask, image_index)
+    torch.testing.assert_close(training.iou_box, reading.box)
+    torch.testing.assert_close(training.iou_logits, reading.iou_logits)
+    torch.testing.assert_close(training.negative_iou_logits, reading.iou_logits[1:])  # phrase 1 of image 0: as if asked
     assert not torch.allclose(training.box, reading.box)
 
 
@@ -159,7 +165,7 @@ def test_what_cannot_be_calibrated_is_refused(named: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match="trained on all images"):
         epmvg.calibrate(run, data=str(copy / "copies.jsonl"), fit_head=True)
     with pytest.raises(InputError, match="at least two images"):
-        fit_score_head(load(run), open_records(str(named), split="val")[:2])
+        fit_score_head(load(run), open_samples(str(named), split="val")[:2])
     epmvg.calibrate(run, fit_head=True, device="cpu")  # the paper's head can be judged as well
     assert 0 < epmvg.Predictor(run)(named.parent / "1.png", "the frog")[0].score < 1
 
@@ -167,7 +173,7 @@ def test_what_cannot_be_calibrated_is_refused(named: Path, tmp_path: Path) -> No
 def test_a_start_with_or_without_a_score_head_fits(named: Path, tmp_path: Path) -> None:
     for number, (first, second) in enumerate((("true", "false"), ("false", "true"))):
         start = train(named, tmp_path / f"start{number}", f"model.score={first}", "train.epochs=0.5")
-        end = train(named, tmp_path / f"end{number}", f"model.score={second}", f"model.start={start}")
+        end = train(named, tmp_path / f"end{number}", f"model.score={second}", f"model.init_from={start}")
         assert (load(end).score_head is not None) == (second == "true")
 
 
@@ -185,7 +191,7 @@ def test_a_calibration_that_changes_nothing_is_named() -> None:
 def test_scores_reach_calibration_and_thresholds_unrounded(named: Path, tmp_path: Path) -> None:
     """Scores apart by less than any digit written are still told apart; only files are rounded."""
     model = create_model("tiny-resnet", anchored=True).eval()
-    records = open_records(str(named), split="val")
+    records = open_samples(str(named), split="val")
     rows = predict_rows(model, evaluation_loader(model, records).batches(0))
     assert any(round(row["score"], 6) != row["score"] for row in rows)
     write_rows(tmp_path / "rows.jsonl", rows)

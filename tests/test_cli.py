@@ -165,7 +165,13 @@ def main_ok(arguments: list[object]) -> None:
 
 def test_quiet_leaves_answers_alone(squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [f"data.name={squares}", "model=tiny-resnet", "model.pretrained=false", "distill=null"]
-    settings += ["data.augment=null", "train.store=false", "train.epochs=1", "train.log_every=1", "train.warmup=0"]
+    settings += [
+        "data.augment=null",
+        "train.cache_features=false",
+        "train.epochs=1",
+        "train.log_interval=1",
+        "train.warmup_steps=0",
+    ]
     said = {}
     for options in ([], ["--quiet"]):
         out = tmp_path / f"run{len(options)}"

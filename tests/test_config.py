@@ -15,13 +15,13 @@ from epmvg.models.presets import preset
 def test_recipes_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
     recipe = Recipe.load(name, *(["data.name=my.jsonl"] if name == "few-photos" else []))
     assert recipe.about
-    preset(recipe.model.preset, **recipe.model.set)
+    preset(recipe.model.name, **recipe.model.overrides)
     (tmp_path / "copy.yaml").write_text(recipe.dump())
     assert Recipe.load(tmp_path / "copy.yaml") == recipe
 
 
 def test_a_recipe_without_data_of_its_own_says_what_to_give() -> None:
-    for more in ([], ["data.images=4"]):
+    for more in ([], ["data.batch_size=4"]):
         with pytest.raises(InputError, match=r"few-photos has no data of its own: give data\.name=FILE"):
             Recipe.load("few-photos", *more)
     assert Recipe.load("few-photos", "data=my.jsonl").data.name == "my.jsonl"
@@ -31,39 +31,45 @@ def test_overrides_land_where_they_say() -> None:
     recipe = Recipe.load(
         "scenes",
         "model=transvg-r50",
-        "model.canvas=320",
+        "model.image_size=320",
         "train.epochs=3",
         "train.lr=2e-4",
         "distill=folder",
         "data.root=/x",
     )
-    assert (recipe.model.preset, recipe.model.set) == ("transvg-r50", {"canvas": 320})
+    assert (recipe.model.name, recipe.model.overrides) == ("transvg-r50", {"image_size": 320})
     assert (recipe.train.epochs, recipe.train.lr) == (3, 2e-4)
-    assert recipe.distill is not None and recipe.distill.teacher == "folder" and recipe.distill.image == 1.5
+    assert recipe.distill is not None and recipe.distill.teacher == "folder" and recipe.distill.image_weight == 1.5
     assert recipe.data.root == "/x" and recipe.data.name == "scenes"
     assert Recipe.load("scenes", "distill=folder", "distill=null").distill is None
 
 
 @pytest.mark.parametrize("text", ["no", "2017", "1_0", "1e3", "0755", "/my #1 set", "/a: b", "[x]/a", "~", "a=b", "on"])
 def test_text_is_taken_as_it_stands(text: str) -> None:
-    recipe = Recipe.load("scenes", f"data.root={text}", f"data.val={text}", f"distill={text}", f"data.train={text}")
+    recipe = Recipe.load(
+        "scenes", f"data.root={text}", f"data.val_split={text}", f"distill={text}", f"data.train_split={text}"
+    )
     assert recipe.distill is not None
-    assert (recipe.data.root, recipe.data.val, recipe.data.train, recipe.distill.teacher) == (text,) * 4
+    assert (recipe.data.root, recipe.data.val_split, recipe.data.train_split, recipe.distill.teacher) == (text,) * 4
     assert Recipe.load("scenes", "data.root=null").data.root is None
-    assert Recipe.load("scenes", "data.augment=null", "data.augment.flip=0").data.augment is not None
+    assert Recipe.load("scenes", "data.augment=null", "data.augment.horizontal_flip=0").data.augment is not None
 
 
 def test_a_recipe_says_how_to_distil_and_the_run_from_whom(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("distill: {teacher: null, dense: 0.7}")
+    (tmp_path / "mine.yaml").write_text("distill: {teacher: null, dense_weight: 0.7}")
     source = tmp_path / "mine.yaml"
     assert Recipe.load(source).distill is None
-    for named in (["distill=folder"], ["distill.teacher=folder"], ["distill.text=2", "distill=folder"]):
+    for named in (["distill=folder"], ["distill.teacher=folder"], ["distill.text_weight=2", "distill=folder"]):
         distill = Recipe.load(source, *named).distill
-        assert distill is not None and (distill.teacher, distill.dense, distill.text) == ("folder", 0.7, 2.0)
+        assert distill is not None and (distill.teacher, distill.dense_weight, distill.text_weight) == (
+            "folder",
+            0.7,
+            2.0,
+        )
     another = Recipe.load("refcoco", "distill=folder").distill  # its own teacher goes with all that was said of it
     assert another is not None and another.pretrained is None
-    with pytest.raises(InputError, match=r"distill\.text=2 has no teacher"):
-        Recipe.load(source, "distill.text=2")
+    with pytest.raises(InputError, match=r"distill\.text_weight=2 has no teacher"):
+        Recipe.load(source, "distill.text_weight=2")
 
 
 @pytest.mark.parametrize(
@@ -78,11 +84,11 @@ def test_a_recipe_says_how_to_distil_and_the_run_from_whom(tmp_path: Path) -> No
         (["scenes", "train.epochs=inf"], "train.epochs=inf does not fit"),
         (["scenes", "train.epochs=true"], "train.epochs='true' does not fit"),
         (["scenes", "train=3", "train.lr=1"], "train.lr cannot be set in train=3"),
-        (["scenes", "model.set=null", "model.canvas=[", "x"], "The value of 'model.canvas' is not valid YAML"),
+        (["scenes", "model.set=null", "model.image_size=[", "x"], "The value of 'model.image_size' is not valid YAML"),
         (["scenes", "train.tensorboard=true"], "the setting train.tensorboard is gone, delete it: metrics.jsonl"),
         (["scenes", "distill=x", "distill.fit=linear"], "the setting distill.fit is gone"),
         (["scenes", "epochs"], "'epochs' is not a setting"),
-        (["scenes", "data.augment.flip=2"], r"data.augment.flip=2"),
+        (["scenes", "data.augment.horizontal_flip=2"], r"data.augment.horizontal_flip=2"),
     ],
 )
 def test_wrong_settings_are_named(arguments: list[str], words: str) -> None:

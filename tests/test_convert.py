@@ -46,7 +46,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A TransVG-R50 in all but size: the same names with narrow text and fusion."""
     narrow = preset(
         "transvg-r50",
-        canvas=64,
+        image_size=64,
         linguistic={"hidden": 32, "layers": 1, "heads": 2, "feedforward": 64},
         fusion={"width": 32, "layers": 1, "heads": 2, "hidden": 64},
         visual={"width": 32, "layers": 1, "heads": 2, "hidden": 64},
@@ -89,9 +89,9 @@ def test_a_converted_checkpoint_answers_like_the_student(
     conversion = convert(saved(checkpoint, tmp_path), "transvg")
     assert conversion.new == [] and len(conversion.ignored) == 2
     write(conversion, tmp_path / "run")
-    image, pad = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
+    image, image_mask = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
     words = student.tokenize(["a dog", "the cat on the left"])
-    assert torch.equal(load(tmp_path / "run")(image, pad, *words).box, student(image, pad, *words).box)
+    assert torch.equal(load(tmp_path / "run")(image, image_mask, *words).box, student(image, image_mask, *words).box)
 
 
 class Stranger:
@@ -165,7 +165,7 @@ def test_what_a_file_states_is_used(checkpoint: Checkpoint, tmp_path: Path) -> N
     checkpoint["model"]["vl_pos_embed.weight"] = torch.zeros(1 + 30 + 4, 32)
     right = {"max_query_len": 30, "imsize": 64, "dilation": False, "nheads": 2, "vl_nheads": 2, "backbone": "resnet50"}
     checkpoint["args"] = argparse.Namespace(**right, output_dir=Path("runs/x"), old=PureWindowsPath("c:/y"))
-    assert convert(saved(checkpoint, tmp_path), "transvg").model.length == 30
+    assert convert(saved(checkpoint, tmp_path), "transvg").model.max_length == 30
     checkpoint["model"]["vl_pos_embed.weight"] = torch.zeros(1 + 20 + 16, 32)  # stride 16 at 64 px, if nothing is said
     checkpoint["args"] = argparse.Namespace(dilation=True, imsize=64)
     with pytest.raises(InputError, match="dilation=True"):
@@ -257,7 +257,7 @@ def test_imagenet_and_a_bert_from_a_folder(student: Grounder, tmp_path: Path) ->
 
 def test_a_swin_detector_fills_backbone_and_neck() -> None:
     """Published names of patch merging, of norms and of 1x1 convolutions find their places."""
-    model = create_model("transvg-swin-s", canvas=64)
+    model = create_model("transvg-swin-s", image_size=64)
     state = model.state_dict()
     detector: dict[str, Tensor] = {}
     for name, tensor in state.items():

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from epmvg.cli import app
 from epmvg.core.types import InputError
-from epmvg.data.registry import open_records
+from epmvg.data.registry import open_samples
 from epmvg.data.validation import check
 from epmvg.data.validation.splitting import split_data
 
@@ -36,8 +36,8 @@ def test_images_are_dealt_out_whole_and_alike_ones_together(tmp_path: Path) -> N
     assert "split-missing" in {one.name for one in check(str(file)).findings}
     run = CliRunner().invoke(app, ["data", "split", str(file), "0.8/0.1/0.1", "--out", str(tmp_path / "new.jsonl")])
     assert run.exit_code == 0, run.output
-    records = open_records(str(tmp_path / "new.jsonl"), split=None)
-    before = open_records(str(file), split=None)
+    records = open_samples(str(tmp_path / "new.jsonl"), split=None)
+    before = open_samples(str(file), split=None)
     assert [(r.image, r.phrase, r.box) for r in records] == [(r.image, r.phrase, r.box) for r in before]
     of_image = {(record.image.name, record.split) for record in records}
     assert len(of_image) == 20 and Counter(split for _, split in of_image) == {"train": 16, "val": 2, "test": 2}
@@ -50,7 +50,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 
     def dealt(seed: int) -> list[str]:
         split_data(str(file), "0.5/0.5", tmp_path / "new.json", seed=seed)
-        return [record.split for record in open_records(str(tmp_path / "new.json"), split=None)]
+        return [record.split for record in open_samples(str(tmp_path / "new.json"), split=None)]
 
     assert dealt(1) == dealt(1) != dealt(2) and set(dealt(1)) == {"train", "val"}
 

@@ -23,7 +23,7 @@ from typer.main import get_command
 import epmvg
 from epmvg.cli import app
 from epmvg.config.settings import Recipe
-from epmvg.core.types import Embeddings
+from epmvg.core.types import TeacherEmbeddings
 from epmvg.distill.losses import GroundingLoss
 from epmvg.experiments.demo import run_demo
 
@@ -159,13 +159,15 @@ def test_a_foreign_student_is_short_and_can_be_distilled() -> None:
     assert len(block.code.splitlines()) < 60
     torch.manual_seed(0)
     student = names["BagOfWords"]()
-    image, pad = torch.rand(2, 3, 128, 128), torch.zeros(2, 128, 128, dtype=torch.bool)
-    tokens, owner = torch.randint(1, 30_000, (3, 5)), torch.tensor([0, 1, 1])
-    teacher = Embeddings(torch.randn(2, 128), torch.randn(3, 128))
+    image, image_mask = torch.rand(2, 3, 128, 128), torch.zeros(2, 128, 128, dtype=torch.bool)
+    tokens, image_index = torch.randint(1, 30_000, (3, 5)), torch.tensor([0, 1, 1])
+    teacher = TeacherEmbeddings(torch.randn(2, 128), torch.randn(3, 128))
     optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
     losses = []
     for _ in range(60):
-        loss = GroundingLoss()(student(image, pad, tokens, tokens == 0, owner), torch.full((3, 4), 0.4), teacher)
+        loss = GroundingLoss()(
+            student(image, image_mask, tokens, tokens == 0, image_index), torch.full((3, 4), 0.4), teacher
+        )
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()

@@ -64,13 +64,13 @@ def test_phrases_that_are_not_read_as_written_are_counted(converted: Path, squar
         row["phrase"] = words
     squares.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = evaluate(converted, data=str(squares), split="train")
-    assert (result["cut"], result["unknown"]) == (1, 1)
-    assert result["slices"]["Longer than the model reads"]["cut"]["n"] == 1
+    assert (result["truncated"], result["unknown"]) == (1, 1)
+    assert result["slices"]["Longer than the model reads"]["truncated"]["n"] == 1
     marked = [json.loads(line) for line in (converted / result["rows"]).read_text().splitlines()]
-    assert [row["phrase"][:4] for row in marked if row.get("cut")] == ["very"]
+    assert [row["phrase"][:4] for row in marked if row.get("truncated")] == ["very"]
     assert [row["phrase"] for row in marked if row.get("unknown")] == ["\N{DOG FACE}"]
     told: list[dict[str, Any]] = []
-    recipe = epmvg.Recipe.load("scenes", f"data.name={squares}", "model.preset=tiny-resnet", "train.store=false")
+    recipe = epmvg.Recipe.load("scenes", f"data.name={squares}", "model.name=tiny-resnet", "train.cache_features=false")
     loaders_of(recipe, load(converted), accelerate.PartialState(), told.append)
     texts = [row["text"] for row in told if row["event"] == "say"]
     assert any("1 of 24 training phrases are longer than 20 word pieces" in text for text in texts)

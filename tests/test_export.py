@@ -17,7 +17,7 @@ from PIL import Image
 from epmvg import export
 from epmvg.cli import main
 from epmvg.core.types import InputError
-from epmvg.data.views import canvas_of, evaluation_view, lay
+from epmvg.data.views import evaluation_view, image_of, lay
 from epmvg.evaluation.evaluate import evaluate
 from epmvg.export.parity import largest_difference
 from epmvg.inference.batch import predict_many
@@ -51,9 +51,9 @@ def canvases(backend: Backend, seeds: list[int]) -> tuple[np.ndarray, np.ndarray
     """Pictures of different shapes on their canvases: image [I, 3, S, S], pad [I, S, S]."""
     drawn = []
     for seed in seeds:
-        view = evaluation_view((90 - 20 * seed, 60), backend.canvas)
-        drawn.append(canvas_of(lay(photo(seed, (90 - 20 * seed, 60)), view), view))
-    return np.stack([image for image, _ in drawn]), np.stack([pad for _, pad in drawn])
+        view = evaluation_view((90 - 20 * seed, 60), backend.image_size)
+        drawn.append(image_of(lay(photo(seed, (90 - 20 * seed, 60)), view), view))
+    return np.stack([image for image, _ in drawn]), np.stack([image_mask for _, image_mask in drawn])
 
 
 @pytest.fixture(scope="module")
@@ -141,16 +141,16 @@ print(json.dumps({"boxes": [one.box for one in found], "heavy": sorted(heavy)}))
 
 def test_images_and_phrases_may_be_any_number(exported: Path) -> None:
     backend = ExportedBackend(exported)
-    image, pad = canvases(backend, [0, 1, 2])
-    tokens, token_pad = tokenize(backend, [*PHRASES, "sky", "it"])
-    owner = np.array([2, 0, 0, 1, 2])
-    together, _ = backend.answer(backend.encode(image, pad), pad, tokens, token_pad, owner)
-    for number, whose in enumerate(owner):
+    image, image_mask = canvases(backend, [0, 1, 2])
+    tokens, token_mask = tokenize(backend, [*PHRASES, "sky", "it"])
+    image_index = np.array([2, 0, 0, 1, 2])
+    together, _ = backend.answer(backend.encode(image, image_mask), image_mask, tokens, token_mask, image_index)
+    for number, whose in enumerate(image_index):
         one = slice(whose, whose + 1)
         row = slice(number, number + 1)
-        width = int((~token_pad[number]).sum())  # alone it needs no padding
-        asked = tokens[row, :width], token_pad[row, :width], np.zeros(1, np.int64)
-        alone, _ = backend.answer(backend.encode(image[one], pad[one]), pad[one], *asked)
+        width = int((~token_mask[number]).sum())  # alone it needs no padding
+        asked = tokens[row, :width], token_mask[row, :width], np.zeros(1, np.int64)
+        alone, _ = backend.answer(backend.encode(image[one], image_mask[one]), image_mask[one], *asked)
         np.testing.assert_allclose(together[number], alone[0], atol=1e-5)
 
 
@@ -267,7 +267,7 @@ def test_an_unusable_folder_is_named(exported: Path, tmp_path: Path, fault: str)
     if fault == "settings":
         (folder / SETTINGS).write_text("{")
     elif fault == "format":
-        (folder / SETTINGS).write_text('{"format": "stone", "canvas": 64, "length": 20}')
+        (folder / SETTINGS).write_text('{"format": "stone", "image_size": 64, "max_length": 20}')
     elif fault == "graph":
         (folder / "phrases.onnx").unlink()
     elif fault == "torn":
@@ -286,13 +286,13 @@ def test_padding_carried_changes_no_answer(name: str, monkeypatch: pytest.Monkey
     torch.manual_seed(0)
     preset, overrides = STUDENTS[name]
     backend = EagerBackend(create_model(preset, **overrides))
-    image, pad = canvases(backend, [0, 1])
-    tokens, token_pad = tokenize(backend, PHRASES)
-    owner = np.array([0, 1, 1])
+    image, image_mask = canvases(backend, [0, 1])
+    tokens, token_mask = tokenize(backend, PHRASES)
+    image_index = np.array([0, 1, 1])
     answers = []
     for carried in (False, True):
         monkeypatch.setattr(torch.compiler, "is_exporting", lambda carried=carried: carried)
-        answers.append(backend.answer(backend.encode(image, pad), pad, tokens, token_pad, owner))
+        answers.append(backend.answer(backend.encode(image, image_mask), image_mask, tokens, token_mask, image_index))
     np.testing.assert_allclose(answers[0][0], answers[1][0], atol=1e-5)
     np.testing.assert_allclose(answers[0][1], answers[1][1], atol=1e-5)
 

@@ -43,7 +43,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
     """A run that nothing befell, and its recipe."""
     folder = tmp_path_factory.mktemp("finished")
-    chosen = recipe(draw_squares(folder), "train.evaluate_every=0.7")
+    chosen = recipe(draw_squares(folder), "train.eval_interval=0.7")
     return chosen, epmvg.train(chosen, folder / "run")
 
 
@@ -69,10 +69,10 @@ def test_a_full_disk_stops_a_training_that_goes_on_once_there_is_room(
     chosen, whole = finished
     limit = (whole / "state" / "last.pt").stat().st_size - 1  # the weights fit, the state does not
     with files_of_at_most(limit), pytest.raises(InputError, match=r"last\.pt could not be written \(File too large\)"):
-        epmvg.train(chosen, tmp_path / "cut")
-    assert not list((tmp_path / "cut").rglob("*.part"))
+        epmvg.train(chosen, tmp_path / "truncated")
+    assert not list((tmp_path / "truncated").rglob("*.part"))
     with pytest.warns(UserWarning, match="before its first saved step"):
-        assert same(whole, epmvg.train(chosen, tmp_path / "cut", resume=True))
+        assert same(whole, epmvg.train(chosen, tmp_path / "truncated", resume=True))
 
 
 @pytest.mark.parametrize("room", [0, 10_000])
@@ -163,18 +163,21 @@ def test_pictures_that_vanish_are_counted_and_named_once(squares: Path, tmp_path
 def test_a_batch_without_a_picture_is_empty_and_says_why(squares: Path, tiny: Grounder, workers: int) -> None:
     records = read_jsonl(squares, split="train")
     (squares.parent / "0.png").write_bytes(b"no picture")
-    loader = GroundingLoader(records, tiny.tokenize, canvas=64, images=1, workers=workers, tolerant=True)
+    loader = GroundingLoader(records, tiny.tokenize, image_size=64, images=1, workers=workers, tolerant=True)
     first, *others = loader
-    assert not first.records and len(first.image) == len(first.tokens) == len(first.box) == 0
+    assert not first.samples and len(first.images) == len(first.tokens) == len(first.boxes) == 0
     assert len(first.skipped) == 1 and "0.png" in first.skipped[0]
-    assert all(batch.records and not batch.skipped for batch in others)
+    assert all(batch.samples and not batch.skipped for batch in others)
 
 
-@pytest.mark.parametrize("batch", [["data.images=1"], ["data.images=1", "train.accumulate=2"], ["data.images=4"]])
+@pytest.mark.parametrize(
+    "batch",
+    [["data.batch_size=1"], ["data.batch_size=1", "train.gradient_accumulation_steps=2"], ["data.batch_size=4"]],
+)
 def test_one_broken_picture_ends_no_training(squares: Path, tmp_path: Path, batch: list[str]) -> None:
     """Nor is a step lost from the schedule, and the other pictures are learned from."""
     (squares.parent / "0.png").write_bytes(b"no picture")
-    run = epmvg.train(recipe(squares, *batch, "data.phrases=4", "train.epochs=2"), tmp_path / "run")
+    run = epmvg.train(recipe(squares, *batch, "data.phrases_per_image=4", "train.epochs=2"), tmp_path / "run")
     steps = -(-6 // (int(batch[0][-1]) * (2 if len(batch) == 2 else 1)))
     last = rows(run)[-1]
     assert last["step"] == 2 * steps and last["phrases"] == 2 * 5 * 4
@@ -213,12 +216,12 @@ def test_a_loss_that_is_no_number_leaves_its_batch(
     with pytest.raises(InputError, match=r"nan at step 4 \(term giou; images .*the batch is in .*batch-4-0"):
         epmvg.train(finished[0], tmp_path / "run")
     with safetensors.safe_open(tmp_path / "run" / "batch-4-0.safetensors", "pt") as kept:
-        assert torch.equal(kept.get_tensor("image"), seen[-1].image) and torch.equal(
-            kept.get_tensor("box"), seen[-1].box
+        assert torch.equal(kept.get_tensor("image"), seen[-1].images) and torch.equal(
+            kept.get_tensor("box"), seen[-1].boxes
         )
         assert json.loads(kept.metadata()["loss"])["giou"] == "nan"
     named = read_jsonl(tmp_path / "run" / "batch-4-0.jsonl", root=Path("/"))
-    assert [record.phrase for record in named] == [record.phrase for record in seen[-1].records]
+    assert [record.phrase for record in named] == [record.phrase for record in seen[-1].samples]
     monkeypatch.setattr(loop, "_loss_of", real)
     assert same(finished[1], epmvg.train(finished[0], tmp_path / "run", resume=True))
 
@@ -236,7 +239,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
 
     monkeypatch.setattr(loop, "_step", breaks)
     with pytest.raises(InputError, match="holds NaN or infinity after step 4"):
-        epmvg.train(recipe(squares, "train.evaluate_every=3"), tmp_path / "run")
+        epmvg.train(recipe(squares, "train.eval_interval=3"), tmp_path / "run")
     state = whole_state(tmp_path / "run" / "state" / "last.pt")
     assert state is not None and state["position"]["step"] == 2
 

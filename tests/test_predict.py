@@ -16,7 +16,7 @@ from PIL import Image
 from epmvg.core.boxes import paired_iou
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Prediction
-from epmvg.data.views import canvas_of, evaluation_view, lay
+from epmvg.data.views import evaluation_view, image_of, lay
 from epmvg.inference.predictor import Predictor, tokenize
 from epmvg.inference.results import Predictions
 from epmvg.models.factory import create_model, save
@@ -42,9 +42,9 @@ def count_encodings(ground: Predictor) -> list[int]:
     """Replace the image encoder by one that notes how many images each call brings."""
     encode, calls = ground.backend.encode, []
 
-    def counted(image: np.ndarray, pad: np.ndarray) -> object:
+    def counted(image: np.ndarray, image_mask: np.ndarray) -> object:
         calls.append(len(image))
-        return encode(image, pad)
+        return encode(image, image_mask)
 
     ground.backend.encode = counted  # type: ignore[method-assign]
     return calls
@@ -141,12 +141,14 @@ def test_a_model_is_taken_as_it_is(tiny: Grounder) -> None:
 def test_the_engine_answers_as_the_model(name: str) -> None:
     torch.manual_seed(0)
     model = create_model(name).eval()
-    view = evaluation_view((90, 60), model.canvas)
-    canvas, pad = canvas_of(lay(photo(0), view), view)
-    tokens, token_pad = model.tokenize(PHRASES)
-    owner = torch.zeros(len(PHRASES), dtype=torch.int64)
+    view = evaluation_view((90, 60), model.image_size)
+    image_size, image_mask = image_of(lay(photo(0), view), view)
+    tokens, token_mask = model.tokenize(PHRASES)
+    image_index = torch.zeros(len(PHRASES), dtype=torch.int64)
     with torch.no_grad():
-        output = model(torch.from_numpy(canvas)[None], torch.from_numpy(pad)[None], tokens, token_pad, owner)
+        output = model(
+            torch.from_numpy(image_size)[None], torch.from_numpy(image_mask)[None], tokens, token_mask, image_index
+        )
     expected = view.letterbox.to_source(output.box.double())
     boxes, _ = Predictor(model).find(photo(0), PHRASES)
     torch.testing.assert_close(torch.tensor(boxes, dtype=torch.float64), expected, atol=1e-3, rtol=0)
@@ -154,10 +156,10 @@ def test_the_engine_answers_as_the_model(name: str) -> None:
 
 def test_tokens_are_the_models_own(tiny: Grounder) -> None:
     asked = ["  Dog ", "a café's Straße", "word " * 40, "日本", "x" * 300]
-    ours, pad = tokenize(Predictor(tiny).backend, asked)
+    ours, image_mask = tokenize(Predictor(tiny).backend, asked)
     theirs, their_pad = tiny.tokenize(asked)
-    assert np.array_equal(pad, their_pad.numpy())
-    assert np.array_equal(ours[~pad], theirs.numpy()[~pad])
+    assert np.array_equal(image_mask, their_pad.numpy())
+    assert np.array_equal(ours[~image_mask], theirs.numpy()[~image_mask])
     assert ours.shape == theirs.shape
 
 
@@ -236,10 +238,10 @@ def test_a_long_phrase_is_cut_and_an_unknown_one_is_not_found(tiny: Grounder, ca
     """The same box as for what is left of it; what is written of special tokens is text."""
     ground = Predictor(tiny)
     whole, long, emoji, mask = ground(photo(0), ["word " * 18, "word " * 30, "\N{DOG FACE}", "[MASK]"])
-    assert long.box == whole.box and (whole.cut, long.cut) == (False, True)
+    assert long.box == whole.box and (whole.truncated, long.truncated) == (False, True)
     assert (emoji.unknown, emoji.found) == (True, False) and long.found and mask.found and not mask.unknown
     assert "has 32 word pieces and this model reads 20" in caplog.text and "No word of" in caplog.text
-    assert long.to_dict()["cut"] is True and "cut" not in whole.to_dict()
+    assert long.to_dict()["truncated"] is True and "truncated" not in whole.to_dict()
     (same,) = ground.ask([(photo(0), ["\N{DOG FACE}"])])
     assert same[0].unknown and not same[0].found
     tokens = ground.backend.tokenizer(["[MASK] [SEP] dog"])
@@ -303,7 +305,7 @@ def test_a_reduced_copy_with_its_photo_s_size_is_answered_as_the_photo(tiny: Gro
     """What a server keeps of a photo, the pixels on the canvas, is all the model needs of it."""
     picture = Image.effect_noise((403, 151), 90).convert("RGB")
     predictor, fresh = Predictor(tiny), Predictor(tiny)
-    laid = lay(picture, evaluation_view(picture.size, predictor.canvas))
-    assert max(laid.shape) == predictor.canvas < 403
+    laid = lay(picture, evaluation_view(picture.size, predictor.image_size))
+    assert max(laid.shape) == predictor.image_size < 403
     (reduced,) = fresh.ask([(Image.fromarray(laid), ["it"])], sizes=[picture.size])
     assert reduced == list(predictor(picture, "it"))

@@ -20,11 +20,16 @@ from epmvg.training import Stopped, loop
 from epmvg.training import setup as prepare
 from epmvg.training.run import Run
 
-SAME = ["train.store=false", "distill=null", "model=tiny-resnet", "model.pretrained=false", "model.dropout=0"]
-SAME += ["model.anchored=true", "model.similarity=true", "data.augment={flip: 0.5, move: 1.0}", "data.phrases=3"]
+SAME = ["train.cache_features=false", "distill=null", "model=tiny-resnet", "model.pretrained=false", "model.dropout=0"]
+SAME += [
+    "model.anchored=true",
+    "model.similarity=true",
+    "data.augment={horizontal_flip: 0.5, translate: 1.0}",
+    "data.phrases_per_image=3",
+]
 # On a grid of 4 x 4 a small target may hold no token of the picture, whose votes have no mean then.
-SAME += ["loss.votes=0", "train.precision=fp32", "train.evaluate_every=1", "train.warmup=0"]
-SAME += ["train.epochs=3", "train.lr=1e-3", "train.lr_visual=1e-3", "train.log_every=1", "train.save_every=2"]
+SAME += ["loss.token_box_weight=0", "train.precision=fp32", "train.eval_interval=1", "train.warmup_steps=0"]
+SAME += ["train.epochs=3", "train.lr=1e-3", "train.lr_backbone=1e-3", "train.log_interval=1", "train.save_interval=2"]
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +63,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_an_evaluation_is_the_same_to_the_last_digit(tiny: Grounder, squares: Path, tmp_path: Path, count: int) -> None:
     folder = tmp_path / "run"
     save(tiny, folder)
-    settings = Recipe.load("scenes", f"data.name={squares}", "model=tiny-resnet", "data.images=2")
+    settings = Recipe.load("scenes", f"data.name={squares}", "model=tiny-resnet", "data.batch_size=2")
     (folder / "config.yaml").write_text(settings.dump())
     found = []
     for processes in (1, count):
@@ -80,7 +85,11 @@ def test_two_processes_and_accumulation_learn_as_one_batch_does(uneven: Path, tm
     curves, ends = {}, {}
     for name, (count, images, accumulate) in ways.items():
         recipe = Recipe.load(
-            "scenes", f"data.name={uneven}", *SAME, f"data.images={images}", f"train.accumulate={accumulate}"
+            "scenes",
+            f"data.name={uneven}",
+            *SAME,
+            f"data.batch_size={images}",
+            f"train.gradient_accumulation_steps={accumulate}",
         )
         work = lambda recipe=recipe, name=name: epmvg.train(recipe, tmp_path / name)  # noqa: E731
         assert together(count, work) == [0] * count
@@ -110,15 +119,18 @@ def seen_by_softmax(name: str, parameter: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (["data.images=3"], "data.images=3 is the batch of all processes and cannot be divided among 2"),
-        (["data.images=4", "data.phrases=4"], "makes 1 image(s) with at most data.phrases=4 phrases an epoch, which 2"),
+        (["data.batch_size=3"], "data.batch_size=3 is the batch of all processes and cannot be divided among 2"),
+        (
+            ["data.batch_size=4", "data.phrases_per_image=4"],
+            "makes 1 image(s) with at most data.phrases_per_image=4 phrases an epoch, which 2",
+        ),
     ],
 )
 def test_what_processes_cannot_share_is_one_sentence_of_each(
     squares: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], settings: list[str], words: str
 ) -> None:
     lines = squares.read_text().splitlines(keepends=True)
-    if settings != ["data.images=3"]:
+    if settings != ["data.batch_size=3"]:
         squares.write_text("".join(line for line in lines if '"0-' in line or '"val"' in line))
     chosen = Recipe.load("scenes", f"data.name={squares}", *SAME, *settings)
     assert together(2, lambda: epmvg.train(chosen, tmp_path / "run")) == [2, 2]
@@ -140,7 +152,7 @@ def test_processes_learn_what_one_does_although_one_has_nothing_to_open(
 
     monkeypatch.setattr(prepare, "_student", drawn_anew)
     (squares.parent / "4.png").write_bytes(b"no picture")
-    batch = ["data.images=2", "data.phrases=4", "train.epochs=2"]
+    batch = ["data.batch_size=2", "data.phrases_per_image=4", "train.epochs=2"]
     recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, *batch)
     for count in (1, 2):
         assert together(count, partial(epmvg.train, recipe, tmp_path / f"{count}")) == [0] * count
@@ -155,7 +167,7 @@ def test_processes_learn_what_one_does_although_one_has_nothing_to_open(
 def test_a_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, "data.images=2", "model.dropout=0.1")
+    recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, "data.batch_size=2", "model.dropout=0.1")
     assert together(2, lambda: epmvg.train(recipe, tmp_path / "whole")) == [0, 0]
     real = loop._step
 
@@ -165,25 +177,25 @@ def test_a_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
         return real(run, batch, share)
 
     monkeypatch.setattr(loop, "_step", killed)
-    assert together(2, lambda: epmvg.train(recipe, tmp_path / "cut")) == [2, -signal.SIGKILL]
+    assert together(2, lambda: epmvg.train(recipe, tmp_path / "truncated")) == [2, -signal.SIGKILL]
     said = capfd.readouterr().err
     assert "Another process of this training ended" in said and "--resume" in said and "Traceback" not in said
     monkeypatch.setattr(loop, "_step", real)
-    assert together(1, lambda: epmvg.train(recipe, tmp_path / "cut", resume=True)) == [2]
+    assert together(1, lambda: epmvg.train(recipe, tmp_path / "truncated", resume=True)) == [2]
     assert "was trained by 2 processes" in capfd.readouterr().err
-    disks = ["cut", "another machine's"]
+    disks = ["truncated", "another machine's"]
     apart = lambda: epmvg.train(recipe, tmp_path / disks[int(os.environ["RANK"])], resume=True)  # noqa: E731
     assert together(2, apart) == [2, 2]
     assert "(step 4, none): let all machines share that folder" in capfd.readouterr().err
-    assert together(2, lambda: epmvg.train(recipe, tmp_path / "cut", resume=True)) == [0, 0]
+    assert together(2, lambda: epmvg.train(recipe, tmp_path / "truncated", resume=True)) == [0, 0]
     for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights(tmp_path / "cut")[name]), name
+        assert torch.equal(tensor, weights(tmp_path / "truncated")[name]), name
 
 
 def test_one_process_told_to_stop_stops_all_after_the_same_step(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, "data.images=2", "train.save_every=100")
+    recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, "data.batch_size=2", "train.save_interval=100")
     real = loop._step
 
     def signalled(run: Run, *given: object) -> object:

@@ -49,7 +49,7 @@ def make_run(folder: Path, rows: Sequence[dict[str, Any]], *, teacher: str | Non
     """A run's folder as training and evaluation leave it, with drawn photos."""
     folder.mkdir(parents=True)
     distill = {"teacher": teacher, "image": 1.5} if teacher else None
-    config = {"name": "fake", "model": {"preset": "mini"}, "distill": distill, "train": {"lr": 1e-4, "epochs": 2}}
+    config = {"name": "fake", "model": {"name": "mini"}, "distill": distill, "train": {"lr": 1e-4, "epochs": 2}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     metrics: list[dict[str, Any]] = []
     for step in range(1, 31):

@@ -97,19 +97,27 @@ def test_the_paper_s_scale_is_the_paper_s_recipe() -> None:
             for setting in settings:
                 recipe = setting.jobs[0].recipe
                 planned += 1
-                assert (recipe.data.name, recipe.model.preset) == (setting.data, row.student)
-                assert recipe.model.set["length"] == (40 if setting.data.startswith("refcocog") else 20)
-                assert "canvas" not in recipe.model.set and recipe.data.canvas is None  # 640 px
-                assert recipe.data.images * recipe.train.accumulate == 64 and recipe.data.phrases == 1
-                assert recipe.data.augment is not None and recipe.data.augment.style == "transvg"
+                assert (recipe.data.name, recipe.model.name) == (setting.data, row.student)
+                assert recipe.model.overrides["max_length"] == (40 if setting.data.startswith("refcocog") else 20)
+                assert "image_size" not in recipe.model.overrides and recipe.data.image_size is None  # 640 px
+                assert (
+                    recipe.data.batch_size * recipe.train.gradient_accumulation_steps == 64
+                    and recipe.data.phrases_per_image == 1
+                )
+                assert recipe.data.augment is not None and recipe.data.augment.recipe == "transvg"
                 epochs = (180, 120) if setting.data == "refcoco+" else (90, 60)
-                assert (recipe.train.epochs, recipe.train.drop, recipe.train.schedule) == (*epochs, "step")
-                rates = (recipe.train.lr, recipe.train.lr_visual, recipe.train.lr_encoder, recipe.train.lr_text)
+                assert (recipe.train.epochs, recipe.train.lr_drop, recipe.train.lr_schedule) == (*epochs, "step")
+                rates = (
+                    recipe.train.lr,
+                    recipe.train.lr_backbone,
+                    recipe.train.lr_visual_encoder,
+                    recipe.train.lr_text_encoder,
+                )
                 assert rates == (1e-4, 1e-5, 1e-5, 1e-5) and recipe.train.weight_decay == 1e-4
-                assert (recipe.loss.box, recipe.loss.box_weight, recipe.loss.giou) == ("smooth_l1", 1, row.giou)
+                assert (recipe.loss.box, recipe.loss.box_weight, recipe.loss.giou_weight) == ("smooth_l1", 1, row.giou)
                 if row.distill is not None:
                     assert recipe.distill is not None
-                    expected = {"image": 1.5, "text": 2.0, "distance": "cosine", "frozen": True} | row.distill
+                    expected = {"image_weight": 1.5, "text_weight": 2.0, "loss": "cosine", "frozen": True} | row.distill
                     assert expected == {key: getattr(recipe.distill, key) for key in expected}
     assert planned == 2 * 4 + 4 * 4 + 4 + 2 + 2 + 4 + 5
 
@@ -118,13 +126,13 @@ def test_the_paper_s_scale_is_the_paper_s_recipe() -> None:
 
 
 TINY = [
-    "model={preset: tiny-resnet, pretrained: false, canvas: 64}",
-    "data.images=4",
-    "train.store=false",
+    "model={name: tiny-resnet, pretrained: false, image_size: 64}",
+    "data.batch_size=4",
+    "train.cache_features=false",
     "train.epochs=1",
-    "train.warmup=0",
-    "train.save_every=1",
-    "train.log_every=1",
+    "train.warmup_steps=0",
+    "train.save_interval=1",
+    "train.log_interval=1",
 ]
 
 

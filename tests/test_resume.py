@@ -29,7 +29,7 @@ from epmvg.training import Stopped, loop
 from epmvg.training import checkpoint as state
 from epmvg.training.folder import differences, located
 
-FAST = ["train.epochs=2", "train.evaluate_every=2", "model.dropout=0.2"]  # 8 steps
+FAST = ["train.epochs=2", "train.eval_interval=2", "model.dropout=0.2"]  # 8 steps
 
 
 @pytest.fixture(autouse=True)
@@ -63,14 +63,14 @@ def saved_step(folder: Path) -> int:
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_signal_ends_a_training_after_a_saved_step(squares: Path, tmp_path: Path, name: str) -> None:
     number = getattr(signal, name)
-    chosen, before = recipe(squares, *FAST, "train.save_every=100"), signal.getsignal(number)
+    chosen, before = recipe(squares, *FAST, "train.save_interval=100"), signal.getsignal(number)
     with pytest.raises(Stopped, match=r"stopped at step 3 of 8") as stopped:
-        epmvg.train(chosen, tmp_path / "cut", report=stop_at(2, number))
-    assert stopped.value.status == 128 + number and saved_step(tmp_path / "cut") == 3
+        epmvg.train(chosen, tmp_path / "truncated", report=stop_at(2, number))
+    assert stopped.value.status == 128 + number and saved_step(tmp_path / "truncated") == 3
     assert signal.getsignal(number) == before
     if name == "SIGTERM":
-        epmvg.train(chosen, tmp_path / "cut", resume=True)
-        assert same(epmvg.train(chosen, tmp_path / "whole"), tmp_path / "cut")
+        epmvg.train(chosen, tmp_path / "truncated", resume=True)
+        assert same(epmvg.train(chosen, tmp_path / "whole"), tmp_path / "truncated")
 
 
 def test_a_second_signal_ends_it_at_once(squares: Path, tmp_path: Path) -> None:
@@ -102,10 +102,10 @@ def test_the_command_line_says_how_to_go_on(
 ) -> None:
     settings = ["scenes", f"data.name={squares}", "model=tiny-resnet", "model.pretrained=false", "distill=null"]
     settings += [
-        "train.store=false",
+        "train.cache_features=false",
         "train.epochs=2",
-        "train.warmup=0",
-        "data.images=2",
+        "train.warmup_steps=0",
+        "data.batch_size=2",
         "--out",
         str(tmp_path / "a run"),
     ]
@@ -136,24 +136,24 @@ def test_the_command_line_says_how_to_go_on(
 def test_a_score_that_fails_loses_neither_state_nor_weights(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = recipe(squares, *FAST, "train.save_every=100", "train.log_every=1")
+    chosen = recipe(squares, *FAST, "train.save_interval=100", "train.log_interval=1")
 
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("scoring failed")
 
     monkeypatch.setattr(loop, "predict_rows", fails)
     with pytest.raises(RuntimeError, match="scoring failed"):
-        epmvg.train(chosen, tmp_path / "cut")
-    assert saved_step(tmp_path / "cut") == 8 and epmvg.load(tmp_path / "cut")
+        epmvg.train(chosen, tmp_path / "truncated")
+    assert saved_step(tmp_path / "truncated") == 8 and epmvg.load(tmp_path / "truncated")
     monkeypatch.undo()
-    epmvg.train(chosen, tmp_path / "cut", resume=True)
-    assert [row["step"] for row in rows(tmp_path / "cut") if row["event"] == "evaluate"] == [8]
+    epmvg.train(chosen, tmp_path / "truncated", resume=True)
+    assert [row["step"] for row in rows(tmp_path / "truncated") if row["event"] == "evaluate"] == [8]
 
 
 def test_an_unreadable_validation_image_is_a_named_miss(squares: Path, tmp_path: Path) -> None:
     """One that vanishes while the run learns; what is no image is refused before the first step."""
     image = squares.parent / "1.png"
-    chosen = recipe(squares, *FAST, "data.images=12")
+    chosen = recipe(squares, *FAST, "data.batch_size=12")
     said: list[dict[str, object]] = []
 
     def report(row: dict[str, object]) -> None:
@@ -217,10 +217,10 @@ def test_changed_samples_are_not_resumed(stopped: Path, split: str) -> None:
 
 def test_moved_data_and_free_settings_are_resumed_and_remembered(stopped: Path, begun: Path, tmp_path: Path) -> None:
     data = stopped / "data" / "annotations.jsonl"
-    moved = recipe(data, *FAST, "data.workers=1", "train.log_every=2", "train.checkpoint_layers=true")
+    moved = recipe(data, *FAST, "data.num_workers=1", "train.log_interval=2", "train.gradient_checkpointing=true")
     epmvg.train(moved, stopped / "run", resume=True)
     config = Recipe.load(stopped / "run" / "config.yaml")
-    assert config.data.name == str(data) and config.data.workers == 1
+    assert config.data.name == str(data) and config.data.num_workers == 1
     assert same(stopped / "run", epmvg.train(recipe(begun / "data" / data.name, *FAST), tmp_path / "whole"))
 
 
@@ -262,12 +262,12 @@ def test_only_what_changes_the_result_must_be_as_before(
 ) -> None:
     monkeypatch.chdir(squares.parent)
     before = located(recipe(squares.name))
-    free = ["data.workers=3", "data.cache_gb=1", "train.checkpoint_layers=true", "train.log_every=7"]
-    free += ["train.save_every=9", "data.root=/elsewhere"]
+    free = ["data.num_workers=3", "data.cache_gb=1", "train.gradient_checkpointing=true", "train.log_interval=7"]
+    free += ["train.save_interval=9", "data.root=/elsewhere"]
     for name in (f"./{squares.name}", str(squares), f"/scratch/{squares.name}"):
         assert differences(before, located(recipe(name, *free))) == []
-    changed = differences(before, located(recipe(squares.name, "train.epochs=5", "model.length=12")))
-    assert sorted(changed) == ["model.set.length=12 (was null)", "train.epochs=5.0 (was 3.0)"]
+    changed = differences(before, located(recipe(squares.name, "train.epochs=5", "model.max_length=12")))
+    assert sorted(changed) == ["model.overrides.max_length=12 (was null)", "train.epochs=5.0 (was 3.0)"]
     assert differences(before, located(recipe("other.jsonl"))) != []
     assert differences(recipe("scenes"), recipe("flickr-mini")) == ["data.name=flickr-mini (was scenes)"]
     assert differences(recipe("a", "distill=RN50"), recipe("a", "distill=RN101"))

@@ -12,7 +12,7 @@ from PIL import Image
 
 import epmvg
 from epmvg.cli import main
-from epmvg.core.types import Record
+from epmvg.core.types import Sample
 from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
 from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, generator, swap_colours
 from epmvg.evaluation.robustness import ABSENT, CLEAN, absent_metrics, measure_robustness, query_image, worst
@@ -105,8 +105,8 @@ class Painter:
 
 
 def test_boxes_follow_the_image_and_every_query_has_its_row(tmp_path: Path) -> None:
-    records = [Record(tmp_path / "a.png", phrase, (24.0, 27.0, 72.0, 81.0)) for phrase in PHRASES]
-    absent = [Record(tmp_path / "a.png", "a whale", (0, 0, 1, 1))]
+    records = [Sample(tmp_path / "a.png", phrase, (24.0, 27.0, 72.0, 81.0)) for phrase in PHRASES]
+    absent = [Sample(tmp_path / "a.png", "a whale", (0, 0, 1, 1))]
     painter: Any = Painter()
     rows = query_image(painter, photo((120, 90)), records, absent, seed=0)
     assert rows == query_image(painter, photo((120, 90)), records, absent, seed=0)

@@ -19,7 +19,7 @@ from epmvg.cli import main
 from epmvg.core.images import MOST_PIXELS, open_image
 from epmvg.core.types import InputError
 from epmvg.data.readers.files import inside
-from epmvg.data.registry import open_records
+from epmvg.data.registry import open_samples
 from epmvg.experiments.reproduce.page import as_html, as_markdown
 from epmvg.hub import model_card
 from epmvg.models.factory import save
@@ -147,7 +147,7 @@ def test_no_path_leads_out(tmp_path: Path, name: str) -> None:
     file = root / "rows.jsonl"
     file.write_text(json.dumps({"image": name, "phrase": "it", "bbox": [0, 0, 1, 1]}))
     with pytest.raises(InputError, match=r"leads out of|not the path of a file"):
-        open_records(str(file), split=None)
+        open_samples(str(file), split=None)
 
 
 def test_a_picture_is_refused_by_its_header(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_table_and_a_card_escape_names(tiny: Grounder, tmp_path: Path) -> None
 
     folder = tmp_path / "run"
     save(tiny, folder)
-    (folder / "config.yaml").write_text(epmvg.Recipe.load("scenes", f"data.train={HOSTILE}").dump())
+    (folder / "config.yaml").write_text(epmvg.Recipe.load("scenes", f"data.train_split={HOSTILE}").dump())
     said: dict[str, Any] = {"data": "a|b", "split": HOSTILE, "n": 3, "acc50": 0.5, "miou": 0.5, "protocol": HOSTILE}
     said |= {"weights": weights_digest(folder / WEIGHTS), "confidence": {"mapping": [1, 0, 0]}}
     (folder / "evaluation-x.json").write_text(json.dumps(said | {"intervals": None}))
@@ -213,7 +213,7 @@ def test_a_table_and_a_card_escape_names(tiny: Grounder, tmp_path: Path) -> None
     outside = re.sub(r"```yaml.*?```", "", text, flags=re.DOTALL)
     assert "<script" not in outside and "<img" not in outside and "a\\|b" in outside
     (recipe,) = re.findall(r"```yaml\n(.*?)\n```", text, flags=re.DOTALL)
-    assert yaml.safe_load(recipe)["data"]["train"] == HOSTILE
+    assert yaml.safe_load(recipe)["data"]["train_split"] == HOSTILE
 
 
 @pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['true']", "&a [*a, *a]", "{a: &x !!binary x}"])

@@ -68,7 +68,7 @@ def agree(answer: dict[str, Any], found: list[Prediction]) -> None:
 class Held:
     """A model that answers when it is let go, and remembers what it was asked."""
 
-    canvas, threshold, knows = 64, 0.5, "coloured rectangles"
+    image_size, threshold, knows = 64, 0.5, "coloured rectangles"
 
     def __init__(self) -> None:
         self.go = threading.Event()

@@ -73,7 +73,7 @@ def client(ground: Predictor) -> Iterator[TestClient]:
 class Anywhere:
     """A model that finds everything everywhere."""
 
-    canvas, threshold, knows = 64, None, None
+    image_size, threshold, knows = 64, None, None
 
     def ask(self, questions: Any, keys: Any, sizes: Any) -> list[list[Prediction]]:
         box: Box = (0.0, 0.0, 1.0, 1.0)

@@ -24,7 +24,7 @@ from epmvg.training.optimizer import StepCount, lr_factor, parameter_groups
 from epmvg.training.processes import join
 from epmvg.training.run import Meter, Run
 
-STILL = ["train.lr=1e-12", "train.lr_visual=1e-12", "train.lr_encoder=1e-12", "train.lr_text=1e-12"]
+STILL = ["train.lr=1e-12", "train.lr_backbone=1e-12", "train.lr_visual_encoder=1e-12", "train.lr_text_encoder=1e-12"]
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +37,14 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batches, accumulate, per_epoch", [(7, 4, 2), (1, 4, 1), (15, 8, 2), (15078, 8, 1885)])
 def test_the_rate_drops_at_the_epoch_it_is_said_to(batches: int, accumulate: int, per_epoch: int) -> None:
-    settings = Recipe().train.model_copy(update={"accumulate": accumulate, "epochs": 90.0, "drop": 60.0})
+    settings = Recipe().train.model_copy(
+        update={"gradient_accumulation_steps": accumulate, "epochs": 90.0, "lr_drop": 60.0}
+    )
     count = StepCount.of(batches, settings)
     assert (count.per_epoch, count.total, count.between_scores) == (per_epoch, 90 * per_epoch, per_epoch)
     factors = [lr_factor(step, count, settings) for step in range(count.total)]
     assert factors == pytest.approx([1.0] * 60 * per_epoch + [0.1] * 30 * per_epoch)
-    cosine = settings.model_copy(update={"schedule": "cosine"})
+    cosine = settings.model_copy(update={"lr_schedule": "cosine"})
     floor = [step for step in range(count.total) if lr_factor(step, count, cosine) == 0.01]
     assert all(step > 0.93 * count.total for step in floor)  # where the cosine itself is below it
 
@@ -50,7 +52,12 @@ def test_the_rate_drops_at_the_epoch_it_is_said_to(batches: int, accumulate: int
 def test_the_last_batches_of_an_epoch_make_a_step(squares: Path, tmp_path: Path) -> None:
     """Six images in batches of one, four to a step: 4 + 2, told and taken alike, every phrase once an epoch."""
     said: list[dict[str, object]] = []
-    settings = ["data.images=1", "data.phrases=4", "train.accumulate=4", "train.epochs=2"]
+    settings = [
+        "data.batch_size=1",
+        "data.phrases_per_image=4",
+        "train.gradient_accumulation_steps=4",
+        "train.epochs=2",
+    ]
     run = epmvg.train(recipe(squares, *settings), tmp_path / "run", report=said.append)
     steps = [row for row in said if row["event"] == "step"]
     assert [row["step"] for row in steps] == [1, 2, 3, 4] and {row["steps"] for row in steps} == {4}
@@ -61,9 +68,17 @@ def test_the_last_batches_of_an_epoch_make_a_step(squares: Path, tmp_path: Path)
 
 
 def test_a_short_last_step_is_that_of_one_batch_of_the_same_phrases(squares: Path, tmp_path: Path) -> None:
-    same = ["data.phrases=4", "train.epochs=2", "train.precision=fp32", "model.dropout=0", "loss.votes=0"]
-    one = epmvg.train(recipe(squares, *same, "data.images=4"), tmp_path / "one")
-    split = epmvg.train(recipe(squares, *same, "data.images=1", "train.accumulate=4"), tmp_path / "split")
+    same = [
+        "data.phrases_per_image=4",
+        "train.epochs=2",
+        "train.precision=fp32",
+        "model.dropout=0",
+        "loss.token_box_weight=0",
+    ]
+    one = epmvg.train(recipe(squares, *same, "data.batch_size=4"), tmp_path / "one")
+    split = epmvg.train(
+        recipe(squares, *same, "data.batch_size=1", "train.gradient_accumulation_steps=4"), tmp_path / "split"
+    )
     losses = [[row["loss"] for row in rows(run) if row["event"] == "step"] for run in (one, split)]
     assert len(losses[0]) == 4
     for whole, parts in zip(*losses, strict=True):
@@ -74,15 +89,18 @@ def test_a_short_last_step_is_that_of_one_batch_of_the_same_phrases(squares: Pat
     "settings, words",
     [
         (["train.epochs=0.1"], r"train\.epochs=0\.1 is no optimizer step"),
-        (["train.warmup=6"], r"train\.warmup=6 would not end within the 6 optimizer steps"),
-        (["train.accumulate=64", "train.warmup=3"], r"train\.warmup=3 would not end within the 3 optimizer steps"),
+        (["train.warmup_steps=6"], r"train\.warmup=6 would not end within the 6 optimizer steps"),
+        (
+            ["train.gradient_accumulation_steps=64", "train.warmup_steps=3"],
+            r"train\.warmup=3 would not end within the 3 optimizer steps",
+        ),
     ],
 )
 def test_steps_that_there_are_not_are_refused_at_once(
     squares: Path, tmp_path: Path, settings: list[str], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        epmvg.train(recipe(squares, "data.phrases=4", *settings), tmp_path / "run")
+        epmvg.train(recipe(squares, "data.phrases_per_image=4", *settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -93,10 +111,10 @@ def made(squares: Path, tiny: Grounder, rank: int = 0, world: int = 1, phrases: 
     return GroundingLoader(
         read_jsonl(squares),
         tiny.tokenize,
-        canvas=64,
+        image_size=64,
         images=8,
         phrases=phrases,
-        augment=Augment(flip=0.5, crop=0.5, scale=0.7, jitter=0.8, move=1.0),
+        augment=Augment(horizontal_flip=0.5, crop=0.5, scale=0.7, color_jitter=0.8, translate=1.0),
         shuffle=True,
         seed=3,
         rank=rank,
@@ -112,25 +130,25 @@ def test_processes_share_each_batch_of_one_process(squares: Path, tiny: Grounder
     assert len(whole) == 3 and {len(part) for part in parts} == {3}
     for number, batch in enumerate(whole):
         shares = [part[number] for part in parts]
-        assert [record.id for share in shares for record in share.records] == [record.id for record in batch.records]
-        assert torch.equal(torch.cat([share.image for share in shares]), batch.image)
-        assert torch.equal(torch.cat([share.box for share in shares]), batch.box)
-        assert {len(share.image) for share in shares} == {8 // world}
+        assert [record.id for share in shares for record in share.samples] == [record.id for record in batch.samples]
+        assert torch.equal(torch.cat([share.images for share in shares]), batch.images)
+        assert torch.equal(torch.cat([share.boxes for share in shares]), batch.boxes)
+        assert {len(share.images) for share in shares} == {8 // world}
 
 
 def test_a_part_of_a_short_batch_may_be_empty(squares: Path, tiny: Grounder) -> None:
     """Twelve groups, eight to a batch: the last four groups fall to four of eight processes."""
     last = [list(made(squares, tiny, rank, 8, phrases=4).batches(0))[1] for rank in range(8)]
-    assert sorted(len(batch.image) for batch in last) == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert all(len(batch.records) == len(batch.tokens) == len(batch.box) for batch in last)
+    assert sorted(len(batch.images) for batch in last) == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert all(len(batch.samples) == len(batch.tokens) == len(batch.boxes) for batch in last)
 
 
 def test_each_group_of_an_image_has_a_view_of_its_own(squares: Path, tiny: Grounder) -> None:
     loader = made(squares, tiny, phrases=1)
     views: dict[Path, set[float]] = {}
     for batch in loader.batches(0):
-        for owner, record in zip(batch.owner.tolist(), batch.records, strict=True):
-            views.setdefault(record.image, set()).add(batch.image[owner].double().sum().item())
+        for image_index, record in zip(batch.image_index.tolist(), batch.samples, strict=True):
+            views.setdefault(record.image, set()).add(batch.images[image_index].double().sum().item())
     assert len(views) == 12 and all(len(different) == 4 for different in views.values())
 
 
@@ -165,7 +183,7 @@ def test_new_parts_are_drawn_from_the_training_s_seed(squares: Path, tmp_path: P
     start, kept, new = converted(tmp_path / "start")
     ends = []
     for number, seed in enumerate((1, 2, 1)):
-        settings = [f"model.start={start}", f"train.seed={seed}", "train.epochs=0.5", *STILL]
+        settings = [f"model.init_from={start}", f"train.seed={seed}", "train.epochs=0.5", *STILL]
         ends.append(weights(epmvg.train(recipe(squares, *settings), tmp_path / f"run{number}")))
     published = load(start).state_dict()
     for name in kept & ends[0].keys():
@@ -180,9 +198,9 @@ def test_a_start_says_which_parts_are_new_until_they_are_trained(squares: Path, 
     start, kept, _ = converted(tmp_path / "start")
     student = create_model("tiny-resnet", anchored=True, similarity=True)
     assert start_from(student, start) == kept
-    run = epmvg.train(recipe(squares, f"model.start={start}", "train.epochs=0.5"), tmp_path / "run")
+    run = epmvg.train(recipe(squares, f"model.init_from={start}", "train.epochs=0.5"), tmp_path / "run")
     assert start_from(student, run) == set(student.state_dict())
-    longer = create_model("tiny-resnet", anchored=True, similarity=True, length=30)
+    longer = create_model("tiny-resnet", anchored=True, similarity=True, max_length=30)
     assert start_from(longer, start) == kept  # its positions are new, of whatever number
 
 
@@ -195,7 +213,13 @@ def test_a_start_for_other_pixels_is_refused(tmp_path: Path) -> None:
 def test_a_resumed_run_keeps_its_rates(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although what it started from says something else by then."""
     start, _, _ = converted(tmp_path / "start")
-    chosen = recipe(squares, f"model.start={start}", "train.lr_encoder=1e-6", "train.epochs=2", "data.phrases=4")
+    chosen = recipe(
+        squares,
+        f"model.init_from={start}",
+        "train.lr_visual_encoder=1e-6",
+        "train.epochs=2",
+        "data.phrases_per_image=4",
+    )
     whole = epmvg.train(chosen, tmp_path / "whole")
     real = loop._step
 
@@ -206,17 +230,19 @@ def test_a_resumed_run_keeps_its_rates(squares: Path, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(loop, "_step", dies_after_two)
     with pytest.raises(KilledError):
-        epmvg.train(chosen, tmp_path / "cut")
+        epmvg.train(chosen, tmp_path / "truncated")
     monkeypatch.setattr(loop, "_step", real)
     (start / "conversion.yaml").write_text("new: []\n")
-    cut = epmvg.train(chosen, tmp_path / "cut", resume=True)
+    cut = epmvg.train(chosen, tmp_path / "truncated", resume=True)
     assert all(torch.equal(tensor, weights(cut)[name]) for name, tensor in weights(whole).items())
 
 
 # --- how they are scored and told -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", [["train.precision=bf16"], ["train.store=true", "model.visual={frozen: [all]}"]])
+@pytest.mark.parametrize(
+    "way", [["train.precision=bf16"], ["train.cache_features=true", "model.visual={frozen: [all]}"]]
+)
 def test_a_training_s_score_is_that_of_evaluate(squares: Path, tmp_path: Path, way: list[str]) -> None:
     run = epmvg.train(recipe(squares, "train.epochs=1", "data.augment=null", *way), tmp_path / "run")
     (told,) = [row for row in rows(run) if row["event"] == "evaluate"]
@@ -226,7 +252,7 @@ def test_a_training_s_score_is_that_of_evaluate(squares: Path, tmp_path: Path, w
 
 
 def test_a_sample_of_val_is_drawn_over_images_and_named_so(squares: Path, tmp_path: Path) -> None:
-    settings = ["train.epochs=1", "train.evaluate_limit=12"]
+    settings = ["train.epochs=1", "train.eval_limit=12"]
     asked = []
     for seed in (1, 2):
         run = epmvg.train(recipe(squares, *settings, f"train.seed={seed}"), tmp_path / f"run{seed}")
@@ -244,7 +270,7 @@ def test_losses_between_a_row_and_a_score_are_told(squares: Path, tmp_path: Path
     """Three steps an epoch, a row every two: scoring after each epoch changes no row."""
     said = []
     for name, every in (("often", 1), ("once", 4)):
-        settings = ["train.epochs=4", "train.log_every=2", f"train.evaluate_every={every}", "data.images=4"]
+        settings = ["train.epochs=4", "train.log_interval=2", f"train.eval_interval={every}", "data.batch_size=4"]
         run = epmvg.train(recipe(squares, *settings), tmp_path / name)
         said.append([row["loss"] for row in rows(run) if row["event"] == "step"])
     assert len(said[0]) == 6 and said[0] == said[1]
@@ -259,7 +285,7 @@ def test_rates_count_the_seconds_before_a_resume(squares: Path, tiny: Grounder) 
     after.load_state(before.state(), torch.device("cpu"))
     after.add(loss, batch)
     row = after.take(104.0)
-    assert row["images_per_s"] == 2 * len(batch.image) / 4 and row["loss"] == {"giou": 2.0, "total": 2.0}
+    assert row["images_per_s"] == 2 * len(batch.images) / 4 and row["loss"] == {"giou": 2.0, "total": 2.0}
     assert after.since == 104.0 and after.images == 0
 
 
@@ -294,7 +320,7 @@ def test_what_accelerate_launch_sets_by_itself_is_no_contradiction(monkeypatch: 
     launched |= {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_USE_FSDP": "false"}
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
-    settings = Recipe().train.model_copy(update={"accumulate": 8})
+    settings = Recipe().train.model_copy(update={"gradient_accumulation_steps": 8})
     assert join(settings, "cpu").device == torch.device("cpu")
 
 

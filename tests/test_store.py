@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from epmvg.core.types import InputError, Record
+from epmvg.core.types import InputError, Sample
 from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
@@ -26,11 +26,11 @@ def quiet(row: dict[str, object]) -> None:
 
 
 @pytest.fixture
-def records(squares: Path) -> list[Record]:
+def records(squares: Path) -> list[Sample]:
     return read_jsonl(squares, split="train")
 
 
-def test_features_are_those_of_the_backbone_that_asks(records: list[Record], tmp_path: Path) -> None:
+def test_features_are_those_of_the_backbone_that_asks(records: list[Sample], tmp_path: Path) -> None:
     """Same weights, other strides, mean or std: none gets what another one stored."""
     half = [0.5, 0.5, 0.5]
     ways = [frozen(strides=[16, 32]), frozen(strides=[32]), frozen(strides=[16, 32], mean=half, std=half)]
@@ -38,18 +38,18 @@ def test_features_are_those_of_the_backbone_that_asks(records: list[Record], tmp
         (maps,) = stored_maps(student, [records], tmp_path / "maps", 1, quiet)
         batch = next(iter(_loader(records, student).batches(0)))
         with torch.no_grad():
-            fresh = student.visual.maps(batch.image, batch.pad)
+            fresh = student.visual.maps(batch.images, batch.image_mask)
         torch.testing.assert_close(maps.float(), fresh, atol=0.02, rtol=0.01)
         assert len(list((tmp_path / "maps").iterdir())) == min(number + 1, 3)
 
 
-def test_a_width_that_features_do_not_depend_on_shares_them(records: list[Record], tmp_path: Path) -> None:
+def test_a_width_that_features_do_not_depend_on_shares_them(records: list[Sample], tmp_path: Path) -> None:
     for width in (32, 64):
         stored_maps(frozen(width=width), [records], tmp_path / "maps", 1, quiet)
     assert len(list((tmp_path / "maps").iterdir())) == 1
 
 
-def test_other_pixels_under_the_same_name_are_stored_anew(records: list[Record], tmp_path: Path) -> None:
+def test_other_pixels_under_the_same_name_are_stored_anew(records: list[Sample], tmp_path: Path) -> None:
     (before,) = stored_maps(frozen(), [records], tmp_path / "maps", 1, quiet)
     records[0].image.write_bytes(records[4].image.read_bytes())
     (after,) = stored_maps(frozen(), [records], tmp_path / "maps", 1, quiet)
@@ -58,7 +58,7 @@ def test_other_pixels_under_the_same_name_are_stored_anew(records: list[Record],
     )
 
 
-def test_what_ends_the_work_leaves_no_temporary_file(records: list[Record], tmp_path: Path) -> None:
+def test_what_ends_the_work_leaves_no_temporary_file(records: list[Sample], tmp_path: Path) -> None:
     def interrupted(row: dict[str, object]) -> None:
         raise KeyboardInterrupt
 
@@ -67,7 +67,7 @@ def test_what_ends_the_work_leaves_no_temporary_file(records: list[Record], tmp_
     assert list((tmp_path / "maps").iterdir()) == []
 
 
-def test_the_folder_keeps_its_bound(records: list[Record], tmp_path: Path) -> None:
+def test_the_folder_keeps_its_bound(records: list[Sample], tmp_path: Path) -> None:
     """What was used longest ago goes first; what one training needs at once must fit."""
     folder, student = tmp_path / "maps", frozen()
     parts = [[record for record in records if record.image.name == f"{number}.png"] for number in (0, 2, 4)]
@@ -86,7 +86,7 @@ def test_the_folder_keeps_its_bound(records: list[Record], tmp_path: Path) -> No
     assert len(list(folder.iterdir())) == 2
 
 
-def test_a_file_of_another_shape_is_refused(records: list[Record], tmp_path: Path) -> None:
+def test_a_file_of_another_shape_is_refused(records: list[Sample], tmp_path: Path) -> None:
     stored_maps(frozen(), [records], tmp_path / "maps", 1, quiet)
     (file,) = (tmp_path / "maps").iterdir()
     values = np.load(file)

@@ -22,20 +22,20 @@ TINY = [
     "model.pretrained=false",
     "model.anchored=true",
     "model.similarity=true",
-    "data.images=3",
-    "data.phrases=2",
+    "data.batch_size=3",
+    "data.phrases_per_image=2",
     "train.epochs=3",
     "train.lr=1e-3",
-    "train.lr_visual=1e-3",
-    "train.save_every=2",
-    "train.log_every=1",
-    "train.evaluate_every=1",
-    "train.warmup=0",
+    "train.lr_backbone=1e-3",
+    "train.save_interval=2",
+    "train.log_interval=1",
+    "train.eval_interval=1",
+    "train.warmup_steps=0",
 ]
 
 
 def recipe(data: Path | str, *settings: str) -> Recipe:
-    return Recipe.load("scenes", f"data.name={data}", "train.store=false", "distill=null", *TINY, *settings)
+    return Recipe.load("scenes", f"data.name={data}", "train.cache_features=false", "distill=null", *TINY, *settings)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,9 @@ def test_a_killed_run_resumes_to_the_same_weights(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut off between two saves, resumed, and compared bit by bit with a run that was never stopped."""
-    chosen = recipe(squares, "data.augment={flip: 0.5, move: 1.0}", "train.log_every=3", "train.save_every=2")
+    chosen = recipe(
+        squares, "data.augment={horizontal_flip: 0.5, translate: 1.0}", "train.log_interval=3", "train.save_interval=2"
+    )
     whole = epmvg.train(chosen, tmp_path / "whole")
     real, steps = loop._step, []
 
@@ -72,11 +74,11 @@ def test_a_killed_run_resumes_to_the_same_weights(
 
     monkeypatch.setattr(loop, "_step", dies_at_seven)
     with pytest.raises(KilledError):
-        epmvg.train(chosen, tmp_path / "cut")
-    with (tmp_path / "cut" / "metrics.jsonl").open("a") as out:
+        epmvg.train(chosen, tmp_path / "truncated")
+    with (tmp_path / "truncated" / "metrics.jsonl").open("a") as out:
         out.write('{"step": 7, "torn')
     monkeypatch.setattr(loop, "_step", real)
-    cut = epmvg.train(chosen, tmp_path / "cut", resume=True)
+    cut = epmvg.train(chosen, tmp_path / "truncated", resume=True)
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(cut)[name]), name
     timeless = [{k: v for k, v in row.items() if "second" not in k and "_per_s" not in k} for row in rows(whole)]
@@ -116,7 +118,7 @@ def test_a_teacher_s_terms_fall_and_it_stays_out_of_the_checkpoint(squares: Path
     assert sum(distilled[-4:]) < 0.7 * sum(distilled[:4])
     names = safetensors.torch.load_file(folder / "model.safetensors").keys()
     assert names == create_model("tiny-resnet", anchored=True, similarity=True).state_dict().keys()
-    assert load(folder).canvas == 64
+    assert load(folder).image_size == 64
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -124,7 +126,7 @@ def test_stored_maps_train_the_same_student(squares: Path, tmp_path: Path, preci
     """Up to the half precision of what is stored."""
     frozen = ["model.visual={frozen: [all]}", "data.augment=null", f"train.precision={precision}"]
     live = epmvg.train(recipe(squares, *frozen), tmp_path / "live")
-    stored = epmvg.train(recipe(squares, *frozen, "train.store=true"), tmp_path / "stored")
+    stored = epmvg.train(recipe(squares, *frozen, "train.cache_features=true"), tmp_path / "stored")
     losses = [[row["loss"]["total"] for row in rows(f) if row["event"] == "step"] for f in (live, stored)]  # type: ignore[index]
     torch.testing.assert_close(torch.tensor(losses[0][:4]), torch.tensor(losses[1][:4]), rtol=0.02, atol=0.02)
     assert list((tmp_path / "cache" / "maps").glob("maps-*.npy"))
@@ -132,7 +134,7 @@ def test_stored_maps_train_the_same_student(squares: Path, tmp_path: Path, preci
 
 def test_storing_needs_a_frozen_backbone(squares: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.store=true needs"):
-        epmvg.train(recipe(squares, "train.store=true"), tmp_path / "run")
+        epmvg.train(recipe(squares, "train.cache_features=true"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -163,20 +165,27 @@ def test_a_missing_photo_is_a_counted_skip(squares: Path, tmp_path: Path) -> Non
 def test_a_run_starts_from_another_s_weights(squares: Path, tmp_path: Path) -> None:
     """One step at a vanishing rate leaves them where they were; another shape is refused."""
     first = epmvg.train(recipe(squares), out=tmp_path / "first")
-    still = ["train.lr=1e-12", "train.lr_visual=1e-12", "train.lr_encoder=1e-12", "train.lr_text=1e-12"]
-    second = epmvg.train(recipe(squares, f"model.start={first}", "train.epochs=0.5", *still), out=tmp_path / "second")
+    still = [
+        "train.lr=1e-12",
+        "train.lr_backbone=1e-12",
+        "train.lr_visual_encoder=1e-12",
+        "train.lr_text_encoder=1e-12",
+    ]
+    second = epmvg.train(
+        recipe(squares, f"model.init_from={first}", "train.epochs=0.5", *still), out=tmp_path / "second"
+    )
     start = load(first).state_dict()
     for name, tensor in load(second).state_dict().items():
         torch.testing.assert_close(tensor, start[name], atol=1e-6, rtol=1e-5)
     with pytest.raises(InputError, match="another shape"):
-        epmvg.train(recipe(squares, f"model.start={first}", "model.anchored=false"), out=tmp_path / "third")
+        epmvg.train(recipe(squares, f"model.init_from={first}", "model.anchored=false"), out=tmp_path / "third")
 
 
 def test_smaller_training_views_need_positions_of_any_size(squares: Path, tmp_path: Path) -> None:
-    epmvg.train(recipe(squares, "data.canvas=32", "model.position=sine", "train.epochs=1"), out=tmp_path / "run")
-    assert load(tmp_path / "run").canvas == 64
+    epmvg.train(recipe(squares, "data.image_size=32", "model.position=sine", "train.epochs=1"), out=tmp_path / "run")
+    assert load(tmp_path / "run").image_size == 64
     with pytest.raises(InputError, match=r"model\.position=sine"):
-        epmvg.train(recipe(squares, "data.canvas=32"), out=tmp_path / "other")
+        epmvg.train(recipe(squares, "data.image_size=32"), out=tmp_path / "other")
 
 
 def test_groups_hold_every_trainable_parameter_once() -> None:
@@ -189,11 +198,11 @@ def test_groups_hold_every_trainable_parameter_once() -> None:
 
 
 def test_schedules_start_peak_and_end_where_they_should() -> None:
-    settings = Recipe().train.model_copy(update={"epochs": 10.0, "drop": 4.0, "warmup": 5})
+    settings = Recipe().train.model_copy(update={"epochs": 10.0, "lr_drop": 4.0, "warmup_steps": 5})
     count = StepCount.of(10, settings)
     assert [lr_factor(step, count, settings) for step in (0, 4, 5, 39, 40, 80)] == pytest.approx(
         [0.2, 1, 1, 1, 0.1, 0.01]
     )
-    cosine = settings.model_copy(update={"schedule": "cosine"})
+    cosine = settings.model_copy(update={"lr_schedule": "cosine"})
     values = [lr_factor(step, count, cosine) for step in range(5, 100)]
     assert values[0] == 1 and values == sorted(values, reverse=True) and values[-1] == pytest.approx(0.01)

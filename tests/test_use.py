@@ -88,13 +88,13 @@ def test_latency_is_that_of_new_images_and_new_phrases(monkeypatch: pytest.Monke
     read: list[bytes] = []
 
     class Counting(EagerBackend):
-        def encode(self, image: Any, pad: Any) -> Any:
+        def encode(self, image: Any, image_mask: Any) -> Any:
             encoded.append(b"")
-            return super().encode(image, pad)
+            return super().encode(image, image_mask)
 
-        def answer(self, features: Any, pad: Any, tokens: Any, token_pad: Any, owner: Any) -> Any:
+        def answer(self, features: Any, image_mask: Any, tokens: Any, token_mask: Any, image_index: Any) -> Any:
             read.extend(map(bytes, tokens))
-            return super().answer(features, pad, tokens, token_pad, owner)
+            return super().answer(features, image_mask, tokens, token_mask, image_index)
 
     monkeypatch.setattr("epmvg.inference.runtimes.torch_runtime.EagerBackend", Counting)
     time_model(create_model("tiny-resnet"), rounds=3)

@@ -12,21 +12,21 @@ from reference import PHRASES
 
 def noise(side: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Return image [1, 3, S, S] and pad [1, S, S] of a picture of 4:3."""
-    pad = np.ones((1, side, side), np.bool_)
-    pad[:, side // 8 : -(side // 8)] = False
+    image_mask = np.ones((1, side, side), np.bool_)
+    image_mask[:, side // 8 : -(side // 8)] = False
     image = np.random.default_rng(seed).random((1, 3, side, side), np.float32)
-    image[:, :, pad[0]] = 0.45
-    return image, pad
+    image[:, :, image_mask[0]] = 0.45
+    return image, image_mask
 
 
 def ask(backend: Backend, images: int, phrases: int) -> NDArray[np.float64]:
     """Encode I copies of the noise and ask each for P phrases -> boxes [I * P, 4] cxcywh in 0..1 of the canvas."""
-    image, pad = noise(backend.canvas)
-    image, pad = image.repeat(images, 0), pad.repeat(images, 0)
+    image, image_mask = noise(backend.image_size)
+    image, image_mask = image.repeat(images, 0), image_mask.repeat(images, 0)
     asked = [PHRASES[(i + j) % len(PHRASES)] for i in range(images) for j in range(phrases)]
-    tokens, token_pad = tokenize(backend, asked)
-    owner = np.arange(images).repeat(phrases)
-    box, _ = backend.answer(backend.encode(image, pad), pad, tokens, token_pad, owner)
+    tokens, token_mask = tokenize(backend, asked)
+    image_index = np.arange(images).repeat(phrases)
+    box, _ = backend.answer(backend.encode(image, image_mask), image_mask, tokens, token_mask, image_index)
     return box
 
 

@@ -34,9 +34,9 @@ class PlainLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, position: Tensor, pad: Tensor) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, image_mask: Tensor) -> Tensor:
         q = x + position
-        x = self.norm1(x + self.drop(self.self_attn(q, q, x, key_padding_mask=pad)[0]))
+        x = self.norm1(x + self.drop(self.self_attn(q, q, x, key_padding_mask=image_mask)[0]))
         hidden = self.drop(torch.relu(self.linear1(x)))
         return cast(Tensor, self.norm2(x + self.drop(self.linear2(hidden))))
 
@@ -72,12 +72,12 @@ class PlainConv(nn.Module):
         self.encoder = _plain_layers(branch.encoder, numbers, dropout)
         self.stride, self.width = branch.strides[0], branch.width
 
-    def forward(self, pixels: Tensor, pad: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, image_mask: Tensor) -> Tensor:
         """Answer visual tokens [P, N, C] from normalised pixels [P, 3, S, S] and pad [P, S, S]."""
         finest, *coarser = self.backbone(pixels)
         maps = [finest, *(F.interpolate(m, size=finest.shape[-2:], mode="bilinear") for m in coarser)]
         tokens: Tensor = self.input_proj(torch.cat(maps, 1)).flatten(2).transpose(1, 2)
-        places = pad[:, :: self.stride, :: self.stride]
+        places = image_mask[:, :: self.stride, :: self.stride]
         position = sine_position(places, self.width).flatten(1, 2)
         for layer in self.encoder:
             tokens = layer(tokens, position, places.flatten(1))
@@ -120,25 +120,25 @@ class PlainGrounder(nn.Module):
         self.register_buffer("mean", student.visual.mean.clone())
         self.register_buffer("std", student.visual.std.clone())
 
-    def forward(self, image: Tensor, pad: Tensor, tokens: Tensor, token_pad: Tensor) -> Tensor:
-        """Answer image [P, 3, S, S] in 0..1 with pad [P, S, S] and tokens [P, L] with token_pad [P, L]."""
-        states = self.bert(tokens, (~token_pad).long()).last_hidden_state
+    def forward(self, image: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
+        """Answer image [P, 3, S, S] in 0..1 with pad [P, S, S] and tokens [P, L] with token_mask [P, L]."""
+        states = self.bert(tokens, (~token_mask).long()).last_hidden_state
         own = torch.arange(len(tokens), device=tokens.device)
         if self.conv is not None:
-            pixels = ((image - self.mean) / self.std).masked_fill(pad[:, None], 0.0)
-            branch = self.conv(pixels, pad)
+            pixels = ((image - self.mean) / self.std).masked_fill(image_mask[:, None], 0.0)
+            branch = self.conv(pixels, image_mask)
         else:
             assert self.swin is not None
-            branch = self.swin.tokens(self.swin.maps(image, pad), pad, states[:, 0], own)
-        places = [pad[:, ::stride, ::stride] for stride in self.strides]
+            branch = self.swin.tokens(self.swin.maps(image, image_mask), image_mask, states[:, 0], own)
+        places = [image_mask[:, ::stride, ::stride] for stride in self.strides]
         visual_pad = torch.cat([level.flatten(1) for level in places], 1)  # [P, N]
         visual, text = self.visu_proj(branch), self.text_proj(states)
         likeness = None
         if self.similarity is not None:
-            likeness = self.similarity(branch, states, token_pad, own)  # [P, N]
+            likeness = self.similarity(branch, states, token_mask, own)  # [P, N]
             visual = visual + self.similarity.feed(likeness)
         x = torch.cat([self.reg_token.weight.expand(len(tokens), 1, -1), text, visual], 1)  # the published order
-        hide = torch.cat([token_pad.new_zeros(len(tokens), 1), token_pad, visual_pad], 1)
+        hide = torch.cat([token_mask.new_zeros(len(tokens), 1), token_mask, visual_pad], 1)
         position = self.vl_pos_embed.weight.expand(len(tokens), -1, -1)
         if self.sine:
             position = torch.cat([position, *(sine_position(p, x.shape[-1]).flatten(1, 2) for p in places)], 1)
@@ -153,8 +153,8 @@ class PlainGrounder(nn.Module):
         across = (torch.arange(columns, device=x.device) + 0.5) / columns
         down = (torch.arange(rows, device=x.device) + 0.5) / rows
         centre = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1).flatten(0, 1)  # [N, 2]
-        votes = torch.cat([centre + vote[..., :2], vote[..., 2:].sigmoid()], -1)
-        return (mean_vote if self.training else median_vote)(where.masked_fill(visual_pad, -math.inf), votes)
+        token_boxes = torch.cat([centre + vote[..., :2], vote[..., 2:].sigmoid()], -1)
+        return (mean_vote if self.training else median_vote)(where.masked_fill(visual_pad, -math.inf), token_boxes)
 
 
 def _plain_layers(encoder: Encoder, numbers: dict[str, Any], dropout: float) -> nn.ModuleList:

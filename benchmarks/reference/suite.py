@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.autograd.profiler import profile
 
-from epmvg.core.types import Progress, Record
+from epmvg.core.types import Progress, Sample
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.transforms import Augment
 from epmvg.models.presets import preset
@@ -284,10 +284,15 @@ def loader(work: Work, images: int) -> dict[str, Any]:
             coarse = Image.fromarray(noise.integers(0, 256, (24, 32, 3), dtype=np.uint8))
             file = Path(folder) / f"{number}.jpg"
             coarse.resize((640, 480), Image.Resampling.BICUBIC).save(file, quality=90)
-            records.append(Record(file, PHRASES[number % len(PHRASES)], (100.0, 100.0, 300.0, 300.0)))
+            records.append(Sample(file, PHRASES[number % len(PHRASES)], (100.0, 100.0, 300.0, 300.0)))
         rates = {}
-        for name, augment in (("training", Augment(flip=0.5, crop=0.5, jitter=0.8, move=1.0)), ("evaluation", None)):
-            one = GroundingLoader(records, work.student.tokenize, canvas=work.student.canvas, images=8, augment=augment)
+        for name, augment in (
+            ("training", Augment(horizontal_flip=0.5, crop=0.5, color_jitter=0.8, translate=1.0)),
+            ("evaluation", None),
+        ):
+            one = GroundingLoader(
+                records, work.student.tokenize, image_size=work.student.image_size, images=8, augment=augment
+            )
             (times,) = in_turn([lambda one=one: sum(1 for _ in one.batches(0))], 2)  # type: ignore[misc]
             rates[f"{name}_images_per_s"] = round(images / statistics.median(times), 1)
         return rates

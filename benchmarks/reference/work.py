@@ -40,20 +40,20 @@ class Work:
         torch.manual_seed(0)
         self.preset = preset
         self.student = create_model(preset).eval()
-        self.image, self.pad = map(torch.from_numpy, noise(self.student.canvas))
+        self.image, self.image_mask = map(torch.from_numpy, noise(self.student.image_size))
 
     def pictures(self, images: int) -> tuple[Tensor, Tensor]:
         """Return image [I, 3, S, S] and pad [I, S, S]."""
-        return self.image.repeat(images, 1, 1, 1), self.pad.repeat(images, 1, 1)
+        return self.image.repeat(images, 1, 1, 1), self.image_mask.repeat(images, 1, 1)
 
     def full_length(self, phrases: list[str]) -> tuple[Tensor, Tensor]:
         """Return tokens and their pad, of the full length that the published code pads to."""
-        tokens, token_pad = self.student.tokenize(phrases)
-        room = self.student.length - tokens.shape[1]
-        return torch.nn.functional.pad(tokens, (0, room)), torch.nn.functional.pad(token_pad, (0, room), value=True)
+        tokens, token_mask = self.student.tokenize(phrases)
+        room = self.student.max_length - tokens.shape[1]
+        return torch.nn.functional.pad(tokens, (0, room)), torch.nn.functional.pad(token_mask, (0, room), value=True)
 
     def inputs(self, images: int, phrases: int) -> tuple[Tensor, ...]:
-        """Return what the student is given for images with some phrases each: image, pad, tokens, token_pad, owner."""
+        """Return what the student is given for images with some phrases each: image, pad, tokens, token_mask, owner."""
         words = self.student.tokenize(PHRASES[:phrases] * images)
         return (*self.pictures(images), *words, torch.arange(images).repeat_interleave(phrases))
 
@@ -68,7 +68,7 @@ class Work:
     def ask_plainly(self, plain: PlainGrounder, phrases: int) -> Tensor:
         """Answer boxes [P, 4] of one image, one call a phrase: what the published evaluation does at batch size 1."""
         asked = PHRASES[:phrases]
-        return torch.cat([plain(self.image, self.pad, *self.full_length([phrase])) for phrase in asked])
+        return torch.cat([plain(self.image, self.image_mask, *self.full_length([phrase])) for phrase in asked])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def _onnx_folder(work: Work, folder: Path, precision: str) -> Path:
         from epmvg.export.int8 import quantize
 
         shutil.copytree(_onnx_folder(work, folder, "fp32"), target)
-        quantize(target, (noise(work.student.canvas, seed) for seed in range(1, 1 + CALIBRATED_ON)))
+        quantize(target, (noise(work.student.image_size, seed) for seed in range(1, 1 + CALIBRATED_ON)))
     return target
 
 

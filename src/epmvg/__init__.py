@@ -12,7 +12,7 @@ from epmvg.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from epmvg.config.settings import Recipe
-    from epmvg.core.types import Batch, Embeddings, InputError, Output, Prediction, Record
+    from epmvg.core.types import Batch, GroundingOutput, InputError, Prediction, Sample, TeacherEmbeddings
     from epmvg.data.loader import make_loader
     from epmvg.distill.losses import GroundingLoss
     from epmvg.distill.teacher import ClipTeacher
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "ClipTeacher",
-    "Embeddings",
     "GroundingLoss",
+    "GroundingOutput",
     "InputError",
-    "Output",
     "Prediction",
     "Predictions",
     "Predictor",
     "Recipe",
-    "Record",
+    "Sample",
+    "TeacherEmbeddings",
     "calibrate",
     "create_model",
     "evaluate",
@@ -60,15 +60,15 @@ __all__ = [
 _HOME = {
     "Batch": "core.types",
     "ClipTeacher": "distill.teacher",
-    "Embeddings": "core.types",
+    "TeacherEmbeddings": "core.types",
     "GroundingLoss": "distill.losses",
     "InputError": "core.types",
-    "Output": "core.types",
+    "GroundingOutput": "core.types",
     "Prediction": "core.types",
     "Predictions": "inference.results",
     "Predictor": "inference.predictor",
     "Recipe": "config.settings",
-    "Record": "core.types",
+    "Sample": "core.types",
     "calibrate": "evaluation.calibration",
     "create_model": "models.factory",
     "evaluate": "evaluation.evaluate",

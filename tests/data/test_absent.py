@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from epmvg.core.types import Batch, Record
-from epmvg.data.negatives import Absence, absent_records, things_named
+from epmvg.core.types import Batch, Sample
+from epmvg.data.negatives import Absence, negative_samples, things_named
 from epmvg.data.views import evaluation_view
 
 SAID = {
@@ -17,7 +17,7 @@ SAID = {
     "beach": ["the dog", "a blue ball", "the largest thing"],
 }
 RECORDS = [
-    Record(Path(f"{image}.jpg"), phrase, (0, 0, 5, 5), size=(len(image), 9))
+    Sample(Path(f"{image}.jpg"), phrase, (0, 0, 5, 5), size=(len(image), 9))
     for image, phrases in SAID.items()
     for phrase in phrases
 ]
@@ -38,24 +38,24 @@ def test_things_are_what_is_left_without_places_sizes_and_colours(phrase: str, t
 
 
 def test_absent_rows_name_nothing_their_image_shows() -> None:
-    absent = absent_records(RECORDS, 1.0, seed=3)
-    assert absent == absent_records(RECORDS, 1.0, seed=3)
+    absent = negative_samples(RECORDS, 1.0, seed=3)
+    assert absent == negative_samples(RECORDS, 1.0, seed=3)
     belongs = {(record.image, record.phrase) for record in RECORDS}
     for record in absent:
         assert (record.image, record.phrase) not in belongs and record.extra == {"absent": True}
         assert record.size == (len(record.image.stem), 9)
         assert things_named(record.phrase).isdisjoint(things_named(" ".join(SAID[record.image.stem])))
     assert {record.phrase for record in absent} == {p for said in SAID.values() for p in said if things_named(p)}
-    assert len(absent_records(RECORDS, 0.34)) <= 3 and absent_records(RECORDS, 0) == []
+    assert len(negative_samples(RECORDS, 0.34)) <= 3 and negative_samples(RECORDS, 0) == []
 
 
 def test_pairs_of_a_batch_are_absent_and_as_many_as_asked() -> None:
     records = RECORDS[:6]
-    owner = torch.tensor([0, 0, 0, 1, 1, 1])
+    image_index = torch.tensor([0, 0, 0, 1, 1, 1])
     nothing = torch.zeros(0)
     whole = evaluation_view((9, 9), 32).letterbox
     phrases = [record.phrase for record in records]
-    batch = Batch(nothing, nothing, nothing, nothing, owner, nothing, phrases, [whole, whole], records)
+    batch = Batch(nothing, nothing, nothing, nothing, image_index, nothing, phrases, [whole, whole], records)
     absence = Absence(RECORDS)
     pairs = absence.pairs(batch, 1.0, (7, 1))
     assert pairs is not None
@@ -63,7 +63,7 @@ def test_pairs_of_a_batch_are_absent_and_as_many_as_asked() -> None:
     assert found == {(1, "a man in a blue shirt"), (0, "a woman"), (0, "the red kettle")}
     few = absence.pairs(batch, 0.5, (7, 1))
     assert few is None or few.shape[1] <= 3
-    alone = Batch(nothing, nothing, nothing, nothing, owner[:3], nothing, phrases[:3], [whole], records[:3])
+    alone = Batch(nothing, nothing, nothing, nothing, image_index[:3], nothing, phrases[:3], [whole], records[:3])
     assert absence.pairs(alone, 1.0, (7, 1)) is None
 
 
@@ -90,5 +90,5 @@ def test_different_things_stay_different(words: str) -> None:
 
 
 def test_plurals_are_not_asked_as_absent() -> None:
-    absence = Absence([Record(Path("a.jpg"), "a bus", (0, 0, 5, 5)), Record(Path("b.jpg"), "a dog", (0, 0, 5, 5))])
+    absence = Absence([Sample(Path("a.jpg"), "a bus", (0, 0, 5, 5)), Sample(Path("b.jpg"), "a dog", (0, 0, 5, 5))])
     assert not absence("the buses", Path("a.jpg")) and absence("the buses", Path("b.jpg"))

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from epmvg.cli import app, main
-from epmvg.core.types import InputError, Record
+from epmvg.core.types import InputError, Sample
 from epmvg.data.convert import convert_data
 from epmvg.data.readers.formats import read_file, write_file
 from epmvg.data.readers.jsonl import length, read_jsonl, write_jsonl
-from epmvg.data.registry import open_records
+from epmvg.data.registry import open_samples
 
 TARGETS = {"jsonl": "t.jsonl", "coco": "t.json", "odvg": "t.odvg.jsonl", "parquet": "t.parquet"}
 
@@ -34,9 +34,9 @@ OWN = {"image", "phrase", "bbox", "width", "height", "id", "split", "source_id"}
 
 
 @st.composite
-def records(draw: st.DrawFn) -> Record:
+def records(draw: st.DrawFn) -> Sample:
     x, y, w, h = draw(numbers), draw(numbers), draw(st.floats(0.01, 900)), draw(st.integers(1, 900))
-    return Record(
+    return Sample(
         image=Path(draw(st.sampled_from(["a.jpg", "b/c.png", "b/ü x.jpg", "b/c.jpg"]))),
         phrase=draw(texts.filter(str.strip)),
         box=(float(x), float(y), float(x + w), float(y + h)),
@@ -47,14 +47,14 @@ def records(draw: st.DrawFn) -> Record:
     )
 
 
-def under(root: Path, rows: Sequence[Record]) -> list[Record]:
+def under(root: Path, rows: Sequence[Sample]) -> list[Sample]:
     return [replace(row, image=root / row.image) for row in rows]
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(records(), min_size=1, max_size=8))
 @pytest.mark.parametrize("kind", TARGETS)
-def test_a_round_trip_loses_nothing(tmp_path_factory: pytest.TempPathFactory, kind: str, rows: list[Record]) -> None:
+def test_a_round_trip_loses_nothing(tmp_path_factory: pytest.TempPathFactory, kind: str, rows: list[Sample]) -> None:
     folder = tmp_path_factory.getbasetemp() / kind
     rows = under(folder, rows)
     target = folder / TARGETS[kind]
@@ -64,7 +64,7 @@ def test_a_round_trip_loses_nothing(tmp_path_factory: pytest.TempPathFactory, ki
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(records(), min_size=1, max_size=8))
-def test_an_image_folder_loses_nothing(tmp_path_factory: pytest.TempPathFactory, rows: list[Record]) -> None:
+def test_an_image_folder_loses_nothing(tmp_path_factory: pytest.TempPathFactory, rows: list[Sample]) -> None:
     source, target = tmp_path_factory.getbasetemp() / "pictures", tmp_path_factory.getbasetemp() / "folder"
     sizes: dict[Path, tuple[int, int] | None] = {}  # a picture has one
     rows = [replace(row, size=sizes.setdefault(row.image, row.size)) for row in rows]
@@ -102,7 +102,7 @@ def test_stats_of_every_format_are_one_object(tmp_path: Path, squares: Path) -> 
         result = CliRunner().invoke(app, ["data", "stats", str(tmp_path / target), "--json"])
         counts = json.loads(result.stdout)
         assert counts["splits"]["val"] | {"images": 6, "phrases": 24, "boxes": 24} == counts["splits"]["val"]
-        assert open_records(str(tmp_path / target), split="train")[0].split == "train"
+        assert open_samples(str(tmp_path / target), split="train")[0].split == "train"
 
 
 def test_the_excerpts_survive_every_format(tmp_path: Path, shared: Path) -> None:
@@ -113,11 +113,11 @@ def test_the_excerpts_survive_every_format(tmp_path: Path, shared: Path) -> None
         ("transvg-unc", "transvg_index"),
     ):
         source = (shared / "formats" / root).resolve()
-        rows = open_records(name, split=None, root=source)
+        rows = open_samples(name, split=None, root=source)
         for target in TARGETS.values():
             done = convert_data(name, tmp_path / target, root=source)
             assert done["rows"] == len(rows) and done["root"] == str(source)
-            assert open_records(str(tmp_path / target), split=None, root=source) == rows
+            assert open_samples(str(tmp_path / target), split=None, root=source) == rows
 
 
 COCO = {
@@ -154,22 +154,22 @@ def test_foreign_json_reads_as_it_means(
     tmp_path: Path, content: Any, phrases: list[str], first: tuple[int, ...]
 ) -> None:
     (tmp_path / "rows_val.json").write_text(json.dumps(content))
-    rows = open_records(str(tmp_path / "rows_val.json"), split=None)
+    rows = open_samples(str(tmp_path / "rows_val.json"), split=None)
     assert [row.phrase for row in rows] == phrases
     assert rows[0].box == first and rows[0].size == (50, 40) and rows[0].image.name == "a.jpg"
 
 
 def test_what_the_source_knows_is_kept(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(COCO))
-    (row,) = open_records(str(tmp_path / "rows.json"), split="val", root=tmp_path / "photos")
+    (row,) = open_samples(str(tmp_path / "rows.json"), split="val", root=tmp_path / "photos")
     assert row.extra == {"ann_id": 1, "category": "cup"} and row.image == tmp_path / "photos" / "p" / "a.jpg"
 
 
 def test_odvg_lines_are_told_from_our_rows(tmp_path: Path) -> None:
     (tmp_path / "o.jsonl").write_text(f"{json.dumps(ODVG)}\n{json.dumps(ODVG)}\n")
-    assert len(open_records(str(tmp_path / "o.jsonl"), split=None)) == 2
+    assert len(open_samples(str(tmp_path / "o.jsonl"), split=None)) == 2
     (tmp_path / "o.jsonl").rename(tmp_path / "o.json")
-    assert len(open_records(str(tmp_path / "o.json"), split=None)) == 2
+    assert len(open_samples(str(tmp_path / "o.json"), split=None)) == 2
 
 
 def test_plain_metadata_lines_and_split_folders_are_read(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_plain_metadata_lines_and_split_folders_are_read(tmp_path: Path) -> None
         (tmp_path / split).mkdir()
         line = {"file_name": name, "phrase": "a cup", "bbox": [1, 2, 3, 4]}
         (tmp_path / split / "metadata.jsonl").write_text(json.dumps(line) + "\n")
-    (row,) = open_records(str(tmp_path), split="val")
+    (row,) = open_samples(str(tmp_path), split="val")
     assert row.image == tmp_path / "validation" / "b.jpg" and row.box == (1, 2, 4, 6)
 
 
@@ -209,7 +209,7 @@ def test_an_unknown_format_is_named(tmp_path: Path, squares: Path, target: str, 
         convert_data(str(squares), tmp_path / target)
     (tmp_path / target).write_text("x")
     with pytest.raises(InputError, match="is a file of no known format"):
-        open_records(str(tmp_path / target), split=None)
+        open_samples(str(tmp_path / target), split=None)
 
 
 @pytest.mark.parametrize("verb", [["stats"], ["convert", "--to", "t.jsonl"]])
@@ -228,7 +228,7 @@ def test_images_stay_in_the_root(tmp_path: Path, image: object) -> None:
     row = {"image": image, "phrase": "a cup", "bbox": [1, 2, 3, 4]}
     (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError, match=r"leads out of|not the path of a file"):
-        open_records(str(tmp_path / "t.jsonl"), split=None)
+        open_samples(str(tmp_path / "t.jsonl"), split=None)
 
 
 def test_paths_may_wander_inside_the_root(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_paths_may_wander_inside_the_root(tmp_path: Path) -> None:
         {"image": str(image), "phrase": "a cup", "bbox": [1, 2, 3, 4]} for image in ("a/../b.jpg", tmp_path / "b.jpg")
     ]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert {record.image for record in open_records(str(tmp_path / "t.jsonl"), split=None)} == {tmp_path / "b.jpg"}
+    assert {record.image for record in open_samples(str(tmp_path / "t.jsonl"), split=None)} == {tmp_path / "b.jpg"}
 
 
 def test_a_root_serves_rows_that_lie_elsewhere(tmp_path: Path, squares: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from epmvg.core.types import InputError
 from epmvg.data.readers.files import exists, is_file, read_bytes
 from epmvg.data.readers.finder import ImageFinder
-from epmvg.data.registry import open_records
+from epmvg.data.registry import open_samples
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_every_reader_finds_images_alike(tmp_path: Path) -> None:
     odvg = {"filename": row["image"], "grounding": {"regions": [region]}}
     for name, content in (("r.jsonl", row), ("c.json", coco), ("o.jsonl", odvg), ("l.json", [row])):
         (tmp_path / name).write_text(json.dumps(content) + "\n")
-        assert open_records(str(tmp_path / name), split=None)[0].image == tmp_path / "p" / "a.JPG", name
+        assert open_samples(str(tmp_path / name), split=None)[0].image == tmp_path / "p" / "a.JPG", name
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a/" * 3000])
@@ -72,4 +72,4 @@ def test_names_that_no_file_can_have_do_not_exist(tmp_path: Path, name: str) -> 
     with pytest.raises(InputError, match="cannot be opened"):
         read_bytes(tmp_path / name)
     with pytest.raises(InputError):
-        open_records(f"{name}.jsonl", split=None)
+        open_samples(f"{name}.jsonl", split=None)

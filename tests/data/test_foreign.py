@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from epmvg.core.types import InputError, Prediction, Record
+from epmvg.core.types import InputError, Prediction, Sample
 from epmvg.data.convert import convert_data
 from epmvg.data.readers.coco import upright_hull
 from epmvg.data.readers.formats import read_file
 from epmvg.data.readers.jsonl import Skipped
-from epmvg.data.registry import open_records
+from epmvg.data.registry import open_samples
 from epmvg.data.validation import check
 from epmvg.inference.results import Predictions, to_label_studio
 
@@ -23,9 +23,9 @@ NOTE = {"id": 7, "image_id": 1, "bbox": [100, 100, 200, 20], "phrase": "a stick"
 CATEGORIES = [{"id": 3, "name": "stick"}]
 
 
-def read(file: Path, *annotations: dict[str, Any], images: list[dict[str, Any]] | None = None) -> list[Record]:
+def read(file: Path, *annotations: dict[str, Any], images: list[dict[str, Any]] | None = None) -> list[Sample]:
     file.write_text(json.dumps({"images": images or [IMAGE], "annotations": annotations, "categories": CATEGORIES}))
-    return open_records(str(file), split=None)
+    return open_samples(str(file), split=None)
 
 
 def test_attributes_never_override_what_the_annotation_states(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_what_images_say_is_kept_in_every_merge(tmp_path: Path) -> None:
         json.dumps({"file_name": "a.jpg", "width": 640, "height": 480, "objects": objects}) + "\n"
     )
     for name in ("o.jsonl", "f"):
-        (row,) = open_records(str(tmp_path / name), split=None)
+        (row,) = open_samples(str(tmp_path / name), split=None)
         assert row.size == (640, 480) and row.image.name == "a.jpg", name
 
 
@@ -77,7 +77,7 @@ def test_crowds_are_left_out_and_counted(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="annotation 1 is a crowd"):
         read(tmp_path / "c.json", NOTE, NOTE | {"iscrowd": 1})
     skipped = Skipped()
-    assert len(open_records(str(tmp_path / "c.json"), split=None, skipped=skipped)) == 1
+    assert len(open_samples(str(tmp_path / "c.json"), split=None, skipped=skipped)) == 1
     assert skipped.counts == {"the annotation is a crowd": 1}
 
 
@@ -116,7 +116,7 @@ def test_label_studio_exports_are_read(tmp_path: Path) -> None:
     again = task(BOX, TEXT) | {"annotations": [{"result": []}, {"result": [BOX, TEXT]}, {"was_cancelled": True}]}
     tasks = [task(BOX, TEXT, turned, region("textarea", {"text": "a stick"}, "r2")), again, task(BOX), task()]
     (tmp_path / "ls.json").write_text(json.dumps(tasks))
-    rows = open_records(str(tmp_path / "ls.json"), split=None)
+    rows = open_samples(str(tmp_path / "ls.json"), split=None)
     assert [row.phrase for row in rows] == ["the red cup", "a stick", "the red cup", "cup"]
     assert rows[0].box == rows[2].box == (20, 20, 120, 45) and rows[0].size == (200, 100)
     assert rows[0].image == tmp_path / "p" / "my a.jpg"
@@ -130,7 +130,7 @@ def test_what_we_write_for_label_studio_is_read_back_once_people_have_saved_it(t
         (written,) = to_label_studio([about], prefix)
         saved = {"id": 1, "data": written["data"], "annotations": written["predictions"]}
         (tmp_path / "ls.json").write_text(json.dumps([saved]))
-        (row,) = open_records(str(tmp_path / "ls.json"), split=None)
+        (row,) = open_samples(str(tmp_path / "ls.json"), split=None)
         assert row.phrase == "the red cup" and row.box == pytest.approx(found[0].box) and row.size == (80, 60)
         assert prefix or row.image == tmp_path / "p" / "my #1.png"
 
@@ -138,7 +138,7 @@ def test_what_we_write_for_label_studio_is_read_back_once_people_have_saved_it(t
 def test_a_rectangle_without_words_is_one_malformed_row(tmp_path: Path) -> None:
     (tmp_path / "ls.json").write_text(json.dumps([task(BOX, TEXT), task(region("rectangle", {}))]))
     skipped = Skipped()
-    assert len(open_records(str(tmp_path / "ls.json"), split=None, skipped=skipped)) == 1
+    assert len(open_samples(str(tmp_path / "ls.json"), split=None, skipped=skipped)) == 1
     assert "has a rectangle and no text" in str(skipped)
 
 
@@ -148,7 +148,7 @@ def test_image_folders_with_several_metadata_files_and_split_names(tmp_path: Pat
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         line = {"file_name": f"{number}.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4]}
         (tmp_path / place / "metadata.jsonl").write_text(json.dumps(line) + "\n")
-    rows = open_records(str(tmp_path), split=None)
+    rows = open_samples(str(tmp_path), split=None)
     assert {row.image.relative_to(tmp_path).parent.as_posix(): row.split for row in rows} == places
 
 
@@ -156,14 +156,14 @@ def test_a_folder_that_is_no_data_set_says_what_lies_there(tmp_path: Path) -> No
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "metadata.csv").touch()
     with pytest.raises(InputError, match=r"write .*train/metadata\.csv as metadata\.jsonl"):
-        open_records(str(tmp_path), split=None)
+        open_samples(str(tmp_path), split=None)
     (tmp_path / "train" / "_annotations.coco.json").touch()
     with pytest.raises(InputError, match=r"name .*train/_annotations\.coco\.json itself"):
-        open_records(str(tmp_path), split=None)
+        open_samples(str(tmp_path), split=None)
 
 
 def test_only_names_of_splits_tell_the_split_of_a_list_of_sentences(tmp_path: Path) -> None:
     content = json.dumps([{"img_id": "a_70", "sents": "red cup", "bbox": [1, 2, 3, 4]}])
     for name, split in (("mine.json", ""), ("my_rows.json", ""), ("refcoco_testA.json", "testA")):
         (tmp_path / name).write_text(content)
-        assert open_records(str(tmp_path / name), split=None)[0].split == split
+        assert open_samples(str(tmp_path / name), split=None)[0].split == split

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from epmvg.core.types import InputError
 from epmvg.data.convert import convert_data
 from epmvg.data.readers.jsonl import Skipped
-from epmvg.data.registry import open_records
+from epmvg.data.registry import open_samples
 from epmvg.data.stats import count_records
 
 CASES = 11_000
@@ -282,12 +282,12 @@ def try_case(case: Any, root: Path, opened: list[str]) -> None:
     name = str(root / good.name) if is_file else good.name
     opened.clear()
     with time_limit(SECONDS):
-        attempt(lambda: open_records(name, split="val", root=root))
-        if attempt(lambda: open_records(name, split=None, root=root, skipped=Skipped())):
+        attempt(lambda: open_samples(name, split="val", root=root))
+        if attempt(lambda: open_samples(name, split=None, root=root, skipped=Skipped())):
             attempt(lambda: count_records(name, root=root))
             for target in ("out/t.jsonl", "out/t.json", "out/t.odvg.jsonl"):
                 if attempt(lambda to=target: convert_data(name, root / to, root=root)):  # type: ignore[misc]
-                    attempt(lambda to=target: open_records(str(root / to), split=None, root=root))  # type: ignore[misc]
+                    attempt(lambda to=target: open_samples(str(root / to), split=None, root=root))  # type: ignore[misc]
     python = (sys.prefix, sys.base_prefix, "/dev/null", str(Path(__file__).parents[2]))
     outside = [file for file in opened if not os.path.abspath(file).startswith((str(root), *python))]  # noqa: PTH100
     assert not outside, outside
@@ -312,5 +312,5 @@ def test_ten_thousand_spoilt_files_are_one_sentence_each(
 def test_the_unspoilt_sets_are_good(tmp_path: Path, opened: list[str], good: GoodSet) -> None:
     try_case((good, 0, [], [], 2), tmp_path / "set", opened)
     name = str(tmp_path / "set" / good.name) if "." in good.name or good.name == "hub" else good.name
-    assert open_records(name, split=None, root=tmp_path / "set")
+    assert open_samples(name, split=None, root=tmp_path / "set")
     assert (tmp_path / "set" / "out" / "t.json").exists()

@@ -89,15 +89,15 @@ def test_training_views_are_those_of_the_photos(
     squares: Path, tiny: Grounder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
-    augment = Augment(flip=0.5, crop=0.5, scale=0.7, move=1.0, jitter=0.5)
+    augment = Augment(horizontal_flip=0.5, crop=0.5, scale=0.7, translate=1.0, color_jitter=0.5)
     plain, kept = (
         GroundingLoader(
-            read_jsonl(squares), tiny.tokenize, canvas=64, images=4, augment=augment, shuffle=True, cache_gb=gb
+            read_jsonl(squares), tiny.tokenize, image_size=64, images=4, augment=augment, shuffle=True, cache_gb=gb
         )
         for gb in (0.0, 1.0)
     )
     for _ in range(2):  # empty, then full
         for seen, again in zip(plain.batches(0), kept.batches(0), strict=True):
-            assert torch.equal(seen.box, again.box) and torch.equal(seen.pad, again.pad)
-            assert (seen.image - again.image).abs().mean() < 0.02
+            assert torch.equal(seen.boxes, again.boxes) and torch.equal(seen.image_mask, again.image_mask)
+            assert (seen.images - again.images).abs().mean() < 0.02
     assert list((tmp_path / "cache").rglob("*.rgb"))

@@ -14,21 +14,26 @@ from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.transforms import Augment
 from epmvg.models.grounder import Grounder
 
-VARIED = Augment(flip=0.5, scale=0.7, move=1.0, jitter=0.5)
+VARIED = Augment(horizontal_flip=0.5, scale=0.7, translate=1.0, color_jitter=0.5)
 
 
 def make(squares: Path, tiny: Grounder, **options: object) -> GroundingLoader:
     records = read_jsonl(squares)
-    settings = {"canvas": 64, "images": 4, "phrases": 3, "shuffle": True, "augment": VARIED} | options
+    settings = {"image_size": 64, "images": 4, "phrases": 3, "shuffle": True, "augment": VARIED} | options
     return GroundingLoader(records, tiny.tokenize, **settings)  # type: ignore[arg-type]
 
 
 def ids(batches: list[Batch]) -> list[str]:
-    return [record.id for batch in batches for record in batch.records]
+    return [record.id for batch in batches for record in batch.samples]
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return ids([a]) == ids([b]) and torch.equal(a.image, b.image) and torch.equal(a.box, b.box) and a.phrase == b.phrase
+    return (
+        ids([a]) == ids([b])
+        and torch.equal(a.images, b.images)
+        and torch.equal(a.boxes, b.boxes)
+        and a.phrases == b.phrases
+    )
 
 
 def test_every_row_comes_once_an_epoch(squares: Path, tiny: Grounder) -> None:
@@ -41,10 +46,10 @@ def test_every_row_comes_once_an_epoch(squares: Path, tiny: Grounder) -> None:
 
 def test_an_image_is_opened_once_for_its_phrases(squares: Path, tiny: Grounder) -> None:
     for batch in make(squares, tiny, phrases=4):
-        assert len(batch.image) == len({record.image for record in batch.records}) < len(batch.records)
-        for number, record in zip(batch.owner.tolist(), batch.records, strict=True):
+        assert len(batch.images) == len({record.image for record in batch.samples}) < len(batch.samples)
+        for number, record in zip(batch.image_index.tolist(), batch.samples, strict=True):
             alone = make(squares, tiny, augment=None, shuffle=False)
-            assert record.image in alone.images and number < len(batch.image)
+            assert record.image in alone.images and number < len(batch.images)
 
 
 def test_resuming_in_an_epoch_goes_on_as_if_unbroken(squares: Path, tiny: Grounder) -> None:
@@ -67,9 +72,9 @@ def test_processes_share_the_batches_without_overlap(squares: Path, tiny: Ground
 
 def test_a_flip_swaps_sides_in_box_and_phrase(squares: Path, tiny: Grounder) -> None:
     plain = next(make(squares, tiny, augment=None, shuffle=False).batches(0))
-    mirrored = next(make(squares, tiny, augment=Augment(flip=1.0), shuffle=False).batches(0))
-    torch.testing.assert_close(mirrored.box[:, 0], 1 - plain.box[:, 0], atol=0.02, rtol=0)
-    torch.testing.assert_close(mirrored.box[:, 1:], plain.box[:, 1:])
+    mirrored = next(make(squares, tiny, augment=Augment(horizontal_flip=1.0), shuffle=False).batches(0))
+    torch.testing.assert_close(mirrored.boxes[:, 0], 1 - plain.boxes[:, 0], atol=0.02, rtol=0)
+    torch.testing.assert_close(mirrored.boxes[:, 1:], plain.boxes[:, 1:])
 
 
 def test_a_broken_photo_is_named_or_skipped(squares: Path, tiny: Grounder) -> None:
@@ -78,15 +83,15 @@ def test_a_broken_photo_is_named_or_skipped(squares: Path, tiny: Grounder) -> No
         list(make(squares, tiny, augment=None).batches(0))
     batches = list(make(squares, tiny, tolerant=True).batches(0))
     assert any("3.png" in note for batch in batches for note in batch.skipped)
-    assert sum(len(batch.records) for batch in batches) == 44
+    assert sum(len(batch.samples) for batch in batches) == 44
 
 
 def test_stored_answers_follow_their_images(squares: Path, tiny: Grounder) -> None:
     numbers = torch.arange(12.0)[:, None]
     loader = make(squares, tiny, augment=None, stored={"maps": numbers})
     for batch in loader:
-        for owner, record in zip(batch.owner.tolist(), batch.records, strict=True):
-            assert batch.stored["maps"][owner].item() == int(record.image.stem)
+        for image_index, record in zip(batch.image_index.tolist(), batch.samples, strict=True):
+            assert batch.cached["maps"][image_index].item() == int(record.image.stem)
 
 
 def test_stored_views_need_no_sizes_in_rows(squares: Path, tiny: Grounder) -> None:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from epmvg.cli import app
 from epmvg.core.types import InputError
 from epmvg.data.readers.jsonl import MALFORMED, Skipped, read_jsonl
-from epmvg.data.registry import open_records
+from epmvg.data.registry import open_samples
 
 ROW = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
 BOX = [1, 2, 3, 4]
@@ -62,11 +62,11 @@ def test_one_malformed_row_is_counted_and_named(tmp_path: Path, name: str) -> No
     file.write_bytes(FILES[name]())
     source = str(file.parent if name.startswith("folder") else file)
     skipped = Skipped(every=[])
-    assert len(open_records(source, split=None, skipped=skipped)) in (1, 2)
+    assert len(open_samples(source, split=None, skipped=skipped)) in (1, 2)
     assert skipped.counts == {MALFORMED: 1} and len(skipped.every or []) == 1
     assert str(file) in skipped.first[MALFORMED]
     with pytest.raises(InputError) as refused:
-        open_records(source, split=None)
+        open_samples(source, split=None)
     assert str(refused.value) == skipped.first[MALFORMED]
 
 
@@ -82,7 +82,7 @@ def test_published_layouts_lose_one_row_too(tmp_path: Path) -> None:
     refs = [ref, ref | {"image_id": 4}, ref | {"ann_id": 2}, ref | {"ann_id": 8}, 7]
     (tmp_path / "refcoco" / "refs(unc).json").write_text(json.dumps(refs))
     skipped = Skipped()
-    assert len(open_records("refcoco", split="val", root=tmp_path, skipped=skipped)) == 1
+    assert len(open_samples("refcoco", split="val", root=tmp_path, skipped=skipped)) == 1
     assert skipped.counts == {MALFORMED: 4}
     for name, content in (
         ("bbox", {"1_1": BOX, "1_2": [1, 2]}),
@@ -91,7 +91,7 @@ def test_published_layouts_lose_one_row_too(tmp_path: Path) -> None:
     ):
         (tmp_path / f"referit_{name}.json").write_text(json.dumps(content))
     skipped = Skipped()
-    assert len(open_records("referit", split="val", root=tmp_path, skipped=skipped)) == 1
+    assert len(open_samples("referit", split="val", root=tmp_path, skipped=skipped)) == 1
     assert skipped.counts == {MALFORMED: 2}
 
 
@@ -132,7 +132,7 @@ def test_splits_are_compared_as_text_and_the_refusal_names_the_likely_one(tmp_pa
 def test_content_and_not_the_suffix_tells_rows_from_json(tmp_path: Path, name: str) -> None:
     for content in (lines(ROW, ROW), json.dumps([ROW, ROW], indent=1).encode(), coco(NOTE, NOTE), lines([ROW, ROW])):
         (tmp_path / name).write_bytes(content)
-        assert [record.phrase for record in open_records(str(tmp_path / name), split=None)] == ["a cup", "a cup"]
+        assert [record.phrase for record in open_samples(str(tmp_path / name), split=None)] == ["a cup", "a cup"]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet", "unc/unc_val.json", "unc/unc_val.pth"])
@@ -140,10 +140,10 @@ def test_git_lfs_pointers_are_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
     with pytest.raises(InputError, match=r"is a Git LFS pointer.*git lfs pull"):
-        open_records(str(tmp_path / name), split=None)
+        open_samples(str(tmp_path / name), split=None)
 
 
 def test_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n", encoding="utf-16")
     with pytest.raises(InputError, match="save the file as UTF-8"):
-        open_records(str(tmp_path / "rows.jsonl"), split=None)
+        open_samples(str(tmp_path / "rows.jsonl"), split=None)

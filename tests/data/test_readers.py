@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from epmvg.core.types import Box, InputError, Record
+from epmvg.core.types import Box, InputError, Sample
 from epmvg.data.readers.flickr30k import read_flickr30k
 from epmvg.data.readers.jsonl import Skipped
 from epmvg.data.readers.refcoco import read_refcoco
 from epmvg.data.readers.referit import read_referit
 from epmvg.data.readers.transvg import read_transvg, read_transvg_file
-from epmvg.data.registry import DATASETS, open_records, share_of
+from epmvg.data.registry import DATASETS, fraction_of, open_samples
 from epmvg.data.stats import count_records
 
 HALF_A_PIXEL = 0.5
@@ -150,7 +150,7 @@ def test_transvg_flags_keep_their_box_conventions(tmp_path: Path, flag: str, box
     (record,) = read_transvg(tmp_path, flag)
     assert (record.box, record.phrase, record.split) == (box, "a cup", "val")
     assert read_transvg_file(tmp_path / "data" / flag / f"{flag}_val.pth", root=tmp_path) == [record]
-    assert open_records(str(tmp_path / "data" / flag), split="val", root=tmp_path) == [record]
+    assert open_samples(str(tmp_path / "data" / flag), split="val", root=tmp_path) == [record]
     with pytest.raises(InputError, match=re.escape(f"{flag}_train.pth")):
         read_transvg(tmp_path, flag, split="train")
 
@@ -158,7 +158,7 @@ def test_transvg_flags_keep_their_box_conventions(tmp_path: Path, flag: str, box
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - {"scenes"}))
 def test_a_set_that_is_not_there_says_what_is_looked_for(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"holds no .+: (give|point)"):
-        open_records(name, split="val", root=tmp_path)
+        open_samples(name, split="val", root=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def real(shared: Path) -> dict[str, dict[Key, list[Box]]]:
     return rows
 
 
-def assert_twins(records: Iterable[Record], twin: dict[Key, list[Box]], splits: set[str]) -> None:
+def assert_twins(records: Iterable[Sample], twin: dict[Key, list[Box]], splits: set[str]) -> None:
     """The records of the twin's pictures are the twin's rows, one for one, boxes within half a pixel."""
     pictures = {(image, split) for image, split, _ in twin if split in splits}
     found: dict[Key, list[Box]] = defaultdict(list)
@@ -253,24 +253,24 @@ def test_excerpts_read_as_their_twins(
     formats = shared / "formats"
     place = "transvg_index" if name.startswith("transvg") else {"flickr30k": "flickr30k"}.get(name, ".")
     place = "referitgame" if name == "referit" else place
-    records = open_records(name, split=None, root=formats / place)
+    records = open_samples(name, split=None, root=formats / place)
     assert Counter(record.split for record in records) == counts
     assert_twins(records, real[twin], set(counts))
     for split, count in counts.items():
-        assert len(open_records(name, split=split, root=formats / place)) == count
+        assert len(open_samples(name, split=split, root=formats / place)) == count
 
 
 @pytest.mark.parametrize("name", ["refcoco", "refcoco+", "refcocog"])
 def test_sentence_lists_read_as_their_twins(shared: Path, real: dict[str, dict[Key, list[Box]]], name: str) -> None:
     for file in sorted((shared / "formats" / name / "eval_json").glob("*.json")):
-        assert_twins(open_records(str(file), split=None), real[name], {file.stem.rpartition("_")[2]})
+        assert_twins(open_samples(str(file), split=None), real[name], {file.stem.rpartition("_")[2]})
 
 
 def test_photos_of_the_excerpts_are_found(shared: Path) -> None:
     formats = shared / "formats"
-    assert all(r.image.exists() for r in open_records("flickr30k", split=None, root=formats / "flickr30k"))
+    assert all(r.image.exists() for r in open_samples("flickr30k", split=None, root=formats / "flickr30k"))
     for name in ("refcoco", "refcoco+", "refcocog-umd"):
-        assert any(r.image.exists() for r in open_records(name, split=None, root=formats))
+        assert any(r.image.exists() for r in open_samples(name, split=None, root=formats))
 
 
 def unpacked(file: Path) -> bytes:
@@ -309,7 +309,7 @@ def official_refer(shared: Path, name: str, root: Path) -> Path:
 def test_the_refcoco_family_has_the_published_counts(
     shared: Path, tmp_path: Path, real: dict[str, dict[Key, list[Box]]], name: str
 ) -> None:
-    records = open_records(name, split=None, root=official_refer(shared, name, tmp_path))
+    records = open_samples(name, split=None, root=official_refer(shared, name, tmp_path))
     assert Counter(record.split for record in records) == COUNTS[name]
     assert_twins(records, real[name.removesuffix("-umd")], set(COUNTS[name]))
 
@@ -318,7 +318,7 @@ def test_referit_has_its_counts(shared: Path, tmp_path: Path, real: dict[str, di
     for file in (shared / "full_annotations").glob("referit_*.json.gz"):
         (tmp_path / file.name.removesuffix(".gz")).write_bytes(unpacked(file))
     skipped = Skipped()
-    records = open_records("referit", split=None, root=tmp_path, skipped=skipped)
+    records = open_samples("referit", split=None, root=tmp_path, skipped=skipped)
     assert Counter(record.split for record in records) == COUNTS["referit"], str(skipped)
     assert_twins(records, real["referitgame"], {"test"})
 
@@ -340,7 +340,7 @@ def official_flickr(shared: Path, root: Path, splits: Iterable[str]) -> Path:
 def test_flickr_test_has_the_published_count(
     shared: Path, tmp_path: Path, real: dict[str, dict[Key, list[Box]]]
 ) -> None:
-    records = open_records("flickr30k", split="test", root=official_flickr(shared, tmp_path, ["test"]))
+    records = open_samples("flickr30k", split="test", root=official_flickr(shared, tmp_path, ["test"]))
     assert len(records) == COUNTS["flickr30k"]["test"] == 14_481
     assert_twins(records, real["flickr30k"], {"test"})
 
@@ -349,28 +349,28 @@ def test_flickr_test_has_the_published_count(
 def test_all_of_flickr_has_its_counts(shared: Path, tmp_path: Path, real: dict[str, dict[Key, list[Box]]]) -> None:
     skipped = Skipped()
     root = official_flickr(shared, tmp_path, ["train", "val", "test"])
-    records = open_records("flickr30k", split=None, root=root, skipped=skipped)
+    records = open_samples("flickr30k", split=None, root=root, skipped=skipped)
     assert Counter(record.split for record in records) == COUNTS["flickr30k"], str(skipped)
     assert_twins(records, real["flickr30k"], set(COUNTS["flickr30k"]))
 
 
 def test_a_share_is_of_whole_pictures_and_part_of_a_larger_share() -> None:
-    records = [Record(Path(f"{number // 3}.jpg"), f"phrase {number}", (0, 0, 1, 1)) for number in range(3000)]
+    records = [Sample(Path(f"{number // 3}.jpg"), f"phrase {number}", (0, 0, 1, 1)) for number in range(3000)]
     smaller: set[str] = set()
     for share in (0.1, 0.3, 0.7, 1.0):
-        kept = share_of(records, share)
+        kept = fraction_of(records, share)
         phrases = {record.phrase for record in kept}
         assert kept == [record for record in records if record.phrase in phrases]
         assert set(Counter(record.image for record in kept).values()) == {3}
         assert abs(len(kept) / len(records) - share) < 0.05 and smaller <= phrases
         smaller = phrases
     with pytest.raises(InputError, match="leaves none"):
-        share_of(records[:3], 1e-9)
+        fraction_of(records[:3], 1e-9)
 
 
 def test_a_share_goes_by_paths_where_names_repeat_and_not_by_the_place_of_the_set() -> None:
     def kept(top: str) -> set[str]:
-        records = [Record(Path(f"{top}/c{number}/image.jpg"), "it", (0, 0, 1, 1)) for number in range(200)]
-        return {record.image.parent.name for record in share_of(records, 0.3)}
+        records = [Sample(Path(f"{top}/c{number}/image.jpg"), "it", (0, 0, 1, 1)) for number in range(200)]
+        return {record.image.parent.name for record in fraction_of(records, 0.3)}
 
     assert 30 < len(kept("/data/set")) < 90 and kept("/data/set") == kept("elsewhere")

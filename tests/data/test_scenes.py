@@ -13,7 +13,7 @@ import pytest
 
 from epmvg.core.types import InputError
 from epmvg.data.readers.jsonl import read_jsonl
-from epmvg.data.registry import open_records
+from epmvg.data.registry import open_samples
 from epmvg.data.synthetic.phrases import Thing, phrases_of
 from epmvg.data.synthetic.scenes import draw_scene, held_out_names, write_scenes
 from epmvg.data.synthetic.sprite_library import dominant_hue, load_sprites, name_colour, sprite_picture
@@ -156,7 +156,7 @@ def test_drawing_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_mistyped_root_is_not_drawn_in(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        open_records("scenes", split="val", root=tmp_path / "scnees")
+        open_samples("scenes", split="val", root=tmp_path / "scnees")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -20,10 +20,10 @@ from epmvg.core.boxes import to_xyxy
 from epmvg.core.images import Photo, open_image
 from epmvg.core.types import InputError
 from epmvg.data.transforms import Augment, names_place, pad_of, render, sides_are_clear, swap_sides, training_view
-from epmvg.data.views import View, canvas_of, evaluation_view, laid_rectangle, lay
+from epmvg.data.views import View, evaluation_view, image_of, laid_rectangle, lay
 
-STRONG = Augment(flip=0.5, crop=1.0, crop_min=0.4, scale=0.5, jitter=1.0, move=1.0)
-TRANSVG = Augment(flip=0.5, crop=0.5, scale=0.7, jitter=0.8, move=1.0, style="transvg")
+STRONG = Augment(horizontal_flip=0.5, crop=1.0, min_crop=0.4, scale=0.5, color_jitter=1.0, translate=1.0)
+TRANSVG = Augment(horizontal_flip=0.5, crop=0.5, scale=0.7, color_jitter=0.8, translate=1.0, recipe="transvg")
 
 
 def photo_like(width: int, height: int) -> Image.Image:
@@ -40,12 +40,12 @@ def test_published_evaluation_view(shared: Path) -> None:
     for case in torch.load(shared / "parity" / "data_pipeline.pt", weights_only=True)["eval_transform"]:
         picture = Image.fromarray(case["input_u8"].numpy())
         view = evaluation_view(picture.size, 640)
-        pad = pad_of(view)
-        assert torch.equal(pad[::4, ::4], case["mask"].bool())
-        assert int(pad.sum()) == case["mask_sum"]
-        canvas, without_torch = canvas_of(lay(picture, view), view)
-        assert np.array_equal(without_torch, pad)
-        ours = (torch.from_numpy(canvas) - mean) / std
+        image_mask = pad_of(view)
+        assert torch.equal(image_mask[::4, ::4], case["mask"].bool())
+        assert int(image_mask.sum()) == case["mask_sum"]
+        image_size, without_torch = image_of(lay(picture, view), view)
+        assert np.array_equal(without_torch, image_mask)
+        ours = (torch.from_numpy(image_size) - mean) / std
         torch.testing.assert_close(ours[:, ::8, ::8], case["img_s8"], atol=1e-5, rtol=0)
 
 
@@ -80,7 +80,9 @@ def test_a_picture_is_not_mirrored_where_a_word_may_be_no_side(phrase: str) -> N
     for seed in range(8):
         random = np.random.default_rng(seed)
         phrases = ["the cup on the left", phrase]
-        assert not training_view((60, 40), 60, [(1, 2, 9, 9)] * 2, phrases, Augment(flip=1.0), random).letterbox.flip
+        assert not training_view(
+            (60, 40), 60, [(1, 2, 9, 9)] * 2, phrases, Augment(horizontal_flip=1.0), random
+        ).letterbox.flip
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_a_picture_is_not_mirrored_where_a_word_may_be_no_side(phrase: str) -> N
 )
 def test_sides_are_mirrored_with_their_picture(phrase: str, mirrored: str) -> None:
     assert swap_sides(phrase) == mirrored
-    view = training_view((60, 40), 60, [(1, 2, 9, 9)], [phrase], Augment(flip=1.0), np.random.default_rng(0))
+    view = training_view((60, 40), 60, [(1, 2, 9, 9)], [phrase], Augment(horizontal_flip=1.0), np.random.default_rng(0))
     assert view.letterbox.flip
 
 
@@ -130,7 +132,7 @@ def test_training_views_keep_their_targets(seed: int, augment: Augment, phrases:
     for box in boxes:
         x0, y0, x1, y1 = (to_xyxy(view.letterbox.to_canvas(torch.tensor(box))) * 128).tolist()
         seen = max(0.0, min(x1, right) - max(x0, left)) * max(0.0, min(y1, bottom) - max(y0, top))
-        assert seen / ((x1 - x0) * (y1 - y0)) >= augment.keep - 0.1  # whole pixels on the canvas
+        assert seen / ((x1 - x0) * (y1 - y0)) >= augment.min_visible - 0.1  # whole pixels on the canvas
 
 
 def test_phrases_by_place_are_never_cropped() -> None:
@@ -144,7 +146,7 @@ def test_a_rendered_target_lies_in_its_box() -> None:
     """The pixels of a white target on black stay where the geometry says, through flip, crop, scale and move."""
     picture = Image.new("RGB", (120, 90))
     picture.paste((255, 255, 255), (30, 20, 80, 70))
-    quiet = Augment(flip=0.5, crop=1.0, crop_min=0.6, scale=0.6, move=1.0)
+    quiet = Augment(horizontal_flip=0.5, crop=1.0, min_crop=0.6, scale=0.6, translate=1.0)
     for seed in range(20):
         view = training_view((120, 90), 128, [(30, 20, 80, 70)], ["it"], quiet, np.random.default_rng(seed))
         white = (render(picture, view).min(0).values > 0.5).nonzero().float()
@@ -238,7 +240,7 @@ def test_a_photo_is_decoded_as_fine_as_its_view_needs(tmp_path: Path) -> None:
     for seed in range(8):
         with Photo(tmp_path / "turned.jpg") as photo:
             assert photo.size == whole.size == (900, 1600)
-            augment = replace(STRONG, jitter=0.0)
+            augment = replace(STRONG, color_jitter=0.0)
             random = np.random.default_rng(seed)
             view = training_view(photo.size, 320, [(300, 300, 600, 900)], ["it"], augment, random)
             reduced = photo.decode(view.needs)

@@ -15,7 +15,7 @@ from PIL import Image
 from epmvg.core.types import InputError
 from epmvg.data.convert import convert_data
 from epmvg.data.readers import webdataset
-from epmvg.data.registry import cache_folder, open_records
+from epmvg.data.registry import cache_folder, open_samples
 
 ROW = {"phrase": "it", "bbox": [0, 0, 1, 1], "split": "train"}
 
@@ -69,7 +69,7 @@ def test_a_round_trip_loses_nothing(
     assert len(files) == count
     names = [name for file in files for name in names_in(file)]
     assert len(set(names)) == len(names) == 24
-    before, after = (open_records(str(name), split=None) for name in (squares, tmp_path / "out" / "*.tar"))
+    before, after = (open_samples(str(name), split=None) for name in (squares, tmp_path / "out" / "*.tar"))
     for a, b in zip(before, after, strict=True):
         assert (a.phrase, a.box, a.split, a.id, a.size, a.extra) == (b.phrase, b.box, b.split, b.id, b.size, b.extra)
         assert a.image.read_bytes() == b.image.read_bytes()
@@ -88,11 +88,11 @@ def test_a_tar_that_tar_wrote_is_read(tmp_path: Path) -> None:
     for name in ("000.txt", "000.cls", "._000.png", "alone.jpg", "README"):
         (folder / name).write_text("ignored")
     subprocess.run(["tar", "cf", str(tmp_path / "x.tar"), "-C", str(folder), "."], check=True)
-    records = open_records(str(tmp_path / "x.tar"), split=None)
+    records = open_samples(str(tmp_path / "x.tar"), split=None)
     assert sorted(record.phrase for record in records) == ["it", "it", "that"]
     assert {record.image.name for record in records} == {"000.png", "001.x.png"}
     assert all(record.image.read_bytes() == png() for record in records)
-    assert len(open_records(str(tmp_path / "x.tar"), split="val")) == 1
+    assert len(open_samples(str(tmp_path / "x.tar"), split="val")) == 1
     assert not list(cache_folder().rglob("alone.jpg"))
 
 
@@ -121,7 +121,7 @@ def test_a_hostile_or_unusable_tar_is_named_and_leaves_nothing(
     archive = write_tar(tmp_path / "bad.tar", members)
     for _ in range(2):
         with pytest.raises(InputError, match=words):
-            open_records(str(archive), split=None)
+            open_samples(str(archive), split=None)
     assert not list(cache.rglob("*.part")) and not list(tmp_path.rglob("0.jpg"))
     assert all(cache in file.parents for file in tmp_path.rglob("*.png"))
 
@@ -134,12 +134,12 @@ def test_files_that_are_no_plain_tar_are_named(tmp_path: Path, cache: Path) -> N
     with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
         tar.add(tmp_path / "text.tar")
     (tmp_path / "folder.tar").mkdir()
-    for name in ("cut", "text", "empty", "packed"):
+    for name in ("truncated", "text", "empty", "packed"):
         with pytest.raises(InputError, match=rf"{name}\.tar is no plain tar file"):
-            open_records(str(tmp_path / f"{name}.tar"), split=None)
+            open_samples(str(tmp_path / f"{name}.tar"), split=None)
     for name in ("none.tar", "x-*.tar", "fold*.tar"):
         with pytest.raises(InputError, match="cannot be opened"):
-            open_records(str(tmp_path / name), split=None)
+            open_samples(str(tmp_path / name), split=None)
     assert not [file for file in cache.rglob("*") if file.suffix != ".lock" and file.name != "webdataset"]
 
 
@@ -155,17 +155,17 @@ def test_processes_that_unpack_at_once_and_one_that_was_killed_agree(
     assert [process.communicate()[0] for process in both] == ["48\n", "48\n"]
     (folder,) = (entry for entry in (cache / "webdataset").iterdir() if entry.is_dir())
     times = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    open_records(str(tmp_path / "x.tar"), split=None)
+    open_samples(str(tmp_path / "x.tar"), split=None)
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == times  # not unpacked again
     folder.rename(folder.with_suffix(".part"))  # as a killed process leaves it
     (folder.with_suffix(".part") / "rows.jsonl").write_text('{"torn')
-    assert len(open_records(str(tmp_path / "x.tar"), split=None)) == 48
+    assert len(open_samples(str(tmp_path / "x.tar"), split=None)) == 48
 
 
 def test_a_changed_tar_is_unpacked_anew(tmp_path: Path) -> None:
     for phrase in ("it", "that one"):
         write_tar(tmp_path / "x.tar", {"0.png": png(), "0.json": ROW | {"phrase": phrase}, "1.txt": bytes(len(phrase))})
-        assert [record.phrase for record in open_records(str(tmp_path / "x.tar"), split=None)] == [phrase]
+        assert [record.phrase for record in open_samples(str(tmp_path / "x.tar"), split=None)] == [phrase]
 
 
 def test_shards_of_a_longer_conversion_are_refused(
@@ -178,7 +178,7 @@ def test_shards_of_a_longer_conversion_are_refused(
     with pytest.raises(InputError, match=r"s-06\.tar would be read with the 6 files to write: delete it"):
         convert_data(str(squares), target, split="val")
     (tmp_path / "s-11.tar").rename(tmp_path / "t-11.tar")
-    open_records(str(squares), split=None)[-1].image.unlink()
+    open_samples(str(squares), split=None)[-1].image.unlink()
     with pytest.raises(InputError, match=r"11\.png is not there"):
         convert_data(str(squares), target)
     assert all((tmp_path / file.name).read_bytes() == before[file] for file in before if file.exists())

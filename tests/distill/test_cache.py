@@ -41,9 +41,9 @@ class Counting(ClipTeacher):
         super().__init__(folder)
         self.images = self.phrases = 0
 
-    def image(self, image: Tensor, pad: Tensor | None = None) -> Tensor:
+    def image(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
         self.images += len(image)
-        return super().image(image, pad)
+        return super().image(image, image_mask)
 
     def _read(self, phrase: list[str]) -> Tensor:
         self.phrases += len(phrase)
@@ -75,11 +75,11 @@ def test_a_torn_record_is_cut_off(tmp_path: Path) -> None:
     assert [None if v is None else v[0].item() for v in third.find([key(1), key(2)])] == [1.0, 2.0]
 
 
-@pytest.mark.parametrize(("owner", "width"), [("you", 8), ("me", 9)])
-def test_another_s_file_is_refused(tmp_path: Path, owner: str, width: int) -> None:
+@pytest.mark.parametrize(("image_index", "width"), [("you", 8), ("me", 9)])
+def test_another_s_file_is_refused(tmp_path: Path, image_index: str, width: int) -> None:
     AnswerFile(tmp_path / "a", "me", 8)
     with pytest.raises(InputError, match="another teacher"):
-        AnswerFile(tmp_path / "a", owner, width)
+        AnswerFile(tmp_path / "a", image_index, width)
 
 
 def write_many(path: Path, start: int) -> None:
@@ -101,20 +101,20 @@ def test_two_writers_lose_nothing(tmp_path: Path) -> None:
 
 def test_a_cached_teacher_answers_alike_and_asks_once(folder: Path, tmp_path: Path) -> None:
     teacher = Counting(folder)
-    image, pad = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
-    pad[0, :16] = True
+    image, image_mask = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
+    image_mask[0, :16] = True
     phrases = ["a dog", "the cat", "a dog"]
-    expected = teacher(image, phrases, pad)
+    expected = teacher(image, phrases, image_mask)
     cached = CachedTeacher(teacher, tmp_path)
     for _ in range(2):
-        answer = cached(image, phrases, pad)
+        answer = cached(image, phrases, image_mask)
         torch.testing.assert_close(answer.image, expected.image, atol=2e-3, rtol=2e-3)
         torch.testing.assert_close(answer.text, expected.text, atol=2e-3, rtol=2e-3)
     assert teacher.images == 4 and (cached.asked, cached.known) == (10, 6)
     later = CachedTeacher(Counting(folder), tmp_path)
-    later(image, phrases, pad)
+    later(image, phrases, image_mask)
     assert isinstance(later.teacher, Counting) and later.teacher.images == 0
-    other_hole = pad.clone()
+    other_hole = image_mask.clone()
     other_hole[1, :8] = True
     later(image, phrases, other_hole)
     assert later.teacher.images == 1
@@ -149,12 +149,12 @@ def test_training_after_caching_asks_nothing_new(
         f"data.name={squares}",
         "model=tiny-resnet",
         "model.pretrained=false",
-        "data.augment={flip: 0.5}",
-        "train.store=false",
+        "data.augment={horizontal_flip: 0.5}",
+        "train.cache_features=false",
         "train.epochs=2",
-        "train.warmup=0",
+        "train.warmup_steps=0",
         f"distill={folder}",
-        "distill.dense=0",
+        "distill.dense_weight=0",
     )
     first, second = cache_teacher(recipe), cache_teacher(recipe)
     assert (

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from epmvg.core.types import Batch, InputError, Output, Record, SimilarityMap
+from epmvg.core.types import Batch, GroundingOutput, InputError, Sample, SimilarityMap
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.transforms import Augment
 from epmvg.distill import teacher as teacher_module
@@ -36,7 +36,12 @@ TOWERS = {
 
 
 def teacher_of(
-    tower: str, folder: Path, *, kind: type[ClipTeacher] = ClipTeacher, view: View = "canvas", mode: str = "shortest"
+    tower: str,
+    folder: Path,
+    *,
+    kind: type[ClipTeacher] = ClipTeacher,
+    view: View = "letterboxed",
+    mode: str = "shortest",
 ) -> ClipTeacher:
     torch.manual_seed(0)
     config = {"embed_dim": 24, "vision_cfg": TOWERS[tower], "text_cfg": TEXT}
@@ -73,7 +78,7 @@ def test_a_norm_after_pooling_stands_after_each_patch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tower", ["resnet", "timm transformer"])
 def test_a_tower_without_such_patches_is_refused(tower: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"set distill\.dense=0"):
+    with pytest.raises(InputError, match=r"set distill\.dense_weight=0"):
         Lesson(teacher_of(tower, tmp_path), dense=True)
 
 
@@ -102,14 +107,14 @@ def coloured(clip: object, pixels: Tensor, *, mean: Tensor, std: Tensor) -> tupl
 def batches(photo: Path, views: int) -> list[Batch]:
     """Training views of a wide photo: flipped, cropped, scaled and moved."""
     student = create_model("tiny-resnet")
-    rows = [Record(photo, phrase, (60.0, 30.0, 100.0, 60.0)) for phrase in PHRASES]
-    augment = Augment(flip=0.5, crop=0.7, crop_min=0.5, keep=0.1, scale=0.8, move=1.0)
-    loader = GroundingLoader(rows, student.tokenize, canvas=128, augment=augment, seed=3)
+    rows = [Sample(photo, phrase, (60.0, 30.0, 100.0, 60.0)) for phrase in PHRASES]
+    augment = Augment(horizontal_flip=0.5, crop=0.7, min_crop=0.5, min_visible=0.1, scale=0.8, translate=1.0)
+    loader = GroundingLoader(rows, student.tokenize, image_size=128, augment=augment, seed=3)
     return [loader.load(epoch, [(0, 0, [0, 1])]) for epoch in range(views)]
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-@pytest.mark.parametrize("view", ["photo", "canvas", "content"])
+@pytest.mark.parametrize("view", ["image", "letterboxed", "cropped"])
 def test_the_map_lies_where_the_student_sees_the_same(
     view: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +125,7 @@ def test_the_map_lies_where_the_student_sees_the_same(
     x, y = np.meshgrid(np.linspace(0, 255, 160), np.linspace(0, 255, 90))
     photo = tmp_path / "photo.png"
     Image.fromarray(np.stack([x, y, np.full_like(x, 128)], -1).astype(np.uint8)).save(photo)
-    seen: View = "content" if view == "content" else "canvas"
+    seen: View = "cropped" if view == "cropped" else "letterboxed"
     teacher = teacher_of("fine", tmp_path, kind=Placed, view=seen, mode=mode)
     assert isinstance(teacher, Placed)
 
@@ -128,34 +133,36 @@ def test_the_map_lies_where_the_student_sees_the_same(
         return coloured(clip, pixels, mean=teacher.mean, std=teacher.std)
 
     monkeypatch.setattr(teacher_module, "patch_vectors", patch_vectors)
-    by_photo = view == "photo"
+    by_photo = view == "image"
     lesson = Lesson(CachedTeacher(teacher, tmp_path) if by_photo else teacher, photo=by_photo, sides=(), dense=True)
     flips = 0
     for batch in batches(photo, 8):
         answer = lesson(batch)
         assert answer.image is None and answer.text is None and answer.similarity is not None
         read = resample(answer.similarity, (16, 16)).view(2, 16, 16) / teacher.scale * 2**0.5
-        shown = F.avg_pool2d(batch.image, 8)[0, :2]
-        content = F.avg_pool2d((~batch.pad).float(), 8)[0] == 1
+        shown = F.avg_pool2d(batch.images, 8)[0, :2]
+        content = F.avg_pool2d((~batch.image_mask).float(), 8)[0] == 1
         content &= tokens_within(answer.similarity.frame, (16, 16))[0].view(16, 16)
         assert content.any()
         # At an edge there is no neighbour to lean on: half a patch of a picture that is some 6 patches high.
         assert (read - shown).abs()[:, content].max() < 0.13
         assert (read - shown).abs()[:, content].mean() < 0.03
-        flips += batch.letterbox[0].flip
+        flips += batch.letterboxes[0].flip
     assert 0 < flips < 8
     assert set(teacher.asked) == set(PHRASES + SEEN)
 
 
 def test_stored_patches_are_the_patches_and_are_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = teacher_of("class token", tmp_path)
-    image, pad = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
-    expected = teacher.tokens(image, pad)
-    torch.testing.assert_close(CachedTeacher(teacher, tmp_path).tokens(image, pad), expected, atol=2e-3, rtol=2e-3)
+    image, image_mask = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
+    expected = teacher.tokens(image, image_mask)
+    torch.testing.assert_close(
+        CachedTeacher(teacher, tmp_path).tokens(image, image_mask), expected, atol=2e-3, rtol=2e-3
+    )
     again = CachedTeacher(teacher, tmp_path)
     again.tokens(image[:1])  # another question: its padding is not known
     monkeypatch.delattr(ClipTeacher, "tokens")
-    torch.testing.assert_close(again.tokens(image, pad), expected, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(again.tokens(image, image_mask), expected, atol=2e-3, rtol=2e-3)
 
 
 def test_what_the_teacher_s_crop_left_out_has_no_target() -> None:
@@ -166,7 +173,7 @@ def test_what_the_teacher_s_crop_left_out_has_no_target() -> None:
     def loss_of(similarity: Tensor, count: int) -> Tensor:
         part = SimilarityMap(teacher.logits[:count], teacher.content[:count], frame[:count])
         none = torch.zeros(count, 4)
-        output = Output(none, none, none, torch.arange(count), similarity=similarity[:count], grid=(4, 4))
+        output = GroundingOutput(none, none, none, torch.arange(count), similarity=similarity[:count], grid=(4, 4))
         return dense_loss(output, part)
 
     logits = torch.randn(2, 16, requires_grad=True)

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from epmvg.core.boxes import paired_giou, paired_iou, to_xyxy
-from epmvg.core.types import Embeddings, InputError, Output, SimilarityMap
+from epmvg.core.types import GroundingOutput, InputError, SimilarityMap, TeacherEmbeddings
 from epmvg.distill.losses import (
     GroundingLoss,
     box_loss,
     dense_loss,
     distillation_loss,
     giou_loss,
+    heatmap_loss,
     resample,
     tokens_inside,
-    where_loss,
 )
 
 
@@ -41,38 +41,45 @@ def test_two_empty_boxes_have_a_loss_and_a_gradient() -> None:
     assert predicted.grad is not None and predicted.grad.isfinite().all()
 
 
-def output(phrases: int, width: int, grid: tuple[int, int] = (4, 4)) -> Output:
+def output(phrases: int, width: int, grid: tuple[int, int] = (4, 4)) -> GroundingOutput:
     generator = torch.Generator().manual_seed(0)
     places = grid[0] * grid[1]
-    return Output(
+    return GroundingOutput(
         box=torch.rand(phrases, 4, generator=generator) * 0.5 + 0.2,
         visual=torch.randn(phrases, width, generator=generator),
         text=torch.randn(phrases, width, generator=generator),
-        owner=torch.arange(phrases) % 2,
-        where=torch.randn(phrases, places, generator=generator),
-        votes=torch.rand(phrases, places, 4, generator=generator) * 0.5 + 0.2,
+        image_index=torch.arange(phrases) % 2,
+        heatmap=torch.randn(phrases, places, generator=generator),
+        token_boxes=torch.rand(phrases, places, 4, generator=generator) * 0.5 + 0.2,
         grid=grid,
     )
 
 
 def test_terms_add_up_and_scale_with_their_weights() -> None:
     out, box = output(6, 8), torch.rand(6, 4) * 0.4 + 0.3
-    teacher = Embeddings(torch.randn(2, 16), torch.randn(6, 16))
-    once, twice = GroundingLoss()(out, box, teacher), GroundingLoss(giou=2, image=3, text=4)(out, box, teacher)
+    teacher = TeacherEmbeddings(torch.randn(2, 16), torch.randn(6, 16))
+    once, twice = (
+        GroundingLoss()(out, box, teacher),
+        GroundingLoss(giou_weight=2, image_weight=3, text_weight=4)(out, box, teacher),
+    )
     torch.testing.assert_close(once.total, sum(once.terms.values()))
-    for name in ("giou", "image", "text", "votes_giou"):
+    for name in ("giou", "image", "text", "token_box_giou"):
         torch.testing.assert_close(twice.terms[name], 2 * once.terms[name])
     assert "image" not in GroundingLoss()(out, box).terms
 
 
 @pytest.mark.parametrize(
     ("weights", "left_out"),
-    [({"giou": 0}, {"giou", "votes_giou"}), ({"image": 0}, {"image"}), ({"text": 0}, {"text"})],
+    [
+        ({"giou_weight": 0}, {"giou", "token_box_giou"}),
+        ({"image_weight": 0}, {"image"}),
+        ({"text_weight": 0}, {"text"}),
+    ],
 )
 def test_a_weight_of_0_leaves_its_terms_out(weights: dict[str, float], left_out: set[str]) -> None:
     """Tables 3 and 7: the others stay as they were, and lambda weighs what it says."""
     out, box = output(6, 8), torch.rand(6, 4) * 0.4 + 0.3
-    teacher = Embeddings(torch.randn(2, 16), torch.randn(6, 16))
+    teacher = TeacherEmbeddings(torch.randn(2, 16), torch.randn(6, 16))
     whole = GroundingLoss()(out, box, teacher).terms
     less = GroundingLoss(**weights)(out, box, teacher).terms  # type: ignore[arg-type]
     assert whole.keys() - less.keys() == left_out
@@ -82,7 +89,7 @@ def test_a_weight_of_0_leaves_its_terms_out(weights: dict[str, float], left_out:
 
 def test_a_side_that_was_not_asked_has_no_term() -> None:
     out, box = output(6, 8), torch.rand(6, 4)
-    terms = GroundingLoss()(out, box, Embeddings(text=torch.randn(6, 16))).terms
+    terms = GroundingLoss()(out, box, TeacherEmbeddings(text=torch.randn(6, 16))).terms
     assert "text" in terms and "image" not in terms
 
 
@@ -137,7 +144,7 @@ def test_the_dense_loss_is_0_where_the_maps_agree_and_only_there() -> None:
     assert (out.similarity.grad[:, :4] == 0).all()
     out.similarity = None
     dense_loss(out, similarity_map(logits))  # the where-map's turn
-    out.where = None
+    out.heatmap = None
     with pytest.raises(InputError, match="one map"):
         dense_loss(out, similarity_map(logits))
 
@@ -145,9 +152,9 @@ def test_the_dense_loss_is_0_where_the_maps_agree_and_only_there() -> None:
 def test_the_image_vector_goes_to_each_phrase_of_its_image() -> None:
     out, box = output(4, 8), torch.rand(4, 4)
     images = torch.randn(2, 8)
-    grouped = GroundingLoss()(out, box, Embeddings(images, torch.randn(4, 8))).terms["image"]
-    out.owner = torch.arange(4)
-    apart = GroundingLoss()(out, box, Embeddings(images[[0, 1, 0, 1]], torch.randn(4, 8))).terms["image"]
+    grouped = GroundingLoss()(out, box, TeacherEmbeddings(images, torch.randn(4, 8))).terms["image"]
+    out.image_index = torch.arange(4)
+    apart = GroundingLoss()(out, box, TeacherEmbeddings(images[[0, 1, 0, 1]], torch.randn(4, 8))).terms["image"]
     torch.testing.assert_close(grouped, apart)
 
 
@@ -156,13 +163,15 @@ def test_targets_that_no_token_sees_are_no_reason_to_stop() -> None:
     box = torch.tensor([[0.125, 0.125, 0.2, 0.2]] * 2)
     where = torch.zeros(2, 16, requires_grad=True)
     hidden = where.masked_fill(tokens_inside(box, (4, 4)), -math.inf)
-    votes = torch.full((2, 16, 4), 0.3, requires_grad=True)
+    token_boxes = torch.full((2, 16, 4), 0.3, requires_grad=True)
     vector = torch.ones(2, 8)
-    output = Output(box + 0.01, vector, vector, torch.arange(2), where=hidden, votes=votes, grid=(4, 4))
+    output = GroundingOutput(
+        box + 0.01, vector, vector, torch.arange(2), heatmap=hidden, token_boxes=token_boxes, grid=(4, 4)
+    )
     loss = GroundingLoss()(output, box)
     loss.total.backward()
-    assert loss.total.isfinite() and loss.terms["votes_giou"] == 0
-    assert votes.grad is not None and (votes.grad == 0).all()
+    assert loss.total.isfinite() and loss.terms["token_box_giou"] == 0
+    assert token_boxes.grad is not None and (token_boxes.grad == 0).all()
 
 
 def test_tokens_inside_agree_with_a_drawn_mask() -> None:
@@ -175,9 +184,9 @@ def test_tokens_inside_agree_with_a_drawn_mask() -> None:
     assert inside[2].all()
 
 
-def test_the_where_loss_falls_as_the_map_gathers_in_the_box() -> None:
+def test_the_heatmap_loss_falls_as_the_map_gathers_in_the_box() -> None:
     box = torch.tensor([[0.25, 0.25, 0.5, 0.5]])
     inside = tokens_inside(box, (4, 4)).float()
-    values = [where_loss(inside * sharpness, box, (4, 4)).item() for sharpness in (-5, 0, 5, 50)]
+    values = [heatmap_loss(inside * sharpness, box, (4, 4)).item() for sharpness in (-5, 0, 5, 50)]
     assert values == sorted(values, reverse=True)
     assert values[-1] == pytest.approx(inside.sum().log().item(), abs=1e-4)

@@ -31,14 +31,14 @@ STUDENT = [
     "model.pretrained=false",
     "model.similarity=true",
     "distill=null",
-    "data.augment={flip: 0.5, crop: 0.5}",
-    "data.images=3",
-    "data.phrases=2",
-    "train.store=false",
+    "data.augment={horizontal_flip: 0.5, crop: 0.5}",
+    "data.batch_size=3",
+    "data.phrases_per_image=2",
+    "train.cache_features=false",
     "train.lr=1e-3",
-    "train.save_every=2",
-    "train.log_every=1",
-    "train.warmup=0",
+    "train.save_interval=2",
+    "train.log_interval=1",
+    "train.warmup_steps=0",
 ]
 
 
@@ -74,14 +74,14 @@ def losses(folder: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize(
     "settings",
     [
-        ["distill.distance=cosine", "distill.dense=1"],
-        ["distill.distance=l1"],
+        ["distill.loss=cosine", "distill.dense_weight=1"],
+        ["distill.loss=l1"],
     ],
     ids=" ".join,
 )
 def test_a_teacher_s_terms_fall(squares: Path, vit: Path, tmp_path: Path, settings: list[str]) -> None:
     torch.manual_seed(0)
-    rates = ["train.lr_visual=1e-3", "train.lr_encoder=1e-3", "train.epochs=8", "train.evaluate_every=8"]
+    rates = ["train.lr_backbone=1e-3", "train.lr_visual_encoder=1e-3", "train.epochs=8", "train.eval_interval=8"]
     chosen = recipe(squares, f"distill.teacher={vit}", *settings, *rates)
     steps = losses(epmvg.train(chosen, tmp_path / "run"))
     for name in {"image", "text", "dense"} & steps[0].keys():
@@ -99,7 +99,7 @@ def test_two_processes_teach_an_unfrozen_teacher_as_one_does(squares: Path, vit:
     settings += ["train.lr_teacher=1e-3", "train.precision=fp32"]
     ends = []
     for count in (1, 2):
-        chosen, folder = recipe(squares, *settings, "train.epochs=2", "data.images=4"), tmp_path / f"by-{count}"
+        chosen, folder = recipe(squares, *settings, "train.epochs=2", "data.batch_size=4"), tmp_path / f"by-{count}"
         assert together(count, partial(epmvg.train, chosen, folder)) == [0] * count
         state = torch.load(folder / "state" / "last.pt", weights_only=True)
         ends.append(state["student"] | {f"teacher.{key}": value for key, value in state["beside"]["teacher"].items()})
@@ -114,7 +114,7 @@ def test_what_trains_beside_the_student_is_resumed_with_it(
     squares: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unfrozen teacher, cut off between two saves: bit for bit the run that was never stopped."""
-    settings = ["distill.frozen=false", "distill.view=content", "distill.dense=1"]
+    settings = ["distill.frozen=false", "distill.input=cropped", "distill.dense_weight=1"]
     chosen = recipe(squares, f"distill.teacher={vit}", *settings, "train.epochs=2")
     real = loop._step
     done: list[int] = []
@@ -128,9 +128,9 @@ def test_what_trains_beside_the_student_is_resumed_with_it(
     whole = epmvg.train(chosen, tmp_path / "whole")
     monkeypatch.setattr(loop, "_step", dies_at_five)
     with pytest.raises(KeyboardInterrupt):
-        epmvg.train(chosen, tmp_path / "cut")
+        epmvg.train(chosen, tmp_path / "truncated")
     monkeypatch.setattr(loop, "_step", real)
-    cut = epmvg.train(chosen, tmp_path / "cut", resume=True)
+    cut = epmvg.train(chosen, tmp_path / "truncated", resume=True)
     expected, resumed = (torch.load(f / "state" / "last.pt", weights_only=True) for f in (whole, cut))
     assert set(expected["beside"]) == {"teacher"}
     for name, part in {"student": expected["student"], **expected["beside"]}.items():
@@ -163,7 +163,7 @@ def test_the_tower_of_a_side_that_is_off_is_never_asked(
 
 
 def test_after_caching_a_dense_training_asks_nothing_new(squares: Path, vit: Path, tmp_path: Path) -> None:
-    chosen = recipe(squares, f"distill.teacher={vit}", "distill.dense=1", "train.epochs=1")
+    chosen = recipe(squares, f"distill.teacher={vit}", "distill.dense_weight=1", "train.epochs=1")
     built = cache_teacher(chosen)
     assert built["answers"] == 2 * 6 + 4  # photos and their mirror images with their patches, phrases
     epmvg.train(chosen, tmp_path / "run")
@@ -173,12 +173,12 @@ def test_after_caching_a_dense_training_asks_nothing_new(squares: Path, vit: Pat
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["distill.frozen=false", "distill.view=photo"], r"set distill\.view=canvas"),
-        (["distill.image=0", "distill.text=0"], r"set distill=null"),
-        (["distill.distance=l3"], r"distill\.distance='l3' does not fit"),
-        (["loss.giou=0", "loss.box_weight=0"], r"no box would be learned"),
-        (["distill.dense=1", "model.similarity=false"], r"set distill\.dense=0"),
-        (["distill.dense=1", "model.preset=tiny-swin"], r"one stride"),
+        (["distill.frozen=false", "distill.input=image"], r"set distill\.input=letterboxed"),
+        (["distill.image_weight=0", "distill.text_weight=0"], r"set distill=null"),
+        (["distill.loss=l3"], r"distill\.loss='l3' does not fit"),
+        (["loss.giou_weight=0", "loss.box_weight=0"], r"no box would be learned"),
+        (["distill.dense_weight=1", "model.similarity=false"], r"set distill\.dense_weight=0"),
+        (["distill.dense_weight=1", "model.name=tiny-swin"], r"one stride"),
     ],
 )
 def test_what_cannot_be_is_refused(squares: Path, vit: Path, tmp_path: Path, settings: list[str], words: str) -> None:
@@ -201,14 +201,14 @@ def test_every_setting_has_a_command_in_the_documents() -> None:
             Recipe.load(source, *settings)
             shown |= {setting.partition("=")[0] for setting in settings}
     assert {f"distill.{name}" for name in DistillSettings.model_fields} - shown == {"distill.teacher"}
-    assert {"distill", "loss.giou", "model.vls", "train.lr_teacher"} < shown
+    assert {"distill", "loss.giou_weight", "model.vls", "train.lr_teacher"} < shown
 
 
 def test_a_distilled_run_costs_nothing_at_inference(squares: Path, vit: Path, tmp_path: Path) -> None:
     """Same parameters, same size of file, and it is loaded and asked without open_clip or any of `epmvg.distill`."""
     settings = ["train.epochs=0.5", "model.vls=mean"]
     plain = epmvg.train(recipe(squares, "distill=null", *settings), tmp_path / "plain")
-    taught = [f"distill.teacher={vit}", "distill.dense=1"]
+    taught = [f"distill.teacher={vit}", "distill.dense_weight=1"]
     distilled = epmvg.train(recipe(squares, *taught, *settings), tmp_path / "distilled")
     files = [folder / "model.safetensors" for folder in (plain, distilled)]
     shapes = [{k: v.shape for k, v in safetensors.torch.load_file(file).items()} for file in files]

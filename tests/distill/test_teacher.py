@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from epmvg.core.types import Embeddings, InputError
+from epmvg.core.types import InputError, TeacherEmbeddings
 from epmvg.distill import pretrain
 from epmvg.distill.pretrain import _recall, _Table, train_teacher
 from epmvg.distill.teacher import ClipTeacher
@@ -48,12 +48,12 @@ def folder(captions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
     image = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    pad = torch.zeros(3, 64, 64, dtype=torch.bool)
-    pad[:, :16], pad[:, 48:] = True, True
-    return image, pad
+    image_mask = torch.zeros(3, 64, 64, dtype=torch.bool)
+    image_mask[:, :16], image_mask[:, 48:] = True, True
+    return image, image_mask
 
 
-def vectors(answer: Embeddings) -> tuple[torch.Tensor, torch.Tensor]:
+def vectors(answer: TeacherEmbeddings) -> tuple[torch.Tensor, torch.Tensor]:
     assert answer.image is not None and answer.text is not None
     return answer.image, answer.text
 
@@ -61,8 +61,8 @@ def vectors(answer: Embeddings) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_teacher_answers_the_same_wherever_its_folder_lies(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "moved")
     here, there = ClipTeacher(folder), ClipTeacher(tmp_path / "moved")
-    image, pad = batch()
-    a, b = (vectors(teacher(image, ["a red wall", "blue"], pad)) for teacher in (here, there))
+    image, image_mask = batch()
+    a, b = (vectors(teacher(image, ["a red wall", "blue"], image_mask)) for teacher in (here, there))
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
     assert a[0].shape == (3, 16) and a[1].shape == (2, 16) and here.width == 16
     assert here.fingerprint() == there.fingerprint()
@@ -80,32 +80,32 @@ def test_what_was_learned_tells_colours_apart(captions: Path, folder: Path) -> N
 def test_a_frozen_teacher_stays_frozen(folder: Path) -> None:
     teacher = ClipTeacher(folder).train()
     assert not any(module.training for module in teacher.modules())
-    image, pad = batch()
-    seen, read = vectors(teacher(image, ["red"], pad))
+    image, image_mask = batch()
+    seen, read = vectors(teacher(image, ["red"], image_mask))
     assert not seen.requires_grad and not read.requires_grad
 
 
 def test_an_unfrozen_teacher_learns(folder: Path) -> None:
     teacher = ClipTeacher(folder, frozen=False)
-    image, pad = batch()
-    seen, read = vectors(teacher(image, ["red"], pad))
+    image, image_mask = batch()
+    seen, read = vectors(teacher(image, ["red"], image_mask))
     (seen.sum() + read.sum()).backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in teacher.parameters())
 
 
-@pytest.mark.parametrize("view", ["canvas", "content"])
+@pytest.mark.parametrize("view", ["letterboxed", "cropped"])
 def test_what_lies_under_padding_changes_nothing(folder: Path, view: str) -> None:
     teacher = ClipTeacher(folder, view=view)  # type: ignore[arg-type]
-    image, pad = batch()
-    noisy = torch.where(pad[:, None], torch.rand_like(image), image)
-    torch.testing.assert_close(teacher.image(image, pad), teacher.image(noisy, pad))
+    image, image_mask = batch()
+    noisy = torch.where(image_mask[:, None], torch.rand_like(image), image)
+    torch.testing.assert_close(teacher.image(image, image_mask), teacher.image(noisy, image_mask))
 
 
 def test_content_is_what_the_plain_photo_gives(folder: Path) -> None:
-    teacher = ClipTeacher(folder, view="content")
-    image, pad = batch()
+    teacher = ClipTeacher(folder, view="cropped")
+    image, image_mask = batch()
     plain = image[:, :, 16:48]
-    torch.testing.assert_close(teacher.image(image, pad), teacher.image(plain))
+    torch.testing.assert_close(teacher.image(image, image_mask), teacher.image(plain))
 
 
 def test_images_and_phrases_are_answered_one_by_one(folder: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_fingerprint_tells_apart_whatever_changes_a_vector(tmp_path: Path) -> 
         (tmp_path / "c.json").write_text(json.dumps(config))
         found[name] = ClipTeacher(tmp_path / "c.json", weights).fingerprint()
     (tmp_path / "c.json").write_text(json.dumps(plain))
-    found["view"] = ClipTeacher(tmp_path / "c.json", weights, view="content").fingerprint()
+    found["view"] = ClipTeacher(tmp_path / "c.json", weights, view="cropped").fingerprint()
     assert len(set(found.values())) == len(found)
     changed = ClipTeacher(tmp_path / "c.json", weights)
     assert changed.fingerprint() == found["plain"]
@@ -242,7 +242,9 @@ def test_a_training_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch
     before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError, match=r"1 captioned pictures of split 'train'.*2\.png"):
         train_teacher(file, tmp_path / "out", **SMALL)
-    monkeypatch.setattr(pretrain, "_trunk_of_images", lambda _, canvas: torch.full((len(canvas), 512), torch.nan))
+    monkeypatch.setattr(
+        pretrain, "_trunk_of_images", lambda _, image_size: torch.full((len(image_size), 512), torch.nan)
+    )
     with pytest.raises(InputError, match=r"became NaN or Inf in epoch 1: lower lr=0\.001"):
         train_teacher(rows_of(tmp_path, 6), tmp_path / "out", **SMALL)
     assert sorted(tmp_path.iterdir()) == before

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from epmvg.core.boxes import paired_iou, to_xyxy
-from epmvg.core.types import InputError, Output
-from epmvg.data.views import canvas_of, evaluation_view, lay
+from epmvg.core.types import GroundingOutput, InputError
+from epmvg.data.views import evaluation_view, image_of, lay
 from epmvg.distill.losses import GroundingLoss
 from epmvg.inference.predictor import Predictor
 from epmvg.models import presets
@@ -25,7 +25,7 @@ from epmvg.models.presets import PRESETS, preset
 from epmvg.models.query_modulation import QueryGate
 from epmvg.models.scores import raw_scores
 from epmvg.models.text_cache import TextMemory
-from epmvg.models.visual_encoder import token_pad
+from epmvg.models.visual_encoder import token_mask
 from reference.activations import LiveTensors
 
 PHRASES = ["the red square", "a cat", "the man on the left of the blue car", "dog"]
@@ -33,16 +33,16 @@ PHRASES = ["the red square", "a cat", "the man on the left of the blue car", "do
 
 def inputs(model: Grounder, images: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    side = model.canvas
+    side = model.image_size
     image = torch.rand(images, 3, side, side, generator=generator)
-    pad = torch.zeros(images, side, side, dtype=torch.bool)
-    pad[0, : side // 4] = True
-    pad[0, -side // 4 :] = True
-    tokens, token_pad = model.tokenize(PHRASES)
-    return image, pad, tokens, token_pad, torch.tensor([0, 1, 0, 1])
+    image_mask = torch.zeros(images, side, side, dtype=torch.bool)
+    image_mask[0, : side // 4] = True
+    image_mask[0, -side // 4 :] = True
+    tokens, token_mask = model.tokenize(PHRASES)
+    return image, image_mask, tokens, token_mask, torch.tensor([0, 1, 0, 1])
 
 
-def close(a: Output, b: Output, rows: slice | Tensor = slice(None)) -> None:
+def close(a: GroundingOutput, b: GroundingOutput, rows: slice | Tensor = slice(None)) -> None:
     torch.testing.assert_close(a.box[rows], b.box, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(a.visual[rows], b.visual, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(a.text[rows], b.text, atol=1e-5, rtol=1e-4)
@@ -77,11 +77,11 @@ def model(request: pytest.FixtureRequest) -> Grounder:
 
 @torch.no_grad()
 def test_phrases_asked_together_are_phrases_asked_alone(model: Grounder) -> None:
-    image, pad, tokens, token_pad, owner = inputs(model)
-    together = model(image, pad, tokens, token_pad, owner)
+    image, image_mask, tokens, token_mask, image_index = inputs(model)
+    together = model(image, image_mask, tokens, token_mask, image_index)
     for i in range(len(PHRASES)):
-        own = owner[i : i + 1]
-        alone = model(image[own], pad[own], tokens[i : i + 1], token_pad[i : i + 1])
+        own = image_index[i : i + 1]
+        alone = model(image[own], image_mask[own], tokens[i : i + 1], token_mask[i : i + 1])
         close(together, alone, slice(i, i + 1))
 
 
@@ -91,17 +91,17 @@ def test_attention_is_the_attention_that_was_used(model: Grounder) -> None:
     seen: list[tuple[Tensor, ...]] = []
     layer: Any = model.fusion.layers[-1].self_attn
     hook = layer.register_forward_hook(lambda module, given, answer: seen.append((*given, answer)))
-    image, pad, tokens, token_pad, owner = inputs(model)
-    output = model(image, pad, tokens, token_pad, owner, attention=True)
+    image, image_mask, tokens, token_mask, image_index = inputs(model)
+    output = model(image, image_mask, tokens, token_mask, image_index, attention=True)
     hook.remove()
-    close(output, model(image, pad, tokens, token_pad, owner))
+    close(output, model(image, image_mask, tokens, token_mask, image_index))
     assert output.attention is not None
     torch.testing.assert_close(output.attention.sum(1), torch.ones(len(PHRASES)))
-    nothing = torch.cat([level.flatten(1) for level in model.visual.pads(pad)], 1)[owner]
+    nothing = torch.cat([level.flatten(1) for level in model.visual.pads(image_mask)], 1)[image_index]
     places = nothing.shape[1]
     assert output.attention.shape == (len(PHRASES), 1 + places + tokens.shape[1])
     assert (output.attention[:, 1 : 1 + places][nothing] == 0).all()
-    assert (output.attention[:, 1 + places :][token_pad] == 0).all()
+    assert (output.attention[:, 1 + places :][token_mask] == 0).all()
 
     ((x, position, hide, answer),) = seen
     shares = layer.first_row(x, position, hide)  # [P, H, T]
@@ -116,31 +116,39 @@ def test_attention_is_the_attention_that_was_used(model: Grounder) -> None:
 
 @torch.no_grad()
 def test_without_owner_each_phrase_asks_its_own_image(model: Grounder) -> None:
-    image, pad, tokens, token_pad, owner = inputs(model)
-    close(model(image, pad, tokens, token_pad, owner), model(image[owner], pad[owner], tokens, token_pad))
+    image, image_mask, tokens, token_mask, image_index = inputs(model)
+    close(
+        model(image, image_mask, tokens, token_mask, image_index),
+        model(image[image_index], image_mask[image_index], tokens, token_mask),
+    )
 
 
 @torch.no_grad()
 def test_what_lies_under_padding_changes_nothing(model: Grounder) -> None:
-    image, pad, tokens, token_pad, owner = inputs(model)
-    noisy = torch.where(pad[:, None], torch.rand_like(image), image)
-    close(model(image, pad, tokens, token_pad, owner), model(noisy, pad, tokens, token_pad, owner))
+    image, image_mask, tokens, token_mask, image_index = inputs(model)
+    noisy = torch.where(image_mask[:, None], torch.rand_like(image), image)
+    close(
+        model(image, image_mask, tokens, token_mask, image_index),
+        model(noisy, image_mask, tokens, token_mask, image_index),
+    )
 
 
 @torch.no_grad()
 def test_padded_words_change_nothing(model: Grounder) -> None:
-    image, pad, tokens, token_pad, owner = inputs(model)
+    image, image_mask, tokens, token_mask, image_index = inputs(model)
     wide = torch.cat([tokens, torch.full((4, 4), 2003)], 1)
-    wide_pad = torch.cat([token_pad, torch.ones(4, 4, dtype=torch.bool)], 1)
-    close(model(image, pad, tokens, token_pad, owner), model(image, pad, wide, wide_pad, owner))
+    wide_pad = torch.cat([token_mask, torch.ones(4, 4, dtype=torch.bool)], 1)
+    close(
+        model(image, image_mask, tokens, token_mask, image_index), model(image, image_mask, wide, wide_pad, image_index)
+    )
 
 
 @torch.no_grad()
 def test_stored_answers_are_the_answers(model: Grounder) -> None:
-    image, pad, tokens, token_pad, owner = inputs(model)
-    features, states = model.visual.maps(image, pad), model.linguistic(tokens, token_pad)
-    stored = model(image, pad, tokens, token_pad, owner, features=features, states=states)
-    close(model(image, pad, tokens, token_pad, owner), stored)
+    image, image_mask, tokens, token_mask, image_index = inputs(model)
+    features, states = model.visual.maps(image, image_mask), model.linguistic(tokens, token_mask)
+    stored = model(image, image_mask, tokens, token_mask, image_index, features=features, states=states)
+    close(model(image, image_mask, tokens, token_mask, image_index), stored)
 
 
 def test_checkpointed_layers_give_the_same_gradients(model: Grounder) -> None:
@@ -173,12 +181,12 @@ def test_checkpointed_blocks_keep_less_of_a_swin() -> None:
 @torch.no_grad()
 def test_maps_lie_on_content_only() -> None:
     model = create_model("tiny-resnet", anchored=True, similarity=True).eval()
-    image, pad, tokens, token_pad, owner = inputs(model)
-    output = model(image, pad, tokens, token_pad, owner)
-    assert output.where is not None and output.similarity is not None
-    (token_pad_of_image,) = model.visual.pads(pad)
-    token_content = ~token_pad_of_image.flatten(1)[owner]
-    assert torch.equal(output.where.isfinite(), token_content)
+    image, image_mask, tokens, token_mask, image_index = inputs(model)
+    output = model(image, image_mask, tokens, token_mask, image_index)
+    assert output.heatmap is not None and output.similarity is not None
+    (token_pad_of_image,) = model.visual.pads(image_mask)
+    token_content = ~token_pad_of_image.flatten(1)[image_index]
+    assert torch.equal(output.heatmap.isfinite(), token_content)
     assert torch.equal(output.similarity.isfinite(), token_content)
 
 
@@ -186,7 +194,7 @@ def test_a_batch_can_be_learned(model: Grounder) -> None:
     """Without dropout, whose noise no small batch averages out; each processor's rounding leads another way there."""
     batch = inputs(model)
     target = torch.tensor([[0.3, 0.4, 0.2, 0.2], [0.7, 0.7, 0.3, 0.2], [0.5, 0.6, 0.5, 0.1], [0.2, 0.8, 0.2, 0.3]])
-    loss_of = GroundingLoss(box="l1", box_weight=5, giou=2)
+    loss_of = GroundingLoss(box="l1", box_weight=5, giou_weight=2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     overlap = 0.0
     for _ in range(500):
@@ -238,13 +246,13 @@ def test_a_damaged_folder_is_named(tiny: Grounder, tmp_path: Path, damage: str) 
 def test_presets_build_with_the_right_number_of_places(name: str) -> None:
     numbers = preset(name)
     if numbers["linguistic"]["hidden"] > 700:
-        numbers = preset(name, linguistic={"layers": 1, "hidden": 96, "feedforward": 96}, canvas=64)
+        numbers = preset(name, linguistic={"layers": 1, "hidden": 96, "feedforward": 96}, image_size=64)
     model = build(numbers).eval()
-    image, pad, tokens, token_pad, owner = inputs(model)
+    image, image_mask, tokens, token_mask, image_index = inputs(model)
     with torch.no_grad():
-        output = model(image, pad, tokens, token_pad, owner)
+        output = model(image, image_mask, tokens, token_mask, image_index)
     one_map = len(model.visual.strides) == 1
-    assert output.grid == ((model.canvas // model.visual.strides[0],) * 2 if one_map else None)
+    assert output.grid == ((model.image_size // model.visual.strides[0],) * 2 if one_map else None)
     assert output.box.shape == (4, 4) and ((output.box > -1) & (output.box < 2)).all()
 
 
@@ -253,8 +261,8 @@ def test_unknown_names_are_answered_with_a_guess() -> None:
         create_model("mimi")
     with pytest.raises(InputError, match=r"model\.vls=last is not valid: input should be 'first' or 'mean'"):
         create_model("tiny-resnet", vls="last")
-    with pytest.raises(InputError, match="did you mean 'canvas'"):
-        create_model("tiny-resnet", canvass=3)
+    with pytest.raises(InputError, match="did you mean 'image_size'"):
+        create_model("tiny-resnet", image_siz=3)
     with pytest.raises(InputError, match=r"model tiny-resnet\.fusion has no setting 'laiers'"):
         create_model("tiny-resnet", fusion={"laiers": 3})
 
@@ -262,38 +270,38 @@ def test_unknown_names_are_answered_with_a_guess() -> None:
 def test_remembered_phrases_are_the_encoder_s_answers() -> None:
     model = create_model("tiny-resnet", linguistic={"frozen": ["all"]}).eval()
     memory = TextMemory(model.linguistic, limit=3)
-    tokens, token_pad = model.tokenize(PHRASES)
+    tokens, token_mask = model.tokenize(PHRASES)
     for order in ([0, 1, 2, 3], [3, 1], [2, 2, 0], [0]):
-        direct = model.linguistic(tokens[order], token_pad[order]).masked_fill(token_pad[order][..., None], 0)
-        torch.testing.assert_close(memory(tokens[order], token_pad[order]), direct, atol=2e-3, rtol=2e-3)
+        direct = model.linguistic(tokens[order], token_mask[order]).masked_fill(token_mask[order][..., None], 0)
+        torch.testing.assert_close(memory(tokens[order], token_mask[order]), direct, atol=2e-3, rtol=2e-3)
         assert len(memory.kept) <= 3
 
 
 def test_the_median_vote_is_deaf_to_a_few_far_votes() -> None:
     near, far = torch.tensor([0.3, 0.4, 0.2, 0.2]), torch.tensor([0.9, 0.9, 0.1, 0.1])
-    votes = torch.stack([near] * 7 + [far] * 3)[None]
+    token_boxes = torch.stack([near] * 7 + [far] * 3)[None]
     where = torch.zeros(1, 10)
-    torch.testing.assert_close(median_vote(where, votes)[0], near)
-    assert (mean_vote(where, votes)[0] - near).abs().max() > 0.1
+    torch.testing.assert_close(median_vote(where, token_boxes)[0], near)
+    assert (mean_vote(where, token_boxes)[0] - near).abs().max() > 0.1
     shuffled = torch.randperm(10)
-    torch.testing.assert_close(median_vote(where, votes[:, shuffled])[0], near)
+    torch.testing.assert_close(median_vote(where, token_boxes[:, shuffled])[0], near)
     padded = torch.cat([where, torch.full((1, 5), -torch.inf)], 1)
-    torch.testing.assert_close(median_vote(padded, torch.cat([votes, torch.zeros(1, 5, 4)], 1))[0], near)
+    torch.testing.assert_close(median_vote(padded, torch.cat([token_boxes, torch.zeros(1, 5, 4)], 1))[0], near)
 
 
 @torch.no_grad()
 def test_a_query_aware_branch_hears_its_phrase() -> None:
     torch.manual_seed(0)
     model = create_model("tiny-swin").eval()
-    image, pad = torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
-    query, owner = torch.randn(2, model.linguistic.width), torch.zeros(2, dtype=torch.int64)
-    maps = model.visual.maps(image, pad)
-    same = model.visual.tokens(maps, pad, query, owner)
+    image, image_mask = torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
+    query, image_index = torch.randn(2, model.linguistic.width), torch.zeros(2, dtype=torch.int64)
+    maps = model.visual.maps(image, image_mask)
+    same = model.visual.tokens(maps, image_mask, query, image_index)
     assert torch.equal(same[0], same[1])  # V = 0: every gate is a half
     for name, parameter in model.visual.named_parameters():
         if name.endswith(".V"):
             torch.nn.init.normal_(parameter)
-    differ = model.visual.tokens(maps, pad, query, owner)
+    differ = model.visual.tokens(maps, image_mask, query, image_index)
     assert (differ[0] - differ[1]).abs().max() > 1e-3
 
 
@@ -302,11 +310,11 @@ def test_only_the_repaired_channel_gate_learns_its_first_layer() -> None:
     for start, learns in (("as_published", False), ("repaired", True)):
         torch.manual_seed(0)
         gate = QueryGate(8, 128, start)  # type: ignore[arg-type]
-        maps, query, owner = torch.randn(2, 4, 4, 128), torch.randn(3, 8), torch.tensor([0, 1, 1])
+        maps, query, image_index = torch.randn(2, 4, 4, 128), torch.randn(3, 8), torch.tensor([0, 1, 1])
         optimizer = torch.optim.SGD(gate.parameters(), lr=1e-3)
         for _ in range(3):
             optimizer.zero_grad()
-            gate(maps, query, owner).square().sum().backward()
+            gate(maps, query, image_index).square().sum().backward()
             optimizer.step()
         gradient = gate.squeeze.V.grad
         assert gradient is not None and bool(gradient.abs().max() > 0) == learns
@@ -319,13 +327,15 @@ def test_gates_can_pool_content_only() -> None:
     gate = QueryGate(8, 32)
     for parameter in gate.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    maps, query, owner = torch.randn(1, 4, 4, 32), torch.randn(1, 8), torch.tensor([0])
-    pad = torch.zeros(1, 4, 4, dtype=torch.bool)
-    pad[:, 2:] = True
-    other = torch.where(pad[..., None], torch.randn_like(maps), maps)
-    content = ~pad
-    assert torch.equal(gate(maps, query, owner, pad)[content], gate(other, query, owner, pad)[content])
-    assert not torch.allclose(gate(maps, query, owner)[content], gate(other, query, owner)[content])
+    maps, query, image_index = torch.randn(1, 4, 4, 32), torch.randn(1, 8), torch.tensor([0])
+    image_mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    image_mask[:, 2:] = True
+    other = torch.where(image_mask[..., None], torch.randn_like(maps), maps)
+    content = ~image_mask
+    assert torch.equal(
+        gate(maps, query, image_index, image_mask)[content], gate(other, query, image_index, image_mask)[content]
+    )
+    assert not torch.allclose(gate(maps, query, image_index)[content], gate(other, query, image_index)[content])
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -338,11 +348,11 @@ def test_the_listed_sizes_are_true(name: str) -> None:
         assert measure(create_model(name)) == listed
 
 
-def canvas(size: tuple[int, int], side: int) -> tuple[Tensor, Tensor]:
+def image_size(size: tuple[int, int], side: int) -> tuple[Tensor, Tensor]:
     """An image of this size on its canvas: image [1, 3, S, S], pad [1, S, S]."""
     view = evaluation_view(size, side)
-    image, pad = canvas_of(lay(Image.new("RGB", size, (200, 30, 90)), view), view)
-    return torch.from_numpy(image)[None], torch.from_numpy(pad)[None]
+    image, image_mask = image_of(lay(Image.new("RGB", size, (200, 30, 90)), view), view)
+    return torch.from_numpy(image)[None], torch.from_numpy(image_mask)[None]
 
 
 @pytest.mark.parametrize("size", [(2000, 10), (10, 2000), (2000, 40), (1, 500), (64, 64)])
@@ -358,17 +368,17 @@ def canvas(size: tuple[int, int], side: int) -> tuple[Tensor, Tensor]:
 def test_any_image_gives_finite_boxes_and_gradients(name: str, changes: dict[str, Any], size: tuple[int, int]) -> None:
     """However thin an image is, some token holds content; beside another image as alone."""
     model = create_model(name, **changes)
-    image, pad = (
-        torch.cat(part) for part in zip(*(canvas(each, model.canvas) for each in (size, (80, 60))), strict=True)
+    image, image_mask = (
+        torch.cat(part) for part in zip(*(image_size(each, model.image_size) for each in (size, (80, 60))), strict=True)
     )
     tokens, hidden = model.tokenize(["a dog", "the cup"])
-    owner = torch.tensor([0, 1])
-    output = model.train()(image, pad, tokens, hidden, owner)
+    image_index = torch.tensor([0, 1])
+    output = model.train()(image, image_mask, tokens, hidden, image_index)
     output.box.sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     with torch.no_grad():
-        both = model.eval()(image, pad, tokens, hidden, owner)
-        alone = model(image[:1], pad[:1], tokens[:1], hidden[:1])
+        both = model.eval()(image, image_mask, tokens, hidden, image_index)
+        alone = model(image[:1], image_mask[:1], tokens[:1], hidden[:1])
     assert output.box.isfinite().all() and both.box.isfinite().all() and raw_scores(both).isfinite().all()
     torch.testing.assert_close(both.box[:1], alone.box)
     torch.testing.assert_close(raw_scores(both)[:1], raw_scores(alone))
@@ -377,13 +387,13 @@ def test_any_image_gives_finite_boxes_and_gradients(name: str, changes: dict[str
 def test_padding_of_tokens_is_the_published_rule_wherever_that_leaves_a_token() -> None:
     """The pixel at a token's corner decides, for all letterboxed images but strips between the corners."""
     for width, height in [(640, 480), (333, 500), (500, 500), (640, 90)]:
-        _, pad = canvas((width, height), 256)
+        _, image_mask = image_size((width, height), 256)
         for stride in (16, 32, 64):
-            if not pad[:, ::stride, ::stride].all():
-                assert torch.equal(token_pad(pad, stride), pad[:, ::stride, ::stride])
+            if not image_mask[:, ::stride, ::stride].all():
+                assert torch.equal(token_mask(image_mask, stride), image_mask[:, ::stride, ::stride])
     strip = torch.ones(2, 64, 64, dtype=torch.bool)
     strip[0, 20:23, 5:60] = False  # between the corners of rows 16 and 32; of the second image there is nothing
-    content = ~token_pad(strip, 16)
+    content = ~token_mask(strip, 16)
     assert content[0].nonzero().tolist() == [[1, 0], [1, 1], [1, 2], [1, 3]]
     assert content[1].nonzero().tolist() == [[0, 0]]
 

@@ -56,7 +56,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Conversion, dict[str, Any]]:
 
 
 def inputs(model: Grounder, size: int = 2) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    batch = name_seed().batch(size=size, length=model.length, side=model.canvas)
+    batch = name_seed().batch(size=size, length=model.max_length, side=model.image_size)
     image = batch["img"] * model.visual.std + model.visual.mean  # published pictures come normalised
     return (image, batch["img_mask"].bool(), batch["word_id"], batch["word_mask"] == 0), batch["target"]
 
@@ -72,21 +72,21 @@ def test_published_answers(case: tuple[Conversion, dict[str, Any]], monkeypatch:
     torch.testing.assert_close(output.box, expected["boxes"], atol=1e-5, rtol=0)
 
     rows, published_tokens = expected["rows"], expected["vl_out"].transpose(0, 1)
-    pad = torch.cat([level.flatten(1) for level in model.visual.pads(batch[1])], 1)
+    image_mask = torch.cat([level.flatten(1) for level in model.visual.pads(batch[1])], 1)
     scale = published_tokens.abs().max()
     compared = 0
     for i in range(2):
-        content = (~pad[i]).clone()
+        content = (~image_mask[i]).clone()
         content[0] = True
         place = torch.cumsum(content, 0)  # 1-based place among what is carried, [REG] being 0
-        end = fused[-1].shape[1] - model.length
+        end = fused[-1].shape[1] - model.max_length
         for row, tokens in zip(rows.tolist(), published_tokens[i], strict=True):
             if row == 0:
                 own = fused[-1][i, 0]
-            elif row <= model.length:
+            elif row <= model.max_length:
                 own = fused[-1][i, end + row - 1]
-            elif content[row - 1 - model.length]:
-                own = fused[-1][i, int(place[row - 1 - model.length])]
+            elif content[row - 1 - model.max_length]:
+                own = fused[-1][i, int(place[row - 1 - model.max_length])]
             else:
                 continue
             assert (own - tokens).abs().max() < 1e-4 * scale
@@ -101,15 +101,15 @@ def test_every_intermediate_answer(case: tuple[Conversion, dict[str, Any]], shar
     model = case[0].model
     name = "transvg_r50" if model.settings["visual"].get("gates") is None else "qrnet_swin_s"
     expected = torch.load(shared / "parity" / f"{name}.pt", weights_only=True)["outputs"]
-    (image, pad, tokens, token_pad), _ = inputs(model)
-    states = model.linguistic(tokens, token_pad)
+    (image, image_mask, tokens, token_mask), _ = inputs(model)
+    states = model.linguistic(tokens, token_mask)
     torch.testing.assert_close(states, expected["bert_out"], atol=1e-4, rtol=1e-4)
-    visual = model.visual.tokens(model.visual.maps(image, pad), pad, states[:, 0], torch.arange(2))
+    visual = model.visual.tokens(model.visual.maps(image, image_mask), image_mask, states[:, 0], torch.arange(2))
     scales = getattr(model.visual, "scale_embed", None)
     if scales is not None:  # published QRNet adds the scale after the branch, we in it
         visual = visual - torch.cat([scales.weight[3].expand(400, -1), scales.weight[4].expand(100, -1)])
     wanted = expected["visu_out"].transpose(0, 1)
-    token_pad_of_image = torch.cat([level.flatten(1) for level in model.visual.pads(pad)], 1)
+    token_pad_of_image = torch.cat([level.flatten(1) for level in model.visual.pads(image_mask)], 1)
     assert torch.equal(token_pad_of_image, expected["visu_mask"])
     carried = ~token_pad_of_image
     carried[:, 0] = True  # [VLS]

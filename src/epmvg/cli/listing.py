@@ -31,9 +31,9 @@ def _models() -> list[dict[str, str]]:
         {
             "name": name,
             "backbone": numbers["visual"]["backbone"],
-            "canvas": f"{numbers['canvas']} px",
+            "image_size": f"{numbers['image_size']} px",
             "visual tokens": str(sizes[name]["tokens"]),
-            "text tokens": str(numbers["length"]),
+            "text tokens": str(numbers["max_length"]),
             "parameters": f"{sizes[name]['parameters'] / 1e6:.1f} M",
             "GFLOPs": f"{sizes[name]['gflops']:.1f}",
             "a further phrase": f"{sizes[name]['phrase_gflops']:.1f}",
@@ -52,7 +52,7 @@ def _ready() -> list[dict[str, str]]:
         rows.append(
             {
                 "name": folder.name,
-                "model": recipe["model"]["preset"],
+                "model": recipe["model"]["name"],
                 "trained on": recipe["data"]["name"],
                 "Acc@0.5": f"{scores['acc50']:.3f} ({scores['data']} {scores['split']})",
             }

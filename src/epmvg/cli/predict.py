@@ -218,8 +218,10 @@ def _predict_many(
     if done["errors"]:
         where = "; the rows have `error`" if out.suffix.lower() == ".jsonl" else "; they are not in the file"
         print(f"epmvg: {done['errors']:,} of {done['rows']:,} rows are errors{where}.", file=sys.stderr)
-    if done["cut"]:
-        print(f"epmvg: {done['cut']:,} phrases are longer than the model reads and were cut.", file=sys.stderr)
+    if done["truncated"]:
+        print(
+            f"epmvg: {done['truncated']:,} phrases are longer than the model reads and were truncated.", file=sys.stderr
+        )
     if done["unknown"]:
         print(f"epmvg: {done['unknown']:,} phrases hold no word that the model knows: not found.", file=sys.stderr)
     if done["skipped"]:

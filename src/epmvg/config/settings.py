@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from epmvg.config.renamed import REMOVED, RENAMED
 from epmvg.core.types import InputError
 
 
@@ -28,20 +29,22 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """The student: a preset's name and the numbers that differ from it."""
 
-    preset: str = "mini"
+    name: str = "mini"
     pretrained: bool = True
-    start: str | None = None  # a folder (of a run or of `epmvg convert`) whose weights the student starts from
-    set: dict[str, Any] = Field(default_factory=dict)
+    init_from: str | None = None  # a folder (of a run or of `epmvg convert`) whose weights the student starts from
+    overrides: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
     def _read(cls, value: Any) -> Any:
         """Read a bare name as the preset, and keys that are not ours as numbers of the preset."""
         if isinstance(value, str):
-            return {"preset": value}
+            return {"name": value}
         if isinstance(value, dict):
             own = {key: value[key] for key in value if key in cls.model_fields}
-            own["set"] = dict(own.get("set") or {}) | {key: value[key] for key in value if key not in cls.model_fields}
+            own["overrides"] = dict(own.get("overrides") or {}) | {
+                key: value[key] for key in value if key not in cls.model_fields
+            }
             return own
         return value
 
@@ -49,14 +52,14 @@ class ModelSettings(Settings):
 class AugmentSettings(Settings):
     """How training views vary (`data.transforms.Augment` says what each means)."""
 
-    flip: float = Field(0.5, ge=0, le=1)
+    horizontal_flip: float = Field(0.5, ge=0, le=1)
     crop: float = Field(0.5, ge=0, le=1)
-    crop_min: float = Field(0.6, gt=0, le=1)
-    keep: float = Field(0.8, gt=0, le=1)
+    min_crop: float = Field(0.6, gt=0, le=1)
+    min_visible: float = Field(0.8, gt=0, le=1)
     scale: float = Field(0.7, gt=0, le=1)
-    jitter: float = Field(0.8, ge=0, le=1)
-    move: float = Field(1.0, ge=0, le=1)
-    style: Literal["free", "transvg"] = "free"  # transvg: the sizes and crops of the published recipe
+    color_jitter: float = Field(0.8, ge=0, le=1)
+    translate: float = Field(1.0, ge=0, le=1)
+    recipe: Literal["default", "transvg"] = "default"  # transvg: the sizes and crops of the published recipe
 
 
 class DataSettings(Settings):
@@ -64,16 +67,16 @@ class DataSettings(Settings):
 
     name: str = "scenes"
     root: str | None = None
-    train: str = "train"
-    val: str = "val"
+    train_split: str = "train"
+    val_split: str = "val"
     split_key: str = "split"
-    share: float = Field(
-        1.0, gt=0, le=1
-    )  # of the training pictures that is learned from; a smaller is part of a larger
-    images: int = Field(16, ge=1)  # a batch, over all processes together
-    phrases: int = Field(8, ge=1)  # of an image in a batch; one with more comes again, with another training view
-    canvas: int | None = Field(None, ge=32)  # side of training views, if smaller than the model's: cheaper steps
-    workers: int = Field(0, ge=0)
+    fraction: float = Field(1.0, gt=0, le=1)  # of the training images that is used; a smaller one is a subset
+    batch_size: int = Field(16, ge=1)  # a batch, over all processes together
+    phrases_per_image: int = Field(
+        8, ge=1
+    )  # of an image in a batch; one with more comes again, with another training view
+    image_size: int | None = Field(None, ge=32)  # side of training views, if smaller than the model's: cheaper steps
+    num_workers: int = Field(0, ge=0)
     cache_gb: float = Field(0.0, ge=0)  # decoded pictures for training views, kept on disk up to this
     augment: AugmentSettings | None = AugmentSettings()
 
@@ -90,11 +93,13 @@ class DistillSettings(Settings):
     pretrained: str | None = None  # of an architecture: a tag, a weights file, or "random"
     quick_gelu: bool | None = None  # the activation of a weights file that does not say it
     frozen: bool = True
-    view: Literal["photo", "canvas", "content"] | None = None  # the photo, or the student's view of it; see `_choose`
-    distance: Literal["cosine", "l1"] = "cosine"
-    image: float = Field(1.5, ge=0)  # alpha (sec. 4.2)
-    text: float = Field(2.0, ge=0)  # beta (sec. 4.2)
-    dense: float = Field(0.0, ge=0)  # of the teacher's similarity map, beyond the paper
+    input: Literal["image", "letterboxed", "cropped"] | None = (
+        None  # the photo, or the student's view of it; see `_choose`
+    )
+    loss: Literal["cosine", "l1"] = "cosine"
+    image_weight: float = Field(1.5, ge=0)  # alpha (sec. 4.2)
+    text_weight: float = Field(2.0, ge=0)  # beta (sec. 4.2)
+    dense_weight: float = Field(0.0, ge=0)  # of the teacher's similarity map, beyond the paper
 
     @model_validator(mode="before")
     @classmethod
@@ -104,20 +109,21 @@ class DistillSettings(Settings):
     @model_validator(mode="after")
     def _choose(self) -> DistillSettings:
         """A frozen teacher looks at the photo, whose answer can be kept; one that trains sees what the student sees."""
-        if self.view is None:
-            self.view = "photo" if self.frozen else "canvas"
-        if self.view == "photo" and not self.frozen:
-            raise InputError("A teacher that trains sees what the student sees: set distill.view=canvas.")
-        if not self.image and not self.text and not self.dense:
+        if self.input is None:
+            self.input = "image" if self.frozen else "letterboxed"
+        if self.input == "image" and not self.frozen:
+            raise InputError("A teacher that trains sees what the student sees: set distill.input=letterboxed.")
+        if not self.image_weight and not self.text_weight and not self.dense_weight:
             raise InputError(
-                "distill.image, distill.text and distill.dense are all 0: set distill=null for a plain run."
+                "distill.image_weight, distill.text_weight and distill.dense_weight are all 0: "
+                "set distill=null for a run without a teacher."
             )
         return self
 
     @property
     def sides(self) -> list[str]:
         """The vectors that are compared."""
-        return [side for side in ("image", "text") if getattr(self, side)]
+        return [side for side in ("image", "text") if getattr(self, f"{side}_weight")]
 
 
 class LossSettings(Settings):
@@ -125,17 +131,17 @@ class LossSettings(Settings):
 
     box: Literal["l1", "smooth_l1"] = "smooth_l1"
     box_weight: float = Field(1.0, ge=0)
-    giou: float = Field(1.0, ge=0)  # lambda (sec. 4.2)
-    where: float = Field(1.0, ge=0)
-    similarity: float = Field(0.5, ge=0)
-    regressed: float = Field(0.5, ge=0)
-    votes: float = Field(1.0, ge=0)
-    score: float = Field(1.0, ge=0)  # of the score head, from which no gradient passes into the rest
+    giou_weight: float = Field(1.0, ge=0)  # lambda (sec. 4.2)
+    heatmap_weight: float = Field(1.0, ge=0)
+    similarity_weight: float = Field(0.5, ge=0)
+    reg_box_weight: float = Field(0.5, ge=0)
+    token_box_weight: float = Field(1.0, ge=0)
+    iou_head_weight: float = Field(1.0, ge=0)  # of the score head, from which no gradient passes into the rest
 
     @model_validator(mode="after")
     def _choose(self) -> LossSettings:
-        if not self.box_weight and not self.giou:
-            raise InputError("loss.box_weight and loss.giou are both 0, so no box would be learned: raise one.")
+        if not self.box_weight and not self.giou_weight:
+            raise InputError("loss.box_weight and loss.giou_weight are both 0, so no box would be learned: raise one.")
         return self
 
 
@@ -144,26 +150,30 @@ class TrainSettings(Settings):
 
     epochs: float = Field(90, gt=0)
     lr: float = Field(1e-4, gt=0)  # of all parameters that were not loaded, and of fusion encoder and box head
-    lr_visual: float = Field(1e-5, gt=0)  # of the backbone's; like the next two only of what was loaded
-    lr_encoder: float = Field(1e-5, gt=0)  # of the visual branch's encoder and 1x1 projection
-    lr_text: float = Field(1e-5, gt=0)
+    lr_backbone: float = Field(1e-5, gt=0)  # of the backbone's; like the next two only of what was loaded
+    lr_visual_encoder: float = Field(1e-5, gt=0)  # of the visual branch's encoder and 1x1 projection
+    lr_text_encoder: float = Field(1e-5, gt=0)
     weight_decay: float = Field(1e-4, ge=0)  # printed as "10" with its exponent lost; TransVG's value
-    schedule: Literal["step", "cosine"] = "step"
-    drop: float = Field(60, gt=0)  # epochs, step schedule: lr / 10 after each
-    warmup: int = Field(0, ge=0)  # optimizer steps, like every number of steps here
-    clip: float | None = Field(None, gt=0)
-    accumulate: int = Field(1, ge=1)  # batches of an optimizer step; an epoch's last step takes what is left
+    lr_schedule: Literal["step", "cosine"] = "step"
+    lr_drop: float = Field(60, gt=0)  # epochs, step schedule: lr / 10 after each
+    warmup_steps: int = Field(0, ge=0)  # optimizer steps, like every number of steps here
+    max_grad_norm: float | None = Field(None, gt=0)
+    gradient_accumulation_steps: int = Field(
+        1, ge=1
+    )  # batches of an optimizer step; an epoch's last step takes what is left
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    checkpoint_layers: bool = False  # compute encoder and fusion layers again in the backward pass, to save memory
+    gradient_checkpointing: bool = False  # compute encoder and fusion layers again in the backward pass, to save memory
     seed: int = 13
-    store: bool = False  # keep a wholly frozen backbone's maps on disk; needs augment = null
-    store_gb: float = Field(4.0, gt=0)
-    absent: float = Field(0.25, ge=0, le=1)  # pairs a phrase that the score head learns "nothing there" from
+    cache_features: bool = False  # keep a wholly frozen backbone's maps on disk; needs augment = null
+    feature_cache_gb: float = Field(4.0, gt=0)
+    negatives_per_phrase: float = Field(
+        0.25, ge=0, le=1
+    )  # pairs a phrase that the score head learns "nothing there" from
     lr_teacher: float = Field(1e-6, gt=0)  # of an unfrozen teacher (Table 4)
-    evaluate_every: float = Field(1.0, gt=0)  # epochs
-    evaluate_limit: int | None = Field(None, ge=1)  # phrases of val, of images drawn by a fixed seed; None scores all
-    save_every: int = Field(200, ge=1)  # steps
-    log_every: int = Field(20, ge=1)  # steps
+    eval_interval: float = Field(1.0, gt=0)  # epochs
+    eval_limit: int | None = Field(None, ge=1)  # phrases of val, of images drawn by a fixed seed; None scores all
+    save_interval: int = Field(200, ge=1)  # steps
+    log_interval: int = Field(20, ge=1)  # steps
 
 
 class Recipe(Settings):
@@ -249,7 +259,7 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     return {"name": path.stem} | values
 
 
-_BARE_NAMES = {"model": "preset", "data": "name", "distill": "teacher"}
+_BARE_NAMES = {"model": "name", "data": "name", "distill": "teacher"}
 """Groups that may be given as one name, and the setting that the name is."""
 
 
@@ -321,21 +331,14 @@ def _number(value: Any) -> Any:
     return value
 
 
-DROPPED = {
-    "train.tensorboard": "metrics.jsonl and `epmvg report` show the curves",
-    "data.augment.as_published": "data.augment.style=transvg keeps the published sizes and crop ranges",
-    "distill.fit": "the teacher's embeddings are pooled as in the paper",
-    "distill.at": "[VLS] and [CLS] are taken at the fusion's output as in the paper",
-}
-"""Settings that earlier recipes and runs may state, and what holds without them."""
-
-
 def _sentence(error: ValidationError, source: str) -> str:
     """Turn the first complaint into one sentence that names the key and the cure."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    if key in DROPPED:
-        return f"{source}: the setting {key} is gone, delete it: {DROPPED[key]}."
+    if key in RENAMED:
+        return f"{source}: {key} is now {RENAMED[key]}; rename it."
+    if key in REMOVED:
+        return f"{source}: the setting {key} is gone, delete it: {REMOVED[key]}."
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(key.split(".")[-1], _known_keys(first["loc"]), n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(_known_keys(first['loc']))}."

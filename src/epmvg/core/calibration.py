@@ -241,9 +241,9 @@ def auroc(score: Array, positive: Array, weight: Array | None = None) -> float:
 
 def _pooled(score: Array, outcome: Array, mass: Array) -> tuple[Array, Array, Array]:
     """Pool rows of equal score, lowest first: scores, mean outcomes and masses; pools without mass are left out."""
-    value, owner = np.unique(score, return_inverse=True)
-    total = np.bincount(owner, weights=mass).astype(np.float64)
-    happened = np.bincount(owner, weights=mass * outcome)
+    value, image_index = np.unique(score, return_inverse=True)
+    total = np.bincount(image_index, weights=mass).astype(np.float64)
+    happened = np.bincount(image_index, weights=mass * outcome)
     there = total > 0
     return value[there], happened[there] / total[there], total[there]
 
@@ -263,18 +263,18 @@ def interval(images: Sequence[str], figure: Callable[[Array], float], *, seed: i
 
 def mean_intervals(images: Sequence[str], values: Array, *, seed: int = 0) -> list[tuple[float, float]]:
     """Return the 95 % intervals of the means of columns [n, F], images drawn as `interval` draws them, but sooner."""
-    owner = _owner(images)
-    total = np.stack([np.bincount(owner, weights=column) for column in values.T], -1)  # [I, F]
-    size = np.bincount(owner)
+    image_index = _owner(images)
+    total = np.stack([np.bincount(image_index, weights=column) for column in values.T], -1)  # [I, F]
+    size = np.bincount(image_index)
     drawn = np.array([times @ total / (times @ size) for times in _drawn_images(len(size), seed)])
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0).tolist()
     return list(zip(low, high, strict=True))
 
 
 def _draws(images: Sequence[str], seed: int) -> Iterator[Array]:
-    owner = _owner(images)
-    for times in _drawn_images(int(owner.max()) + 1, seed):
-        yield times[owner].astype(np.float64)
+    image_index = _owner(images)
+    for times in _drawn_images(int(image_index.max()) + 1, seed):
+        yield times[image_index].astype(np.float64)
 
 
 def _drawn_images(count: int, seed: int) -> Iterator[NDArray[np.int64]]:
@@ -323,7 +323,7 @@ def measure_trust(rows: Sequence[Any], absent: Sequence[Any] = ()) -> Trust:
     belongs = np.concatenate([np.ones(len(rows)), np.zeros(len(absent))])
     all_images = images + [str(row["image"]) for row in absent]
 
-    def judged(figure: Callable[..., float], score: Array, outcome: Array, images: list[str]) -> Figure | None:
+    def iou_box(figure: Callable[..., float], score: Array, outcome: Array, images: list[str]) -> Figure | None:
         value = figure(score, outcome)
         if np.isnan(value):
             return None
@@ -332,8 +332,8 @@ def measure_trust(rows: Sequence[Any], absent: Sequence[Any] = ()) -> Trust:
     return Trust(
         ece=Figure(calibration_error(score, correct), None, None),
         ece_by_chance=calibration_error_by_chance(score),
-        aurc=cast(Figure, judged(aurc, score, correct, images)),
-        auroc_correct=judged(auroc, score, correct, images),
-        auroc_belongs=judged(auroc, every, belongs, all_images),
+        aurc=cast(Figure, iou_box(aurc, score, correct, images)),
+        auroc_correct=iou_box(auroc, score, correct, images),
+        auroc_belongs=iou_box(auroc, every, belongs, all_images),
         absent=len(absent),
     )

@@ -20,7 +20,7 @@ class Tokens:
 
     ids: NDArray[np.int64]  # [P, L]
     padding: NDArray[np.bool_]  # [P, L], True marks padding
-    cut: NDArray[np.bool_]  # [P]: longer than the model reads
+    truncated: NDArray[np.bool_]  # [P]: longer than the model reads
     unknown: NDArray[np.bool_]  # [P]: no word is in the vocabulary
 
 
@@ -72,14 +72,14 @@ class PhraseTokenizer:
         return Tokens(
             ids=ids,
             padding=np.arange(width) >= np.array([[len(row)] for row in rows], np.int64).reshape(-1, 1),
-            cut=np.array([len(one.ids) > self.max_length for one in encoded], np.bool_),
+            truncated=np.array([len(one.ids) > self.max_length for one in encoded], np.bool_),
             unknown=np.array([self._is_unknown(one) for one in encoded], np.bool_),
         )
 
     def count_cut_and_unknown(self, phrases: Sequence[str]) -> tuple[int, int]:
         """Count the phrases that are cut and those of which no word is known."""
         tokens = self(phrases)
-        return int(tokens.cut.sum()), int(tokens.unknown.sum())
+        return int(tokens.truncated.sum()), int(tokens.unknown.sum())
 
     def length_of(self, phrase: str) -> int:
         """Return the number of word pieces of a phrase, uncut."""

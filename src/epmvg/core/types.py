@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class Sample:
     """One row of any data set: this phrase means this box of this image."""
 
     image: Path
@@ -48,54 +48,56 @@ class Record:
 class Batch:
     """What student, teacher and loss look at together."""
 
-    image: Tensor  # float [I, 3, S, S] in 0..1, mean colour where there is padding
-    pad: Tensor  # bool [I, S, S]
+    images: Tensor  # float [I, 3, S, S] in 0..1, mean colour where there is padding
+    image_mask: Tensor  # bool [I, S, S]
     tokens: Tensor  # int64 [P, L]
-    token_pad: Tensor  # bool [P, L]
-    owner: Tensor  # int64 [P]: the image that each phrase asks about
-    box: Tensor  # float [P, 4], cxcywh in 0..1 of the canvas
-    phrase: list[str]  # as tokenised, so left and right follow a flip
-    letterbox: list[Letterbox]  # [I]
-    records: list[Record]  # [P]
-    stored: dict[str, Tensor] = field(default_factory=dict)  # [I, ...] each: what frozen networks answered before
+    token_mask: Tensor  # bool [P, L]
+    image_index: Tensor  # int64 [P]: the image that each phrase asks about
+    boxes: Tensor  # float [P, 4], cxcywh in 0..1 of the canvas
+    phrases: list[str]  # as tokenised, so left and right follow a flip
+    letterboxes: list[Letterbox]  # [I]
+    samples: list[Sample]  # [P]
+    cached: dict[str, Tensor] = field(default_factory=dict)  # [I, ...] each: what frozen networks answered before
     skipped: list[str] = field(default_factory=list)  # pictures left out because they cannot be opened, and why
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return self.image, self.pad, self.tokens, self.token_pad, self.owner
+        return self.images, self.image_mask, self.tokens, self.token_mask, self.image_index
 
     @property
-    def photos(self) -> list[Path]:
+    def image_paths(self) -> list[Path]:
         """The photo of each image, [I]."""
-        owned = dict(zip(self.owner.tolist(), self.records, strict=True))
-        return [owned[number].image for number in range(len(self.letterbox))]
+        owned = dict(zip(self.image_index.tolist(), self.samples, strict=True))
+        return [owned[number].image for number in range(len(self.letterboxes))]
 
     def to(self, device: torch.device | str) -> Batch:
         """Return this batch with its tensors on a device."""
-        tensors = ("image", "pad", "tokens", "token_pad", "owner", "box")
+        tensors = ("images", "image_mask", "tokens", "token_mask", "image_index", "boxes")
         moved: dict[str, Any] = {name: getattr(self, name).to(device, non_blocking=True) for name in tensors}
-        moved["stored"] = {name: value.to(device, non_blocking=True) for name, value in self.stored.items()}
+        moved["cached"] = {name: value.to(device, non_blocking=True) for name, value in self.cached.items()}
         return replace(self, **moved)
 
 
 @dataclass(slots=True)
-class Output:
+class GroundingOutput:
     """What a student answers. A foreign student fills the first four and can be distilled like ours."""
 
     box: Tensor  # [P, 4], cxcywh in 0..1 of the canvas
     visual: Tensor  # [P, D], [VLS] after fusion
     text: Tensor  # [P, D], [CLS] after fusion
-    owner: Tensor  # int64 [P]
-    regressed: Tensor | None = None  # [P, 4], the paper's box from [REG] where `box` is the anchored head's
-    where: Tensor | None = None  # [P, N] logits over visual tokens, -inf at padding
+    image_index: Tensor  # int64 [P]
+    reg_box: Tensor | None = None  # [P, 4], the paper's box from [REG] where `box` is the anchored head's
+    heatmap: Tensor | None = None  # [P, N] logits over visual tokens, -inf at padding
     similarity: Tensor | None = None  # [P, N] logits: phrase against visual tokens, -inf at padding
-    votes: Tensor | None = None  # [P, N, 4] the box each visual token votes for, cxcywh
+    token_boxes: Tensor | None = None  # [P, N, 4] the box each visual token votes for, cxcywh
     grid: tuple[int, int] | None = None  # (rows, columns) of the N visual tokens
-    judged: Tensor | None = None  # [P, 4], the box that `score` is about: the one inference reads
-    evidence: Tensor | None = None  # [P, F], what the score head looks at; no gradient passes
-    score: Tensor | None = None  # [P] logits of the expected IoU of `judged`
+    iou_box: Tensor | None = None  # [P, 4], the box that `score` is about: the one inference reads
+    iou_features: Tensor | None = None  # [P, F], what the score head looks at; no gradient passes
+    iou_logits: Tensor | None = None  # [P] logits of the expected IoU of `judged`
     attention: Tensor | None = None  # [P, 1 + N + L] shares of [REG]'s attention in the last layer, only on request
-    absent: Tensor | None = None  # [A] the same logits for phrases that do not belong to the image they were asked of
+    negative_iou_logits: Tensor | None = (
+        None  # [A] the same logits for phrases that do not belong to the image they were asked of
+    )
 
 
 @dataclass(slots=True)
@@ -108,7 +110,7 @@ class SimilarityMap:
 
 
 @dataclass(slots=True)
-class Embeddings:
+class TeacherEmbeddings:
     """What a teacher answers: [DIE] and [DTE] of the paper; None is what it was not asked."""
 
     image: Tensor | None = None  # [I, E]
@@ -119,7 +121,7 @@ class Embeddings:
 class Teacher(Protocol):
     """Anything that answers images and phrases with one vector each."""
 
-    def __call__(self, image: Tensor, phrase: list[str], pad: Tensor | None = None) -> Embeddings: ...
+    def __call__(self, image: Tensor, phrase: list[str], image_mask: Tensor | None = None) -> TeacherEmbeddings: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +132,10 @@ class Prediction:
     box: Box  # (x0, y0, x1, y1) in pixels of the image as it is displayed; the best guess even where not found
     score: float  # 0..1, how sure the model is of the box: a probability once the run is calibrated
     found: bool = True  # False: the score is below the bound that was asked for, or no word of the phrase is known
-    cut: bool = False  # the phrase is longer than the model reads: its end had no say
+    truncated: bool = False  # the phrase is longer than the model reads: its end had no say
     unknown: bool = False  # the model knows no word of the phrase
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; `cut` and `unknown` only where they are true."""
+        """Return plain values for JSON; `truncated` and `unknown` only where they are true."""
         said: dict[str, Any] = {"phrase": self.phrase, "box": list(self.box), "score": self.score, "found": self.found}
-        return said | {key: True for key in ("cut", "unknown") if getattr(self, key)}
+        return said | {key: True for key in ("truncated", "unknown") if getattr(self, key)}

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.core.files import refuse_overwrite
-from epmvg.core.types import Record
+from epmvg.core.types import Sample
 from epmvg.data.readers.files import is_file, is_folder
 from epmvg.data.readers.formats import kind_of, write_file
 from epmvg.data.readers.imagefolder import metadata_files
 from epmvg.data.readers.jsonl import Skipped
 from epmvg.data.readers.webdataset import numbered_files, tar_files
-from epmvg.data.registry import DATASETS, open_records
+from epmvg.data.registry import DATASETS, open_samples
 
 
 def convert_data(
@@ -44,7 +44,7 @@ def convert_data(
     kind = kind_of(target)
     refuse_inputs(target, name, root)
     skipped = Skipped()
-    records = open_records(name, split=split, root=root, split_key=split_key, skipped=skipped)
+    records = open_samples(name, split=split, root=root, split_key=split_key, skipped=skipped)
     base = write_records(target, records, root, kind)
     return {
         "rows": len(records),
@@ -58,7 +58,7 @@ def convert_data(
     }
 
 
-def write_records(target: Path, records: list[Record], root: str | Path | None, kind: str | None = None) -> Path:
+def write_records(target: Path, records: list[Sample], root: str | Path | None, kind: str | None = None) -> Path:
     """Write records that were read from a data set, and return the folder that image paths are relative to.
 
     Args:

@@ -22,12 +22,12 @@ from epmvg.config.settings import AugmentSettings
 from epmvg.core.geometry import Letterbox
 from epmvg.core.images import Photo
 from epmvg.core.tokenizer import PhraseTokenizer
-from epmvg.core.types import Batch, InputError, Record
+from epmvg.core.types import Batch, InputError, Sample
 from epmvg.data.garbage import collector_paused
 from epmvg.data.image_cache import ImageCache
-from epmvg.data.registry import cache_folder, open_records
+from epmvg.data.registry import cache_folder, open_samples
 from epmvg.data.transforms import Augment, pad_of, render, swap_sides, training_view
-from epmvg.data.views import View, canvas_of, evaluation_view, laid_rectangle, lay
+from epmvg.data.views import View, evaluation_view, image_of, laid_rectangle, lay
 
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
 Group = tuple[int, int, list[int]]  # an image's number, the group's number among the image's, the records' numbers
@@ -38,7 +38,7 @@ class GroundingLoader:
 
     Args:
         records: the rows; those of one image should name it by the same path.
-        tokenize: phrases -> tokens int64 [P, L], token_pad bool [P, L].
+        tokenize: phrases -> tokens int64 [P, L], token_mask bool [P, L].
         canvas: S in pixels.
         images: groups in a batch (an image with some of its phrases each), over all processes together.
         phrases: at most this many phrases in a group; an image with more makes several, each with a view of its own.
@@ -61,10 +61,10 @@ class GroundingLoader:
 
     def __init__(
         self,
-        records: Sequence[Record],
+        records: Sequence[Sample],
         tokenize: Tokenize,
         *,
-        canvas: int,
+        image_size: int,
         images: int = 16,
         phrases: int = 8,
         augment: Augment | None = None,
@@ -79,7 +79,7 @@ class GroundingLoader:
     ) -> None:
         self.records = records
         self.tokenize = tokenize
-        self.canvas = canvas
+        self.image_size = image_size
         self.images_per_batch = images
         self.phrases_per_image = phrases
         self.augment = augment
@@ -97,7 +97,7 @@ class GroundingLoader:
         self.epoch = 0
         self.cache: ImageCache | None = None
         if cache_gb and augment is not None:
-            self.cache = ImageCache(cache_folder() / "pictures", cache_gb, augment.finest(canvas))
+            self.cache = ImageCache(cache_folder() / "pictures", cache_gb, augment.finest(image_size))
 
     def __len__(self) -> int:
         """Batches an epoch, on this process."""
@@ -147,15 +147,15 @@ class GroundingLoader:
 
     def load(self, epoch: int, plan: list[Group]) -> Batch:
         """Open, view, tokenise and collate the groups of one batch."""
-        shape = (len(plan), 3, self.canvas, self.canvas)
+        shape = (len(plan), 3, self.image_size, self.image_size)
         canvases = torch.from_numpy(
             (np.zeros if self.stored else np.empty)(shape, np.float32)
         )  # numpy asks for huge pages
-        pads = [torch.empty(0, self.canvas, self.canvas, dtype=torch.bool)]
+        pads = [torch.empty(0, self.image_size, self.image_size, dtype=torch.bool)]
         boxes = [torch.empty(0, 4)]
         letterboxes: list[Letterbox] = []
-        records: list[Record] = []
-        owner: list[int] = []
+        records: list[Sample] = []
+        image_index: list[int] = []
         phrases: list[str] = []
         skipped: list[str] = []
         kept_images: list[int] = []
@@ -172,8 +172,8 @@ class GroundingLoader:
             if picture is not None and self.augment is not None:
                 render(picture, view, out=canvases[len(letterboxes)])
             elif picture is not None:
-                canvases[len(letterboxes)] = torch.from_numpy(canvas_of(lay(picture, view), view)[0])
-            owner += [len(letterboxes)] * len(rows)
+                canvases[len(letterboxes)] = torch.from_numpy(image_of(lay(picture, view), view)[0])
+            image_index += [len(letterboxes)] * len(rows)
             canvas_box = view.letterbox.to_canvas(torch.tensor([row.box for row in rows], dtype=torch.float64))
             boxes.append(_clip(canvas_box, view) if self.augment else canvas_box)
             phrases += [swap_sides(row.phrase) if view.letterbox.flip else row.phrase for row in rows]
@@ -181,22 +181,22 @@ class GroundingLoader:
             records += rows
             kept_images.append(number)
         none = torch.empty(0, 1, dtype=torch.int64)
-        tokens, token_pad = self.tokenize(phrases) if phrases else (none, none.bool())
+        tokens, token_mask = self.tokenize(phrases) if phrases else (none, none.bool())
         return Batch(
-            image=canvases[: len(letterboxes)],
-            pad=torch.cat(pads),
+            images=canvases[: len(letterboxes)],
+            image_mask=torch.cat(pads),
             tokens=tokens,
-            token_pad=token_pad,
-            owner=torch.tensor(owner, dtype=torch.int64),
-            box=torch.cat(boxes).float(),
-            phrase=phrases,
-            letterbox=letterboxes,
-            records=records,
+            token_mask=token_mask,
+            image_index=torch.tensor(image_index, dtype=torch.int64),
+            boxes=torch.cat(boxes).float(),
+            phrases=phrases,
+            letterboxes=letterboxes,
+            samples=records,
             skipped=skipped,
-            stored={name: values[kept_images] for name, values in self.stored.items()},
+            cached={name: values[kept_images] for name, values in self.stored.items()},
         )
 
-    def _open(self, place: tuple[int, int, int], rows: list[Record]) -> tuple[View, Image.Image | None]:
+    def _open(self, place: tuple[int, int, int], rows: list[Sample]) -> tuple[View, Image.Image | None]:
         """Plan the view of a group at (epoch, image, group), and open its picture unless answers to it are stored."""
         path = self.images[place[1]]
         if self.stored:
@@ -208,11 +208,13 @@ class GroundingLoader:
             view = self._view(place, rows, photo.size)
             return view, photo.decode(view.needs if self.augment else None)
 
-    def _view(self, place: tuple[int, int, int], rows: list[Record], size: tuple[int, int]) -> View:
+    def _view(self, place: tuple[int, int, int], rows: list[Sample], size: tuple[int, int]) -> View:
         if self.augment is None:
-            return evaluation_view(size, self.canvas)
+            return evaluation_view(size, self.image_size)
         random = np.random.default_rng([self.seed, *place, 1])
-        return training_view(size, self.canvas, [r.box for r in rows], [r.phrase for r in rows], self.augment, random)
+        return training_view(
+            size, self.image_size, [r.box for r in rows], [r.phrase for r in rows], self.augment, random
+        )
 
 
 class _Batches(Dataset[Batch | InputError]):
@@ -244,7 +246,7 @@ def _size_of(path: Path) -> tuple[int, int]:
         return photo.size
 
 
-def group_by_image(records: Sequence[Record]) -> dict[Path, list[int]]:
+def group_by_image(records: Sequence[Sample]) -> dict[Path, list[int]]:
     """Numbers of the records of each image, in order of first appearance."""
     groups: dict[Path, list[int]] = {}
     for number, record in enumerate(records):
@@ -266,7 +268,7 @@ def make_loader(
     *,
     split: str,
     tokenizer: Any,
-    canvas: int = 256,
+    image_size: int = 256,
     length: int = 20,
     root: str | Path | None = None,
     images: int = 16,
@@ -294,9 +296,9 @@ def make_loader(
 
     training = split == "train"
     return GroundingLoader(
-        open_records(name, split=split, root=root),
+        open_samples(name, split=split, root=root),
         tokenize,
-        canvas=canvas,
+        image_size=image_size,
         images=images,
         phrases=phrases,
         augment=Augment(**AugmentSettings().model_dump()) if training else None,

@@ -17,7 +17,7 @@ import simplemma
 import torch
 from torch import Tensor
 
-from epmvg.core.types import Batch, Record
+from epmvg.core.types import Batch, Sample
 
 _NAMELESS_WORDS = """
 a an the this that these those his her hers its their our my your one ones other another some any all both each of
@@ -59,7 +59,7 @@ class Absence:
         records: all that is known of the images.
     """
 
-    def __init__(self, records: Sequence[Record]) -> None:
+    def __init__(self, records: Sequence[Sample]) -> None:
         self.of_phrase: dict[str, frozenset[str]] = {}
         self.of_image: dict[Path, frozenset[str]] = {}
         named: dict[Path, set[str]] = {}
@@ -79,15 +79,15 @@ class Absence:
         Returns:
             int64 [2, A], image and phrase; None where no phrase is absent anywhere.
         """
-        photos = dict(enumerate(batch.photos))
+        photos = dict(enumerate(batch.image_paths))
         random = np.random.default_rng([*seed])
-        chosen = random.permutation(len(batch.records))[: round(share * len(batch.records))]
+        chosen = random.permutation(len(batch.samples))[: round(share * len(batch.samples))]
         found = []
         for phrase in chosen.tolist():
-            other = self.other_image(batch.records[phrase].phrase, photos, random)
+            other = self.other_image(batch.samples[phrase].phrase, photos, random)
             if other is not None:
                 found.append((other, phrase))
-        return torch.tensor(found, device=batch.owner.device).T if found else None
+        return torch.tensor(found, device=batch.image_index.device).T if found else None
 
     def other_image(self, phrase: str, photos: Mapping[int, Path], random: np.random.Generator) -> int | None:
         """Draw one of some numbered images that a phrase is absent from; None where a few draws find none."""
@@ -95,7 +95,7 @@ class Absence:
         return next((image for image in tried if self(phrase, photos[image])), None)
 
 
-def absent_records(records: Sequence[Record], share: float, *, seed: int = 0) -> list[Record]:
+def negative_samples(records: Sequence[Sample], share: float, *, seed: int = 0) -> list[Sample]:
     """Ask phrases of some records of other images, `share` rows a record at most, marked by `extra["absent"]`.
 
     The box of such a row means nothing.

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from epmvg.core.types import InputError, Record
+from epmvg.core.types import InputError, Sample
 from epmvg.data.readers.files import is_file, is_folder
 from epmvg.data.readers.jsonl import Skipped, read_jsonl, read_rows
 
-Reader = Callable[[Path, str | None, Skipped | None], list[Record]]
+Reader = Callable[[Path, str | None, Skipped | None], list[Sample]]
 """(root, split or None for all, skipped) -> records."""
 
 
@@ -23,7 +23,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("EPMVG_CACHE") or Path(home) / "epmvg")
 
 
-def _scenes(root: Path, split: str | None, skipped: Skipped | None) -> list[Record]:
+def _scenes(root: Path, split: str | None, skipped: Skipped | None) -> list[Sample]:
     file = root / "annotations.jsonl"
     if not file.exists():
         if root != cache_folder() / "scenes" and not root.is_dir():
@@ -34,7 +34,7 @@ def _scenes(root: Path, split: str | None, skipped: Skipped | None) -> list[Reco
     return read_jsonl(file, split=split, skipped=skipped)
 
 
-def _flickr_mini(root: Path, split: str | None, skipped: Skipped | None) -> list[Record]:
+def _flickr_mini(root: Path, split: str | None, skipped: Skipped | None) -> list[Sample]:
     file = root / "annotations.jsonl"
     if not file.exists():
         raise InputError(f"{root} holds no {file.name}: point data.root at the folder of flickr-mini.")
@@ -42,7 +42,7 @@ def _flickr_mini(root: Path, split: str | None, skipped: Skipped | None) -> list
 
 
 def _refcoco(name: str) -> Reader:
-    def read(root: Path, split: str | None, skipped: Skipped | None) -> list[Record]:
+    def read(root: Path, split: str | None, skipped: Skipped | None) -> list[Sample]:
         from epmvg.data.readers.refcoco import read_refcoco
 
         return read_refcoco(root, name, split=split, skipped=skipped)
@@ -50,26 +50,26 @@ def _refcoco(name: str) -> Reader:
     return read
 
 
-def _referit(root: Path, split: str | None, skipped: Skipped | None) -> list[Record]:
+def _referit(root: Path, split: str | None, skipped: Skipped | None) -> list[Sample]:
     from epmvg.data.readers.referit import read_referit
 
     return read_referit(root, split=split, skipped=skipped)
 
 
-def _flickr30k(root: Path, split: str | None, skipped: Skipped | None) -> list[Record]:
+def _flickr30k(root: Path, split: str | None, skipped: Skipped | None) -> list[Sample]:
     from epmvg.data.readers.flickr30k import read_flickr30k
 
     return read_flickr30k(root, split=split, skipped=skipped)
 
 
-def _flickr30k_all(root: Path, split: str | None, skipped: Skipped | None) -> list[Record]:
+def _flickr30k_all(root: Path, split: str | None, skipped: Skipped | None) -> list[Sample]:
     from epmvg.data.readers.flickr30k import read_flickr30k
 
     return read_flickr30k(root, split=split, boxes="all", skipped=skipped)
 
 
 def _transvg(flag: str) -> Reader:
-    def read(root: Path, split: str | None, skipped: Skipped | None) -> list[Record]:
+    def read(root: Path, split: str | None, skipped: Skipped | None) -> list[Sample]:
         from epmvg.data.readers.transvg import read_transvg
 
         return read_transvg(root, flag, split=split, skipped=skipped)
@@ -121,14 +121,14 @@ DATASETS: dict[str, DataSet] = {
 }
 
 
-def open_records(
+def open_samples(
     name: str,
     *,
     split: str | None,
     root: str | Path | None = None,
     split_key: str = "split",
     skipped: Skipped | None = None,
-) -> list[Record]:
+) -> list[Sample]:
     """Read the records of a data set.
 
     Args:
@@ -153,7 +153,7 @@ def open_records(
     return known.read(folder, split, skipped)
 
 
-def share_of(records: list[Record], share: float) -> list[Record]:
+def fraction_of(records: list[Sample], share: float) -> list[Sample]:
     """Return the records of about a `share` (0..1) of the pictures, chosen by their paths below their common folder."""
     if share == 1 or not records:
         return records
@@ -166,13 +166,13 @@ def share_of(records: list[Record], share: float) -> list[Record]:
 
     kept = {image for image, name in names.items() if place(name) < share}
     if not kept:
-        raise InputError(f"data.share={share:g} leaves none of the pictures: give more.")
+        raise InputError(f"data.fraction={share:g} leaves none of the pictures: give more.")
     return [record for record in records if record.image in kept]
 
 
 def _open_file(
     name: str, split: str | None, root: str | Path | None, split_key: str, skipped: Skipped | None
-) -> list[Record]:
+) -> list[Sample]:
     from epmvg.data.readers.formats import READABLE, read_file
     from epmvg.data.readers.webdataset import tar_files, unpack, unpacked_rows
 

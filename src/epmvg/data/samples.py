@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from epmvg.core.types import Record
+from epmvg.core.types import Sample
 
 SAMPLES = "samples.json"
 """In a run's folder: the samples of its training and validation split."""
@@ -23,7 +23,7 @@ class Samples:
     sha256: str
 
     @classmethod
-    def of(cls, records: Sequence[Record]) -> Samples:
+    def of(cls, records: Sequence[Sample]) -> Samples:
         """Digest samples. An image is known by its path below the folder that holds all of them."""
         paths = {record.image: record.image.absolute() for record in records}
         base = os.path.commonpath([path.parent for path in paths.values()]) if paths else ""

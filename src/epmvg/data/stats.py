@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from epmvg.core.types import Record
+from epmvg.core.types import Sample
 from epmvg.data.readers.jsonl import Skipped
-from epmvg.data.registry import open_records
+from epmvg.data.registry import open_samples
 
 
 def count_records(name: str, *, root: str | Path | None = None, split_key: str = "split") -> dict[str, Any]:
@@ -24,8 +24,8 @@ def count_records(name: str, *, root: str | Path | None = None, split_key: str =
         InputError: as `open_records`.
     """
     skipped = Skipped()
-    records = open_records(name, split=None, root=root, split_key=split_key, skipped=skipped)
-    splits: dict[str, list[Record]] = {}
+    records = open_samples(name, split=None, root=root, split_key=split_key, skipped=skipped)
+    splits: dict[str, list[Sample]] = {}
     for record in records:
         splits.setdefault(record.split, []).append(record)
     return {
@@ -36,7 +36,7 @@ def count_records(name: str, *, root: str | Path | None = None, split_key: str =
     }
 
 
-def _counts(records: Sequence[Record]) -> dict[str, Any]:
+def _counts(records: Sequence[Sample]) -> dict[str, Any]:
     words = [len(record.phrase.split()) for record in records]
     boxes = {(record.image, record.box): record.size for record in records}
     shares = [

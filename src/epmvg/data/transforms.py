@@ -67,27 +67,27 @@ class Augment:
     """How training views vary; every probability 0 gives the evaluation view.
 
     `scale`: the longer side becomes this share of the canvas, drawn between it and 1. `crop`: probability of a crop
-    whose sides are at least `crop_min` of the picture's; a crop shows at least the share `keep` of each target, and a
-    picture asked about by place ("on the left") is never cropped. `jitter`: probability of changing brightness,
-    contrast and saturation by up to 40 %. `move`: probability of a random place on the canvas.
+    whose sides are at least `min_crop` of the picture's; a crop shows at least the share `min_visible` of each target,
+    and a picture asked about by place ("on the left") is never cropped. `color_jitter`: probability of changing
+    brightness, contrast and saturation by up to 40 %. `translate`: probability of a random place on the canvas.
 
-    `style="transvg"` draws sizes and crops as TransVG does (SPEC_transvg 7.4): sizes in steps of 1/20 of the canvas
+    `recipe="transvg"` draws sizes and crops as TransVG does (SPEC_transvg 7.4): sizes in steps of 1/20 of the canvas
     (640, 608, ... 448 with `scale` 0.7) and crops of 384 to 600 px from a picture whose shorter side is 400, 500 or
     600 px, on a canvas of 640.
     """
 
-    flip: float = 0.0
+    horizontal_flip: float = 0.0
     crop: float = 0.0
-    crop_min: float = 0.6
-    keep: float = 0.8
+    min_crop: float = 0.6
+    min_visible: float = 0.8
     scale: float = 1.0
-    jitter: float = 0.0
-    move: float = 0.0
-    style: Literal["free", "transvg"] = "free"
+    color_jitter: float = 0.0
+    translate: float = 0.0
+    recipe: Literal["default", "transvg"] = "default"
 
     def finest(self, side: int) -> int:
         """Longer side, pixels, at which a kept picture is as fine as any view of it on a canvas of `side`."""
-        share = 1.0 if not self.crop else self.crop_min if self.style == "free" else 384 / 600
+        share = 1.0 if not self.crop else self.min_crop if self.recipe == "default" else 384 / 600
         return math.ceil(side / share)
 
 
@@ -151,21 +151,21 @@ def training_view(
 ) -> View:
     """Plan one training view of a picture of (width, height) for all its phrases."""
     width, height = size
-    flip = bool(random.random() < augment.flip) and all(map(sides_are_clear, phrases))
+    flip = bool(random.random() < augment.horizontal_flip) and all(map(sides_are_clear, phrases))
     crop = (0.0, 0.0, float(width), float(height))
     if random.random() < augment.crop and not any(map(names_place, phrases)):
         crop = _crop(size, side, np.array(boxes, dtype=np.float64).reshape(-1, 4), augment, random)
     x0, y0, x1, y1 = (width - crop[2], crop[1], width - crop[0], crop[3]) if flip else crop
     scale = _longest(side, augment, random) / max(x1 - x0, y1 - y0)
     laid = (max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale)))
-    if random.random() < augment.move:
+    if random.random() < augment.translate:
         left, top = int(random.integers(0, side - laid[0] + 1)), int(random.integers(0, side - laid[1] + 1))
     else:
         left, top = round((side - laid[0]) / 2 - 0.1), round((side - laid[1]) / 2 - 0.1)
     scale_x, scale_y = laid[0] / (x1 - x0), laid[1] / (y1 - y0)
     letterbox = Letterbox(width, height, side, scale_x, scale_y, left - x0 * scale_x, top - y0 * scale_y, flip)
     jitter: tuple[tuple[str, float], ...] = ()
-    if random.random() < augment.jitter:
+    if random.random() < augment.color_jitter:
         names = random.permutation(["Brightness", "Contrast", "Color"])
         jitter = tuple((str(name), float(random.uniform(0.6, 1.4))) for name in names)
     return View(letterbox, (x0, y0, x1, y1), laid, jitter)
@@ -173,7 +173,7 @@ def training_view(
 
 def _longest(side: int, augment: Augment, random: np.random.Generator) -> int:
     """Draw the longer side of the laid picture."""
-    if augment.style == "transvg":
+    if augment.recipe == "transvg":
         return max(1, round(side * (1 - int(random.integers(0, round((1 - augment.scale) * 20) + 1)) / 20)))
     return max(1, round(side * random.uniform(augment.scale, 1.0)))
 
@@ -184,9 +184,9 @@ def _crop(
     """Draw crops until one keeps every box [P, 4], and return it in pixels of the image."""
     width, height = size
     frame = size  # where crops are drawn
-    low = (max(1, int(width * augment.crop_min)), max(1, int(height * augment.crop_min)))
+    low = (max(1, int(width * augment.min_crop)), max(1, int(height * augment.min_crop)))
     high = size
-    if augment.style == "transvg":
+    if augment.recipe == "transvg":
         ratio = round(side * random.choice([400, 500, 600]) / 640) / min(size)
         frame = (max(1, round(width * ratio)), max(1, round(height * ratio)))
         high = (min(frame[0], round(side * 600 / 640)), min(frame[1], round(side * 600 / 640)))
@@ -196,7 +196,7 @@ def _crop(
     drawn = np.stack([x, y, x + w, y + h], 1).astype(np.float64)  # [T, 4]
     crops = np.round(drawn * np.array([width / frame[0], height / frame[1]] * 2))
     crops[:, 2:] = np.maximum(crops[:, 2:], crops[:, :2] + 1)
-    kept = (_visible(boxes, crops) >= augment.keep).all(1)
+    kept = (_visible(boxes, crops) >= augment.min_visible).all(1)
     x0, y0, x1, y1 = crops[kept.argmax()] if kept.any() else (0, 0, width, height)
     return float(x0), float(y0), min(float(x1), width), min(float(y1), height)
 
@@ -213,9 +213,9 @@ def _visible(boxes: NDArray[np.float64], crops: NDArray[np.float64]) -> NDArray[
 def pad_of(view: View) -> Tensor:
     """Bool [S, S], True where the view has no picture."""
     left, top, right, bottom = laid_rectangle(view)
-    pad = torch.ones(view.letterbox.side, view.letterbox.side, dtype=torch.bool)
-    pad[top:bottom, left:right] = False
-    return pad
+    image_mask = torch.ones(view.letterbox.side, view.letterbox.side, dtype=torch.bool)
+    image_mask[top:bottom, left:right] = False
+    return image_mask
 
 
 def render(image: Image.Image, view: View, out: Tensor | None = None) -> Tensor:
@@ -227,16 +227,16 @@ def render(image: Image.Image, view: View, out: Tensor | None = None) -> Tensor:
         out: a canvas to write on.
     """
     side = view.letterbox.side
-    canvas = torch.empty(3, side, side) if out is None else out
+    image_size = torch.empty(3, side, side) if out is None else out
     left, top, right, bottom = laid_rectangle(view)
-    rows = canvas[:, top:bottom]
-    for empty in (canvas[:, :top], canvas[:, bottom:], rows[:, :, :left], rows[:, :, right:]):
+    rows = image_size[:, top:bottom]
+    for empty in (image_size[:, :top], image_size[:, bottom:], rows[:, :, :left], rows[:, :, right:]):
         empty.copy_(_MEAN.expand_as(empty))
     laid = rows[:, :, left:right]
     laid.copy_(_resized(image, view)).div_(255)
     for name, factor in view.jitter:
         _adjust(laid, name, factor)
-    return canvas
+    return image_size
 
 
 def _resized(image: Image.Image, view: View) -> Tensor:

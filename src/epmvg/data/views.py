@@ -52,13 +52,13 @@ def lay(image: Image.Image, view: View) -> NDArray[np.uint8]:
     return np.array(image.resize(view.size, Image.Resampling.BILINEAR), dtype=np.uint8)
 
 
-def canvas_of(laid: NDArray[np.uint8], view: View) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def image_of(laid: NDArray[np.uint8], view: View) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Put what `lay` returned on its canvas: float [3, S, S] in 0..1, mean colour around it, and pad bool [S, S]."""
     side = view.letterbox.side
     left, top, right, bottom = laid_rectangle(view)
-    canvas = np.empty((3, side, side), np.float32)
-    canvas[:] = np.array(MEAN_COLOUR, np.float32)[:, None, None]
-    np.divide(laid.transpose(2, 0, 1), 255, out=canvas[:, top:bottom, left:right], dtype=np.float32)
-    pad = np.ones((side, side), np.bool_)
-    pad[top:bottom, left:right] = False
-    return canvas, pad
+    image_size = np.empty((3, side, side), np.float32)
+    image_size[:] = np.array(MEAN_COLOUR, np.float32)[:, None, None]
+    np.divide(laid.transpose(2, 0, 1), 255, out=image_size[:, top:bottom, left:right], dtype=np.float32)
+    image_mask = np.ones((side, side), np.bool_)
+    image_mask[top:bottom, left:right] = False
+    return image_size, image_mask

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from epmvg.core.boxes import paired_giou, paired_iou, to_xyxy
-from epmvg.core.types import Embeddings, InputError, Output, SimilarityMap
+from epmvg.core.types import GroundingOutput, InputError, SimilarityMap, TeacherEmbeddings
 
 BoxLoss = Literal["l1", "smooth_l1"]
 Distance = Literal["cosine", "l1"]
@@ -48,26 +48,26 @@ class GroundingLoss:
         *,
         box: BoxLoss = "smooth_l1",
         box_weight: float = 1.0,
-        giou: float = 1.0,
-        image: float = 1.5,
-        text: float = 2.0,
-        dense: float = 0.0,
-        distance: Distance = "cosine",
-        where: float = 1.0,
-        similarity: float = 0.5,
-        regressed: float = 0.5,
-        votes: float = 1.0,
-        score: float = 1.0,
+        giou_weight: float = 1.0,
+        image_weight: float = 1.5,
+        text_weight: float = 2.0,
+        dense_weight: float = 0.0,
+        distill_loss: Distance = "cosine",
+        heatmap_weight: float = 1.0,
+        similarity_weight: float = 0.5,
+        reg_box_weight: float = 0.5,
+        token_box_weight: float = 1.0,
+        iou_head_weight: float = 1.0,
     ) -> None:
         self.kind: BoxLoss = box
-        self.box_weight, self.giou = box_weight, giou
-        self.image, self.text, self.dense = image, text, dense
-        self.distance: Distance = distance
-        self.where, self.similarity = where, similarity
-        self.regressed, self.votes = regressed, votes
-        self.score = score
+        self.box_weight, self.giou_weight = box_weight, giou_weight
+        self.image_weight, self.text_weight, self.dense_weight = image_weight, text_weight, dense_weight
+        self.distill_loss: Distance = distill_loss
+        self.heatmap_weight, self.similarity_weight = heatmap_weight, similarity_weight
+        self.reg_box_weight, self.token_box_weight = reg_box_weight, token_box_weight
+        self.iou_head_weight = iou_head_weight
 
-    def __call__(self, output: Output, box: Tensor, teacher: Embeddings | None = None) -> Loss:
+    def __call__(self, output: GroundingOutput, box: Tensor, teacher: TeacherEmbeddings | None = None) -> Loss:
         """Return the weighted terms for target boxes [P, 4] (cxcywh, 0..1 of the canvas).
 
         Raises:
@@ -75,43 +75,47 @@ class GroundingLoss:
         """
         loss = Loss()  # its terms add up (eq. 8)
         self._add_box(loss, "", output.box, box, 1.0)
-        if output.regressed is not None:
-            self._add_box(loss, "regressed_", output.regressed, box, self.regressed)
-        if output.votes is not None and output.grid is not None and self.votes:
+        if output.reg_box is not None:
+            self._add_box(loss, "reg_box_", output.reg_box, box, self.reg_box_weight)
+        if output.token_boxes is not None and output.grid is not None and self.token_box_weight:
             inside = tokens_inside(box, output.grid)
-            if output.where is not None:
-                inside &= output.where.isfinite()
+            if output.heatmap is not None:
+                inside &= output.heatmap.isfinite()
             phrase, token = inside.nonzero(as_tuple=True)
             weight = torch.bincount(phrase, minlength=len(box)).reciprocal()[phrase]
-            self._add_box(loss, "votes_", output.votes[phrase, token], box[phrase], self.votes, weight)
+            self._add_box(
+                loss, "token_box_", output.token_boxes[phrase, token], box[phrase], self.token_box_weight, weight
+            )
         if output.grid is not None:
-            for name, share in (("where", self.where), ("similarity", self.similarity)):
+            for name, share in (("heatmap", self.heatmap_weight), ("similarity", self.similarity_weight)):
                 logits: Tensor | None = getattr(output, name)
                 if logits is not None:
-                    loss.terms[name] = share * where_loss(logits, box, output.grid)
+                    loss.terms[name] = share * heatmap_loss(logits, box, output.grid)
         if teacher is not None:
             self._add_vectors(loss, output, teacher)
-            if self.dense and teacher.similarity is not None:
-                loss.terms["dense"] = self.dense * dense_loss(output, teacher.similarity)
-        if output.score is not None and output.judged is not None:
-            loss.terms["score"] = self.score * score_loss(output.score, output.judged, box, output.absent)
+            if self.dense_weight and teacher.similarity is not None:
+                loss.terms["dense"] = self.dense_weight * dense_loss(output, teacher.similarity)
+        if output.iou_logits is not None and output.iou_box is not None:
+            loss.terms["iou_head"] = self.iou_head_weight * iou_head_loss(
+                output.iou_logits, output.iou_box, box, output.negative_iou_logits
+            )
         return loss
 
-    def _add_vectors(self, loss: Loss, output: Output, teacher: Embeddings) -> None:
-        if teacher.image is not None and self.image:
-            image = distillation_loss(output.visual, teacher.image[output.owner], self.distance)
-            loss.terms["image"] = self.image * image  # alpha (eq. 7)
-        if teacher.text is not None and self.text:
-            text = distillation_loss(output.text, teacher.text, self.distance)
-            loss.terms["text"] = self.text * text  # beta (eq. 7)
+    def _add_vectors(self, loss: Loss, output: GroundingOutput, teacher: TeacherEmbeddings) -> None:
+        if teacher.image is not None and self.image_weight:
+            image = distillation_loss(output.visual, teacher.image[output.image_index], self.distill_loss)
+            loss.terms["image"] = self.image_weight * image  # alpha (eq. 7)
+        if teacher.text is not None and self.text_weight:
+            text = distillation_loss(output.text, teacher.text, self.distill_loss)
+            loss.terms["text"] = self.text_weight * text  # beta (eq. 7)
 
     def _add_box(
         self, loss: Loss, prefix: str, predicted: Tensor, target: Tensor, scale: float, weight: Tensor | None = None
     ) -> None:
         if self.box_weight:
             loss.terms[prefix + self.kind] = scale * self.box_weight * box_loss(predicted, target, self.kind, weight)
-        if self.giou:
-            loss.terms[prefix + "giou"] = scale * self.giou * giou_loss(predicted, target, weight)
+        if self.giou_weight:
+            loss.terms[prefix + "giou"] = scale * self.giou_weight * giou_loss(predicted, target, weight)
 
 
 def box_loss(predicted: Tensor, target: Tensor, kind: BoxLoss, weight: Tensor | None = None) -> Tensor:
@@ -134,7 +138,7 @@ def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
     return (values * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)  # no rows: 0
 
 
-def where_loss(logits: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
+def heatmap_loss(logits: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
     """Cross-entropy of a map over visual tokens with the tokens inside the target box.
 
     Args:
@@ -147,7 +151,7 @@ def where_loss(logits: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
     return -(log_share.sum(-1) / inside.sum(-1).clamp(min=1)).mean()
 
 
-def score_loss(score: Tensor, judged: Tensor, target: Tensor, absent: Tensor | None = None) -> Tensor:
+def iou_head_loss(score: Tensor, iou_box: Tensor, target: Tensor, absent: Tensor | None = None) -> Tensor:
     """Cross-entropy of predicted with true IoU, averaged over phrases and absent pairs.
 
     A soft target makes the mean prediction the expected IoU (as in IoU-aware detectors: Wu et al., IoU-aware
@@ -157,7 +161,7 @@ def score_loss(score: Tensor, judged: Tensor, target: Tensor, absent: Tensor | N
         score: logits [P]; absent: logits [A] of phrases that name nothing in their image, whose target is 0.
         judged, target: [P, 4] cxcywh, the box that the score is about and the true one.
     """
-    iou = paired_iou(to_xyxy(judged.float()), to_xyxy(target.float())).clamp(0, 1)
+    iou = paired_iou(to_xyxy(iou_box.float()), to_xyxy(target.float())).clamp(0, 1)
     if absent is not None:
         score, iou = torch.cat([score, absent]), torch.cat([iou, torch.zeros_like(absent)])
     return F.binary_cross_entropy_with_logits(score, iou)
@@ -188,7 +192,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, distance: Distance) -> T
     return (1 - F.cosine_similarity(student.float(), target, dim=-1)).mean()
 
 
-def dense_loss(output: Output, teacher: SimilarityMap) -> Tensor:
+def dense_loss(output: GroundingOutput, teacher: SimilarityMap) -> Tensor:
     """KL divergence of the student's map over its visual tokens from the teacher's, averaged over phrases.
 
     The student's is its similarity map or, if it has none, its where-map. Padding takes no part, nor does what the
@@ -197,10 +201,11 @@ def dense_loss(output: Output, teacher: SimilarityMap) -> Tensor:
     Raises:
         InputError: the student has neither, or several maps of visual tokens.
     """
-    logits = output.where if output.similarity is None else output.similarity  # [P, N], -inf at padding
+    logits = output.heatmap if output.similarity is None else output.similarity  # [P, N], -inf at padding
     if logits is None or output.grid is None:
         raise InputError(
-            "distill.dense needs one map over the student's visual tokens: set model.similarity=true and one stride."
+            "distill.dense_weight needs one map over the student's visual tokens: "
+            "set model.similarity=true and one stride."
         )
     shared = logits.isfinite() & tokens_within(teacher.frame, output.grid)
     phrases = shared.any(-1)

@@ -41,8 +41,8 @@ def patch_vectors(clip: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         if maps.ndim == 4 and maps.shape[1] == tower.trunk.num_features:
             return _of_map(tower, maps)
     raise InputError(
-        "distill.dense: this teacher's image tower has no patch vectors in the space of its sentences: "
-        "take a CLIP with a ViT or a teacher that `epmvg teacher train` wrote, or set distill.dense=0."
+        "distill.dense_weight: this teacher's image tower has no patch vectors in the space of its sentences: "
+        "take a CLIP with a ViT or a teacher that `epmvg teacher train` wrote, or set distill.dense_weight=0."
     )
 
 

@@ -262,9 +262,9 @@ def _encode(teacher: ClipTeacher, pairs: Pairs, seen: _Seen, *, mirror: bool) ->
             rows.append(list(range(len(flat), len(flat) + len(said))))
             flat += said
         if shown:
-            canvas = torch.stack(shown)
+            image_size = torch.stack(shown)
             for number, view in enumerate(views):
-                view.append(_trunk_of_images(teacher, canvas.flip(3) if number else canvas))
+                view.append(_trunk_of_images(teacher, image_size.flip(3) if number else image_size))
         seen.add(len(several) * len(views))
     if not rows:
         return _Table([], [])
@@ -278,9 +278,9 @@ def _encode(teacher: ClipTeacher, pairs: Pairs, seen: _Seen, *, mirror: bool) ->
     return _Table([torch.cat(view) for view in views], texts, rows)
 
 
-def _trunk_of_images(teacher: ClipTeacher, canvas: Tensor) -> Tensor:
+def _trunk_of_images(teacher: ClipTeacher, image_size: Tensor) -> Tensor:
     device = teacher.mean.device
-    pixels = ((canvas.to(device) - teacher.mean) / teacher.std).contiguous(memory_format=torch.channels_last)
+    pixels = ((image_size.to(device) - teacher.mean) / teacher.std).contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16("auto", device)):
         return torch.as_tensor(teacher.clip.visual.trunk(pixels)).float().cpu()
 
@@ -292,9 +292,11 @@ def _trunk_of_texts(teacher: ClipTeacher, texts: list[str]) -> Tensor:
     for start in range(0, len(order), 256):
         part = order[start : start + 256]
         tokens = teacher.tokenize([texts[number] for number in part]).to(device)
-        pad = (tokens != tower.config.pad_token_id).long()
+        image_mask = (tokens != tower.config.pad_token_id).long()
         with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16("auto", device)):
-            pooled = tower.pooler(tower.transformer(input_ids=tokens, attention_mask=pad), pad).float().cpu()
+            pooled = (
+                tower.pooler(tower.transformer(input_ids=tokens, attention_mask=image_mask), image_mask).float().cpu()
+            )
         for number, answer in zip(part, pooled, strict=True):
             answers[number] = answer
     return torch.stack(answers)
@@ -345,9 +347,9 @@ def _recall(heads: nn.ModuleList, table: _Table) -> tuple[float, float]:
     """Text-to-image recall at 1 and 5; a tie is a miss, and so is whatever is not finite."""
     image = nn.functional.normalize(heads[0](table.images[0]), dim=-1)
     text = nn.functional.normalize(heads[1](table.texts[0]), dim=-1)
-    owner = torch.tensor([number for number, rows in enumerate(table.rows) for _ in rows])
+    image_index = torch.tensor([number for number, rows in enumerate(table.rows) for _ in rows])
     score = text @ image.T
-    own = score.gather(1, owner[:, None])
+    own = score.gather(1, image_index[:, None])
     rank = (score >= own).sum(1)  # itself included
     finite = score.isfinite().all(1)
     at_1, at_5 = ((finite & (rank <= most)).double().mean().item() for most in (1, 5))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from epmvg.core.files import naming, replacing
 from epmvg.core.images import open_image
-from epmvg.core.types import Embeddings, InputError, Progress
+from epmvg.core.types import InputError, Progress, TeacherEmbeddings
 from epmvg.distill.teacher import ClipTeacher
 
 KEY = 16  # bytes of a hash
@@ -55,13 +55,16 @@ class AnswerFile:
         InputError: the file is of another owner or width, or no such file at all.
     """
 
-    def __init__(self, path: Path, owner: str, width: int) -> None:
+    def __init__(self, path: Path, image_index: str, width: int) -> None:
         self.path, self.width = path, width
         self.record = np.dtype([("key", f"V{KEY}"), ("scale", np.float32), ("vector", np.float16, (width,))])
         self.index: dict[bytes, int] = {}
         self.records: NDArray[np.void] = np.empty(0, self.record)
         self.lock = FileLock(f"{path}.lock")
-        header = json.dumps({"made_by": MAGIC, "owner": owner, "width": width}).ljust(HEADER - 1).encode() + b"\n"
+        header = (
+            json.dumps({"made_by": MAGIC, "image_index": image_index, "width": width}).ljust(HEADER - 1).encode()
+            + b"\n"
+        )
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         with self.lock:
@@ -136,8 +139,8 @@ class CachedTeacher:
         if not teacher.frozen:
             raise InputError("Only a frozen teacher's answers can be kept: set distill.frozen=true.")
         self.teacher = teacher
-        self.folder, self.owner = folder, teacher.fingerprint()
-        self.answers = AnswerFile(folder / f"{self.owner}.answers", self.owner, teacher.width)
+        self.folder, self.image_index = folder, teacher.fingerprint()
+        self.answers = AnswerFile(folder / f"{self.image_index}.answers", self.image_index, teacher.width)
         self.contents: dict[Path, bytes] = {}
         self.asked = self.known = 0
 
@@ -145,11 +148,13 @@ class CachedTeacher:
     def token_answers(self) -> AnswerFile:
         """The file of images with their patches."""
         rows, columns = self.teacher.grid
-        return AnswerFile(self.folder / f"{self.owner}.tokens", self.owner, (1 + rows * columns) * self.teacher.width)
+        return AnswerFile(
+            self.folder / f"{self.image_index}.tokens", self.image_index, (1 + rows * columns) * self.teacher.width
+        )
 
-    def __call__(self, image: Tensor, phrase: list[str], pad: Tensor | None = None) -> Embeddings:
+    def __call__(self, image: Tensor, phrase: list[str], image_mask: Tensor | None = None) -> TeacherEmbeddings:
         """Answer image [I, 3, S, S] and P phrases with [I, E] and [P, E], as the teacher would."""
-        return Embeddings(self.image(image, pad), self.text(phrase))
+        return TeacherEmbeddings(self.image(image, image_mask), self.text(phrase))
 
     def text(self, phrase: list[str]) -> Tensor:
         """Answer P phrases with vectors [P, E]."""
@@ -160,13 +165,13 @@ class CachedTeacher:
 
         return self._answer(self.answers, keys, ask, [repr(text) for text in phrase])
 
-    def image(self, image: Tensor, pad: Tensor | None = None) -> Tensor:
+    def image(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Answer images as the student sees them, by their pixels: [I, E]. Worth it where views come again."""
-        return self._look(_keys_of_pixels(image, pad), _part_of(image, pad), patches=False)
+        return self._look(_keys_of_pixels(image, image_mask), _part_of(image, image_mask), patches=False)
 
-    def tokens(self, image: Tensor, pad: Tensor | None = None) -> Tensor:
+    def tokens(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Answer images as `image` does, with their patches: [I, 1 + h * w, E]."""
-        return self._look(_keys_of_pixels(image, pad), _part_of(image, pad), patches=True)
+        return self._look(_keys_of_pixels(image, image_mask), _part_of(image, image_mask), patches=True)
 
     def photos(self, paths: Sequence[Path], flips: Sequence[bool], *, patches: bool = False) -> Tensor:
         """Embed photos as the teacher's own preprocessing shows them, mirrored where `flips` says so: [I, E].
@@ -281,16 +286,16 @@ class CachedTeacher:
         return faults
 
 
-def _keys_of_pixels(image: Tensor, pad: Tensor | None) -> list[bytes]:
+def _keys_of_pixels(image: Tensor, image_mask: Tensor | None) -> list[bytes]:
     pixels = image.detach().cpu().numpy()
-    holes = None if pad is None else np.packbits(pad.cpu().numpy(), axis=-1)
+    holes = None if image_mask is None else np.packbits(image_mask.cpu().numpy(), axis=-1)
     return [
         _key(b"pixels", one.tobytes() + (b"" if holes is None else holes[i].tobytes())) for i, one in enumerate(pixels)
     ]
 
 
-def _part_of(image: Tensor, pad: Tensor | None) -> See:
-    return lambda numbers: (image[numbers], None if pad is None else pad[numbers])
+def _part_of(image: Tensor, image_mask: Tensor | None) -> See:
+    return lambda numbers: (image[numbers], None if image_mask is None else image_mask[numbers])
 
 
 def _key(kind: bytes, content: bytes) -> bytes:

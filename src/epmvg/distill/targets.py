@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from epmvg.core.boxes import to_xyxy
 from epmvg.core.geometry import Letterbox
-from epmvg.core.types import Batch, Embeddings, InputError, SimilarityMap
+from epmvg.core.types import Batch, InputError, SimilarityMap, TeacherEmbeddings
 from epmvg.distill.preprocess import Preprocess
 from epmvg.distill.target_cache import CachedTeacher
 from epmvg.distill.teacher import ClipTeacher, content_of
@@ -50,11 +50,11 @@ class Lesson:
         if dense:
             self.grid = self.clip.grid
 
-    def __call__(self, batch: Batch) -> Embeddings:
+    def __call__(self, batch: Batch) -> TeacherEmbeddings:
         """Answer what is wanted: [I, E], [P, E] and maps [P, h, w]."""
-        answer = Embeddings()
+        answer = TeacherEmbeddings()
         if "text" in self.sides or self.dense:
-            text = self.teacher.text(batch.phrase)  # [P, E]
+            text = self.teacher.text(batch.phrases)  # [P, E]
             answer.text = text if "text" in self.sides else None
         if self.dense:
             tokens = self._look(batch)  # [I, 1 + h * w, E]
@@ -66,37 +66,39 @@ class Lesson:
 
     def _look(self, batch: Batch) -> Tensor:
         if isinstance(self.teacher, CachedTeacher) and self.photo:
-            flips = [letterbox.flip for letterbox in batch.letterbox]
-            return self.teacher.photos(batch.photos, flips, patches=self.dense)
+            flips = [letterbox.flip for letterbox in batch.letterboxes]
+            return self.teacher.photos(batch.image_paths, flips, patches=self.dense)
         looks = self.teacher if self.fixed else self.clip
-        return looks.tokens(batch.image, batch.pad) if self.dense else looks.image(batch.image, batch.pad)
+        return (
+            looks.tokens(batch.images, batch.image_mask) if self.dense else looks.image(batch.images, batch.image_mask)
+        )
 
     def _similarity(self, patches: Tensor, text: Tensor, batch: Batch) -> SimilarityMap:
         """Compare patches [I, h * w, E] with the phrases [P, E] about them."""
         text = F.normalize(text.float(), dim=-1)
         patches = F.normalize(patches.float(), dim=-1)
         # No matrix product, which autocast would round.
-        cosine = (patches[batch.owner] * text[:, None]).sum(-1)  # [P, h * w]
+        cosine = (patches[batch.image_index] * text[:, None]).sum(-1)  # [P, h * w]
         frame, content = self._frames(batch)
         logits = (cosine * self.clip.scale).unflatten(1, self.grid)  # [P, h, w]
-        return SimilarityMap(logits, content[batch.owner], frame[batch.owner])
+        return SimilarityMap(logits, content[batch.image_index], frame[batch.image_index])
 
     def _frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Where each image's grid of patches lies on the student's canvas [I, 4], and what is picture [I, h, w]."""
-        device = batch.pad.device
-        images, side = len(batch.pad), batch.pad.shape[1]
+        device = batch.image_mask.device
+        images, side = len(batch.image_mask), batch.image_mask.shape[1]
         preprocess = self.clip.preprocess
         if self.photo:
-            frames = torch.stack([photo_frame(letterbox, preprocess) for letterbox in batch.letterbox])
-            inside = [preprocess.frame(round(one.width), round(one.height)) for one in batch.letterbox]
-        elif self.clip.view == "content":
-            edges = [content_of(pad) for pad in batch.pad]
+            frames = torch.stack([photo_frame(letterbox, preprocess) for letterbox in batch.letterboxes])
+            inside = [preprocess.frame(round(one.width), round(one.height)) for one in batch.letterboxes]
+        elif self.clip.view == "cropped":
+            edges = [content_of(image_mask) for image_mask in batch.image_mask]
             inside = [preprocess.frame(right - left, bottom - top) for left, top, right, bottom in edges]
             start = torch.tensor([[left, top] * 2 for left, top, _, _ in edges]) / side
             extent = torch.tensor([[right - left, bottom - top] * 2 for left, top, right, bottom in edges]) / side
             frames = start + torch.stack(inside) * extent
         else:
-            share = F.adaptive_avg_pool2d((~batch.pad).float(), self.grid)
+            share = F.adaptive_avg_pool2d((~batch.image_mask).float(), self.grid)
             return torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(images, -1), share
         return frames.to(device), torch.stack([_share(frame, self.grid) for frame in inside]).to(device)
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from epmvg.core.types import Embeddings
+from epmvg.core.types import TeacherEmbeddings
 from epmvg.distill.clip_checkpoints import open_clip_model
 from epmvg.distill.patches import patch_grid, patch_vectors
 from epmvg.models.packaged_weights import fingerprint
@@ -25,7 +25,7 @@ from epmvg.models.packaged_weights import fingerprint
 VERSION = 2
 """Of what a teacher computes from the same image, phrase and weights: part of its fingerprint."""
 
-View = Literal["canvas", "content"]
+View = Literal["letterboxed", "cropped"]
 
 
 class ClipTeacher(nn.Module):
@@ -41,7 +41,7 @@ class ClipTeacher(nn.Module):
         pretrained: of an architecture or configuration: open_clip's tag ("openai"), a weights file, or "random".
         quick_gelu: the activation of a weights file that leaves it open (see docs/distill.md).
         frozen: never train it, keep it in eval mode and compute it without gradients.
-        view: what it sees of an image: the letterboxed "canvas" as the student does, or only its "content",
+        view: what it sees of an image: the "letterboxed" image as the student does, or only its "cropped" content,
             preprocessed as a photo.
 
     Attributes:
@@ -61,7 +61,7 @@ class ClipTeacher(nn.Module):
         *,
         quick_gelu: bool | None = None,
         frozen: bool = True,
-        view: View = "canvas",
+        view: View = "letterboxed",
     ) -> None:
         super().__init__()
         opened = open_clip_model(str(name), None if pretrained is None else str(pretrained), quick_gelu)
@@ -79,23 +79,23 @@ class ClipTeacher(nn.Module):
         super().train(mode and not self.frozen)
         return self
 
-    def forward(self, image: Tensor, phrase: list[str], pad: Tensor | None = None) -> Embeddings:
+    def forward(self, image: Tensor, phrase: list[str], image_mask: Tensor | None = None) -> TeacherEmbeddings:
         """Embed image [I, 3, S, S] in 0..1 (with pad bool [I, S, S]) and P phrases -> [I, E] and [P, E]."""
-        return Embeddings(self.image(image, pad), self.text(phrase))
+        return TeacherEmbeddings(self.image(image, image_mask), self.text(phrase))
 
-    def image(self, image: Tensor, pad: Tensor | None = None) -> Tensor:
+    def image(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Embed image [I, 3, S, S] in 0..1 -> [I, E], not normalised; what lies under `pad` is not seen."""
         with self._computing():
-            return cast(Tensor, self.clip.encode_image(self._pixels(image, pad)))
+            return cast(Tensor, self.clip.encode_image(self._pixels(image, image_mask)))
 
-    def tokens(self, image: Tensor, pad: Tensor | None = None) -> Tensor:
+    def tokens(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Embed as `image` does, and each patch too: [I, 1 + h * w, E], the whole image first.
 
         Raises:
             InputError: as `patch_vectors`.
         """
         with self._computing():
-            pooled, patches = patch_vectors(self.clip, self._pixels(image, pad))
+            pooled, patches = patch_vectors(self.clip, self._pixels(image, image_mask))
         return torch.cat([pooled[:, None], patches.flatten(1, 2)], 1)
 
     @cached_property
@@ -125,14 +125,16 @@ class ClipTeacher(nn.Module):
         with torch.no_grad(), torch.autocast(self.mean.device.type, enabled=False):
             yield
 
-    def _pixels(self, image: Tensor, pad: Tensor | None) -> Tensor:
+    def _pixels(self, image: Tensor, image_mask: Tensor | None) -> Tensor:
         """Preprocess its view of image [I, 3, S, S] -> [I, 3, h, w]."""
         image = image.float()
-        if self.view == "content":
-            parts = [image[i : i + 1] if pad is None else _content(image[i], pad[i]) for i in range(len(image))]
+        if self.view == "cropped":
+            parts = [
+                image[i : i + 1] if image_mask is None else _content(image[i], image_mask[i]) for i in range(len(image))
+            ]
             seen = torch.cat([self.preprocess.resize(part) for part in parts])
         else:
-            seen = image if pad is None else torch.where(pad[:, None], self.mean, image)
+            seen = image if image_mask is None else torch.where(image_mask[:, None], self.mean, image)
             seen = self.preprocess.scaled(seen, self.preprocess.size)
         return (seen - self.mean) / self.std
 
@@ -155,13 +157,13 @@ class ClipTeacher(nn.Module):
         return fingerprint(self.state_dict(), key)[:16]
 
 
-def content_of(pad: Tensor) -> tuple[int, int, int, int]:
+def content_of(image_mask: Tensor) -> tuple[int, int, int, int]:
     """Return the rectangle of pad bool [S, S] that is not padding: (left, top, right, bottom) in whole pixels."""
-    rows, columns = (~pad).any(1).nonzero(), (~pad).any(0).nonzero()
+    rows, columns = (~image_mask).any(1).nonzero(), (~image_mask).any(0).nonzero()
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _content(image: Tensor, pad: Tensor) -> Tensor:
+def _content(image: Tensor, image_mask: Tensor) -> Tensor:
     """Cut one image [3, S, S] to the rectangle that is not padding -> [1, 3, h, w]."""
-    left, top, right, bottom = content_of(pad)
+    left, top, right, bottom = content_of(image_mask)
     return image[None, :, top:bottom, left:right]

@@ -20,9 +20,9 @@ from epmvg.core.boxes import paired_iou, to_xyxy
 from epmvg.core.calibration import CONFIDENCE_FILE, auroc, calibration_error, fit_calibration, threshold_for
 from epmvg.core.files import write_text
 from epmvg.core.hardware import select_device
-from epmvg.core.types import InputError, Progress, Record
-from epmvg.data.negatives import absent_records
-from epmvg.data.registry import open_records
+from epmvg.core.types import InputError, Progress, Sample
+from epmvg.data.negatives import negative_samples
+from epmvg.data.registry import open_samples
 from epmvg.evaluation.evaluate import evaluation_loader, predict_rows, split_absent
 from epmvg.evaluation.leakage import shared_images, training_images
 from epmvg.evaluation.metrics import stamp
@@ -76,7 +76,7 @@ def calibrate(
     if not fit_head and model.score_head is None and not model.anchored:
         raise InputError(f"{run} has neither a score head nor a where-map to score by: fit a head with --fit-head.")
     settings = data_of(run, data, root, None)
-    split = split or settings.val
+    split = split or settings.val_split
     if split.startswith("test"):
         raise InputError(f"split {split} is for reporting: calibrate on a validation split.")
     val = _open(settings, split)
@@ -87,9 +87,9 @@ def calibrate(
         raise InputError(f"{run} was trained on all images of {settings.name} {split}: calibrate on others.")
     model.to(select_device(device))
     if fit_head:
-        fit_score_head(model, _open(settings, settings.train), images=settings.images, progress=progress)
-    asked = [*val, *absent_records(val, ABSENT)]
-    loader = evaluation_loader(model, asked, images=settings.images)
+        fit_score_head(model, _open(settings, settings.train_split), images=settings.batch_size, progress=progress)
+    asked = [*val, *negative_samples(val, ABSENT)]
+    loader = evaluation_loader(model, asked, images=settings.batch_size)
     rows, absent = split_absent(predict_rows(model, loader.batches(0), progress=progress, total=len(asked)))
 
     score = np.array([row["score"] for row in rows])
@@ -134,7 +134,7 @@ def remark(calibration: dict[str, Any]) -> str | None:
 
 def fit_score_head(
     model: Grounder,
-    records: Sequence[Record],
+    records: Sequence[Sample],
     *,
     images: int = 16,
     limit: int = 20_000,
@@ -165,7 +165,7 @@ def fit_score_head(
     device = next(model.parameters()).device
     model.score_head = model.new_score_head().to(device)
     model.settings = model.settings | {"score": True}
-    evidence, iou, held_out = _ask(model, records, images, progress)
+    iou_features, iou, held_out = _ask(model, records, images, progress)
     head = model.score_head.cpu()
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-2)
     learn, check = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
@@ -173,45 +173,45 @@ def fit_score_head(
     best, kept = float("inf"), head.state_dict()
     for _ in range(epochs):
         for part in learn[torch.randperm(len(learn), generator=order)].split(256):
-            loss = F.binary_cross_entropy_with_logits(head(evidence[part]), iou[part])
+            loss = F.binary_cross_entropy_with_logits(head(iou_features[part]), iou[part])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            judged = F.binary_cross_entropy_with_logits(head(evidence[check]), iou[check]).item()
-        if judged < best:
-            best, kept = judged, {name: value.clone() for name, value in head.state_dict().items()}
+            iou_box = F.binary_cross_entropy_with_logits(head(iou_features[check]), iou[check]).item()
+        if iou_box < best:
+            best, kept = iou_box, {name: value.clone() for name, value in head.state_dict().items()}
     head.load_state_dict(kept)
     model.to(device).eval()
 
 
 @torch.no_grad()
 def _ask(
-    model: Grounder, records: Sequence[Record], images: int, progress: Progress | None
+    model: Grounder, records: Sequence[Sample], images: int, progress: Progress | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gather evidence [n, F], the IoU to predict [n] and which rows are held out [n], a tenth of the images."""
     model.eval()
-    asked = [*records, *absent_records(records, ABSENT)]
+    asked = [*records, *negative_samples(records, ABSENT)]
     numbers = {image: number for number, image in enumerate(dict.fromkeys(record.image for record in records))}
     memory = TextMemory(model.linguistic) if model.linguistic.frozen else None
-    evidence, ious, held_out, done = [], [], [], 0
+    iou_features, ious, held_out, done = [], [], [], 0
     device = next(model.parameters()).device
     for batch in (each.to(device) for each in evaluation_loader(model, asked, images=images).batches(0)):
-        states = memory(batch.tokens, batch.token_pad) if memory else None
+        states = memory(batch.tokens, batch.token_mask) if memory else None
         output = model(*batch.inputs, states=states)
-        assert output.evidence is not None and output.judged is not None
-        belongs = torch.tensor(["absent" not in record.extra for record in batch.records])
-        evidence.append(output.evidence.cpu())
-        ious.append(paired_iou(to_xyxy(output.judged), to_xyxy(batch.box)).clamp(0, 1).cpu() * belongs)
-        held_out += [numbers[record.image] % 10 == 0 for record in batch.records]
-        done += len(batch.records)
+        assert output.iou_features is not None and output.iou_box is not None
+        belongs = torch.tensor(["absent" not in record.extra for record in batch.samples])
+        iou_features.append(output.iou_features.cpu())
+        ious.append(paired_iou(to_xyxy(output.iou_box), to_xyxy(batch.boxes)).clamp(0, 1).cpu() * belongs)
+        held_out += [numbers[record.image] % 10 == 0 for record in batch.samples]
+        done += len(batch.samples)
         if progress:
             progress(done, len(asked))
-    return torch.cat(evidence), torch.cat(ious), torch.tensor(held_out)
+    return torch.cat(iou_features), torch.cat(ious), torch.tensor(held_out)
 
 
-def _open(settings: DataSettings, split: str) -> list[Record]:
-    return open_records(settings.name, split=split, root=settings.root, split_key=settings.split_key)
+def _open(settings: DataSettings, split: str) -> list[Sample]:
+    return open_samples(settings.name, split=split, root=settings.root, split_key=settings.split_key)
 
 
 def _number(value: float) -> float | None:

@@ -22,9 +22,9 @@ from epmvg.core.files import write_json, write_rows
 from epmvg.core.hardware import select_device
 from epmvg.core.locate import fetch
 from epmvg.core.tokenizer import PhraseTokenizer
-from epmvg.core.types import Batch, InputError, Output, Progress, Record
+from epmvg.core.types import Batch, GroundingOutput, InputError, Progress, Sample
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.negatives import absent_records
+from epmvg.data.negatives import negative_samples
 from epmvg.evaluation.metrics import Scores, Targets, parts_of, stamp
 from epmvg.evaluation.samples import make_results_folder, results_folder, rows_to_ask, short_name, stem_of
 from epmvg.models.factory import load
@@ -59,11 +59,11 @@ def predict_rows(
     answered: list[list[Row]] = []
     done = 0
     for batch in (each.to(device) for each in _one_ahead(batches)):
-        if not batch.records:  # a tolerant loader could open none of its images
+        if not batch.samples:  # a tolerant loader could open none of its images
             answered.append([])
             continue
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            output = model(*batch.inputs, features=batch.stored.get("maps"))
+            output = model(*batch.inputs, features=batch.cached.get("maps"))
         answered.append(_rows(output, batch, model.calibration))
         done += len(answered[-1])
         if progress:
@@ -82,17 +82,17 @@ def _one_ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def _rows(output: Output, batch: Batch, calibration: Calibration | None) -> list[Row]:
+def _rows(output: GroundingOutput, batch: Batch, calibration: Calibration | None) -> list[Row]:
     boxes, scores = output.box.float().cpu(), box_scores(output, calibration).tolist()
     rows = []
-    for i, record in enumerate(batch.records):
-        source = batch.letterbox[int(batch.owner[i])].to_source(boxes[i].double())
+    for i, record in enumerate(batch.samples):
+        source = batch.letterboxes[int(batch.image_index[i])].to_source(boxes[i].double())
         box = [round(value, 3) for value in source.tolist()]
         rows.append(answered_row(record, box, overlaps([box], [record.box])[0], scores[i]))
     return rows
 
 
-def answered_row(record: Record, box: list[float] | None, iou: float, score: float | None) -> Row:
+def answered_row(record: Sample, box: list[float] | None, iou: float, score: float | None) -> Row:
     """Return the row of predictions of a record: what was asked, what was answered, and what slices need."""
     row: Row = {"image": str(record.image), "phrase": record.phrase, "box": box, "target": list(record.box), "iou": iou}
     row |= {"score": score, "id": record.id}
@@ -105,7 +105,7 @@ ABSENT = 0.25
 _KEPT = ("kind", "types", "dataset", "split", "category", "absent")
 
 
-def with_misses(rows: Sequence[Row], records: Sequence[Record]) -> list[Row]:
+def with_misses(rows: Sequence[Row], records: Sequence[Sample]) -> list[Row]:
     """Return rows of predictions, with a miss for each record that has none because its image could not be read."""
     known = Counter((row["image"], row["phrase"], row["id"], tuple(row["target"])) for row in rows)
     missed = []
@@ -140,7 +140,7 @@ def overlaps(boxes: Sequence[Sequence[float]], targets: Sequence[Sequence[float]
     return cast(list[float], paired_iou(*pair).tolist())
 
 
-def box_scores(output: Output, calibration: Calibration | None = None) -> Tensor:
+def box_scores(output: GroundingOutput, calibration: Calibration | None = None) -> Tensor:
     """Say how sure a model is of each box, float64 [P] in 0..1, on the CPU.
 
     A calibration turns raw scores into the probability that the box is correct.
@@ -189,9 +189,9 @@ def evaluate(
         bake_norms(model.visual, padding=True)
         name = settings.name
         results_folder(run)  # whether it can be had is said before an hour's work
-        asked = [*records, *absent_records(records, ABSENT)]  # an image is still encoded once
+        asked = [*records, *negative_samples(records, ABSENT)]  # an image is still encoded once
         stem = stem_of(run, settings, split)
-        loader = evaluation_loader(model, asked, images=settings.images, rank=rank, world=world, tolerant=True)
+        loader = evaluation_loader(model, asked, images=settings.batch_size, rank=rank, world=world, tolerant=True)
         answers = predict_rows(model, loader.batches(0), progress=progress, total=-(-len(asked) // world))
         result: dict[str, Any] = {"data": short_name(name), "split": split or "all", "protocol": PROTOCOL}
         result["rows"] = f"predictions-{stem}.jsonl"
@@ -222,7 +222,7 @@ def evaluate(
 def mark_unread(rows: Sequence[Row], tokenizer: PhraseTokenizer) -> dict[str, int]:
     """Mark rows whose phrase is longer than the model reads (`cut`) or of which it knows no word, and count both."""
     tokens = tokenizer([row["phrase"] for row in rows])
-    marks = {"cut": tokens.cut, "unknown": tokens.unknown}
+    marks = {"truncated": tokens.truncated, "unknown": tokens.unknown}
     for key, marked in marks.items():
         for number in marked.nonzero()[0].tolist():
             rows[number][key] = True
@@ -271,7 +271,7 @@ def split_absent(answers: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]
 
 def evaluation_loader(
     model: Grounder,
-    records: Sequence[Record],
+    records: Sequence[Sample],
     *,
     images: int = 16,
     rank: int = 0,
@@ -285,7 +285,7 @@ def evaluation_loader(
     return GroundingLoader(
         records,
         model.tokenize,
-        canvas=model.canvas,
+        image_size=model.image_size,
         images=images,
         phrases=16,
         rank=rank,

@@ -9,7 +9,7 @@ from pathlib import Path
 from epmvg.config.settings import Recipe
 from epmvg.core.locate import fetch
 from epmvg.core.types import InputError
-from epmvg.data.registry import open_records
+from epmvg.data.registry import open_samples
 
 
 def training_images(run: Path | str) -> set[Path] | None:
@@ -19,7 +19,7 @@ def training_images(run: Path | str) -> set[Path] | None:
         return None
     data = Recipe.load(config).data
     try:
-        records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key)
+        records = open_samples(data.name, split=data.train_split, root=data.root, split_key=data.split_key)
     except InputError:
         return None
     return {record.image for record in records}

@@ -12,8 +12,8 @@ from PIL import Image
 from epmvg.core.calibration import Calibration, auroc, interval
 from epmvg.core.files import write_json, write_rows
 from epmvg.core.images import open_image
-from epmvg.core.types import InputError, Progress, Record
-from epmvg.data.negatives import absent_records
+from epmvg.core.types import InputError, Progress, Sample
+from epmvg.data.negatives import negative_samples
 from epmvg.evaluation.evaluate import PROTOCOL, overlaps
 from epmvg.evaluation.metrics import Row, is_hit
 from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, Perturbation, generator
@@ -76,7 +76,7 @@ def measure_robustness(
     results_folder(run)  # whether it can be had is said before an hour's work
     records = of_some_images(every, limit, seed)
     predictor = Predictor(run, device=device)
-    rows, skipped = _query_all(predictor, records, absent_records(records, 0.25, seed=seed), seed, progress)
+    rows, skipped = _query_all(predictor, records, negative_samples(records, 0.25, seed=seed), seed, progress)
     clean = rows[CLEAN]
     stem = f"robustness-{stem_of(run, settings, split)}"
     perturbations = [("phrase", each) for each in PHRASE_PERTURBATIONS] + [("image", e) for e in IMAGE_PERTURBATIONS]
@@ -105,10 +105,10 @@ def measure_robustness(
 
 
 def _query_all(
-    predictor: Predictor, records: list[Record], absent: list[Record], seed: int, progress: Progress | None
+    predictor: Predictor, records: list[Sample], absent: list[Sample], seed: int, progress: Progress | None
 ) -> tuple[dict[str, list[Row]], list[str]]:
     """Return rows by the name of the perturbation, and why images were skipped."""
-    by_image: dict[Path, tuple[list[Record], list[Record]]] = {record.image: ([], []) for record in records}
+    by_image: dict[Path, tuple[list[Sample], list[Sample]]] = {record.image: ([], []) for record in records}
     for kind, some in enumerate((records, absent)):
         for record in some:
             by_image[record.image][kind].append(record)
@@ -130,7 +130,7 @@ def _query_all(
 
 
 def query_image(
-    predictor: Predictor, image: Image.Image, records: Sequence[Record], absent: Sequence[Record], seed: int
+    predictor: Predictor, image: Image.Image, records: Sequence[Sample], absent: Sequence[Sample], seed: int
 ) -> list[Row]:
     """Query one image: as it is, under each perturbation, and for phrases of other images.
 
@@ -189,7 +189,7 @@ def _find(predictor: Predictor, image: Image.Image, phrases: Sequence[str]) -> l
 
 
 def _rows(
-    name: str, records: Sequence[Record], queried: Sequence[str], found: Sequence[Found], clean: Sequence[Found]
+    name: str, records: Sequence[Sample], queried: Sequence[str], found: Sequence[Found], clean: Sequence[Found]
 ) -> list[Row]:
     boxes, before = ([list(box) for box, _ in each] for each in (found, clean))
     ious, agreements = overlaps(boxes, [record.box for record in records]), overlaps(boxes, before)

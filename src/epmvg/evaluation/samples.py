@@ -14,8 +14,8 @@ import numpy as np
 from epmvg.config.settings import DataSettings, Recipe
 from epmvg.core.files import naming, write_text
 from epmvg.core.locate import fetch
-from epmvg.core.types import InputError, Record
-from epmvg.data.registry import open_records
+from epmvg.core.types import InputError, Sample
+from epmvg.data.registry import open_samples
 from epmvg.data.samples import SAMPLES, Samples
 
 
@@ -65,7 +65,7 @@ def data_of(run: Path | str, data: str | None, root: str | None, split_key: str 
 
 def rows_to_ask(
     run: Path | str, data: str | None, split: str | None, root: str | None, split_key: str | None
-) -> tuple[DataSettings, str | None, list[Record]]:
+) -> tuple[DataSettings, str | None, list[Sample]]:
     """Return the data a run is scored on, which split of it (None: all) and its rows.
 
     Without a split it is the validation split where the data is the run's own, whose other rows it has learned from.
@@ -76,14 +76,14 @@ def rows_to_ask(
     settings = data_of(run, data, root, split_key)
     own = _is_own(run, settings)
     if split is None and own:
-        split = settings.val
-    records = open_records(settings.name, split=split, root=settings.root, split_key=settings.split_key)
-    if own and split == settings.val:
+        split = settings.val_split
+    records = open_samples(settings.name, split=split, root=settings.root, split_key=settings.split_key)
+    if own and split == settings.val_split:
         _warn_of_changes(fetch(run), settings, records)
     return settings, split, records
 
 
-def _warn_of_changes(run: Path, settings: DataSettings, records: Sequence[Record]) -> None:
+def _warn_of_changes(run: Path, settings: DataSettings, records: Sequence[Sample]) -> None:
     """Warn where the validation samples of a run's own data are not those of its training any more."""
     if not (run / SAMPLES).exists():
         return
@@ -91,7 +91,7 @@ def _warn_of_changes(run: Path, settings: DataSettings, records: Sequence[Record
     now = Samples.of(records)
     if now != before:
         warnings.warn(
-            f"The {settings.val} samples of {settings.name} changed since {run} was trained "
+            f"The {settings.val_split} samples of {settings.name} changed since {run} was trained "
             f"({before} then, {now} now): scores before and after cannot be compared.",
             stacklevel=3,
         )
@@ -105,7 +105,7 @@ def _is_own(run: Path | str, settings: DataSettings) -> bool:
     return settings.name == own or Path(settings.name).resolve() == Path(own).resolve()
 
 
-def of_some_images(records: Sequence[Record], limit: int, seed: int) -> list[Record]:
+def of_some_images(records: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
     """Keep the records of images drawn at random, until they are `limit`."""
     photos = list(dict.fromkeys(record.image for record in records))
     place = {photos[i]: rank for rank, i in enumerate(np.random.default_rng(seed).permutation(len(photos)).tolist())}

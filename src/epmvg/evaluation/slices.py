@@ -93,11 +93,11 @@ def _words(pattern: str) -> Callable[[Row], list[str]]:
     return lambda row: [WITH if known.search(row["phrase"]) else WITHOUT]
 
 
-WHOLE, CUT = "read whole", "cut"
+WHOLE, CUT = "read whole", "truncated"
 
 
 def _reading(row: Row) -> list[str]:
-    return [CUT if row.get("cut") else WHOLE]
+    return [CUT if row.get("truncated") else WHOLE]
 
 
 GROUPINGS = (

@@ -97,8 +97,8 @@ def _permutation(images: Sequence[str], gains: Sequence[float], seed: int) -> fl
 
     Were both the same, an image's gain might as well have the other sign. Phrases of one image turn together.
     """
-    owner = np.unique(np.asarray(images, dtype=object).astype(str), return_inverse=True)[1]
-    total = np.bincount(owner, weights=np.asarray(gains, np.float64))
+    image_index = np.unique(np.asarray(images, dtype=object).astype(str), return_inverse=True)[1]
+    total = np.bincount(image_index, weights=np.asarray(gains, np.float64))
     total = total[total != 0]
     random = np.random.default_rng(seed)
     reach = abs(total.sum()) * (1 - 1e-9)  # sums of other order may differ in the last digits

@@ -22,7 +22,7 @@ from epmvg.core.files import write_json
 from epmvg.core.hardware import cores
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError
-from epmvg.data.registry import open_records
+from epmvg.data.registry import open_samples
 from epmvg.data.synthetic.scenes import DEFAULT_SIZES, write_scenes
 from epmvg.distill.pretrain import train_teacher
 from epmvg.evaluation.evaluate import evaluate
@@ -45,7 +45,7 @@ TEACHER_SETTINGS: dict[str, Any] = {
 }  # the students' scenes are not mirrored either
 
 QUICK_SIZES = {"train": 120, "val": 20, "test": 20, "open": 20, "captions": 60}
-QUICK_SETTINGS = ("train.epochs=1", "train.warmup=5")
+QUICK_SETTINGS = ("train.epochs=1", "train.warmup_steps=5")
 
 
 def run_demo(out: Path, *, quick: bool = False, report: Report | None = None) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _student(distill: str, out: Path, folder: Path, quick: bool, tell: Report) -
 
 def _draw(run: Path, scenes: Path, file: Path) -> None:
     """Draw what a run finds for the phrases of the first test scene."""
-    records = open_records("scenes", split="test", root=scenes)
+    records = open_samples("scenes", split="test", root=scenes)
     asked = [record for record in records if record.image == records[0].image]
     picture = open_image(asked[0].image)
     found = Predictor(run)(picture, [record.phrase for record in asked])

@@ -18,11 +18,11 @@ import torch
 from epmvg.core.calibration import CONFIDENCE_FILE
 from epmvg.core.files import write_json, write_text
 from epmvg.core.images import open_image
-from epmvg.core.types import InputError, Record
+from epmvg.core.types import InputError, Sample
 from epmvg.core.version import __version__
 from epmvg.data.loader import group_by_image
-from epmvg.data.registry import open_records
-from epmvg.data.views import canvas_of, evaluation_view, lay
+from epmvg.data.registry import open_samples
+from epmvg.data.views import evaluation_view, image_of, lay
 from epmvg.evaluation.evaluate import answered_row, overlaps
 from epmvg.evaluation.metrics import Scores
 from epmvg.evaluation.samples import of_some_images
@@ -64,13 +64,13 @@ class Photos:
     images: int = 64
     phrases: int = 1000
 
-    def read(self) -> tuple[list[Path], list[Record]]:
+    def read(self) -> tuple[list[Path], list[Sample]]:
         """Return the photos to calibrate on and the rows to score.
 
         Raises:
             InputError: the data cannot be read, or names no other photos to score on.
         """
-        records = open_records(self.data, split=self.split, root=self.root)
+        records = open_samples(self.data, split=self.split, root=self.root)
         photos = list(dict.fromkeys(record.image for record in records))
         most = min(self.images, len(photos) // 2)
         chosen = [photos[number] for number in np.random.default_rng(0).permutation(len(photos))[:most]]
@@ -118,7 +118,10 @@ def export_run(
         plain = folder / "fp32"
         settings = write_folder(model, plain, kind)
         moved, rescored = largest_difference(EagerBackend(copy.deepcopy(model)), ExportedBackend(plain))
-        say(f"largest difference from the run: a box's edge {moved:.5f} of {model.canvas} px, a score {rescored:.6f}")
+        say(
+            f"largest difference from the run: a box's edge {moved:.5f} of {model.image_size} px, "
+            f"a score {rescored:.6f}"
+        )
         if not (moved <= BOUND and rescored <= SCORE_BOUND):  # nan is no match
             raise InputError(
                 f"The exported {run} differs from the run by {moved:.3f} px and {rescored:.4f} in score, more than "
@@ -148,7 +151,7 @@ def write_folder(model: Grounder, folder: Path, kind: Format) -> dict[str, Any]:
     if model.calibration is not None:
         write_text(folder / CONFIDENCE_FILE, model.calibration.dump())
     model.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"format": "onnx", "precision": "fp32", "canvas": model.canvas, "length": model.length}
+    settings = {"format": "onnx", "precision": "fp32", "image_size": model.image_size, "max_length": model.max_length}
     settings |= {"pad_id": model.tokenizer.pad_token_id or 0}
     settings |= {"epmvg": __version__, "torch": torch.__version__}
     if model.knows is not None:
@@ -161,7 +164,7 @@ def _quantize(
     plain: Path,
     folder: Path,
     settings: dict[str, Any],
-    photos: tuple[Sequence[Path], Sequence[Record]],
+    photos: tuple[Sequence[Path], Sequence[Sample]],
     accept_loss: bool,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -170,12 +173,12 @@ def _quantize(
 
     chosen, rows = photos
     shutil.copytree(plain, folder)
-    quantize(folder, (_canvas(photo, settings["canvas"]) for photo in chosen))
+    quantize(folder, (_canvas(photo, settings["image_size"]) for photo in chosen))
     if settings["format"] == "openvino":
         to_openvino(folder)
     moved, rescored = largest_difference(ExportedBackend(plain), ExportedBackend(folder))
-    canvas = settings["canvas"]
-    say(f"largest difference of int8 from float: a box's edge {moved:.2f} of {canvas} px, a score {rescored:.3f}")
+    image_size = settings["image_size"]
+    say(f"largest difference of int8 from float: a box's edge {moved:.2f} of {image_size} px, a score {rescored:.3f}")
     if not np.isfinite([moved, rescored]).all():
         raise InputError("int8 gives boxes or scores that are not numbers: calibrate on other images.")
     before, after = score(Predictor(plain), rows), score(Predictor(folder), rows)
@@ -191,7 +194,7 @@ def _quantize(
     return found | {"int8_difference_px": round(moved, 3), "scores": scores}
 
 
-def score(ground: Predictor, records: Sequence[Record]) -> Scores:
+def score(ground: Predictor, records: Sequence[Sample]) -> Scores:
     """Score whatever a `Predictor` runs; every photo is encoded once."""
     answered = []
     for image, numbers in group_by_image(records).items():
@@ -205,8 +208,8 @@ def score(ground: Predictor, records: Sequence[Record]) -> Scores:
 def _canvas(photo: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
     image = open_image(photo)
     view = evaluation_view(image.size, side)
-    canvas, pad = canvas_of(lay(image, view), view)
-    return canvas[None], pad[None]
+    image_size, image_mask = image_of(lay(image, view), view)
+    return image_size[None], image_mask[None]
 
 
 def to_openvino(folder: Path) -> dict[str, Any]:

@@ -27,12 +27,12 @@ class ImageGraph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, image: Tensor, pad: Tensor) -> Tensor:
-        return self.model.encode_image(image, pad).features
+    def forward(self, image: Tensor, image_mask: Tensor) -> Tensor:
+        return self.model.encode_image(image, image_mask).features
 
 
 class PhraseGraph(nn.Module):
-    """features [I, ...], pad bool [I, S, S], tokens int64 [P, L], token_pad bool [P, L], owner int64 [P] -> box, score.
+    """Features, mask, tokens, token mask and image index -> box, score.
 
     The box is float [P, 4], cxcywh in 0..1 of the canvas; the score float [P].
     """
@@ -42,10 +42,10 @@ class PhraseGraph(nn.Module):
         self.model = model
 
     def forward(
-        self, features: Tensor, pad: Tensor, tokens: Tensor, token_pad: Tensor, owner: Tensor
+        self, features: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor, image_index: Tensor
     ) -> tuple[Tensor, Tensor]:
-        states = self.model.linguistic(tokens, token_pad)
-        output = self.model.answer(EncodedImages(features, pad), states, token_pad, owner)
+        states = self.model.linguistic(tokens, token_mask)
+        output = self.model.answer(EncodedImages(features, image_mask), states, token_mask, image_index)
         return output.box, raw_scores(output)
 
 
@@ -54,27 +54,27 @@ def write_onnx(model: Grounder, folder: Path) -> None:
     """Write image.onnx and phrases.onnx into a folder; images, phrases and word pieces may be any number."""
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     bake_norms(model.visual)
-    images, phrases, pieces = Dim("images"), Dim("phrases"), Dim("pieces", min=2, max=model.length)
-    image = torch.full((2, 3, model.canvas, model.canvas), 0.5)  # sizes of 1 would be taken for fixed ones
-    pad = torch.zeros(2, model.canvas, model.canvas, dtype=torch.bool)
-    pad[:, : model.canvas // 8] = True
-    features = model.encode_image(image, pad).features
-    tokens = torch.ones(3, model.length // 2, dtype=torch.int64)
-    token_pad = torch.zeros_like(tokens, dtype=torch.bool)
-    token_pad[0, -1] = True
-    owner = torch.tensor([0, 1, 1])
+    images, phrases, pieces = Dim("images"), Dim("phrases"), Dim("pieces", min=2, max=model.max_length)
+    image = torch.full((2, 3, model.image_size, model.image_size), 0.5)  # sizes of 1 would be taken for fixed ones
+    image_mask = torch.zeros(2, model.image_size, model.image_size, dtype=torch.bool)
+    image_mask[:, : model.image_size // 8] = True
+    features = model.encode_image(image, image_mask).features
+    tokens = torch.ones(3, model.max_length // 2, dtype=torch.int64)
+    token_mask = torch.zeros_like(tokens, dtype=torch.bool)
+    token_mask[0, -1] = True
+    image_index = torch.tensor([0, 1, 1])
     _write(
         ImageGraph(model),
         folder / f"{IMAGE}.onnx",
-        {"image": (image, {0: images}), "pad": (pad, {0: images})},
+        {"image": (image, {0: images}), "image_mask": (image_mask, {0: images})},
         ["features"],
     )
     asked = {
         "features": (features, {0: images}),
-        "pad": (pad, {0: images}),
+        "image_mask": (image_mask, {0: images}),
         "tokens": (tokens, {0: phrases, 1: pieces}),
-        "token_pad": (token_pad, {0: phrases, 1: pieces}),
-        "owner": (owner, {0: phrases}),
+        "token_mask": (token_mask, {0: phrases, 1: pieces}),
+        "image_index": (image_index, {0: phrases}),
     }
     _write(PhraseGraph(model), folder / f"{PHRASES}.onnx", asked, ["box", "score"])
 

@@ -32,8 +32,8 @@ class _Photos(CalibrationDataReader):  # type: ignore[misc]
         self._left = iter(canvases)
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
-        canvas = next(self._left, None)
-        return None if canvas is None else {"image": canvas[0], "pad": canvas[1]}
+        image_size = next(self._left, None)
+        return None if image_size is None else {"image": image_size[0], "image_mask": image_size[1]}
 
 
 def quantize(folder: Path, canvases: Iterable[Canvas]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from epmvg.data.views import canvas_of, evaluation_view, lay
+from epmvg.data.views import evaluation_view, image_of, lay
 from epmvg.inference.predictor import tokenize
 from epmvg.inference.runtimes.protocol import Backend
 
@@ -41,16 +41,16 @@ def largest_difference(one: Backend, other: Backend) -> tuple[float, float]:
         canvases = []
         for size in sizes:
             coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-            view = evaluation_view(size, one.canvas)
-            canvases.append(canvas_of(lay(coarse.resize(size, Image.Resampling.BICUBIC), view), view))
-        image, pad = (np.stack(parts) for parts in zip(*canvases, strict=True))
-        owner = np.arange(count, dtype=np.int64) % len(sizes)
+            view = evaluation_view(size, one.image_size)
+            canvases.append(image_of(lay(coarse.resize(size, Image.Resampling.BICUBIC), view), view))
+        image, image_mask = (np.stack(parts) for parts in zip(*canvases, strict=True))
+        image_index = np.arange(count, dtype=np.int64) % len(sizes)
         boxes, scores = [], []
         for backend in (one, other):
-            tokens, token_pad = tokenize(backend, _PHRASES[:count])
-            box, score = backend.answer(backend.encode(image, pad), pad, tokens, token_pad, owner)
+            tokens, token_mask = tokenize(backend, _PHRASES[:count])
+            box, score = backend.answer(backend.encode(image, image_mask), image_mask, tokens, token_mask, image_index)
             boxes.append(np.concatenate([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], 1))
             scores.append(score)
         edges.append(np.abs(boxes[0] - boxes[1]).max())
         raw.append(np.abs(scores[0] - scores[1]).max())
-    return float(np.max(edges)) * one.canvas, float(np.max(raw))
+    return float(np.max(edges)) * one.image_size, float(np.max(raw))

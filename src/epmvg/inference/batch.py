@@ -214,7 +214,7 @@ def _row(query: Query, number: int, answer: Prediction | str) -> Row:
     row |= {key: text for key, text in (("phrase", query.phrases[number]), ("id", query.ids[number])) if text}
     if isinstance(answer, str):
         return row | {"error": answer}
-    marks = {key: True for key in ("cut", "unknown") if getattr(answer, key)}
+    marks = {key: True for key in ("truncated", "unknown") if getattr(answer, key)}
     return row | {"box": list(answer.box), "score": round(answer.score, 4)} | marks
 
 

@@ -23,7 +23,7 @@ OutputFormat = Literal["jsonl", "coco", "label-studio"]
 MAX_MESSAGES = 5
 """Different errors that are named at the end; the rows hold all of them."""
 
-_COUNTED = {"error": "errors", "cut": "cut", "unknown": "unknown"}
+_COUNTED = {"error": "errors", "truncated": "truncated", "unknown": "unknown"}
 """Keys of a row, and the names under which rows that have them are counted."""
 
 _DRAWN_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -86,7 +86,7 @@ def write_outputs(
     Raises:
         InputError: the disk refuses.
     """
-    counts = {"rows": 0, "errors": 0, "cut": 0, "unknown": 0}
+    counts = {"rows": 0, "errors": 0, "truncated": 0, "unknown": 0}
     messages: dict[str, None] = {}
     images = _by_image(finished(), bound) if draw is not None or form != "jsonl" else []
     for about in images if draw is not None else []:

@@ -23,7 +23,7 @@ from PIL import Image
 from epmvg.core.geometry import Letterbox
 from epmvg.core.images import HeldImage, ImageSource, content_digest, open_image
 from epmvg.core.types import Box, InputError, Prediction
-from epmvg.data.views import View, canvas_of, evaluation_view, laid_rectangle, lay
+from epmvg.data.views import View, evaluation_view, image_of, laid_rectangle, lay
 from epmvg.inference.phrases import checked_phrases, phrases_of_each, shorten
 from epmvg.inference.results import Predictions
 from epmvg.inference.runtimes.onnx_runtime import ExportedBackend, is_exported
@@ -48,15 +48,15 @@ class _Answer:
 
     boxes: list[list[float]]  # xyxy in pixels of the upright image
     scores: list[float]
-    cut: list[bool]
+    truncated: list[bool]
     unknown: list[bool]
     size: tuple[int, int]  # of the image
 
     def predictions(self, phrases: Sequence[str], bound: float) -> list[Prediction]:
-        rows = zip(phrases, self.boxes, self.scores, self.cut, self.unknown, strict=True)
+        rows = zip(phrases, self.boxes, self.scores, self.truncated, self.unknown, strict=True)
         return [
-            Prediction(phrase, _box(box), score, score >= bound and not unknown, cut, unknown)
-            for phrase, box, score, cut, unknown in rows
+            Prediction(phrase, _box(box), score, score >= bound and not unknown, truncated, unknown)
+            for phrase, box, score, truncated, unknown in rows
         ]
 
 
@@ -132,7 +132,8 @@ class Predictor:
 
     def __repr__(self) -> str:
         knows = f", knows={self.knows!r}" if self.knows else ""
-        return f"Predictor({self.name!r}, image_size={self.backend.canvas}, max_length={self.backend.length}{knows})"
+        size, length = self.backend.image_size, self.backend.max_length
+        return f"Predictor({self.name!r}, image_size={size}, max_length={length}{knows})"
 
     @overload
     def __call__(
@@ -197,8 +198,8 @@ class Predictor:
 
     def _log(self, predictions: Sequence[Prediction]) -> None:
         for one in predictions:
-            if one.cut:
-                pieces, most = self.backend.tokenizer.length_of(one.phrase), self.backend.length
+            if one.truncated:
+                pieces, most = self.backend.tokenizer.length_of(one.phrase), self.backend.max_length
                 logger.warning(
                     "The phrase %r has %d word pieces and this model reads %d: the rest is cut.",
                     *(shorten(one.phrase), pieces, most),
@@ -231,9 +232,9 @@ class Predictor:
         return [answer.predictions(phrases, 0.0) for (_, phrases), answer in found]
 
     @property
-    def canvas(self) -> int:
+    def image_size(self) -> int:
         """Pixels of a side of the square that the model sees."""
-        return self.backend.canvas
+        return self.backend.image_size
 
     @property
     def threshold(self) -> float | None:
@@ -260,11 +261,11 @@ class Predictor:
 
     def _maps(self, kind: MapKind, image: ImageSource, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
         asked = checked_phrases(phrases)
-        tokens, token_pad = tokenize(self.backend, asked)
+        tokens, token_mask = tokenize(self.backend, asked)
         self._check_process()
         with self._lock:
             (seen,) = self._see([image])
-            levels = self.backend.maps(kind, seen.features, seen.pad, tokens, token_pad)  # [P, side, side] each
+            levels = self.backend.maps(kind, seen.features, seen.image_mask, tokens, token_mask)  # [P, side, side] each
         return [_over_picture([level[i] for level in levels], seen.letterbox) for i in range(len(asked))]
 
     def _bound(self, min_score: MinScore) -> float:
@@ -301,20 +302,20 @@ class Predictor:
         self._check_process()
         counts = [len(phrases) for _, phrases in questions]
         tokens = self.backend.tokenizer([phrase for _, phrases in questions for phrase in phrases])
-        owner = np.repeat(np.arange(len(counts)), counts)
+        image_index = np.repeat(np.arange(len(counts)), counts)
         with self._lock:
             seen = self._see([image for image, _ in questions], keys, sizes)
             features = seen[0].features if len(seen) == 1 else self.backend.join([one.features for one in seen])
-            pad = np.concatenate([one.pad for one in seen])
-            box, score = self.backend.answer(features, pad, tokens.ids, tokens.padding, owner)
+            image_mask = np.concatenate([one.image_mask for one in seen])
+            box, score = self.backend.answer(features, image_mask, tokens.ids, tokens.padding, image_index)
         if self.backend.calibration is not None:
             score = self.backend.calibration(score)
         answers = []
         for number, one in enumerate(seen):
-            own = owner == number
+            own = image_index == number
             boxes = one.letterbox.to_source(box[own]).tolist()
             size = round(one.letterbox.width), round(one.letterbox.height)
-            marks = tokens.cut[own].tolist(), tokens.unknown[own].tolist()
+            marks = tokens.truncated[own].tolist(), tokens.unknown[own].tolist()
             answers.append(_Answer(boxes, score[own].tolist(), *marks, size))
         return answers
 
@@ -341,7 +342,7 @@ class Predictor:
             if key is None or self._seen.get(key) is None:
                 picture = open_image(image)
                 size = sizes[number] if sizes else picture.size
-                view = evaluation_view(size, self.backend.canvas)
+                view = evaluation_view(size, self.backend.image_size)
                 laid = lay(picture, view)
                 key = key or _digest(repr(size).encode() + laid.tobytes())
                 if self._seen.get(key) is None:
@@ -351,7 +352,7 @@ class Predictor:
                 seen[key] = known
             keys.append(key)
         if fresh:
-            canvases, pads = zip(*(canvas_of(laid, view) for view, laid in fresh.values()), strict=True)
+            canvases, pads = zip(*(image_of(laid, view) for view, laid in fresh.values()), strict=True)
             features = self.backend.encode(np.stack(canvases), np.stack(pads))
             for number, (key, (view, _)) in enumerate(fresh.items()):
                 own = self.backend.join([features[number : number + 1]])  # a slice would keep all of them alive
@@ -361,7 +362,7 @@ class Predictor:
 
 
 def tokenize(backend: Backend, phrases: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Turn P phrases into tokens [P, L'] and token_pad [P, L'] of a backend."""
+    """Turn P phrases into tokens [P, L'] and token_mask [P, L'] of a backend."""
     tokens = backend.tokenizer(phrases)
     return tokens.ids, tokens.padding
 

@@ -181,7 +181,7 @@ def from_published(
     state, ignored, origin = _rename(published, kind, file)
     positions = state.get("vl_pos_embed.weight")
     if positions is not None:
-        settings["canvas"], settings["length"] = _sizes(len(positions), settings, stated, file)
+        settings["image_size"], settings["max_length"] = _sizes(len(positions), settings, stated, file)
     if bert is not None:
         if any(key.startswith("linguistic.") for key in state):
             raise InputError(f"{file} brings its own BERT: leave out --bert.")
@@ -195,7 +195,7 @@ def from_published(
 
 
 def write(conversion: Conversion, folder: Path | str) -> None:
-    """Save the converted student as a folder that `load`, `evaluate`, `predict` and `model.start` read.
+    """Save the converted student as a folder that `load`, `evaluate`, `predict` and `model.init_from` read.
 
     The folder says which weights are new; a training that starts from it draws these from its own seed.
 
@@ -289,10 +289,10 @@ def _sizes(rows: int, settings: dict[str, Any], stated: Mapping[str, Any], file:
     lengths = [stated["max_query_len"]] if "max_query_len" in stated else [20, 40]
     strides = settings["visual"]["strides"]
     found = [
-        (canvas, length)
+        (image_size, length)
         for length in lengths
-        for canvas in range(64, 2048, 32)
-        if 1 + length + sum(math.ceil(canvas / stride) ** 2 for stride in strides) == rows
+        for image_size in range(64, 2048, 32)
+        if 1 + length + sum(math.ceil(image_size / stride) ** 2 for stride in strides) == rows
     ]
     if not found:
         raise InputError(f"{file}: its {rows} positions fit no length of {lengths} words and no square canvas.")

@@ -17,7 +17,7 @@ class TokenMaps:
     """What a student says of each of the n visual tokens that it carries; None where it has no such map."""
 
     where: Tensor | None  # [P, n] logits, -inf at padding
-    votes: Tensor | None  # [P, n, 4] cxcywh
+    token_boxes: Tensor | None  # [P, n, 4] cxcywh
     similarity: Tensor | None  # [P, n] logits, -inf at padding
 
 
@@ -31,14 +31,16 @@ class Similarity(nn.Module):
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))  # temperature 0.1, half of CLIP's 14 at its start
         self.token = nn.Parameter(torch.randn(width) * 0.1)  # logits are some tens at most
 
-    def forward(self, visual: Tensor, states: Tensor, token_pad: Tensor, owner: Tensor) -> Tensor:
+    def forward(self, visual: Tensor, states: Tensor, token_mask: Tensor, image_index: Tensor) -> Tensor:
         """Visual [I, n, C], states [P, L, C'] -> logits [P, n]."""
-        weight = (~token_pad).to(states.dtype)[..., None]
+        weight = (~token_mask).to(states.dtype)[..., None]
         phrase = (states * weight).sum(1) / weight.sum(1)
         visual = F.normalize(self.visual(visual), dim=-1)
         phrase = F.normalize(self.text(phrase), dim=-1)
         every = visual @ phrase.T  # [I, n, P]: all pairs cost less than a copy of the image for each phrase
-        cosine = every.permute(0, 2, 1)[owner, torch.arange(owner.shape[0], device=owner.device)]  # [P, n]
+        cosine = every.permute(0, 2, 1)[
+            image_index, torch.arange(image_index.shape[0], device=image_index.device)
+        ]  # [P, n]
         return cosine * self.scale.clamp(max=math.log(100.0)).exp()
 
     def feed(self, similarity: Tensor) -> Tensor:
@@ -46,19 +48,19 @@ class Similarity(nn.Module):
         return similarity[..., None] * self.token
 
 
-def mean_vote(where: Tensor, votes: Tensor) -> Tensor:
+def mean_vote(where: Tensor, token_boxes: Tensor) -> Tensor:
     """Average votes [P, n, 4] by the where-map's logits [P, n] -> [P, 4]: smooth, for training."""
-    return (where.softmax(-1)[..., None] * votes).sum(1)
+    return (where.softmax(-1)[..., None] * token_boxes).sum(1)
 
 
-def median_vote(where: Tensor, votes: Tensor, sharpen: float = 1.25, middle: float = 0.2) -> Tensor:
+def median_vote(where: Tensor, token_boxes: Tensor, sharpen: float = 1.25, middle: float = 0.2) -> Tensor:
     """Take each edge of the box from the middle of the votes for it -> [P, 4] cxcywh: deaf to a few far votes.
 
     Votes [P, n, 4] are sorted edge by edge and weighed by the where-map's logits [P, n] times `sharpen`; the `middle`
     share of that weight is averaged. A second candidate with a fifth of the map's mass would pull a mean far off, but
     hardly moves a median. Chosen on val (docs/results.md).
     """
-    edges, order = to_xyxy(votes).sort(1)  # [P, n, 4] each
+    edges, order = to_xyxy(token_boxes).sort(1)  # [P, n, 4] each
     upto = (where * sharpen).softmax(-1)[..., None].expand_as(edges).gather(1, order).cumsum(1)
     since = torch.cat([torch.zeros_like(upto[:, :1]), upto[:, :-1]], 1)
     low, high = 0.5 - middle / 2, 0.5 + middle / 2
@@ -78,7 +80,7 @@ def share_inside(where: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.einsum("phw,ph,pw->p", share, down, across).clamp(0, 1)
 
 
-def mean_of_content(tokens: Tensor, pad: Tensor) -> Tensor:
+def mean_of_content(tokens: Tensor, image_mask: Tensor) -> Tensor:
     """Average tokens [P, n, D] that are not padding -> [P, D]."""
-    weight = (~pad).to(tokens.dtype)[..., None]
+    weight = (~image_mask).to(tokens.dtype)[..., None]
     return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)

@@ -65,7 +65,7 @@ def build(settings: dict[str, Any]) -> Grounder:
     dropout = settings["dropout"]
     visual: VisualBranch
     if "gates" in visual_settings:
-        visual = SwinBranch(**visual_settings, canvas=settings["canvas"], query=linguistic_settings["hidden"])
+        visual = SwinBranch(**visual_settings, image_size=settings["image_size"], query=linguistic_settings["hidden"])
     else:
         visual = ConvBranch(**visual_settings, dropout=dropout)
     return Grounder(
@@ -73,8 +73,8 @@ def build(settings: dict[str, Any]) -> Grounder:
         LinguisticBranch(**linguistic_settings, dropout=dropout),
         tokenizer=default_tokenizer(),
         settings=settings,
-        canvas=settings["canvas"],
-        length=settings["length"],
+        image_size=settings["image_size"],
+        max_length=settings["max_length"],
         **settings["fusion"],
         dropout=dropout,
         vls=settings["vls"],
@@ -246,19 +246,19 @@ def measure(model: Grounder) -> dict[str, float]:
         phrase of full length, and phrase_gflops of a further phrase; a multiplication and an addition count as two.
     """
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    words = torch.full((1, model.length), 1)
+    words = torch.full((1, model.max_length), 1)
     listen = words == 0
-    image = torch.zeros(1, 3, model.canvas, model.canvas)
-    pad = torch.zeros(1, model.canvas, model.canvas, dtype=torch.bool)
+    image = torch.zeros(1, 3, model.image_size, model.image_size)
+    image_mask = torch.zeros(1, model.image_size, model.image_size, dtype=torch.bool)
     model.eval()
     with FlopCounterMode(display=False) as whole:
-        encoded = model.encode_image(image, pad)
+        encoded = model.encode_image(image, image_mask)
         with FlopCounterMode(display=False) as phrase:
             model.answer(encoded, model.linguistic(words, listen), listen, torch.zeros(1, dtype=torch.int64))
     return {
         "parameters": sum(n for n, _ in sizes),
         "trained": sum(n for n, trains in sizes if trains),
-        "tokens": model.visual.places(model.canvas),
+        "tokens": model.visual.places(model.image_size),
         "gflops": round(whole.get_total_flops() / 1e9, 2),
         "phrase_gflops": round(phrase.get_total_flops() / 1e9, 2),
     }

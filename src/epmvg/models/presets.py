@@ -13,8 +13,8 @@ MINILM_L6 = {"hidden": 384, "layers": 6, "heads": 12, "feedforward": 1536, "voca
 
 # TransVG at 640 px (SPEC: 6 encoder and 6 fusion layers of width 256, FFN 2048, conv1 and layer1 never train).
 _TRANSVG: dict[str, Any] = {
-    "canvas": 640,
-    "length": 20,
+    "image_size": 640,
+    "max_length": 20,
     "visual": {
         "backbone": "resnet50.tv_in1k",
         "strides": [32],
@@ -43,7 +43,7 @@ _QRNET: dict[str, Any] = _TRANSVG | {
         "strides": [32, 64],
         "width": 256,
         "gates": "repaired",
-        "pool": "canvas",
+        "pool": "input",
         "drop_path": 0.2,
         "frozen": [],
     },
@@ -56,7 +56,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qrnet-swin-s": _QRNET,
     "mini": _TRANSVG
     | {
-        "canvas": 256,
+        "image_size": 256,
         "visual": {
             "backbone": "tf_efficientnet_lite0",
             "strides": [16, 32],
@@ -80,7 +80,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "tiny-resnet": _TRANSVG
     | {
-        "canvas": 64,
+        "image_size": 64,
         "visual": {
             "backbone": "resnet10t",
             "strides": [16],
@@ -95,14 +95,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "tiny-swin": _QRNET
     | {
-        "canvas": 64,
+        "image_size": 64,
         "visual": {
             "backbone": "swin_tiny_patch4_window7_224",
             "shape": {"embed_dim": 16, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 4, 8]},
             "strides": [8, 16],
             "width": 32,
             "gates": "repaired",
-            "pool": "canvas",
+            "pool": "input",
             "drop_path": 0.0,
             "frozen": [],
         },

@@ -57,7 +57,7 @@ class QueryGate(nn.Module):
         self.excite = DynamicLinear(query, hidden, width)
         self.spatial = DynamicLinear(query, width, 1)
 
-    def forward(self, maps: Tensor, query: Tensor, owner: Tensor, pad: Tensor | None = None) -> Tensor:
+    def forward(self, maps: Tensor, query: Tensor, image_index: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """Gate maps [I, H, W, C], one copy a phrase.
 
         Args:
@@ -70,18 +70,18 @@ class QueryGate(nn.Module):
             float [P, H, W, C].
         """
         places = maps.flatten(1, 2)  # [I, H * W, C]
-        if pad is None:
+        if image_mask is None:
             mean, peak = places.mean(1), places.amax(1)
         else:
-            content = (~pad).flatten(1)[..., None]  # [I, H * W, 1]
+            content = (~image_mask).flatten(1)[..., None]  # [I, H * W, 1]
             mean = (places * content).sum(1) / content.sum(1).clamp(min=1)
             peak = places.masked_fill(~content, torch.finfo(places.dtype).min).amax(1)
-        pooled = torch.stack([mean, peak], 1)[owner]  # [P, 2, C]
+        pooled = torch.stack([mean, peak], 1)[image_index]  # [P, 2, C]
         weight, bias = self.squeeze(query)
         hidden = torch.baddbmm(bias[:, None], pooled, weight).relu()  # [P, 2, C / 16]
         weight, bias = self.excite(query)
         channel = torch.baddbmm(bias[:, None], hidden, weight).sum(1).sigmoid()  # [P, C]
         weight, bias = self.spatial(query)
-        gated = places[owner] * channel[:, None]  # [P, H * W, C]
+        gated = places[image_index] * channel[:, None]  # [P, H * W, C]
         spatial = torch.baddbmm(bias[:, None], gated, weight).sigmoid()  # [P, H * W, 1]
-        return (gated * spatial).view(owner.shape[0], *maps.shape[1:])
+        return (gated * spatial).view(image_index.shape[0], *maps.shape[1:])

@@ -42,7 +42,7 @@ class _Conv(_Branch):
 class _Swin(_Branch):
     shape: dict[str, Any]
     gates: _Gates
-    pool: Literal["canvas", "content"]
+    pool: Literal["input", "content"]
     drop_path: _Share
 
 
@@ -63,8 +63,8 @@ class _Fusion(_Settings):
 
 
 class _Model(_Settings):
-    canvas: _Positive
-    length: Annotated[int, Field(ge=3, le=512)]  # [CLS], a word piece and [SEP]; BERT has 512 positions
+    image_size: _Positive
+    max_length: Annotated[int, Field(ge=3, le=512)]  # [CLS], a word piece and [SEP]; BERT has 512 positions
     visual: _Conv | _Swin
     linguistic: _Linguistic
     fusion: _Fusion

@@ -30,9 +30,9 @@ class TextMemory:
         self.dtype = dtype
         self.kept: OrderedDict[bytes, Tensor] = OrderedDict()
 
-    def __call__(self, tokens: Tensor, token_pad: Tensor) -> Tensor:
-        """Answer tokens int64 [P, L], token_pad bool [P, L] -> float32 [P, L, C], zero at padding."""
-        lengths = (~token_pad).sum(1).tolist()
+    def __call__(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
+        """Answer tokens int64 [P, L], token_mask bool [P, L] -> float32 [P, L, C], zero at padding."""
+        lengths = (~token_mask).sum(1).tolist()
         keys = [
             row[:length].tobytes() for row, length in zip(tokens.to("cpu", torch.int32).numpy(), lengths, strict=True)
         ]
@@ -40,7 +40,7 @@ class TextMemory:
         answers = {key: self.kept[key] for key in keys if key in self.kept}
         if new:
             index = torch.tensor(list(new.values()), device=tokens.device)
-            states = self.branch(tokens[index], token_pad[index]).to(self.dtype)
+            states = self.branch(tokens[index], token_mask[index]).to(self.dtype)
             for (key, i), state in zip(new.items(), states, strict=True):
                 answers[key] = state[: lengths[i]].clone()
         for key, answer in answers.items():

@@ -84,14 +84,14 @@ class LinguisticBranch(nn.Module):
         self.bert.encoder.layer = nn.ModuleList()
         self.baked = nn.ModuleList(layers)
 
-    def forward(self, tokens: Tensor, token_pad: Tensor) -> Tensor:
-        """Encode tokens int64 [P, L], token_pad bool [P, L] -> [P, L, C]; position 0 is the query ([CLS])."""
+    def forward(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
+        """Encode tokens int64 [P, L], token_mask bool [P, L] -> [P, L, C]; position 0 is the query ([CLS])."""
         states: Tensor
         if self.baked is not None:
             states = self.bert.embeddings(input_ids=tokens)
             for layer in self.baked:
-                states = layer(states, src_key_padding_mask=token_pad)
+                states = layer(states, src_key_padding_mask=token_mask)
             return states
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            states = self.bert(tokens, attention_mask=(~token_pad).long()).last_hidden_state
+            states = self.bert(tokens, attention_mask=(~token_mask).long()).last_hidden_state
         return states

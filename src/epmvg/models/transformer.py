@@ -104,9 +104,9 @@ class Encoder(nn.Module):
                 nn.init.xavier_uniform_(parameter)
         self.checkpointed = False
 
-    def forward(self, x: Tensor, position: Tensor, pad: Tensor) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, image_mask: Tensor) -> Tensor:
         """Encode x [B, T, D] with `position` (broadcast to x) and `pad` bool [B, T], True where there is nothing."""
-        hide = _hide(pad, x)
+        hide = _hide(image_mask, x)
         for layer in self.layers:
             if self.checkpointed and torch.is_grad_enabled():
                 x = checkpoint(layer, x, position, hide, use_reentrant=False)
@@ -114,20 +114,22 @@ class Encoder(nn.Module):
                 x = layer(x, position, hide)
         return x
 
-    def attention(self, x: Tensor, position: Tensor, pad: Tensor) -> Tensor:
+    def attention(self, x: Tensor, position: Tensor, image_mask: Tensor) -> Tensor:
         """Return what the first token attends to in the last layer, [B, T]: the mean of the heads, shares of 1."""
-        hide = _hide(pad, x)
+        hide = _hide(image_mask, x)
         for layer in self.layers[:-1]:
             x = layer(x, position, hide)
         return cast(EncoderLayer, self.layers[-1]).self_attn.first_row(x, position, hide).mean(1)
 
 
-def _hide(pad: Tensor, x: Tensor) -> Tensor:
+def _hide(image_mask: Tensor, x: Tensor) -> Tensor:
     """Scores to add, [B, 1, 1, T]: -inf where `pad` [B, T] says that there is nothing."""
-    return torch.zeros(pad.shape, dtype=x.dtype, device=x.device).masked_fill(pad, -math.inf)[:, None, None]
+    return torch.zeros(image_mask.shape, dtype=x.dtype, device=x.device).masked_fill(image_mask, -math.inf)[
+        :, None, None
+    ]
 
 
-def sine_position(pad: Tensor, width: int, temperature: float = 10_000.0) -> Tensor:
+def sine_position(image_mask: Tensor, width: int, temperature: float = 10_000.0) -> Tensor:
     """Sine code of token places relative to the picture's content (DETR, sec. A.4).
 
     Args:
@@ -137,13 +139,13 @@ def sine_position(pad: Tensor, width: int, temperature: float = 10_000.0) -> Ten
     Returns:
         float32 [B, H, W, width]; sine on even, cosine on odd channels.
     """
-    content = ~pad
+    content = ~image_mask
     y = content.cumsum(1, dtype=torch.float32)
     x = content.cumsum(2, dtype=torch.float32)
     y = y / (y[:, -1:, :] + 1e-6) * 2 * math.pi
     x = x / (x[:, :, -1:] + 1e-6) * 2 * math.pi
     half = width // 2
-    channel = torch.arange(half, device=pad.device, dtype=torch.float32)
+    channel = torch.arange(half, device=image_mask.device, dtype=torch.float32)
     period = temperature ** (2 * channel.div(2, rounding_mode="floor") / half)
     codes = []
     for place in (y, x):
@@ -152,17 +154,17 @@ def sine_position(pad: Tensor, width: int, temperature: float = 10_000.0) -> Ten
     return torch.cat(codes, -1)
 
 
-def content_first(pad: Tensor, multiple: int = 16) -> Tensor:
+def content_first(image_mask: Tensor, multiple: int = 16) -> Tensor:
     """Indices [I, n] of each image's content tokens (and token 0), row by row, filled up with padding.
 
     An exported graph has no shapes that hang on pixels: there all tokens are kept, in order.
     """
     if torch.compiler.is_exporting():
-        return torch.arange(pad.shape[1], device=pad.device).expand(pad.shape[0], -1)
-    skip = pad.clone()
+        return torch.arange(image_mask.shape[1], device=image_mask.device).expand(image_mask.shape[0], -1)
+    skip = image_mask.clone()
     skip[:, 0] = False
     count = int((~skip).sum(1).max())
-    count = min(-(-count // multiple) * multiple, pad.shape[1])
+    count = min(-(-count // multiple) * multiple, image_mask.shape[1])
     return skip.to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
 
 

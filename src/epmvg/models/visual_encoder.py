@@ -26,7 +26,7 @@ from epmvg.models.transformer import Encoder, content_first, sine_position
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def token_pad(pad: Tensor, stride: int) -> Tensor:
+def token_mask(image_mask: Tensor, stride: int) -> Tensor:
     """Return which tokens of a stride are padding, at least one of each image being content.
 
     The pixel at a token's corner decides, as in the published models. Where an image lies between all corners, every
@@ -39,10 +39,10 @@ def token_pad(pad: Tensor, stride: int) -> Tensor:
     Returns:
         bool [I, H, W] with H = W = ceil(S / stride).
     """
-    level = pad[:, ::stride, ::stride]
-    touched = F.max_pool2d((~pad).float()[:, None], stride, ceil_mode=True)[:, 0] > 0
+    level = image_mask[:, ::stride, ::stride]
+    touched = F.max_pool2d((~image_mask).float()[:, None], stride, ceil_mode=True)[:, 0] > 0
     level = level & ~(touched & _nothing(level))
-    first = torch.arange(level[0].numel(), device=pad.device).view(level.shape[1:]) == 0
+    first = torch.arange(level[0].numel(), device=image_mask.device).view(level.shape[1:]) == 0
     return level & ~(first & _nothing(level))
 
 
@@ -74,11 +74,13 @@ class VisualBranch(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def maps(self, image: Tensor, pad: Tensor) -> Tensor:
+    def maps(self, image: Tensor, image_mask: Tensor) -> Tensor:
         """Answer what no phrase is needed for, from image float [I, 3, S, S] in 0..1 and pad bool [I, S, S]."""
         raise NotImplementedError
 
-    def tokens(self, maps: Tensor, pad: Tensor, query: Tensor | None = None, owner: Tensor | None = None) -> Tensor:
+    def tokens(
+        self, maps: Tensor, image_mask: Tensor, query: Tensor | None = None, image_index: Tensor | None = None
+    ) -> Tensor:
         """Turn maps into tokens [I, N, C]; a query-aware branch into [P, N, C], for queries [P, Q] of images `owner`.
 
         `pad` is bool [I, S, S], as for `maps`.
@@ -89,13 +91,13 @@ class VisualBranch(nn.Module):
         """Return the modules that arrive pretrained, by parameter group: `backbone` and `encoder`."""
         raise NotImplementedError
 
-    def pads(self, pad: Tensor) -> list[Tensor]:
-        """Return pad bool [I, H, W] of each token map (`token_pad`)."""
-        return [token_pad(pad, stride) for stride in self.strides]
+    def pads(self, image_mask: Tensor) -> list[Tensor]:
+        """Return pad bool [I, H, W] of each token map (`token_mask`)."""
+        return [token_mask(image_mask, stride) for stride in self.strides]
 
-    def places(self, canvas: int) -> int:
+    def places(self, image_size: int) -> int:
         """Return N, the number of visual tokens on a canvas."""
-        return sum(math.ceil(canvas / stride) ** 2 for stride in self.strides)
+        return sum(math.ceil(image_size / stride) ** 2 for stride in self.strides)
 
     def freeze(self, frozen: Sequence[str] | str) -> None:
         """Stop parts of the backbone from training (`freezing.freeze`)."""
@@ -107,9 +109,9 @@ class VisualBranch(nn.Module):
             self.backbone.eval()
         return self
 
-    def pixels(self, image: Tensor, pad: Tensor) -> Tensor:
+    def pixels(self, image: Tensor, image_mask: Tensor) -> Tensor:
         """Normalise pixels; padding becomes the mean."""
-        return ((image - self.mean) / self.std).masked_fill(pad[:, None], 0.0)
+        return ((image - self.mean) / self.std).masked_fill(image_mask[:, None], 0.0)
 
 
 class ConvBranch(VisualBranch):
@@ -152,18 +154,20 @@ class ConvBranch(VisualBranch):
         self.freeze(frozen)
         self.train()
 
-    def maps(self, image: Tensor, pad: Tensor) -> Tensor:
+    def maps(self, image: Tensor, image_mask: Tensor) -> Tensor:
         """Return the backbone's map [I, C', S/stride, S/stride]."""
-        pixels = self.pixels(image, pad).contiguous(memory_format=torch.channels_last)
+        pixels = self.pixels(image, image_mask).contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             finest, *coarser = self.backbone(pixels)
         size = finest.shape[-2:]
         return torch.cat([finest, *(F.interpolate(m, size=size, mode="bilinear") for m in coarser)], 1)
 
-    def tokens(self, maps: Tensor, pad: Tensor, query: Tensor | None = None, owner: Tensor | None = None) -> Tensor:
+    def tokens(
+        self, maps: Tensor, image_mask: Tensor, query: Tensor | None = None, image_index: Tensor | None = None
+    ) -> Tensor:
         tokens: Tensor = self.input_proj(maps).flatten(2).transpose(1, 2)  # [I, N, C]
         if self.encoder.layers:
-            (level,) = self.pads(pad)
+            (level,) = self.pads(image_mask)
             position = sine_position(level, self.width).flatten(1, 2).to(tokens.dtype)
             hidden = level.flatten(1)  # [I, N]
             keep = content_first(hidden)  # [I, n]: nobody attends to the others
@@ -187,7 +191,7 @@ class SwinBranch(VisualBranch):
         strides: of the token maps, out of 4, 8, 16, 32 and 64.
         width: C, of the neck.
         gates: `off`, or how the channel gates start (`QueryGate`).
-        pool: what the gates pool over: the `canvas`, padding included, as published, or the `content`.
+        pool: what the gates pool over: the whole `input`, padding included, as published, or the `content`.
         query: Q, width of the linguistic branch.
         drop_path: stochastic depth of the last block.
         frozen: names of backbone modules that never train, or "all"; a text is one name.
@@ -201,26 +205,31 @@ class SwinBranch(VisualBranch):
         self,
         backbone: str,
         *,
-        canvas: int,
+        image_size: int,
         query: int,
         shape: dict[str, Any] | None = None,
         strides: Sequence[int],
         width: int,
         gates: Literal["off", "as_published", "repaired"] = "repaired",
-        pool: Literal["canvas", "content"] = "canvas",
+        pool: Literal["input", "content"] = "input",
         drop_path: float = 0.2,
         frozen: Sequence[str] | str = (),
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        if canvas % 32:
-            raise InputError(f"canvas={canvas} does not fit a Swin: give a multiple of 32.")
+        if image_size % 32:
+            raise InputError(f"canvas={image_size} does not fit a Swin: give a multiple of 32.")
         if absent := set(strides) - set(_NECK_STRIDES):
             raise InputError(f"model.visual.strides has {min(absent)}: give of {', '.join(map(str, _NECK_STRIDES))}.")
         if not backbone.startswith("swin_"):
             raise InputError(f"model.visual.backbone={backbone} is no Swin transformer of timm: give a swin_... name.")
         swin = _timm(
-            backbone, img_size=canvas, num_classes=0, drop_path_rate=drop_path, always_partition=True, **(shape or {})
+            backbone,
+            img_size=image_size,
+            num_classes=0,
+            drop_path_rate=drop_path,
+            always_partition=True,
+            **(shape or {}),
         )
         assert isinstance(swin, SwinTransformer)
         swin.norm = nn.Identity()  # the classifier's; each stage has a norm of its own below
@@ -248,27 +257,29 @@ class SwinBranch(VisualBranch):
         self.freeze(frozen)
         self.train()
 
-    def maps(self, image: Tensor, pad: Tensor) -> Tensor:
+    def maps(self, image: Tensor, image_mask: Tensor) -> Tensor:
         """Return the first stage's map [I, S/4, S/4, C']: what comes before the first gate."""
         swin = cast(Any, self.backbone)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            first: Tensor = _stage(swin.layers[0], swin.patch_embed(self.pixels(image, pad)), self.checkpointed)
+            first: Tensor = _stage(swin.layers[0], swin.patch_embed(self.pixels(image, image_mask)), self.checkpointed)
         return first
 
-    def tokens(self, maps: Tensor, pad: Tensor, query: Tensor | None = None, owner: Tensor | None = None) -> Tensor:
+    def tokens(
+        self, maps: Tensor, image_mask: Tensor, query: Tensor | None = None, image_index: Tensor | None = None
+    ) -> Tensor:
         x = maps
         levels = []
         for number, stage in enumerate(cast(Any, self.backbone).layers):
             x = x if number == 0 else _stage(stage, x, self.checkpointed)
             if self.query_aware:
-                x, pad, owner = self._gate(self.stage_gates[number], x, pad, query, owner)
+                x, image_mask, image_index = self._gate(self.stage_gates[number], x, image_mask, query, image_index)
             levels.append(self.lateral[number](self.norms[number](x)))  # [P, S/4, S/4, C] to [P, S/32, S/32, C]
         for fine in (2, 1, 0):
             levels[fine] = _add_above(levels[fine], levels[fine + 1])
         for fine in range(self.climbs):
             x = levels[fine]
             if self.query_aware:
-                x, _, _ = self._gate(self.neck_gates[fine], x, pad, query, owner)
+                x, _, _ = self._gate(self.neck_gates[fine], x, image_mask, query, image_index)
             pooled = _squares(x).mean(4).mean(2)  # the same as over both at once, which takes torch five times as long
             levels[fine + 1] = levels[fine + 1] + pooled
         levels.append(levels[3][:, ::2, ::2])
@@ -279,13 +290,17 @@ class SwinBranch(VisualBranch):
         return torch.cat(tokens, 1)
 
     def _gate(
-        self, gate: nn.Module, x: Tensor, pad: Tensor, query: Tensor | None, owner: Tensor | None
+        self, gate: nn.Module, x: Tensor, image_mask: Tensor, query: Tensor | None, image_index: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gate maps x [I, H, W, C] for each phrase; return them with the pad and owner of maps that are one's own."""
-        assert query is not None and owner is not None
-        stride = pad.shape[1] // x.shape[1]
-        ignored = token_pad(pad, stride) if self.pool == "content" else None
-        return gate(x, query, owner, ignored), pad[owner], torch.arange(owner.shape[0], device=x.device)
+        assert query is not None and image_index is not None
+        stride = image_mask.shape[1] // x.shape[1]
+        ignored = token_mask(image_mask, stride) if self.pool == "content" else None
+        return (
+            gate(x, query, image_index, ignored),
+            image_mask[image_index],
+            torch.arange(image_index.shape[0], device=x.device),
+        )
 
     def trained(self) -> dict[str, list[nn.Module]]:
         return {"backbone": [self.backbone, self.norms], "encoder": [self.lateral]}

@@ -44,15 +44,15 @@ TERMS = {
     "giou": "Box overlap (1 \N{MINUS SIGN} GIoU)",
     "image": "Distillation, image",
     "text": "Distillation, text",
-    "where": "Where-map",
-    "score": "Score head (cross-entropy with the IoU)",
+    "heatmap": "Heatmap",
+    "iou_head": "IoU head (cross-entropy with the IoU)",
     "similarity": "Similarity map",
-    "votes_l1": "Votes of tokens (L1)",
-    "votes_smooth_l1": "Votes of tokens (smooth L1)",
-    "votes_giou": "Votes of tokens (1 \N{MINUS SIGN} GIoU)",
-    "regressed_l1": "Box from [REG] (L1)",
-    "regressed_smooth_l1": "Box from [REG] (smooth L1)",
-    "regressed_giou": "Box from [REG] (1 \N{MINUS SIGN} GIoU)",
+    "token_box_l1": "Per-token boxes (L1)",
+    "token_box_smooth_l1": "Per-token boxes (smooth L1)",
+    "token_box_giou": "Per-token boxes (1 \N{MINUS SIGN} GIoU)",
+    "reg_box_l1": "Box from [REG] (L1)",
+    "reg_box_smooth_l1": "Box from [REG] (smooth L1)",
+    "reg_box_giou": "Box from [REG] (1 \N{MINUS SIGN} GIoU)",
 }
 
 Series = tuple[int, list[float], list[float]]

@@ -45,13 +45,15 @@ class Found(BaseModel):
     box: Box  # (x0, y0, x1, y1) in pixels of the upright picture
     score: float  # 0..1
     found: bool  # the score is at least the `min_score` asked for, and some word of the phrase is known
-    cut: bool  # the phrase is longer than the model reads: its end had no say
+    truncated: bool  # the phrase is longer than the model reads: its end had no say
     unknown: bool  # the model knows no word of the phrase
 
     @classmethod
     def of(cls, one: Prediction, bound: float) -> Found:
         found = one.score >= bound and not one.unknown
-        return cls(phrase=one.phrase, box=one.box, score=one.score, found=found, cut=one.cut, unknown=one.unknown)
+        return cls(
+            phrase=one.phrase, box=one.box, score=one.score, found=found, truncated=one.truncated, unknown=one.unknown
+        )
 
 
 class Answer(BaseModel):
@@ -93,7 +95,7 @@ class House:
         self.gate = Gate(limits.queue, pace=0.1)  # the first guess is a small model's on a CPU
         self.bodies = Gate(limits.bodies)
         self.meters = Meters(lambda: self.gate.inside, lambda: self.bodies.inside)
-        self._pictures = Pictures(limits, ground.canvas)
+        self._pictures = Pictures(limits, ground.image_size)
         self._readers = ThreadPoolExecutor(2, "epmvg-pictures")
         self._batcher: Batcher | None = None
 

@@ -36,9 +36,9 @@ class Pictures:
         canvas: pixels of a side of the square that the model sees.
     """
 
-    def __init__(self, limits: Limits, canvas: int) -> None:
+    def __init__(self, limits: Limits, image_size: int) -> None:
         self._limits = limits
-        self._canvas = canvas
+        self._canvas = image_size
         self._kept: OrderedDict[bytes, Picture] = OrderedDict()
         self._size = 0
         self._lock = Lock()

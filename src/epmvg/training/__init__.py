@@ -85,7 +85,7 @@ def _beginning(run: Run) -> dict[str, Any]:
     """Return what a training says of itself before its first step."""
     recipe = run.recipe
     model = recipe.model
-    start = f"{model.preset} from {model.start or ('pretrained weights' if model.pretrained else 'random weights')}"
+    start = f"{model.name} from {model.init_from or ('pretrained weights' if model.pretrained else 'random weights')}"
     row = {"event": "begin", "data": recipe.data.name, "start": start, "step": run.position.step}
     samples = {name: str(samples) for name, samples in run.samples.items()}
     device = str(run.accelerator.device)
@@ -97,7 +97,7 @@ def _end(run: Run) -> dict[str, Any]:
     """Return what came of a training."""
     position = run.position
     row = {"event": "end", "best": position.best, "best_step": position.best_step, "steps": position.step}
-    return row | {"split": run.recipe.data.val, "folder": str(run.folder)}
+    return row | {"split": run.recipe.data.val_split, "folder": str(run.folder)}
 
 
 def _say_nothing(row: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ def save_state(run: Run) -> None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(
                 f"{name} holds NaN or infinity after step {run.position.step}: {another_run(run.folder)}, with a lower "
-                f"train.lr or train.clip=1; {run.folder / 'state'} keeps the state before."
+                f"train.lr or train.max_grad_norm=1; {run.folder / 'state'} keeps the state before."
             )
     folder = run.folder / "state"
     with naming(folder):

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from epmvg.core.images import Photo
-from epmvg.core.types import InputError, Record
+from epmvg.core.types import InputError, Sample
 from epmvg.data.conventions import Convention
 from epmvg.data.validation.kinds import KINDS
 
@@ -39,7 +39,7 @@ def _fault_of(image: Path) -> str | None:
     return None
 
 
-def check_boxes(records: Sequence[Record], name: str) -> None:
+def check_boxes(records: Sequence[Sample], name: str) -> None:
     """Refuse samples whose boxes are in another convention than the one they are read in.
 
     Sizes that the rows do not state are read from the headers of some images.

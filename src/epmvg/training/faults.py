@@ -30,16 +30,23 @@ def advising(recipe: Recipe, folder: Path) -> Iterator[None]:
         data, settings = recipe.data, recipe.train
         if "DataLoader worker" in str(error):
             raise InputError(
-                f"A process that opens images was killed, perhaps for memory: lower data.workers={data.workers}, "
-                "and go on with --resume where a state was saved."
+                f"A process that opens images was killed, perhaps for memory: "
+                f"lower data.num_workers={data.num_workers}, and go on with --resume where a state was saved."
             ) from error
         if not is_out_of_memory(error):
             raise
-        same = "" if settings.checkpoint_layers else "set train.checkpoint_layers=true and go on with --resume, or "
-        cures = [f"lower data.images={data.images} (and raise train.accumulate={settings.accumulate} as much)"]
-        cures += [f"lower data.phrases={data.phrases}"] if data.phrases > 1 else []
+        same = (
+            ""
+            if settings.gradient_checkpointing
+            else "set train.gradient_checkpointing=true and go on with --resume, or "
+        )
+        cures = [
+            f"lower data.batch_size={data.batch_size} (and raise "
+            f"train.gradient_accumulation_steps={settings.gradient_accumulation_steps} as much)"
+        ]
+        cures += [f"lower data.phrases_per_image={data.phrases_per_image}"] if data.phrases_per_image > 1 else []
         raise InputError(
-            f"Out of memory: {same}{another_run(folder)}, and {', '.join(cures)} or set a smaller model.canvas."
+            f"Out of memory: {same}{another_run(folder)}, and {', '.join(cures)} or set a smaller model.image_size."
         ) from error
 
 
@@ -60,18 +67,19 @@ def keep_batch(run: Run, batch: Batch, loss: Loss) -> str:
     file = run.folder / f"batch-{step}-{run.accelerator.process_index}.safetensors"
     with naming(file):
         run.folder.mkdir(parents=True, exist_ok=True)  # on a machine with a disk of its own it is not there yet
-    names = ("image", "pad", "tokens", "token_pad", "owner", "box")
-    seen = {name: getattr(batch, name).contiguous() for name in names} | batch.stored
+    names = ("image", "image_mask", "tokens", "token_mask", "image_index", "box")
+    seen = {name: getattr(batch, name).contiguous() for name in names} | batch.cached
     terms = {name: str(term.item()) for name, term in loss.terms.items()}
     with replacing(file) as temporary:
         safetensors.torch.save_file(seen, temporary, {"step": str(step), "loss": json.dumps(terms)})
     with replacing(file.with_suffix(".jsonl")) as temporary, temporary.open("wb") as out:
-        out.writelines(json_line(row) for row in rows_of(batch.records, run.folder))
+        out.writelines(json_line(row) for row in rows_of(batch.samples, run.folder))
     wrong = ", ".join(name for name, term in loss.terms.items() if not torch.isfinite(term)) or "total"
-    images = ", ".join(sorted({record.image.name for record in batch.records})[:3])
+    images = ", ".join(sorted({record.image.name for record in batch.samples})[:3])
     whole = all(bool(torch.isfinite(parameter).all()) for parameter in run.student.parameters())
     cure = "" if whole else "weights held NaN or infinity before; "
     return (
         f"The loss became {loss.total.item()} at step {step} (term {wrong}; images {images}, ...): "
-        f"the batch is in {file} and .jsonl; {cure}{another_run(run.folder)}, with a lower train.lr or train.clip=1."
+        f"the batch is in {file} and .jsonl; {cure}{another_run(run.folder)}, "
+        "with a lower train.lr or train.max_grad_norm=1."
     )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from epmvg.core.files import naming, replacing
-from epmvg.core.types import InputError, Record
+from epmvg.core.types import InputError, Sample
 from epmvg.data.loader import GroundingLoader
 from epmvg.models.grounder import Grounder
 from epmvg.models.packaged_weights import fingerprint
@@ -38,7 +38,7 @@ _Values = NDArray[np.uint16]  # the bits of bfloat16 [images, C, h, w]
 
 def stored_maps(
     student: Grounder,
-    splits: Sequence[Sequence[Record]],
+    splits: Sequence[Sequence[Sample]],
     folder: Path,
     limit_gb: float,
     report: Callable[[dict[str, Any]], None],
@@ -61,7 +61,7 @@ def stored_maps(
     loaders = [_loader(records, student) for records in splits]
     with torch.no_grad():
         first = next(iter(loaders[0].batches(0)))
-        one = student.visual.maps(first.image[:1].to(student.visual.mean.device), first.pad[:1])
+        one = student.visual.maps(first.images[:1].to(student.visual.mean.device), first.image_mask[:1])
     files = [folder / f"maps-{_key(student, loader.images)}.npy" for loader in loaders]
     shapes = [(len(loader.images), *one.shape[1:]) for loader in loaders]
     _make_room(folder, dict(zip(files, map(_bytes, shapes), strict=True)), limit_gb)
@@ -73,11 +73,11 @@ def stored_maps(
     return maps
 
 
-def _loader(records: Sequence[Record], student: Grounder) -> GroundingLoader:
+def _loader(records: Sequence[Sample], student: Grounder) -> GroundingLoader:
     """One row an image: the view does not depend on the phrase."""
     first = {record.image: record for record in reversed(records)}
     rows = [first[image] for image in dict.fromkeys(record.image for record in records)]
-    return GroundingLoader(rows, student.tokenize, canvas=student.canvas, images=32, phrases=1)
+    return GroundingLoader(rows, student.tokenize, image_size=student.image_size, images=32, phrases=1)
 
 
 def _key(student: Grounder, images: Sequence[Path]) -> str:
@@ -85,7 +85,7 @@ def _key(student: Grounder, images: Sequence[Path]) -> str:
     visual = student.visual
     settings = {name: value for name, value in student.settings["visual"].items() if name not in _NOT_OURS}
     pixels = [visual.mean.flatten().tolist(), visual.std.flatten().tolist()]
-    key = hashlib.sha256(json.dumps([_FORMAT, student.canvas, settings, visual.strides, pixels]).encode())
+    key = hashlib.sha256(json.dumps([_FORMAT, student.image_size, settings, visual.strides, pixels]).encode())
     for path in images:
         key.update(hashlib.sha256(path.read_bytes()).digest())
     return fingerprint(visual.backbone.state_dict(), key)[:32]
@@ -105,7 +105,7 @@ def _make_room(folder: Path, wanted: dict[Path, int], limit_gb: float) -> None:
     if size > limit:
         raise InputError(
             f"Storing the features of this training's images takes {size / 1e9:.1f} GB: raise "
-            f"train.store_gb={limit_gb:g} or set train.store=false."
+            f"train.feature_cache_gb={limit_gb:g} or set train.cache_features=false."
         )
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,8 +134,11 @@ def _write(
                 os.posix_fallocate(out.fileno(), 0, os.fstat(out.fileno()).st_size)
         done = 0
         for batch in loader.batches(0):
-            image, pad = batch.image.to(student.visual.mean.device), batch.pad.to(student.visual.mean.device)
-            maps = student.visual.maps(image, pad).to(torch.bfloat16).cpu().contiguous()
+            image, image_mask = (
+                batch.images.to(student.visual.mean.device),
+                batch.image_mask.to(student.visual.mean.device),
+            )
+            maps = student.visual.maps(image, image_mask).to(torch.bfloat16).cpu().contiguous()
             values[done : done + len(maps)] = maps.view(torch.uint16).numpy()
             done += len(maps)
             report({"event": "store", "name": "storing maps", "done": done, "total": len(values)})

@@ -18,12 +18,18 @@ LOCK = ".lock"
 """Held in a run's folder while it is written; the system lets it go when its holder dies."""
 
 FREE = {
-    *("name", "about", "data.root", "data.workers", "data.cache_gb"),
-    *("train.checkpoint_layers", "train.log_every", "train.save_every", "train.evaluate_every", "train.store_gb"),
+    *("name", "about", "data.root", "data.num_workers", "data.cache_gb"),
+    *(
+        "train.gradient_checkpointing",
+        "train.log_interval",
+        "train.save_interval",
+        "train.eval_interval",
+        "train.feature_cache_gb",
+    ),
 }
 """Settings that do not change what is learned, so that a resumed run may have others."""
 
-_PATHS = ("data.name", "distill.teacher", "distill.pretrained", "model.start")
+_PATHS = ("data.name", "distill.teacher", "distill.pretrained", "model.init_from")
 """Settings that may be paths; what lies there is compared by its content, so the folder may be another."""
 
 
@@ -53,7 +59,7 @@ def located(recipe: Recipe) -> Recipe:
     root = None if data.root is None else str(Path(data.root).absolute())
     update: dict[str, Any] = {
         "data": data.model_copy(update={"name": name, "root": root}),
-        "model": model.model_copy(update={"start": _located(model.start)}),
+        "model": model.model_copy(update={"init_from": _located(model.init_from)}),
     }
     if distill is not None:
         paths = {"teacher": _located(distill.teacher), "pretrained": _located(distill.pretrained)}
@@ -75,7 +81,7 @@ def differences(before: Recipe, now: Recipe) -> list[str]:
 
 def another_run(folder: Path) -> str:
     """Say how to go on where this run cannot be resumed."""
-    kept = f" from this run's weights by model.start={folder}" if (folder / "model.safetensors").exists() else ""
+    kept = f" from this run's weights by model.init_from={folder}" if (folder / "model.safetensors").exists() else ""
     return f"start another --out{kept}"
 
 

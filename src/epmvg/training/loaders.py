@@ -6,11 +6,11 @@ import accelerate
 from torch import Tensor
 
 from epmvg.config.settings import Recipe
-from epmvg.core.types import InputError, Record
+from epmvg.core.types import InputError, Sample
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.readers.files import is_file
 from epmvg.data.readers.jsonl import Skipped
-from epmvg.data.registry import cache_folder, open_records, share_of
+from epmvg.data.registry import cache_folder, fraction_of, open_samples
 from epmvg.data.samples import Samples
 from epmvg.data.transforms import Augment
 from epmvg.evaluation.evaluate import evaluation_loader
@@ -35,17 +35,17 @@ def loaders_of(
         InputError: unusable settings, rows or validation images. No other process is waited for.
     """
     data, settings = recipe.data, recipe.train
-    val = open_records(data.name, split=data.val, root=data.root, split_key=data.split_key)
+    val = open_samples(data.name, split=data.val_split, root=data.root, split_key=data.split_key)
     val_samples = Samples.of(val)
-    if settings.evaluate_limit is not None and settings.evaluate_limit < len(val):
-        val = of_some_images(val, settings.evaluate_limit, seed=0)  # the same ones whatever train.seed is
-    canvas = data.canvas or student.canvas
-    if canvas != student.canvas and (settings.store or not student.sine):
-        raise InputError(f"data.canvas={canvas} needs model.position=sine and train.store=false.")
+    if settings.eval_limit is not None and settings.eval_limit < len(val):
+        val = of_some_images(val, settings.eval_limit, seed=0)  # the same ones whatever train.seed is
+    image_size = data.image_size or student.image_size
+    if image_size != student.image_size and (settings.cache_features or not student.sine):
+        raise InputError(f"data.image_size={image_size} needs model.position=sine and train.cache_features=false.")
     world = accelerator.num_processes
-    if data.images % world:
+    if data.batch_size % world:
         raise InputError(
-            f"data.images={data.images} is the batch of all processes and cannot be divided among {world}: "
+            f"data.batch_size={data.batch_size} is the batch of all processes and cannot be divided among {world}: "
             f"give a multiple of {world}."
         )
     share = {"rank": accelerator.process_index, "world": world}
@@ -54,25 +54,29 @@ def loaders_of(
     stored: dict[str, Tensor] = {}
 
     skipped = Skipped()
-    records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
-    records = share_of(with_photo(records, skipped), data.share)
+    records = open_samples(data.name, split=data.train_split, root=data.root, split_key=data.split_key, skipped=skipped)
+    records = fraction_of(with_photo(records, skipped), data.fraction)
     check_boxes(records, data.name)
     _report_skipped(skipped, report)
     _report_unread(records, student, report)
-    if settings.store:
+    if settings.cache_features:
         if data.augment is not None or not student.visual.frozen:
-            raise InputError("train.store=true needs data.augment=null and a wholly frozen backbone (model.visual).")
-        stored = {"maps": stored_maps(student, [records], cache_folder() / "maps", settings.store_gb, report)[0]}
+            raise InputError(
+                "train.cache_features=true needs data.augment=null and a wholly frozen backbone (model.visual)."
+            )
+        stored = {
+            "maps": stored_maps(student, [records], cache_folder() / "maps", settings.feature_cache_gb, report)[0]
+        }
     loader = GroundingLoader(
         records,
         student.tokenize,
-        canvas=canvas,
-        images=data.images,
-        phrases=data.phrases,
+        image_size=image_size,
+        images=data.batch_size,
+        phrases=data.phrases_per_image,
         augment=Augment(**data.augment.model_dump()) if data.augment else None,
         shuffle=True,
         seed=settings.seed,
-        workers=data.workers,
+        workers=data.num_workers,
         tolerant=True,
         stored=stored,
         cache_gb=data.cache_gb,
@@ -80,10 +84,11 @@ def loaders_of(
     )
     if loader.groups < world:
         raise InputError(
-            f"{data.name} {data.train} makes {loader.groups} image(s) with at most data.phrases={data.phrases} phrases "
-            f"an epoch, which {world} processes cannot share: start fewer, or lower data.phrases."
+            f"{data.name} {data.train_split} makes {loader.groups} image(s) with at most "
+            f"data.phrases_per_image={data.phrases_per_image} phrases "
+            f"an epoch, which {world} processes cannot share: start fewer, or lower data.phrases_per_image."
         )
-    val_loader = evaluation_loader(student, val, images=data.images, tolerant=True, **share)
+    val_loader = evaluation_loader(student, val, images=data.batch_size, tolerant=True, **share)
     return loader, val_loader, {"train": Samples.of(records), "val": val_samples}
 
 
@@ -92,18 +97,18 @@ def _report_skipped(skipped: Skipped, report: Report) -> None:
         report({"event": "skipped", "rows": sum(skipped.counts.values()), "why": str(skipped)})
 
 
-def _report_unread(records: list[Record], student: Grounder, report: Report) -> None:
+def _report_unread(records: list[Sample], student: Grounder, report: Report) -> None:
     """Say how many phrases are longer than the student reads, or hold no word that it knows."""
     cut, unknown = student.phrase_tokenizer().count_cut_and_unknown([record.phrase for record in records])
     for count, what in (
-        (cut, f"are longer than {student.length} word pieces and are cut (model.length)"),
+        (cut, f"are longer than {student.max_length} word pieces and are cut (model.max_length)"),
         (unknown, "hold no word of the vocabulary"),
     ):
         if count:
             report({"event": "say", "text": f"{count:,} of {len(records):,} training phrases {what}."})
 
 
-def with_photo(records: list[Record], skipped: Skipped) -> list[Record]:
+def with_photo(records: list[Sample], skipped: Skipped) -> list[Sample]:
     """Leave out rows whose photo is not there."""
     there = {image: is_file(image) for image in {record.image for record in records}}
     for record in records:

@@ -47,8 +47,8 @@ def fit(run: Run) -> None:
         _set_lr(run)
         for batch in batches:
             lost += batch.skipped
-            if batch.records:  # else all its images were skipped, or other processes have them
-                run.meter.add(_step(run, batch.to(run.accelerator.device), len(batch.records) / phrases), batch)
+            if batch.samples:  # else all its images were skipped, or other processes have them
+                run.meter.add(_step(run, batch.to(run.accelerator.device), len(batch.samples) / phrases), batch)
         empty = 0 if phrases else empty + 1
         if phrases:
             _update(run)
@@ -57,11 +57,11 @@ def fit(run: Run) -> None:
         run.position.phrases += phrases
         run.position.step += 1
         run.position.seconds = time.monotonic() - since
-        if run.position.step % settings.log_every == 0:
+        if run.position.step % settings.log_interval == 0:
             _log(run)
             _tell_lost(run, lost)
         due = run.position.step % count.between_scores == 0
-        if due or stop or run.position.step % settings.save_every == 0:
+        if due or stop or run.position.step % settings.save_interval == 0:
             save_state(run)  # before scoring, which may fail
         if stop and run.position.step < run.steps:
             _tell_lost(run, lost)
@@ -78,7 +78,7 @@ def fit(run: Run) -> None:
 
 def _steps(run: Run) -> Iterator[list[Batch]]:
     """Yield the batches of each optimizer step, from where the run stands to its end."""
-    several, step = run.recipe.train.accumulate, run.position.step
+    several, step = run.recipe.train.gradient_accumulation_steps, run.position.step
     while step < run.count.total:
         epoch, done = divmod(step, run.count.per_epoch)
         batches = run.loader.batches(epoch, done * several)
@@ -113,20 +113,22 @@ def _loss_of(run: Run, batch: Batch) -> Loss:
         states = None
         if run.text_memory is not None:
             with torch.no_grad():
-                states = run.text_memory(batch.tokens, batch.token_pad)
+                states = run.text_memory(batch.tokens, batch.token_mask)
         absent = None
         if run.absence is not None:
-            absent = run.absence.pairs(batch, run.recipe.train.absent, (run.recipe.train.seed, run.position.step))
-        output = run.student(*batch.inputs, features=batch.stored.get("maps"), states=states, absent=absent)
+            absent = run.absence.pairs(
+                batch, run.recipe.train.negatives_per_phrase, (run.recipe.train.seed, run.position.step)
+            )
+        output = run.student(*batch.inputs, features=batch.cached.get("maps"), states=states, absent=absent)
         teacher = None if run.lesson is None else run.lesson(batch)
-    return run.loss_of(output, batch.box, teacher)
+    return run.loss_of(output, batch.boxes, teacher)
 
 
 def _update(run: Run) -> None:
     """Take the optimizer step, with the gradients of all processes."""
     sum_gradients((p for group in run.optimizer.param_groups for p in group["params"]), run.accelerator.num_processes)
-    if run.recipe.train.clip:
-        nn.utils.clip_grad_norm_(_clipped(run), run.recipe.train.clip)
+    if run.recipe.train.max_grad_norm:
+        nn.utils.clip_grad_norm_(_clipped(run), run.recipe.train.max_grad_norm)
     run.optimizer.step()
     run.optimizer.zero_grad()
 
@@ -139,7 +141,7 @@ def _clipped(run: Run) -> list[nn.Parameter]:
 
 def _phrases(run: Run, batches: Sequence[Batch]) -> tuple[int, bool]:
     """Count the phrases of an optimizer step over all its batches and processes; say whether any was told to stop."""
-    own = [sum(len(batch.records) for batch in batches), run.stop.number is not None]
+    own = [sum(len(batch.samples) for batch in batches), run.stop.number is not None]
     phrases, stops = totals(own, run.accelerator)
     return round(phrases), stops > 0
 
@@ -176,7 +178,7 @@ def _score(run: Run) -> None:
         return
     rows = with_misses(rows, run.val.records)
     scores = Scores.of(rows)
-    name, split, everything = short_name(run.recipe.data.name), run.recipe.data.val, run.samples["val"].phrases
+    name, split, everything = short_name(run.recipe.data.name), run.recipe.data.val_split, run.samples["val"].phrases
     sample = {"sample_of": everything} if len(rows) < everything else {}
     write_row(run, {"event": "evaluate", "data": name, "split": split} | sample | asdict(scores))
     if scores.acc50 >= run.position.best:  # of equals the later, whose learning rate is lower

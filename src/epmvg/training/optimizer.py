@@ -32,8 +32,8 @@ class StepCount:
     @classmethod
     def of(cls, batches: int, settings: TrainSettings) -> StepCount:
         """Count the steps of a training whose epochs have so many batches, over all processes together."""
-        per_epoch = -(-batches // settings.accumulate)
-        return cls(per_epoch, round(settings.epochs * per_epoch), max(1, round(settings.evaluate_every * per_epoch)))
+        per_epoch = -(-batches // settings.gradient_accumulation_steps)
+        return cls(per_epoch, round(settings.epochs * per_epoch), max(1, round(settings.eval_interval * per_epoch)))
 
     def check(self, settings: TrainSettings) -> None:
         """Refuse settings that cannot be carried out in so few steps.
@@ -45,10 +45,11 @@ class StepCount:
             raise InputError(
                 f"train.epochs={settings.epochs:g} is no optimizer step, an epoch having {self.per_epoch}: raise it."
             )
-        if settings.warmup >= self.total:
+        if settings.warmup_steps >= self.total:
             raise InputError(
-                f"train.warmup={settings.warmup} would not end within the {self.total} optimizer steps of this "
-                f"training: set train.warmup={self.total // 10} or raise train.epochs={settings.epochs:g}."
+                f"train.warmup_steps={settings.warmup_steps} would not end within the "
+                f"{self.total} optimizer steps of this training: "
+                f"set train.warmup_steps={self.total // 10} or raise train.epochs={settings.epochs:g}."
             )
 
 
@@ -64,7 +65,7 @@ def parameter_groups(
     parameters that were not loaded) learns at `train.lr` wherever it is, like the fusion encoder and the box head.
     What trains `beside` the student, an unfrozen `teacher`, has its own rate (Table 4).
     """
-    rates = {"backbone": settings.lr_visual, "encoder": settings.lr_encoder, "text": settings.lr_text}
+    rates = {"backbone": settings.lr_backbone, "encoder": settings.lr_visual_encoder, "text": settings.lr_text_encoder}
     rates |= {"rest": settings.lr, "teacher": settings.lr_teacher}
     modules = student.visual.trained() | {"text": [student.linguistic]}
     group_of = {id(p): name for name, parts in modules.items() for part in parts for p in part.parameters()}
@@ -90,9 +91,9 @@ def make_optimizer(
 
 def lr_factor(step: int, count: StepCount, settings: TrainSettings) -> float:
     """Return the learning rate of an optimizer step (from 0) as a fraction of its peak."""
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    if settings.schedule == "cosine":
-        done = (step - settings.warmup) / max(1, count.total - settings.warmup)
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    if settings.lr_schedule == "cosine":
+        done = (step - settings.warmup_steps) / max(1, count.total - settings.warmup_steps)
         return max(0.01, 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-    return float(0.1 ** math.floor(step / count.per_epoch / settings.drop))
+    return float(0.1 ** math.floor(step / count.per_epoch / settings.lr_drop))

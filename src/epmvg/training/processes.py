@@ -53,8 +53,8 @@ def _check_environment(settings: TrainSettings, device: torch.device) -> None:
         if _said(f"ACCELERATE_USE_{way}") == "true":
             raise _refusal(f"ACCELERATE_USE_{way}", "choose multi-GPU in `accelerate config`")
     steps = _said("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
-    if steps not in ("", "1", str(settings.accumulate)):
-        raise _refusal("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", f"set train.accumulate={steps}")
+    if steps not in ("", "1", str(settings.gradient_accumulation_steps)):
+        raise _refusal("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", f"set train.gradient_accumulation_steps={steps}")
     precision = _said("ACCELERATE_MIXED_PRECISION")
     if precision not in ("", "no") and not (precision == "bf16" and use_bf16(settings.precision, device)):
         raise _refusal("ACCELERATE_MIXED_PRECISION", "set train.precision=bf16 or fp32")
@@ -62,7 +62,7 @@ def _check_environment(settings: TrainSettings, device: torch.device) -> None:
         raise _refusal("ACCELERATE_DYNAMO_BACKEND", "training compiles nothing")
     clipping = _said("ACCELERATE_GRADIENT_CLIPPING")
     if clipping not in ("", "none"):
-        raise _refusal("ACCELERATE_GRADIENT_CLIPPING", f"set train.clip={clipping}")
+        raise _refusal("ACCELERATE_GRADIENT_CLIPPING", f"set train.max_grad_norm={clipping}")
     if _said("ACCELERATE_USE_CPU") == "true" and device.type != "cpu":
         raise _refusal("ACCELERATE_USE_CPU", "give --device cpu")
     named = _said("ACCELERATE_TORCH_DEVICE")

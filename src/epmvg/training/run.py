@@ -59,10 +59,10 @@ class Meter:
 
     def add(self, loss: Loss, batch: Batch) -> None:
         """Add a batch; its terms stay on their device, so that nothing waits for them."""
-        self.images += len(batch.letterbox)
-        self.phrases += len(batch.records)
+        self.images += len(batch.letterboxes)
+        self.phrases += len(batch.samples)
         for name, term in [*loss.terms.items(), ("total", loss.total)]:
-            summed = term.detach().float() * len(batch.records)
+            summed = term.detach().float() * len(batch.samples)
             self.terms[name] = self.terms[name] + summed if name in self.terms else summed
 
     def state(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def prepare_run(
         student, new = _student(recipe.model)
         if recipe.distill is not None:
             check_student(student, recipe.distill)
-        student.checkpoint_layers(settings.checkpoint_layers)
+        student.checkpoint_layers(settings.gradient_checkpointing)
         clip = open_teacher(recipe)
         loader, val, samples = loaders_of(recipe, student, accelerator, report, resume=resume)
         count = StepCount.of(len(loader), settings)
@@ -58,7 +58,7 @@ def prepare_run(
         beside=beside,
         report=report,
         text_memory=TextMemory(student.linguistic) if student.linguistic.frozen else None,
-        absence=Absence(loader.records) if student.score_head is not None and settings.absent else None,
+        absence=Absence(loader.records) if student.score_head is not None and settings.negatives_per_phrase else None,
         samples=samples,
         teacher=clip.fingerprint() if clip is not None and clip.frozen else None,
     )
@@ -66,10 +66,10 @@ def prepare_run(
 
 def _student(settings: ModelSettings) -> tuple[Grounder, list[str]]:
     """Build the student; return it and the names of its parameters that keep their random start."""
-    student = create_model(settings.preset, **settings.set)
+    student = create_model(settings.name, **settings.overrides)
     loaded: set[str] = set()
-    if settings.start is not None:
-        loaded = start_from(student, settings.start)
+    if settings.init_from is not None:
+        loaded = start_from(student, settings.init_from)
     elif settings.pretrained:
         loaded = load_pretrained(student)
     return student, [name for name, _ in student.named_parameters() if name not in loaded]
@@ -78,5 +78,6 @@ def _student(settings: ModelSettings) -> tuple[Grounder, list[str]]:
 def _loss(recipe: Recipe) -> GroundingLoss:
     settings = recipe.loss.model_dump()
     if recipe.distill is not None:
-        settings |= recipe.distill.model_dump(include={"image", "text", "dense", "distance"})
+        settings |= recipe.distill.model_dump(include={"image_weight", "text_weight", "dense_weight"})
+        settings["distill_loss"] = recipe.distill.loss
     return GroundingLoss(**settings)

@@ -11,7 +11,7 @@ from epmvg.core.files import write_text
 from epmvg.core.hardware import select_device
 from epmvg.core.types import InputError, Progress
 from epmvg.data.readers.jsonl import Skipped
-from epmvg.data.registry import cache_folder, open_records, share_of
+from epmvg.data.registry import cache_folder, fraction_of, open_samples
 from epmvg.data.transforms import swap_sides
 from epmvg.distill.target_cache import CachedTeacher
 from epmvg.distill.targets import Lesson
@@ -25,9 +25,9 @@ def open_teacher(recipe: Recipe) -> ClipTeacher | None:
     distill = recipe.distill
     if distill is None:
         return None
-    if recipe.train.store and distill.view != "photo":
-        raise InputError("train.store=true opens no pictures: set distill.view=photo.")
-    view: View = "content" if distill.view == "content" else "canvas"
+    if recipe.train.cache_features and distill.input != "image":
+        raise InputError("train.cache_features=true opens no pictures: set distill.input=image.")
+    view: View = "cropped" if distill.input == "cropped" else "letterboxed"
     return ClipTeacher(
         distill.teacher, distill.pretrained, quick_gelu=distill.quick_gelu, frozen=distill.frozen, view=view
     )
@@ -41,12 +41,15 @@ def write_teacher(teacher: ClipTeacher, folder: Path) -> None:
 
 def check_student(student: Grounder, distill: DistillSettings) -> None:
     """Refuse what this student could not learn."""
-    if distill.dense and student.similarity is None and not student.anchored:
+    if distill.dense_weight and student.similarity is None and not student.anchored:
         raise InputError(
-            "distill.dense supervises a map that this student lacks: set distill.dense=0 or model.similarity=true."
+            "distill.dense_weight supervises a map that this student lacks: "
+            "set distill.dense_weight=0 or model.similarity=true."
         )
-    if distill.dense and len(student.visual.strides) > 1:
-        raise InputError("distill.dense needs one map of visual tokens: set distill.dense=0, or give one stride.")
+    if distill.dense_weight and len(student.visual.strides) > 1:
+        raise InputError(
+            "distill.dense_weight needs one map of visual tokens: set distill.dense_weight=0, or give one stride."
+        )
 
 
 def lesson_of(recipe: Recipe, clip: ClipTeacher) -> Lesson:
@@ -55,10 +58,10 @@ def lesson_of(recipe: Recipe, clip: ClipTeacher) -> Lesson:
     assert distill is not None
     return Lesson(
         CachedTeacher(clip, cache_folder() / "answers") if clip.frozen else clip,
-        photo=distill.view == "photo",
+        photo=distill.input == "image",
         fixed=recipe.data.augment is None,
         sides=distill.sides,
-        dense=distill.dense > 0,
+        dense=distill.dense_weight > 0,
     )
 
 
@@ -66,8 +69,8 @@ def cache_teacher(recipe: Recipe, progress: Progress | None = None, device: str 
     """Ask the recipe's frozen teacher beforehand what its training will ask: phrases, and photos unless it sees views.
 
     Where images are flipped, phrases are asked in both spellings and photos mirrored too; photos with their patches
-    where `distill.dense` wants them, and nothing about a side whose weight is 0. What was answered before is kept, so a
-    pass that was cut off goes on where it was.
+    where `distill.dense_weight` wants them, and nothing about a side whose weight is 0. What was answered before
+    is kept, so a pass that was cut off goes on where it was.
 
     Args:
         recipe: with a frozen teacher.
@@ -85,14 +88,14 @@ def cache_teacher(recipe: Recipe, progress: Progress | None = None, device: str 
     if teacher is None or distill is None or not teacher.frozen:
         raise InputError("There is no frozen teacher in this recipe: give distill=NAME or distill=FOLDER.")
     data, skipped = recipe.data, Skipped()
-    records = open_records(data.name, split=data.train, root=data.root, split_key=data.split_key, skipped=skipped)
-    records = share_of(with_photo(records, skipped), data.share)
-    flips = data.augment is not None and data.augment.flip > 0
-    phrases = [record.phrase for record in records] if distill.text or distill.dense else []
+    records = open_samples(data.name, split=data.train_split, root=data.root, split_key=data.split_key, skipped=skipped)
+    records = fraction_of(with_photo(records, skipped), data.fraction)
+    flips = data.augment is not None and data.augment.horizontal_flip > 0
+    phrases = [record.phrase for record in records] if distill.text_weight or distill.dense_weight else []
     if flips:
         phrases += [swap_sides(phrase) for phrase in phrases]
-    looks = distill.view == "photo" and (distill.image or distill.dense)
+    looks = distill.input == "image" and (distill.image_weight or distill.dense_weight)
     photos = [record.image for record in records] if looks else []
     cached = CachedTeacher(teacher.to(select_device(device)), cache_folder() / "answers")
-    built = cached.fill(phrases, photos, progress, mirrored=flips, patches=distill.dense > 0)
+    built = cached.fill(phrases, photos, progress, mirrored=flips, patches=distill.dense_weight > 0)
     return built | {"file": str(cached.answers.path)}

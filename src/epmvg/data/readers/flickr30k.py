@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from epmvg.core.types import Box, InputError, Record
+from epmvg.core.types import Box, InputError, Sample
 from epmvg.data.readers.files import first_there, inside, read_bytes, read_lines
 from epmvg.data.readers.finder import ImageFinder
 from epmvg.data.readers.jsonl import Skipped, each, refuse_empty, usable
@@ -31,7 +31,7 @@ def read_flickr30k(
     split: str | None = None,
     boxes: Literal["union", "all"] = "union",
     skipped: Skipped | None = None,
-) -> list[Record]:
+) -> list[Sample]:
     """Read Flickr30k Entities, one record a phrase that has a box.
 
     Args:
@@ -50,7 +50,7 @@ def read_flickr30k(
     base = sentences.parent
     photos = first_there((base, root), PHOTOS) or base / PHOTOS[0]
     find = ImageFinder(photos)
-    records: list[Record] = []
+    records: list[Sample] = []
     for part in (split,) if split else SPLITS:
         for name in read_lines(base / f"{part}.txt"):
             made = each(f"{base / part}.txt, {name}", _records(base, find, name, part, boxes))
@@ -59,7 +59,7 @@ def read_flickr30k(
     return records
 
 
-def _records(base: Path, find: ImageFinder, name: str, split: str, boxes: str) -> Iterator[tuple[str, Record]]:
+def _records(base: Path, find: ImageFinder, name: str, split: str, boxes: str) -> Iterator[tuple[str, Sample]]:
     listed = f"{base / split}.txt"
     sentences = inside(base / "Sentences", f"{name}.txt", listed)
     size, chains = _read_chains(inside(base / "Annotations", f"{name}.xml", listed))
@@ -76,11 +76,11 @@ def _records(base: Path, find: ImageFinder, name: str, split: str, boxes: str) -
             if boxes == "all" or len(found) == 1:
                 for place, box in enumerate(found):
                     one = row_id if len(found) == 1 else f"{row_id}/{place}"
-                    yield where, Record(image, phrase, box, split, one, size, dict(extra))
+                    yield where, Sample(image, phrase, box, split, one, size, dict(extra))
             else:
                 x0, y0, x1, y1 = zip(*found, strict=True)
                 extra["boxes"] = [[box[0], box[1], box[2] - box[0], box[3] - box[1]] for box in found]
-                yield where, Record(image, phrase, (min(x0), min(y0), max(x1), max(y1)), split, row_id, size, extra)
+                yield where, Sample(image, phrase, (min(x0), min(y0), max(x1), max(y1)), split, row_id, size, extra)
 
 
 def _phrases(sentence: str) -> Iterator[tuple[str, list[str], str, int]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from epmvg.core.files import replacing
-from epmvg.core.types import InputError, Record
+from epmvg.core.types import InputError, Sample
 from epmvg.data.readers.coco import coco_of, json_rows, odvg_of
 from epmvg.data.readers.files import is_folder
 from epmvg.data.readers.imagefolder import folder_rows, metadata_files, write_folder
@@ -36,7 +36,7 @@ def read_file(
     root: Path | str | None = None,
     split_key: str = "split",
     skipped: Skipped | None = None,
-) -> list[Record]:
+) -> list[Sample]:
     """Read the records of a file or folder in any of the formats of docs/data.md but tar.
 
     Args:
@@ -53,7 +53,7 @@ def read_file(
     return read_rows(_rows(file), folder, str(file), split=split, split_key=split_key, skipped=skipped)
 
 
-def write_file(target: Path, records: Sequence[Record], root: Path, kind: str | None = None) -> Path:
+def write_file(target: Path, records: Sequence[Sample], root: Path, kind: str | None = None) -> Path:
     """Write records in a format and return the folder that its image paths are relative to.
 
     Args:
@@ -116,7 +116,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Row | InputError]]:
 
 def _read_named_folder(
     folder: Path, split: str | None, root: Path | str | None, split_key: str, skipped: Skipped | None
-) -> list[Record]:
+) -> list[Sample]:
     if (folder / "annotations.jsonl").is_file():
         return read_jsonl(folder / "annotations.jsonl", split=split, root=root, split_key=split_key, skipped=skipped)
     if folder.name in FLAGS:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from epmvg.core.files import replacing
-from epmvg.core.types import Box, InputError, Record
+from epmvg.core.types import Box, InputError, Sample
 from epmvg.data.garbage import collector_paused
 from epmvg.data.readers.files import (
     four_numbers,
@@ -82,7 +82,7 @@ def read_jsonl(
     split_key: str = "split",
     root: Path | str | None = None,
     skipped: Skipped | None = None,
-) -> list[Record]:
+) -> list[Sample]:
     """Read the records of a JSONL file.
 
     Args:
@@ -108,7 +108,7 @@ def read_rows(
     split: str | None = None,
     split_key: str = "split",
     skipped: Skipped | None = None,
-) -> list[Record]:
+) -> list[Sample]:
     """Turn (where it stands, row or what is wrong with it) into records; arguments and errors as `read_jsonl`."""
     splits: set[str] = set()
     records = usable(named_records(rows, root, split_key, split=split, splits=splits), skipped)
@@ -116,7 +116,7 @@ def read_rows(
     return records
 
 
-def refuse_empty(records: Sequence[Record], sentence: str, skipped: Skipped | None) -> None:
+def refuse_empty(records: Sequence[Sample], sentence: str, skipped: Skipped | None) -> None:
     """Raise InputError where no record is left, with a sentence and what was skipped."""
     if not records:
         raise InputError(f"{sentence} {skipped}." if skipped and skipped.counts else sentence)
@@ -129,7 +129,7 @@ def named_records(
     *,
     split: str | None = None,
     splits: set[str] | None = None,
-) -> Iterator[tuple[str, Record | InputError]]:
+) -> Iterator[tuple[str, Sample | InputError]]:
     """Yield (where it stands, record or what is wrong with its row), of one split or all; names go to `splits`."""
     find = ImageFinder(root)
     for where, row in rows:
@@ -176,7 +176,7 @@ def merged(stated: Row, own: Mapping[str, Any]) -> Row:
     return {f"attributes.{key}" if key in stated else key: value for key, value in own.items()} | stated
 
 
-def usable(named: Iterable[tuple[str, Record | InputError]], skipped: Skipped | None) -> list[Record]:
+def usable(named: Iterable[tuple[str, Sample | InputError]], skipped: Skipped | None) -> list[Sample]:
     """Keep what can be used of (where it stands, record or what is wrong with its row).
 
     Raises:
@@ -200,7 +200,7 @@ def usable(named: Iterable[tuple[str, Record | InputError]], skipped: Skipped | 
     return records
 
 
-def fault_of(record: Record) -> str | None:
+def fault_of(record: Sample) -> str | None:
     """Say what makes a record unusable, or None."""
     x0, y0, x1, y1 = record.box
     if not all(math.isfinite(value) for value in record.box):
@@ -225,14 +225,14 @@ def phrase_fault(phrase: str) -> str | None:
     return None
 
 
-def write_jsonl(file: Path | str, records: Sequence[Record], *, root: Path | str | None = None) -> None:
+def write_jsonl(file: Path | str, records: Sequence[Sample], *, root: Path | str | None = None) -> None:
     """Write records so that `read_jsonl` gives them back; image paths are relative to the root or the file's folder."""
     file = Path(file)
     with replacing(file) as temporary, temporary.open("wb") as out:
         out.writelines(json_line(row) for row in rows_of(records, Path(root) if root else file.parent))
 
 
-def rows_of(records: Iterable[Record], base: Path) -> Iterator[Row]:
+def rows_of(records: Iterable[Sample], base: Path) -> Iterator[Row]:
     """Turn records into rows whose image paths are relative to `base`, absolute where they lie elsewhere."""
     names: dict[Path, str] = {}
     for record in records:
@@ -322,7 +322,7 @@ def json_object(line: bytes, where: str) -> Row:
     return row
 
 
-def _record(row: Row, find: ImageFinder, where: str, split_key: str) -> Record:
+def _record(row: Row, find: ImageFinder, where: str, split_key: str) -> Sample:
     for key in ("image", "phrase", "bbox"):
         if key not in row:
             raise InputError(f'{where} has no "{key}": a row needs image, phrase and bbox.')
@@ -334,7 +334,7 @@ def _record(row: Row, find: ImageFinder, where: str, split_key: str) -> Record:
     known = {"image", "phrase", "bbox", "width", "height", "id"}
     if split_key == "split":  # else both it and the row's own "split" are kept as they were
         known.add("split")
-    return Record(
+    return Sample(
         image=find(row["image"], where),
         phrase=need(row, "phrase", str, where),
         box=box,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from epmvg.core.types import Box, InputError, Record
+from epmvg.core.types import Box, InputError, Sample
 from epmvg.data.readers.files import first_there, four_numbers, need, read_json, shown, size_of
 from epmvg.data.readers.finder import ImageFinder
 from epmvg.data.readers.jsonl import Skipped, each, refuse_empty, usable
@@ -36,7 +36,7 @@ refer's own place, the second TransVG's."""
 
 def read_refcoco(
     root: Path | str, name: str = "refcoco", *, split: str | None = None, skipped: Skipped | None = None
-) -> list[Record]:
+) -> list[Sample]:
     """Read a set of the RefCOCO family, one record a sentence.
 
     Args:
@@ -107,14 +107,14 @@ def _by_id(content: Any, key: str, what: str, file: Path) -> dict[int, dict[str,
 
 def _records(
     rows: list[Any], source: _Instances, file: Path, splits: tuple[str | None, ...]
-) -> Iterator[tuple[str, Record | InputError]]:
+) -> Iterator[tuple[str, Sample | InputError]]:
     for number, ref in enumerate(rows):
         where = f"{file}, ref {number}"
         if splits == (None,) or not isinstance(ref, dict) or ref.get("split") in splits:
             yield from each(where, _ref_records(ref, source, where))
 
 
-def _ref_records(ref: Any, source: _Instances, where: str) -> Iterator[Record]:
+def _ref_records(ref: Any, source: _Instances, where: str) -> Iterator[Sample]:
     split = need(ref, "split", str, where)
     image_id, ann_id = need(ref, "image_id", int, where), need(ref, "ann_id", int, where)
     if image_id not in source.images or ann_id not in source.annotations:
@@ -129,4 +129,4 @@ def _ref_records(ref: Any, source: _Instances, where: str) -> Iterator[Record]:
         if isinstance(sentence.get("raw"), str) and sentence["raw"] != text:
             extra["raw"] = sentence["raw"]
         extra["sent_id"] = need(sentence, "sent_id", int, where)
-        yield Record(image, text, box, split, str(extra["sent_id"]), size, extra)
+        yield Sample(image, text, box, split, str(extra["sent_id"]), size, extra)

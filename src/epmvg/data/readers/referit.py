@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from epmvg.core.types import InputError, Record
+from epmvg.core.types import InputError, Sample
 from epmvg.data.readers.files import first_there, four_numbers, read_json, shown, size_of
 from epmvg.data.readers.finder import ImageFinder
 from epmvg.data.readers.jsonl import Skipped, each, refuse_empty, usable
@@ -19,7 +19,7 @@ PHOTOS = ("referit/images", "ln_data/referit/images", "exp-referit/referit-datas
 SPLITS = ("train", "val", "test")
 
 
-def read_referit(root: Path | str, *, split: str | None = None, skipped: Skipped | None = None) -> list[Record]:
+def read_referit(root: Path | str, *, split: str | None = None, skipped: Skipped | None = None) -> list[Sample]:
     """Read ReferItGame, one record a phrase; `id` is the region's and the phrase's number in it.
 
     Args:
@@ -38,7 +38,7 @@ def read_referit(root: Path | str, *, split: str | None = None, skipped: Skipped
     boxes, sizes = _object(boxes_file), _object(folder / "referit_imsize.json")
     photos = first_there((folder, root), PHOTOS) or folder / PHOTOS[-1]
     find = ImageFinder(photos)
-    records: list[Record] = []
+    records: list[Sample] = []
     for part in (split,) if split else SPLITS:
         queries = folder / f"referit_query_{part}.json"
         records += usable(_records(_object(queries), queries, part, boxes, sizes, find), skipped)
@@ -48,7 +48,7 @@ def read_referit(root: Path | str, *, split: str | None = None, skipped: Skipped
 
 def _records(
     queries: dict[str, Any], file: Path, split: str, boxes: dict[str, Any], sizes: dict[str, Any], find: ImageFinder
-) -> Iterator[tuple[str, Record | InputError]]:
+) -> Iterator[tuple[str, Sample | InputError]]:
     for region, phrases in queries.items():
         where = f"{file}, region {shown(region)}"
         yield from each(where, _region_records(region, phrases, where, split, boxes, sizes, find))
@@ -62,7 +62,7 @@ def _region_records(
     boxes: dict[str, Any],
     sizes: dict[str, Any],
     find: ImageFinder,
-) -> Iterator[Record]:
+) -> Iterator[Sample]:
     corners = four_numbers(boxes.get(region))
     if corners is None or not isinstance(phrases, list):
         raise InputError(f"{where} has no box of four numbers or no list of phrases: fetch the metadata anew.")
@@ -74,7 +74,7 @@ def _region_records(
         if not isinstance(phrase, str):
             raise InputError(f"{where}: {shown(phrase)} is not a phrase; fetch the metadata anew.")
         box = (xmin, ymin, xmax + 1, ymax + 1)
-        yield Record(find(name, where), phrase, box, split, f"{region}/{number}", size, {"region": region})
+        yield Sample(find(name, where), phrase, box, split, f"{region}/{number}", size, {"region": region})
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from epmvg.core.types import Box, InputError, Record
+from epmvg.core.types import Box, InputError, Sample
 from epmvg.data.readers.files import first_there, four_numbers, read_json, shown
 from epmvg.data.readers.finder import ImageFinder
 from epmvg.data.readers.jsonl import Skipped, each, refuse_empty, usable
@@ -41,7 +41,7 @@ def read_transvg(
     folder: Path | str | None = None,
     split: str | None = None,
     skipped: Skipped | None = None,
-) -> list[Record]:
+) -> list[Sample]:
     """Read the index files of one of TransVG's flags, one record a phrase.
 
     Args:
@@ -65,7 +65,7 @@ def read_transvg(
         raise InputError(
             f"{folder or root} holds no {flag}/{flag}_{split or parts[0]}.pth: give the folder that {flag}/ lies in."
         )
-    records: list[Record] = []
+    records: list[Sample] = []
     for part, file in found.items():
         records += read_transvg_file(file, root=root, flag=flag, split=part, skipped=skipped)
     return records
@@ -78,7 +78,7 @@ def read_transvg_file(
     flag: str | None = None,
     split: str | None = None,
     skipped: Skipped | None = None,
-) -> list[Record]:
+) -> list[Sample]:
     """Read one index file; flag and split are told from a name such as gref_umd_val.pth, the root from its place.
 
     Raises:
@@ -103,13 +103,13 @@ def read_transvg_file(
 
 def _records(
     rows: list[Any], file: Path, flag: str, split: str, find: ImageFinder
-) -> Iterator[tuple[str, Record | InputError]]:
+) -> Iterator[tuple[str, Sample | InputError]]:
     for number, row in enumerate(rows):
         where = f"{file}, row {number}"
         yield from each(where, _row_records(row, where, flag, split, number, find))
 
 
-def _row_records(row: Any, where: str, flag: str, split: str, number: int, find: ImageFinder) -> Iterator[Record]:
+def _row_records(row: Any, where: str, flag: str, split: str, number: int, find: ImageFinder) -> Iterator[Sample]:
     fields = 3 if flag == "flickr" else 5
     if not isinstance(row, list | tuple) or len(row) != fields:
         raise InputError(f"{where} is {shown(row)}, a row of {flag} has {fields} fields; fetch the file anew.")
@@ -119,7 +119,7 @@ def _row_records(row: Any, where: str, flag: str, split: str, number: int, find:
         raise InputError(f"{where} has no box of four numbers or no phrase: fetch the file anew.")
     record_id = f"{flag}_{split}/{number}"
     extra = {} if flag == "flickr" else {"mask": row[1]} if isinstance(row[1], str) else {}
-    yield Record(find(name, where), phrase, _box(flag, numbers), split, record_id, None, extra)
+    yield Sample(find(name, where), phrase, _box(flag, numbers), split, record_id, None, extra)
 
 
 def _box(flag: str, numbers: Box) -> Box:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.core.files import refuse_overwrite
-from epmvg.core.types import InputError, Progress, Record
+from epmvg.core.types import InputError, Progress, Sample
 from epmvg.data.convert import refuse_inputs, write_records
 from epmvg.data.readers.coco import layout
 from epmvg.data.readers.files import is_file, is_folder
 from epmvg.data.readers.jsonl import Skipped, fault_of, line_rows, named_records
-from epmvg.data.registry import DATASETS, open_records
+from epmvg.data.registry import DATASETS, open_samples
 from epmvg.data.validation.checks import Examination, judge_missing_splits, judge_trainable
 from epmvg.data.validation.findings import Example, Finding, Findings, legible
 from epmvg.data.validation.images import Images, judge_images
@@ -101,7 +101,7 @@ def check(
     base = Path(root) if root is not None and data not in DATASETS else file.parent if file else Path()
     entries: Iterable[Entry]
     key = _JSONL_SETS.get(data, "split")
-    records: list[Record] = []
+    records: list[Sample] = []
     if file is not None:
         total = count_lines(file)
         entries = read_entries(file, key, found)
@@ -132,17 +132,17 @@ def check(
     return Diagnosis(data, seen.rows.total(), number_of_images, table, found.listed(), seconds, written)
 
 
-def _named_rows(file: Path, root: Path, split_key: str) -> Iterator[tuple[str, Record | InputError]]:
+def _named_rows(file: Path, root: Path, split_key: str) -> Iterator[tuple[str, Sample | InputError]]:
     for where, record in named_records(line_rows(file), root, split_key):
         yield where.removeprefix(f"{file} "), record
 
 
-def _named_records(records: Iterable[Record]) -> Iterator[tuple[str, Record]]:
+def _named_records(records: Iterable[Sample]) -> Iterator[tuple[str, Sample]]:
     for number, record in enumerate(records, 1):
         yield record_name(number, record), record
 
 
-def _write_clean(target: Path, named: Iterable[tuple[str, Record | InputError]], found: Findings, root: Path) -> int:
+def _write_clean(target: Path, named: Iterable[tuple[str, Sample | InputError]], found: Findings, root: Path) -> int:
     """Write the rows that have no error, each once, and return how many they are.
 
     Raises:
@@ -172,7 +172,7 @@ def _jsonl_file(data: str, root: Path | str | None) -> Path | None:
     if data in _JSONL_SETS:
         folder = Path(root) if root is not None else DATASETS[data].default_root()
         if folder is None or not (folder / "annotations.jsonl").is_file():
-            open_records(data, split=None, root=root)  # draws the scenes, or says what is missing
+            open_samples(data, split=None, root=root)  # draws the scenes, or says what is missing
         return (folder or Path()) / "annotations.jsonl"
     if data in DATASETS:
         return None
@@ -184,10 +184,10 @@ def _jsonl_file(data: str, root: Path | str | None) -> Path | None:
     return None
 
 
-def _from_reader(data: str, root: Path | str | None, split_key: str, found: Findings) -> list[Record]:
+def _from_reader(data: str, root: Path | str | None, split_key: str, found: Findings) -> list[Sample]:
     """Read records, and note what the reader left out."""
     skipped = Skipped(every=[])
-    records = open_records(data, split=None, root=root, split_key=split_key, skipped=skipped)
+    records = open_samples(data, split=None, root=root, split_key=split_key, skipped=skipped)
     for where, reason in skipped.every or ():
         found.add("row-refused", Example(legible(where, 300), legible(reason)))
     return records

@@ -124,8 +124,8 @@ KINDS: dict[str, Kind] = {
     "split-unnamed": Kind("rows without a split, where others have one", "Name their split.", "warning"),
     "split-missing": Kind(
         "splits that training needs and no row names",
-        "Deal images out with `epmvg data split FILE 0.8/0.1/0.1 --out NEW`, or name your splits with data.train and"
-        " data.val.",
+        "Deal images out with `epmvg data split FILE 0.8/0.1/0.1 --out NEW`, or name your splits with "
+        "data.train_split and data.val_split.",
     ),
     "split-empty": Kind("splits without rows", "Fetch the annotations of this split."),
     "split-no-photos": Kind("splits without photos", "Fetch the photos, or give their folder with --root."),

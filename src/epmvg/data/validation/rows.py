@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from epmvg.core.types import Box, InputError, Record
+from epmvg.core.types import Box, InputError, Sample
 from epmvg.data.readers.files import four_numbers, json_fault, refuse_pointer, shown, size_of
 from epmvg.data.validation.findings import Example, Findings, legible
 
@@ -81,7 +81,7 @@ def _open(file: Path) -> BinaryIO:
         raise InputError(f"{file} cannot be opened ({error.strerror}): check the path.") from error
 
 
-def entries_of(records: Iterable[Record]) -> Iterator[Entry]:
+def entries_of(records: Iterable[Sample]) -> Iterator[Entry]:
     """Yield records as entries."""
     for number, record in enumerate(records, 1):
         ann_id = record.extra.get("ann_id")
@@ -92,12 +92,12 @@ def entries_of(records: Iterable[Record]) -> Iterator[Entry]:
         yield entry
 
 
-def record_name(number: int, record: Record) -> str:
+def record_name(number: int, record: Sample) -> str:
     """Return what record `number`, from 1, is called in findings."""
     return f"row {number}" + (f" ({legible(record.id, 60)})" if record.id else "")
 
 
-def _turned(record: Record) -> str:
+def _turned(record: Sample) -> str:
     """Say what became of a rotation that an annotation states."""
     for key in ("rotated", "rotation", "angle", "theta"):
         value = record.extra.get(key)

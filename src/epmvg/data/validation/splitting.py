@@ -14,7 +14,7 @@ from epmvg.core.types import InputError
 from epmvg.data.convert import refuse_inputs, write_records
 from epmvg.data.readers.formats import kind_of
 from epmvg.data.readers.jsonl import Skipped
-from epmvg.data.registry import open_records
+from epmvg.data.registry import open_samples
 from epmvg.data.validation.image_digest import groups_of, look
 
 SPLITS = ("train", "val", "test")
@@ -48,7 +48,7 @@ def split_data(
     kind = kind_of(target)
     refuse_inputs(target, name, root)
     skipped = Skipped()
-    records = open_records(name, split=None, root=root, skipped=skipped)
+    records = open_samples(name, split=None, root=root, skipped=skipped)
     images = sorted({record.image for record in records})
     groups = _alike(images)
     split_of = _deal(groups, shares, seed)

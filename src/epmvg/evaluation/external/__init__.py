@@ -11,7 +11,7 @@ from typing import Any, get_args
 from epmvg.core.files import refuse_overwrite, write_rows
 from epmvg.core.images import Photo
 from epmvg.core.types import Box, InputError
-from epmvg.data.registry import open_records
+from epmvg.data.registry import open_samples
 from epmvg.evaluation.evaluate import Row, answered_row, judge, overlaps, question_of
 from epmvg.evaluation.external.answers import FORMATS, Answer, Format, read_answers
 from epmvg.evaluation.external.coordinates import Coordinates, Size
@@ -77,7 +77,7 @@ def score(
     if named is None:
         raise InputError("--format text needs --coordinates, since numbers do not say what they count: 0-1000:xyxy?")
     convention = Coordinates.named(named)
-    records = open_records(data, split=split, root=root)
+    records = open_samples(data, split=split, root=root)
     asked = questions(records, targets)
     part = f"{short_name(data)} {split or ''}".strip()
 

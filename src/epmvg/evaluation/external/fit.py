@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from epmvg.core.types import Box, InputError, Record
+from epmvg.core.types import Box, InputError, Sample
 from epmvg.evaluation.evaluate import overlaps
 from epmvg.evaluation.external.coordinates import CELLS, INPUT, ORDERS, UNITS, Coordinates, Size
 
@@ -66,7 +66,7 @@ class Fit:
         return [f"Read as {convention}, {'; '.join(said)}: check what --coordinates names."]
 
 
-def doubtful_data(records: Sequence[Record], name: str) -> list[str]:
+def doubtful_data(records: Sequence[Sample], name: str) -> list[str]:
     """Say in a sentence that the data's own boxes do not fit their images, if many do not."""
     sized = [(record.box, record.size) for record in records if record.size]
     beyond = sum(_reaches_beyond(box, size) for box, size in sized)

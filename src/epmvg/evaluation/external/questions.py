@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from epmvg.core.types import Box, InputError, Record
+from epmvg.core.types import Box, InputError, Sample
 from epmvg.data.readers.files import four_numbers, read_json, shown
 from epmvg.evaluation.external.answers import Answer
 from epmvg.evaluation.metrics import Targets
@@ -19,7 +19,7 @@ Words = tuple[tuple[str, ...], str]
 class Question:
     """A phrase asked of an image, and the boxes that are its true answers."""
 
-    record: Record  # its box is the union of them
+    record: Sample  # its box is the union of them
     boxes: tuple[Box, ...]
 
     @property
@@ -29,7 +29,7 @@ class Question:
         return f"{who}{shown(self.record.phrase)} of {self.record.image.name}"
 
 
-def questions(records: Sequence[Record], targets: Targets) -> list[Question]:
+def questions(records: Sequence[Sample], targets: Targets) -> list[Question]:
     """Turn the rows of a data set into questions: one each, or by phrase where `targets` is not "rows".
 
     A phrase's boxes are the row's `boxes` [x, y, w, h] (`flickr30k`), or the rows that share its image, phrase and id
@@ -40,21 +40,21 @@ def questions(records: Sequence[Record], targets: Targets) -> list[Question]:
     """
     if targets == "rows":
         return [Question(record, (record.box,)) for record in records]
-    groups: dict[tuple[object, ...], list[Record]] = {}
+    groups: dict[tuple[object, ...], list[Sample]] = {}
     for number, record in enumerate(records):
         base = _phrase_id(record)
         groups.setdefault((record.image, record.phrase, base) if base else (number,), []).append(record)
     return [_question(group) for group in groups.values()]
 
 
-def _phrase_id(record: Record) -> str:
+def _phrase_id(record: Sample) -> str:
     """Return a row's id without the number of its box."""
     base, _, number = record.id.rpartition("/")
     numbered = number.isdecimal() and "boxes" not in record.extra and record.extra.get("n_boxes", 1) != 1
     return base if numbered else record.id
 
 
-def _question(rows: Sequence[Record]) -> Question:
+def _question(rows: Sequence[Sample]) -> Question:
     first = rows[0]
     stated = first.extra.get("boxes")
     if len(rows) == 1 and isinstance(stated, list):
@@ -70,7 +70,7 @@ def _question(rows: Sequence[Record]) -> Question:
         )
     x0, y0, x1, y1 = zip(*boxes, strict=True)
     union = (min(x0), min(y0), max(x1), max(y1))
-    record = Record(first.image, first.phrase, union, first.split, _phrase_id(first), first.size, first.extra)
+    record = Sample(first.image, first.phrase, union, first.split, _phrase_id(first), first.size, first.extra)
     return Question(record, tuple(sorted(boxes)))
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.config.settings import DataSettings, Recipe
-from epmvg.core.types import InputError, Record
+from epmvg.core.types import InputError, Sample
 from epmvg.data.loader import group_by_image
 from epmvg.data.negatives import things_named
 from epmvg.data.readers.jsonl import Skipped
-from epmvg.data.registry import DATASETS, open_records, share_of
+from epmvg.data.registry import DATASETS, fraction_of, open_samples
 from epmvg.experiments.demo import TEACHER_SETTINGS
 from epmvg.experiments.reproduce.tables import Row, Table, published_phrases
 from epmvg.models.factory import create_model, measure
@@ -132,7 +132,7 @@ def plan_row(
         for seed in range(base.train.seed, base.train.seed + seeds):
             recipe = base.model_copy(update={"train": base.train.model_copy(update={"seed": seed})})
             kind = "plain" if base.distill is None else "distilled"
-            folder = out / scale.name / f"{data}-{base.model.preset}-{kind}-{key}" / f"seed-{seed}"
+            folder = out / scale.name / f"{data}-{base.model.name}-{kind}-{key}" / f"seed-{seed}"
             jobs.append(Job(recipe, splits, folder, key))
         settings.append(Setting(data, splits, tuple(jobs), _remark(row, scale, base)))
     return settings
@@ -151,16 +151,18 @@ def _recipe(row: Row, scale: Scale, data: str, out: Path, root: str | None, over
         said += overrides
         said += [*changed, *(_override(f"distill.{key}", value) for key, value in row.distill.items())]
         if _sees_canvas(row):
-            said.append("train.store=false")  # stored features open no pictures, and this teacher must see them
+            said.append(
+                "train.cache_features=false"
+            )  # stored features open no pictures, and this teacher must see them
     if scale.recipe is None:
-        said.append(f"model.preset={row.student}")
+        said.append(f"model.name={row.student}")
     recipe = Recipe.load(data, *said)
-    weight = row.giou * recipe.loss.giou
+    weight = row.giou * recipe.loss.giou_weight
     train = recipe.train
-    longer = {"epochs": row.epochs * train.epochs, "evaluate_every": row.epochs * train.evaluate_every}
+    longer = {"epochs": row.epochs * train.epochs, "eval_interval": row.epochs * train.eval_interval}
     return recipe.model_copy(
         update={
-            "loss": recipe.loss.model_copy(update={"giou": weight}),
+            "loss": recipe.loss.model_copy(update={"giou_weight": weight}),
             "train": train.model_copy(update=longer),
         }
     )
@@ -178,19 +180,19 @@ def _remark(row: Row, scale: Scale, recipe: Recipe) -> str:
             f"train.lr_teacher={recipe.train.lr_teacher:g} is ours; the paper names 1e-5 for what is pretrained"
         )
     if scale.recipe is None:
-        if preset(recipe.model.preset, **recipe.model.set)["visual"].get("gates") == "repaired":
+        if preset(recipe.model.name, **recipe.model.overrides)["visual"].get("gates") == "repaired":
             said.append("gates repaired, not zero as published (docs/paper.md)")
         return "; ".join(said)
     said.append("mini in TransVG's place")
     if row.giou != 1:
-        said.append(f"lambda multiplies the recipe's own weight of GIoU: {recipe.loss.giou:g} here")
+        said.append(f"lambda multiplies the recipe's own weight of GIoU: {recipe.loss.giou_weight:g} here")
     if _sees_canvas(row):
         said.append("the teacher sees the student's view, and no features are stored")
     return "; ".join(said)
 
 
 def _sees_canvas(row: Row) -> bool:
-    return row.distill is not None and row.distill.get("view") == "canvas"
+    return row.distill is not None and row.distill.get("input") == "letterboxed"
 
 
 def settings_hash(recipe: Recipe) -> str:
@@ -211,25 +213,25 @@ def data_hash(recipe: Recipe, splits: Sequence[str]) -> str:
         InputError: the data is not at hand.
     """
     key = hashlib.sha256()
-    for split in dict.fromkeys((recipe.data.train, recipe.data.val, *splits)):
+    for split in dict.fromkeys((recipe.data.train_split, recipe.data.val_split, *splits)):
         for record in records_of(recipe.data, split):
             key.update(f"{split}\t{record.image.name}\t{record.phrase}\t{record.box}\n".encode())
     return key.hexdigest()[:8]
 
 
-def records_of(data: DataSettings, split: str) -> tuple[Record, ...]:
+def records_of(data: DataSettings, split: str) -> tuple[Sample, ...]:
     """Read a split as training does: in the train split, rows that cannot be used are left out."""
-    return _read(data.name, data.root, data.split_key, split, split == data.train)
+    return _read(data.name, data.root, data.split_key, split, split == data.train_split)
 
 
 def names_learned(data: DataSettings) -> frozenset[str]:
     """Return every word that may name a thing in the phrases that a training learns from."""
-    return _names(data.name, data.root, data.split_key, data.train, data.share)
+    return _names(data.name, data.root, data.split_key, data.train_split, data.fraction)
 
 
 @functools.lru_cache(maxsize=8)
 def _names(name: str, root: str | None, split_key: str, split: str, share: float) -> frozenset[str]:
-    records = share_of(list(_read(name, root, split_key, split, tolerant=True)), share)
+    records = fraction_of(list(_read(name, root, split_key, split, tolerant=True)), share)
     return frozenset[str]().union(*(things_named(phrase) for phrase in {record.phrase for record in records}))
 
 
@@ -240,15 +242,15 @@ def forget_records() -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _read(name: str, root: str | None, split_key: str, split: str, tolerant: bool) -> tuple[Record, ...]:
+def _read(name: str, root: str | None, split_key: str, split: str, tolerant: bool) -> tuple[Sample, ...]:
     skipped = Skipped() if tolerant else None
-    return tuple(open_records(name, split=split, root=root, split_key=split_key, skipped=skipped))
+    return tuple(open_samples(name, split=split, root=root, split_key=split_key, skipped=skipped))
 
 
 def trouble_of(recipe: Recipe, splits: Sequence[str]) -> str:
     """Say what of a training's data is not at hand; "" where nothing is missing."""
     try:
-        for split in dict.fromkeys((recipe.data.train, recipe.data.val, *splits)):
+        for split in dict.fromkeys((recipe.data.train_split, recipe.data.val_split, *splits)):
             images = {record.image for record in records_of(recipe.data, split)}
             if not any(image.is_file() for image in images):
                 return f"none of the {len(images):,} photos of {recipe.data.name} {split} is there ({min(images)})"
@@ -271,19 +273,19 @@ def estimate(recipe: Recipe) -> Estimate | None:
     """
     data = recipe.data
     try:
-        records = [] if is_undrawn(data) else share_of(list(records_of(data, data.train)), data.share)
+        records = [] if is_undrawn(data) else fraction_of(list(records_of(data, data.train_split)), data.fraction)
     except InputError:
         records = []
     phrases = len(records) or published_phrases(data.name)
     if phrases is None:
         return None
-    phrases = phrases if records else round(phrases * data.share)
-    groups = sum(-(-len(rows) // data.phrases) for rows in group_by_image(records).values()) or -(
-        -phrases // data.phrases
+    phrases = phrases if records else round(phrases * data.fraction)
+    groups = sum(-(-len(rows) // data.phrases_per_image) for rows in group_by_image(records).values()) or -(
+        -phrases // data.phrases_per_image
     )
-    whole, further = _gflops(recipe.model.preset, json.dumps(recipe.model.set, sort_keys=True))
+    whole, further = _gflops(recipe.model.name, json.dumps(recipe.model.overrides, sort_keys=True))
     epoch = (whole - further) * groups + further * phrases
-    steps = StepCount.of(-(-groups // data.images), recipe.train).total
+    steps = StepCount.of(-(-groups // data.batch_size), recipe.train).total
     hours = PASSES * recipe.train.epochs * epoch * 1e9 / THROUGHPUT / 3600
     return Estimate(phrases, bool(records), recipe.train.epochs, steps, hours)
 

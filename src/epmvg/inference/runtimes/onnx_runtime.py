@@ -44,7 +44,7 @@ class ExportedBackend:
 
     def __init__(self, folder: Path, *, precision: str = "fp32", threads: int | None = None) -> None:
         settings = _read_settings(folder)
-        self.canvas, self.length = int(settings["canvas"]), int(settings["length"])
+        self.image_size, self.max_length = int(settings["image_size"]), int(settings["max_length"])
         self.calibration = read_calibration(folder)
         self.knows: str | None = settings.get("knows")
         kind = settings["format"]
@@ -53,7 +53,7 @@ class ExportedBackend:
         bf16 = precision == "bf16" or (precision == "auto" and cpu_has_bf16())
         try:
             tokenizer = guest("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
-            self.tokenizer = PhraseTokenizer(tokenizer, self.length, int(settings.get("pad_id", 0)))
+            self.tokenizer = PhraseTokenizer(tokenizer, self.max_length, int(settings.get("pad_id", 0)))
             files = [folder / f"{name}{SUFFIX[kind]}" for name in (IMAGE, PHRASES)]
             graphs = _onnx(files, threads or cores()) if kind == "onnx" else _openvino(files, threads or cores(), bf16)
             self._image, self._phrases = graphs
@@ -63,9 +63,9 @@ class ExportedBackend:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{folder} cannot be loaded ({reason}): export the run again.") from error
 
-    def encode(self, image: NDArray[np.float32], pad: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def encode(self, image: NDArray[np.float32], image_mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Encode images [I, 3, S, S] with pad [I, S, S] -> features [I, ...]."""
-        return self._image({"image": image, "pad": pad})[0]
+        return self._image({"image": image, "image_mask": image_mask})[0]
 
     def join(self, features: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Put features of several images together in memory of their own."""
@@ -74,13 +74,19 @@ class ExportedBackend:
     def answer(
         self,
         features: NDArray[np.float32],
-        pad: NDArray[np.bool_],
+        image_mask: NDArray[np.bool_],
         tokens: NDArray[np.int64],
-        token_pad: NDArray[np.bool_],
-        owner: NDArray[np.int64],
+        token_mask: NDArray[np.bool_],
+        image_index: NDArray[np.int64],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Answer phrases [P, L] about images `owner` [P] -> box [P, 4] cxcywh in 0..1 of the canvas, score [P]."""
-        given = {"features": features, "pad": pad, "tokens": tokens, "token_pad": token_pad, "owner": owner}
+        given = {
+            "features": features,
+            "image_mask": image_mask,
+            "tokens": tokens,
+            "token_mask": token_mask,
+            "image_index": image_index,
+        }
         box, score = self._phrases(given)
         return box.astype(np.float64), score.astype(np.float64)
 
@@ -131,7 +137,7 @@ def _openvino(files: list[Path], threads: int, bf16: bool) -> list[Graph]:
 def _read_settings(folder: Path) -> dict[str, Any]:
     try:
         settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        known = settings["format"] in SUFFIX and settings["canvas"] > 0 and settings["length"] > 0
+        known = settings["format"] in SUFFIX and settings["image_size"] > 0 and settings["max_length"] > 0
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / SETTINGS} cannot be read: export the run again.") from error
     if not known:

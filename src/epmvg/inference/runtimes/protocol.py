@@ -17,30 +17,30 @@ MapKind = Literal["where", "attention"]
 class Backend(Protocol):
     """What computes the answers; arrays are numpy's, but features may be anything with `nbytes`."""
 
-    canvas: int  # S
-    length: int  # L
+    image_size: int  # S
+    max_length: int  # L
     tokenizer: PhraseTokenizer
     calibration: Calibration | None  # from the scores that `answer` gives to probabilities
     knows: str | None  # what the model was trained to recognise
 
-    def encode(self, image: NDArray[np.float32], pad: NDArray[np.bool_]) -> Any: ...
+    def encode(self, image: NDArray[np.float32], image_mask: NDArray[np.bool_]) -> Any: ...
 
     def join(self, features: Sequence[Any]) -> Any: ...
 
     def answer(
         self,
         features: Any,
-        pad: NDArray[np.bool_],
+        image_mask: NDArray[np.bool_],
         tokens: NDArray[np.int64],
-        token_pad: NDArray[np.bool_],
-        owner: NDArray[np.int64],
+        token_mask: NDArray[np.bool_],
+        image_index: NDArray[np.int64],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
 
     def maps(
         self,
         kind: MapKind,
         features: Any,
-        pad: NDArray[np.bool_],
+        image_mask: NDArray[np.bool_],
         tokens: NDArray[np.int64],
-        token_pad: NDArray[np.bool_],
+        token_mask: NDArray[np.bool_],
     ) -> list[NDArray[np.float32]]: ...

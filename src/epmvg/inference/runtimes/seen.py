@@ -17,12 +17,12 @@ class SeenImage:
     """An encoded image, ready for further phrases."""
 
     letterbox: Letterbox
-    pad: NDArray[np.bool_]  # [1, S, S]
+    image_mask: NDArray[np.bool_]  # [1, S, S]
     features: Any  # [1, ...]
 
     @property
     def nbytes(self) -> int:
-        return int(self.pad.nbytes + self.features.nbytes)
+        return int(self.image_mask.nbytes + self.features.nbytes)
 
 
 class SeenImages:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from epmvg.core.hardware import select_device, use_bf16
-from epmvg.core.types import InputError, Output
+from epmvg.core.types import GroundingOutput, InputError
 from epmvg.models.factory import own_defaults
 from epmvg.models.grounder import EncodedImages, Grounder
 from epmvg.models.norms import BakedConv, bake_norms
@@ -49,7 +49,7 @@ class EagerBackend:
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self.canvas, self.length, self.calibration = model.canvas, model.length, model.calibration
+        self.image_size, self.max_length, self.calibration = model.image_size, model.max_length, model.calibration
         self.knows, self.tokenizer = model.knows, model.phrase_tokenizer()
         self.device = select_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
@@ -68,10 +68,10 @@ class EagerBackend:
             self._encode, self._answer = torch.compile(self._encode), torch.compile(self._answer)
 
     @torch.inference_mode()
-    def encode(self, image: NDArray[np.float32], pad: NDArray[np.bool_]) -> Tensor:
+    def encode(self, image: NDArray[np.float32], image_mask: NDArray[np.bool_]) -> Tensor:
         """Encode images [I, 3, S, S] with pad [I, S, S] -> features [I, ...]."""
         with self._autocast():
-            features: Tensor = self._encode(self._tensor(image), self._tensor(pad)).features
+            features: Tensor = self._encode(self._tensor(image), self._tensor(image_mask)).features
         return features
 
     @torch.inference_mode()
@@ -83,13 +83,13 @@ class EagerBackend:
     def answer(
         self,
         features: Tensor,
-        pad: NDArray[np.bool_],
+        image_mask: NDArray[np.bool_],
         tokens: NDArray[np.int64],
-        token_pad: NDArray[np.bool_],
-        owner: NDArray[np.int64],
+        token_mask: NDArray[np.bool_],
+        image_index: NDArray[np.int64],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Answer phrases [P, L] about images `owner` [P] -> box [P, 4] cxcywh in 0..1 of the canvas, score [P]."""
-        output = self._ask(self._answer, features, pad, tokens, token_pad, owner)
+        output = self._ask(self._answer, features, image_mask, tokens, token_mask, image_index)
         return output.box.cpu().double().numpy(), raw_scores(output).cpu().double().numpy()
 
     @torch.inference_mode()
@@ -97,9 +97,9 @@ class EagerBackend:
         self,
         kind: Literal["where", "attention"],
         features: Tensor,
-        pad: NDArray[np.bool_],
+        image_mask: NDArray[np.bool_],
         tokens: NDArray[np.int64],
-        token_pad: NDArray[np.bool_],
+        token_mask: NDArray[np.bool_],
     ) -> list[NDArray[np.float32]]:
         """Return the shares of visual tokens for phrases about one image, [P, side, side] for each map of tokens.
 
@@ -107,31 +107,31 @@ class EagerBackend:
             InputError: the model has no where-map.
         """
         answer = partial(self.model.answer, attention=kind == "attention")
-        output = self._ask(answer, features, pad, tokens, token_pad, np.zeros(len(tokens), np.int64))
+        output = self._ask(answer, features, image_mask, tokens, token_mask, np.zeros(len(tokens), np.int64))
         if kind == "attention":
             assert output.attention is not None
-            shares = output.attention[:, 1 : 1 + self.model.visual.places(self.canvas)]
-        elif output.where is not None:
-            shares = output.where.softmax(-1)
+            shares = output.attention[:, 1 : 1 + self.model.visual.places(self.image_size)]
+        elif output.heatmap is not None:
+            shares = output.heatmap.softmax(-1)
         else:
             raise InputError("This model has no where-map (model.anchored=false): look at its attention instead.")
-        sides = [-(-self.canvas // stride) for stride in self.model.visual.strides]
+        sides = [-(-self.image_size // stride) for stride in self.model.visual.strides]
         levels = shares.float().cpu().split([side**2 for side in sides], 1)
         return [level.unflatten(1, (side, side)).numpy() for side, level in zip(sides, levels, strict=True)]
 
     def _ask(
         self,
-        answer: Callable[..., Output],
+        answer: Callable[..., GroundingOutput],
         features: Tensor,
-        pad: NDArray[np.bool_],
+        image_mask: NDArray[np.bool_],
         tokens: NDArray[np.int64],
-        token_pad: NDArray[np.bool_],
-        owner: NDArray[np.int64],
-    ) -> Output:
-        hidden = self._tensor(token_pad)
+        token_mask: NDArray[np.bool_],
+        image_index: NDArray[np.int64],
+    ) -> GroundingOutput:
+        hidden = self._tensor(token_mask)
         with self._autocast():
             states = self.texts(self._tensor(tokens), hidden)
-            return answer(EncodedImages(features, self._tensor(pad)), states, hidden, self._tensor(owner))
+            return answer(EncodedImages(features, self._tensor(image_mask)), states, hidden, self._tensor(image_index))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
