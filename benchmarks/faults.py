@@ -75,7 +75,7 @@ class Room:
         said, _ = process.communicate()
         assert "Traceback" not in said, said
         lines = [line for line in said.splitlines() if line.strip()]
-        telling = [line for line in lines if line.startswith("epmvg: ") or "left out" in line or "Warning: " in line]
+        telling = [line for line in lines if line.startswith("epmvg: ") or "skipped so far" in line or "Warning: " in line]
         return process.returncode, (telling or lines)[-1].replace(str(self.folder) + "/", "").strip()
 
     def goes_on(self, *settings: str, out: Path | None = None) -> bool:
@@ -101,14 +101,14 @@ def full_disk(room: Room) -> tuple[int, str, bool]:
     with small_disk(room.folder / "disk", "128m") as disk:
         out = disk / "run"
         process = room.start("train.epochs=8", out=out)
-        while not (out / "state" / "last.pt").exists():
+        while not (out / "checkpoint" / "last.pt").exists():
             time.sleep(0.01)
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         (disk / "filler").write_bytes(bytes(max(0, free - 100_000)))
         said, _ = process.communicate()
         (disk / "filler").unlink()
         line = said.strip().splitlines()[-1].replace(str(room.folder) + "/", "")
-        whole = not list(out.rglob("*.part")) and (out / "state" / "last.pt").exists()
+        whole = not list(out.rglob("*.part")) and (out / "checkpoint" / "last.pt").exists()
         again = room.start("train.epochs=8", out=out, resume=True)
         return process.returncode, line, whole and again.wait() == 0
 
@@ -135,7 +135,7 @@ def unreadable_picture(room: Room) -> tuple[int, str, bool]:
     room.wait_for_a_row()
     (room.scenes / "images" / "train-00003.jpg").chmod(0)
     said, _ = process.communicate()
-    line = next(line for line in said.splitlines() if "left out" in line)
+    line = next(line for line in said.splitlines() if "skipped so far" in line)
     return process.returncode, line.replace(str(room.folder) + "/", ""), True
 
 
@@ -145,7 +145,7 @@ def vanished_picture(room: Room) -> tuple[int, str, bool]:
     room.wait_for_a_row()
     (room.scenes / "images" / "train-00003.jpg").unlink()
     said, _ = process.communicate()
-    line = next(line for line in said.splitlines() if "left out" in line)
+    line = next(line for line in said.splitlines() if "skipped so far" in line)
     return process.returncode, line.replace(str(room.folder) + "/", ""), True
 
 
@@ -186,7 +186,7 @@ def no_number(room: Room) -> tuple[int, str, bool]:
 def torn_state(room: Room) -> tuple[int, str, bool]:
     """The last saved state is cut in half."""
     room.train()
-    last = room.run / "state" / "last.pt"
+    last = room.run / "checkpoint" / "last.pt"
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     status, line = room.train(resume=True)
     return status, line, status == 0
@@ -195,7 +195,7 @@ def torn_state(room: Room) -> tuple[int, str, bool]:
 def flipped_bit(room: Room) -> tuple[int, str, bool]:
     """One bit in the middle of the last saved state is flipped."""
     room.train()
-    last = room.run / "state" / "last.pt"
+    last = room.run / "checkpoint" / "last.pt"
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 4
     last.write_bytes(content)
@@ -206,7 +206,7 @@ def flipped_bit(room: Room) -> tuple[int, str, bool]:
 def both_states_damaged(room: Room) -> tuple[int, str, bool]:
     """Both saved states are damaged; the best weights are files of their own."""
     room.train()
-    for file in (room.run / "state").iterdir():
+    for file in (room.run / "checkpoint").iterdir():
         file.write_bytes(file.read_bytes()[:-1000])
     status, line = room.train(resume=True)
     return status, line, room.goes_on(f"model.init_from={room.run}", out=room.folder / "second")
@@ -233,7 +233,7 @@ def out_of_memory(room: Room) -> tuple[int, str, bool]:
     """The process may take 6 GB of addresses, and a batch wants more."""
     limit = ["prlimit", "--as=6000000000"]
     status, line = room.train("model.image_size=1024", "data.batch_size=30", "data.phrases_per_image=32", prefix=limit)
-    return status, line, not (room.run / "state").exists() and room.goes_on(out=room.folder / "second")
+    return status, line, not (room.run / "checkpoint").exists() and room.goes_on(out=room.folder / "second")
 
 
 def plain_ascii(room: Room) -> tuple[int, str, bool]:

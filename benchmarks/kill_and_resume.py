@@ -76,7 +76,7 @@ def run_whole(room: Path) -> tuple[float, float]:
 
 def is_writing(folder: Path) -> bool:
     """Say whether a file of the run stands under its temporary name."""
-    return any(folder.glob(".*.part")) or any(folder.glob("state/.*.part"))
+    return any(folder.glob(".*.part")) or any(folder.glob("checkpoint/.*.part"))
 
 
 def kill_once(room: Path, folder: Path, when: str, ready: float, share: float) -> bool:
@@ -96,7 +96,7 @@ def kill_once(room: Path, folder: Path, when: str, ready: float, share: float) -
     return process.wait() == -signal.SIGKILL
 
 
-def difference(one: Any, other: Any, where: str = "state") -> str | None:
+def difference(one: Any, other: Any, where: str = "checkpoint") -> str | None:
     """Name the first thing in which two states differ, or None; tensors are compared bit by bit."""
     if isinstance(one, torch.Tensor):
         same = one.dtype == other.dtype and one.shape == other.shape
@@ -116,14 +116,15 @@ def difference(one: Any, other: Any, where: str = "state") -> str | None:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """Return all that a run leaves, without what only the clock says."""
-    state = torch.load(folder / "state" / "last.pt", weights_only=True)
-    state["position"] = {key: value for key, value in state["position"].items() if key != "seconds"}
-    state["meter"] = [{key: value for key, value in own.items() if key != "since"} for own in state["meter"]]
+    checkpoint = torch.load(folder / "checkpoint" / "last.pt", weights_only=True)
+    del checkpoint["state"]["seconds"]
+    for means in checkpoint["means"]:
+        del means["since"]
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
     names = ["model.safetensors", "model.yaml", *(file.name for file in sorted(folder.glob("predictions-*.jsonl")))]
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-    return {"last": state, "metrics": rows, "files": files}
+    return {"last": checkpoint, "metrics": rows, "files": files}
 
 
 def main() -> None:
@@ -159,8 +160,8 @@ def main() -> None:
         "differs": first,
         "killed_while": moments,
         "killed_runs": len(differences),
-        "steps": wanted["last"]["position"]["step"],
-        "tensors": sum(isinstance(value, torch.Tensor) for value in wanted["last"]["student"].values()),
+        "steps": wanted["last"]["state"]["step"],
+        "tensors": sum(isinstance(value, torch.Tensor) for value in wanted["last"]["model"].values()),
         "metrics_rows": len(wanted["metrics"]),
         "uninterrupted_seconds": round(ready + seconds, 1),
     }

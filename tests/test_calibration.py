@@ -57,7 +57,7 @@ def test_a_score_head_changes_nothing_else(named: Path, tmp_path: Path) -> None:
     scored = train(named, tmp_path / "scored", "model.score=true", "train.negatives_per_phrase=0")
     absent = train(named, tmp_path / "absent", "model.score=true", "train.negatives_per_phrase=1")
     state, with_head, with_absent = (
-        torch.load(run / "state" / "last.pt", weights_only=True)["student"] for run in (plain, scored, absent)
+        torch.load(run / "checkpoint" / "last.pt", weights_only=True)["model"] for run in (plain, scored, absent)
     )
     heads = {name for name in with_head if name.startswith("score_head.")}
     assert heads and with_head.keys() - heads == state.keys()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from epmvg.core.distributed import launched
+from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.hardware import select_device, use_bf16
 from epmvg.core.types import InputError
 
@@ -68,12 +68,12 @@ def test_incomplete_variables_of_a_launcher_are_named(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=words):
-        launched()
+        rank_and_world_size()
 
 
 def test_one_process_needs_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launched() == (0, 1)
+    assert rank_and_world_size() == (0, 1)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert launched() == (0, 1)
+    assert rank_and_world_size() == (0, 1)
     monkeypatch.setenv("RANK", "0")
-    assert launched() == (0, 1)
+    assert rank_and_world_size() == (0, 1)

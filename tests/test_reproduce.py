@@ -18,7 +18,7 @@ from epmvg.data.synthetic.scenes import write_scenes
 from epmvg.experiments.reproduce import reproduce, runner
 from epmvg.experiments.reproduce.plan import SCALES, plan_row
 from epmvg.experiments.reproduce.tables import Row, read_table, read_tables
-from epmvg.training import loop
+from epmvg.training import errors, loop
 
 FIGURE = r"\d\d\.\d\d"
 
@@ -171,7 +171,7 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
     run: Callable[..., dict[str, Any]], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two rows with two seeds: killed in the first training, then beside another start that holds it, then alone."""
-    real = loop._step
+    real = errors.check_finite
     steps: list[int] = []
 
     def dies_at_three(*arguments: Any) -> Any:
@@ -180,7 +180,7 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
             raise KilledError
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "_step", dies_at_three)
+    monkeypatch.setattr(loop, "check_finite", dies_at_three)
     with pytest.raises(KilledError):
         run("4", seeds=2)
     (begun,) = [file.parent for file in tmp_path.glob("out/scenes/*/seed-13/config.yaml")]

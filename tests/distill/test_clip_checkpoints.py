@@ -433,7 +433,7 @@ def test_activations_that_disagree_are_refused_with_both_named(
     archive(published(True), tmp_path / "openai.pt")
     monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda cfg, cache_dir=None: str(file))
     laion = open_clip.get_pretrained_cfg("ViT-B-32", "laion2b_s34b_b79k")
-    with pytest.raises(InputError, match=r"does not say its activation.*ViT-tiny-quickgelu .*ViT-tiny with"):
+    with pytest.raises(InputError, match=r"does not state its activation.*ViT-tiny-quickgelu .*ViT-tiny with"):
         ClipTeacher(architecture, file)
     for name, weights, stated in (
         (architecture, "openai", False),
@@ -449,7 +449,7 @@ def test_activations_that_disagree_are_refused_with_both_named(
     with pytest.raises(InputError, match=r"ViT-tiny-quickgelu has quick_gelu=true, the weights 'laion'.*false"):
         ClipTeacher(f"{architecture}-quickgelu", "laion")
     (tmp_path / "c.json").write_text(json.dumps(TINY))
-    with pytest.raises(InputError, match=r"c\.json has quick_gelu=false, but .*openai\.pt holds OpenAI's weights"):
+    with pytest.raises(InputError, match=r"c\.json has quick_gelu=false, but .*openai\.pt contains OpenAI's weights"):
         ClipTeacher(tmp_path / "c.json", tmp_path / "openai.pt")
 
 
@@ -463,7 +463,7 @@ def test_preprocessing_of_a_file_is_that_of_its_architecture_s_tags(
     monkeypatch.setitem(pretrained._PRETRAINED, name, {"webli": sig})
     assert ClipTeacher(name, file).preprocess.resize_mode == "squash"
     monkeypatch.setitem(pretrained._PRETRAINED, name, {"webli": sig, "openai": {"mean": (0.1, 0.2, 0.3)}})
-    with pytest.raises(InputError, match=r"does not say its image preprocessing.*preprocess_cfg"):
+    with pytest.raises(InputError, match=r"does not state its image preprocessing.*preprocess_cfg"):
         ClipTeacher(name, file)
 
 
@@ -482,7 +482,7 @@ def test_no_file_s_code_is_run(architecture: str, tmp_path: Path, monkeypatch: p
     with zipfile.ZipFile("good.pt") as good, zipfile.ZipFile("evil.pt", "w") as evil:
         for name in good.namelist():
             evil.writestr(name, pickle.dumps(Evil()) if name.endswith("/data.pkl") else good.read(name))
-    for file, words in (("plain.pt", "Python objects"), ("evil.pt", r"asks for pathlib")):
+    for file, words in (("plain.pt", "Python objects"), ("evil.pt", r"refers to pathlib")):
         with pytest.raises(InputError, match=words):
             ClipTeacher(f"{architecture}-quickgelu", file)
     assert not Path("was-run").exists()
@@ -539,7 +539,7 @@ def test_forms_that_are_not_read_name_the_way_out(
     words.write_text(json.dumps(TINY | {"text_cfg": TINY["text_cfg"] | {"vocab_size": 32_000}}))
     quick = f"{architecture}-quickgelu"
     for name, weights, said in (
-        (tmp_path / "sd.pt", None, r"does not say its architecture.*distill\.pretrained"),
+        (tmp_path / "sd.pt", None, r"does not state its architecture.*distill\.pretrained"),
         (quick, tmp_path / "less.pt", r"not of the architecture of ViT-tiny-quickgelu: .*resblocks\.1"),
         (quick, tmp_path / "model.safetensors", r"Hugging Face model's weights.*folder with its config\.json"),
         (quick, tmp_path / "w.npz", "NumPy archive"),
@@ -562,13 +562,14 @@ def test_forms_that_are_not_read_name_the_way_out(
 
 def test_every_registered_name_has_a_way_in() -> None:
     """Each tag either states an activation that its architecture can take, or is refused with both named."""
-    from epmvg.distill.clip_checkpoints import _tag_activation
+    from epmvg.distill.clip_checkpoints import select_activation
 
     refused = []
     for name, tag in open_clip.list_pretrained():
         settings = open_clip.get_pretrained_cfg(name, tag)
         try:
-            quick = _tag_activation(name, tag, open_clip.get_model_config(name), settings, None)
+            built, required = (bool(part.get("quick_gelu")) for part in (open_clip.get_model_config(name), settings))
+            quick = select_activation(name, tag, built, required, None)
         except InputError:
             refused.append(name)
         else:

@@ -18,7 +18,7 @@ from epmvg.data.transforms import Augment
 from epmvg.distill import teacher as teacher_module
 from epmvg.distill.losses import dense_loss, resample, tokens_within
 from epmvg.distill.target_cache import CachedTeacher
-from epmvg.distill.targets import Lesson
+from epmvg.distill.targets import DistillationTargets
 from epmvg.distill.teacher import ClipTeacher, View
 from epmvg.models.factory import create_model
 
@@ -79,7 +79,7 @@ def test_a_norm_after_pooling_stands_after_each_patch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tower", ["resnet", "timm transformer"])
 def test_a_tower_without_such_patches_is_refused(tower: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"set distill\.dense_weight=0"):
-        Lesson(teacher_of(tower, tmp_path), dense=True)
+        DistillationTargets(teacher_of(tower, tmp_path), dense=True)
 
 
 PHRASES = ["the red thing on the left", "green"]
@@ -91,7 +91,7 @@ class Placed(ClipTeacher):
 
     asked: tuple[str, ...] = ()
 
-    def _read(self, phrase: list[str]) -> Tensor:
+    def _encode_text(self, phrase: list[str]) -> Tensor:
         self.asked += tuple(phrase)
         return torch.stack([F.one_hot(torch.tensor(2 * ("green" in text)), 24).float() for text in phrase])
 
@@ -129,15 +129,17 @@ def test_the_map_lies_where_the_student_sees_the_same(
     teacher = teacher_of("fine", tmp_path, kind=Placed, view=seen, mode=mode)
     assert isinstance(teacher, Placed)
 
-    def patch_vectors(clip: object, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def patch_embeddings(clip: object, pixels: Tensor) -> tuple[Tensor, Tensor]:
         return coloured(clip, pixels, mean=teacher.mean, std=teacher.std)
 
-    monkeypatch.setattr(teacher_module, "patch_vectors", patch_vectors)
+    monkeypatch.setattr(teacher_module, "patch_embeddings", patch_embeddings)
     by_photo = view == "image"
-    lesson = Lesson(CachedTeacher(teacher, tmp_path) if by_photo else teacher, photo=by_photo, sides=(), dense=True)
+    targets = DistillationTargets(
+        CachedTeacher(teacher, tmp_path) if by_photo else teacher, from_files=by_photo, embeddings=(), dense=True
+    )
     flips = 0
     for batch in batches(photo, 8):
-        answer = lesson(batch)
+        answer = targets(batch)
         assert answer.image is None and answer.text is None and answer.similarity is not None
         read = resample(answer.similarity, (16, 16)).view(2, 16, 16) / teacher.scale * 2**0.5
         shown = F.avg_pool2d(batch.images, 8)[0, :2]

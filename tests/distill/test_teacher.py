@@ -17,7 +17,7 @@ from epmvg.core.types import InputError, TeacherEmbeddings
 from epmvg.distill import pretrain
 from epmvg.distill.pretrain import _recall, _Table, train_teacher
 from epmvg.distill.teacher import ClipTeacher
-from epmvg.training.teacher import write_teacher
+from epmvg.training.teacher import write_description
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "white": (250, 250, 250)}
 
@@ -192,7 +192,7 @@ def test_a_fingerprint_tells_apart_whatever_changes_a_vector(tmp_path: Path) -> 
 
 
 def test_a_run_s_folder_says_which_clip_taught_it(folder: Path, tmp_path: Path) -> None:
-    write_teacher(ClipTeacher(folder), tmp_path)
+    write_description(ClipTeacher(folder), tmp_path)
     said = json.loads((tmp_path / "teacher.json").read_text())
     assert said["activation"] == "GELU" and said["preprocess"]["resize_mode"] == "longest"
     assert said["preprocess"]["mean"] == [0.5] * 3 and said["tokenizer"]["context_length"] == 64

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from epmvg.cli import ask, datasets, give, judge, learn, predict, screen
-from epmvg.core.distributed import launched
+from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.types import InputError
 from epmvg.core.version import __version__
 
@@ -85,5 +85,5 @@ def _root(
         bool, typer.Option("--quiet", "-q", help="Say nothing while work goes on: answers and mistakes only.")
     ] = False,
 ) -> None:
-    launched()  # incomplete variables of a launcher are named before any work
+    rank_and_world_size()  # incomplete variables of a launcher are named before any work
     screen.told.quiet = screen.errors.quiet = quiet

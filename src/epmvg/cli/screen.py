@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from epmvg.core.distributed import launched
+from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.types import InputError
 
 console = Console(markup=False, emoji=False, highlight=False)
@@ -22,7 +22,7 @@ DEVICE = "Where to compute: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1 o
 
 def is_first() -> bool:
     """Return whether this process prints results, of those a launcher started together."""
-    return launched()[0] == 0
+    return rank_and_world_size()[0] == 0
 
 
 def refuse_options(why: str, **options: object) -> None:

@@ -74,7 +74,7 @@ class GroundingLoader:
         rank: int = 0,
         world: int = 1,
         tolerant: bool = False,
-        stored: dict[str, Tensor] | None = None,
+        stored: dict[str, Any] | None = None,
         cache_gb: float = 0.0,
     ) -> None:
         self.records = records

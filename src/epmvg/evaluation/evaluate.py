@@ -17,7 +17,7 @@ from torch import Tensor
 
 from epmvg.core.boxes import paired_iou
 from epmvg.core.calibration import BINS, Calibration, mean_intervals, measure_trust
-from epmvg.core.distributed import gathered, together, told
+from epmvg.core.distributed import broadcast, gather, process_group
 from epmvg.core.files import write_json, write_rows
 from epmvg.core.hardware import select_device
 from epmvg.core.locate import fetch
@@ -68,7 +68,7 @@ def predict_rows(
         done += len(answered[-1])
         if progress:
             progress(done, total)
-    dealt = zip_longest(*gathered(answered), fillvalue=[])  # batches were dealt out in turn
+    dealt = zip_longest(*gather(answered), fillvalue=[])  # batches were dealt out in turn
     return [row for turn in dealt for rows in turn for row in rows]
 
 
@@ -183,7 +183,7 @@ def evaluate(
     Raises:
         InputError: the run, the data or all images cannot be read.
     """
-    with together() as (rank, world):  # first, so that the others notice a fault in what follows
+    with process_group() as (rank, world):  # first, so that the others notice a fault in what follows
         settings, split, records = rows_to_ask(run, data, split, root, split_key)
         model = load(run).to(select_device(device))
         bake_norms(model.visual, padding=True)
@@ -216,7 +216,7 @@ def evaluate(
             write_rows(folder / result["rows"], rows)
             write_rows(folder / f"absent-{stem}.jsonl", nothing)
             write_json(folder / f"evaluation-{stem}.json", result)
-        return told(result)
+        return broadcast(result)
 
 
 def mark_unread(rows: Sequence[Row], tokenizer: PhraseTokenizer) -> dict[str, int]:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from epmvg.core.calibration import CONFIDENCE_FILE
-from epmvg.core.distributed import launched
+from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.images import open_image
 from epmvg.core.locate import locate
 from epmvg.core.types import InputError, Prediction, Progress
@@ -103,7 +103,7 @@ def predict_many(
             would replace something.
         KeyboardInterrupt: says what is kept.
     """
-    if launched()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         raise InputError("Launched processes do not share a prediction: start one command per part, --shard K/N each.")
     given = [source] if isinstance(source, Path | str) else list(source)
     sources, out = Sources(given, phrases, root=root, shard=shard), Path(out)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from epmvg.core.distributed import launched
+from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.files import write_json
 from epmvg.core.types import InputError
 from epmvg.experiments.reproduce.page import as_html, as_markdown
@@ -71,7 +71,7 @@ def reproduce(
         InputError: an unknown table or scale, an override that does not fit, or a launcher of several processes.
     """
     tell = report or (lambda row: None)
-    if launched()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         raise InputError(
             "The trainings of a table run in one process each: start `epmvg reproduce` once per GPU without a launcher "
             "(CUDA_VISIBLE_DEVICES=0, 1, ...) and the same --out, and they share the table."

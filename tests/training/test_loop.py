@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from runs import KilledError, killed_at, recipe, rows, weights
 
 import epmvg
 from epmvg.config.settings import Recipe
@@ -15,45 +16,11 @@ from epmvg.core.types import InputError
 from epmvg.models.factory import create_model, load
 from epmvg.training import loop
 from epmvg.training.optimizer import StepCount, lr_factor, parameter_groups
-from epmvg.training.run import Run
-
-TINY = [
-    "model=tiny-resnet",
-    "model.pretrained=false",
-    "model.anchored=true",
-    "model.similarity=true",
-    "data.batch_size=3",
-    "data.phrases_per_image=2",
-    "train.epochs=3",
-    "train.lr=1e-3",
-    "train.lr_backbone=1e-3",
-    "train.save_interval=2",
-    "train.log_interval=1",
-    "train.eval_interval=1",
-    "train.warmup_steps=0",
-]
-
-
-def recipe(data: Path | str, *settings: str) -> Recipe:
-    return Recipe.load("scenes", f"data.name={data}", "train.cache_features=false", "distill=null", *TINY, *settings)
 
 
 @pytest.fixture(autouse=True)
 def scenes_recipe_is_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(folder / "state" / "last.pt", weights_only=True)["student"]
-    return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
-
-
-def rows(folder: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-class KilledError(Exception):
-    pass
 
 
 def test_a_killed_run_resumes_to_the_same_weights(
@@ -64,21 +31,14 @@ def test_a_killed_run_resumes_to_the_same_weights(
         squares, "data.augment={horizontal_flip: 0.5, translate: 1.0}", "train.log_interval=3", "train.save_interval=2"
     )
     whole = epmvg.train(chosen, tmp_path / "whole")
-    real, steps = loop._step, []
-
-    def dies_at_seven(run: Run, batch: epmvg.Batch, share: float) -> object:
-        steps.append(1)
-        if len(steps) == 7:
-            raise KilledError
-        return real(run, batch, share)
-
-    monkeypatch.setattr(loop, "_step", dies_at_seven)
+    monkeypatch.setattr(loop, "check_finite", killed_at(6))
     with pytest.raises(KilledError):
-        epmvg.train(chosen, tmp_path / "truncated")
-    with (tmp_path / "truncated" / "metrics.jsonl").open("a") as out:
+        epmvg.train(chosen, tmp_path / "cut")
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as out:
         out.write('{"step": 7, "torn')
-    monkeypatch.setattr(loop, "_step", real)
-    cut = epmvg.train(chosen, tmp_path / "truncated", resume=True)
+    monkeypatch.undo()
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+    cut = epmvg.train(chosen, tmp_path / "cut", resume=True)
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(cut)[name]), name
     timeless = [{k: v for k, v in row.items() if "second" not in k and "_per_s" not in k} for row in rows(whole)]
@@ -114,7 +74,7 @@ def test_a_teacher_s_terms_fall_and_it_stays_out_of_the_checkpoint(squares: Path
     settings += [f"distill.frozen={frozen}", "train.epochs=12"]
     folder = epmvg.train(recipe(squares, *settings), tmp_path / "run")
     steps = [row["loss"] for row in rows(folder) if row["event"] == "step"]
-    distilled = [step["image"] + step["text"] for step in steps]  # type: ignore[index]
+    distilled = [step["image"] + step["text"] for step in steps]
     assert sum(distilled[-4:]) < 0.7 * sum(distilled[:4])
     names = safetensors.torch.load_file(folder / "model.safetensors").keys()
     assert names == create_model("tiny-resnet", anchored=True, similarity=True).state_dict().keys()
@@ -127,13 +87,13 @@ def test_stored_maps_train_the_same_student(squares: Path, tmp_path: Path, preci
     frozen = ["model.visual={frozen: [all]}", "data.augment=null", f"train.precision={precision}"]
     live = epmvg.train(recipe(squares, *frozen), tmp_path / "live")
     stored = epmvg.train(recipe(squares, *frozen, "train.cache_features=true"), tmp_path / "stored")
-    losses = [[row["loss"]["total"] for row in rows(f) if row["event"] == "step"] for f in (live, stored)]  # type: ignore[index]
+    losses = [[row["loss"]["total"] for row in rows(f) if row["event"] == "step"] for f in (live, stored)]
     torch.testing.assert_close(torch.tensor(losses[0][:4]), torch.tensor(losses[1][:4]), rtol=0.02, atol=0.02)
-    assert list((tmp_path / "cache" / "maps").glob("maps-*.npy"))
+    assert (tmp_path / "cache" / "features.sqlite").exists()
 
 
 def test_storing_needs_a_frozen_backbone(squares: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"train\.store=true needs"):
+    with pytest.raises(InputError, match=r"train\.cache_features=true needs"):
         epmvg.train(recipe(squares, "train.cache_features=true"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from conftest import draw_squares
 from filelock import FileLock
-from test_training import recipe, rows, weights
+from runs import before_each_backward, recipe, rows, same_weights, weights
 
 import epmvg
 from epmvg.cli import main
@@ -26,10 +26,11 @@ from epmvg.core.files import atomic_write
 from epmvg.core.types import InputError
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.readers.jsonl import read_jsonl
-from epmvg.distill.losses import Loss
+from epmvg.distill.losses import Losses
 from epmvg.models.grounder import Grounder
 from epmvg.training import loop
-from epmvg.training.checkpoint import whole_state
+from epmvg.training.checkpoint import read_checkpoint
+from epmvg.training.errors import check_finite
 from epmvg.training.folder import LOCK
 from epmvg.training.run import Run
 
@@ -58,21 +59,16 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def same(one: Path, other: Path) -> bool:
-    a, b = weights(one), weights(other)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def test_a_full_disk_stops_a_training_that_goes_on_once_there_is_room(
     finished: tuple[Recipe, Path], tmp_path: Path
 ) -> None:
     chosen, whole = finished
-    limit = (whole / "state" / "last.pt").stat().st_size - 1  # the weights fit, the state does not
+    limit = (whole / "checkpoint" / "last.pt").stat().st_size - 1  # the weights fit, the state does not
     with files_of_at_most(limit), pytest.raises(InputError, match=r"last\.pt could not be written \(File too large\)"):
-        epmvg.train(chosen, tmp_path / "truncated")
-    assert not list((tmp_path / "truncated").rglob("*.part"))
-    with pytest.warns(UserWarning, match="before its first saved step"):
-        assert same(whole, epmvg.train(chosen, tmp_path / "truncated", resume=True))
+        epmvg.train(chosen, tmp_path / "cut")
+    assert not list((tmp_path / "cut").rglob("*.part"))
+    with pytest.warns(UserWarning, match="before its first checkpoint"):
+        assert same_weights(whole, epmvg.train(chosen, tmp_path / "cut", resume=True))
 
 
 @pytest.mark.parametrize("room", [0, 10_000])
@@ -98,31 +94,31 @@ def test_a_file_that_does_not_fit_leaves_the_one_before_it(tiny: Grounder, tmp_p
 def test_a_damaged_state_gives_way_to_the_one_before_it(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
     chosen, whole = finished
     shutil.copytree(whole, tmp_path / "hurt")
-    last = tmp_path / "hurt" / "state" / "last.pt"
+    last = tmp_path / "hurt" / "checkpoint" / "last.pt"
     content = last.read_bytes()
     last.write_bytes(content[: len(content) // 2])
-    with pytest.warns(UserWarning, match=r"last\.pt is damaged: going on from previous\.pt, step \d"):
+    with pytest.warns(UserWarning, match=r"last\.pt is damaged: continuing from previous\.pt, step \d"):
         epmvg.train(chosen, tmp_path / "hurt", resume=True)
-    assert same(whole, tmp_path / "hurt")
-    for file in (tmp_path / "hurt" / "state").iterdir():
+    assert same_weights(whole, tmp_path / "hurt")
+    for file in (tmp_path / "hurt" / "checkpoint").iterdir():
         file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"last\.pt is damaged and no other state is whole.*model\.start="):
+    with pytest.raises(InputError, match=r"last\.pt is damaged and no other checkpoint is intact.*model\.init_from="):
         epmvg.train(chosen, tmp_path / "hurt", resume=True)
 
 
 def test_a_flipped_bit_is_noticed_or_means_nothing(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
     folder = finished[1]
-    whole = (folder / "state" / "last.pt").read_bytes()
+    whole = (folder / "checkpoint" / "last.pt").read_bytes()
     draw, noticed = random.Random(0), 0
     for _ in range(40):
         hurt = bytearray(whole)
         hurt[draw.randrange(len(hurt))] ^= 1 << draw.randrange(8)
         (tmp_path / "hurt.pt").write_bytes(hurt)
-        state = whole_state(tmp_path / "hurt.pt")
+        state = read_checkpoint(tmp_path / "hurt.pt")
         if state is None:
             noticed += 1
         else:  # the bytes between the parts of the file
-            assert all(torch.equal(state["student"][name], tensor) for name, tensor in weights(folder).items())
+            assert all(torch.equal(state["model"][name], tensor) for name, tensor in weights(folder).items())
     assert noticed > 25
 
 
@@ -155,7 +151,7 @@ def test_pictures_that_vanish_are_counted_and_named_once(squares: Path, tmp_path
     lost = [row for row in said if row["event"] == "skipped"]
     named = [why for row in lost for why in row["pictures"]]  # type: ignore[attr-defined]
     assert [sum(f"{number}.png" in why for why in named) for number in (0, 2, 4)] == [0, 1, 1]
-    assert lost[-1]["images"] == 2 and f"left out so far: {lost[-1]['images']}; now" in str(lost[-1]["why"])
+    assert lost[-1]["images"] == 2 and f"skipped so far: {lost[-1]['images']}; now" in str(lost[-1]["why"])
     assert [row for row in rows(tmp_path / "run") if row["event"] == "skipped"]
 
 
@@ -203,45 +199,40 @@ def test_a_loss_that_is_no_number_leaves_its_batch(
     finished: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As tensors and as rows that can be trained on; what was saved before stays."""
-    real, seen = loop._loss_of, []
+    seen: list[epmvg.Batch] = []
 
-    def breaks_at_four(run: Run, batch: epmvg.Batch) -> Loss:
+    def breaks_at_four(run: Run, batch: epmvg.Batch, losses: Losses) -> None:
         seen.append(batch)
-        loss = real(run, batch)
         if len(seen) == 4:
-            loss.terms["giou"] = loss.terms["giou"] * float("nan")
-        return loss
+            losses.terms["giou"] = losses.terms["giou"] * float("nan")
+        check_finite(run, batch, losses)
 
-    monkeypatch.setattr(loop, "_loss_of", breaks_at_four)
+    monkeypatch.setattr(loop, "check_finite", breaks_at_four)
     with pytest.raises(InputError, match=r"nan at step 4 \(term giou; images .*the batch is in .*batch-4-0"):
         epmvg.train(finished[0], tmp_path / "run")
     with safetensors.safe_open(tmp_path / "run" / "batch-4-0.safetensors", "pt") as kept:
         assert torch.equal(kept.get_tensor("image"), seen[-1].images) and torch.equal(
-            kept.get_tensor("box"), seen[-1].boxes
+            kept.get_tensor("boxes"), seen[-1].boxes
         )
         assert json.loads(kept.metadata()["loss"])["giou"] == "nan"
     named = read_jsonl(tmp_path / "run" / "batch-4-0.jsonl", root=Path("/"))
     assert [record.phrase for record in named] == [record.phrase for record in seen[-1].samples]
-    monkeypatch.setattr(loop, "_loss_of", real)
-    assert same(finished[1], epmvg.train(finished[0], tmp_path / "run", resume=True))
+    monkeypatch.setattr(loop, "check_finite", check_finite)
+    assert same_weights(finished[1], epmvg.train(finished[0], tmp_path / "run", resume=True))
 
 
 def test_weights_that_are_no_numbers_are_not_saved(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop._step
+    def breaks(run: Run, batch: epmvg.Batch) -> None:
+        if run.state.step == 3:
+            next(run.model.fusion.parameters()).data.fill_(float("nan"))
 
-    def breaks(run: Run, batch: epmvg.Batch, share: float) -> Loss:
-        loss = real(run, batch, share)
-        if run.position.step == 3:
-            next(run.student.fusion.parameters()).data.fill_(float("nan"))
-        return loss
-
-    monkeypatch.setattr(loop, "_step", breaks)
-    with pytest.raises(InputError, match="holds NaN or infinity after step 4"):
+    monkeypatch.setattr(loop, "check_finite", before_each_backward(breaks))
+    with pytest.raises(InputError, match="contains NaN or Inf after step 4"):
         epmvg.train(recipe(squares, "train.eval_interval=3"), tmp_path / "run")
-    state = whole_state(tmp_path / "run" / "state" / "last.pt")
-    assert state is not None and state["position"]["step"] == 2
+    state = read_checkpoint(tmp_path / "run" / "checkpoint" / "last.pt")
+    assert state is not None and state["state"]["step"] == 2
 
 
 @pytest.mark.parametrize(
@@ -262,10 +253,10 @@ def test_running_out_of_memory_says_what_takes_less(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(loop, "_step", fails)
+    monkeypatch.setattr(loop, "check_finite", fails)
     with pytest.raises(
         InputError,
-        match=r"Out of memory: set train\.checkpoint_layers=true and go on with --resume, .*images=3 .*phrases=2",
+        match=r"Out of memory: set train\.gradient_checkpointing=true and continue with --resume, .*batch_size=3 .*phrases_per_image=2",
     ):
         epmvg.train(recipe(squares), tmp_path / "run")
     monkeypatch.setattr("epmvg.cli.app", fails)
@@ -280,6 +271,6 @@ def test_an_error_of_the_program_is_not_taken_for_the_user_s(
     def fails(*_: object) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(loop, "_step", fails)
+    monkeypatch.setattr(loop, "check_finite", fails)
     with pytest.raises(RuntimeError, match="mat1"):
         epmvg.train(recipe(squares), tmp_path / "run")

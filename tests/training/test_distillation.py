@@ -16,15 +16,16 @@ import pytest
 import safetensors.torch
 import torch
 from processes import together
+from runs import KilledError, checkpoint, killed_at
 
 import epmvg
 from epmvg.config.settings import DistillSettings, Recipe
 from epmvg.core.types import InputError
 from epmvg.distill.teacher import ClipTeacher
+from epmvg.models.grounder import Grounder
 from epmvg.training import cache_teacher, loop
 from epmvg.training import setup as prepare
-from epmvg.training import teacher as lessons
-from epmvg.training.run import Run
+from epmvg.training import teacher as teachers
 
 STUDENT = [
     "model=tiny-resnet",
@@ -101,8 +102,8 @@ def test_two_processes_teach_an_unfrozen_teacher_as_one_does(squares: Path, vit:
     for count in (1, 2):
         chosen, folder = recipe(squares, *settings, "train.epochs=2", "data.batch_size=4"), tmp_path / f"by-{count}"
         assert together(count, partial(epmvg.train, chosen, folder)) == [0] * count
-        state = torch.load(folder / "state" / "last.pt", weights_only=True)
-        ends.append(state["student"] | {f"teacher.{key}": value for key, value in state["beside"]["teacher"].items()})
+        state = checkpoint(folder)
+        ends.append(state["model"] | {f"teacher.{key}": value for key, value in state["auxiliary"]["teacher"].items()})
     first = safetensors.torch.load_file(weights)
     assert any((ends[0][f"teacher.clip.{key}"] - value).abs().max() > 1e-3 for key, value in first.items())
     for key, value in ends[0].items():
@@ -116,25 +117,17 @@ def test_what_trains_beside_the_student_is_resumed_with_it(
     """An unfrozen teacher, cut off between two saves: bit for bit the run that was never stopped."""
     settings = ["distill.frozen=false", "distill.input=cropped", "distill.dense_weight=1"]
     chosen = recipe(squares, f"distill.teacher={vit}", *settings, "train.epochs=2")
-    real = loop._step
-    done: list[int] = []
-
-    def dies_at_five(run: Run, batch: epmvg.Batch, share: float) -> object:
-        done.append(1)
-        if len(done) == 5:
-            raise KeyboardInterrupt
-        return real(run, batch, share)
-
     whole = epmvg.train(chosen, tmp_path / "whole")
-    monkeypatch.setattr(loop, "_step", dies_at_five)
-    with pytest.raises(KeyboardInterrupt):
-        epmvg.train(chosen, tmp_path / "truncated")
-    monkeypatch.setattr(loop, "_step", real)
-    cut = epmvg.train(chosen, tmp_path / "truncated", resume=True)
-    expected, resumed = (torch.load(f / "state" / "last.pt", weights_only=True) for f in (whole, cut))
-    assert set(expected["beside"]) == {"teacher"}
-    for name, part in {"student": expected["student"], **expected["beside"]}.items():
-        again = resumed["student"] if name == "student" else resumed["beside"][name]
+    monkeypatch.setattr(loop, "check_finite", killed_at(4))
+    with pytest.raises(KilledError):
+        epmvg.train(chosen, tmp_path / "cut")
+    monkeypatch.undo()
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+    cut = epmvg.train(chosen, tmp_path / "cut", resume=True)
+    expected, resumed = (checkpoint(folder) for folder in (whole, cut))
+    assert set(expected["auxiliary"]) == {"teacher"}
+    for name, part in {"model": expected["model"], **expected["auxiliary"]}.items():
+        again = resumed["model"] if name == "model" else resumed["auxiliary"][name]
         assert all(torch.equal(tensor, again[key]) for key, tensor in part.items()), name
 
 
@@ -146,15 +139,15 @@ def test_the_tower_of_a_side_that_is_off_is_never_asked(
     chosen = recipe(
         squares, f"distill.teacher={vit}", f"distill.{off}=0", f"distill.frozen={frozen}", "train.epochs=0.5"
     )
-    opened = lessons.open_teacher
+    opened = teachers.open_teacher
 
-    def without_tower(recipe: Recipe) -> ClipTeacher | None:
-        teacher = opened(recipe)
+    def without_tower(recipe: Recipe, model: Grounder | None = None) -> ClipTeacher | None:
+        teacher = opened(recipe, model)
         assert teacher is not None
         monkeypatch.setattr(teacher.clip, tower, None)
         return teacher
 
-    for module in (lessons, prepare):
+    for module in (teachers, prepare):
         monkeypatch.setattr(module, "open_teacher", without_tower)
     if frozen:
         cache_teacher(chosen)
@@ -165,9 +158,9 @@ def test_the_tower_of_a_side_that_is_off_is_never_asked(
 def test_after_caching_a_dense_training_asks_nothing_new(squares: Path, vit: Path, tmp_path: Path) -> None:
     chosen = recipe(squares, f"distill.teacher={vit}", "distill.dense_weight=1", "train.epochs=1")
     built = cache_teacher(chosen)
-    assert built["answers"] == 2 * 6 + 4  # photos and their mirror images with their patches, phrases
+    assert built["embeddings"] == 2 * 6 + 4  # photos and their mirror images with their patches, phrases
     epmvg.train(chosen, tmp_path / "run")
-    assert cache_teacher(chosen)["answers"] == built["answers"]
+    assert cache_teacher(chosen)["embeddings"] == built["embeddings"]
 
 
 @pytest.mark.parametrize(

@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import KilledError, recipe, rows, weights
+from runs import KilledError, checkpoint, killed_at, recipe, rows, weights
 
 import epmvg
 from epmvg.config.settings import Recipe
-from epmvg.core.types import Batch, InputError
+from epmvg.core.types import InputError
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.transforms import Augment
-from epmvg.distill.losses import Loss
+from epmvg.distill.losses import Losses
 from epmvg.models.convert import Conversion, write
 from epmvg.models.factory import create_model, load, start_from
 from epmvg.models.grounder import Grounder
 from epmvg.training import loop
+from epmvg.training.metrics import RunningMeans
 from epmvg.training.optimizer import StepCount, lr_factor, parameter_groups
-from epmvg.training.processes import join
-from epmvg.training.run import Meter, Run
+from epmvg.training.processes import join_processes
 
 STILL = ["train.lr=1e-12", "train.lr_backbone=1e-12", "train.lr_visual_encoder=1e-12", "train.lr_text_encoder=1e-12"]
 
@@ -41,7 +41,7 @@ def test_the_rate_drops_at_the_epoch_it_is_said_to(batches: int, accumulate: int
         update={"gradient_accumulation_steps": accumulate, "epochs": 90.0, "lr_drop": 60.0}
     )
     count = StepCount.of(batches, settings)
-    assert (count.per_epoch, count.total, count.between_scores) == (per_epoch, 90 * per_epoch, per_epoch)
+    assert (count.per_epoch, count.total, count.eval_interval) == (per_epoch, 90 * per_epoch, per_epoch)
     factors = [lr_factor(step, count, settings) for step in range(count.total)]
     assert factors == pytest.approx([1.0] * 60 * per_epoch + [0.1] * 30 * per_epoch)
     cosine = settings.model_copy(update={"lr_schedule": "cosine"})
@@ -63,7 +63,7 @@ def test_the_last_batches_of_an_epoch_make_a_step(squares: Path, tmp_path: Path)
     assert [row["step"] for row in steps] == [1, 2, 3, 4] and {row["steps"] for row in steps} == {4}
     assert [row["phrases"] for row in steps] == [16, 24, 40, 48]
     assert [row["step"] for row in said if row["event"] == "evaluate"] == [2, 4]
-    moments = torch.load(run / "state" / "last.pt", weights_only=True)["optimizer"]["state"]
+    moments = checkpoint(run)["optimizer"]["state"]
     assert {int(moment["step"]) for moment in moments.values()} == {4}
 
 
@@ -89,10 +89,10 @@ def test_a_short_last_step_is_that_of_one_batch_of_the_same_phrases(squares: Pat
     "settings, words",
     [
         (["train.epochs=0.1"], r"train\.epochs=0\.1 is no optimizer step"),
-        (["train.warmup_steps=6"], r"train\.warmup=6 would not end within the 6 optimizer steps"),
+        (["train.warmup_steps=6"], r"train\.warmup_steps=6 would not end within the 6 optimizer steps"),
         (
             ["train.gradient_accumulation_steps=64", "train.warmup_steps=3"],
-            r"train\.warmup=3 would not end within the 3 optimizer steps",
+            r"train\.warmup_steps=3 would not end within the 3 optimizer steps",
         ),
     ],
 )
@@ -221,19 +221,13 @@ def test_a_resumed_run_keeps_its_rates(squares: Path, tmp_path: Path, monkeypatc
         "data.phrases_per_image=4",
     )
     whole = epmvg.train(chosen, tmp_path / "whole")
-    real = loop._step
-
-    def dies_after_two(run: Run, batch: Batch, weight: float) -> Loss:
-        if run.position.step == 2:
-            raise KilledError
-        return real(run, batch, weight)
-
-    monkeypatch.setattr(loop, "_step", dies_after_two)
+    monkeypatch.setattr(loop, "check_finite", killed_at(2))
     with pytest.raises(KilledError):
-        epmvg.train(chosen, tmp_path / "truncated")
-    monkeypatch.setattr(loop, "_step", real)
+        epmvg.train(chosen, tmp_path / "cut")
+    monkeypatch.undo()
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
     (start / "conversion.yaml").write_text("new: []\n")
-    cut = epmvg.train(chosen, tmp_path / "truncated", resume=True)
+    cut = epmvg.train(chosen, tmp_path / "cut", resume=True)
     assert all(torch.equal(tensor, weights(cut)[name]) for name, tensor in weights(whole).items())
 
 
@@ -278,13 +272,13 @@ def test_losses_between_a_row_and_a_score_are_told(squares: Path, tmp_path: Path
 
 def test_rates_count_the_seconds_before_a_resume(squares: Path, tiny: Grounder) -> None:
     batch = next(made(squares, tiny).batches(0))
-    loss = Loss({"giou": torch.tensor(2.0)})
-    before, after = Meter(), Meter()
-    before.clear(100.0)
-    before.add(loss, batch)
-    after.load_state(before.state(), torch.device("cpu"))
-    after.add(loss, batch)
-    row = after.take(104.0)
+    loss = Losses({"giou": torch.tensor(2.0)})
+    before, after = RunningMeans(), RunningMeans()
+    before.reset(100.0)
+    before.update(loss, batch)
+    after.load_state_dict(before.state_dict(), torch.device("cpu"))
+    after.update(loss, batch)
+    row = after.compute(104.0)
     assert row["images_per_s"] == 2 * len(batch.images) / 4 and row["loss"] == {"giou": 2.0, "total": 2.0}
     assert after.since == 104.0 and after.images == 0
 
@@ -295,11 +289,11 @@ def test_rates_count_the_seconds_before_a_resume(squares: Path, tiny: Grounder) 
 @pytest.mark.parametrize(
     "variable, value, instead",
     [
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", r"train\.accumulate=4"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", r"train\.gradient_accumulation_steps=4"),
         ("ACCELERATE_MIXED_PRECISION", "fp16", r"train\.precision"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", r"train\.precision"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "compiles"),
-        ("ACCELERATE_GRADIENT_CLIPPING", "1.0", r"train\.clip=1\.0"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "1.0", r"train\.max_grad_norm=1\.0"),
         ("ACCELERATE_TORCH_DEVICE", "meta", "--device meta"),
         ("ACCELERATE_USE_FSDP", "true", "multi-GPU"),
         ("ACCELERATE_USE_DEEPSPEED", "true", "multi-GPU"),
@@ -321,7 +315,7 @@ def test_what_accelerate_launch_sets_by_itself_is_no_contradiction(monkeypatch: 
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
     settings = Recipe().train.model_copy(update={"gradient_accumulation_steps": 8})
-    assert join(settings, "cpu").device == torch.device("cpu")
+    assert join_processes(settings, "cpu").device == torch.device("cpu")
 
 
 def test_a_device_that_is_not_there_is_refused(squares: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_squares
-from test_training import recipe, rows, weights
+from runs import before_each_backward, checkpoint, recipe, rows, same_weights
 
 import epmvg
 from epmvg.cli import main
@@ -25,9 +25,10 @@ from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.samples import Samples
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
-from epmvg.training import Stopped, loop
-from epmvg.training import checkpoint as state
-from epmvg.training.folder import differences, located
+from epmvg.training import Stopped, loop, run
+from epmvg.training.checkpoint import _rng_states, _set_rng_states
+from epmvg.training.folder import differences, with_absolute_paths
+from epmvg.training.run import Run
 
 FAST = ["train.epochs=2", "train.eval_interval=2", "model.dropout=0.2"]  # 8 steps
 
@@ -35,11 +36,6 @@ FAST = ["train.epochs=2", "train.eval_interval=2", "model.dropout=0.2"]  # 8 ste
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
-
-
-def same(one: Path, other: Path) -> bool:
-    a, b = weights(one), weights(other)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def at_step(step: int, act: Callable[[], object]) -> Callable[[dict[str, object]], None]:
@@ -57,7 +53,7 @@ def stop_at(step: int, number: int = signal.SIGTERM) -> Callable[[dict[str, obje
 
 
 def saved_step(folder: Path) -> int:
-    return int(torch.load(folder / "state" / "last.pt", weights_only=True)["position"]["step"])
+    return int(checkpoint(folder)["state"]["step"])
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
@@ -65,12 +61,12 @@ def test_a_signal_ends_a_training_after_a_saved_step(squares: Path, tmp_path: Pa
     number = getattr(signal, name)
     chosen, before = recipe(squares, *FAST, "train.save_interval=100"), signal.getsignal(number)
     with pytest.raises(Stopped, match=r"stopped at step 3 of 8") as stopped:
-        epmvg.train(chosen, tmp_path / "truncated", report=stop_at(2, number))
-    assert stopped.value.status == 128 + number and saved_step(tmp_path / "truncated") == 3
+        epmvg.train(chosen, tmp_path / "cut", report=stop_at(2, number))
+    assert stopped.value.status == 128 + number and saved_step(tmp_path / "cut") == 3
     assert signal.getsignal(number) == before
     if name == "SIGTERM":
-        epmvg.train(chosen, tmp_path / "truncated", resume=True)
-        assert same(epmvg.train(chosen, tmp_path / "whole"), tmp_path / "truncated")
+        epmvg.train(chosen, tmp_path / "cut", resume=True)
+        assert same_weights(epmvg.train(chosen, tmp_path / "whole"), tmp_path / "cut")
 
 
 def test_a_second_signal_ends_it_at_once(squares: Path, tmp_path: Path) -> None:
@@ -80,7 +76,7 @@ def test_a_second_signal_ends_it_at_once(squares: Path, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt) as ended:
         epmvg.train(recipe(squares, *FAST), tmp_path / "run", report=at_step(1, twice))
-    assert not isinstance(ended.value, Stopped) and not (tmp_path / "run" / "state").exists()
+    assert not isinstance(ended.value, Stopped) and not (tmp_path / "run" / "checkpoint").exists()
 
 
 def test_handlers_of_the_caller_stay_and_a_thread_may_train(squares: Path, tmp_path: Path) -> None:
@@ -109,15 +105,12 @@ def test_the_command_line_says_how_to_go_on(
         "--out",
         str(tmp_path / "a run"),
     ]
-    real, steps = loop._step, []
 
-    def told_to_stop(*given: object) -> object:
-        steps.append(1)
-        if len(steps) == 2:
+    def signalled(run: Run, batch: epmvg.Batch) -> None:
+        if run.state.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "_step", told_to_stop)
+    monkeypatch.setattr(loop, "check_finite", before_each_backward(signalled))
     with pytest.raises(SystemExit) as ended:
         main(["train", *settings])
     said = capsys.readouterr()
@@ -141,13 +134,13 @@ def test_a_score_that_fails_loses_neither_state_nor_weights(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("scoring failed")
 
-    monkeypatch.setattr(loop, "predict_rows", fails)
+    monkeypatch.setattr(run, "predict_rows", fails)
     with pytest.raises(RuntimeError, match="scoring failed"):
-        epmvg.train(chosen, tmp_path / "truncated")
-    assert saved_step(tmp_path / "truncated") == 8 and epmvg.load(tmp_path / "truncated")
+        epmvg.train(chosen, tmp_path / "cut")
+    assert saved_step(tmp_path / "cut") == 8 and epmvg.load(tmp_path / "cut")
     monkeypatch.undo()
-    epmvg.train(chosen, tmp_path / "truncated", resume=True)
-    assert [row["step"] for row in rows(tmp_path / "truncated") if row["event"] == "evaluate"] == [8]
+    epmvg.train(chosen, tmp_path / "cut", resume=True)
+    assert [row["step"] for row in rows(tmp_path / "cut") if row["event"] == "evaluate"] == [8]
 
 
 def test_an_unreadable_validation_image_is_a_named_miss(squares: Path, tmp_path: Path) -> None:
@@ -221,7 +214,7 @@ def test_moved_data_and_free_settings_are_resumed_and_remembered(stopped: Path, 
     epmvg.train(moved, stopped / "run", resume=True)
     config = Recipe.load(stopped / "run" / "config.yaml")
     assert config.data.name == str(data) and config.data.num_workers == 1
-    assert same(stopped / "run", epmvg.train(recipe(begun / "data" / data.name, *FAST), tmp_path / "whole"))
+    assert same_weights(stopped / "run", epmvg.train(recipe(begun / "data" / data.name, *FAST), tmp_path / "whole"))
 
 
 def test_training_images_that_are_missing_now_are_other_samples(stopped: Path) -> None:
@@ -261,14 +254,14 @@ def test_only_what_changes_the_result_must_be_as_before(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(squares.parent)
-    before = located(recipe(squares.name))
+    before = with_absolute_paths(recipe(squares.name))
     free = ["data.num_workers=3", "data.cache_gb=1", "train.gradient_checkpointing=true", "train.log_interval=7"]
     free += ["train.save_interval=9", "data.root=/elsewhere"]
     for name in (f"./{squares.name}", str(squares), f"/scratch/{squares.name}"):
-        assert differences(before, located(recipe(name, *free))) == []
-    changed = differences(before, located(recipe(squares.name, "train.epochs=5", "model.max_length=12")))
+        assert differences(before, with_absolute_paths(recipe(name, *free))) == []
+    changed = differences(before, with_absolute_paths(recipe(squares.name, "train.epochs=5", "model.max_length=12")))
     assert sorted(changed) == ["model.overrides.max_length=12 (was null)", "train.epochs=5.0 (was 3.0)"]
-    assert differences(before, located(recipe("other.jsonl"))) != []
+    assert differences(before, with_absolute_paths(recipe("other.jsonl"))) != []
     assert differences(recipe("scenes"), recipe("flickr-mini")) == ["data.name=flickr-mini (was scenes)"]
     assert differences(recipe("a", "distill=RN50"), recipe("a", "distill=RN101"))
 
@@ -331,9 +324,9 @@ def test_every_generator_is_saved_and_restored(tmp_path: Path, monkeypatch: pyte
     def draw() -> tuple[object, ...]:
         return torch.rand(3).tolist(), random.random(), np.random.rand(3).tolist(), random.gauss(0, 1)
 
-    torch.save(state._generators(), tmp_path / "states.pt")
+    torch.save(_rng_states(), tmp_path / "states.pt")
     first = draw()
-    state._set_generators(torch.load(tmp_path / "states.pt", weights_only=True))
+    _set_rng_states(torch.load(tmp_path / "states.pt", weights_only=True))
     assert draw() == first
     assert restored.keys() == {0, 1} and all(torch.equal(restored[number], devices[number]) for number in restored)
 
