@@ -21,9 +21,9 @@ def data_stats(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Count images, phrases and boxes by split, from the annotations alone."""
-    from epmvg.data.stats import count_records
+    from epmvg.data.stats import count_samples
 
-    counts = count_records(name, root=root, split_key=split_key)
+    counts = count_samples(name, root=root, split_key=split_key)
     if as_json:
         print(json.dumps(counts))
         return
@@ -35,7 +35,7 @@ def data_stats(
             "boxes": f"{part['boxes']:,}",
             "words a phrase": f"{part['words']:.1f}",
             "longest": str(part["longest"]),
-            "median box": "" if part["box_share"] is None else f"{part['box_share']:.1%} of its image",
+            "median box": "" if part["box_fraction"] is None else f"{part['box_fraction']:.1%} of its image",
         }
         for split, part in counts["splits"].items()
     ]
@@ -45,9 +45,7 @@ def data_stats(
 
 def data_convert(
     name: Annotated[str, typer.Argument(help="A data set's name, or a file or folder of rows.")],
-    to: Annotated[
-        Path, typer.Option(help=".jsonl, .json (COCO), .odvg.jsonl, .parquet, .tar (several: x-%05d.tar) or a folder.")
-    ],
+    to: Annotated[Path, typer.Option(help=".jsonl, .json (COCO), .odvg.jsonl, .parquet, .tar or a folder.")],
     split: Annotated[str | None, typer.Option(help="Only this one.")] = None,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
     split_key: Annotated[str, typer.Option(help="The row key that names the split.")] = "split",
@@ -60,7 +58,7 @@ def data_convert(
     if as_json:
         print(json.dumps(done))
         return
-    console.print(f"{done['rows']:,} rows about {done['images']:,} images are in {to}", soft_wrap=True)
+    console.print(f"{done['samples']:,} samples of {done['images']:,} images are in {to}", soft_wrap=True)
     _say_root(to, done["root"])
     if done["rotated"]:
         console.print(

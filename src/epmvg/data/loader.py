@@ -25,7 +25,8 @@ from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.core.types import Batch, InputError, Sample
 from epmvg.data.garbage import collector_paused
 from epmvg.data.image_cache import ImageCache
-from epmvg.data.registry import cache_folder, open_samples
+from epmvg.data.readers.files import cache_folder
+from epmvg.data.registry import open_samples
 from epmvg.data.transforms import Augment, pad_of, render, swap_sides, training_view
 from epmvg.data.views import View, evaluation_view, image_of, laid_rectangle, lay
 
