@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from epmvg.core.files import refuse_overwrite
+from epmvg.core.files import check_not_input
 from epmvg.core.types import Sample
 from epmvg.data.readers.annotations import Skipped
 from epmvg.data.readers.files import is_folder
@@ -69,7 +69,7 @@ def write_samples(target: Path, samples: list[Sample], root: str | Path | None) 
         InputError: the target is one of the images, or as `write_file`.
     """
     images = {sample.image for sample in samples}
-    refuse_overwrite(target, *(image for image in images if image.name == target.name))
+    check_not_input(target, *(image for image in images if image.name == target.name))
     common = Path(os.path.commonpath([image.absolute().parent for image in images]))
     return write_file(target, samples, Path(root) if root else common)
 
@@ -80,7 +80,7 @@ def reject_inputs(target: Path, name: str, root: str | Path | None = None) -> No
     Raises:
         InputError: it is.
     """
-    refuse_overwrite(target, *_input_files(name, root))
+    check_not_input(target, *_input_files(name, root))
 
 
 def _input_files(name: str, root: str | Path | None) -> list[Path]:

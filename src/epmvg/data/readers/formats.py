@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from epmvg.core.files import replacing
+from epmvg.core.files import atomic_write
 from epmvg.core.types import InputError, Sample
 from epmvg.data.readers.annotations import Located, Skipped, collect, parsed, read_annotations, to_annotations
 from epmvg.data.readers.coco import as_coco, coco_annotations
@@ -177,7 +177,7 @@ def write_file(target: Path, samples: Sequence[Sample], root: Path, format_: str
         write_parquet(target, annotations)
     else:
         lines = [json_line(line) for line in as_odvg(annotations)] if format_ == "odvg" else []
-        with replacing(target) as temporary:
+        with atomic_write(target) as temporary:
             temporary.write_bytes(b"".join(lines) or json.dumps(as_coco(annotations)).encode())
     return base
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from epmvg.core.files import naming, replacing
+from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.images import image_suffixes
 from epmvg.core.types import InputError
 from epmvg.data.readers.annotations import Located, parsed
@@ -104,7 +104,7 @@ def write_parquet(file: Path, annotations: Iterable[Annotation]) -> None:
         lines.append(plain | {"attributes": json.dumps(own) if own else None})
     try:
         table = arrow.Table.from_pylist(lines, schema=arrow.schema(list(types.items())))
-        with replacing(file) as temporary:
+        with atomic_write(file) as temporary:
             parquet.write_table(table, str(temporary))
     except (arrow.ArrowException, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
@@ -176,10 +176,10 @@ def write_folder(folder: Path, annotations: Iterable[Annotation], root: Path) ->
             raise InputError(f"{target} is another file than {source}: choose another folder.")
     for source, target in copies.items():
         if not target.exists():
-            with naming(target):
+            with disk_errors(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
-    with replacing(folder / "metadata.jsonl") as temporary:
+    with atomic_write(folder / "metadata.jsonl") as temporary:
         temporary.write_bytes(b"".join(json_line(line) for line in lines.values()))
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from epmvg.core.files import replacing
+from epmvg.core.files import atomic_write
 from epmvg.core.types import InputError, Sample
 from epmvg.data.readers.annotations import Located, Skipped, read_annotations, to_annotations
 from epmvg.data.readers.fields import Annotation, is_encodable
@@ -44,7 +44,7 @@ def read_jsonl(
 def write_jsonl(file: Path | str, samples: Sequence[Sample], *, root: Path | str | None = None) -> None:
     """Write samples for `read_jsonl`; image paths are relative to the root, by default the file's folder."""
     file = Path(file)
-    with replacing(file) as temporary, temporary.open("wb") as out:
+    with atomic_write(file) as temporary, temporary.open("wb") as out:
         out.writelines(json_line(one) for one in to_annotations(samples, Path(root) if root else file.parent))
 
 

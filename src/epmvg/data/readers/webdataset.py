@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from epmvg.core.files import naming, replacing
+from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.images import image_suffixes
 from epmvg.core.types import InputError
 from epmvg.data.readers.fields import Annotation, short_repr
@@ -106,7 +106,7 @@ def write_webdataset(target: Path, annotations: Iterable[Annotation], root: Path
         if not is_file(image) or image.suffix.lower() not in image_suffixes():
             raise InputError(f"{image} is missing or has no image's ending, and a tar holds its images: give --root.")
         images.setdefault(image, []).append({key: value for key, value in one.items() if key != "image"})
-    with replacing(target) as temporary, tarfile.open(temporary, "w") as tar:
+    with atomic_write(target) as temporary, tarfile.open(temporary, "w") as tar:
         for number, (image, own) in enumerate(images.items()):
             _add(tar, f"{number:06d}{image.suffix.lower()}", read_bytes(image))
             _add(tar, f"{number:06d}.json", json.dumps(own).encode())
@@ -130,7 +130,7 @@ def unpack_once(files: Sequence[Path], kind: str, unpack: Unpack) -> Path:
     temporary = folder.with_suffix(".part")
     if folder.exists():
         return folder
-    with naming(folder):
+    with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if folder.exists():  # another process has unpacked them meanwhile
