@@ -74,10 +74,10 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Report what is missing, broken, duplicated or leaked in a data set; exit status 3 if it is unusable."""
-    from epmvg.core.progress import counting
+    from epmvg.core.progress import progress_bar
     from epmvg.data.validation import check as check_data
 
-    with counting(error_console, "Checking") as progress:
+    with progress_bar(error_console, "Checking") as progress:
         result = check_data(name, root=root, against=against, clean=write_clean, progress=progress)
     if as_json:
         print(json.dumps(result.as_dict()))

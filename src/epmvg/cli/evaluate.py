@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from epmvg.cli.console import Device, Json, Root, Run, RunData, Split, console, error_console, is_first, print_table
-from epmvg.core.files import refuse_overwrite, write_text
+from epmvg.core.files import check_not_input, write_text
 from epmvg.core.locate import locate
-from epmvg.core.progress import counting
+from epmvg.core.progress import progress_bar
 from epmvg.core.types import InputError
 
 
@@ -53,7 +53,7 @@ def evaluate(
     from epmvg.evaluation.evaluate import evaluate as run_evaluation
     from epmvg.evaluation.samples import results_folder
 
-    with counting(error_console, "Evaluating") as progress:
+    with progress_bar(error_console, "Evaluating") as progress:
         result = run_evaluation(run, **source, progress=progress)
     if not is_first():
         return
@@ -82,7 +82,7 @@ def _evaluate_robustness(run: Path, source: dict[str, Any], limit: int | None, a
     from epmvg.evaluation.samples import results_folder
     from epmvg.report.robustness import robustness_page
 
-    with counting(error_console, "Perturbing") as progress:
+    with progress_bar(error_console, "Perturbing") as progress:
         result, rows = measure_robustness(run, **source, limit=limit or LIMIT, progress=progress)
     page = results_folder(run) / Path(result["rows"]).with_suffix(".html")
     write_text(page, robustness_page(run.resolve().name, result, rows))
@@ -176,7 +176,7 @@ def calibrate(
     from epmvg.evaluation.calibration import remark
 
     options: dict[str, Any] = {"fit_head": fit_head, "false_alarms": false_alarms, "device": device}
-    with counting(error_console, "Calibrating") as progress:
+    with progress_bar(error_console, "Calibrating") as progress:
         done = run_calibration(run, data=data, split=split, **options, progress=progress)
     if (warning := remark(done)) is not None:
         error_console.print(f"warning: {warning}")
@@ -194,5 +194,5 @@ def report(
     """Write one self-contained HTML page about one run, or several side by side."""
     from epmvg.report import write_report
 
-    refuse_overwrite(out, *(file for run in runs if run.is_dir() for file in run.iterdir()))
+    check_not_input(out, *(file for run in runs if run.is_dir() for file in run.iterdir()))
     console.print(f"The report is {write_report(runs, out, phrases=phrase or ())}")

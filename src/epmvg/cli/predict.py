@@ -130,7 +130,7 @@ def _predict_image(
     maps: dict[str, Path | None],
 ) -> Predictions:
     """Predict phrases in one image and write the requested image files; what can fail is checked first."""
-    from epmvg.core.files import refuse_overwrite
+    from epmvg.core.files import check_not_input
     from epmvg.core.images import open_image
     from epmvg.core.locate import locate
     from epmvg.inference.draw import check_picture_name, draw_boxes, draw_map, save_picture, side_by_side
@@ -138,7 +138,7 @@ def _predict_image(
 
     pixels = open_image(image)
     for file in [file for file in (draw, *maps.values()) if file is not None]:
-        refuse_overwrite(file, image)
+        check_not_input(file, image)
         check_picture_name(file)
     with error_console.status("Loading"):
         predictor = Predictor(locate(run), device=device)
@@ -174,11 +174,11 @@ def _print(predictions: Predictions, form: Format | None, as_json: bool) -> None
 
 
 def _predict_many(run: Path, sources: list[str], out: Path, as_json: bool, **options: Any) -> None:
-    from epmvg.core.progress import counting
+    from epmvg.core.progress import progress_bar
     from epmvg.inference.batch import predict_many
 
     try:
-        with counting(error_console, "Predicting") as progress:
+        with progress_bar(error_console, "Predicting") as progress:
             done = predict_many(run, sources, out, progress=progress, loaded=partial(_print_domain, run), **options)
     except KeyboardInterrupt as stop:
         print(str(stop) or "Stopped before the first row was finished.", file=sys.stderr)
@@ -202,8 +202,8 @@ def _predict_many(run: Path, sources: list[str], out: Path, as_json: bool, **opt
 
 
 def _print_domain(run: Path, predictor: Predictor) -> None:
-    if predictor.knows:
-        error_console.print(f"note: {run} was trained on {predictor.knows}.")
+    if predictor.domain:
+        error_console.print(f"note: {run} was trained on {predictor.domain}.")
 
 
 def _parse_min_score(text: str | None) -> MinScore:

@@ -26,11 +26,11 @@ def demo(
     quick: Annotated[bool, typer.Option(help="Run in a minute; the scores mean nothing then.")] = False,
 ) -> None:
     """Train a teacher, a plain and a distilled student on drawn scenes; write scores, an image and a report."""
-    from epmvg.core.progress import Narrator
+    from epmvg.core.progress import TrainingProgress
     from epmvg.experiments.demo import run_demo
 
-    with Narrator(log_console) as narrator:
-        summary = run_demo(out, quick=quick, report=narrator)
+    with TrainingProgress(log_console) as progress:
+        summary = run_demo(out, quick=quick, report=progress)
     columns = ("acc50", "miou", "open_vocabulary_acc50", "seconds")
     rows = [{"student": name} | {key: summary[name][key] for key in columns} for name in ("plain", "distilled")]
     print_table("Held-out drawn scenes", rows)
@@ -50,14 +50,14 @@ def train(
     Ctrl-C and SIGTERM end it after the current step, and --resume continues it; a second signal ends it at once.
     """
     from epmvg.config.settings import Recipe as RunRecipe
-    from epmvg.core.progress import Narrator
+    from epmvg.core.progress import TrainingProgress
     from epmvg.training import train as run_training
 
     loaded = RunRecipe.load(recipe, *(settings or []))
     command = ["epmvg", "train", recipe, *(settings or []), "--out", str(out), "--resume"]
     command += [] if device == "auto" else ["--device", device]
-    with _stoppable(shlex.join(command)), Narrator(log_console) as narrator:
-        folder = run_training(loaded, out, resume=resume, device=device, report=narrator)
+    with _stoppable(shlex.join(command)), TrainingProgress(log_console) as progress:
+        folder = run_training(loaded, out, resume=resume, device=device, report=progress)
     if is_first():
         name = shlex.quote(str(folder))
         console.print(f"The run is in {folder}. Next:")
@@ -74,12 +74,12 @@ def reproduce(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and train nothing.")] = False,
 ) -> None:
     """Reproduce a table of the paper: train what is missing, and print reported beside reproduced results."""
-    from epmvg.core.progress import Narrator
+    from epmvg.core.progress import TrainingProgress
     from epmvg.experiments.reproduce import reproduce as run_table
 
     options: dict[str, Any] = {"scale": scale.value, "seeds": seeds, "out": out, "root": root, "dry_run": dry_run}
-    with _stoppable("the same command"), Narrator(error_console) as narrator:
-        result = run_table(table, settings or [], **options, report=narrator)
+    with _stoppable("the same command"), TrainingProgress(error_console) as progress:
+        result = run_table(table, settings or [], **options, report=progress)
     if not dry_run:
         file = out / scale.value / f"table-{table}.md"
         console.print(f"{file.read_text(encoding='utf-8')}\nThe table is in {file}, .html and .json")
@@ -112,10 +112,10 @@ def train_teacher(
     epochs: Annotated[int, typer.Option(help="Maximum number of epochs; the best on val is saved.")] = 10,
 ) -> None:
     """Train a small CLIP-style teacher from image-caption pairs."""
-    from epmvg.core.progress import counting
+    from epmvg.core.progress import progress_bar
     from epmvg.distill.pretrain import train_teacher as run_training
 
-    with counting(console, "Teacher") as progress:
+    with progress_bar(console, "Teacher") as progress:
         metrics = run_training(captions, out, images=images, epochs=epochs, progress=progress)
     console.print(f"The teacher is in {out}: {metrics}")
     if metrics.skipped:
@@ -125,10 +125,10 @@ def train_teacher(
 def cache_teacher(recipe: Recipe, settings: Settings = None) -> None:
     """Compute the embeddings of a frozen teacher that a training with this recipe will use."""
     from epmvg.config.settings import Recipe as RunRecipe
-    from epmvg.core.progress import counting
+    from epmvg.core.progress import progress_bar
     from epmvg.training import cache_teacher as run_caching
 
-    with counting(error_console, "Teacher") as progress:
+    with progress_bar(error_console, "Teacher") as progress:
         cached = run_caching(RunRecipe.load(recipe, *(settings or [])), progress)
     for image in cached["skipped"]:
         error_console.print(f"warning: skipped {image}")
