@@ -8,7 +8,6 @@ RENAMED = {
     "model.set": "model.overrides",
     "model.canvas": "model.image_size",
     "model.length": "model.max_length",
-    "data.images": "data.batch_size",
     "data.phrases": "data.phrases_per_image",
     "data.train": "data.train_split",
     "data.val": "data.val_split",
@@ -58,6 +57,7 @@ RENAMED_VALUES = {
 """New key -> its old values -> its new ones."""
 
 REMOVED = {
+    "data.images": "data.batch_size counts image-phrase pairs, about data.images times the phrases of an image",
     "train.tensorboard": "metrics.jsonl and `epmvg report` show the curves",
     "data.augment.as_published": "data.augment.recipe=transvg keeps the published sizes and crop ranges",
     "distill.fit": "the teacher's embeddings are pooled as in the paper",

@@ -71,10 +71,8 @@ class DataSettings(Settings):
     val_split: str = "val"
     split_key: str = "split"
     fraction: float = Field(1.0, gt=0, le=1)  # of the training images that is used; a smaller one is a subset
-    batch_size: int = Field(16, ge=1)  # a batch, over all processes together
-    phrases_per_image: int = Field(
-        8, ge=1
-    )  # of an image in a batch; one with more comes again, with another training view
+    batch_size: int = Field(64, ge=1)  # image-phrase pairs, over all processes together
+    phrases_per_image: int = Field(8, ge=1)  # that share one training transform; an image with more comes again
     image_size: int | None = Field(None, ge=32)  # side of training views, if smaller than the model's: cheaper steps
     num_workers: int = Field(0, ge=0)
     cache_gb: float = Field(0.0, ge=0)  # decoded pictures for training views, kept on disk up to this
