@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from epmvg.core.images import Photo
+from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError
 from epmvg.data.image_cache import ImageCache
 from epmvg.data.loader import GroundingLoader
@@ -34,58 +34,50 @@ def decode(cache: ImageCache, path: Path) -> tuple[Image.Image, tuple[int, int]]
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_second_time_is_like_the_first(tmp_path: Path, turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     file = photo(tmp_path / "photo.jpg", 0, turned=turned)
-    cache = ImageCache(tmp_path / "cache", 1.0, longest_side=80)
+    cache = ImageCache(tmp_path / "images.sqlite", 1.0, longest_side=80)
     first, size = decode(cache, file)
-    monkeypatch.setattr(Photo, "decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(ImageFile, "decode", lambda *_: pytest.fail("decoded again"))
     second, same_size = decode(cache, file)
     assert first.tobytes() == second.tobytes() and size == same_size == ((100, 200) if turned else (200, 100))
     assert max(first.size) == 80
 
 
 def test_a_changed_image_is_decoded_again(tmp_path: Path) -> None:
-    cache = ImageCache(tmp_path / "cache", 1.0, longest_side=80)
+    cache = ImageCache(tmp_path / "images.sqlite", 1.0, longest_side=80)
     before, _ = decode(cache, photo(tmp_path / "photo.jpg", 0))
     after, size = decode(cache, photo(tmp_path / "photo.jpg", 1, size=(90, 60)))
     assert before.tobytes() != after.tobytes() and size == (90, 60)
 
 
 def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
-    files = [photo(tmp_path / f"{number}.jpg", number, size=(40, 30)) for number in range(120)]
-    limit = 64 * 2 * 4900  # two images of 40 x 30 per folder
-    cache = ImageCache(tmp_path / "cache", limit / 1e9, longest_side=40)
+    files = [photo(tmp_path / f"{number}.jpg", number, size=(200, 150)) for number in range(12)]
+    cache = ImageCache(tmp_path / "images.sqlite", 500_000 / 1e9, longest_side=200)
     for file in files:
         decode(cache, file)
-    cached = list((tmp_path / "cache").rglob("*.rgb"))
-    assert 0 < sum(file.stat().st_size for file in cached) <= limit
-    assert len(cached) < len(files)
+    assert 0 < len(cache.arrays) < len(files) and cache.arrays.nbytes <= 500_000
 
 
 def test_a_limit_too_small_for_an_image_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cache_gb=0\.1 .* set 0\.22 or more"):
-        ImageCache(tmp_path / "cache", 0.1, longest_side=1067)
-    cache = ImageCache(tmp_path / "cache", 0.22, longest_side=1067)
+    with pytest.raises(InputError, match=r"cache_gb=0\.001 .* set 0\.005 or more"):
+        ImageCache(tmp_path / "images.sqlite", 0.001, longest_side=1067)
+    cache = ImageCache(tmp_path / "images.sqlite", 0.005, longest_side=1067)
     decode(cache, photo(tmp_path / "square.jpg", 0, size=(1100, 1100)))
-    assert len(list((tmp_path / "cache").rglob("*.rgb"))) == 1
+    assert len(cache.arrays) == 1
 
 
-def test_a_damaged_or_missing_file_of_the_cache_is_replaced(tmp_path: Path) -> None:
-    file = photo(tmp_path / "photo.jpg", 0)
-    cache = ImageCache(tmp_path / "cache", 1.0, longest_side=80)
+def test_a_damaged_cache_is_refused_at_first_and_costs_only_time_later(tmp_path: Path) -> None:
+    file, store = photo(tmp_path / "photo.jpg", 0), tmp_path / "images.sqlite"
+    cache = ImageCache(store, 1.0, longest_side=80)
     whole, _ = decode(cache, file)
-    (cached,) = (tmp_path / "cache").rglob("*.rgb")
-    for damaged in (b"", cached.read_bytes()[:-1], b"\xff" * 40):
-        cached.write_bytes(damaged)
-        assert decode(cache, file)[0].tobytes() == whole.tobytes()
-        assert cached.read_bytes() == whole.tobytes()
-    cached.unlink()
-    cached.parent.rmdir()
-    cached.parent.write_bytes(b"a file in place of a folder")
+    store.write_bytes(b"no database" * 1000)
     assert decode(cache, file)[0].tobytes() == whole.tobytes()
+    with pytest.raises(InputError, match=r"images\.sqlite cannot be used"):
+        ImageCache(store, 1.0, longest_side=80)
 
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"missing\.jpg"):
-        ImageCache(tmp_path / "cache", 1.0, longest_side=80).open(tmp_path / "missing.jpg")
+        ImageCache(tmp_path / "images.sqlite", 1.0, longest_side=80).open(tmp_path / "missing.jpg")
 
 
 def test_training_images_are_the_same_with_the_cache(
@@ -105,4 +97,4 @@ def test_training_images_are_the_same_with_the_cache(
         for one, other in zip(plain.batches(0), cached.batches(0), strict=True):
             assert torch.equal(one.boxes, other.boxes) and torch.equal(one.image_mask, other.image_mask)
             assert (one.images - other.images).abs().mean() < 0.02
-    assert list((tmp_path / "cache").rglob("*.rgb"))
+    assert cached.cache is not None and len(cached.cache.arrays) == 12

@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from epmvg.core.boxes import to_xyxy
 from epmvg.core.geometry import Letterbox
-from epmvg.core.images import Photo, open_image
+from epmvg.core.images import ImageFile, open_image
 from epmvg.data.transforms import Augment, ImageTransform, apply_transform, draw_transform
 
 STRONG = Augment(horizontal_flip=0.5, crop=1.0, min_crop=0.4, scale=0.5, color_jitter=1.0, translate=1.0)
@@ -154,7 +154,7 @@ def test_an_image_is_decoded_as_finely_as_its_transform_needs(tmp_path: Path) ->
     picture.save(tmp_path / "turned.jpg", quality=95, exif=exif.tobytes())
     whole = open_image(tmp_path / "turned.jpg")
     for seed in range(8):
-        with Photo(tmp_path / "turned.jpg") as photo:
+        with ImageFile(tmp_path / "turned.jpg") as photo:
             assert photo.size == whole.size == (900, 1600)
             augment = replace(STRONG, color_jitter=0.0)
             random = np.random.default_rng(seed)

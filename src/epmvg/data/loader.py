@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from epmvg.config.settings import AugmentSettings
 from epmvg.core.geometry import Letterbox
-from epmvg.core.images import Photo
+from epmvg.core.images import ImageFile
 from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.core.types import Batch, InputError, Sample
 from epmvg.data.image_cache import ImageCache
@@ -102,7 +102,7 @@ class GroundingLoader:
         self._groups_of = -(-self._samples_of // phrases_per_image)
         self.cache: ImageCache | None = None
         if cache_gb and augment is not None:
-            self.cache = ImageCache(cache_folder() / "images", cache_gb, augment.longest_side(image_size))
+            self.cache = ImageCache(cache_folder() / "images.sqlite", cache_gb, augment.longest_side(image_size))
 
     def __len__(self) -> int:
         """Number of batches per epoch on this rank."""
@@ -180,7 +180,7 @@ class GroundingLoader:
         """Load the image of the group at (epoch, group) into `out` [3, S, S]; transform its boxes and phrases."""
         boxes = torch.tensor([sample.box for sample in samples], dtype=torch.float64)
         phrases = [sample.phrase for sample in samples]
-        with Photo(samples[0].image) if self.cache is None else self.cache.open(samples[0].image) as photo:
+        with ImageFile(samples[0].image) if self.cache is None else self.cache.open(samples[0].image) as photo:
             if self.augment is None:
                 letterbox = Letterbox.fit(*photo.size, self.image_size)
                 if not self.cached:

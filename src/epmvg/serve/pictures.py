@@ -11,7 +11,7 @@ from threading import Lock
 from PIL import Image
 
 from epmvg.core.geometry import Letterbox
-from epmvg.core.images import Photo
+from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError
 from epmvg.serve.limits import Limits, RefusalError
 
@@ -65,7 +65,7 @@ class Pictures:
 
     def _decode(self, digest: bytes, image: bytes) -> Picture:
         try:
-            with Photo(BytesIO(image), formats=FORMATS, most_pixels=self._limits.pixels) as photo:
+            with ImageFile(BytesIO(image), formats=FORMATS, max_pixels=self._limits.pixels) as photo:
                 letterbox = Letterbox.fit(*photo.size, self._canvas)
                 left, top, right, bottom = letterbox.content
                 whole = photo.decode(
