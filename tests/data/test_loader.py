@@ -16,7 +16,7 @@ from epmvg.data.loader import Example, GroundingLoader, collate
 from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.transforms import Augment
 
-VARIED = Augment(horizontal_flip=0.5, scale=0.7, translate=1.0, color_jitter=0.5)
+VARIED = Augment(horizontal_flip=0.5, crop=0.8, scale=0.7, translate=1.0, color_jitter=0.5)
 
 
 def tokenize(phrases: list[str]) -> tuple[Tensor, Tensor]:

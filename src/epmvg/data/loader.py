@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,47 +153,61 @@ class GroundingLoader:
             return start, start + length
         return start + length * self.rank // self.world_size, start + length * (self.rank + 1) // self.world_size
 
-    def load(self, epoch: int, order: NDArray[np.int64], group: NDArray[np.int64]) -> Batch:
-        """Load the batch of some consecutive samples [P] of an epoch, of the groups [P]."""
-        starts = np.flatnonzero(np.diff(group, prepend=-1))
-        shape = (len(starts), 3, self.image_size, self.image_size)
+    def load(self, epoch: int, parts: Sequence[GroupPart]) -> Batch:
+        """Load the batch of some parts of groups of an epoch."""
+        shape = (len(parts), 3, self.image_size, self.image_size)
         images = torch.from_numpy((np.zeros if self.cached else np.empty)(shape, np.float32))  # in huge pages, by numpy
         examples: list[Example] = []
         read: list[int] = []  # numbers of the images of `examples`
         skipped: list[str] = []
-        for start, stop in zip(starts, [*starts[1:], len(order)], strict=False):
-            samples = [self.samples[number] for number in order[start:stop]]
+        for part in parts:
             try:
-                example = self._example(samples, (epoch, int(group[start])), images[len(examples)])
+                examples.append(self._example(epoch, part, images[len(examples)]))
+                read.append(int(self._image_of[part.members[0]]))
             except InputError as error:
                 if not self.skip_unreadable:
                     raise
                 skipped.append(str(error))
-            else:
-                examples.append(example)
-                read.append(int(self._image_of[order[start]]))
         batch = collate(examples, images[: len(examples)], self.tokenize)
         batch.cached = {name: features[read] for name, features in self.cached.items()}
         batch.skipped = skipped
         return batch
 
-    def _example(self, samples: list[Sample], place: tuple[int, int], out: Tensor) -> Example:
-        """Load the image of the group at (epoch, group) into `out` [3, S, S]; transform its boxes and phrases."""
+    def _example(self, epoch: int, part: GroupPart, out: Tensor) -> Example:
+        """Load the image of a group into `out` [3, S, S]; transform the boxes and phrases of a part of it."""
+        group = [self.samples[number] for number in part.members]
+        samples = group[part.inside]
         boxes = torch.tensor([sample.box for sample in samples], dtype=torch.float64)
         phrases = [sample.phrase for sample in samples]
-        with ImageFile(samples[0].image) if self.cache is None else self.cache.open(samples[0].image) as photo:
+        path = group[0].image
+        with ImageFile(path) if self.cache is None else self.cache.open(path) as image:
             if self.augment is None:
-                letterbox = Letterbox.fit(*photo.size, self.image_size)
+                letterbox = Letterbox.fit(*image.size, self.image_size)
                 if not self.cached:
-                    out.copy_(torch.from_numpy(letterbox.pad(letterbox.resize(photo.decode()))[0]))
+                    out.copy_(torch.from_numpy(letterbox.pad(letterbox.resize(image.decode()))[0]))
                 mask = torch.from_numpy(letterbox.mask())
                 return Example(samples, phrases, letterbox.to_canvas(boxes), letterbox, mask)
-            random = np.random.default_rng([self.seed, *place, 1])
-            transform = draw_transform(photo.size, self.image_size, boxes.numpy(), phrases, self.augment, random)
-            apply_transform(photo.decode(transform.min_size), transform, out)
+            transform = draw_transform(
+                image.size,
+                self.image_size,
+                [sample.box for sample in group],
+                [sample.phrase for sample in group],
+                self.augment,
+                np.random.default_rng([self.seed, epoch, part.group, 1]),
+            )
+            apply_transform(image.decode(transform.min_size), transform, out)
         if transform.letterbox.flip:
             phrases = [swap_sides(phrase) for phrase in phrases]
         return Example(samples, phrases, transform.boxes(boxes), transform.letterbox, transform.mask())
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPart:
+    """The part of a group that is in a batch."""
+
+    group: int
+    members: NDArray[np.int64]  # the sample numbers of the whole group, for which its transform is drawn
+    inside: slice  # of `members`
 
 
 @dataclass(slots=True)
@@ -232,16 +247,29 @@ class _Epoch(Dataset[Batch | InputError]):
     def __init__(self, loader: GroundingLoader, epoch: int, first: int) -> None:
         self.loader, self.epoch, self.first = loader, epoch, first
         self.order, self.group = loader.epoch_order(epoch)
+        self.borders = np.flatnonzero(np.diff(self.group, prepend=-1, append=-1))  # where groups start and stop
 
     def __len__(self) -> int:
         return max(0, len(self.loader) - self.first)
 
     def __getitem__(self, index: int) -> Batch | InputError:
-        start, stop = self.loader.bounds(self.first + index)
         try:
-            return self.loader.load(self.epoch, self.order[start:stop], self.group[start:stop])
+            return self.loader.load(self.epoch, self.parts(*self.loader.bounds(self.first + index)))
         except InputError as error:
             return InputError(str(error))  # a subclass may not be picklable
+
+    def parts(self, start: int, stop: int) -> list[GroupPart]:
+        """Return the parts of groups between two positions in the order of the epoch."""
+        first = int(np.searchsorted(self.borders, start, side="right")) - 1
+        last = int(np.searchsorted(self.borders, stop, side="left"))
+        return (
+            [
+                GroupPart(int(self.group[low]), self.order[low:high], slice(max(start - low, 0), stop - low))
+                for low, high in pairwise(self.borders[first : last + 1].tolist())
+            ]
+            if start < stop
+            else []
+        )
 
 
 def _ignore_signals(_: int) -> None:
