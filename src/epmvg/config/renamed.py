@@ -8,6 +8,7 @@ RENAMED = {
     "model.set": "model.overrides",
     "model.canvas": "model.image_size",
     "model.length": "model.max_length",
+    "data.images": "data.batch_size",
     "data.phrases": "data.phrases_per_image",
     "data.train": "data.train_split",
     "data.val": "data.val_split",
@@ -57,10 +58,12 @@ RENAMED_VALUES = {
 """New key -> its old values -> its new ones."""
 
 REMOVED = {
-    "data.images": "data.batch_size counts image-phrase pairs, about data.images times the phrases of an image",
     "train.tensorboard": "metrics.jsonl and `epmvg report` show the curves",
     "data.augment.as_published": "data.augment.recipe=transvg keeps the published sizes and crop ranges",
     "distill.fit": "the teacher's embeddings are pooled as in the paper",
     "distill.at": "[VLS] and [CLS] are taken at the fusion's output as in the paper",
 }
 """Removed key -> what holds without it."""
+
+OLD_BATCH = {"images": 16, "phrases": 8}
+"""Keys of `data` whose product is now `data.batch_size`, and their old defaults."""
