@@ -16,8 +16,8 @@ from PIL import Image
 
 from epmvg import export
 from epmvg.cli import main
+from epmvg.core.geometry import Letterbox
 from epmvg.core.types import InputError
-from epmvg.data.views import evaluation_view, image_of, lay
 from epmvg.evaluation.evaluate import evaluate
 from epmvg.export.parity import largest_difference
 from epmvg.inference.batch import predict_many
@@ -51,8 +51,8 @@ def canvases(backend: Backend, seeds: list[int]) -> tuple[np.ndarray, np.ndarray
     """Pictures of different shapes on their canvases: image [I, 3, S, S], pad [I, S, S]."""
     drawn = []
     for seed in seeds:
-        view = evaluation_view((90 - 20 * seed, 60), backend.image_size)
-        drawn.append(image_of(lay(photo(seed, (90 - 20 * seed, 60)), view), view))
+        letterbox = Letterbox.fit(90 - 20 * seed, 60, backend.image_size)
+        drawn.append(letterbox.pad(letterbox.resize(photo(seed, (90 - 20 * seed, 60)))))
     return np.stack([image for image, _ in drawn]), np.stack([image_mask for _, image_mask in drawn])
 
 

@@ -13,7 +13,7 @@ from epmvg.core.types import InputError, Progress
 from epmvg.data.readers.annotations import Skipped
 from epmvg.data.readers.files import cache_folder
 from epmvg.data.registry import fraction_of, open_samples
-from epmvg.data.transforms import swap_sides
+from epmvg.data.side_words import swap_sides
 from epmvg.distill.target_cache import CachedTeacher
 from epmvg.distill.targets import Lesson
 from epmvg.distill.teacher import ClipTeacher, View
