@@ -28,7 +28,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = made / "out"
     train_teacher(
-        made / "captions.jsonl", out, image_tower="resnet10t", text_tower="tiny", side=32, width=16, epochs=1, batch=4
+        made / "captions.jsonl",
+        out,
+        image_encoder="resnet10t",
+        text_encoder="tiny",
+        image_size=32,
+        width=16,
+        epochs=1,
+        batch_size=4,
     )
     return out
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from epmvg.core.types import InputError, TeacherEmbeddings
 from epmvg.distill import pretrain
-from epmvg.distill.pretrain import _recall, _Table, train_teacher
+from epmvg.distill.pretrain import _Features, _recall, train_teacher
 from epmvg.distill.teacher import ClipTeacher
 from epmvg.training.teacher import write_description
 
@@ -41,7 +41,15 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(captions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("teacher") / "made"
     train_teacher(
-        captions, out, image_tower="resnet10t", text_tower="tiny", side=32, width=16, epochs=60, batch=8, lr=1e-2
+        captions,
+        out,
+        image_encoder="resnet10t",
+        text_encoder="tiny",
+        image_size=32,
+        width=16,
+        epochs=60,
+        batch_size=8,
+        lr=1e-2,
     )
     return out
 
@@ -93,19 +101,11 @@ def test_an_unfrozen_teacher_learns(folder: Path) -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in teacher.parameters())
 
 
-@pytest.mark.parametrize("view", ["letterboxed", "cropped"])
-def test_what_lies_under_padding_changes_nothing(folder: Path, view: str) -> None:
-    teacher = ClipTeacher(folder, view=view)  # type: ignore[arg-type]
+def test_what_lies_under_padding_changes_nothing(folder: Path) -> None:
+    teacher = ClipTeacher(folder)
     image, image_mask = batch()
     noisy = torch.where(image_mask[:, None], torch.rand_like(image), image)
     torch.testing.assert_close(teacher.image(image, image_mask), teacher.image(noisy, image_mask))
-
-
-def test_content_is_what_the_plain_photo_gives(folder: Path) -> None:
-    teacher = ClipTeacher(folder, view="cropped")
-    image, image_mask = batch()
-    plain = image[:, :, 16:48]
-    torch.testing.assert_close(teacher.image(image, image_mask), teacher.image(plain))
 
 
 def test_images_and_phrases_are_answered_one_by_one(folder: Path) -> None:
@@ -148,7 +148,7 @@ def test_unknown_teachers_are_answered_with_a_guess(tmp_path: Path, folder: Path
 def test_unusable_captions_are_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "captions.jsonl").write_text(content)
     with pytest.raises(InputError, match=r"captions\.jsonl"):
-        train_teacher(tmp_path / "captions.jsonl", tmp_path / "out", text_tower="tiny", image_tower="resnet10t")
+        train_teacher(tmp_path / "captions.jsonl", tmp_path / "out", text_encoder="tiny", image_encoder="resnet10t")
     assert not (tmp_path / "out").exists()
 
 
@@ -158,7 +158,7 @@ def test_a_finished_teacher_is_not_overwritten(captions: Path, folder: Path) -> 
 
 
 def test_a_fingerprint_tells_apart_whatever_changes_a_vector(tmp_path: Path) -> None:
-    """The same weights with another activation, number of heads, preprocessing, context length or view."""
+    """The same weights with another activation, number of heads, preprocessing, or context length."""
     text = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
     plain = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
@@ -180,7 +180,6 @@ def test_a_fingerprint_tells_apart_whatever_changes_a_vector(tmp_path: Path) -> 
         (tmp_path / "c.json").write_text(json.dumps(config))
         found[name] = ClipTeacher(tmp_path / "c.json", weights).fingerprint()
     (tmp_path / "c.json").write_text(json.dumps(plain))
-    found["view"] = ClipTeacher(tmp_path / "c.json", weights, view="cropped").fingerprint()
     assert len(set(found.values())) == len(found)
     changed = ClipTeacher(tmp_path / "c.json", weights)
     assert changed.fingerprint() == found["plain"]
@@ -211,12 +210,12 @@ def rows_of(folder: Path, count: int, **more: Any) -> Path:
 
 
 SMALL: dict[str, Any] = {
-    "image_tower": "resnet10t",
-    "text_tower": "tiny",
-    "side": 32,
+    "image_encoder": "resnet10t",
+    "text_encoder": "tiny",
+    "image_size": 32,
     "width": 8,
     "epochs": 1,
-    "batch": 2,
+    "batch_size": 2,
 }
 
 
@@ -240,11 +239,9 @@ def test_a_training_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch
     for number in (2, 4):
         (tmp_path / f"{number}.png").write_bytes(b"torn")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(InputError, match=r"1 captioned pictures of split 'train'.*2\.png"):
+    with pytest.raises(InputError, match=r"1 captioned images of split 'train'.*2\.png"):
         train_teacher(file, tmp_path / "out", **SMALL)
-    monkeypatch.setattr(
-        pretrain, "_trunk_of_images", lambda _, image_size: torch.full((len(image_size), 512), torch.nan)
-    )
+    monkeypatch.setattr(pretrain, "_encode_images", lambda _, image_size: torch.full((len(image_size), 512), torch.nan))
     with pytest.raises(InputError, match=r"became NaN or Inf in epoch 1: lower lr=0\.001"):
         train_teacher(rows_of(tmp_path, 6), tmp_path / "out", **SMALL)
     assert sorted(tmp_path.iterdir()) == before
@@ -254,11 +251,11 @@ def test_a_training_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch
 def test_a_teacher_that_tells_nothing_apart_has_no_recall(fill: float) -> None:
     layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
     heads = nn.ModuleList(layers)
-    table = _Table([torch.rand(50, 4)], [torch.rand(50, 4)], [[number] for number in range(50)])
+    table = _Features(torch.rand(50, 4), torch.rand(50, 4), [[number] for number in range(50)])
     for head in layers:
         nn.init.eye_(head.weight)
         nn.init.zeros_(head.bias)
-    same = _Table(table.images, table.images, table.rows)
+    same = _Features(table.images, table.images, table.captions)
     assert _recall(heads, same)[0] > 0.9
     with torch.no_grad():
         for head in layers:

@@ -33,7 +33,7 @@ STUDENT = [
     "model.similarity=true",
     "distill=null",
     "data.augment={horizontal_flip: 0.5, crop: 0.5}",
-    "data.batch_size=3",
+    "data.batch_size=6",
     "data.phrases_per_image=2",
     "train.cache_features=false",
     "train.lr=1e-3",
@@ -100,7 +100,7 @@ def test_two_processes_teach_an_unfrozen_teacher_as_one_does(squares: Path, vit:
     settings += ["train.lr_teacher=1e-3", "train.precision=fp32"]
     ends = []
     for count in (1, 2):
-        chosen, folder = recipe(squares, *settings, "train.epochs=2", "data.batch_size=4"), tmp_path / f"by-{count}"
+        chosen, folder = recipe(squares, *settings, "train.epochs=2", "data.batch_size=8"), tmp_path / f"by-{count}"
         assert together(count, partial(epmvg.train, chosen, folder)) == [0] * count
         state = checkpoint(folder)
         ends.append(state["model"] | {f"teacher.{key}": value for key, value in state["auxiliary"]["teacher"].items()})
@@ -115,7 +115,7 @@ def test_what_trains_beside_the_student_is_resumed_with_it(
     squares: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unfrozen teacher, cut off between two saves: bit for bit the run that was never stopped."""
-    settings = ["distill.frozen=false", "distill.input=cropped", "distill.dense_weight=1"]
+    settings = ["distill.frozen=false", "distill.input=letterboxed", "distill.dense_weight=1"]
     chosen = recipe(squares, f"distill.teacher={vit}", *settings, "train.epochs=2")
     whole = epmvg.train(chosen, tmp_path / "whole")
     monkeypatch.setattr(loop, "check_finite", killed_at(4))

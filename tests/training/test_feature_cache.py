@@ -49,7 +49,7 @@ def test_features_are_those_of_the_backbone(samples: list[Sample], file: Path) -
     for number, model in enumerate([*models, models[0]]):
         features = cached(model, samples, file)
         loader = GroundingLoader(
-            [first[image] for image in images], model.tokenize, image_size=model.image_size, images=32, phrases=1
+            [first[image] for image in images], model.tokenize, image_size=model.image_size, batch_size=32
         )
         batch = next(iter(loader))
         with torch.no_grad():

@@ -215,7 +215,12 @@ def _write_text_encoder(folder: Path, name: TextEncoder) -> dict[str, Tensor]:
         letters = "abcdefghijklmnopqrstuvwxyz"
         vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
         tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary)})
-        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        sizes: dict[str, Any] = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+        }
         config = BertConfig(vocab_size=len(vocabulary), **sizes)
         weights = BertModel(config).state_dict()
     config.save_pretrained(folder)

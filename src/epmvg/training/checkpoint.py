@@ -17,7 +17,7 @@ import torch
 from epmvg.core.distributed import broadcast, gather
 from epmvg.core.files import atomic_write, disk_errors, write_text
 from epmvg.core.types import InputError
-from epmvg.data.samples import SAMPLES, Samples
+from epmvg.data.samples import SAMPLES, SampleDigest
 from epmvg.training.folder import restart_advice
 from epmvg.training.optimizer import make_optimizer
 from epmvg.training.run import Run, TrainingState
@@ -139,7 +139,7 @@ def _check_samples(run: Run) -> None:
         return
     advice = f"restore what it began with, or {restart_advice(run.folder)}"
     for name, samples in run.samples.items():
-        before = Samples(**saved[name])
+        before = SampleDigest(**saved[name])
         if samples != before:
             split = "training" if name == "train" else "validation"
             raise InputError(

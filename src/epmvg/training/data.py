@@ -12,12 +12,12 @@ import accelerate
 from epmvg.config.settings import Recipe
 from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError, Sample
-from epmvg.data.conventions import Convention
+from epmvg.data.conventions import BoxConvention
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.readers.files import is_file
-from epmvg.data.readers.jsonl import Skipped
-from epmvg.data.registry import cache_folder, fraction_of, open_samples
-from epmvg.data.samples import Samples
+from epmvg.data.readers.annotations import Skipped
+from epmvg.data.readers.files import cache_folder, is_file
+from epmvg.data.registry import fraction_of, open_samples
+from epmvg.data.samples import SampleDigest
 from epmvg.data.transforms import Augment
 from epmvg.data.validation.kinds import KINDS
 from epmvg.evaluation.evaluate import evaluation_loader
@@ -32,7 +32,7 @@ _THREADS = 8
 
 def make_loaders(
     recipe: Recipe, model: Grounder, accelerator: accelerate.PartialState, report: Report, *, resume: bool = False
-) -> tuple[GroundingLoader, GroundingLoader, dict[str, Samples]]:
+) -> tuple[GroundingLoader, GroundingLoader, dict[str, SampleDigest]]:
     """Make the training loader, with cached features where the recipe sets them, and the validation loader.
 
     Validation uses no cached features: they are in bfloat16, and its metrics are those of `evaluate`.
@@ -44,17 +44,17 @@ def make_loaders(
         InputError: Unusable settings, samples or validation images. No other process is waited for.
     """
     data, settings = recipe.data, recipe.train
-    shard = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    shard = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     image_size = data.image_size or model.image_size
-    _check_settings(recipe, model, image_size, shard["world"])
+    _check_settings(recipe, model, image_size, shard["world_size"])
     val = open_samples(data.name, split=data.val_split, root=data.root, split_key=data.split_key)
-    digests = {"val": Samples.of(val)}
+    digests = {"val": SampleDigest.of(val)}
     if settings.eval_limit is not None and settings.eval_limit < len(val):
         val = of_some_images(val, settings.eval_limit, seed=0)  # the same ones whatever train.seed is
     if not resume:  # a resumed run counts them as misses, so that it can be completed
         _check_images([sample.image for sample in val], **shard)
     samples = open_training_samples(recipe, report)
-    digests["train"] = Samples.of(samples)
+    digests["train"] = SampleDigest.of(samples)
     _check_boxes(samples, data.name)
     _report_truncated(samples, model, report)
     cached: dict[str, Any] = {}
@@ -65,24 +65,22 @@ def make_loaders(
         samples,
         model.tokenize,
         image_size=image_size,
-        images=data.batch_size,
-        phrases=data.phrases_per_image,
+        batch_size=data.batch_size,
+        phrases_per_image=data.phrases_per_image,
         augment=Augment(**data.augment.model_dump()) if data.augment else None,
         shuffle=True,
         seed=settings.seed,
-        workers=data.num_workers,
-        tolerant=True,
-        stored=cached,
+        num_workers=data.num_workers,
+        skip_unreadable=True,
+        cached=cached,
         cache_gb=data.cache_gb,
         **shard,
     )
-    if loader.groups < shard["world"]:
+    if len(samples) < shard["world_size"]:
         raise InputError(
-            f"{data.name} {data.train_split} makes {loader.groups} image(s) with at most "
-            f"data.phrases_per_image={data.phrases_per_image} phrases an epoch, which {shard['world']} processes "
-            "cannot share: start fewer, or lower data.phrases_per_image."
+            f"{data.name} has {len(samples)} training samples for {shard['world_size']} processes: start fewer."
         )
-    val_loader = evaluation_loader(model, val, images=data.batch_size, tolerant=True, **shard)
+    val_loader = evaluation_loader(model, val, batch_size=data.batch_size, skip_unreadable=True, **shard)
     return loader, val_loader, digests
 
 
@@ -111,8 +109,8 @@ def _check_settings(recipe: Recipe, model: Grounder, image_size: int, world_size
         raise InputError(f"data.image_size={image_size} needs model.position=sine and train.cache_features=false.")
     if data.batch_size % world_size:
         raise InputError(
-            f"data.batch_size={data.batch_size} is the batch of all processes and cannot be divided among {world_size}:"
-            f" give a multiple of {world_size}."
+            f"data.batch_size={data.batch_size} is for all processes together and cannot be divided among {world_size}:"
+            f" set a multiple of {world_size}."
         )
     if settings.cache_features and (data.augment is not None or not model.visual.frozen):
         raise InputError(
@@ -130,10 +128,10 @@ def _report_truncated(samples: list[Sample], model: Grounder, report: Report) ->
             report({"event": "say", "text": f"{count:,} of {len(samples):,} training phrases {problem}."})
 
 
-def _check_images(images: Sequence[Path], rank: int = 0, world: int = 1) -> None:
+def _check_images(images: Sequence[Path], rank: int = 0, world_size: int = 1) -> None:
     """Open this process's part of the validation images; a JPEG is not decoded to its end."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        sizes = list(pool.map(_size_of, list(dict.fromkeys(images))[rank::world]))
+        sizes = list(pool.map(_size_of, list(dict.fromkeys(images))[rank::world_size]))
     errors = [size for size in sizes if isinstance(size, InputError)]
     if errors:
         raise InputError(
@@ -148,11 +146,11 @@ def _check_boxes(samples: Sequence[Sample], name: str) -> None:
     chosen = images[:: max(1, len(images) // _HEADERS)]
     with ThreadPoolExecutor(_THREADS) as pool:
         sizes = dict(zip(chosen, pool.map(_size_of, chosen), strict=True))
-    convention = Convention()
+    convention = BoxConvention()
     for sample in samples:
         size = sample.size or sizes.get(sample.image)
         convention.add(sample.box, None if isinstance(size, InputError) else size)
-    verdict = convention.verdict()
+    verdict = convention.detect()
     if verdict is not None:
         kind, why = verdict
         raise InputError(f"{name}: {KINDS[kind].title} ({why}): {KINDS[kind].cure} `epmvg data check` lists them.")

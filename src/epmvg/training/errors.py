@@ -15,7 +15,8 @@ from epmvg.core.distributed import broadcast, gather, is_lost_process
 from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.hardware import is_out_of_memory
 from epmvg.core.types import Batch, InputError
-from epmvg.data.readers.jsonl import json_line, rows_of
+from epmvg.data.readers.annotations import to_annotations
+from epmvg.data.readers.jsonl import json_line
 from epmvg.distill.losses import Losses
 from epmvg.training.folder import restart_advice
 from epmvg.training.run import Run
@@ -80,7 +81,7 @@ def check_finite(run: Run, batch: Batch, losses: Losses) -> None:
     with atomic_write(file) as temporary:
         safetensors.torch.save_file(tensors, temporary, {"step": str(step), "loss": json.dumps(terms)})
     with atomic_write(file.with_suffix(".jsonl")) as temporary, temporary.open("wb") as out:
-        out.writelines(json_line(row) for row in rows_of(batch.samples, run.folder))
+        out.writelines(json_line(row) for row in to_annotations(batch.samples, run.folder))
     wrong = ", ".join(name for name, term in losses.terms.items() if not torch.isfinite(term)) or "total"
     images = ", ".join(sorted({sample.image.name for sample in batch.samples})[:3])
     finite = all(bool(torch.isfinite(parameter).all()) for parameter in run.model.parameters())

@@ -53,7 +53,7 @@ class FeatureCache:
         self.keys = [content_key(backbone, image_digest(image)) for image in images]
         missing = self.cache.missing(self.keys)
         loader = GroundingLoader(
-            [first[images[i]] for i in missing], model.tokenize, image_size=model.image_size, images=32, phrases=1
+            [first[images[i]] for i in missing], model.tokenize, image_size=model.image_size, batch_size=32
         )
         done = 0
         for batch in loader.batches(0):

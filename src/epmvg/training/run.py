@@ -20,8 +20,8 @@ from epmvg.core.files import disk_errors, write_rows
 from epmvg.core.hardware import use_bf16
 from epmvg.core.types import Batch, InputError, TeacherEmbeddings
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.negatives import Absence
-from epmvg.data.samples import Samples
+from epmvg.data.negatives import NegativeSampler
+from epmvg.data.samples import SampleDigest
 from epmvg.distill.losses import GroundingLoss
 from epmvg.distill.targets import DistillationTargets
 from epmvg.evaluation.evaluate import predict_rows, with_misses
@@ -69,8 +69,8 @@ class Run:
     auxiliary: dict[str, nn.Module]  # trained and not part of the model: an unfrozen teacher
     report: Report
     text_cache: TextMemory | None  # of a frozen text encoder
-    negatives: Absence | None  # for the IoU head
-    samples: dict[str, Samples] = field(default_factory=dict)  # digests of the splits "train" and "val"
+    negatives: NegativeSampler | None  # for the IoU head
+    samples: dict[str, SampleDigest] = field(default_factory=dict)  # digests of the splits "train" and "val"
     teacher_fingerprint: str | None = None  # of a frozen teacher
     stop: StopRequest = field(default_factory=StopRequest)
     stopping: bool = False  # a process received a signal before this step
@@ -220,7 +220,7 @@ class Run:
         self.state.validated_step = self.state.step
         self._report_unreadable(unreadable)
         if self.accelerator.is_main_process:
-            self._log_validation(with_misses(rows, self.val_loader.records), save_best=not first)
+            self._log_validation(with_misses(rows, self.val_loader.samples), save_best=not first)
         self.started += time.monotonic() - began
 
     def _val_batches(self, unreadable: list[str]) -> Iterator[Batch]:

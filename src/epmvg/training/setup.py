@@ -8,7 +8,7 @@ import accelerate
 from torch import nn
 
 from epmvg.config.settings import ModelSettings, Recipe
-from epmvg.data.negatives import Absence
+from epmvg.data.negatives import NegativeSampler
 from epmvg.distill.losses import GroundingLoss
 from epmvg.models.factory import create_model, start_from
 from epmvg.models.grounder import Grounder
@@ -65,7 +65,7 @@ def prepare_run(
         auxiliary=auxiliary,
         report=report,
         text_cache=TextMemory(model.linguistic) if model.linguistic.frozen else None,
-        negatives=Absence(train_loader.records) if uses_negatives else None,
+        negatives=NegativeSampler(train_loader.samples) if uses_negatives else None,
         samples=samples,
         teacher_fingerprint=teacher.fingerprint() if teacher is not None and frozen else None,
     )

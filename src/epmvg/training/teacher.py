@@ -10,8 +10,8 @@ from epmvg.config.settings import Recipe
 from epmvg.core.files import write_text
 from epmvg.core.hardware import select_device
 from epmvg.core.types import InputError, Progress
-from epmvg.data.registry import cache_folder
-from epmvg.data.transforms import swap_sides
+from epmvg.data.readers.files import cache_folder
+from epmvg.data.side_words import swap_sides
 from epmvg.distill.target_cache import CachedTeacher
 from epmvg.distill.targets import DistillationTargets
 from epmvg.distill.teacher import ClipTeacher
