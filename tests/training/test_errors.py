@@ -213,7 +213,7 @@ def test_a_loss_that_is_no_number_leaves_its_batch(
     with pytest.raises(InputError, match=r"nan at step 4 \(term giou; images .*the batch is in .*batch-4-0"):
         epmvg.train(finished[0], tmp_path / "run")
     with safetensors.safe_open(tmp_path / "run" / "batch-4-0.safetensors", "pt") as kept:
-        assert torch.equal(kept.get_tensor("image"), seen[-1].images) and torch.equal(
+        assert torch.equal(kept.get_tensor("images"), seen[-1].images) and torch.equal(
             kept.get_tensor("boxes"), seen[-1].boxes
         )
         assert json.loads(kept.metadata()["loss"])["giou"] == "nan"

@@ -294,7 +294,7 @@ def test_rates_count_the_seconds_before_a_resume(squares: Path, tiny: Grounder) 
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", r"train\.gradient_accumulation_steps=4"),
         ("ACCELERATE_MIXED_PRECISION", "fp16", r"train\.precision"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", r"train\.precision"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "compiles"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "compiled"),
         ("ACCELERATE_GRADIENT_CLIPPING", "1.0", r"train\.max_grad_norm=1\.0"),
         ("ACCELERATE_TORCH_DEVICE", "meta", "--device meta"),
         ("ACCELERATE_USE_FSDP", "true", "multi-GPU"),

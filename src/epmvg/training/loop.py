@@ -16,6 +16,7 @@ def fit(run: Run) -> None:
     """
     if run.validation_due():  # the run ended between a checkpoint and its validation
         run.validate()
+        save_checkpoint(run)
     run.model.train()
     for micro_batches in run.steps():
         for batch, weight in micro_batches:
