@@ -73,7 +73,7 @@ def test_maps_lie_over_the_photo_a_panel_a_phrase(run: Path, squares: Path, tmp_
             assert strip.height == 60 and strip.width > 2 * 80
     plain = epmvg.Predictor(epmvg.create_model("tiny-swin"))  # two strides, no where-map
     assert plain.attention(photo, "it")[0].shape == (60, 80)
-    with pytest.raises(epmvg.InputError, match=r"model\.anchored=false"):
+    with pytest.raises(epmvg.InputError, match=r"model\.dense_head=false"):
         plain.where(photo, "it")
 
 

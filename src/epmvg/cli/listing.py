@@ -30,7 +30,7 @@ def _models() -> list[dict[str, str]]:
     return [
         {
             "name": name,
-            "backbone": numbers["visual"]["backbone"],
+            "backbone": numbers["visual_encoder"]["backbone"],
             "image_size": f"{numbers['image_size']} px",
             "visual tokens": str(sizes[name]["tokens"]),
             "text tokens": str(numbers["max_length"]),

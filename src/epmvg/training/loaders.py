@@ -40,7 +40,7 @@ def loaders_of(
     if settings.eval_limit is not None and settings.eval_limit < len(val):
         val = of_some_images(val, settings.eval_limit, seed=0)  # the same ones whatever train.seed is
     image_size = data.image_size or student.image_size
-    if image_size != student.image_size and (settings.cache_features or not student.sine):
+    if image_size != student.image_size and (settings.cache_features or not student.sine_position):
         raise InputError(f"data.image_size={image_size} needs model.position=sine and train.cache_features=false.")
     world = accelerator.num_processes
     if data.batch_size % world:
@@ -60,9 +60,9 @@ def loaders_of(
     _report_skipped(skipped, report)
     _report_unread(records, student, report)
     if settings.cache_features:
-        if data.augment is not None or not student.visual.frozen:
+        if data.augment is not None or not student.visual_encoder.frozen:
             raise InputError(
-                "train.cache_features=true needs data.augment=null and a wholly frozen backbone (model.visual)."
+                "train.cache_features=true needs data.augment=null and a wholly frozen backbone (model.visual_encoder)."
             )
         stored = {
             "maps": stored_maps(student, [records], cache_folder() / "maps", settings.feature_cache_gb, report)[0]

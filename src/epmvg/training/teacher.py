@@ -46,7 +46,7 @@ def check_student(student: Grounder, distill: DistillSettings) -> None:
             "distill.dense_weight supervises a map that this student lacks: "
             "set distill.dense_weight=0 or model.similarity=true."
         )
-    if distill.dense_weight and len(student.visual.strides) > 1:
+    if distill.dense_weight and len(student.visual_encoder.strides) > 1:
         raise InputError(
             "distill.dense_weight needs one map of visual tokens: set distill.dense_weight=0, or give one stride."
         )
