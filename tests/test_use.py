@@ -17,7 +17,7 @@ import epmvg
 from epmvg.core.calibration import Calibration
 from epmvg.core.types import InputError
 from epmvg.hub import model_card, time_model
-from epmvg.inference.runtimes.torch_runtime import EagerBackend
+from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import create_model, load, save
 
 
@@ -87,7 +87,7 @@ def test_latency_is_that_of_new_images_and_new_phrases(monkeypatch: pytest.Monke
     encoded: list[bytes] = []
     read: list[bytes] = []
 
-    class Counting(EagerBackend):
+    class Counting(TorchRuntime):
         def encode(self, image: Any, image_mask: Any) -> Any:
             encoded.append(b"")
             return super().encode(image, image_mask)
@@ -96,7 +96,7 @@ def test_latency_is_that_of_new_images_and_new_phrases(monkeypatch: pytest.Monke
             read.extend(map(bytes, tokens))
             return super().answer(features, image_mask, tokens, token_mask, image_index)
 
-    monkeypatch.setattr("epmvg.inference.runtimes.torch_runtime.EagerBackend", Counting)
+    monkeypatch.setattr("epmvg.inference.runtimes.torch_runtime.TorchRuntime", Counting)
     time_model(create_model("tiny-resnet"), rounds=3)
     assert len(encoded) == 8 and len(set(read)) == len(read) == 4 * (1 + 9)
 
@@ -131,12 +131,12 @@ def test_a_model_of_another_kind_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_a_model_knows_travels_with_it(run: Path, tmp_path: Path) -> None:
     """From the card of the bundled model, a recipe of drawn scenes, a published folder; nobody's word is no word."""
     bundled = epmvg.Predictor("default")
-    assert bundled.knows == "drawn scenes, not photographs" and bundled.knows in repr(bundled)
-    assert epmvg.Predictor(run).knows is None
+    assert bundled.domain == "drawn scenes, not photographs" and bundled.domain in repr(bundled)
+    assert epmvg.Predictor(run).domain is None
     recipe = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(re.sub(r"(?m)^  name: .*jsonl$", "  name: scenes", recipe))
     published = epmvg.save_pretrained(run, tmp_path / "hub" / "scenes")
-    assert epmvg.Predictor(run).knows == epmvg.Predictor(published).knows == bundled.knows
+    assert epmvg.Predictor(run).domain == epmvg.Predictor(published).domain == bundled.domain
 
 
 def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def model_card(
         library_name="epmvg",
         language="en",
         tags=["visual-grounding", "referring-expression-comprehension", "phrase-grounding"],
-        knows=model.knows,
+        domain=model.domain,
     )
     environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
@@ -190,7 +190,7 @@ class Latency:
 
 def time_model(model: Grounder, rounds: int = 15) -> Latency:
     """Time a model on this machine, on new images of 640 x 480 pixels with new phrases: nothing is remembered."""
-    ground = Predictor(model, keep_mb=0)
+    ground = Predictor(model, cache_mb=0)
     image = Image.new("RGB", (640, 480), (120, 120, 120))
     numbers = itertools.count()
 

@@ -96,7 +96,7 @@ def measure_robustness(
         "perturbations": [
             perturbation_metrics(each, kind, rows.get(each.name, []), clean) for kind, each in perturbations
         ],
-        "absent": absent_metrics(clean, rows.get(ABSENT, []), predictor.backend.calibration),
+        "absent": absent_metrics(clean, rows.get(ABSENT, []), predictor.runtime.calibration),
     }
     folder = make_results_folder(run)
     write_rows(folder / result["rows"], [row for part in rows.values() for row in part])
@@ -184,7 +184,7 @@ def _find(predictor: Predictor, image: Image.Image, phrases: Sequence[str]) -> l
     """Query phrases in batches; those of like length together, since all are padded to the longest."""
     found: list[Found] = []
     for start in range(0, len(phrases), BATCH):
-        found += zip(*predictor.find(image, phrases[start : start + BATCH]), strict=True)
+        found += zip(*predictor.predict_boxes(image, phrases[start : start + BATCH]), strict=True)
     return found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from epmvg.config.settings import DataSettings, Recipe
-from epmvg.core.files import naming, write_text
+from epmvg.core.files import disk_errors, write_text
 from epmvg.core.locate import fetch
 from epmvg.core.types import InputError, Sample
 from epmvg.data.registry import open_samples
@@ -37,7 +37,7 @@ def make_results_folder(run: Path | str) -> Path:
     """Make `results_folder`; a new one gets the run's recipe, so that `report` knows what was measured."""
     folder = results_folder(run)
     if not folder.exists():
-        with naming(folder):
+        with disk_errors(folder):
             folder.mkdir(parents=True)
         config = fetch(run) / "config.yaml"
         if config.exists():

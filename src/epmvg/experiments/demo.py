@@ -19,7 +19,7 @@ import torch
 
 from epmvg.config.settings import Recipe
 from epmvg.core.files import write_json
-from epmvg.core.hardware import cores
+from epmvg.core.hardware import cpu_threads
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError
 from epmvg.data.registry import open_samples
@@ -63,7 +63,7 @@ def run_demo(out: Path, *, quick: bool = False, report: Report | None = None) ->
     start = time.monotonic()
     _claim(out)
     scenes = out / "scenes"
-    workers = cores()
+    workers = cpu_threads()
     tell({"event": "say", "text": "1. Drawing scenes with true phrases"})
     sizes = QUICK_SIZES if quick else DEFAULT_SIZES
     write_scenes(scenes, sizes=sizes, workers=min(workers, 4), progress=_telling(tell, "drawing"))

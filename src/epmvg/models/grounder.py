@@ -91,7 +91,7 @@ class Grounder(nn.Module):
 
     Attributes:
         calibration: from raw confidence to probability, or None; `load` reads it.
-        knows: what the model was trained to recognise, where its model card states it; `load` reads it.
+        domain: what the model was trained to recognise, where its model card states it; `load` reads it.
 
     Raises:
         InputError: `dense_head` with several feature levels of visual tokens.
@@ -137,7 +137,7 @@ class Grounder(nn.Module):
         self.dense_head = DenseHead(width) if dense_head else None
         self.iou_head = self.new_iou_head() if iou_head else None
         self.calibration: Calibration | None = None
-        self.knows: str | None = None
+        self.domain: str | None = None
 
     def new_iou_head(self) -> IouHead:
         """Create an IoU head for this model, leaving the RNG state unchanged."""

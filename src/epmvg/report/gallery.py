@@ -155,7 +155,7 @@ def thumbnail(file: Path) -> Photo:
     Raises:
         InputError: it cannot be opened.
     """
-    with photos.Photo(file) as opened:
+    with photos.ImageFile(file) as opened:
         return shrink(opened.decode((2 * SIDE, 2 * SIDE)), opened.size)  # a JPEG decodes at a fraction of its size
 
 

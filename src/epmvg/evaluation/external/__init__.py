@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
-from epmvg.core.files import refuse_overwrite, write_rows
-from epmvg.core.images import Photo
+from epmvg.core.files import check_not_input, write_rows
+from epmvg.core.images import ImageFile
 from epmvg.core.types import Box, InputError
 from epmvg.data.registry import open_samples
 from epmvg.evaluation.evaluate import Row, answered_row, judge, overlaps, question_of
@@ -72,7 +72,7 @@ def score(
     if targets not in get_args(Targets):
         raise InputError(f"--targets {targets} is not known: give one of {', '.join(TARGETS)}.")
     if rows is not None:
-        refuse_overwrite(rows, predictions, against, data)
+        check_not_input(rows, predictions, against, data)
     named = coordinates or FORMATS[form]
     if named is None:
         raise InputError("--format text needs --coordinates, since numbers do not say what they count: 0-1000:xyxy?")
@@ -173,7 +173,7 @@ def _given(asked: Sequence[Question], answers: Sequence[Answer | None], conventi
         if convention.unit != "pixels" and not size:
             image = question.record.image
             if image not in sizes:
-                with Photo(image) as photo:
+                with ImageFile(image) as photo:
                     sizes[image] = photo.size
             size = sizes[image]
         given.append(Given(answer.numbers, size, answer.seen, question.record.box))
