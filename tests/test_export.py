@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     save(create_model("tiny-resnet", dense_head=True, similarity=True), folder)
-    (folder / "README.md").write_text("---\nlicense: mit\nknows: noise\n---\n# noise\n")
+    (folder / "README.md").write_text("---\nlicense: mit\ndomain: noise\n---\n# noise\n")
     return folder
 
 
