@@ -190,7 +190,9 @@ def evaluate(
         results_folder(run)  # whether it can be had is said before an hour's work
         asked = [*records, *negative_samples(records, ABSENT)]  # an image is still encoded once
         stem = stem_of(run, settings, split)
-        loader = evaluation_loader(model, asked, images=settings.batch_size, rank=rank, world=world, tolerant=True)
+        loader = evaluation_loader(
+            model, asked, batch_size=settings.batch_size, rank=rank, world_size=world, skip_unreadable=True
+        )
         answers = predict_rows(model, loader.batches(0), progress=progress, total=-(-len(asked) // world))
         result: dict[str, Any] = {"data": short_name(name), "split": split or "all", "protocol": PROTOCOL}
         result["rows"] = f"predictions-{stem}.jsonl"
@@ -272,10 +274,10 @@ def evaluation_loader(
     model: Grounder,
     records: Sequence[Sample],
     *,
-    images: int = 16,
+    batch_size: int = 64,
     rank: int = 0,
-    world: int = 1,
-    tolerant: bool = False,
+    world_size: int = 1,
+    skip_unreadable: bool = False,
 ) -> GroundingLoader:
     """Make the loader of an evaluation: evaluation views, rows in order, nothing left out.
 
@@ -285,11 +287,11 @@ def evaluation_loader(
         records,
         model.tokenize,
         image_size=model.image_size,
-        images=images,
-        phrases=16,
+        batch_size=batch_size,
+        phrases_per_image=16,
         rank=rank,
-        world=world,
-        tolerant=tolerant,
+        world_size=world_size,
+        skip_unreadable=skip_unreadable,
     )
 
 
