@@ -1,7 +1,7 @@
 """The grounder: visual and text encoder, [REG], fusion and box head (figure 2, eq. 1-4).
 
 `Grounder.query` is the paper's computation. What goes beyond it stands in methods of its own below: token-phrase
-similarity, the dense head and the IoU head (docs/design.md, docs/confidence.md).
+similarity, the dense head and the IoU head (docs/design.md).
 """
 
 from __future__ import annotations

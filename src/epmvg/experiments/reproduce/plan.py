@@ -199,7 +199,7 @@ def settings_hash(recipe: Recipe) -> str:
     """Hash what decides a training but its seed and where its files lie."""
     values = recipe.model_dump(exclude={"name": True, "about": True})
     values["train"].pop("seed")
-    for key in ("root", "workers", "cache_gb"):
+    for key in ("root", "num_workers", "cache_gb"):
         values["data"].pop(key)
     if values["distill"] and Path(values["distill"]["teacher"]).name == OWN_TEACHER:
         values["distill"]["teacher"] = OWN_TEACHER
