@@ -10,8 +10,9 @@ from epmvg.config.settings import DistillSettings, Recipe
 from epmvg.core.files import write_text
 from epmvg.core.hardware import select_device
 from epmvg.core.types import InputError, Progress
-from epmvg.data.readers.jsonl import Skipped
-from epmvg.data.registry import cache_folder, fraction_of, open_samples
+from epmvg.data.readers.annotations import Skipped
+from epmvg.data.readers.files import cache_folder
+from epmvg.data.registry import fraction_of, open_samples
 from epmvg.data.side_words import swap_sides
 from epmvg.distill.target_cache import CachedTeacher
 from epmvg.distill.targets import Lesson

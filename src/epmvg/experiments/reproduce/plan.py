@@ -15,7 +15,7 @@ from epmvg.config.settings import DataSettings, Recipe
 from epmvg.core.types import InputError, Sample
 from epmvg.data.loader import group_by_image
 from epmvg.data.negatives import content_words
-from epmvg.data.readers.jsonl import Skipped
+from epmvg.data.readers.annotations import Skipped
 from epmvg.data.registry import DATASETS, fraction_of, open_samples
 from epmvg.experiments.demo import TEACHER_SETTINGS
 from epmvg.experiments.reproduce.tables import Row, Table, published_phrases
