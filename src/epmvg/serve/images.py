@@ -11,8 +11,8 @@ from io import BytesIO
 from PIL import Image
 
 from epmvg.core.cache import LruCache
+from epmvg.core.geometry import Letterbox
 from epmvg.core.images import ImageFile
-from epmvg.data.views import evaluation_view, lay
 from epmvg.serve.limits import Limits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")
@@ -52,11 +52,11 @@ class ImageReader:
         if cached is not None:
             return cached, True
         with ImageFile(BytesIO(content), formats=FORMATS, max_pixels=self._max_pixels) as file:
-            view = evaluation_view(file.size, self._image_size)
-            width, height = view.size
-            decoded = file.decode(at_least=(4 * width, 4 * height))  # keeps a large JPEG small in memory
-            image = DecodedImage(digest, Image.fromarray(lay(decoded, view)), file.size)
-        self._cache.put(digest, image, 3 * width * height)
+            letterbox = Letterbox.fit(*file.size, self._image_size)
+            left, top, right, bottom = letterbox.content
+            decoded = file.decode(at_least=(4 * (right - left), 4 * (bottom - top)))  # keeps a JPEG small in memory
+            image = DecodedImage(digest, Image.fromarray(letterbox.resize(decoded)), file.size)
+        self._cache.put(digest, image, 3 * image.pixels.width * image.pixels.height)
         return image, False
 
     def close(self) -> None:
