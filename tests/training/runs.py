@@ -18,7 +18,7 @@ from epmvg.training.run import Run
 TINY = [
     "model=tiny-resnet",
     "model.pretrained=false",
-    "model.anchored=true",
+    "model.dense_head=true",
     "model.similarity=true",
     "data.batch_size=6",
     "data.phrases_per_image=2",

@@ -30,7 +30,7 @@ from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Progress
 from epmvg.distill.clip_checkpoints import CONFIG, WEIGHTS, build_clip
 from epmvg.distill.teacher import ClipTeacher
-from epmvg.models.packaged_weights import efficientnet_lite0_state, minilm_folder
+from epmvg.models.pretrained import efficientnet_lite0_state, minilm_folder
 
 TextEncoder = Literal["minilm", "tiny"]
 TEXT = "text"  # folder of the text encoder in a teacher's

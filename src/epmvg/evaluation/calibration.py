@@ -29,7 +29,7 @@ from epmvg.evaluation.metrics import stamp
 from epmvg.evaluation.samples import data_of, of_some_images
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
-from epmvg.models.text_cache import TextMemory
+from epmvg.models.text_cache import TextFeatureCache
 from epmvg.models.weights_file import WEIGHTS, weights_digest
 
 ABSENT = 0.5  # absent phrases a phrase, in fitting and calibrating
@@ -73,7 +73,7 @@ def calibrate(
     if not run.is_dir():
         raise InputError(f"{run} is no folder of yours: calibrate a copy (`epmvg publish {run} --to FOLDER`).")
     model.calibration = None
-    if not fit_head and model.score_head is None and not model.anchored:
+    if not fit_head and model.iou_head is None and not model.dense_head:
         raise InputError(f"{run} has neither a score head nor a where-map to score by: fit a head with --fit-head.")
     settings = data_of(run, data, root, None)
     split = split or settings.val_split
@@ -163,10 +163,10 @@ def fit_score_head(
     if len({record.image for record in records}) < 2:
         raise InputError("A score head is fitted on some images and checked on others: give at least two images.")
     device = next(model.parameters()).device
-    model.score_head = model.new_score_head().to(device)
-    model.settings = model.settings | {"score": True}
+    model.iou_head = model.new_iou_head().to(device)
+    model.settings = model.settings | {"iou_head": True}
     iou_features, iou, held_out = _ask(model, records, batch_size, progress)
-    head = model.score_head.cpu()
+    head = model.iou_head.cpu()
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-2)
     learn, check = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     order = torch.Generator().manual_seed(seed)
@@ -193,12 +193,12 @@ def _ask(
     model.eval()
     asked = [*records, *negative_samples(records, ABSENT)]
     numbers = {image: number for number, image in enumerate(dict.fromkeys(record.image for record in records))}
-    memory = TextMemory(model.linguistic) if model.linguistic.frozen else None
+    memory = TextFeatureCache(model.text_encoder) if model.text_encoder.frozen else None
     iou_features, ious, held_out, done = [], [], [], 0
     device = next(model.parameters()).device
     for batch in (each.to(device) for each in evaluation_loader(model, asked, batch_size=batch_size).batches(0)):
         states = memory(batch.tokens, batch.token_mask) if memory else None
-        output = model(*batch.inputs, states=states)
+        output = model(*batch.inputs, text_features=states)
         assert output.iou_features is not None and output.iou_box is not None
         belongs = torch.tensor(["absent" not in record.extra for record in batch.samples])
         iou_features.append(output.iou_features.cpu())

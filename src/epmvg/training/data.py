@@ -105,16 +105,16 @@ def open_training_samples(recipe: Recipe, report: Report) -> list[Sample]:
 
 def _check_settings(recipe: Recipe, model: Grounder, image_size: int, world_size: int) -> None:
     data, settings = recipe.data, recipe.train
-    if image_size != model.image_size and (settings.cache_features or not model.sine):
+    if image_size != model.image_size and (settings.cache_features or not model.sine_position):
         raise InputError(f"data.image_size={image_size} needs model.position=sine and train.cache_features=false.")
     if data.batch_size % world_size:
         raise InputError(
             f"data.batch_size={data.batch_size} is for all processes together and cannot be divided among {world_size}:"
             f" set a multiple of {world_size}."
         )
-    if settings.cache_features and (data.augment is not None or not model.visual.frozen):
+    if settings.cache_features and (data.augment is not None or not model.visual_encoder.frozen):
         raise InputError(
-            "train.cache_features=true needs data.augment=null and a wholly frozen backbone (model.visual)."
+            "train.cache_features=true needs data.augment=null and a wholly frozen backbone (model.visual_encoder)."
         )
 
 

@@ -17,9 +17,9 @@ from epmvg.data.loader import GroundingLoader
 from epmvg.models.grounder import Grounder
 
 _VERSION = 3
-"""Part of every key; raise it when `VisualBranch.maps` or the evaluation transform computes other values."""
+"""Part of every key; raise it when the features or the evaluation transform have other values."""
 
-_NOT_BACKBONE = ("width", "layers", "heads", "hidden", "dropout", "frozen")
+_NOT_BACKBONE = ("width", "layers", "heads", "dim_feedforward", "dropout", "frozen")
 """Settings of a visual encoder that its backbone's features do not depend on."""
 
 
@@ -82,14 +82,14 @@ class FeatureCache:
 
 @torch.no_grad()
 def _encode(model: Grounder, images: Tensor, image_mask: Tensor) -> Any:
-    device = model.visual.mean.device
-    features = model.visual.maps(images.to(device), image_mask.to(device)).to(torch.bfloat16).cpu().contiguous()
+    device = model.visual_encoder.mean.device
+    features = model.visual_encoder.maps(images.to(device), image_mask.to(device)).to(torch.bfloat16).cpu().contiguous()
     return features.view(torch.uint16).numpy()
 
 
 def _backbone_key(model: Grounder) -> bytes:
     """Digest everything but the image that features depend on."""
-    visual = model.visual
-    settings = {name: value for name, value in model.settings["visual"].items() if name not in _NOT_BACKBONE}
+    visual = model.visual_encoder
+    settings = {name: value for name, value in model.settings["visual_encoder"].items() if name not in _NOT_BACKBONE}
     weights = [part for item in visual.backbone.state_dict().items() for part in item]
     return content_key(_VERSION, model.image_size, settings, visual.strides, visual.mean, visual.std, *weights)

@@ -71,7 +71,7 @@ def parameter_groups(
     """
     rates = {"backbone": settings.lr_backbone, "encoder": settings.lr_visual_encoder, "text": settings.lr_text_encoder}
     rates |= {"rest": settings.lr, "teacher": settings.lr_teacher}
-    modules = model.visual.trained() | {"text": [model.linguistic]}
+    modules = model.visual_encoder.pretrained_modules() | {"text": [model.text_encoder]}
     group_of = {id(p): name for name, parts in modules.items() for part in parts for p in part.parameters()}
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
     for name, parameter in model.named_parameters():

@@ -29,7 +29,7 @@ from epmvg.evaluation.metrics import Scores
 from epmvg.evaluation.samples import short_name
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
-from epmvg.models.text_cache import TextMemory
+from epmvg.models.text_cache import TextFeatureCache
 from epmvg.training.metrics import RunningMeans
 from epmvg.training.optimizer import Scheduler, StepCount, lr_factor
 from epmvg.training.processes import sum_gradients, sum_over_processes
@@ -68,7 +68,7 @@ class Run:
     new_parameters: list[str]  # names of those that were not loaded from pretrained weights
     auxiliary: dict[str, nn.Module]  # trained and not part of the model: an unfrozen teacher
     report: Report
-    text_cache: TextMemory | None  # of a frozen text encoder
+    text_cache: TextFeatureCache | None  # of a frozen text encoder
     negatives: NegativeSampler | None  # for the IoU head
     samples: dict[str, SampleDigest] = field(default_factory=dict)  # digests of the splits "train" and "val"
     teacher_fingerprint: str | None = None  # of a frozen teacher
@@ -136,13 +136,13 @@ class Run:
 
     def frozen_inputs(self, batch: Batch) -> dict[str, Any]:
         """Return cached outputs of frozen encoders, and negative pairs for the IoU head, as keywords of the model."""
-        inputs: dict[str, Any] = {"features": batch.cached.get("maps")}
+        inputs: dict[str, Any] = {"image_features": batch.cached.get("maps")}
         if self.text_cache is not None:
             with torch.no_grad():
-                inputs["states"] = self.text_cache(batch.tokens, batch.token_mask)
+                inputs["text_features"] = self.text_cache(batch.tokens, batch.token_mask)
         if self.negatives is not None:
             settings = self.recipe.train
-            inputs["absent"] = self.negatives.pairs(
+            inputs["negative_pairs"] = self.negatives.pairs(
                 batch, settings.negatives_per_phrase, (settings.seed, self.state.step)
             )
         return inputs
@@ -159,7 +159,7 @@ class Run:
     def clip_gradients(self) -> None:
         """Clip the norm of the model's gradients; the IoU head is left out, as its loss does not reach the rest."""
         if self.recipe.train.max_grad_norm:
-            head = self.model.score_head
+            head = self.model.iou_head
             left_out = set() if head is None else {id(parameter) for parameter in head.parameters()}
             parameters = [parameter for parameter in self.model.parameters() if id(parameter) not in left_out]
             nn.utils.clip_grad_norm_(parameters, self.recipe.train.max_grad_norm)

@@ -10,10 +10,10 @@ from torch import nn
 from epmvg.config.settings import ModelSettings, Recipe
 from epmvg.data.negatives import NegativeSampler
 from epmvg.distill.losses import GroundingLoss
-from epmvg.models.factory import create_model, start_from
+from epmvg.models.factory import create_model, init_from
 from epmvg.models.grounder import Grounder
 from epmvg.models.pretrained import load_pretrained
-from epmvg.models.text_cache import TextMemory
+from epmvg.models.text_cache import TextFeatureCache
 from epmvg.training.data import make_loaders
 from epmvg.training.errors import raise_on_all_processes
 from epmvg.training.optimizer import StepCount, make_optimizer
@@ -34,7 +34,7 @@ def prepare_run(
     accelerate.utils.set_seed(settings.seed)  # all processes start from the same weights
     with raise_on_all_processes():
         model, new_parameters = _build_model(recipe.model)
-        model.checkpoint_layers(settings.gradient_checkpointing)
+        model.set_grad_checkpointing(settings.gradient_checkpointing)
         teacher = open_teacher(recipe, model)
         train_loader, val_loader, samples = make_loaders(recipe, model, accelerator, report, resume=resume)
         count = StepCount.of(len(train_loader), settings)
@@ -48,7 +48,7 @@ def prepare_run(
     for module in (model, *auxiliary.values()):
         broadcast_weights(module, accelerator.num_processes)
     optimizer, scheduler = make_optimizer(model, settings, count, new_parameters, auxiliary)
-    uses_negatives = model.score_head is not None and settings.negatives_per_phrase
+    uses_negatives = model.iou_head is not None and settings.negatives_per_phrase
     return Run(
         recipe=recipe,
         folder=folder,
@@ -64,7 +64,7 @@ def prepare_run(
         new_parameters=new_parameters,
         auxiliary=auxiliary,
         report=report,
-        text_cache=TextMemory(model.linguistic) if model.linguistic.frozen else None,
+        text_cache=TextFeatureCache(model.text_encoder) if model.text_encoder.frozen else None,
         negatives=NegativeSampler(train_loader.samples) if uses_negatives else None,
         samples=samples,
         teacher_fingerprint=teacher.fingerprint() if teacher is not None and frozen else None,
@@ -76,7 +76,7 @@ def _build_model(settings: ModelSettings) -> tuple[Grounder, list[str]]:
     model = create_model(settings.name, **settings.overrides)
     loaded: set[str] = set()
     if settings.init_from is not None:
-        loaded = start_from(model, settings.init_from)
+        loaded = init_from(model, settings.init_from)
     elif settings.pretrained:
         loaded = load_pretrained(model)
     return model, [name for name, _ in model.named_parameters() if name not in loaded]

@@ -35,12 +35,12 @@ def open_teacher(recipe: Recipe, model: Grounder | None = None) -> ClipTeacher |
     if recipe.train.cache_features and distill.input != "image":
         raise InputError("train.cache_features=true opens no images: set distill.input=image.")
     if distill.dense_weight and model is not None:
-        if model.similarity is None and not model.anchored:
+        if model.similarity is None and not model.dense_head:
             raise InputError(
                 "distill.dense_weight supervises a map that this student lacks: set distill.dense_weight=0 or "
                 "model.similarity=true."
             )
-        if len(model.visual.strides) > 1:
+        if len(model.visual_encoder.strides) > 1:
             raise InputError(
                 "distill.dense_weight needs one map of visual tokens: set distill.dense_weight=0, or give one stride."
             )

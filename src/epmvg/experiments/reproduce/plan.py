@@ -180,7 +180,7 @@ def _remark(row: Row, scale: Scale, recipe: Recipe) -> str:
             f"train.lr_teacher={recipe.train.lr_teacher:g} is ours; the paper names 1e-5 for what is pretrained"
         )
     if scale.recipe is None:
-        if preset(recipe.model.name, **recipe.model.overrides)["visual"].get("gates") == "repaired":
+        if preset(recipe.model.name, **recipe.model.overrides)["visual_encoder"].get("gates") == "normal_init":
             said.append("gates repaired, not zero as published (docs/paper.md)")
         return "; ".join(said)
     said.append("mini in TransVG's place")
