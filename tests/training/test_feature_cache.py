@@ -53,7 +53,7 @@ def test_features_are_those_of_the_backbone(samples: list[Sample], file: Path) -
         )
         batch = next(iter(loader))
         with torch.no_grad():
-            expected = model.visual_encoder.maps(batch.images, batch.image_mask)
+            expected = model.visual_encoder.backbone_features(batch.images, batch.image_mask)
         torch.testing.assert_close(features, expected, atol=0.02, rtol=0.01)
         assert len(FeatureCache(model, samples, file, 1, quiet).cache) == 6 * min(number + 1, 3)
 

@@ -83,7 +83,12 @@ class FeatureCache:
 @torch.no_grad()
 def _encode(model: Grounder, images: Tensor, image_mask: Tensor) -> Any:
     device = model.visual_encoder.mean.device
-    features = model.visual_encoder.maps(images.to(device), image_mask.to(device)).to(torch.bfloat16).cpu().contiguous()
+    features = (
+        model.visual_encoder.backbone_features(images.to(device), image_mask.to(device))
+        .to(torch.bfloat16)
+        .cpu()
+        .contiguous()
+    )
     return features.view(torch.uint16).numpy()
 
 
