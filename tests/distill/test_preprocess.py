@@ -1,4 +1,4 @@
-"""A teacher's images are preprocessed as published, on photos and on tensors, and lie where `frame` says."""
+"""Image preprocessing of a teacher equals the published one; `frame` gives its position in the image."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Counting(ClipTeacher):
         return super()._encode_text(phrase)
 
 
-def test_a_cached_teacher_answers_alike_and_asks_once(folder: Path, tmp_path: Path) -> None:
+def test_cached_teacher_returns_equal_embeddings_and_computes_once(folder: Path, tmp_path: Path) -> None:
     teacher = Counting(folder)
     image, image_mask = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
     image_mask[0, :16] = True
@@ -77,7 +77,7 @@ def test_a_cached_teacher_answers_alike_and_asks_once(folder: Path, tmp_path: Pa
     assert later.teacher.images == 1
 
 
-def test_a_photo_is_known_by_its_content(folder: Path, tmp_path: Path) -> None:
+def test_image_file_is_found_by_its_content(folder: Path, tmp_path: Path) -> None:
     for name, colour in (("a", "red"), ("b", "red"), ("c", "blue")):
         Image.new("RGB", (40, 30), colour).save(tmp_path / f"{name}.png")
     teacher = Counting(folder)
@@ -94,10 +94,10 @@ def test_only_frozen_teachers_are_cached(folder: Path, tmp_path: Path) -> None:
         CachedTeacher(ClipTeacher(folder, frozen=False), tmp_path)
 
 
-def test_training_after_caching_asks_nothing_new(
+def test_training_after_caching_computes_nothing_new(
     squares: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both spellings of every phrase and every photo are there beforehand; a second pass has nothing to do."""
+    """Phrases with and without swapped sides and all images are cached; a second pass computes nothing."""
     monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
     rows = squares.read_text().replace("the red square", "the red square on the left")
     squares.write_text(rows)
@@ -121,7 +121,7 @@ def test_training_after_caching_asks_nothing_new(
     assert cache_teacher(recipe)["embeddings"] == first["embeddings"]
 
 
-def test_vectors_are_float32_s_whoever_asks_first(folder: Path, tmp_path: Path) -> None:
+def test_embeddings_are_float32_under_autocast(folder: Path, tmp_path: Path) -> None:
     """Autocast around a frozen teacher changes nothing, so what is kept does not depend on the run that kept it."""
     image, phrases = torch.rand(2, 3, 32, 32), ["a dog", "red 3"]
     expected = ClipTeacher(folder)(image, phrases)
@@ -134,7 +134,7 @@ def test_vectors_are_float32_s_whoever_asks_first(folder: Path, tmp_path: Path) 
             torch.testing.assert_close(own, true, atol=1e-3 * true.abs().max().item(), rtol=0)
 
 
-def test_a_phrase_whose_vector_is_not_finite_is_named_and_not_kept(folder: Path, tmp_path: Path) -> None:
+def test_phrase_with_nan_embedding_is_named_and_not_cached(folder: Path, tmp_path: Path) -> None:
     teacher = ClipTeacher(folder)
     cached = CachedTeacher(teacher, tmp_path)
     good = next(teacher.clip.text.parameters()).clone()
@@ -147,7 +147,7 @@ def test_a_phrase_whose_vector_is_not_finite_is_named_and_not_kept(folder: Path,
     assert len(cached.cache) == 0 and cached.text(["a dog"]).isfinite().all()
 
 
-def test_a_mirrored_photo_is_kept_beside_the_plain_one(folder: Path, tmp_path: Path) -> None:
+def test_mirrored_image_is_cached_separately(folder: Path, tmp_path: Path) -> None:
     picture = Image.new("RGB", (40, 30), "red")
     picture.paste("blue", (0, 0, 15, 30))
     picture.save(tmp_path / "a.png")
@@ -160,7 +160,7 @@ def test_a_mirrored_photo_is_kept_beside_the_plain_one(folder: Path, tmp_path: P
     torch.testing.assert_close(mirrored, other, atol=2e-3, rtol=2e-3)
 
 
-def test_an_unreadable_photo_is_left_out_and_named(folder: Path, tmp_path: Path) -> None:
+def test_unreadable_image_is_skipped_and_named(folder: Path, tmp_path: Path) -> None:
     for name in "ab":
         Image.new("RGB", (40, 30), "red" if name == "a" else "blue").save(tmp_path / f"{name}.png")
     (tmp_path / "torn.png").write_bytes(b"torn")

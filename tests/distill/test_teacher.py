@@ -1,4 +1,4 @@
-"""The teacher: made, moved, loaded and asked; frozen for good; blind to padding."""
+"""The teacher: training, loading, embeddings, freezing and fingerprint."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def vectors(answer: TeacherEmbeddings) -> tuple[torch.Tensor, torch.Tensor]:
     return answer.image, answer.text
 
 
-def test_a_teacher_answers_the_same_wherever_its_folder_lies(folder: Path, tmp_path: Path) -> None:
+def test_embeddings_do_not_depend_on_the_folder(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "moved")
     here, there = ClipTeacher(folder), ClipTeacher(tmp_path / "moved")
     image, image_mask = batch()
@@ -76,8 +76,8 @@ def test_a_teacher_answers_the_same_wherever_its_folder_lies(folder: Path, tmp_p
     assert here.fingerprint() == there.fingerprint()
 
 
-def test_what_was_learned_tells_colours_apart(captions: Path, folder: Path) -> None:
-    """Each colour's caption is nearest to a picture of that colour, as it was not before training."""
+def test_pretraining_learns_colours(captions: Path, folder: Path) -> None:
+    """Each colour's caption is nearest to an image of that colour."""
     teacher = ClipTeacher(folder)
     image = torch.stack([torch.tensor(c).view(3, 1, 1).expand(3, 32, 32) / 255 for c in COLOURS.values()])
     seen, read = vectors(teacher(image, [f"a {name} wall" for name in COLOURS]))
@@ -101,14 +101,14 @@ def test_an_unfrozen_teacher_learns(folder: Path) -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in teacher.parameters())
 
 
-def test_what_lies_under_padding_changes_nothing(folder: Path) -> None:
+def test_pixels_under_padding_have_no_effect(folder: Path) -> None:
     teacher = ClipTeacher(folder)
     image, image_mask = batch()
     noisy = torch.where(image_mask[:, None], torch.rand_like(image), image)
     torch.testing.assert_close(teacher.image(image, image_mask), teacher.image(noisy, image_mask))
 
 
-def test_images_and_phrases_are_answered_one_by_one(folder: Path) -> None:
+def test_embeddings_do_not_depend_on_the_batch(folder: Path) -> None:
     teacher = ClipTeacher(folder)
     image, _ = batch()
     phrases = ["red", "a long white wall all over", "blue"]
@@ -119,7 +119,7 @@ def test_images_and_phrases_are_answered_one_by_one(folder: Path) -> None:
             torch.testing.assert_close(whole[i], part[0], atol=1e-5, rtol=1e-4)
 
 
-def test_any_open_clip_configuration_can_teach(tmp_path: Path) -> None:
+def test_open_clip_configuration_with_random_weights(tmp_path: Path) -> None:
     """A tiny ViT with open_clip's own text transformer, from a configuration file and random weights."""
     config = {
         "embed_dim": 24,
@@ -131,7 +131,7 @@ def test_any_open_clip_configuration_can_teach(tmp_path: Path) -> None:
     assert seen.shape == (3, 24) and read.shape == (2, 24)
 
 
-def test_unknown_teachers_are_answered_with_a_guess(tmp_path: Path, folder: Path) -> None:
+def test_unknown_teachers_are_rejected_with_a_suggestion(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'ViT-B-32'"):
         ClipTeacher("ViT-B32")
     with pytest.raises(InputError, match=r"has no weights 'openia'.*openai"):
@@ -157,7 +157,7 @@ def test_a_finished_teacher_is_not_overwritten(captions: Path, folder: Path) -> 
         train_teacher(captions, folder)
 
 
-def test_a_fingerprint_tells_apart_whatever_changes_a_vector(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_everything_that_changes_embeddings(tmp_path: Path) -> None:
     """The same weights with another activation, number of heads, preprocessing, or context length."""
     text = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
@@ -190,7 +190,7 @@ def test_a_fingerprint_tells_apart_whatever_changes_a_vector(tmp_path: Path) -> 
     assert changed.fingerprint() != found["plain"] and not torch.equal(changed.text(["a dog"]), before)
 
 
-def test_a_run_s_folder_says_which_clip_taught_it(folder: Path, tmp_path: Path) -> None:
+def test_run_folder_names_its_teacher(folder: Path, tmp_path: Path) -> None:
     write_description(ClipTeacher(folder), tmp_path)
     said = json.loads((tmp_path / "teacher.json").read_text())
     assert said["activation"] == "GELU" and said["preprocess"]["resize_mode"] == "longest"
@@ -219,7 +219,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def test_one_bad_picture_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_unreadable_image_is_skipped_and_counted(tmp_path: Path) -> None:
     """And a caption may hold any character; the caller's random numbers stay as they were."""
     file = rows_of(tmp_path, 6, image="gone.png", split="train", captions=["a\u2028b\x85c"])
     torch.manual_seed(5)
@@ -234,7 +234,7 @@ def test_one_bad_picture_is_left_out_and_counted(tmp_path: Path) -> None:
     assert len(set(modes.values())) == 1, modes  # weights are readable by whoever may read the rest
 
 
-def test_a_training_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_pretraining_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = rows_of(tmp_path, 6)
     for number in (2, 4):
         (tmp_path / f"{number}.png").write_bytes(b"torn")
@@ -248,7 +248,7 @@ def test_a_training_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("fill", [float("nan"), 0.0])
-def test_a_teacher_that_tells_nothing_apart_has_no_recall(fill: float) -> None:
+def test_constant_or_nan_embeddings_have_no_recall(fill: float) -> None:
     layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
     heads = nn.ModuleList(layers)
     table = _Features(torch.rand(50, 4), torch.rand(50, 4), [[number] for number in range(50)])

@@ -39,7 +39,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def at_step(step: int, act: Callable[[], object]) -> Callable[[dict[str, object]], None]:
-    """Return a report that does something when a step is told."""
+    """Return a report that acts when a step is logged."""
 
     def report(row: dict[str, object]) -> None:
         if row["event"] == "step" and row["step"] == step:
@@ -57,7 +57,7 @@ def saved_step(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
-def test_a_signal_ends_a_training_after_a_saved_step(squares: Path, tmp_path: Path, name: str) -> None:
+def test_signal_ends_training_after_a_checkpoint(squares: Path, tmp_path: Path, name: str) -> None:
     number = getattr(signal, name)
     chosen, before = recipe(squares, *FAST, "train.save_interval=100"), signal.getsignal(number)
     with pytest.raises(Stopped, match=r"stopped at step 3 of 8") as stopped:
@@ -69,7 +69,7 @@ def test_a_signal_ends_a_training_after_a_saved_step(squares: Path, tmp_path: Pa
         assert same_weights(epmvg.train(chosen, tmp_path / "whole"), tmp_path / "cut")
 
 
-def test_a_second_signal_ends_it_at_once(squares: Path, tmp_path: Path) -> None:
+def test_second_signal_ends_training_at_once(squares: Path, tmp_path: Path) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -79,7 +79,7 @@ def test_a_second_signal_ends_it_at_once(squares: Path, tmp_path: Path) -> None:
     assert not isinstance(ended.value, Stopped) and not (tmp_path / "run" / "checkpoint").exists()
 
 
-def test_handlers_of_the_caller_stay_and_a_thread_may_train(squares: Path, tmp_path: Path) -> None:
+def test_signal_handlers_of_the_caller_stay_and_threads_can_train(squares: Path, tmp_path: Path) -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
     try:
@@ -93,7 +93,7 @@ def test_handlers_of_the_caller_stay_and_a_thread_may_train(squares: Path, tmp_p
     assert (tmp_path / "thread" / "model.safetensors").exists()
 
 
-def test_the_command_line_says_how_to_go_on(
+def test_command_line_prints_how_to_resume(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["scenes", f"data.name={squares}", "model=tiny-resnet", "model.pretrained=false", "distill=null"]
@@ -126,7 +126,7 @@ def test_the_command_line_says_how_to_go_on(
     assert f"epmvg evaluate '{tmp_path / 'a run'}'" in said.out and "epmvg predict" in said.out
 
 
-def test_a_score_that_fails_loses_neither_state_nor_weights(
+def test_failed_validation_loses_neither_checkpoint_nor_weights(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = recipe(squares, *FAST, "train.save_interval=100", "train.log_interval=1")
@@ -143,7 +143,7 @@ def test_a_score_that_fails_loses_neither_state_nor_weights(
     assert [row["step"] for row in rows(tmp_path / "cut") if row["event"] == "evaluate"] == [8]
 
 
-def test_an_unreadable_validation_image_is_a_named_miss(squares: Path, tmp_path: Path) -> None:
+def test_unreadable_validation_image_is_a_reported_miss(squares: Path, tmp_path: Path) -> None:
     """One that vanishes while the run learns; what is no image is refused before the first step."""
     image = squares.parent / "1.png"
     chosen = recipe(squares, *FAST, "data.batch_size=24")
@@ -193,7 +193,7 @@ def stopped(begun: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_changed_samples_are_not_resumed(stopped: Path, split: str) -> None:
+def test_changed_samples_are_rejected_on_resume(stopped: Path, split: str) -> None:
     data = stopped / "data" / "annotations.jsonl"
     kind = {"train": "training", "val": "validation"}[split]
     original = data.read_text()
@@ -208,7 +208,7 @@ def test_changed_samples_are_not_resumed(stopped: Path, split: str) -> None:
     assert before == {file: file.read_bytes() for file in (stopped / "run").rglob("*.*")}
 
 
-def test_moved_data_and_free_settings_are_resumed_and_remembered(stopped: Path, begun: Path, tmp_path: Path) -> None:
+def test_moved_data_and_resumable_settings_are_accepted_and_saved(stopped: Path, begun: Path, tmp_path: Path) -> None:
     data = stopped / "data" / "annotations.jsonl"
     moved = recipe(data, *FAST, "data.num_workers=1", "train.log_interval=2", "train.gradient_checkpointing=true")
     epmvg.train(moved, stopped / "run", resume=True)
@@ -217,13 +217,13 @@ def test_moved_data_and_free_settings_are_resumed_and_remembered(stopped: Path, 
     assert same_weights(stopped / "run", epmvg.train(recipe(begun / "data" / data.name, *FAST), tmp_path / "whole"))
 
 
-def test_training_images_that_are_missing_now_are_other_samples(stopped: Path) -> None:
+def test_missing_training_images_are_rejected_on_resume(stopped: Path) -> None:
     (stopped / "data" / "0.png").unlink()
     with pytest.raises(InputError, match="24 phrases of 6 images then, 20 phrases of 5 images now"):
         epmvg.train(recipe(stopped / "data" / "annotations.jsonl", *FAST), stopped / "run", resume=True)
 
 
-def test_the_digest_knows_the_samples_and_not_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_digest_does_not_depend_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     here, there = (read_jsonl(draw_squares(tmp_path / name)) for name in ("a", "b"))
@@ -233,7 +233,7 @@ def test_the_digest_knows_the_samples_and_not_where_they_lie(tmp_path: Path, mon
     assert len({SampleDigest.of(part).sha256 for part in (here, here[::-1], here[1:], [*here, here[0]])}) == 4
 
 
-def test_a_rewritten_teacher_is_not_resumed(squares: Path, tmp_path: Path) -> None:
+def test_changed_teacher_is_rejected_on_resume(squares: Path, tmp_path: Path) -> None:
     tower = {"layers": 1, "width": 32}
     config = {
         "embed_dim": 16,
@@ -250,7 +250,7 @@ def test_a_rewritten_teacher_is_not_resumed(squares: Path, tmp_path: Path) -> No
         epmvg.train(chosen, tmp_path / "run", resume=True)
 
 
-def test_only_what_changes_the_result_must_be_as_before(
+def test_only_settings_that_change_the_weights_must_be_equal(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(squares.parent)
@@ -266,7 +266,7 @@ def test_only_what_changes_the_result_must_be_as_before(
     assert differences(recipe("a", "distill=RN50"), recipe("a", "distill=RN101"))
 
 
-def test_a_validation_image_that_is_lost_does_not_end_a_run_that_has_begun(stopped: Path) -> None:
+def test_missing_validation_image_does_not_end_a_resumed_run(stopped: Path) -> None:
     (stopped / "data" / "1.png").unlink()
     said: list[dict[str, object]] = []
     epmvg.train(recipe(stopped / "data" / "annotations.jsonl", *FAST), stopped / "run", resume=True, report=said.append)
@@ -274,7 +274,7 @@ def test_a_validation_image_that_is_lost_does_not_end_a_run_that_has_begun(stopp
     assert any("1.png does not exist" in str(row.get("why")) for row in said)
 
 
-def test_settings_that_later_versions_add_do_not_end_old_runs(stopped: Path) -> None:
+def test_runs_without_newer_settings_are_resumed(stopped: Path) -> None:
     config = stopped / "run" / "config.yaml"
     lines = config.read_text().splitlines(keepends=True)
     config.write_text("".join(line for line in lines if "lr_teacher" not in line))
@@ -282,7 +282,7 @@ def test_settings_that_later_versions_add_do_not_end_old_runs(stopped: Path) -> 
     assert saved_step(stopped / "run") == 8
 
 
-def test_a_run_is_used_from_any_folder(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_is_used_from_any_folder(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(squares.parent)
     epmvg.train(recipe(squares.name, "train.epochs=1"), "run")
     (tmp_path / "elsewhere").mkdir()
@@ -295,7 +295,7 @@ def test_a_run_is_used_from_any_folder(squares: Path, tmp_path: Path, monkeypatc
         epmvg.evaluate("../run")
 
 
-def test_an_unreadable_image_is_a_miss_of_an_evaluation(tiny: Grounder, squares: Path, tmp_path: Path) -> None:
+def test_unreadable_image_is_a_miss_in_evaluation(tiny: Grounder, squares: Path, tmp_path: Path) -> None:
     save(tiny, tmp_path / "run")
     (tmp_path / "run" / "config.yaml").write_text(recipe(squares).dump())
     whole = epmvg.evaluate(tmp_path / "run")
@@ -312,7 +312,7 @@ def test_an_unreadable_image_is_a_miss_of_an_evaluation(tiny: Grounder, squares:
         epmvg.evaluate(tmp_path / "run")
 
 
-def test_every_generator_is_saved_and_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_random_generator_is_saved_and_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of two GPUs as well, which stand-ins take the place of here."""
     devices = [torch.arange(4, dtype=torch.uint8) + number for number in range(2)]
     restored: dict[int, torch.Tensor] = {}
@@ -332,7 +332,7 @@ def test_every_generator_is_saved_and_restored(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("kind", ["corners", "shares"])
-def test_boxes_of_another_convention_stop_a_training_before_its_first_step(
+def test_boxes_of_another_convention_are_rejected_before_the_first_step(
     squares: Path, tmp_path: Path, kind: str
 ) -> None:
     def change(x: float, y: float, w: float, h: float) -> list[float]:

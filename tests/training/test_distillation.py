@@ -80,7 +80,7 @@ def losses(folder: Path) -> list[dict[str, float]]:
     ],
     ids=" ".join,
 )
-def test_a_teacher_s_terms_fall(squares: Path, vit: Path, tmp_path: Path, settings: list[str]) -> None:
+def test_distillation_losses_fall(squares: Path, vit: Path, tmp_path: Path, settings: list[str]) -> None:
     torch.manual_seed(0)
     rates = ["train.lr_backbone=1e-3", "train.lr_visual_encoder=1e-3", "train.epochs=8", "train.eval_interval=8"]
     chosen = recipe(squares, f"distill.teacher={vit}", *settings, *rates)
@@ -90,7 +90,7 @@ def test_a_teacher_s_terms_fall(squares: Path, vit: Path, tmp_path: Path, settin
         assert last < 0.9 * first, name
 
 
-def test_two_processes_teach_an_unfrozen_teacher_as_one_does(squares: Path, vit: Path, tmp_path: Path) -> None:
+def test_two_processes_train_an_unfrozen_teacher_as_one_does(squares: Path, vit: Path, tmp_path: Path) -> None:
     """Matrices of student and teacher within 1e-4 of one process's.
 
     Some biases have no gradient but rounding, which AdamW makes as large as any.
@@ -111,7 +111,7 @@ def test_two_processes_teach_an_unfrozen_teacher_as_one_does(squares: Path, vit:
             torch.testing.assert_close(ends[1][key], value, atol=1e-4, rtol=1e-3)
 
 
-def test_what_trains_beside_the_student_is_resumed_with_it(
+def test_unfrozen_teacher_is_resumed_with_the_student(
     squares: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unfrozen teacher, cut off between two saves: bit for bit the run that was never stopped."""
@@ -133,7 +133,7 @@ def test_what_trains_beside_the_student_is_resumed_with_it(
 
 @pytest.mark.parametrize(("off", "tower"), [("image", "encode_image"), ("text", "encode_text")])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_the_tower_of_a_side_that_is_off_is_never_asked(
+def test_encoder_of_a_loss_with_weight_0_never_runs(
     squares: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: str, tower: str, frozen: bool
 ) -> None:
     chosen = recipe(
@@ -155,7 +155,7 @@ def test_the_tower_of_a_side_that_is_off_is_never_asked(
     assert off not in step and {"image", "text"} - {off} < step.keys()
 
 
-def test_after_caching_a_dense_training_asks_nothing_new(squares: Path, vit: Path, tmp_path: Path) -> None:
+def test_dense_training_after_caching_computes_nothing_new(squares: Path, vit: Path, tmp_path: Path) -> None:
     chosen = recipe(squares, f"distill.teacher={vit}", "distill.dense_weight=1", "train.epochs=1")
     built = cache_teacher(chosen)
     assert built["embeddings"] == 2 * 6 + 4  # photos and their mirror images with their patches, phrases
@@ -174,14 +174,16 @@ def test_after_caching_a_dense_training_asks_nothing_new(squares: Path, vit: Pat
         (["distill.dense_weight=1", "model.name=tiny-swin"], r"one stride"),
     ],
 )
-def test_what_cannot_be_is_refused(squares: Path, vit: Path, tmp_path: Path, settings: list[str], words: str) -> None:
+def test_contradicting_settings_are_rejected(
+    squares: Path, vit: Path, tmp_path: Path, settings: list[str], words: str
+) -> None:
     with pytest.raises(InputError, match=words) as refused:
         epmvg.train(recipe(squares, f"distill.teacher={vit}", *settings), tmp_path / "run")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_every_setting_has_a_command_in_the_documents() -> None:
+def test_every_distill_setting_has_a_command_in_the_docs() -> None:
     text = (Path(__file__).parents[2] / "docs" / "distill.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("epmvg")]
@@ -197,8 +199,8 @@ def test_every_setting_has_a_command_in_the_documents() -> None:
     assert {"distill", "loss.giou_weight", "model.vls", "train.lr_teacher"} < shown
 
 
-def test_a_distilled_run_costs_nothing_at_inference(squares: Path, vit: Path, tmp_path: Path) -> None:
-    """Same parameters, same size of file, and it is loaded and asked without open_clip or any of `epmvg.distill`."""
+def test_distillation_costs_nothing_at_inference(squares: Path, vit: Path, tmp_path: Path) -> None:
+    """Same parameters, same size of file, and prediction imports neither open_clip nor `epmvg.distill`."""
     settings = ["train.epochs=0.5", "model.vls=mean"]
     plain = epmvg.train(recipe(squares, "distill=null", *settings), tmp_path / "plain")
     taught = [f"distill.teacher={vit}", "distill.dense_weight=1"]

@@ -42,7 +42,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
-    """A run that nothing befell, and its recipe."""
+    """A recipe and its uninterrupted run."""
     folder = tmp_path_factory.mktemp("finished")
     chosen = recipe(draw_squares(folder), "train.eval_interval=0.7")
     return chosen, epmvg.train(chosen, folder / "run")
@@ -59,9 +59,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_stops_a_training_that_goes_on_once_there_is_room(
-    finished: tuple[Recipe, Path], tmp_path: Path
-) -> None:
+def test_training_resumes_after_a_full_disk(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
     chosen, whole = finished
     limit = (whole / "checkpoint" / "last.pt").stat().st_size - 1  # the weights fit, the state does not
     with files_of_at_most(limit), pytest.raises(InputError, match=r"last\.pt could not be written \(File too large\)"):
@@ -72,7 +70,7 @@ def test_a_full_disk_stops_a_training_that_goes_on_once_there_is_room(
 
 
 @pytest.mark.parametrize("room", [0, 10_000])
-def test_a_file_that_does_not_fit_leaves_the_one_before_it(tiny: Grounder, tmp_path: Path, room: int) -> None:
+def test_failed_write_keeps_the_previous_file(tiny: Grounder, tmp_path: Path, room: int) -> None:
     """Whichever library writes it; torch and safetensors raise errors of their own."""
     state = tiny.state_dict()
     ways: dict[str, Callable[[Path], object]] = {
@@ -91,7 +89,7 @@ def test_a_file_that_does_not_fit_leaves_the_one_before_it(tiny: Grounder, tmp_p
     assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == sorted(ways)
 
 
-def test_a_damaged_state_gives_way_to_the_one_before_it(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+def test_damaged_checkpoint_falls_back_to_the_previous_one(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
     chosen, whole = finished
     shutil.copytree(whole, tmp_path / "hurt")
     last = tmp_path / "hurt" / "checkpoint" / "last.pt"
@@ -106,7 +104,7 @@ def test_a_damaged_state_gives_way_to_the_one_before_it(finished: tuple[Recipe, 
         epmvg.train(chosen, tmp_path / "hurt", resume=True)
 
 
-def test_a_flipped_bit_is_noticed_or_means_nothing(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+def test_flipped_bit_is_detected_or_harmless(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
     folder = finished[1]
     whole = (folder / "checkpoint" / "last.pt").read_bytes()
     draw, noticed = random.Random(0), 0
@@ -130,7 +128,7 @@ def test_two_trainings_cannot_write_one_folder(finished: tuple[Recipe, Path]) ->
     assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
     """Nor anything to say, wherever its last score fell."""
     chosen = finished[0]
     folder = shutil.copytree(finished[1], tmp_path / "run")
@@ -139,12 +137,12 @@ def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Recipe, Path], tm
     assert rows(folder) == said
 
 
-def test_pictures_that_vanish_are_counted_and_named_once(squares: Path, tmp_path: Path) -> None:
+def test_vanished_images_are_counted_and_named_once(squares: Path, tmp_path: Path) -> None:
     said: list[dict[str, object]] = []
 
     def vanish(row: dict[str, object]) -> None:
         (squares.parent / "2.png").unlink(missing_ok=True)
-        (squares.parent / "4.png").write_bytes(b"no picture")
+        (squares.parent / "4.png").write_bytes(b"no image")
         said.append(row)
 
     epmvg.train(recipe(squares, "train.epochs=2"), tmp_path / "run", report=vanish)
@@ -156,9 +154,9 @@ def test_pictures_that_vanish_are_counted_and_named_once(squares: Path, tmp_path
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_batch_without_a_picture_is_empty_and_says_why(squares: Path, tiny: Grounder, workers: int) -> None:
+def test_batch_without_readable_images_is_empty_with_reasons(squares: Path, tiny: Grounder, workers: int) -> None:
     records = read_jsonl(squares, split="train")
-    (squares.parent / "0.png").write_bytes(b"no picture")
+    (squares.parent / "0.png").write_bytes(b"no image")
     loader = GroundingLoader(
         records, tiny.tokenize, image_size=64, batch_size=4, num_workers=workers, skip_unreadable=True
     )
@@ -172,9 +170,9 @@ def test_a_batch_without_a_picture_is_empty_and_says_why(squares: Path, tiny: Gr
     "batch",
     [["data.batch_size=4"], ["data.batch_size=4", "train.gradient_accumulation_steps=2"], ["data.batch_size=16"]],
 )
-def test_one_broken_picture_ends_no_training(squares: Path, tmp_path: Path, batch: list[str]) -> None:
+def test_training_skips_a_damaged_image(squares: Path, tmp_path: Path, batch: list[str]) -> None:
     """Nor is a step lost from the schedule, and the other pictures are learned from."""
-    (squares.parent / "0.png").write_bytes(b"no picture")
+    (squares.parent / "0.png").write_bytes(b"no image")
     run = epmvg.train(recipe(squares, *batch, "data.phrases_per_image=4", "train.epochs=2"), tmp_path / "run")
     steps = -(-6 // (int(batch[0].partition("=")[2]) // 4 * (2 if len(batch) == 2 else 1)))
     last = rows(run)[-1]
@@ -183,21 +181,21 @@ def test_one_broken_picture_ends_no_training(squares: Path, tmp_path: Path, batc
     assert told["images"] == 1 and "0.png" in str(told["why"])
 
 
-def test_no_picture_at_all_is_one_sentence(squares: Path, tmp_path: Path) -> None:
+def test_no_readable_image_is_one_sentence(squares: Path, tmp_path: Path) -> None:
     for number in range(0, 12, 2):
-        (squares.parent / f"{number}.png").write_bytes(b"no picture")
+        (squares.parent / f"{number}.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"^None of the images of a whole epoch can be opened \([^\n]*\.png"):
         epmvg.train(recipe(squares), tmp_path / "run")
 
 
-def test_a_missing_validation_picture_is_said_before_the_first_step(squares: Path, tmp_path: Path) -> None:
+def test_missing_validation_image_is_rejected_before_the_first_step(squares: Path, tmp_path: Path) -> None:
     (squares.parent / "3.png").unlink()
     with pytest.raises(InputError, match=r"validation split that cannot be read: 1 \(first: .*3\.png does not exist"):
         epmvg.train(recipe(squares), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_no_number_leaves_its_batch(
+def test_batch_with_nan_loss_is_saved(
     finished: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As tensors and as rows that can be trained on; what was saved before stays."""
@@ -223,9 +221,7 @@ def test_a_loss_that_is_no_number_leaves_its_batch(
     assert same_weights(finished[1], epmvg.train(finished[0], tmp_path / "run", resume=True))
 
 
-def test_weights_that_are_no_numbers_are_not_saved(
-    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nan_weights_are_not_saved(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(run: Run, batch: epmvg.Batch) -> None:
         if run.state.step == 3:
             next(run.model.fusion.parameters()).data.fill_(float("nan"))
@@ -245,7 +241,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to"),
     ],
 )
-def test_running_out_of_memory_says_what_takes_less(
+def test_out_of_memory_names_settings_to_lower(
     squares: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -267,7 +263,7 @@ def test_running_out_of_memory_says_what_takes_less(
     assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: Out of memory. ")
 
 
-def test_an_error_of_the_program_is_not_taken_for_the_user_s(
+def test_program_errors_are_not_reported_as_input_errors(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:

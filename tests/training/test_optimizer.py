@@ -36,7 +36,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batches, accumulate, per_epoch", [(7, 4, 2), (1, 4, 1), (15, 8, 2), (15078, 8, 1885)])
-def test_the_rate_drops_at_the_epoch_it_is_said_to(batches: int, accumulate: int, per_epoch: int) -> None:
+def test_lr_drops_at_the_configured_epoch(batches: int, accumulate: int, per_epoch: int) -> None:
     settings = Recipe().train.model_copy(
         update={"gradient_accumulation_steps": accumulate, "epochs": 90.0, "lr_drop": 60.0}
     )
@@ -49,8 +49,8 @@ def test_the_rate_drops_at_the_epoch_it_is_said_to(batches: int, accumulate: int
     assert all(step > 0.93 * count.total for step in floor)  # where the cosine itself is below it
 
 
-def test_the_last_batches_of_an_epoch_make_a_step(squares: Path, tmp_path: Path) -> None:
-    """Six images in batches of one, four to a step: 4 + 2, told and taken alike, every phrase once an epoch."""
+def test_last_batches_of_an_epoch_are_a_step(squares: Path, tmp_path: Path) -> None:
+    """Six images in batches of one, four to a step: 4 + 2, every phrase once per epoch."""
     said: list[dict[str, object]] = []
     settings = [
         "data.batch_size=4",
@@ -67,7 +67,7 @@ def test_the_last_batches_of_an_epoch_make_a_step(squares: Path, tmp_path: Path)
     assert {int(moment["step"]) for moment in moments.values()} == {4}
 
 
-def test_a_short_last_step_is_that_of_one_batch_of_the_same_phrases(squares: Path, tmp_path: Path) -> None:
+def test_short_last_step_equals_one_batch_of_the_same_phrases(squares: Path, tmp_path: Path) -> None:
     same = [
         "data.phrases_per_image=4",
         "train.epochs=2",
@@ -96,7 +96,7 @@ def test_a_short_last_step_is_that_of_one_batch_of_the_same_phrases(squares: Pat
         ),
     ],
 )
-def test_steps_that_there_are_not_are_refused_at_once(
+def test_impossible_numbers_of_steps_are_rejected(
     squares: Path, tmp_path: Path, settings: list[str], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
@@ -138,14 +138,14 @@ def test_processes_share_each_batch_of_one_process(squares: Path, tiny: Grounder
         assert {len(share.images) for share in shares} == {8 // world}
 
 
-def test_a_part_of_a_short_batch_may_be_empty(squares: Path, tiny: Grounder) -> None:
+def test_part_of_a_short_batch_may_be_empty(squares: Path, tiny: Grounder) -> None:
     """The last four samples of an epoch are those of four of eight processes."""
     last = [list(made(squares, tiny, rank, 8, phrases=4, batch_size=44).batches(0))[1] for rank in range(8)]
     assert sorted(len(batch.images) for batch in last) == [0, 0, 0, 0, 1, 1, 1, 1]
     assert all(len(batch.samples) == len(batch.tokens) == len(batch.boxes) for batch in last)
 
 
-def test_each_group_of_an_image_has_a_view_of_its_own(squares: Path, tiny: Grounder) -> None:
+def test_each_group_of_an_image_is_augmented_separately(squares: Path, tiny: Grounder) -> None:
     loader = made(squares, tiny, phrases=1)
     views: dict[Path, set[float]] = {}
     for batch in loader.batches(0):
@@ -157,7 +157,7 @@ def test_each_group_of_an_image_has_a_view_of_its_own(squares: Path, tiny: Groun
 # --- at which rates -------------------------------------------------------------------------------------------------
 
 
-def test_what_was_not_loaded_learns_at_the_rate_of_new_parts() -> None:
+def test_new_parameters_have_the_lr_of_new_parts() -> None:
     settings = Recipe().train
     student = create_model("tiny-swin")
     names = [name for name, _ in student.named_parameters()]
@@ -181,7 +181,7 @@ def converted(folder: Path) -> tuple[Path, set[str], set[str]]:
     return folder, kept, names - kept
 
 
-def test_new_parts_are_drawn_from_the_training_s_seed(squares: Path, tmp_path: Path) -> None:
+def test_new_parameters_are_drawn_from_the_seed(squares: Path, tmp_path: Path) -> None:
     start, kept, new = converted(tmp_path / "start")
     ends = []
     for number, seed in enumerate((1, 2, 1)):
@@ -196,7 +196,7 @@ def test_new_parts_are_drawn_from_the_training_s_seed(squares: Path, tmp_path: P
         assert not drawn or not torch.equal(ends[0][name], ends[1][name]), name
 
 
-def test_a_start_says_which_parts_are_new_until_they_are_trained(squares: Path, tmp_path: Path) -> None:
+def test_converted_folder_states_its_new_parameters(squares: Path, tmp_path: Path) -> None:
     start, kept, _ = converted(tmp_path / "start")
     student = create_model("tiny-resnet", dense_head=True, similarity=True)
     assert init_from(student, start) == kept
@@ -206,7 +206,7 @@ def test_a_start_says_which_parts_are_new_until_they_are_trained(squares: Path, 
     assert init_from(longer, start) == kept  # its positions are new, of whatever number
 
 
-def test_a_start_for_other_pixels_is_refused(tmp_path: Path) -> None:
+def test_init_from_other_normalisation_is_rejected(tmp_path: Path) -> None:
     start, _, _ = converted(tmp_path / "start")
     with pytest.raises(InputError, match=r"made with model\.visual_encoder\.mean=\[0\.485.*: give both the same"):
         init_from(
@@ -214,8 +214,8 @@ def test_a_start_for_other_pixels_is_refused(tmp_path: Path) -> None:
         )
 
 
-def test_a_resumed_run_keeps_its_rates(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Although what it started from says something else by then."""
+def test_resumed_run_keeps_its_learning_rates(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the folder of model.init_from has changed."""
     start, _, _ = converted(tmp_path / "start")
     chosen = recipe(
         squares,
@@ -241,7 +241,7 @@ def test_a_resumed_run_keeps_its_rates(squares: Path, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     "way", [["train.precision=bf16"], ["train.cache_features=true", "model.visual_encoder={frozen: [all]}"]]
 )
-def test_a_training_s_score_is_that_of_evaluate(squares: Path, tmp_path: Path, way: list[str]) -> None:
+def test_validation_equals_evaluate(squares: Path, tmp_path: Path, way: list[str]) -> None:
     run = epmvg.train(recipe(squares, "train.epochs=1", "data.augment=null", *way), tmp_path / "run")
     (told,) = [row for row in rows(run) if row["event"] == "evaluate"]
     found = epmvg.evaluate(run, device="cpu")
@@ -249,7 +249,7 @@ def test_a_training_s_score_is_that_of_evaluate(squares: Path, tmp_path: Path, w
     assert told["miou"] == pytest.approx(found["miou"], abs=2e-6)
 
 
-def test_a_sample_of_val_is_drawn_over_images_and_named_so(squares: Path, tmp_path: Path) -> None:
+def test_eval_limit_draws_images_and_is_reported(squares: Path, tmp_path: Path) -> None:
     settings = ["train.epochs=1", "train.eval_limit=12"]
     asked = []
     for seed in (1, 2):
@@ -264,7 +264,7 @@ def test_a_sample_of_val_is_drawn_over_images_and_named_so(squares: Path, tmp_pa
     assert len(asked[0]) == 12 and sorted(asked[0]) != sorted(first_rows)
 
 
-def test_losses_between_a_row_and_a_score_are_told(squares: Path, tmp_path: Path) -> None:
+def test_validation_does_not_reset_running_means(squares: Path, tmp_path: Path) -> None:
     """Three steps an epoch, a row every two: scoring after each epoch changes no row."""
     said = []
     for name, every in (("often", 1), ("once", 4)):
@@ -274,7 +274,7 @@ def test_losses_between_a_row_and_a_score_are_told(squares: Path, tmp_path: Path
     assert len(said[0]) == 6 and said[0] == said[1]
 
 
-def test_rates_count_the_seconds_before_a_resume(squares: Path, tiny: Grounder) -> None:
+def test_rates_include_the_seconds_before_a_resume(squares: Path, tiny: Grounder) -> None:
     batch = next(made(squares, tiny).batches(0))
     loss = Losses({"giou": torch.tensor(2.0)})
     before, after = RunningMeans(), RunningMeans()
@@ -304,7 +304,7 @@ def test_rates_count_the_seconds_before_a_resume(squares: Path, tiny: Grounder) 
         ("ACCELERATE_USE_MEGATRON_LM", "true", "multi-GPU"),
     ],
 )
-def test_no_variable_overrides_a_recipe(
+def test_accelerate_variables_that_contradict_the_recipe_are_rejected(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, instead: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -313,7 +313,7 @@ def test_no_variable_overrides_a_recipe(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_accelerate_launch_sets_by_itself_is_no_contradiction(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_of_accelerate_launch_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     launched = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "True"}
     launched |= {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_USE_FSDP": "false"}
     for name, value in launched.items():
@@ -322,7 +322,7 @@ def test_what_accelerate_launch_sets_by_itself_is_no_contradiction(monkeypatch: 
     assert join_processes(settings, "cpu").device == torch.device("cpu")
 
 
-def test_a_device_that_is_not_there_is_refused(squares: Path, tmp_path: Path) -> None:
+def test_missing_device_is_rejected(squares: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gpu"):
         epmvg.train(recipe(squares), tmp_path / "run", device="gpu")
     assert not (tmp_path / "run").exists()

@@ -40,7 +40,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def uneven(squares: Path) -> Path:
-    """The squares with 1 to 4 phrases a training picture, so that batches differ in their number of phrases."""
+    """The squares with 1 to 4 phrases per training image, so that batches differ in their number of phrases."""
     kept = []
     for line in squares.read_text().splitlines():
         picture, colour = json.loads(line)["id"].split("-")
@@ -61,7 +61,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_an_evaluation_is_the_same_to_the_last_digit(tiny: Grounder, squares: Path, tmp_path: Path, count: int) -> None:
+def test_evaluation_is_identical_with_several_processes(
+    tiny: Grounder, squares: Path, tmp_path: Path, count: int
+) -> None:
     folder = tmp_path / "run"
     save(tiny, folder)
     settings = Recipe.load("scenes", f"data.name={squares}", "model=tiny-resnet", "data.batch_size=8")
@@ -76,7 +78,7 @@ def test_an_evaluation_is_the_same_to_the_last_digit(tiny: Grounder, squares: Pa
     assert [json.loads(line)["id"] for line in found[1][0].splitlines()] == asked
 
 
-def test_two_processes_and_accumulation_learn_as_one_batch_does(uneven: Path, tmp_path: Path) -> None:
+def test_two_processes_and_accumulation_equal_one_batch(uneven: Path, tmp_path: Path) -> None:
     """Losses within 1e-4 of themselves, weights within 1e-4: sums are taken in another order.
 
     Not what a softmax does not see (the where-map's bias, the biases of attention's keys): its gradient is rounding, of
@@ -124,7 +126,7 @@ def seen_by_softmax(name: str, parameter: torch.Tensor) -> torch.Tensor:
         (["data.batch_size=4"], "has 1 training samples for 2 processes"),
     ],
 )
-def test_what_processes_cannot_share_is_one_sentence_of_each(
+def test_indivisible_batches_are_rejected_on_all_processes(
     squares: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], settings: list[str], words: str
 ) -> None:
     lines = squares.read_text().splitlines(keepends=True)
@@ -137,10 +139,10 @@ def test_what_processes_cannot_share_is_one_sentence_of_each(
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_learn_what_one_does_although_one_has_nothing_to_open(
+def test_two_processes_equal_one_although_one_has_no_readable_image(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broken picture, a last batch of one, and other weights found by the second process: all as with one."""
+    """A damaged image, a last batch of one, and other initial weights in the second process: the result is the same."""
     real = prepare._build_model
 
     def drawn_anew(settings: ModelSettings) -> tuple[Grounder, list[str]]:
@@ -149,7 +151,7 @@ def test_processes_learn_what_one_does_although_one_has_nothing_to_open(
         return real(settings)
 
     monkeypatch.setattr(prepare, "_build_model", drawn_anew)
-    (squares.parent / "4.png").write_bytes(b"no picture")
+    (squares.parent / "4.png").write_bytes(b"no image")
     batch = ["data.batch_size=8", "data.phrases_per_image=4", "train.epochs=2"]
     recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, *batch)
     for count in (1, 2):
@@ -162,7 +164,7 @@ def test_processes_learn_what_one_does_although_one_has_nothing_to_open(
     assert lost["images"] == 1 and "4.png" in str(lost["why"])
 
 
-def test_a_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
+def test_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, "data.batch_size=4", "model.dropout=0.1")
@@ -189,7 +191,7 @@ def test_a_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
         assert torch.equal(tensor, weights(tmp_path / "cut")[name]), name
 
 
-def test_one_process_told_to_stop_stops_all_after_the_same_step(
+def test_signal_to_one_process_stops_all_after_the_same_step(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, "data.batch_size=4", "train.save_interval=100")
@@ -210,7 +212,7 @@ def test_one_process_told_to_stop_stops_all_after_the_same_step(
     assert checkpoint["state"]["step"] == 3 and len(checkpoint["rng"]) == 2
 
 
-def test_what_one_process_cannot_read_ends_all_with_the_same_sentence(
+def test_error_of_one_process_is_raised_on_all(
     squares: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     names = [squares, tmp_path / "missing.jsonl"]
