@@ -208,7 +208,7 @@ def test_a_missing_pyarrow_is_one_sentence(tmp_path: Path, squares: Path, monkey
 
 @pytest.mark.parametrize(
     ("target", "words"),
-    [("t.xml", "means no format"), ("t.csv", "end it in .jsonl")],
+    [("t.xml", "means no format"), ("t.csv", "end it in .odvg.jsonl, .jsonl")],
 )
 def test_an_unknown_format_is_named(tmp_path: Path, squares: Path, target: str, words: str) -> None:
     with pytest.raises(InputError, match=words):

@@ -18,19 +18,8 @@ T = TypeVar("T")
 Located = Iterator[tuple[str, T | InputError]]
 """Pairs of where something stands (file and line or number), and the thing itself or what is wrong with it."""
 
-MALFORMED = "the annotation is malformed"
-"""The reason under which `Skipped` counts annotations that are not built as their format wants."""
-
-MAX_WORDS = 100
-"""Of a phrase; a longer one is a document in the wrong column (the published sets stay under 60)."""
-
-
-class SkippedError(InputError):
-    """A well-formed annotation that is skipped for a reason of its own, under which `Skipped` counts it."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+MALFORMED = "the annotation is malformed"  # reason in `Skipped` of an error that has no `reason` of its own
+MAX_WORDS = 100  # of a phrase; a longer one is a document in the wrong column (the published sets stay under 60)
 
 
 @dataclass(slots=True)
@@ -156,7 +145,7 @@ def collect(
         if isinstance(sample, InputError):
             if skipped is None:
                 raise sample
-            skipped.add(sample.reason if isinstance(sample, SkippedError) else MALFORMED, str(sample))
+            skipped.add(getattr(sample, "reason", MALFORMED), str(sample))
             continue
         error = sample_error(sample)
         if error is None:
@@ -210,8 +199,5 @@ def to_annotations(samples: Iterable[Sample], base: Path) -> Iterator[Annotation
         annotation: Annotation = {"image": name, "phrase": sample.phrase, "bbox": to_xywh(sample.box)}
         if sample.size is not None:
             annotation["width"], annotation["height"] = sample.size
-        if sample.split:
-            annotation["split"] = sample.split  # unless the annotation has one of its own, below
-        if sample.id:
-            annotation["id"] = sample.id
-        yield annotation | sample.extra
+        names_of = {"split": sample.split, "id": sample.id}
+        yield annotation | {key: value for key, value in names_of.items() if value} | sample.extra
