@@ -56,31 +56,6 @@ def parsed(where: str, parts: Iterable[T]) -> Located[T]:
     yield from ((where, one) for one in whole)
 
 
-def read_annotations(
-    annotations: Located[Annotation],
-    root: Path,
-    source: str,
-    *,
-    split: str | None = None,
-    split_key: str = "split",
-    skipped: Skipped | None = None,
-) -> list[Sample]:
-    """Turn the annotations of a file into samples.
-
-    Args:
-        root: the folder that image paths are relative to and stay in.
-        source: what messages call the file.
-        split: keep only annotations whose `split_key` has this value; None keeps all.
-        skipped: collects annotations that cannot be used, which otherwise raise.
-
-    Raises:
-        InputError: an annotation cannot be used, or none is left.
-    """
-    names: set[str] = set()
-    samples = to_samples(annotations, root, split_key, split=split, names=names)
-    return collect(samples, source, skipped, split=split, names=names)
-
-
 def to_samples(
     annotations: Located[Annotation],
     root: Path,
@@ -89,7 +64,13 @@ def to_samples(
     split: str | None = None,
     names: set[str] | None = None,
 ) -> Located[Sample]:
-    """Yield (where it stands, sample or what is wrong with its annotation); add the names of splits to `names`."""
+    """Yield (where it stands, sample or what is wrong with its annotation).
+
+    Args:
+        root: the folder that image paths are relative to and stay in.
+        split: keep only annotations whose `split_key` has this value; None keeps all.
+        names: the names of splits are added to it.
+    """
     find = ImageFinder(root)
     for where, annotation in annotations:
         if isinstance(annotation, InputError):
@@ -156,7 +137,7 @@ def collect(
             skipped.add(error, where)
     if not usable:
         of_split = f" of split {split!r}" if split else ""
-        if split and names is not None:
+        if split and names:
             known = ", ".join(sorted(names - {""}))
             of_split += f" (there are {known})" if known else " (none names a split: `epmvg data split` adds them)"
         reason = str(skipped) if skipped and skipped.counts else "check its files"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from epmvg.core.files import atomic_write
 from epmvg.core.types import InputError, Sample
-from epmvg.data.readers.annotations import Located, Skipped, collect, parsed, read_annotations, to_annotations
+from epmvg.data.readers.annotations import Located, parsed, to_annotations, to_samples
 from epmvg.data.readers.coco import as_coco, coco_annotations
 from epmvg.data.readers.fields import Annotation
 from epmvg.data.readers.files import is_file, is_folder, open_file, parse_json, read_json
@@ -38,37 +38,35 @@ _WRITABLE = {".odvg.jsonl": "odvg", ".jsonl": "jsonl", ".json": "coco", ".parque
 _FIRST_BYTES = 65_536  # of a first line that are parsed
 
 
-def read_file(
+def file_samples(
     name: Path | str,
     *,
     split: str | None = None,
     root: Path | str | None = None,
     split_key: str = "split",
-    skipped: Skipped | None = None,
-) -> list[Sample]:
-    """Read the samples of a file or folder in any of the formats of docs/data.md.
+    names: set[str] | None = None,
+) -> Located[Sample]:
+    """Read a file or folder in any of the formats of docs/data.md; unusable boxes and phrases are not checked.
 
     Args:
         name: a file, a folder, or a pattern of .tar files.
         split: keep only annotations whose `split_key` has this value; None keeps all.
         root: the folder that image paths are relative to and stay in; by default the file's.
-        skipped: collects annotations that cannot be used, which otherwise raise.
+        names: the names of splits are added to it.
 
     Raises:
-        InputError: the format is not known, an annotation cannot be used, or none is left.
+        InputError: the format is not known, or the file cannot be read.
     """
     file = Path(name)
     if is_folder(file) and not metadata_files(file):
-        file = file / "annotations.jsonl"
+        file /= "annotations.jsonl"
         if not is_file(file):
-            raise InputError(
-                f"{name} holds no annotations.jsonl and, up to two folders down, no metadata.jsonl: name a file."
-            )
+            raise InputError(f"{name} holds no annotations.jsonl and no metadata.jsonl: name a file in it.")
     folder = Path(root) if root else file if is_folder(file) else file.parent
     ending = file.suffix.lower()
-    if ending in (".pth", ".pkl"):
-        return collect(read_transvg_file(file, Path(root) if root else None, split), str(file), skipped)
     annotations: Located[Annotation]
+    if ending in (".pth", ".pkl"):
+        return read_transvg_file(file, Path(root) if root else None, split)
     if is_folder(file):
         annotations = folder_annotations(file)
     elif ending == ".tar":
@@ -81,7 +79,7 @@ def read_file(
         annotations = _json_annotations(file)
     else:
         raise InputError(f"{name} is a file of no known format: write it as one that ends in {', '.join(READABLE)}.")
-    return read_annotations(annotations, folder, str(name), split=split, split_key=split_key, skipped=skipped)
+    return to_samples(annotations, folder, split_key, split=split, names=names)
 
 
 def json_layout(file: Path) -> Literal["jsonl", "odvg", "json"]:
