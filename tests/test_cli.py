@@ -64,17 +64,17 @@ def test_maps_lie_over_the_photo_a_panel_a_phrase(run: Path, squares: Path, tmp_
     """Where-maps and attention have the pixels of the photo and peak at 1."""
     photo, phrases = squares.parent / "0.png", ["the red square", "blue"]
     predictor = epmvg.Predictor(run)
-    for maps in (predictor.where(photo, phrases), predictor.attention(photo, phrases)):
+    for maps in (predictor.maps("heatmap", photo, phrases), predictor.maps("attention", photo, phrases)):
         assert [values.shape for values in maps] == [(60, 80)] * 2
         assert all(values.min() >= 0 and values.max() == pytest.approx(1) for values in maps)
-    main_ok(["predict", run, photo, *phrases, "--where", tmp_path / "w.png", "--attention", tmp_path / "a.png"])
+    main_ok(["predict", run, photo, *phrases, "--heatmap", tmp_path / "w.png", "--attention", tmp_path / "a.png"])
     for name in ("w.png", "a.png"):
         with Image.open(tmp_path / name) as strip:
             assert strip.height == 60 and strip.width > 2 * 80
     plain = epmvg.Predictor(epmvg.create_model("tiny-swin"))  # two strides, no where-map
-    assert plain.attention(photo, "it")[0].shape == (60, 80)
+    assert plain.maps("attention", photo, "it")[0].shape == (60, 80)
     with pytest.raises(epmvg.InputError, match=r"model\.anchored=false"):
-        plain.where(photo, "it")
+        plain.maps("heatmap", photo, "it")
 
 
 def test_phrases_are_printed_as_they_are_one_line_each(
@@ -123,7 +123,7 @@ def test_errors_and_skipped_files_of_many_images_are_named(
 def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(
     run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, left = bulk._predict, [2]
+    real, left = epmvg.Predictor.predict_batch, [2]
 
     def interrupted(*arguments: Any) -> Any:
         left[0] -= 1
@@ -132,14 +132,14 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(
         return real(*arguments)
 
     words = ["predict", run, squares, "--out", tmp_path / "found.jsonl"]
-    monkeypatch.setattr(bulk, "_predict", interrupted)
+    monkeypatch.setattr(epmvg.Predictor, "predict_batch", interrupted)
     monkeypatch.setattr(bulk, "MAX_PHRASES", 8)
     with pytest.raises(SystemExit) as ended:
         main([*map(str, words)])
     assert ended.value.code == 130
     said = capsys.readouterr().err.strip()
     assert "16 finished rows are kept in" in said and "run the same command again" in said
-    monkeypatch.setattr(bulk, "_predict", real)
+    monkeypatch.setattr(epmvg.Predictor, "predict_batch", real)
     main_ok(words)
     assert "48 rows (0 of them errors, 16 of them from before)" in capsys.readouterr().out
 
@@ -227,7 +227,7 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "phrase of 500 words": (["predict", run, photo, "word " * 500], "500 words"),
         "many photos without a file to write": (["predict", run, squares], "give --out"),
         "no phrase": (["predict", run, photo], "no phrase to find"),
-        "a folder asked nothing": (["predict", run, squares.parent, "--out", tmp_path / "p.jsonl"], "give the phrases"),
+        "a folder asked nothing": (["predict", run, squares.parent, "--out", tmp_path / "p.jsonl"], "Give the phrases"),
         "unknown device": (["evaluate", run, "--device", "banana"], "no device 'banana'"),
         "unknown device for perturbations": (
             ["evaluate", run, "--robustness", "--device", "banana"],
@@ -244,7 +244,7 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "several images without a file to write": (["predict", run, photo, photo, "-p", "it"], "give --out"),
         "a pattern without a file to write": (["predict", run, squares.parent / "*.png", "it"], "give --out"),
         "drawing onto the input": (["predict", run, photo, "it", "--draw", photo], "would overwrite the input"),
-        "map onto the input": (["predict", run, photo, "it", "--where", photo], "would overwrite the input"),
+        "map onto the input": (["predict", run, photo, "it", "--heatmap", photo], "would overwrite the input"),
         "score above 1": (["predict", run, photo, "it", "--min-score", "2"], "--min-score 2 is no score"),
         "score that is not a number": (["predict", run, photo, "it", "--min-score", "nan"], "--min-score nan is no"),
         "no such device": (["predict", run, photo, "it", "--device", "banana"], "no device 'banana'"),
@@ -252,11 +252,11 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "a shard of an image": (["predict", run, photo, "it", "--shard", "0/2"], "--shard applies to many images"),
         "two outputs": (["predict", run, photo, "it", "--json", "--format", "coco"], "two outputs"),
         "a map of many": (
-            ["predict", run, squares, "--out", tmp_path / "p.jsonl", "--where", tmp_path / "w.png"],
-            "--where applies to one image",
+            ["predict", run, squares, "--out", tmp_path / "p.jsonl", "--heatmap", tmp_path / "w.png"],
+            "--heatmap applies to one image",
         ),
         "no shard": (["predict", run, squares, "--out", tmp_path / "p.jsonl", "--shard", "2/2"], "is not K/N"),
-        "lines in a table's file": (["predict", run, squares, "--out", tmp_path / "p.csv"], "end its name in .jsonl"),
+        "lines in a table's file": (["predict", run, squares, "--out", tmp_path / "p.csv"], "End its name in .jsonl"),
         "not a run": (["predict", tmp_path, photo, "it"], "no model.yaml"),
         "drawing to nowhere": (
             ["predict", run, photo, "it", "--draw", tmp_path / "none" / "a.png"],

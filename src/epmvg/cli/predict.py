@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,8 +17,8 @@ from epmvg.core.types import InputError
 
 if TYPE_CHECKING:
     from epmvg.inference.batch_output import OutputFormat
-    from epmvg.inference.predictor import Predictor
     from epmvg.inference.results import Predictions
+    from epmvg.inference.runtimes.protocol import MapKind
 
 INTERRUPTED = 130
 """Exit status of a command that Ctrl-C ended, as shells have it."""
@@ -54,8 +53,8 @@ def predict(
     draw: Annotated[
         Path | None, typer.Option(help="Save the image with the boxes drawn; with --out, a folder for all images.")
     ] = None,
-    where: Annotated[Path | None, typer.Option(help="Save where the model looks, one panel per phrase.")] = None,
-    attention: Annotated[Path | None, typer.Option(help="Save what [REG] attends to, one panel per phrase.")] = None,
+    heatmap: Annotated[Path | None, typer.Option(help="Save the predicted heatmaps, one panel per phrase.")] = None,
+    attention: Annotated[Path | None, typer.Option(help="Save the attention of [REG], one panel per phrase.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     form: Annotated[
         Form | None, typer.Option("--format", help="Print JSON of this kind; with --out, write it to that .json file.")
@@ -88,14 +87,14 @@ def predict(
     if as_json and form is not None:
         raise InputError(f"--json and --format {form} are two outputs: give one of them.")
     if out is not None:
-        refuse_options("applies to one image without --out", where=where, attention=attention)
+        refuse_options("applies to one image without --out", heatmap=heatmap, attention=attention)
         options: dict[str, Any] = {"root": root, "shard": _shard(shard), "draw": draw, "overwrite": overwrite}
         options |= {"form": _output_format(form), "min_score": bound, "device": device}
         _predict_many(run, sources, out, phrases, options, as_json)
         return
     refuse_options("applies to many images, with --out", root=root, shard=shard, overwrite=overwrite)
     image = _only_image(sources, phrases)
-    maps = {"where": where, "attention": attention}
+    maps: dict[MapKind, Path | None] = {"heatmap": heatmap, "attention": attention}
     found = _predict_one(run, image, phrases, bound, device, draw, maps)
     _print(found, Form.json if as_json else form)
 
@@ -129,10 +128,10 @@ def _only_image(sources: list[str], phrases: list[str]) -> Path:
     Raises:
         InputError: there are several, or there is no phrase.
     """
-    from epmvg.inference.sources import is_pattern, is_rows
+    from epmvg.inference.sources import is_jsonl, is_pattern
 
     image = Path(sources[0])
-    if len(sources) > 1 or is_pattern(sources[0]) or image.is_dir() or is_rows(image):
+    if len(sources) > 1 or is_pattern(sources[0]) or image.is_dir() or is_jsonl(image):
         raise InputError(f"{' '.join(sources[:2])} holds many images: give --out predictions.jsonl.")
     if not phrases:
         raise InputError(f"There is no phrase to find in {image}: give one or several after it.")
@@ -146,38 +145,38 @@ def _predict_one(
     bound: Bound,
     device: str,
     draw: Path | None,
-    maps: dict[str, Path | None],
+    maps: dict[MapKind, Path | None],
 ) -> Predictions:
     """Predict phrases in one image, and save the pictures that were asked for; all that can be is checked first."""
     from epmvg.core.files import check_not_input
     from epmvg.core.images import open_image
     from epmvg.core.locate import locate
-    from epmvg.inference.draw import check_picture_name, draw_boxes, draw_map, save_picture, side_by_side
+    from epmvg.inference.draw import check_image_name, concatenate_images, draw_boxes, draw_heatmap, save_image
     from epmvg.inference.predictor import Predictor
 
     picture = open_image(image)
     for file in (draw, *maps.values()):
         if file is not None:
             check_not_input(file, image)
-            check_picture_name(file)
+            check_image_name(file)
     folder = locate(run)
     with errors.status(Text(f"Loading {run}")):
         predictor = Predictor(folder, device=device)
-    _say_knows(run, predictor)
+    _print_domain(run, predictor.domain)
     found = predictor(picture, phrases, min_score=bound)
-    found.image = str(image)
+    found.name = str(image)
     if draw is not None:
         if not found.found:
             errors.print(f"Nothing was found: {draw} is the image without boxes.", soft_wrap=True)
-        save_picture(found.draw(), draw)
+        save_image(found.draw(), draw)
     for kind, file in maps.items():
         if file is not None:
-            values = getattr(predictor, kind)(picture, phrases)
+            values = predictor.maps(kind, picture, phrases)
             panels = [
-                draw_boxes(draw_map(picture, one), [prediction.box], [prediction.phrase])
+                draw_boxes(draw_heatmap(picture, one), [prediction.box], [prediction.phrase])
                 for one, prediction in zip(values, found, strict=True)
             ]
-            save_picture(side_by_side(panels), file)
+            save_image(concatenate_images(panels), file)
     return found
 
 
@@ -190,7 +189,7 @@ def _print(found: Predictions, form: Form | None) -> None:
             box = ", ".join(f"{value:.1f}" for value in one.box) if one.found else "nothing found"
             rows.append((f"{one.score:.2f}", box, one.phrase))
         width = max(len(box) for _, box, _ in rows)
-        console.print(f"{found.image} ({found.size[0]} x {found.size[1]})", soft_wrap=True)
+        console.print(f"{found.name} ({found.size[0]} x {found.size[1]})", soft_wrap=True)
         for score, box, phrase in rows:
             console.print(f"{score:>5}  {box:<{width}}  {phrase}", soft_wrap=True)
     elif form is Form.json:
@@ -207,12 +206,11 @@ def _predict_many(
 
     try:
         with progress_bar(errors, "Finding") as progress:
-            done = predict_many(
-                run, sources, out, phrases=phrases, **options, progress=progress, loaded=partial(_say_knows, run)
-            )
+            done = predict_many(run, sources, out, phrases=phrases, **options, progress=progress)
     except KeyboardInterrupt as stop:
         print(f"epmvg: {str(stop) or 'Stopped before the first row was finished.'}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+    _print_domain(run, done["domain"])
     for message in done["messages"]:
         print(f"epmvg: {message}", file=sys.stderr)
     if done["errors"]:
@@ -235,9 +233,9 @@ def _predict_many(
         raise typer.Exit(1)
 
 
-def _say_knows(run: Path, predictor: Predictor) -> None:
-    if predictor.domain:
-        errors.print(f"note: {run} was trained to recognise {predictor.domain}.", soft_wrap=True)
+def _print_domain(run: Path, domain: str | None) -> None:
+    if domain:
+        errors.print(f"note: {run} was trained to recognise {domain}.", soft_wrap=True)
 
 
 def _output_format(form: Form | None) -> OutputFormat:
