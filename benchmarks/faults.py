@@ -75,7 +75,7 @@ class Room:
         said, _ = process.communicate()
         assert "Traceback" not in said, said
         lines = [line for line in said.splitlines() if line.strip()]
-        telling = [line for line in lines if line.startswith("epmvg: ") or "left out" in line or "Warning: " in line]
+        telling = [line for line in lines if line.startswith(("error: ", "warning: ", "stopped "))]
         return process.returncode, (telling or lines)[-1].replace(str(self.folder) + "/", "").strip()
 
     def goes_on(self, *settings: str, out: Path | None = None) -> bool:

@@ -271,7 +271,7 @@ def test_running_out_of_memory_says_what_takes_less(
     monkeypatch.setattr("epmvg.cli.app", fails)
     with pytest.raises(SystemExit) as ended:
         main([])
-    assert ended.value.code == 2 and capsys.readouterr().err.startswith("epmvg: Memory ran out: ")
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: Out of memory. ")
 
 
 def test_an_error_of_the_program_is_not_taken_for_the_user_s(

@@ -266,8 +266,9 @@ def test_a_dry_run_trains_nothing_and_counts(
     train = [line for line in (scenes / "annotations.jsonl").read_text().splitlines() if '"split": "train"' in line]
     assert {each["phrases"] for each in plan["runs"]} == {len(train)} and plan["runs"][0]["counted"]
     with pytest.raises(SystemExit):
-        main(["reproduce", "7", "--scale", "paper", "--dry-run", "--json", "--out", str(tmp_path / "out")])
-    told = json.loads(capsys.readouterr().out)["plan"]
+        main(["reproduce", "7", "--scale", "paper", "--dry-run", "--out", str(tmp_path / "out")])
+    assert "5 trainings to run" in capsys.readouterr().out
+    told = reproduce("7", scale="paper", dry_run=True, out=tmp_path / "out")["plan"]
     assert told["to_run"] == 5 and told["runs"][0]["steps"] == 90 * -(-120624 // 64)
     assert 10 < told["runs"][0]["gpu_hours"] < 100 and "data.root" in told["runs"][0]["missing"]
 

@@ -123,7 +123,7 @@ def test_the_command_line_says_how_to_go_on(
     said = capsys.readouterr()
     assert ended.value.code == 128 + signal.SIGTERM
     assert f"training on {Samples.of(read_jsonl(squares, split='train'))}, validation on" in said.out
-    (line,) = [line for line in said.err.splitlines() if line.startswith("epmvg: stopped at step ")]
+    (line,) = [line for line in said.err.splitlines() if line.startswith("stopped at step ")]
     assert line.endswith(f"--out '{tmp_path / 'a run'}' --resume")
     with pytest.raises(SystemExit) as ended:
         main(["train", *settings, "--resume"])

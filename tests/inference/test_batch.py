@@ -288,9 +288,9 @@ def test_nothing_of_the_user_s_is_replaced(run: Path, squares: Path, photos: Pat
     (tmp_path / "full" / "a.txt").write_text("kept")
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     calls: list[tuple[Any, Path, dict[str, Any], str]] = [
-        (squares, out, {}, "--overwrite"),
-        (squares, squares, {"overwrite": True}, "overwrite the input"),
-        (squares, link, {"overwrite": True}, "overwrite the input"),
+        (squares, out, {}, "or delete it"),
+        (squares, squares, {}, "overwrite the input"),
+        (squares, link, {}, "overwrite the input"),
         (squares, tmp_path / "q.jsonl", {}, "in the way"),
         (squares, tmp_path / "r.jsonl", {}, "no unfinished output"),
         (squares, tmp_path / "o.csv", {}, r"\.jsonl"),
@@ -301,8 +301,6 @@ def test_nothing_of_the_user_s_is_replaced(run: Path, squares: Path, photos: Pat
         (photos / "0.png", tmp_path / "o.jsonl", {"phrases": ["it"], "draw": photos}, "overwrite the input"),
         (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "draw": tmp_path / "full"}, "not empty"),
         (photos, tmp_path / "o.jsonl", {}, "Give the phrases"),
-        (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "root": tmp_path}, "--root"),
-        (squares, tmp_path / "o.jsonl", {"root": tmp_path / "none"}, "not a folder"),
         (tmp_path / "none.jsonl", tmp_path / "o.jsonl", {}, "does not exist"),
         (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "shard": (6, 7)}, "has no image"),
         (squares, tmp_path / "o.jsonl", {"min_score": "auto"}, "no stored threshold"),

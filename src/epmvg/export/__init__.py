@@ -195,7 +195,7 @@ def _quantize(
     if round(before.acc50 - after.acc50, 9) > MOST_LOSS and not accept_loss:
         raise InputError(
             f"int8 loses {before.acc50 - after.acc50:.4f} of Acc@0.5 ({before.acc50:.4f} to {after.acc50:.4f}), "
-            f"more than {MOST_LOSS}: calibrate on more photos like those it will meet, or give --accept-loss."
+            f"more than {MOST_LOSS}: calibrate on more photos like those it will meet, or give accept_loss=True."
         )
     scores = {"n": before.n, "acc50": {"fp32": before.acc50, "int8": after.acc50}}
     found = {"precision": "int8", "calibrated_on": len(chosen)}

@@ -54,12 +54,10 @@ def predict_many(
     out: Path | str,
     *,
     phrases: Sequence[str] = (),
-    root: Path | str | None = None,
     shard: tuple[int, int] = (0, 1),
     form: OutputFormat = "jsonl",
     draw: Path | str | None = None,
     min_score: MinScore = None,
-    overwrite: bool = False,
     batch_size: int = 16,
     device: str = "auto",
     progress: Progress | None = None,
@@ -78,13 +76,11 @@ def predict_many(
         out: the file to write, .jsonl, or .json for the other formats. Rows of interrupted work are kept in
             `<out>.part` and reused when the call is repeated.
         phrases: for every image; by default those of the JSONL files.
-        root: what image paths in JSONL files are relative to and must stay in; by default the file's folder.
         shard: (K, N) selects every Nth image, beginning with the Kth (0 to N-1).
         form: jsonl, coco or label-studio; the last two are written at the end, without errors.
         draw: a folder for copies of the images with the boxes drawn.
         min_score: predictions with a lower confidence are not `found`; "auto" is the threshold stored by
             `epmvg calibrate`.
-        overwrite: replace an existing `out`.
         batch_size: images per batch.
         device: device of torch, for example "cuda".
         progress: called with (finished rows, 0).
@@ -101,9 +97,9 @@ def predict_many(
     if launched()[1] > 1:
         raise InputError("Launched processes do not share a prediction. Start one command per part with --shard K/N.")
     paths = [source] if isinstance(source, Path | str) else list(source)
-    sources, out = Sources(paths, phrases, root=root, shard=shard), Path(out)
+    sources, out = Sources(paths, phrases, shard=shard), Path(out)
     drawings = None if draw is None else Path(draw)
-    check_outputs(out, sources, form=form, draw=drawings, overwrite=overwrite)
+    check_outputs(out, sources, form=form, draw=drawings)
     folder = locate(run)
     batches = batched(sources.queries(), batch_size)
     first = next(batches)  # raises where there is nothing to predict, before a model is loaded

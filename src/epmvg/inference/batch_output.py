@@ -128,7 +128,7 @@ def part_of(out: Path) -> Path:
     return out.with_name(out.name + ".part")
 
 
-def check_outputs(out: Path, sources: Sources, *, form: OutputFormat, draw: Path | None, overwrite: bool) -> None:
+def check_outputs(out: Path, sources: Sources, *, form: OutputFormat, draw: Path | None) -> None:
     """Reject outputs that cannot be written, or that would replace an input or an existing file.
 
     Raises:
@@ -140,10 +140,10 @@ def check_outputs(out: Path, sources: Sources, *, form: OutputFormat, draw: Path
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"{out} cannot be written. Give the name of a file in a folder that exists.")
     check_not_input(out, *sources.files)
-    if out.exists() and not overwrite:
-        raise InputError(f"{out} exists. Choose another --out, or replace it with --overwrite.")
+    if out.exists():
+        raise InputError(f"{out} exists. Choose another --out, or delete it.")
     if draw is not None:
-        _check_drawings(draw, sources, is_new=not (overwrite or part_of(out).exists()))
+        _check_drawings(draw, sources, is_new=not part_of(out).exists())
 
 
 def _check_drawings(folder: Path, sources: Sources, *, is_new: bool) -> None:
@@ -154,7 +154,7 @@ def _check_drawings(folder: Path, sources: Sources, *, is_new: bool) -> None:
     if any(folder.resolve().is_relative_to(source.resolve()) for source in searched):
         raise InputError(f"{folder} is in a folder that is searched for images. Choose another --draw.")
     if is_new and folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty. Choose another --draw, or replace files in it with --overwrite.")
+        raise InputError(f"{folder} is not empty. Choose another --draw, or empty it.")
 
 
 def write_output(

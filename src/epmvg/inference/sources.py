@@ -39,7 +39,6 @@ class Sources:
         paths: image files, folders (searched recursively), glob patterns, or JSONL files with lines {"image", "phrase"}
             and optionally "id".
         phrases: for every image; by default those of the JSONL files.
-        root: what image paths in JSONL files are relative to and must stay in; by default the file's folder.
         shard: (K, N) selects every Nth image, beginning with the Kth (0 to N-1).
 
     Attributes:
@@ -48,30 +47,19 @@ class Sources:
         skipped: number of files in folders that are no readable images, by suffix; complete once all is read.
 
     Raises:
-        InputError: a path does not exist, a pattern matches nothing, there is no phrase, or `root` does not apply.
+        InputError: a path does not exist, a pattern matches nothing, or there is no phrase.
     """
 
     def __init__(
-        self,
-        paths: Sequence[Path | str],
-        phrases: Sequence[str] = (),
-        *,
-        root: Path | str | None = None,
-        shard: tuple[int, int] = (0, 1),
+        self, paths: Sequence[Path | str], phrases: Sequence[str] = (), *, shard: tuple[int, int] = (0, 1)
     ) -> None:
-        self.phrases, self.root, self.shard = list(phrases), Path(root) if root is not None else None, shard
+        self.phrases, self.shard = list(phrases), shard
         self.skipped: Counter[str] = Counter()
         self.files = [file for path in paths for file in self._expand(path)]
-        jsonl = [file for file in self.files if is_jsonl(file)]
         images = [file for file in self.files if not is_jsonl(file)]
         if images and not phrases:
             raise InputError(f"{images[0]} has no phrases of its own. Give the phrases to find.")
-        if self.root is not None and not jsonl:
-            raise InputError("--root applies to the image paths of a JSONL file, and there is none. Omit it.")
-        if self.root is not None and not self.root.is_dir():
-            raise InputError(f"{self.root} is not a folder. Give as --root the folder that image paths start from.")
-        folders = [self.root or file.parent for file in jsonl]
-        folders += [file if file.is_dir() else file.parent for file in images]
+        folders = [file if file.is_dir() else file.parent for file in self.files]
         self.base = Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))  # noqa: PTH100
 
     def queries(self) -> Iterator[Query]:
@@ -144,7 +132,7 @@ class Sources:
                 yield from self._images(entry)
 
     def _read_jsonl(self, file: Path) -> Iterator[Query]:
-        lines = (self._parse(line, where, self.root or file.parent) for where, line in text_lines(file))
+        lines = (self._parse(line, where, file.parent) for where, line in text_lines(file))
         if not self.phrases:
             yield from lines
             return

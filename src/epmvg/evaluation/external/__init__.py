@@ -88,7 +88,7 @@ def score(
         if missing and not allow_partial:
             raise InputError(
                 f"{file} leaves {len(missing):,} of the {len(asked):,} rows of {part} unanswered, the first"
-                f" {missing[0]}: answer them, or count them as misses with --allow-partial."
+                f" {missing[0]}: add predictions for them, or count them as misses with allow_partial=True."
             )
         given = _given(asked, answers, convention)
         readable = [one for one in given if one]
