@@ -16,10 +16,10 @@ from epmvg.models.factory import create_model
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "TransVG": ("tiny-resnet", {"image_size": 96, "dropout": 0.0}),
-    "TransVG, beyond": ("tiny-resnet", {"image_size": 96, "dropout": 0.0, "anchored": True, "similarity": True}),
-    "TransVG-Swin": ("tiny-swin", {"image_size": 96, "dropout": 0.0, "visual": {"gates": "off"}}),
+    "TransVG, beyond": ("tiny-resnet", {"image_size": 96, "dropout": 0.0, "dense_head": True, "similarity": True}),
+    "TransVG-Swin": ("tiny-swin", {"image_size": 96, "dropout": 0.0, "visual_encoder": {"gates": "off"}}),
     "QRNet": ("tiny-swin", {"image_size": 96, "dropout": 0.0}),
-    "QRNet as published": ("tiny-swin", {"image_size": 96, "dropout": 0.0, "visual": {"gates": "as_published"}}),
+    "QRNet as published": ("tiny-swin", {"image_size": 96, "dropout": 0.0, "visual_encoder": {"gates": "zero_init"}}),
 }
 
 
@@ -38,7 +38,7 @@ def test_eight_photos_by_heart(family: str, shared: Path) -> None:
     for record in records:
         boxes.setdefault((record.image, record.phrase.lower()), set()).add(record.box)
     chosen = [r for r in records if r.image in photos and len(boxes[r.image, r.phrase.lower()]) == 1]
-    (batch, *_) = GroundingLoader(chosen, model.tokenize, image_size=model.image_size, images=8, phrases=6)
+    (batch, *_) = GroundingLoader(chosen, model.tokenize, image_size=model.image_size, batch_size=len(chosen))
     rate = RATES.get(family, 1e-3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     loss_of = GroundingLoss(box="l1", box_weight=5.0, giou_weight=2.0)

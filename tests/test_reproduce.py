@@ -127,7 +127,7 @@ def test_the_paper_s_scale_is_the_paper_s_recipe() -> None:
 
 TINY = [
     "model={name: tiny-resnet, pretrained: false, image_size: 64}",
-    "data.batch_size=4",
+    "data.batch_size=20",
     "train.cache_features=false",
     "train.epochs=1",
     "train.warmup_steps=0",

@@ -17,7 +17,7 @@ from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.transforms import Augment
 from epmvg.distill.losses import Loss
 from epmvg.models.convert import Conversion, write
-from epmvg.models.factory import create_model, load, start_from
+from epmvg.models.factory import create_model, init_from, load
 from epmvg.models.grounder import Grounder
 from epmvg.training import loop
 from epmvg.training.optimizer import StepCount, lr_factor, parameter_groups
@@ -53,7 +53,7 @@ def test_the_last_batches_of_an_epoch_make_a_step(squares: Path, tmp_path: Path)
     """Six images in batches of one, four to a step: 4 + 2, told and taken alike, every phrase once an epoch."""
     said: list[dict[str, object]] = []
     settings = [
-        "data.batch_size=1",
+        "data.batch_size=4",
         "data.phrases_per_image=4",
         "train.gradient_accumulation_steps=4",
         "train.epochs=2",
@@ -75,9 +75,9 @@ def test_a_short_last_step_is_that_of_one_batch_of_the_same_phrases(squares: Pat
         "model.dropout=0",
         "loss.token_box_weight=0",
     ]
-    one = epmvg.train(recipe(squares, *same, "data.batch_size=4"), tmp_path / "one")
+    one = epmvg.train(recipe(squares, *same, "data.batch_size=16"), tmp_path / "one")
     split = epmvg.train(
-        recipe(squares, *same, "data.batch_size=1", "train.gradient_accumulation_steps=4"), tmp_path / "split"
+        recipe(squares, *same, "data.batch_size=4", "train.gradient_accumulation_steps=4"), tmp_path / "split"
     )
     losses = [[row["loss"] for row in rows(run) if row["event"] == "step"] for run in (one, split)]
     assert len(losses[0]) == 4
@@ -100,25 +100,27 @@ def test_steps_that_there_are_not_are_refused_at_once(
     squares: Path, tmp_path: Path, settings: list[str], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        epmvg.train(recipe(squares, "data.phrases_per_image=4", *settings), tmp_path / "run")
+        epmvg.train(recipe(squares, "data.batch_size=12", *settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 # --- what they learn from -------------------------------------------------------------------------------------------
 
 
-def made(squares: Path, tiny: Grounder, rank: int = 0, world: int = 1, phrases: int = 3) -> GroundingLoader:
+def made(
+    squares: Path, tiny: Grounder, rank: int = 0, world_size: int = 1, phrases: int = 3, batch_size: int = 16
+) -> GroundingLoader:
     return GroundingLoader(
         read_jsonl(squares),
         tiny.tokenize,
         image_size=64,
-        images=8,
-        phrases=phrases,
+        batch_size=batch_size,
+        phrases_per_image=phrases,
         augment=Augment(horizontal_flip=0.5, crop=0.5, scale=0.7, color_jitter=0.8, translate=1.0),
         shuffle=True,
         seed=3,
         rank=rank,
-        world=world,
+        world_size=world_size,
     )
 
 
@@ -137,8 +139,8 @@ def test_processes_share_each_batch_of_one_process(squares: Path, tiny: Grounder
 
 
 def test_a_part_of_a_short_batch_may_be_empty(squares: Path, tiny: Grounder) -> None:
-    """Twelve groups, eight to a batch: the last four groups fall to four of eight processes."""
-    last = [list(made(squares, tiny, rank, 8, phrases=4).batches(0))[1] for rank in range(8)]
+    """The last four samples of an epoch are those of four of eight processes."""
+    last = [list(made(squares, tiny, rank, 8, phrases=4, batch_size=44).batches(0))[1] for rank in range(8)]
     assert sorted(len(batch.images) for batch in last) == [0, 0, 0, 0, 1, 1, 1, 1]
     assert all(len(batch.samples) == len(batch.tokens) == len(batch.boxes) for batch in last)
 
@@ -160,21 +162,21 @@ def test_what_was_not_loaded_learns_at_the_rate_of_new_parts() -> None:
     student = create_model("tiny-swin")
     names = [name for name, _ in student.named_parameters()]
     assert {group["lr"] for group in parameter_groups(student, settings, names)} == {settings.lr}
-    new = [name for name in names if not name.startswith(("visual.backbone.", "linguistic.bert."))]
+    new = [name for name in names if not name.startswith(("visual_encoder.backbone.", "text_encoder.bert."))]
     groups = parameter_groups(student, settings, new)
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:
             assert rates[id(parameter)] == (settings.lr if name in new else 1e-5), name
-    assert any("visual.norms" in name for name in new) and any("visual.lateral" in name for name in new)
+    assert any("visual_encoder.norms" in name for name in new) and any("visual_encoder.lateral" in name for name in new)
 
 
 def converted(folder: Path) -> tuple[Path, set[str], set[str]]:
     """A folder as `convert` leaves it with all but backbone and text encoder new: kept and new names."""
     torch.manual_seed(7)
-    model = create_model("tiny-resnet", anchored=True, similarity=True)
+    model = create_model("tiny-resnet", dense_head=True, similarity=True)
     names = set(model.state_dict())
-    kept = {name for name in names if name.startswith(("visual.backbone.", "linguistic."))}
+    kept = {name for name in names if name.startswith(("visual_encoder.backbone.", "text_encoder."))}
     write(Conversion(model, "tiny-resnet", [], {}, sorted(names - kept)), folder)
     return folder, kept, names - kept
 
@@ -196,18 +198,20 @@ def test_new_parts_are_drawn_from_the_training_s_seed(squares: Path, tmp_path: P
 
 def test_a_start_says_which_parts_are_new_until_they_are_trained(squares: Path, tmp_path: Path) -> None:
     start, kept, _ = converted(tmp_path / "start")
-    student = create_model("tiny-resnet", anchored=True, similarity=True)
-    assert start_from(student, start) == kept
+    student = create_model("tiny-resnet", dense_head=True, similarity=True)
+    assert init_from(student, start) == kept
     run = epmvg.train(recipe(squares, f"model.init_from={start}", "train.epochs=0.5"), tmp_path / "run")
-    assert start_from(student, run) == set(student.state_dict())
-    longer = create_model("tiny-resnet", anchored=True, similarity=True, max_length=30)
-    assert start_from(longer, start) == kept  # its positions are new, of whatever number
+    assert init_from(student, run) == set(student.state_dict())
+    longer = create_model("tiny-resnet", dense_head=True, similarity=True, max_length=30)
+    assert init_from(longer, start) == kept  # its positions are new, of whatever number
 
 
 def test_a_start_for_other_pixels_is_refused(tmp_path: Path) -> None:
     start, _, _ = converted(tmp_path / "start")
-    with pytest.raises(InputError, match=r"made with model\.visual\.mean=\[0\.485.*: give both the same"):
-        start_from(create_model("tiny-resnet", anchored=True, similarity=True, visual={"mean": [0.5] * 3}), start)
+    with pytest.raises(InputError, match=r"made with model\.visual_encoder\.mean=\[0\.485.*: give both the same"):
+        init_from(
+            create_model("tiny-resnet", dense_head=True, similarity=True, visual_encoder={"mean": [0.5] * 3}), start
+        )
 
 
 def test_a_resumed_run_keeps_its_rates(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +222,7 @@ def test_a_resumed_run_keeps_its_rates(squares: Path, tmp_path: Path, monkeypatc
         f"model.init_from={start}",
         "train.lr_visual_encoder=1e-6",
         "train.epochs=2",
-        "data.phrases_per_image=4",
+        "data.batch_size=12",
     )
     whole = epmvg.train(chosen, tmp_path / "whole")
     real = loop._step
@@ -241,7 +245,7 @@ def test_a_resumed_run_keeps_its_rates(squares: Path, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "way", [["train.precision=bf16"], ["train.cache_features=true", "model.visual={frozen: [all]}"]]
+    "way", [["train.precision=bf16"], ["train.cache_features=true", "model.visual_encoder={frozen: [all]}"]]
 )
 def test_a_training_s_score_is_that_of_evaluate(squares: Path, tmp_path: Path, way: list[str]) -> None:
     run = epmvg.train(recipe(squares, "train.epochs=1", "data.augment=null", *way), tmp_path / "run")
@@ -270,7 +274,7 @@ def test_losses_between_a_row_and_a_score_are_told(squares: Path, tmp_path: Path
     """Three steps an epoch, a row every two: scoring after each epoch changes no row."""
     said = []
     for name, every in (("often", 1), ("once", 4)):
-        settings = ["train.epochs=4", "train.log_interval=2", f"train.eval_interval={every}", "data.batch_size=4"]
+        settings = ["train.epochs=4", "train.log_interval=2", f"train.eval_interval={every}", "data.batch_size=8"]
         run = epmvg.train(recipe(squares, *settings), tmp_path / name)
         said.append([row["loss"] for row in rows(run) if row["event"] == "step"])
     assert len(said[0]) == 6 and said[0] == said[1]

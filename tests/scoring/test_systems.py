@@ -261,12 +261,12 @@ def test_boxes_of_detectors_are_read_as_their_library_reads_them(name: str) -> N
 
 
 def test_the_table_of_the_documents_names_these_detectors() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "score.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text("utf-8")
     told = dict(re.findall(r"^\| ([^|`]+) \| `pred_boxes` \| `([\w-]+:\w+)` \|", page, re.MULTILINE))
     assert told == {name: convention for name, (convention, _) in TENSORS.items()}
 
 
 def test_the_table_of_the_documents_names_what_is_tested() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "score.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text("utf-8")
     told = dict(re.findall(r"^\| ([\w.-]+) \| `(?!pred_boxes).+?` \| `([\w-]+:\w+)` \|", page, re.MULTILINE))
     assert told == {name: system.coordinates for name, system in SYSTEMS.items()}

@@ -29,7 +29,7 @@ from epmvg.evaluation.metrics import stamp
 from epmvg.evaluation.samples import data_of, of_some_images
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
-from epmvg.models.text_cache import TextMemory
+from epmvg.models.text_cache import TextFeatureCache
 from epmvg.models.weights_file import WEIGHTS, weights_digest
 
 ABSENT = 0.5  # absent phrases a phrase, in fitting and calibrating
@@ -73,7 +73,7 @@ def calibrate(
     if not run.is_dir():
         raise InputError(f"{run} is no folder of yours: calibrate a copy (`epmvg publish {run} --to FOLDER`).")
     model.calibration = None
-    if not fit_head and model.score_head is None and not model.anchored:
+    if not fit_head and model.iou_head is None and not model.dense_head:
         raise InputError(f"{run} has neither a score head nor a where-map to score by: fit a head with --fit-head.")
     settings = data_of(run, data, root, None)
     split = split or settings.val_split
@@ -87,9 +87,9 @@ def calibrate(
         raise InputError(f"{run} was trained on all images of {settings.name} {split}: calibrate on others.")
     model.to(select_device(device))
     if fit_head:
-        fit_score_head(model, _open(settings, settings.train_split), images=settings.batch_size, progress=progress)
+        fit_score_head(model, _open(settings, settings.train_split), batch_size=settings.batch_size, progress=progress)
     asked = [*val, *negative_samples(val, ABSENT)]
-    loader = evaluation_loader(model, asked, images=settings.batch_size)
+    loader = evaluation_loader(model, asked, batch_size=settings.batch_size)
     rows, absent = split_absent(predict_rows(model, loader.batches(0), progress=progress, total=len(asked)))
 
     score = np.array([row["score"] for row in rows])
@@ -136,7 +136,7 @@ def fit_score_head(
     model: Grounder,
     records: Sequence[Sample],
     *,
-    images: int = 16,
+    batch_size: int = 64,
     limit: int = 20_000,
     epochs: int = 30,
     seed: int = 0,
@@ -150,7 +150,7 @@ def fit_score_head(
     Args:
         model: the student.
         records: what it was trained on.
-        images: images in a batch.
+        batch_size: image-phrase pairs in a batch.
         limit: most phrases asked, of images drawn at random.
         epochs: of the head.
         seed: of draws and order.
@@ -163,10 +163,10 @@ def fit_score_head(
     if len({record.image for record in records}) < 2:
         raise InputError("A score head is fitted on some images and checked on others: give at least two images.")
     device = next(model.parameters()).device
-    model.score_head = model.new_score_head().to(device)
-    model.settings = model.settings | {"score": True}
-    iou_features, iou, held_out = _ask(model, records, images, progress)
-    head = model.score_head.cpu()
+    model.iou_head = model.new_iou_head().to(device)
+    model.settings = model.settings | {"iou_head": True}
+    iou_features, iou, held_out = _ask(model, records, batch_size, progress)
+    head = model.iou_head.cpu()
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-2)
     learn, check = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     order = torch.Generator().manual_seed(seed)
@@ -187,18 +187,18 @@ def fit_score_head(
 
 @torch.no_grad()
 def _ask(
-    model: Grounder, records: Sequence[Sample], images: int, progress: Progress | None
+    model: Grounder, records: Sequence[Sample], batch_size: int, progress: Progress | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gather evidence [n, F], the IoU to predict [n] and which rows are held out [n], a tenth of the images."""
     model.eval()
     asked = [*records, *negative_samples(records, ABSENT)]
     numbers = {image: number for number, image in enumerate(dict.fromkeys(record.image for record in records))}
-    memory = TextMemory(model.linguistic) if model.linguistic.frozen else None
+    memory = TextFeatureCache(model.text_encoder) if model.text_encoder.frozen else None
     iou_features, ious, held_out, done = [], [], [], 0
     device = next(model.parameters()).device
-    for batch in (each.to(device) for each in evaluation_loader(model, asked, images=images).batches(0)):
+    for batch in (each.to(device) for each in evaluation_loader(model, asked, batch_size=batch_size).batches(0)):
         states = memory(batch.tokens, batch.token_mask) if memory else None
-        output = model(*batch.inputs, states=states)
+        output = model(*batch.inputs, text_features=states)
         assert output.iou_features is not None and output.iou_box is not None
         belongs = torch.tensor(["absent" not in record.extra for record in batch.samples])
         iou_features.append(output.iou_features.cpu())

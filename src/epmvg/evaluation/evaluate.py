@@ -29,8 +29,7 @@ from epmvg.evaluation.metrics import Scores, Targets, parts_of, stamp
 from epmvg.evaluation.samples import make_results_folder, results_folder, rows_to_ask, short_name, stem_of
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder
-from epmvg.models.norms import bake_norms
-from epmvg.models.scores import raw_scores
+from epmvg.models.iou_head import raw_confidence
 from epmvg.models.weights_file import WEIGHTS, weights_digest
 
 Row = dict[str, Any]
@@ -63,7 +62,7 @@ def predict_rows(
             answered.append([])
             continue
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            output = model(*batch.inputs, features=batch.cached.get("maps"))
+            output = model(*batch.inputs, image_features=batch.cached.get("maps"))
         answered.append(_rows(output, batch, model.calibration))
         done += len(answered[-1])
         if progress:
@@ -145,7 +144,7 @@ def box_scores(output: GroundingOutput, calibration: Calibration | None = None) 
 
     A calibration turns raw scores into the probability that the box is correct.
     """
-    score = raw_scores(output).cpu().double()
+    score = raw_confidence(output).cpu().double()
     return score if calibration is None else torch.from_numpy(calibration(score.numpy()))
 
 
@@ -186,12 +185,14 @@ def evaluate(
     with together() as (rank, world):  # first, so that the others notice a fault in what follows
         settings, split, records = rows_to_ask(run, data, split, root, split_key)
         model = load(run).to(select_device(device))
-        bake_norms(model.visual, padding=True)
+        model.visual_encoder.fuse_norms()
         name = settings.name
         results_folder(run)  # whether it can be had is said before an hour's work
         asked = [*records, *negative_samples(records, ABSENT)]  # an image is still encoded once
         stem = stem_of(run, settings, split)
-        loader = evaluation_loader(model, asked, images=settings.batch_size, rank=rank, world=world, tolerant=True)
+        loader = evaluation_loader(
+            model, asked, batch_size=settings.batch_size, rank=rank, world_size=world, skip_unreadable=True
+        )
         answers = predict_rows(model, loader.batches(0), progress=progress, total=-(-len(asked) // world))
         result: dict[str, Any] = {"data": short_name(name), "split": split or "all", "protocol": PROTOCOL}
         result["rows"] = f"predictions-{stem}.jsonl"
@@ -273,10 +274,10 @@ def evaluation_loader(
     model: Grounder,
     records: Sequence[Sample],
     *,
-    images: int = 16,
+    batch_size: int = 64,
     rank: int = 0,
-    world: int = 1,
-    tolerant: bool = False,
+    world_size: int = 1,
+    skip_unreadable: bool = False,
 ) -> GroundingLoader:
     """Make the loader of an evaluation: evaluation views, rows in order, nothing left out.
 
@@ -286,11 +287,11 @@ def evaluation_loader(
         records,
         model.tokenize,
         image_size=model.image_size,
-        images=images,
-        phrases=16,
+        batch_size=batch_size,
+        phrases_per_image=16,
         rank=rank,
-        world=world,
-        tolerant=tolerant,
+        world_size=world_size,
+        skip_unreadable=skip_unreadable,
     )
 
 

@@ -13,8 +13,8 @@ from zlib import crc32
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from epmvg.data.side_words import cased_like, swap_sides
 from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
-from epmvg.data.transforms import cased_like, swap_sides
 from epmvg.evaluation.slices import COLOUR_WORDS
 
 Input = TypeVar("Input", str, Image.Image)

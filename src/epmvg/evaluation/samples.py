@@ -16,7 +16,7 @@ from epmvg.core.files import disk_errors, write_text
 from epmvg.core.locate import fetch
 from epmvg.core.types import InputError, Sample
 from epmvg.data.registry import open_samples
-from epmvg.data.samples import SAMPLES, Samples
+from epmvg.data.samples import SAMPLES, SampleDigest
 
 
 def results_folder(run: Path | str) -> Path:
@@ -87,8 +87,8 @@ def _warn_of_changes(run: Path, settings: DataSettings, records: Sequence[Sample
     """Warn where the validation samples of a run's own data are not those of its training any more."""
     if not (run / SAMPLES).exists():
         return
-    before = Samples(**json.loads((run / SAMPLES).read_text(encoding="utf-8"))["val"])
-    now = Samples.of(records)
+    before = SampleDigest(**json.loads((run / SAMPLES).read_text(encoding="utf-8"))["val"])
+    now = SampleDigest.of(records)
     if now != before:
         warnings.warn(
             f"The {settings.val_split} samples of {settings.name} changed since {run} was trained "

@@ -17,12 +17,12 @@ import torch
 
 from epmvg.core.calibration import CONFIDENCE_FILE
 from epmvg.core.files import write_json, write_text
+from epmvg.core.geometry import Letterbox
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Sample
 from epmvg.core.version import __version__
 from epmvg.data.loader import group_by_image
 from epmvg.data.registry import open_samples
-from epmvg.data.views import evaluation_view, image_of, lay
 from epmvg.evaluation.evaluate import answered_row, overlaps
 from epmvg.evaluation.metrics import Scores
 from epmvg.evaluation.samples import of_some_images
@@ -215,9 +215,9 @@ def score(ground: Predictor, records: Sequence[Sample]) -> Scores:
 
 def _canvas(photo: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
     image = open_image(photo)
-    view = evaluation_view(image.size, side)
-    image_size, image_mask = image_of(lay(image, view), view)
-    return image_size[None], image_mask[None]
+    letterbox = Letterbox.fit(*image.size, side)
+    pixels, image_mask = letterbox.pad(letterbox.resize(image))
+    return pixels[None], image_mask[None]
 
 
 def to_openvino(folder: Path) -> dict[str, Any]:

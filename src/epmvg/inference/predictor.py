@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from epmvg.core.cache import LruCache
 from epmvg.core.images import ImageSource, image_digest, open_image
 from epmvg.core.types import InputError, Prediction
-from epmvg.data.readers.jsonl import phrase_fault
+from epmvg.data.readers.annotations import phrase_error
 from epmvg.inference.results import Predictions
 from epmvg.inference.runtimes import open_runtime
 from epmvg.inference.runtimes.protocol import MapKind, RuntimeOutput, Size
@@ -290,7 +290,7 @@ def check_phrases(phrases: Any) -> list[str]:
     for phrase in checked:
         if not isinstance(phrase, str):
             raise TypeError(f"Phrases must be a string or a sequence of strings, not {type(phrase).__name__}.")
-        fault = phrase_fault(phrase)
+        fault = phrase_error(phrase)
         if fault is not None:
             raise InputError(f"The phrase {phrase[:40]!r} cannot be used: {fault}.")
     if not checked:

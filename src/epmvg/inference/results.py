@@ -14,7 +14,7 @@ from PIL import Image
 
 from epmvg.core.images import ImageSource, image_digest, open_image
 from epmvg.core.types import InputError, Prediction
-from epmvg.data.readers.coco import coco_of
+from epmvg.data.readers.coco import as_coco
 from epmvg.data.readers.files import relative_to
 from epmvg.inference.draw import draw_boxes
 
@@ -127,7 +127,7 @@ def to_coco(predictions: Predictions | Sequence[Predictions], root: Path | str |
         name = _relative(given, root)
         images[name] = {"image": name, "width": own.size[0], "height": own.size[1]}
         rows += [images[name] | {"phrase": one.phrase, "bbox": _xywh(one), "score": one.score} for one in own.found]
-    coco = coco_of(rows)
+    coco = as_coco(rows)
     written = {image["file_name"] for image in coco["images"]}
     for name in images.keys() - written:  # nothing was found in it
         size = {"width": images[name]["width"], "height": images[name]["height"]}

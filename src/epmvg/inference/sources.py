@@ -12,8 +12,10 @@ from pathlib import Path
 
 from epmvg.core.images import image_suffixes
 from epmvg.core.types import InputError
-from epmvg.data.readers.files import inside, need, shown
-from epmvg.data.readers.jsonl import Row, json_object, phrase_fault, text_lines
+from epmvg.data.readers.annotations import phrase_error
+from epmvg.data.readers.fields import Annotation, require, short_repr
+from epmvg.data.readers.files import byte_lines, path_inside
+from epmvg.data.readers.jsonl import json_object
 
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
 """Written by operating systems beside images: resource forks, thumbnails."""
@@ -132,7 +134,7 @@ class Sources:
                 yield from self._images(entry)
 
     def _read_jsonl(self, file: Path) -> Iterator[Query]:
-        lines = (self._parse(line, where, file.parent) for where, line in text_lines(file))
+        lines = (self._parse(line, where, file.parent) for where, line in byte_lines(file))
         if not self.phrases:
             yield from lines
             return
@@ -143,12 +145,12 @@ class Sources:
         return (_query(image, phrase) for phrase in self.phrases)
 
     def _parse(self, line: bytes, where: str, base: Path) -> Query:
-        row: Row = {}
+        row: Annotation = {}
         image = None
         try:
             row = json_object(line, where)
-            image = inside(base, need(row, "image", str, where), where)
-            return _query(image, "" if self.phrases else need(row, "phrase", str, where), _id(row, where))
+            image = path_inside(base, require(row, "image", str, where), where)
+            return _query(image, "" if self.phrases else require(row, "phrase", str, where), _id(row, where))
         except InputError as error:
             phrase, name = (value if isinstance(value := row.get(key), str) else "" for key in ("phrase", "id"))
             return Query(image, phrase, name, str(error))
@@ -173,14 +175,14 @@ def exists(path: Path) -> bool:
 
 
 def _query(image: Path, phrase: str, name: str = "") -> Query:
-    fault = phrase_fault(phrase)
+    fault = phrase_error(phrase)
     return Query(image, phrase, name, f"The phrase {phrase[:40]!r} cannot be used: {fault}." if fault else "")
 
 
-def _id(row: Row, where: str) -> str:
+def _id(row: Annotation, where: str) -> str:
     value = row.get("id")
     if value is None:
         return ""
     if not isinstance(value, str | int | float) or (isinstance(value, int) and value.bit_length() > 99):
-        raise InputError(f'{where}: "id" is {shown(value)}. It must be a string or a number.')
+        raise InputError(f'{where}: "id" is {short_repr(value)}. It must be a string or a number.')
     return str(value)

@@ -15,7 +15,8 @@ from epmvg.core.distributed import is_lost_process
 from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.hardware import is_out_of_memory
 from epmvg.core.types import Batch, InputError
-from epmvg.data.readers.jsonl import json_line, rows_of
+from epmvg.data.readers.annotations import to_annotations
+from epmvg.data.readers.jsonl import json_line
 from epmvg.distill.losses import Loss
 from epmvg.training.folder import another_run
 from epmvg.training.run import Run
@@ -40,13 +41,12 @@ def advising(recipe: Recipe, folder: Path) -> Iterator[None]:
             if settings.gradient_checkpointing
             else "set train.gradient_checkpointing=true and go on with --resume, or "
         )
-        cures = [
+        cure = (
             f"lower data.batch_size={data.batch_size} (and raise "
             f"train.gradient_accumulation_steps={settings.gradient_accumulation_steps} as much)"
-        ]
-        cures += [f"lower data.phrases_per_image={data.phrases_per_image}"] if data.phrases_per_image > 1 else []
+        )
         raise InputError(
-            f"Out of memory: {same}{another_run(folder)}, and {', '.join(cures)} or set a smaller model.image_size."
+            f"Out of memory: {same}{another_run(folder)}, and {cure} or set a smaller model.image_size."
         ) from error
 
 
@@ -73,7 +73,7 @@ def keep_batch(run: Run, batch: Batch, loss: Loss) -> str:
     with atomic_write(file) as temporary:
         safetensors.torch.save_file(seen, temporary, {"step": str(step), "loss": json.dumps(terms)})
     with atomic_write(file.with_suffix(".jsonl")) as temporary, temporary.open("wb") as out:
-        out.writelines(json_line(row) for row in rows_of(batch.samples, run.folder))
+        out.writelines(json_line(row) for row in to_annotations(batch.samples, run.folder))
     wrong = ", ".join(name for name, term in loss.terms.items() if not torch.isfinite(term)) or "total"
     images = ", ".join(sorted({record.image.name for record in batch.samples})[:3])
     whole = all(bool(torch.isfinite(parameter).all()) for parameter in run.student.parameters())

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from epmvg.core.types import Box, InputError
 from epmvg.data.readers.coco import PHRASE_KEYS
-from epmvg.data.readers.files import four_numbers, need, read_json, shown, size_of
-from epmvg.data.readers.jsonl import json_lines
+from epmvg.data.readers.fields import four_numbers, require, short_repr, size_of
+from epmvg.data.readers.files import read_json
+from epmvg.data.readers.jsonl import json_objects
 from epmvg.evaluation.external.coordinates import INPUT, Coordinates
 from epmvg.evaluation.external.text import FARTHEST, LONGEST, read_boxes
 
@@ -45,7 +46,7 @@ def read_answers(file: Path, form: Format, coordinates: Coordinates) -> list[Ans
     Raises:
         InputError: the file or a row is not of the format, or no answer holds a box.
     """
-    rows = _coco_rows(file) if form == "coco" else json_lines(file)
+    rows = _coco_rows(file) if form == "coco" else json_objects(file)
     answers = [_answer(row, where, _said(row, where, form, coordinates), coordinates) for where, row in rows]
     if not answers:
         raise InputError(f"{file} holds no predictions: give a file with a row for each phrase.")
@@ -71,7 +72,7 @@ def _answer(row: dict[str, Any], where: str, said: tuple[list[Box], str], coordi
     boxes, fault = said
     named = next((row[key] for key in _ID_KEYS if row.get(key) not in (None, "")), None)
     if isinstance(named, bool) or not isinstance(named, str | int | None):
-        raise InputError(f"{where}: {shown(named)} is not the id of a row; mend it.")
+        raise InputError(f"{where}: {short_repr(named)} is not the id of a row; mend it.")
     image, number = row.get("image"), row.get("image_id")
     if image is None and isinstance(number, str):
         image = number
@@ -80,7 +81,7 @@ def _answer(row: dict[str, Any], where: str, said: tuple[list[Box], str], coordi
         raise InputError(f'{where} does not say what it answers: give it "id", or "image" and "phrase".')
     seen = size_of(row.get("input_width"), row.get("input_height"), where)
     if coordinates.unit == INPUT and boxes and (seen is None or 0 in seen):
-        raise InputError(f'{where} has no "input_width" and "input_height": {INPUT} need them in each row.')
+        raise InputError(f'{where} has no "input_width" and "input_height": {INPUT} require them in each row.')
     target = four_numbers(row.get("target"))
     return Answer(
         where=where,
@@ -99,7 +100,7 @@ def _answer(row: dict[str, Any], where: str, said: tuple[list[Box], str], coordi
 
 def _id(named: str | int | None) -> str:
     if isinstance(named, int) and named.bit_length() > 99:
-        return shown(named)
+        return short_repr(named)
     return "" if named is None else str(named)
 
 
@@ -123,10 +124,10 @@ def _four(row: dict[str, Any], key: str, where: str) -> tuple[list[Box], str]:
         raise InputError(f'{where} has no "{key}": name what the file is with --format {", ".join(FORMATS)}.')
     found = four_numbers(row[key])
     if found is None:
-        raise InputError(f'{where}: "{key}" is {shown(row[key])}, it must be four numbers.')
+        raise InputError(f'{where}: "{key}" is {short_repr(row[key])}, it must be four numbers.')
     if all(abs(value) <= FARTHEST for value in found):
         return [found], ""
-    return [], f"{shown(row[key])} holds a value that is no coordinate"
+    return [], f"{short_repr(row[key])} holds a value that is no coordinate"
 
 
 def _text(row: dict[str, Any], where: str, coordinates: Coordinates) -> tuple[list[Box], str]:
@@ -134,7 +135,7 @@ def _text(row: dict[str, Any], where: str, coordinates: Coordinates) -> tuple[li
         raise InputError(f'{where} has no "answer": name the text of an answer so.')
     if row["answer"] is None:
         return [], "no answer was given"
-    text = need(row, "answer", str, where)
+    text = require(row, "answer", str, where)
     if len(text) > LONGEST:
         return [], f"the answer has {len(text):,} letters, more than {LONGEST:,}"
-    return read_boxes(text, coordinates), f"no box in {shown(text)}"
+    return read_boxes(text, coordinates), f"no box in {short_repr(text)}"

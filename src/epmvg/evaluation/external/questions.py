@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from epmvg.core.types import Box, InputError, Sample
-from epmvg.data.readers.files import four_numbers, read_json, shown
+from epmvg.data.readers.fields import four_numbers, short_repr
+from epmvg.data.readers.files import read_json
 from epmvg.evaluation.external.answers import Answer
 from epmvg.evaluation.metrics import Targets
 
@@ -25,8 +26,8 @@ class Question:
     @property
     def name(self) -> str:
         """What a message calls it."""
-        who = f"id {shown(self.record.id)}, " if self.record.id else ""
-        return f"{who}{shown(self.record.phrase)} of {self.record.image.name}"
+        who = f"id {short_repr(self.record.id)}, " if self.record.id else ""
+        return f"{who}{short_repr(self.record.phrase)} of {self.record.image.name}"
 
 
 def questions(records: Sequence[Sample], targets: Targets) -> list[Question]:
@@ -65,8 +66,8 @@ def _question(rows: Sequence[Sample]) -> Question:
     wanted = first.extra.get("n_boxes", len(stated) if isinstance(stated, list) else len(rows))
     if len(boxes) != wanted or not boxes:
         raise InputError(
-            f"{Question(first, (first.box,)).name} has {shown(wanted)} boxes, but {len(boxes)} of them are here: take"
-            " `flickr30k` or all rows of `flickr30k-all`, or score with --targets rows."
+            f"{Question(first, (first.box,)).name} has {short_repr(wanted)} boxes, but {len(boxes)} of them are here:"
+            " take `flickr30k` or all rows of `flickr30k-all`, or score with --targets rows."
         )
     x0, y0, x1, y1 = zip(*boxes, strict=True)
     union = (min(x0), min(y0), max(x1), max(y1))
@@ -162,8 +163,8 @@ class _Book:
         if answer.id and self.by_id:
             if answer.id not in self.by_id:
                 raise InputError(
-                    f"{answer.where} answers id {shown(answer.id)}, which {self.data} does not have: score it on the"
-                    " data and split it was made for."
+                    f"{answer.where} answers id {short_repr(answer.id)}, which {self.data} does not have: score it on"
+                    " the data and split it was made for."
                 )
             places = [place for place in self.by_id[answer.id] if self._agrees(answer, image, place)]
             if not places:
@@ -178,8 +179,8 @@ class _Book:
         places = exact or self.by_like_words.get((image, _plain(answer.phrase)), [])
         if not places:
             raise InputError(
-                f"{answer.where} answers {shown(answer.phrase)} of {'/'.join(image)}, which {self.data} does not ask:"
-                " score it on the data and split it was made for."
+                f"{answer.where} answers {short_repr(answer.phrase)} of {'/'.join(image)}, which {self.data} does not"
+                " ask: score it on the data and split it was made for."
             )
         return places
 
@@ -195,8 +196,8 @@ class _Book:
             return None
         if answer.image_id not in self.numbered:
             raise InputError(
-                f"{answer.where}: image_id {shown(answer.image_id)} names no image of {self.data}: give the file's name"
-                ' as "image", or the row\'s "id".'
+                f"{answer.where}: image_id {short_repr(answer.image_id)} names no image of {self.data}: give the file's"
+                ' name as "image", or the row\'s "id".'
             )
         return self._tail(self.numbered[answer.image_id])
 

@@ -14,8 +14,8 @@ from typing import Any
 from epmvg.config.settings import DataSettings, Recipe
 from epmvg.core.types import InputError, Sample
 from epmvg.data.loader import group_by_image
-from epmvg.data.negatives import things_named
-from epmvg.data.readers.jsonl import Skipped
+from epmvg.data.negatives import content_words
+from epmvg.data.readers.annotations import Skipped
 from epmvg.data.registry import DATASETS, fraction_of, open_samples
 from epmvg.experiments.demo import TEACHER_SETTINGS
 from epmvg.experiments.reproduce.tables import Row, Table, published_phrases
@@ -180,7 +180,7 @@ def _remark(row: Row, scale: Scale, recipe: Recipe) -> str:
             f"train.lr_teacher={recipe.train.lr_teacher:g} is ours; the paper names 1e-5 for what is pretrained"
         )
     if scale.recipe is None:
-        if preset(recipe.model.name, **recipe.model.overrides)["visual"].get("gates") == "repaired":
+        if preset(recipe.model.name, **recipe.model.overrides)["visual_encoder"].get("gates") == "normal_init":
             said.append("gates repaired, not zero as published (docs/paper.md)")
         return "; ".join(said)
     said.append("mini in TransVG's place")
@@ -199,7 +199,7 @@ def settings_hash(recipe: Recipe) -> str:
     """Hash what decides a training but its seed and where its files lie."""
     values = recipe.model_dump(exclude={"name": True, "about": True})
     values["train"].pop("seed")
-    for key in ("root", "workers", "cache_gb"):
+    for key in ("root", "num_workers", "cache_gb"):
         values["data"].pop(key)
     if values["distill"] and Path(values["distill"]["teacher"]).name == OWN_TEACHER:
         values["distill"]["teacher"] = OWN_TEACHER
@@ -232,7 +232,7 @@ def names_learned(data: DataSettings) -> frozenset[str]:
 @functools.lru_cache(maxsize=8)
 def _names(name: str, root: str | None, split_key: str, split: str, share: float) -> frozenset[str]:
     records = fraction_of(list(_read(name, root, split_key, split, tolerant=True)), share)
-    return frozenset[str]().union(*(things_named(phrase) for phrase in {record.phrase for record in records}))
+    return frozenset[str]().union(*(content_words(phrase) for phrase in {record.phrase for record in records}))
 
 
 def forget_records() -> None:
@@ -285,7 +285,7 @@ def estimate(recipe: Recipe) -> Estimate | None:
     )
     whole, further = _gflops(recipe.model.name, json.dumps(recipe.model.overrides, sort_keys=True))
     epoch = (whole - further) * groups + further * phrases
-    steps = StepCount.of(-(-groups // data.batch_size), recipe.train).total
+    steps = StepCount.of(-(-phrases // data.batch_size), recipe.train).total
     hours = PASSES * recipe.train.epochs * epoch * 1e9 / THROUGHPUT / 3600
     return Estimate(phrases, bool(records), recipe.train.epochs, steps, hours)
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from epmvg.data.negatives import things_named
+from epmvg.data.negatives import content_words
 from epmvg.evaluation.statistics import PairedDifference, accuracy, compare
 from epmvg.experiments.reproduce.plan import Setting, names_learned
 from epmvg.experiments.reproduce.runner import Outcome, rows_answered
@@ -73,7 +73,7 @@ def answers_of(setting: Setting, outcomes: Mapping[Path, Outcome]) -> Answers:
         known = names_learned(job.recipe.data)
         for split in setting.splits:
             rows = rows_answered(job, split)
-            new = [row for row in rows if not things_named(row["phrase"]) <= known]
+            new = [row for row in rows if not content_words(row["phrase"]) <= known]
             found[f"{setting.data} {split}"][job.seed] = rows
             if 0 < len(new) < len(rows):
                 found[f"{setting.data} {split}, new names"][job.seed] = new

@@ -15,7 +15,6 @@ from epmvg.core.calibration import Calibration
 from epmvg.core.geometry import Letterbox
 from epmvg.core.tokenizer import PhraseTokenizer, Tokens
 from epmvg.core.types import InputError
-from epmvg.data.views import evaluation_view, image_of, laid_rectangle, lay
 
 MapKind = Literal["heatmap", "attention"]
 Size = tuple[int, int]
@@ -118,13 +117,13 @@ class GrounderRuntime(ABC):
 
     def encode(self, images: Sequence[Image.Image], sizes: Sequence[Size]) -> list[EncodedImage]:
         """Encode I images; see `Runtime.encode`."""
-        views = [evaluation_view(size, self.image_size) for size in sizes]
-        inputs = [image_of(lay(image, view), view) for image, view in zip(images, views, strict=True)]
+        letterboxes = [Letterbox.fit(*size, self.image_size) for size in sizes]
+        inputs = [box.pad(box.resize(image)) for box, image in zip(letterboxes, images, strict=True)]
         pixels, masks = (np.stack(arrays) for arrays in zip(*inputs, strict=True))
         features = self.encode_pixels(pixels, masks)
         return [
-            EncodedImage(view.letterbox, masks[i : i + 1].copy(), self.concatenate([features[i : i + 1]]))
-            for i, view in enumerate(views)  # copies: a slice would keep the whole batch in memory
+            EncodedImage(letterbox, masks[i : i + 1].copy(), self.concatenate([features[i : i + 1]]))
+            for i, letterbox in enumerate(letterboxes)  # copies: a slice would keep the whole batch in memory
         ]
 
     def query(
@@ -161,11 +160,10 @@ class GrounderRuntime(ABC):
 def _resize_to_image(levels: Sequence[NDArray[np.float32]], encoded: EncodedImage) -> NDArray[np.float32]:
     """Add up the weights of visual tokens [side, side] of several feature levels over the image -> [height, width]."""
     side = encoded.letterbox.side
-    rectangle = laid_rectangle(evaluation_view(encoded.size, side))
     total = np.zeros(encoded.size[::-1], np.float32)
     for level in levels:
         density = Image.fromarray(level * level.size)  # the weight of a coarse token covers more pixels
-        content = density.resize((side, side), Image.Resampling.BICUBIC).crop(rectangle)
+        content = density.resize((side, side), Image.Resampling.BICUBIC).crop(encoded.letterbox.content)
         total += np.asarray(content.resize(encoded.size, Image.Resampling.BILINEAR))
     np.maximum(total, 0, out=total)
     total /= max(float(total.max()), 1e-9)

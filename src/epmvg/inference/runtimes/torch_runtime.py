@@ -14,17 +14,16 @@ from torch import Tensor, nn
 from epmvg.core.hardware import select_device, use_bf16
 from epmvg.core.types import GroundingOutput, InputError
 from epmvg.inference.runtimes.protocol import GrounderRuntime, MapKind, ModelInputs
-from epmvg.models.factory import own_defaults
+from epmvg.models.factory import float32_on_cpu
 from epmvg.models.grounder import EncodedImages, Grounder
-from epmvg.models.norms import BakedConv, bake_norms
-from epmvg.models.scores import raw_scores
-from epmvg.models.text_cache import TextMemory
+from epmvg.models.iou_head import raw_confidence
+from epmvg.models.text_cache import TextFeatureCache
 from epmvg.models.transformer import Attention
 
 CACHED_PHRASES = 2_000
 """25 KB each for BERT-base and eight word pieces."""
 
-_MATRIX_MODULES = (nn.Linear, nn.Conv2d, BakedConv, Attention)
+_MATRIX_MODULES = (nn.Linear, nn.Conv2d, Attention)
 """Modules whose parameters autocast would convert to bfloat16 in every call."""
 
 
@@ -55,18 +54,16 @@ class TorchRuntime(GrounderRuntime):
         self.device = select_device(device)
         self.bf16 = use_bf16(precision, self.device)
         self.model = model.to(self.device).eval().requires_grad_(False)
-        with own_defaults():
-            bake_norms(self.model.visual, padding=True)
-            self.model.visual.to(memory_format=torch.channels_last)
+        with float32_on_cpu():
+            self.model.visual_encoder.fuse_norms()
+            self.model.visual_encoder.to(memory_format=torch.channels_last)
             if self.bf16:
                 _convert_to_bf16(self.model)
-            else:
-                self.model.linguistic.bake()
-        self.texts = TextMemory(self.model.linguistic, CACHED_PHRASES, torch.float32)
-        self._encode: Any = self.model.encode_image
-        self._answer: Any = self.model.answer
+        self.texts = TextFeatureCache(self.model.text_encoder, CACHED_PHRASES, torch.float32)
+        self._encode: Any = self.model.encode_images
+        self._query: Any = self.model.query
         if compile:
-            self._encode, self._answer = torch.compile(self._encode), torch.compile(self._answer)
+            self._encode, self._query = torch.compile(self._encode), torch.compile(self._query)
 
     @torch.inference_mode()
     def encode_pixels(self, images: NDArray[np.float32], image_mask: NDArray[np.bool_]) -> Tensor:
@@ -82,8 +79,8 @@ class TorchRuntime(GrounderRuntime):
 
     def forward(self, inputs: ModelInputs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return boxes [P, 4], cxcywh in 0..1 of the network input, and raw scores [P]."""
-        output = self._forward(self._answer, inputs)
-        return output.box.cpu().double().numpy(), raw_scores(output).cpu().double().numpy()
+        output = self._forward(self._query, inputs)
+        return output.box.cpu().double().numpy(), raw_confidence(output).cpu().double().numpy()
 
     def token_weights(self, kind: MapKind, inputs: ModelInputs) -> list[NDArray[np.float32]]:
         """Return the weights of visual tokens for P phrases, [P, side, side] for each feature level.
@@ -91,25 +88,25 @@ class TorchRuntime(GrounderRuntime):
         Raises:
             InputError: the model has no heatmap.
         """
-        output = self._forward(partial(self.model.answer, attention=kind == "attention"), inputs)
+        output = self._forward(partial(self.model.query, output_attention=kind == "attention"), inputs)
         if kind == "attention":
             assert output.attention is not None
-            weights = output.attention[:, 1 : 1 + self.model.visual.places(self.image_size)]
+            weights = output.attention[:, 1 : 1 + self.model.visual_encoder.num_tokens(self.image_size)]
         elif output.heatmap is not None:
             weights = output.heatmap.softmax(-1)
         else:
-            raise InputError("This model has no heatmap (model.anchored=false). Use its attention instead.")
-        sides = [-(-self.image_size // stride) for stride in self.model.visual.strides]
+            raise InputError("This model has no heatmap (model.dense_head=false). Use its attention instead.")
+        sides = [-(-self.image_size // stride) for stride in self.model.visual_encoder.strides]
         levels = weights.float().cpu().split([side**2 for side in sides], 1)
         return [level.unflatten(1, (side, side)).numpy() for side, level in zip(sides, levels, strict=True)]
 
     @torch.inference_mode()
-    def _forward(self, answer: Callable[..., GroundingOutput], inputs: ModelInputs) -> GroundingOutput:
+    def _forward(self, query: Callable[..., GroundingOutput], inputs: ModelInputs) -> GroundingOutput:
         token_mask = self._tensor(inputs.token_mask)
         with self._autocast():
             states = self.texts(self._tensor(inputs.tokens), token_mask)
             images = EncodedImages(inputs.features, self._tensor(inputs.image_mask))
-            return answer(images, states, token_mask, self._tensor(inputs.image_index))
+            return query(images, states, token_mask, self._tensor(inputs.image_index))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
