@@ -18,7 +18,7 @@ from PIL import Image
 
 from epmvg.core.images import MAX_PIXELS, ImageError, ImageFile, image_suffixes, open_image
 from epmvg.core.types import InputError
-from epmvg.data.validation.image_digest import look
+from epmvg.data.validation.images import inspect_image
 from epmvg.inference.draw import draw_boxes
 from epmvg.report.gallery import thumbnail
 
@@ -88,7 +88,7 @@ def test_every_orientation_is_upright_in_every_form(suffix: str, tmp_path: Path)
             assert open_image(same).tobytes() == opened.tobytes()  # turned once, not twice
         with Image.open(file) as given:
             assert draw_boxes(given, []).tobytes() == opened.tobytes()
-        seen, small = look(file), thumbnail(file)
+        seen, small = inspect_image(file), thumbnail(file)
         assert seen.size == (48, 32) == (small.width, small.height)
         assert seen.turned is (orientation >= 5)
 
@@ -133,7 +133,7 @@ def test_pixels_without_a_known_white_are_refused_alike(mode: str, tmp_path: Pat
     for _, given in forms(tmp_path / "x.tif"):
         with pytest.raises(InputError, match="whose white is not known"):
             open_image(given)
-    assert look(tmp_path / "x.tif").fault == "image-foreign"
+    assert inspect_image(tmp_path / "x.tif").error
 
 
 def test_arrays_and_tensors_are_the_picture() -> None:

@@ -1,4 +1,4 @@
-"""What schemathesis sends as pictures: small ones that are whole (test_serve.py sends damaged ones)."""
+"""Small valid images for schemathesis (test_fuzz.py sends damaged ones)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from PIL import Image
 from schemathesis.core.failures import AcceptedNegativeData, Failure
 
 
-def _picture(side: int) -> bytes:
+def _image(side: int) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (side, 24), "teal").save(out, "PNG")
     return out.getvalue()
 
 
-pictures = st.integers(1, 30).map(_picture)
-schemathesis.openapi.format("binary", pictures)
-schemathesis.openapi.format("byte", pictures.map(lambda image: base64.b64encode(image).decode()))
+images = st.integers(1, 30).map(_image)
+schemathesis.openapi.format("binary", images)
+schemathesis.openapi.format("byte", images.map(lambda image: base64.b64encode(image).decode()))
 
 
 @schemathesis.hook
 def filter_failure(
     context: schemathesis.HookContext, failure: Failure, case: schemathesis.Case[Any], response: schemathesis.Response
 ) -> bool:
-    """Whatever stands in a form is text: a phrase that was to be of the wrong type is a phrase like any other."""
+    """Every value of a form is text: a phrase of a wrong type is a phrase like any other."""
     return not (isinstance(failure, AcceptedNegativeData) and case.media_type == "multipart/form-data")

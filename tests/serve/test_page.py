@@ -1,4 +1,4 @@
-"""The page as people use it, in a real browser; skipped where there is none."""
+"""Tests of the web page in a browser; skipped where there is none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from playwright.sync_api import ConsoleMessage, Locator, Page, Request, sync_playwright
-from serving import serving
+from serving import FakePredictor, serving
 
 from epmvg.core.types import Prediction
 from epmvg.inference.predictor import Predictor
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: 
 
 @pytest.fixture
 def address(tiny: Grounder) -> Iterator[str]:
-    with serving(Predictor(tiny)) as found:
-        yield found
+    with serving(Predictor(tiny)) as started:
+        yield started
 
 
 Visit = Callable[..., Page]
@@ -36,30 +36,30 @@ Visit = Callable[..., Page]
 
 @pytest.fixture
 def visit() -> Iterator[Visit]:
-    """Open a page; what it asks of other hosts and what it complains about fails the test."""
-    strange: list[str] = []
+    """Open a page; requests to other hosts and console errors fail the test."""
+    problems: list[str] = []
     with sync_playwright() as player:
         browser = player.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
 
         def open_page(address: str, path: str = "/", **context: Any) -> Page:
-            def said(message: ConsoleMessage) -> None:
+            def on_console(message: ConsoleMessage) -> None:
                 if message.type == "error" and "401" not in message.text:
-                    strange.append(message.text)
+                    problems.append(message.text)
 
-            def asked(request: Request) -> None:
+            def on_request(request: Request) -> None:
                 if not request.url.startswith((address, f"blob:{address}")):
-                    strange.append(request.url)
+                    problems.append(request.url)
 
             page = browser.new_context(**context).new_page()
-            page.on("console", said)
-            page.on("pageerror", lambda error: strange.append(str(error)))
-            page.on("request", asked)
+            page.on("console", on_console)
+            page.on("pageerror", lambda error: problems.append(str(error)))
+            page.on("request", on_request)
             page.goto(address + path)
             return page
 
         yield open_page
         browser.close()
-    assert strange == []
+    assert problems == []
 
 
 def shoot(page: Page, name: str) -> None:
@@ -68,16 +68,16 @@ def shoot(page: Page, name: str) -> None:
         page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=True)
 
 
-HAND_OVER = """async ([kind, field, address]) => {
-  const held = new DataTransfer();
-  held.items.add(new File([await (await fetch(address)).blob()], "photo.jpg", { type: "image/jpeg" }));
+TRANSFER = """async ([kind, field, address]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([await (await fetch(address)).blob()], "photo.jpg", { type: "image/jpeg" }));
   const event = new Event(kind, { bubbles: true, cancelable: true });
-  Object.defineProperty(event, field, { value: held });
+  Object.defineProperty(event, field, { value: data });
   document.getElementById("stage").dispatchEvent(event);
 }"""
 
 
-IS_SEEN = """field => {
+IS_VISIBLE = """field => {
   const { left, top, width, height } = field.getBoundingClientRect();
   return document.elementFromPoint(left + width / 2, top + height / 2) === field;
 }"""
@@ -87,14 +87,14 @@ def first_phrase(page: Page) -> Locator:
     return page.get_by_role("textbox", name="Phrase 1")
 
 
-def ask_a_sample(page: Page) -> None:
+def predict_sample(page: Page) -> None:
     page.locator("#samples button").first.click()
     page.locator("#suggestions button").nth(0).click()
     page.locator("#suggestions button").nth(4).click()
     page.wait_for_selector(".box.c1")
 
 
-def test_a_sample_is_asked_by_keyboard_alone(visit: Visit, address: str) -> None:
+def test_the_page_works_by_keyboard_alone(visit: Visit, address: str) -> None:
     page = visit(address)
     page.locator("#samples button").first.press("Enter")
     page.wait_for_selector("#suggestions button")
@@ -111,7 +111,7 @@ def test_a_sample_is_asked_by_keyboard_alone(visit: Visit, address: str) -> None
     assert page.locator(".box").count() == 1 and first_phrase(page).evaluate("e => e === document.activeElement")
 
 
-def test_a_photo_is_scaled_down_upright_and_its_box_is_in_its_own_pixels(
+def test_large_images_are_scaled_down_and_boxes_are_in_their_own_pixels(
     visit: Visit, address: str, tmp_path: Path, tiny: Grounder
 ) -> None:
     photo = Image.new("RGB", (2400, 1200), "teal")
@@ -121,35 +121,35 @@ def test_a_photo_is_scaled_down_upright_and_its_box_is_in_its_own_pixels(
     photo.save(tmp_path / "a.jpg", exif=exif)
     page = visit(address)
     first_phrase(page).fill("the red square")
-    with page.expect_response("**/v1/ground") as asked:
+    with page.expect_response("**/v1/ground") as response:
         page.set_input_files("#file", tmp_path / "a.jpg")
-    answer = asked.value.json()
-    assert (answer["width"], answer["height"]) == (800, 1600)
+    body = response.value.json()
+    assert (body["width"], body["height"]) == (800, 1600)
     page.wait_for_selector(".box.c0")
     shown = re.findall(r"\d+", (first_phrase(page).get_attribute("title") or "").partition(":")[2])
     found = Predictor(tiny)(tmp_path / "a.jpg", "the red square")[0]
     assert [int(value) for value in shown] == pytest.approx(found.box, abs=30)
-    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    (tmp_path / "b.jpg").write_bytes(b"not an image")
     page.set_input_files("#file", tmp_path / "b.jpg")
-    page.get_by_text("no picture that the browser can show").wait_for()
+    page.get_by_text("cannot decode this file").wait_for()
 
 
-def test_photos_are_dropped_and_pasted(visit: Visit, address: str) -> None:
+def test_images_are_dropped_and_pasted(visit: Visit, address: str) -> None:
     page = visit(address)
     first_phrase(page).fill("the red square")
     for kind, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
-        with page.expect_response("**/v1/ground") as asked:
-            page.evaluate(HAND_OVER, [kind, field, "samples/0.jpg" if kind == "drop" else "samples/1.jpg"])
-        assert asked.value.status == 200
+        with page.expect_response("**/v1/ground") as response:
+            page.evaluate(TRANSFER, [kind, field, f"static/samples/{int(kind == 'paste')}.jpg"])
+        assert response.value.status == 200
         page.wait_for_selector(".box.c0")
-        page.get_by_text("Answered in").wait_for()
+        page.get_by_text("Predicted in").wait_for()
 
 
-def test_what_was_asked_before_needs_no_request(visit: Visit, address: str) -> None:
+def test_known_phrases_need_no_request(visit: Visit, address: str) -> None:
     page = visit(address)
-    ask_a_sample(page)
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    predict_sample(page)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
     phrase = first_phrase(page)
     before = phrase.input_value()
     phrase.fill("")
@@ -157,19 +157,19 @@ def test_what_was_asked_before_needs_no_request(visit: Visit, address: str) -> N
     phrase.fill(before)
     assert page.locator(".box").count() == 2
     page.wait_for_timeout(500)
-    assert asked == []
+    assert requests == []
 
 
-def test_a_suggestion_is_asked_and_taken_back(visit: Visit, address: str) -> None:
+def test_a_suggestion_is_added_and_removed(visit: Visit, address: str) -> None:
     page = visit(address)
-    ask_a_sample(page)
+    predict_sample(page)
     second = page.locator("#suggestions button").nth(4)
     assert second.get_attribute("aria-pressed") == "true"
     second.click()
     assert page.locator(".box").count() == 1 and second.get_attribute("aria-pressed") == "false"
 
 
-def test_it_looks_right_in_light_dark_and_on_a_phone(visit: Visit, address: str) -> None:
+def test_layout_in_light_dark_and_on_a_phone(visit: Visit, address: str) -> None:
     looks: dict[str, dict[str, Any]] = {
         "light": {"viewport": {"width": 1280, "height": 800}},
         "dark": {"viewport": {"width": 1280, "height": 800}, "color_scheme": "dark"},
@@ -180,67 +180,63 @@ def test_it_looks_right_in_light_dark_and_on_a_phone(visit: Visit, address: str)
         page = visit(address, **look)
         page.wait_for_selector("#samples img")
         shoot(page, f"{name}-empty")
-        ask_a_sample(page)
+        predict_sample(page)
         shoot(page, name)
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         brightness[name] = sum(map(int, re.findall(r"\d+", paper)[:3]))
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} scrolls sideways"
         small = page.evaluate("[...document.querySelectorAll('button, input')].filter(e => e.offsetHeight < 36).length")
-        assert small == 1, "a finger misses what is lower than 36 px; only the hidden file field may be"
+        assert small == 1, "controls lower than 36 px are hard to touch; only the hidden file field may be"
         page.evaluate("scrollTo(0, document.body.scrollHeight)")
         first_phrase(page).focus()
-        assert first_phrase(page).evaluate(IS_SEEN), f"{name}: what is typed is hidden"
+        assert first_phrase(page).evaluate(IS_VISIBLE), f"{name}: the input is hidden"
     assert brightness["dark"] < 150 and brightness["light"] == brightness["phone"] > 600
 
 
-def test_the_api_page_tells_every_operation(visit: Visit, address: str) -> None:
+def test_the_api_page_lists_every_operation(visit: Visit, address: str) -> None:
     for name, scheme in (("docs-light", "light"), ("docs-dark", "dark")):
         page = visit(address, "/docs", color_scheme=scheme)
         page.wait_for_selector("#operations article")
-        assert page.locator("article h2 code").all_inner_texts() == [
-            "/v1/ground",
-            "/v1/ground/batch",
-            "/healthz",
-            "/metrics",
-            "/samples",
-        ]
-        assert '"phrases": [string, ...]' in page.locator("#operations").inner_text()
+        operations = page.locator("article h2 code").all_inner_texts()
+        assert operations == ["POST /v1/ground", "GET /healthz", "GET /metrics"]
+        assert '"phrases"' in page.locator("#operations").inner_text()
         shoot(page, name)
 
 
-def test_the_model_says_what_it_knows_and_the_bound_hides_what_is_not_found(visit: Visit) -> None:
-    class Two:
-        image_size, threshold, domain = 64, 0.5, "drawn scenes"
+class LengthPredictor(FakePredictor):
+    """The score of a phrase is a tenth of its length."""
 
-        def predict_batch(self, questions: Any, keys: Any, sizes: Any) -> list[list[Prediction]]:
-            box = (0.0, 0.0, 9.0, 9.0)
-            return [[Prediction(phrase, box, len(phrase) / 10) for phrase in phrases] for _, phrases in questions]
+    def predict_batch(self, questions: Any, keys: Any, sizes: Any) -> list[list[Prediction]]:
+        box = (0.0, 0.0, 9.0, 9.0)
+        return [[Prediction(phrase, box, len(phrase) / 10) for phrase in phrases] for _, phrases in questions]
 
-    with serving(Two()) as address:
+
+def test_the_minimum_score_hides_boxes(visit: Visit) -> None:
+    with serving(LengthPredictor()) as address:
         page = visit(address)
-        page.get_by_text("This model knows: drawn scenes.").wait_for()
-        assert page.get_by_label("Found from a score of").input_value() == "0.5"
+        page.get_by_text("This model was trained on coloured rectangles.").wait_for()
+        assert page.get_by_label("Minimum score").input_value() == "0.5"
         page.locator("#samples button").first.click()
         first_phrase(page).fill("four")
-        page.get_by_text("Answered in").wait_for()
+        page.get_by_text("Predicted in").wait_for()
         assert page.locator(".box").count() == 0 and page.locator("#rows output").inner_text() == "0.40"
-        page.get_by_label("Found from a score of").fill("0.4")
+        page.get_by_label("Minimum score").fill("0.4")
         assert page.locator(".box").count() == 1
 
 
-def test_an_answer_that_is_not_the_server_s_is_named(visit: Visit, address: str) -> None:
+def test_a_response_of_a_proxy_is_reported(visit: Visit, address: str) -> None:
     page = visit(address)
     page.route("**/v1/ground", lambda route: route.fulfill(status=200, body="<html>Sign in</html>"))
     page.locator("#samples button").first.click()
     first_phrase(page).fill("it")
-    page.get_by_text("The answer was not the server's own (status 200").wait_for()
+    page.get_by_text("The response is not from this server (status 200").wait_for()
 
 
-def test_a_closed_server_asks_for_its_token(visit: Visit, tiny: Grounder) -> None:
+def test_a_server_with_a_token_prompts_for_it(visit: Visit, tiny: Grounder) -> None:
     with serving(Predictor(tiny), token="s3cret") as address:
         page = visit(address)
         page.locator("#samples button").first.click()
         page.locator("#suggestions button").first.click()
-        page.get_by_label("asks for its token").fill("s3cret")
+        page.get_by_label("Token of this server").fill("s3cret")
         page.keyboard.press("Tab")
         page.wait_for_selector(".box.c0")
