@@ -128,7 +128,7 @@ def test_label_studio_exports_are_read(tmp_path: Path) -> None:
 
 def test_what_we_write_for_label_studio_is_read_back_once_people_have_saved_it(tmp_path: Path) -> None:
     found = [Prediction("the red cup", (20.0, 30.0, 60.0, 45.0), 0.9)]
-    about = Predictions(found, lambda: Image.new("RGB", (80, 60)), "p/my #1.png")
+    about = Predictions(found, Image.new("RGB", (80, 60)), name="p/my #1.png")
     for prefix in ("", "/data/local-files/?d="):
         (written,) = to_label_studio([about], prefix)
         saved = {"id": 1, "data": written["data"], "annotations": written["predictions"]}
