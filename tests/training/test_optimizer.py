@@ -314,9 +314,9 @@ def test_accelerate_variables_that_contradict_the_recipe_are_rejected(
 
 
 def test_defaults_of_accelerate_launch_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "True"}
-    launched |= {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_USE_FSDP": "false"}
-    for name, value in launched.items():
+    variables = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "True"}
+    variables |= {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_USE_FSDP": "false"}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     settings = Recipe().train.model_copy(update={"gradient_accumulation_steps": 8})
     assert join_processes(settings, "cpu").device == torch.device("cpu")

@@ -19,7 +19,7 @@ from epmvg.data.readers.files import cache_folder, is_file
 from epmvg.data.registry import fraction_of, open_samples
 from epmvg.data.samples import SampleDigest
 from epmvg.data.transforms import Augment
-from epmvg.data.validation.kinds import KINDS
+from epmvg.data.validation.issues import KINDS
 from epmvg.evaluation.evaluate import evaluation_loader
 from epmvg.evaluation.samples import of_some_images
 from epmvg.models.grounder import Grounder
@@ -153,7 +153,7 @@ def _check_boxes(samples: Sequence[Sample], name: str) -> None:
     verdict = convention.detect()
     if verdict is not None:
         kind, why = verdict
-        raise InputError(f"{name}: {KINDS[kind].title} ({why}): {KINDS[kind].cure} `epmvg data check` lists them.")
+        raise InputError(f"{name}: {KINDS[kind].title} ({why}): {KINDS[kind].fix} `epmvg data check` lists them.")
 
 
 def _size_of(image: Path) -> tuple[int, int] | InputError:

@@ -1,9 +1,9 @@
-"""How long the doctor takes over a large file, and how much memory.
+"""Time and memory of `epmvg data check` on a large file.
 
-Draws small photos and a JSONL file of rows about them, a fault in every thousandth row, and examines it. Prints rows
-and photos a second and the process's peak memory as JSON.
+Writes small images and a JSONL file of samples, with a fault in every thousandth, and checks it. Prints samples per
+second and the peak memory of the process as JSON.
 
-    python benchmarks/doctor.py [--rows 1000000] [--images 100000] [--keep FOLDER]
+    python benchmarks/data_check.py [--samples 1000000] [--images 100000] [--keep FOLDER]
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FAULTS = ({"bbox": [90, 5, 40, 20]}, {"phrase": ""}, {"bbox": [5, 5, 0, 9]}, {"p
 
 
 def generate(folder: Path, rows: int, images: int) -> Path:
-    """Write photos and their file, unless they are there."""
+    """Write images and their annotations, unless they exist."""
     file = folder / f"{rows}-{images}.jsonl"
     if file.exists():
         return file
@@ -76,26 +76,26 @@ def generate(folder: Path, rows: int, images: int) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--keep", type=Path, help="where to leave the file and photos for another time")
+    parser.add_argument("--keep", type=Path, help="folder for the file and images, used again next time")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        file = generate(folder, arguments.rows, arguments.images)
+        file = generate(folder, arguments.samples, arguments.images)
         before, start, busy = peak_mb(), time.perf_counter(), time.process_time()
-        diagnosis = check(str(file))
+        report = check(str(file))
         seconds = time.perf_counter() - start
-        found = {one.name: one.count for one in diagnosis.findings}
-        result = {"rows": diagnosis.rows, "images": diagnosis.images, "found": found}
+        issues = {kind: len(found) for kind, found in report.issues.items()}
+        result = {"samples": report.samples, "images": report.images, "issues": issues}
         speed = {"seconds": round(seconds, 1), "cpu_seconds": round(time.process_time() - busy, 1)}
-        speed["rows_per_s"] = round(diagnosis.rows / seconds)
+        speed["samples_per_s"] = round(report.samples / seconds)
         print(json.dumps(result | speed | {"peak_mb": peak_mb(), "peak_before_mb": before}))
 
 
 def peak_mb() -> int:
-    """Return the most memory this process has held, in MB; imports of torch and transformers are most of it."""
+    """Return the peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
