@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from epmvg.cli.screen import DEVICE, RUN, console, errors, is_first, table
-from epmvg.core.files import refuse_overwrite, write_text
+from epmvg.core.files import refuse_overwrite
 from epmvg.core.locate import locate
 from epmvg.core.progress import counting
 from epmvg.core.types import InputError
@@ -24,7 +24,6 @@ class Told(StrEnum):
 
 class Asked(StrEnum):
     rows = "rows"
-    merged = "merged"
     any = "any"
 
 
@@ -55,13 +54,9 @@ def evaluate(
         if not is_first():  # one process does this alone
             return
         from epmvg.evaluation.robustness import LIMIT, measure_robustness
-        from epmvg.evaluation.samples import results_folder
-        from epmvg.report.robustness import robustness_page
 
         with counting(errors, "Perturbing") as progress:
-            result, rows = measure_robustness(run, **chosen, limit=LIMIT if limit is None else limit, progress=progress)
-        page = results_folder(run) / Path(result["rows"]).with_suffix(".html")
-        write_text(page, robustness_page(run.resolve().name, result, rows))
+            result = measure_robustness(run, **chosen, limit=LIMIT if limit is None else limit, progress=progress)
     else:
         from epmvg.evaluation.evaluate import evaluate as score
 
@@ -73,7 +68,6 @@ def evaluate(
         print(json.dumps(result))
     elif robustness:
         _print_robustness(run, result)
-        console.print(f"Failure cases: {page}", soft_wrap=True)
     else:
         _say_evaluation(run, result)
 
@@ -81,7 +75,7 @@ def evaluate(
 def _say_evaluation(run: Path, result: dict[str, Any]) -> None:
     from epmvg.evaluation.samples import results_folder
 
-    parts = {f"{result['data']} {result['split']}": result} | result.get("parts", {})
+    parts = {f"{result['data']} {result['split']}": result} | result["slices"].get("Data set", {})
     table(
         f"{run}",
         [
@@ -94,7 +88,7 @@ def _say_evaluation(run: Path, result: dict[str, Any]) -> None:
             for name, scores in parts.items()
         ],
     )
-    table("How far the score can be trusted", [_trust_row(result["confidence"])])
+    table("Confidence", [_confidence_row(result["confidence"])])
     console.print(f"A row a phrase: {results_folder(run) / result['rows']}", soft_wrap=True)
 
 
@@ -102,15 +96,6 @@ def _print_robustness(run: Path, result: dict[str, Any]) -> None:
     clean = result["clean"]
     title = f"{run} on {result['data']} {result['split']}: Acc@0.5 {clean['acc50']:.4f} of {clean['n']:,} phrases"
     table(title, [_perturbation_row(row) for row in result["perturbations"]])
-    absent = result["absent"]
-    if "why" in absent:
-        console.print(f"Absent phrases: {absent['why']}.", soft_wrap=True)
-    else:
-        console.print(
-            f"Absent phrases: {absent['rejected']:.1%} of {absent['n']:,} rejected below {absent['threshold']:.3f}, "
-            f"and {absent['clean_rejected']:.1%} of the clean ones; AUROC {absent['auroc']:.3f}",
-            soft_wrap=True,
-        )
     if result["skipped"]:
         console.print(f"Skipped images: {len(result['skipped'])}; the first: {result['skipped'][0]}", soft_wrap=True)
 
@@ -118,7 +103,7 @@ def _print_robustness(run: Path, result: dict[str, Any]) -> None:
 def _perturbation_row(row: dict[str, Any]) -> dict[str, str]:
     named = {"perturbation": row["name"], "phrases": f"{row['n']:,}"}
     if not row["n"]:
-        return named | {"clean": "-", "Acc@0.5": "-", "difference": row["why"], "moved": "-"}
+        return named | {"clean": "-", "Acc@0.5": "-", "difference": "-", "moved": "-"}
     gap = row["difference"]
     return named | {
         "clean": f"{row['clean_acc50']:.3f}",
@@ -128,21 +113,14 @@ def _perturbation_row(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _trust_row(said: dict[str, Any]) -> dict[str, str]:
-    figures = {
-        "calibration error (ECE)": said["ece"],
-        "AURC": said["aurc"],
-        "AUROC, correct box": said["auroc_correct"],
-        "AUROC, phrase belongs": said["auroc_belongs"],
+def _confidence_row(confidence: dict[str, Any]) -> dict[str, str]:
+    metrics = {
+        "ECE": confidence["ece"],
+        "AURC": confidence["aurc"],
+        "AUROC, correct boxes": confidence["auroc_correct"],
+        "AUROC, negative phrases": confidence["auroc_negative"],
     }
-    return {name: _figure(one) for name, one in figures.items()}
-
-
-def _figure(figure: dict[str, Any] | None) -> str:
-    if figure is None:
-        return "-"
-    interval = "" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
-    return f"{figure['value']:.3f}{interval}"
+    return {name: "-" if value is None else f"{value:.3f}" for name, value in metrics.items()}
 
 
 def score(
@@ -154,9 +132,7 @@ def score(
     coordinates: Annotated[
         str | None, typer.Option(help="UNIT:ORDER of the numbers, for example 0-1000:xyxy; text needs it.")
     ] = None,
-    targets: Annotated[
-        Asked, typer.Option(help="Of a phrase with several boxes: each row's own, their union, or any.")
-    ] = Asked.rows,
+    targets: Annotated[Asked, typer.Option(help="Of a phrase with several boxes: the row's own, or any.")] = Asked.rows,
     strict: Annotated[bool, typer.Option("--strict", help="Count IoU > bound instead of >=.")] = False,
     against: Annotated[Path | None, typer.Option(help="Rows of another system, to compare with.")] = None,
     allow_partial: Annotated[bool, typer.Option("--allow-partial", help="Count missing rows as misses.")] = False,
@@ -190,15 +166,15 @@ def score(
 
 
 def _say_scores(result: dict[str, Any]) -> None:
-    from epmvg.evaluation.metrics import FIGURES
+    from epmvg.evaluation.metrics import METRICS
 
     against = result.get("against")
     shown = []
-    for name in FIGURES:
+    for name in METRICS:
         low, high = result["intervals"][name]
-        row = {"figure": name, "value": f"{result[name]:.4f}", "95 % interval": f"{low:.4f} to {high:.4f}"}
+        row = {"metric": name, "value": f"{result[name]:.4f}", "95 % interval": f"{low:.4f} to {high:.4f}"}
         if against:
-            gap = against["figures"][name]
+            gap = against["metrics"][name]
             row["points"] = f"{gap['points']:+.2f}"
             row["of which 95 %"] = f"{gap['low']:+.2f} to {gap['high']:+.2f}"
             row["p"] = f"{gap['p']:.4f}"
@@ -212,11 +188,11 @@ def _say_scores(result: dict[str, Any]) -> None:
             first = [f"  {one['where']}: {one['why']}" for one in part["unreadable"][:10]]
             console.print(f"Misses{whose}, answers without a box: {len(part['unreadable']):,}", soft_wrap=True)
             console.print("\n".join(first), soft_wrap=True)
-        if part["several"]:
+        if part["multiple_boxes"]:
             console.print(
-                f"Answers{whose} with several boxes, of which one counts: {part['several']:,}", soft_wrap=True
+                f"Outputs{whose} with several boxes, of which one counts: {part['multiple_boxes']:,}", soft_wrap=True
             )
-    console.print(f"{result['protocol']}; data {result['stamp']['data_sha256'][:16]}", soft_wrap=True)
+    console.print(f"{result['protocol']}; data {result['metadata']['data_sha256'][:16]}", soft_wrap=True)
 
 
 def calibrate(
@@ -225,8 +201,8 @@ def calibrate(
     split: Annotated[str | None, typer.Option(help="To calibrate on; the run's validation split by default.")] = None,
     root: Annotated[str | None, typer.Option(help="Where the data lies.")] = None,
     fit_head: Annotated[bool, typer.Option("--fit-head", help="First fit a score head on the training split.")] = False,
-    false_alarms: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of absent phrases that may pass the stored threshold.")
+    false_positive_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Fraction of negative phrases that may pass the stored threshold.")
     ] = 0.1,
     device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -243,7 +219,7 @@ def calibrate(
             split=split,
             root=root,
             fit_head=fit_head,
-            false_alarms=false_alarms,
+            false_positive_rate=false_positive_rate,
             device=device,
             progress=progress,
         )

@@ -149,7 +149,7 @@ def teacher_cache(
 
 def reproduce(
     table: Annotated[
-        str, typer.Argument(help="The paper's table, 1 to 7, or a study of our own: data, mends, teacher, vls.")
+        str, typer.Argument(help="The paper's table, 1 to 7, or a study of our own: data, targets, teacher, vls.")
     ],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value, for every training of the table.")] = None,
     scale: Annotated[Scaled, typer.Option(help="scenes and mini fit a laptop; paper is the paper's.")] = Scaled.scenes,
@@ -158,10 +158,10 @@ def reproduce(
         "runs/reproduce"
     ),
     root: Annotated[Path | None, typer.Option(help="Where the data lies.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and train nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Run a table of the paper again: what is missing is trained, and printed figures stand beside ours."""
+    """Reproduce a table of the paper: train what is missing, and print reported and reproduced values."""
     from epmvg.core.progress import Narrator
     from epmvg.experiments.reproduce import reproduce as run
 
@@ -176,7 +176,7 @@ def reproduce(
         _say_plan(result["plan"])
     else:
         _say_reproduced(result)
-        console.print(f"The table is in {out / scale.value / f'table-{table}'}.md, .html and .json", soft_wrap=True)
+        console.print(f"The table is in {out / scale.value / f'table-{table}'}.md and .json", soft_wrap=True)
 
 
 def _say_plan(plan: dict[str, Any]) -> None:
@@ -189,20 +189,19 @@ def _say_plan(plan: dict[str, Any]) -> None:
             else f"{run['phrases']:,}" + ("" if run["counted"] else " (published)"),
             "epochs": f"{run['epochs']:g}",
             "steps": "?" if run["steps"] is None else f"{run['steps']:,}",
-            "GPU-hours": "?" if run["gpu_hours"] is None else f"{run['gpu_hours']:.2f}",
         }
         for run in plan["runs"]
     ]
-    table(f"{plan['to_run']} trainings to run, about {plan['gpu_hours']:g} GPU-hours ({plan['assumes']})", rows)
+    table(f"{plan['to_run']} trainings to run", rows)
     for missing in dict.fromkeys(run["missing"] for run in plan["runs"] if run["missing"]):
         console.print(f"Missing: {missing}", soft_wrap=True)
 
 
 def _say_reproduced(result: dict[str, Any]) -> None:
-    from epmvg.experiments.reproduce.page import cell_text, remark
+    from epmvg.experiments.results import cell_text, remark
 
     table(
-        f"{result['heading']}: {result['title']} (printed, then **ours**)",
+        f"{result['heading']}: {result['title']} (reported, then **ours**)",
         [
             {"row": row["name"]}
             | {column: cell_text(cell) for column, cell in zip(result["columns"], row["cells"], strict=True)}
