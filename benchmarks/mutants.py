@@ -42,8 +42,8 @@ MUTANTS = [
     Mutant("data/readers/files.py", 'and ".." not in path.parts', "", "test_security.py", "path"),
     Mutant(
         "core/images.py",
-        "width * height > self._most_pixels",
-        "width + height > self._most_pixels",
+        "width * height > self._max_pixels",
+        "width + height > self._max_pixels",
         "test_security.py",
         "header",
     ),

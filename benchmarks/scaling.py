@@ -27,7 +27,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from epmvg.core.files import replacing
+from epmvg.core.files import atomic_write
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.inference.batch import batches_of
@@ -120,7 +120,7 @@ def draw(found: dict[str, Any], file: Path) -> None:
             upper.set(ylabel=f"processor {time_key.removeprefix('cpu_')}", title=title)
             lower.set(ylabel="peak MB", ylim=(0, None))
             upper.legend()
-        with replacing(file) as temporary:
+        with atomic_write(file) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 

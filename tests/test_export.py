@@ -22,9 +22,9 @@ from epmvg.evaluation.evaluate import evaluate
 from epmvg.export.parity import largest_difference
 from epmvg.inference.batch import predict_many
 from epmvg.inference.predictor import Predictor, tokenize
-from epmvg.inference.runtimes.onnx_runtime import SETTINGS, ExportedBackend
+from epmvg.inference.runtimes.onnx_runtime import SETTINGS, ExportedRuntime
 from epmvg.inference.runtimes.protocol import Backend
-from epmvg.inference.runtimes.torch_runtime import EagerBackend
+from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import create_model, save
 
 pytest.importorskip("onnxscript")
@@ -107,7 +107,7 @@ def test_an_export_is_named_where_the_run_is_needed(exported: Path, squares: Pat
 
 def test_the_folder_answers_as_the_run(run: Path, exported: Path) -> None:
     ground, ours = Predictor(exported), Predictor(run)
-    assert ground.knows == ours.knows == "noise"
+    assert ground.domain == ours.domain == "noise"
     for seed, size in enumerate([(90, 60), (60, 90), (200, 30), (64, 64)]):
         found, expected = (each(photo(seed, size), PHRASES) for each in (ground, ours))
         for one, other in zip(found, expected, strict=True):
@@ -140,7 +140,7 @@ print(json.dumps({"boxes": [one.box for one in found], "heavy": sorted(heavy)}))
 
 
 def test_images_and_phrases_may_be_any_number(exported: Path) -> None:
-    backend = ExportedBackend(exported)
+    backend = ExportedRuntime(exported)
     image, image_mask = canvases(backend, [0, 1, 2])
     tokens, token_mask = tokenize(backend, [*PHRASES, "sky", "it"])
     image_index = np.array([2, 0, 0, 1, 2])
@@ -158,18 +158,18 @@ class Changed:
     """A backend whose boxes or scores are wrong."""
 
     def __init__(self, backend: Backend, box: float = 1.0, score: float = 1.0) -> None:
-        self.backend, self.box, self.score = backend, box, score
+        self.runtime, self.box, self.score = backend, box, score
 
     def answer(self, *given: Any) -> tuple[np.ndarray, np.ndarray]:
-        box, score = self.backend.answer(*given)
+        box, score = self.runtime.answer(*given)
         return box * self.box, score * self.score
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.backend, name)
+        return getattr(self.runtime, name)
 
 
 def test_wrong_scores_and_numbers_that_are_none_are_differences(exported: Path) -> None:
-    ours = ExportedBackend(exported)
+    ours = ExportedRuntime(exported)
     assert largest_difference(ours, ours) == (0.0, 0.0)
     edges, scores = largest_difference(ours, Changed(ours, score=0.5))
     assert edges == 0.0 and scores > export.SCORE_BOUND
@@ -182,7 +182,7 @@ def test_wrong_scores_and_numbers_that_are_none_are_differences(exported: Path) 
 def test_an_export_that_predicts_otherwise_is_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, float]
 ) -> None:
-    monkeypatch.setattr(export, "ExportedBackend", lambda folder: Changed(ExportedBackend(folder), **wrong))
+    monkeypatch.setattr(export, "ExportedRuntime", lambda folder: Changed(ExportedRuntime(folder), **wrong))
     with pytest.raises(InputError, match="differs from the run"):
         export.export_run(run, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -200,7 +200,7 @@ def test_openvino_answers_alike(run: Path, exported: Path, tmp_path: Path, capsy
     assert "largest difference from the run: a box's edge" in printed.err
     names = ["image.bin", "image.xml", "phrases.bin", "phrases.xml"]
     assert sorted(file.name for file in folder.iterdir()) == [SETTINGS, *names, "tokenizer.json"]
-    edges, scores = largest_difference(ExportedBackend(folder), ExportedBackend(exported))
+    edges, scores = largest_difference(ExportedRuntime(folder), ExportedRuntime(exported))
     assert edges < 0.01 and scores < 1e-4
 
 
@@ -285,7 +285,7 @@ def test_an_unusable_folder_is_named(exported: Path, tmp_path: Path, fault: str)
 def test_padding_carried_changes_no_answer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     preset, overrides = STUDENTS[name]
-    backend = EagerBackend(create_model(preset, **overrides))
+    backend = TorchRuntime(create_model(preset, **overrides))
     image, image_mask = canvases(backend, [0, 1])
     tokens, token_mask = tokenize(backend, PHRASES)
     image_index = np.array([0, 1, 1])

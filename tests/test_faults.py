@@ -22,7 +22,7 @@ from test_training import recipe, rows, weights
 import epmvg
 from epmvg.cli import main
 from epmvg.config.settings import Recipe
-from epmvg.core.files import replacing
+from epmvg.core.files import atomic_write
 from epmvg.core.types import InputError
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.readers.jsonl import read_jsonl
@@ -89,7 +89,7 @@ def test_a_file_that_does_not_fit_leaves_the_one_before_it(tiny: Grounder, tmp_p
         file.write_text("before")
         with warnings.catch_warnings(), files_of_at_most(room):
             warnings.simplefilter("ignore", ResourceWarning)
-            with pytest.raises(InputError, match=f"{name} could not be written"), replacing(file) as temporary:
+            with pytest.raises(InputError, match=f"{name} could not be written"), atomic_write(file) as temporary:
                 write(temporary)
         assert file.read_text() == "before"
     assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == sorted(ways)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from epmvg.core.images import MOST_PIXELS, ImageError, Photo, image_suffixes, open_image
+from epmvg.core.images import MAX_PIXELS, ImageError, ImageFile, image_suffixes, open_image
 from epmvg.core.types import InputError
 from epmvg.data.validation.image_digest import look
 from epmvg.inference import draw
@@ -77,7 +77,7 @@ def test_every_orientation_is_upright_in_every_form(suffix: str, tmp_path: Path)
         exif[0x0112] = orientation
         file = tmp_path / f"{orientation}.{suffix}"
         stored.save(file, exif=exif, **FORMATS[suffix])
-        with Photo(file) as photo:
+        with ImageFile(file) as photo:
             assert photo.size == (48, 32)
             opened = photo.decode()
         assert opened.size == (48, 32)
@@ -246,10 +246,10 @@ def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_bound_holds_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("it was decoded"))
-    large = Image.new("1", (10_000, MOST_PIXELS // 10_000 + 1))
-    with pytest.raises(ImageError, match=f"more than {MOST_PIXELS:,}"):
+    large = Image.new("1", (10_000, MAX_PIXELS // 10_000 + 1))
+    with pytest.raises(ImageError, match=f"more than {MAX_PIXELS:,}"):
         open_image(large)
-    assert MOST_PIXELS == Image.MAX_IMAGE_PIXELS  # beyond, Pillow warns
+    assert MAX_PIXELS == Image.MAX_IMAGE_PIXELS  # beyond, Pillow warns
 
 
 def test_threads_leave_the_warning_filters(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_tiff_s_tag_is_read_before_and_after_decoding(tmp_path: Path) -> None:
     with Image.open(tmp_path / "x.tif") as image:
         assert image.size == (32, 48)
         for _ in range(2):
-            assert Photo(image).size == (32, 48)
+            assert ImageFile(image).size == (32, 48)
             image.load()
 
 

@@ -40,18 +40,18 @@ def agree(one: list[Prediction], other: list[Prediction], pixels: float = 0.011)
 
 def count_encodings(ground: Predictor) -> list[int]:
     """Replace the image encoder by one that notes how many images each call brings."""
-    encode, calls = ground.backend.encode, []
+    encode, calls = ground.runtime.encode, []
 
     def counted(image: np.ndarray, image_mask: np.ndarray) -> object:
         calls.append(len(image))
         return encode(image, image_mask)
 
-    ground.backend.encode = counted  # type: ignore[method-assign]
+    ground.runtime.encode = counted  # type: ignore[method-assign]
     return calls
 
 
 def test_remembered_answers_are_fresh_ones(tiny: Grounder) -> None:
-    ground, forgetful = Predictor(tiny), Predictor(tiny, keep_mb=0)
+    ground, forgetful = Predictor(tiny), Predictor(tiny, cache_mb=0)
     calls, always = count_encodings(ground), count_encodings(forgetful)
     for seed in (0, 1, 0, 1):
         agree(ground(photo(seed), PHRASES), forgetful(photo(seed), PHRASES))
@@ -60,23 +60,23 @@ def test_remembered_answers_are_fresh_ones(tiny: Grounder) -> None:
 
 def test_images_together_are_images_alone(tiny: Grounder) -> None:
     """Also one asked twice, one asked before, and more of them than are remembered."""
-    ground, forgetful = Predictor(tiny), Predictor(tiny, keep_mb=0)
+    ground, forgetful = Predictor(tiny), Predictor(tiny, cache_mb=0)
     asked = [(photo(seed, size), PHRASES[: 1 + seed]) for seed, size in ((0, (90, 60)), (1, (50, 80)), (0, (90, 60)))]
     for again in (ground, forgetful):
         again(photo(1, (50, 80)), "dog")
         calls = count_encodings(again)
-        for together, (image, phrases) in zip(again.ask(asked), asked, strict=True):
+        for together, (image, phrases) in zip(again.predict_batch(asked), asked, strict=True):
             agree(together, Predictor(tiny)(image, phrases))
         assert calls == ([1] if again is ground else [2])
     with pytest.raises(InputError, match="empty"):
-        ground.ask([*asked, (photo(2), [" "])])
+        ground.predict_batch([*asked, (photo(2), [" "])])
 
 
 def test_a_picture_is_known_by_the_key_it_is_given(tiny: Grounder) -> None:
     ground = Predictor(tiny)
     calls = count_encodings(ground)
-    (first,) = ground.ask([(photo(0), PHRASES)], [b"one"])
-    again, other = ground.ask([(photo(1), PHRASES), (photo(1), PHRASES)], [b"one", b"other"])
+    (first,) = ground.predict_batch([(photo(0), PHRASES)], [b"one"])
+    again, other = ground.predict_batch([(photo(1), PHRASES), (photo(1), PHRASES)], [b"one", b"other"])
     agree(first, Predictor(tiny)(photo(0), PHRASES))
     agree(again, first)
     agree(other, Predictor(tiny)(photo(1), PHRASES))
@@ -113,7 +113,7 @@ def test_an_image_is_known_by_its_content(tiny: Grounder, tmp_path: Path) -> Non
 
 
 def test_the_memory_of_images_is_bounded(tiny: Grounder) -> None:
-    ground = Predictor(tiny, keep_mb=0.03)  # an image of 64 px takes 6 KB
+    ground = Predictor(tiny, cache_mb=0.03)  # an image of 64 px takes 6 KB
     calls = count_encodings(ground)
     for seed in range(20):
         ground(photo(seed), "dog")
@@ -150,13 +150,13 @@ def test_the_engine_answers_as_the_model(name: str) -> None:
             torch.from_numpy(image_size)[None], torch.from_numpy(image_mask)[None], tokens, token_mask, image_index
         )
     expected = view.letterbox.to_source(output.box.double())
-    boxes, _ = Predictor(model).find(photo(0), PHRASES)
+    boxes, _ = Predictor(model).predict_boxes(photo(0), PHRASES)
     torch.testing.assert_close(torch.tensor(boxes, dtype=torch.float64), expected, atol=1e-3, rtol=0)
 
 
 def test_tokens_are_the_models_own(tiny: Grounder) -> None:
     asked = ["  Dog ", "a café's Straße", "word " * 40, "日本", "x" * 300]
-    ours, image_mask = tokenize(Predictor(tiny).backend, asked)
+    ours, image_mask = tokenize(Predictor(tiny).runtime, asked)
     theirs, their_pad = tiny.tokenize(asked)
     assert np.array_equal(image_mask, their_pad.numpy())
     assert np.array_equal(ours[~image_mask], theirs.numpy()[~image_mask])
@@ -164,8 +164,8 @@ def test_tokens_are_the_models_own(tiny: Grounder) -> None:
 
 
 def test_half_precision_is_close(tiny: Grounder) -> None:
-    exact, _ = Predictor(tiny).find(photo(0), PHRASES)
-    half, _ = Predictor(tiny, precision="bf16").find(photo(0), PHRASES)
+    exact, _ = Predictor(tiny).predict_boxes(photo(0), PHRASES)
+    half, _ = Predictor(tiny, precision="bf16").predict_boxes(photo(0), PHRASES)
     assert half != exact
     assert paired_iou(torch.tensor(half), torch.tensor(exact)).min() > 0.9
 
@@ -198,7 +198,7 @@ def test_one_picture_is_answered_alike_in_every_form(tiny: Grounder, tmp_path: P
 
 def test_a_list_of_images_is_each_image(tiny: Grounder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("epmvg.inference.predictor.IMAGES", 2)  # encoded two by two
-    ground = Predictor(tiny, keep_mb=0)
+    ground = Predictor(tiny, cache_mb=0)
     calls = count_encodings(ground)
     images = [photo(seed, (90 - 10 * seed, 60)) for seed in range(3)]
     alike = ground(images, PHRASES, min_score=0.5)
@@ -242,9 +242,9 @@ def test_a_long_phrase_is_cut_and_an_unknown_one_is_not_found(tiny: Grounder, ca
     assert (emoji.unknown, emoji.found) == (True, False) and long.found and mask.found and not mask.unknown
     assert "has 32 word pieces and this model reads 20" in caplog.text and "No word of" in caplog.text
     assert long.to_dict()["truncated"] is True and "truncated" not in whole.to_dict()
-    (same,) = ground.ask([(photo(0), ["\N{DOG FACE}"])])
+    (same,) = ground.predict_batch([(photo(0), ["\N{DOG FACE}"])])
     assert same[0].unknown and not same[0].found
-    tokens = ground.backend.tokenizer(["[MASK] [SEP] dog"])
+    tokens = ground.runtime.tokenizer(["[MASK] [SEP] dog"])
     assert tiny.tokenizer.mask_token_id not in tokens.ids and (tokens.ids == tiny.tokenizer.sep_token_id).sum() == 1
 
 
@@ -273,7 +273,7 @@ def test_a_given_picture_may_be_changed_afterwards(tiny: Grounder) -> None:
 
 def test_a_predictor_pickles_by_its_folder(tiny: Grounder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tiny, tmp_path / "run")
-    ground = Predictor(tmp_path / "run", keep_mb=1)
+    ground = Predictor(tmp_path / "run", cache_mb=1)
     other = pickle.loads(pickle.dumps(ground))
     assert list(other(photo(0), PHRASES)) == list(ground(photo(0), PHRASES)) and other._seen.limit == 1_000_000
     with pytest.raises(TypeError, match="save the model, and give its folder"):
@@ -307,5 +307,5 @@ def test_a_reduced_copy_with_its_photo_s_size_is_answered_as_the_photo(tiny: Gro
     predictor, fresh = Predictor(tiny), Predictor(tiny)
     laid = lay(picture, evaluation_view(picture.size, predictor.image_size))
     assert max(laid.shape) == predictor.image_size < 403
-    (reduced,) = fresh.ask([(Image.fromarray(laid), ["it"])], sizes=[picture.size])
+    (reduced,) = fresh.predict_batch([(Image.fromarray(laid), ["it"])], sizes=[picture.size])
     assert reduced == list(predictor(picture, "it"))

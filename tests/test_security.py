@@ -16,7 +16,7 @@ import yaml
 
 import epmvg
 from epmvg.cli import main
-from epmvg.core.images import MOST_PIXELS, open_image
+from epmvg.core.images import MAX_PIXELS, open_image
 from epmvg.core.types import InputError
 from epmvg.data.readers.files import inside
 from epmvg.data.registry import open_samples
@@ -155,7 +155,7 @@ def test_a_picture_is_refused_by_its_header(tmp_path: Path) -> None:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    for width, height in ((2**31 - 1, 2**31 - 1), (MOST_PIXELS + 1, 1), (10_001, 10_000)):
+    for width, height in ((2**31 - 1, 2**31 - 1), (MAX_PIXELS + 1, 1), (10_001, 10_000)):
         header = chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0))
         file = tmp_path / f"{width}.png"
         file.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))

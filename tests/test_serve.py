@@ -68,14 +68,14 @@ def agree(answer: dict[str, Any], found: list[Prediction]) -> None:
 class Held:
     """A model that answers when it is let go, and remembers what it was asked."""
 
-    image_size, threshold, knows = 64, 0.5, "coloured rectangles"
+    image_size, threshold, domain = 64, 0.5, "coloured rectangles"
 
     def __init__(self) -> None:
         self.go = threading.Event()
         self.entered = threading.Event()
         self.calls: list[list[list[str]]] = []
 
-    def ask(
+    def predict_batch(
         self,
         questions: Sequence[tuple[Image.Image, list[str]]],
         keys: Sequence[bytes],
@@ -313,7 +313,7 @@ def test_what_scores_too_little_is_not_found(predictor: Predictor) -> None:
 def test_what_the_model_knows_is_said() -> None:
     with TestClient(create_app(Held())) as client:
         told = client.get("/healthz").json()
-    assert (told["status"], told["knows"], told["threshold"]) == ("ok", "coloured rectangles", 0.5)
+    assert (told["status"], told["domain"], told["threshold"]) == ("ok", "coloured rectangles", 0.5)
 
 
 def test_head_is_answered_as_get_without_a_body(client: TestClient) -> None:

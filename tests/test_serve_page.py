@@ -210,9 +210,9 @@ def test_the_api_page_tells_every_operation(visit: Visit, address: str) -> None:
 
 def test_the_model_says_what_it_knows_and_the_bound_hides_what_is_not_found(visit: Visit) -> None:
     class Two:
-        image_size, threshold, knows = 64, 0.5, "drawn scenes"
+        image_size, threshold, domain = 64, 0.5, "drawn scenes"
 
-        def ask(self, questions: Any, keys: Any, sizes: Any) -> list[list[Prediction]]:
+        def predict_batch(self, questions: Any, keys: Any, sizes: Any) -> list[list[Prediction]]:
             box = (0.0, 0.0, 9.0, 9.0)
             return [[Prediction(phrase, box, len(phrase) / 10) for phrase in phrases] for _, phrases in questions]
 

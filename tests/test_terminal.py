@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from epmvg.cli import screen
-from epmvg.core.progress import Narrator, counting
+from epmvg.core.progress import TrainingProgress, progress_bar
 
 STEPS = 37
 
@@ -23,7 +23,7 @@ def step(number: int, who: str) -> dict[str, Any]:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_two_trainings_side_by_side(terminal: bool) -> None:
     out = io.StringIO()
-    with Narrator(Console(file=out, force_terminal=terminal, width=200)) as tell:
+    with TrainingProgress(Console(file=out, force_terminal=terminal, width=200)) as tell:
         for number in range(1, STEPS + 1):
             for who in ("plain", "distilled"):
                 tell(step(number, who))
@@ -55,7 +55,7 @@ def test_text_of_users_and_files_is_printed_as_it_stands(terminal: bool, monkeyp
     console = Console(file=out, force_terminal=terminal, width=200, markup=False, emoji=False, highlight=False)
     monkeypatch.setattr(screen, "console", console)
     screen.table(texts[0], [{texts[1]: texts[2], "b": texts[3]}])
-    with Narrator(console) as tell:
+    with TrainingProgress(console) as tell:
         tell({"event": "skipped", "why": f"{texts[0]} {texts[1]} {texts[2]} {texts[3]}"})
         tell(step(STEPS, texts[0]) | {"loss": {"total": 1.0, texts[1]: 1.0}})
     for text in texts:
@@ -67,7 +67,7 @@ def test_text_of_users_and_files_is_printed_as_it_stands(terminal: bool, monkeyp
 @pytest.mark.parametrize("terminal", [True, False])
 def test_counting_is_seen_on_a_terminal_only(terminal: bool) -> None:
     out = io.StringIO()
-    with counting(Console(file=out, force_terminal=terminal, width=100), "Scoring") as count:
+    with progress_bar(Console(file=out, force_terminal=terminal, width=100), "Scoring") as count:
         for done in range(6):
             count(done, 5)
     assert ("Scoring" in out.getvalue() and "5/5" in out.getvalue()) == terminal and bool(out.getvalue()) == terminal

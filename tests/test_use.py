@@ -112,12 +112,12 @@ def test_a_model_of_another_kind_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_a_model_knows_travels_with_it(run: Path, tmp_path: Path) -> None:
     """From the card of the bundled model, a recipe of drawn scenes, a published folder; nobody's word is no word."""
     bundled = epmvg.Predictor("default")
-    assert bundled.knows == "drawn scenes, not photographs" and bundled.knows in repr(bundled)
-    assert epmvg.Predictor(run).knows is None
+    assert bundled.domain == "drawn scenes, not photographs" and bundled.domain in repr(bundled)
+    assert epmvg.Predictor(run).domain is None
     recipe = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(re.sub(r"(?m)^  name: .*jsonl$", "  name: scenes", recipe))
     published = epmvg.save_pretrained(run, tmp_path / "hub" / "scenes")
-    assert epmvg.Predictor(run).knows == epmvg.Predictor(published).knows == bundled.knows
+    assert epmvg.Predictor(run).domain == epmvg.Predictor(published).domain == bundled.domain
 
 
 def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from epmvg.core.files import naming, refuse_overwrite, replacing, write_text
+from epmvg.core.files import atomic_write, check_not_input, disk_errors, write_text
 from epmvg.core.types import InputError
 
 
@@ -28,7 +28,7 @@ def mode(file: Path) -> int:
 
 
 def test_new_files_have_the_umask_s_mode_and_old_ones_keep_theirs(umask: int, tmp_path: Path) -> None:
-    with replacing(tmp_path / "weights") as temporary:
+    with atomic_write(tmp_path / "weights") as temporary:
         safetensors.torch.save_file({"a": torch.zeros(2)}, temporary)
     assert mode(tmp_path / "weights") == 0o666 & ~umask
     (tmp_path / "weights").chmod(0o600)
@@ -54,7 +54,7 @@ def test_links_devices_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
 
 def test_several_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     file = tmp_path / "same.txt"
-    with replacing(file) as first, replacing(file) as second:
+    with atomic_write(file) as first, atomic_write(file) as second:
         first.write_text("first")
         second.write_text("second")
     assert file.read_text() == "first" and list(tmp_path.iterdir()) == [file]
@@ -73,7 +73,7 @@ def test_an_error_while_a_disk_error_was_handled_is_not_taken_for_it(tmp_path: P
         except OSError:
             raise KeyError("a programming error") from None
 
-    with pytest.raises(KeyError), naming(tmp_path / "out"):
+    with pytest.raises(KeyError), disk_errors(tmp_path / "out"):
         fails_for_a_reason_of_its_own()
 
 
@@ -86,5 +86,5 @@ def test_an_output_is_never_an_input_however_it_is_spelled(tmp_path: Path, monke
     (tmp_path / "folder").mkdir()
     for out in (source, Path("rows.jsonl"), Path("folder/../rows.jsonl"), Path("soft"), Path("hard")):
         with pytest.raises(InputError, match="would overwrite the input"):
-            refuse_overwrite(out, None, source)
-    refuse_overwrite("other.jsonl", source, None, "not/there", "x" * 300, "nul\0")
+            check_not_input(out, None, source)
+    check_not_input("other.jsonl", source, None, "not/there", "x" * 300, "nul\0")

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from epmvg.inference.runtimes.onnx_runtime import ExportedBackend
+from epmvg.inference.runtimes.onnx_runtime import ExportedRuntime
 from reference.ask import ask, computed_in
 
 COUNTS = (1, 7)  # rising: a process's peak never falls
@@ -64,7 +64,7 @@ def main() -> None:
     preset, backend, precision, *folders = sys.argv[1:]
     run: Callable[[int], object]
     if folders:
-        run = partial(ask, ExportedBackend(Path(folders[0]), precision=computed_in(precision)), 1)
+        run = partial(ask, ExportedRuntime(Path(folders[0]), precision=computed_in(precision)), 1)
     else:
         run = in_torch(preset, backend, precision)
     forget_peak()  # building a model takes more than running it

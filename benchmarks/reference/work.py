@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from epmvg.core.hardware import cpu_has_bf16
 from epmvg.core.types import InputError
 from epmvg.export import to_openvino, write_folder
-from epmvg.inference.runtimes.onnx_runtime import ExportedBackend, guest
-from epmvg.inference.runtimes.torch_runtime import EagerBackend
+from epmvg.inference.runtimes.onnx_runtime import ExportedRuntime, import_extra
+from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import create_model
 from reference import PHRASES
 from reference.ask import ask, computed_in, noise
@@ -85,13 +85,13 @@ class Engine:
 def torch_engines(work: Work, folder: Path) -> Iterator[Engine]:
     """What `Predictor` makes of a run, in float32, and in bfloat16 where the processor has it."""
     for precision in ("fp32", "bf16") if cpu_has_bf16() else ("fp32",):
-        backend = EagerBackend(copy.deepcopy(work.student), precision=precision)
+        backend = TorchRuntime(copy.deepcopy(work.student), precision=precision)
         kept = backend.model.state_dict().values()
         size = sum(part.numel() * part.element_size() for part in kept) / 1e6
         yield Engine("torch", precision, partial(_ask_anew, backend), round(size, 1))
 
 
-def _ask_anew(backend: EagerBackend, images: int, phrases: int) -> NDArray[np.float64]:
+def _ask_anew(backend: TorchRuntime, images: int, phrases: int) -> NDArray[np.float64]:
     """Ask phrases that the backend does not remember."""
     backend.texts.kept.clear()
     return ask(backend, images, phrases)
@@ -118,7 +118,7 @@ def openvino_engines(work: Work, folder: Path) -> Iterator[Engine]:
 
 def _exported(folder: Path, backend: str, precision: str) -> Engine:
     graphs = sum(file.stat().st_size for kind in ("*.onnx", "*.xml", "*.bin") for file in folder.glob(kind)) / 1e6
-    ready = ExportedBackend(folder, precision=computed_in(precision))
+    ready = ExportedRuntime(folder, precision=computed_in(precision))
     return Engine(backend, precision, partial(ask, ready), round(graphs, 1), folder)
 
 
@@ -132,7 +132,7 @@ def _onnx_folder(work: Work, folder: Path, precision: str) -> Path:
     if target.exists():
         return target
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        guest(package)
+        import_extra(package)
     if precision == "fp32":
         write_folder(work.student, target, "onnx")
     else:

@@ -127,7 +127,7 @@ def model_card(run: Path | str, *, name: str | None = None, licence: str | None 
         library_name="epmvg",
         language="en",
         tags=["visual-grounding", "referring-expression-comprehension", "phrase-grounding"],
-        knows=model.knows,
+        domain=model.domain,
     )
     # Not `ModelCard.from_template`: it does not escape what names and settings of others hold.
     environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
 from epmvg.core.boxes import to_xyxy
-from epmvg.core.images import Photo, open_image
+from epmvg.core.images import ImageFile, open_image
 from epmvg.core.types import InputError
 from epmvg.data.transforms import Augment, names_place, pad_of, render, sides_are_clear, swap_sides, training_view
 from epmvg.data.views import View, evaluation_view, image_of, laid_rectangle, lay
@@ -238,7 +238,7 @@ def test_a_photo_is_decoded_as_fine_as_its_view_needs(tmp_path: Path) -> None:
     picture.save(tmp_path / "turned.jpg", quality=95, exif=exif.tobytes())
     whole = open_image(tmp_path / "turned.jpg")
     for seed in range(8):
-        with Photo(tmp_path / "turned.jpg") as photo:
+        with ImageFile(tmp_path / "turned.jpg") as photo:
             assert photo.size == whole.size == (900, 1600)
             augment = replace(STRONG, color_jitter=0.0)
             random = np.random.default_rng(seed)

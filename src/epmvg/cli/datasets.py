@@ -113,10 +113,10 @@ def data_check(
     ] = False,
 ) -> None:
     """Say what is missing, broken, duplicated or leaked in a data set; exit status 3 if it cannot be used as it is."""
-    from epmvg.core.progress import counting
+    from epmvg.core.progress import progress_bar
     from epmvg.data.validation import check
 
-    with counting(errors, "Examining") as progress:
+    with progress_bar(errors, "Examining") as progress:
         diagnosis = check(name, root=root, against=against, clean=write_clean, progress=progress)
     if as_json:
         print(json.dumps(diagnosis.as_dict()))

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from epmvg.cli.screen import DEVICE, RUN, console, errors, is_first, table
-from epmvg.core.files import refuse_overwrite
+from epmvg.core.files import check_not_input
 from epmvg.core.locate import locate
-from epmvg.core.progress import counting
+from epmvg.core.progress import progress_bar
 from epmvg.core.types import InputError
 
 
@@ -55,12 +55,12 @@ def evaluate(
             return
         from epmvg.evaluation.robustness import LIMIT, measure_robustness
 
-        with counting(errors, "Perturbing") as progress:
+        with progress_bar(errors, "Perturbing") as progress:
             result = measure_robustness(run, **chosen, limit=LIMIT if limit is None else limit, progress=progress)
     else:
         from epmvg.evaluation.evaluate import evaluate as score
 
-        with counting(errors, "Scoring") as progress:
+        with progress_bar(errors, "Scoring") as progress:
             result = score(run, **chosen, progress=progress)
         if not is_first():
             return
@@ -212,7 +212,7 @@ def calibrate(
     from epmvg.evaluation.calibration import calibrate as run_calibration
     from epmvg.evaluation.calibration import remark
 
-    with counting(errors, "Asking") as progress:
+    with progress_bar(errors, "Asking") as progress:
         done = run_calibration(
             run,
             data=data,
@@ -249,6 +249,6 @@ def report(
     """Write one self-contained HTML page about one run or several side by side."""
     from epmvg.report import write_report
 
-    refuse_overwrite(out, *(file for run in runs if run.is_dir() for file in run.iterdir()))
+    check_not_input(out, *(file for run in runs if run.is_dir() for file in run.iterdir()))
     page = write_report(runs, out, phrases=phrase or ())
     console.print(f"The report is {page}", soft_wrap=True)

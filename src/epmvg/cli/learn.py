@@ -35,10 +35,10 @@ def demo(
     quick: Annotated[bool, typer.Option(help="A minute's version that shows the way, not the result.")] = False,
 ) -> None:
     """Run the main job on drawn scenes: teacher, plain and distilled student, scores, a picture, a report."""
-    from epmvg.core.progress import Narrator
+    from epmvg.core.progress import TrainingProgress
     from epmvg.experiments.demo import run_demo
 
-    with Narrator(told) as narrator:
+    with TrainingProgress(told) as narrator:
         summary = run_demo(out, quick=quick, report=narrator)
     table(
         "Held-out drawn scenes",
@@ -69,13 +69,13 @@ def train(
     Ctrl-C and SIGTERM end it after the step that is being taken, and --resume goes on; a second one ends it at once.
     """
     from epmvg.config.settings import Recipe
-    from epmvg.core.progress import Narrator
+    from epmvg.core.progress import TrainingProgress
     from epmvg.training import train as run
 
     loaded = Recipe.load(recipe, *(settings or []))
     again = ["epmvg", "train", recipe, *(settings or []), "--out", str(out), "--resume"]
     again += [] if device == "auto" else ["--device", device]
-    with _stoppable(again), Narrator(told) as narrator:
+    with _stoppable(again), TrainingProgress(told) as narrator:
         folder = run(loaded, out, resume=resume, device=device, report=narrator)
     if is_first():
         place = shlex.quote(str(folder))
@@ -111,10 +111,10 @@ def teacher_train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
 ) -> None:
     """Train a small CLIP-style teacher from image-caption pairs."""
-    from epmvg.core.progress import counting
+    from epmvg.core.progress import progress_bar
     from epmvg.distill.pretrain import train_teacher
 
-    with counting(console, "Teacher") as progress:
+    with progress_bar(console, "Teacher") as progress:
         metrics = train_teacher(captions, out, images=images, epochs=epochs, device=device, progress=progress)
     console.print(f"The teacher is in {out}: {metrics}", soft_wrap=True)
     if metrics.skipped:
@@ -131,10 +131,10 @@ def teacher_cache(
 ) -> None:
     """Ask a frozen teacher beforehand all that a training will ask it."""
     from epmvg.config.settings import Recipe
-    from epmvg.core.progress import counting
+    from epmvg.core.progress import progress_bar
     from epmvg.training import cache_teacher
 
-    with counting(errors, "Asking the teacher") as progress:
+    with progress_bar(errors, "Asking the teacher") as progress:
         built = cache_teacher(Recipe.load(recipe, *(settings or [])), progress, device)
     for fault in built["skipped"]:
         errors.print(f"warning: left out: {fault}", soft_wrap=True)
@@ -162,10 +162,10 @@ def reproduce(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Reproduce a table of the paper: train what is missing, and print reported and reproduced values."""
-    from epmvg.core.progress import Narrator
+    from epmvg.core.progress import TrainingProgress
     from epmvg.experiments.reproduce import reproduce as run
 
-    with _stoppable(None), Narrator(errors) as narrator:
+    with _stoppable(None), TrainingProgress(errors) as narrator:
         result = run(
             table, settings or [], scale=scale.value, seeds=seeds, out=out, root=root, dry_run=dry_run, report=narrator
         )

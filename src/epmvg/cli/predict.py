@@ -149,7 +149,7 @@ def _predict_one(
     maps: dict[str, Path | None],
 ) -> Predictions:
     """Predict phrases in one image, and save the pictures that were asked for; all that can be is checked first."""
-    from epmvg.core.files import refuse_overwrite
+    from epmvg.core.files import check_not_input
     from epmvg.core.images import open_image
     from epmvg.core.locate import locate
     from epmvg.inference.draw import check_picture_name, draw_boxes, draw_map, save_picture, side_by_side
@@ -158,7 +158,7 @@ def _predict_one(
     picture = open_image(image)
     for file in (draw, *maps.values()):
         if file is not None:
-            refuse_overwrite(file, image)
+            check_not_input(file, image)
             check_picture_name(file)
     folder = locate(run)
     with errors.status(Text(f"Loading {run}")):
@@ -202,11 +202,11 @@ def _print(found: Predictions, form: Form | None) -> None:
 def _predict_many(
     run: Path, sources: list[str], out: Path, phrases: list[str], options: dict[str, Any], as_json: bool
 ) -> None:
-    from epmvg.core.progress import counting
+    from epmvg.core.progress import progress_bar
     from epmvg.inference.batch import predict_many
 
     try:
-        with counting(errors, "Finding") as progress:
+        with progress_bar(errors, "Finding") as progress:
             done = predict_many(
                 run, sources, out, phrases=phrases, **options, progress=progress, loaded=partial(_say_knows, run)
             )
@@ -236,8 +236,8 @@ def _predict_many(
 
 
 def _say_knows(run: Path, predictor: Predictor) -> None:
-    if predictor.knows:
-        errors.print(f"note: {run} was trained to recognise {predictor.knows}.", soft_wrap=True)
+    if predictor.domain:
+        errors.print(f"note: {run} was trained to recognise {predictor.domain}.", soft_wrap=True)
 
 
 def _output_format(form: Form | None) -> OutputFormat:

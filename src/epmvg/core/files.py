@@ -28,7 +28,7 @@ _CURES = {
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
+def atomic_write(file: Path) -> Iterator[Path]:
     """Yield a temporary file beside `file` that takes its place once all is written, or leaves no trace.
 
     A symbolic link stays one, and the file it points to is replaced. The new file has the mode of the one it
@@ -37,14 +37,14 @@ def replacing(file: Path) -> Iterator[Path]:
     Raises:
         InputError: the disk is full, read-only or refuses otherwise; the previous content of `file` is kept.
     """
-    with naming(file):
+    with disk_errors(file):
         target = file.resolve() if file.is_symlink() else file
         if target.exists() and not target.is_file():
             if target.is_dir():
                 raise InputError(f"{file} is a folder: give the name of a file.")
             yield target
             return
-        temporary = aside(target, ".part")
+        temporary = temporary_path(target, ".part")
         try:
             temporary.touch(0o666, exist_ok=False)
             mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
@@ -55,14 +55,14 @@ def replacing(file: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def aside(file: Path, suffix: str = "") -> Path:
+def temporary_path(file: Path, suffix: str = "") -> Path:
     """Return a hidden, unique name beside `file`, no longer than file systems take, on any machine that shares it."""
     unique = f".{uuid4().hex}{suffix}"
     stem = file.name.encode()[: _LONGEST_NAME - len(unique) - 1].decode(errors="ignore")
     return file.with_name(f".{stem}{unique}")
 
 
-def refuse_overwrite(out: Path | str, *inputs: Path | str | None) -> None:
+def check_not_input(out: Path | str, *inputs: Path | str | None) -> None:
     """Reject an output that is one of the inputs, under whatever spelling, link or case of letters.
 
     Args:
@@ -88,14 +88,14 @@ def write_text(file: Path, text: str) -> None:
     """Write a text file whole or not at all.
 
     Raises:
-        InputError: as `replacing`.
+        InputError: as `atomic_write`.
     """
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def naming(file: Path) -> Iterator[None]:
+def disk_errors(file: Path) -> Iterator[None]:
     """Name the file that cannot be written, and the cure.
 
     Raises:
@@ -131,7 +131,7 @@ def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         InputError: as `write_json`.
     """
-    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
+    with atomic_write(file) as temporary, temporary.open("w", encoding="utf-8") as out:
         for row in rows:
             score = row.get("score")
             out.write(_json(file, {**row, "score": round(score, 6)} if isinstance(score, float) else row) + "\n")

@@ -61,7 +61,7 @@ def cpu_has_bf16() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
 
 
-def cores() -> int:
+def cpu_threads() -> int:
     """Return the number of threads to compute with: $OMP_NUM_THREADS, or the cores this process may use."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:

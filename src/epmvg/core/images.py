@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from epmvg.core.pixels import is_heic, kind_of, orientation_of, upright_rgb, upright_size
 from epmvg.core.types import InputError
 
-MOST_PIXELS = 89_478_485
+MAX_PIXELS = 89_478_485
 """An image with more is refused before it is decoded; from here on Pillow warns, and it would take gigabytes."""
 
 ImageSource = Path | str | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any]
@@ -46,7 +46,7 @@ class ImageError(InputError):
         self.fault, self.detail = fault, detail
 
 
-class Photo:
+class ImageFile:
     """An image whose upright size is known before it is decoded; close it, or use `with`.
 
     Of an animation it is the first frame, of a PIL image the one it stands at.
@@ -54,7 +54,7 @@ class Photo:
     Args:
         source: a file, its bytes, a PIL image, a uint8 array or a tensor.
         formats: the formats that may be read, in Pillow's names; None allows all that are installed.
-        most_pixels: an image with more is refused before it is decoded.
+        max_pixels: an image with more is refused before it is decoded.
 
     Attributes:
         size: (width, height) upright.
@@ -66,13 +66,13 @@ class Photo:
     """
 
     def __init__(
-        self, source: ImageSource, *, formats: tuple[str, ...] | None = None, most_pixels: int = MOST_PIXELS
+        self, source: ImageSource, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
     ) -> None:
         holder = _holder_of(source)
         self._own = not isinstance(holder, Image.Image)
         self.name = str(holder) if isinstance(holder, Path) else getattr(holder, "filename", "") or "The image"
-        self._most_pixels = most_pixels
-        with _naming(self.name, most_pixels):
+        self._max_pixels = max_pixels
+        with _naming(self.name, max_pixels):
             self._image = holder if isinstance(holder, Image.Image) else _open(holder, self.name, formats)
             try:
                 self.size = self._checked_size()
@@ -83,14 +83,14 @@ class Photo:
 
     def _checked_size(self) -> tuple[int, int]:
         width, height = self._image.size
-        if width * height > self._most_pixels:
-            detail = f"has {width} x {height} pixels, more than {self._most_pixels:,}: scale it down"
+        if width * height > self._max_pixels:
+            detail = f"has {width} x {height} pixels, more than {self._max_pixels:,}: scale it down"
             raise ImageError(self.name, "bomb", detail)
         if width * height == 0:
             raise ImageError(self.name, "empty", f"has {width} x {height} pixels: give one that shows something")
         return upright_size(self._image)
 
-    def __enter__(self) -> Photo:
+    def __enter__(self) -> ImageFile:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -115,7 +115,7 @@ class Photo:
         Raises:
             InputError: it cannot be decoded.
         """
-        with _naming(self.name, self._most_pixels):
+        with _naming(self.name, self._max_pixels):
             if at_least is not None and self._own and self._image.format == "JPEG":
                 self._image.draft(None, at_least[::-1] if self.turned else at_least)
             return upright_rgb(self._image, self.name)
@@ -136,7 +136,7 @@ class HeldImage:
             InputError, TypeError: as `open_image`.
         """
         source = image if isinstance(image, Path | str | bytes) else open_image(image)
-        return cls(source, content_digest(source))
+        return cls(source, image_digest(source))
 
     def open(self) -> Image.Image:
         """Open it.
@@ -144,12 +144,12 @@ class HeldImage:
         Raises:
             InputError: it cannot be opened, or the file is another than before.
         """
-        if isinstance(self.source, Path | str) and content_digest(self.source) not in (self.digest, None):
+        if isinstance(self.source, Path | str) and image_digest(self.source) not in (self.digest, None):
             raise InputError(f"{self.source} has changed since phrases were looked for in it: predict again.")
         return open_image(self.source)
 
 
-def content_digest(image: ImageSource) -> bytes | None:
+def image_digest(image: ImageSource) -> bytes | None:
     """Return a digest of a file's bytes, which need not be decoded for it; None for pixels and what cannot be read."""
     if isinstance(image, Path | str):
         try:
@@ -166,7 +166,7 @@ def open_image(source: ImageSource) -> Image.Image:
         InputError: missing, empty, truncated, too large or not an image.
         TypeError: `source` is nothing that holds an image.
     """
-    with Photo(source) as photo:
+    with ImageFile(source) as photo:
         return photo.decode()
 
 
@@ -267,7 +267,7 @@ def _register_heic() -> bool:
 
 
 @contextmanager
-def _naming(name: str, most_pixels: int) -> Iterator[None]:
+def _naming(name: str, max_pixels: int) -> Iterator[None]:
     """Name the file in whatever Pillow raises; on broken bytes its decoders raise nearly anything."""
     try:
         yield
@@ -280,6 +280,6 @@ def _naming(name: str, most_pixels: int) -> Iterator[None]:
     except PermissionError as error:
         raise ImageError(name, "torn", "may not be read: give this user the right to") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(name, "bomb", f"has more than {most_pixels:,} pixels: scale it down") from error
+        raise ImageError(name, "bomb", f"has more than {max_pixels:,} pixels: scale it down") from error
     except Exception as error:
         raise ImageError(name, "torn", f"cannot be decoded ({error}): fetch or save it again") from error

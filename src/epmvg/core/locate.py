@@ -21,26 +21,26 @@ EXPORT_FILE = "export.json"
 DEFAULT = "default"
 """Name of the model that ships in this package (`ready/default`; its README.md is its card)."""
 
-SCENES_KNOWLEDGE = "drawn scenes, not photographs"
+SCENES_DOMAIN = "drawn scenes, not photographs"
 """What a training on `scenes` teaches."""
 
 _HEAD = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def read_knows(folder: Path) -> str | None:
+def read_domain(folder: Path) -> str | None:
     """Return what a model was trained to recognise ("drawn scenes, not photographs"), None where nothing is stated.
 
-    It is the key `knows` at the head of the model card, or follows from the recipe of a training on drawn scenes.
+    It is the key `domain` at the head of the model card, or follows from the recipe of a training on drawn scenes.
     """
     card = folder / "README.md"
     head = _HEAD.match(card.read_text(encoding="utf-8")) if card.is_file() else None
-    knows = _yaml(head[1]).get("knows") if head else None
-    if isinstance(knows, str):
-        return knows
+    domain = _yaml(head[1]).get("domain") if head else None
+    if isinstance(domain, str):
+        return domain
     recipe = folder / "config.yaml"
     data = _yaml(recipe.read_text(encoding="utf-8")).get("data") if recipe.is_file() else None
-    return SCENES_KNOWLEDGE if isinstance(data, dict) and data.get("name") == "scenes" else None
+    return SCENES_DOMAIN if isinstance(data, dict) and data.get("name") == "scenes" else None
 
 
 def _yaml(text: str) -> dict[str, Any]:

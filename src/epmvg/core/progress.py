@@ -26,7 +26,7 @@ def _bar(console: Console) -> Progress:
 
 
 @contextmanager
-def counting(console: Console, title: str) -> Iterator[Count]:
+def progress_bar(console: Console, title: str) -> Iterator[Count]:
     """Show a bar for work that calls back with (done, total)."""
     with _bar(console) as bar:
         task = bar.add_task(title, total=None, note="")
@@ -37,7 +37,7 @@ def counting(console: Console, title: str) -> Iterator[Count]:
         yield count
 
 
-class Narrator:
+class TrainingProgress:
     """Tell a training's rows of metrics: a bar with loss terms and images/s, a line for each score."""
 
     def __init__(self, console: Console) -> None:
@@ -46,7 +46,7 @@ class Narrator:
         self.tasks: dict[str, TaskID] = {}
         self.said: dict[str, int] = {}
 
-    def __enter__(self) -> Narrator:
+    def __enter__(self) -> TrainingProgress:
         self.bar.start()
         return self
 

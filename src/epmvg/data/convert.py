@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from epmvg.core.files import refuse_overwrite
+from epmvg.core.files import check_not_input
 from epmvg.core.types import Sample
 from epmvg.data.readers.files import is_file, is_folder
 from epmvg.data.readers.formats import kind_of, write_file
@@ -86,7 +86,7 @@ def refuse_inputs(target: Path, name: str, root: str | Path | None = None) -> No
     """
     inputs = _input_files(name, root)
     for file in (target, *numbered_files(target).values()):
-        refuse_overwrite(file, *inputs)
+        check_not_input(file, *inputs)
 
 
 def _input_files(name: str, root: str | Path | None) -> list[Path]:
@@ -109,4 +109,4 @@ def refuse_images(target: Path, images: Iterable[Path]) -> None:
         InputError: it is.
     """
     if is_file(target):
-        refuse_overwrite(target, *(image for image in images if image.name == target.name))
+        check_not_input(target, *(image for image in images if image.name == target.name))

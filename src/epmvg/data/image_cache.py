@@ -14,8 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from epmvg.core.files import aside
-from epmvg.core.images import Photo
+from epmvg.core.files import temporary_path
+from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError
 
 _SHELVES = 64  # each is bounded by itself, so that only its own files are counted when one is added
@@ -48,7 +48,7 @@ class ImageCache:
         """Return a photo as RGB, upright, perhaps reduced, and the (width, height) it had before.
 
         Raises:
-            InputError: as `Photo`.
+            InputError: as `ImageFile`.
         """
         try:
             file = self._file(path)
@@ -57,7 +57,7 @@ class ImageCache:
         kept = _read(file)
         if kept is not None:
             return kept
-        with Photo(path) as photo:
+        with ImageFile(path) as photo:
             size = photo.size
             share = min(1.0, self.longest / max(size))
             reduced = (max(1, round(size[0] * share)), max(1, round(size[1] * share)))
@@ -88,7 +88,7 @@ class ImageCache:
                 break
             Path(name).unlink(missing_ok=True)
             total -= size
-        temporary = aside(file)
+        temporary = temporary_path(file)
         try:
             temporary.write_bytes(content)
             temporary.replace(file)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from epmvg.config.settings import AugmentSettings
 from epmvg.core.geometry import Letterbox
-from epmvg.core.images import Photo
+from epmvg.core.images import ImageFile
 from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.core.types import Batch, InputError, Sample
 from epmvg.data.garbage import collector_paused
@@ -204,7 +204,7 @@ class GroundingLoader:
         if self.cache is not None:
             picture, size = self.cache.open(path)
             return self._view(place, rows, size), picture
-        with Photo(path) as photo:
+        with ImageFile(path) as photo:
             view = self._view(place, rows, photo.size)
             return view, photo.decode(view.needs if self.augment else None)
 
@@ -242,7 +242,7 @@ def _leave_signals(_: int) -> None:
 
 
 def _size_of(path: Path) -> tuple[int, int]:
-    with Photo(path) as photo:  # reads its first bytes only
+    with ImageFile(path) as photo:  # reads its first bytes only
         return photo.size
 
 

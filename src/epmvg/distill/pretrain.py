@@ -22,7 +22,7 @@ from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
-from epmvg.core.files import naming, replacing
+from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.hardware import select_device, use_bf16
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Progress
@@ -110,10 +110,10 @@ def train_teacher(
     root = Path(images) if images else captions.parent
     train, val = (_read(captions, root, split) for split in ("train", "val"))
     chosen = select_device(device)
-    with naming(out):
+    with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
-    with staging as parent, naming(out), torch.random.fork_rng(devices=[]):
+    with staging as parent, disk_errors(out), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         folder = Path(parent) / out.name
         folder.mkdir()
@@ -128,7 +128,7 @@ def train_teacher(
         seconds = round(time.monotonic() - start, 1)
         metrics = TeacherMetrics(r1, r5, epoch, pictures, count, seconds, len(seen.skipped))
         state = {name: tensor.contiguous() for name, tensor in clip.state_dict().items()}
-        with replacing(folder / WEIGHTS[0]) as temporary:
+        with atomic_write(folder / WEIGHTS[0]) as temporary:
             safetensors.torch.save_file(state, temporary)
         about = {
             "captions": captions.name,
@@ -197,7 +197,7 @@ def _write_towers(folder: Path, image_tower: str, text_tower: TextTower, side: i
         trunk = efficientnet_lite0_state()
         clip.visual.trunk.load_state_dict({name: trunk[name] for name in clip.visual.trunk.state_dict()})
     clip.text.transformer.load_state_dict({name: bert[name] for name in clip.text.transformer.state_dict()})
-    with replacing(folder / WEIGHTS[0]) as temporary:
+    with atomic_write(folder / WEIGHTS[0]) as temporary:
         safetensors.torch.save_file(clip.state_dict(), temporary)
     return clip.eval()
 

@@ -22,7 +22,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from epmvg.core.files import naming, replacing
+from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Progress, TeacherEmbeddings
 from epmvg.distill.teacher import ClipTeacher
@@ -65,11 +65,11 @@ class AnswerFile:
             json.dumps({"made_by": MAGIC, "image_index": image_index, "width": width}).ljust(HEADER - 1).encode()
             + b"\n"
         )
-        with naming(path):
+        with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         with self.lock:
             if not path.exists() or path.stat().st_size < HEADER:
-                with replacing(path) as temporary:
+                with atomic_write(path) as temporary:
                     temporary.write_bytes(header)
         with path.open("rb") as file:
             found = file.read(HEADER)
@@ -115,7 +115,7 @@ class AnswerFile:
         fresh["key"] = np.frombuffer(b"".join(keys), f"V{KEY}")
         fresh["scale"] = np.abs(values).max(1, initial=np.finfo(np.float32).tiny)
         fresh["vector"] = values / fresh["scale"][:, None]
-        with naming(self.path), self.lock, self.path.open("r+b") as file:
+        with disk_errors(self.path), self.lock, self.path.open("r+b") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(size - (size - HEADER) % self.record.itemsize)  # over what a crash left
             file.write(fresh.tobytes())

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, get_args
 
-from epmvg.core.files import refuse_overwrite, write_rows
-from epmvg.core.images import Photo
+from epmvg.core.files import check_not_input, write_rows
+from epmvg.core.images import ImageFile
 from epmvg.core.types import Box, InputError, Sample
 from epmvg.data.readers.files import four_numbers, read_json, shown
 from epmvg.data.registry import open_samples
@@ -66,7 +66,7 @@ def score(
     if targets not in get_args(Targets):
         raise InputError(f"--targets {targets} is not known: give one of {', '.join(TARGETS)}.")
     if rows is not None:
-        refuse_overwrite(rows, predictions, against, data)
+        check_not_input(rows, predictions, against, data)
     named = coordinates or FORMATS[form]
     if named is None:
         raise InputError("--format text needs --coordinates: name unit and order of the numbers, like 0-1000:xyxy.")
@@ -172,7 +172,7 @@ def _image_sizes(
         size: Size | None = sample.size
         if not size and convention.unit != "pixels" and prediction and prediction.corners:
             if sample.image not in opened:
-                with Photo(sample.image) as photo:
+                with ImageFile(sample.image) as photo:
                     opened[sample.image] = photo.size
             size = opened[sample.image]
         sizes.append(size)

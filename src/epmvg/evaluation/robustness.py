@@ -132,7 +132,7 @@ def query_image(predictor: Predictor, image: Image.Image, samples: Sequence[Samp
 def _find(predictor: Predictor, image: Image.Image, phrases: Sequence[str]) -> list[Found]:
     found: list[Found] = []
     for start in range(0, len(phrases), BATCH):
-        found += zip(*predictor.find(image, phrases[start : start + BATCH]), strict=True)
+        found += zip(*predictor.predict_boxes(image, phrases[start : start + BATCH]), strict=True)
     return found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from epmvg.config.settings import DataSettings, Recipe
-from epmvg.core.files import naming, write_text
+from epmvg.core.files import disk_errors, write_text
 from epmvg.core.locate import fetch
 from epmvg.core.types import InputError, Sample
 from epmvg.data.registry import open_samples
@@ -35,7 +35,7 @@ def results_folder(run: Path | str, *, create: bool = False) -> Path:
     if (folder / "model.yaml").exists():
         raise InputError(f"{folder} holds another model, so results of {run} cannot be written there: rename it.")
     if create and not folder.exists():
-        with naming(folder):
+        with disk_errors(folder):
             folder.mkdir(parents=True)
         config = fetch(run) / "config.yaml"
         if config.exists():

@@ -19,7 +19,7 @@ import torch
 
 from epmvg.config.settings import Recipe
 from epmvg.core.files import write_json
-from epmvg.core.hardware import cores
+from epmvg.core.hardware import cpu_threads
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Progress
 from epmvg.data.registry import open_samples
@@ -60,7 +60,7 @@ def run_demo(out: Path, *, quick: bool = False, report: Report | None = None) ->
     memory = _PeakMemory()
     report({"event": "say", "text": "1. Generating synthetic scenes with phrases"})
     sizes = QUICK_SIZES if quick else DEFAULT_SIZES
-    write_scenes(out / "scenes", sizes=sizes, workers=min(cores(), 4), progress=_progress(report, "scenes"))
+    write_scenes(out / "scenes", sizes=sizes, workers=min(cpu_threads(), 4), progress=_progress(report, "scenes"))
     report({"event": "say", "text": "2. Training a baseline, and in parallel a teacher and its distilled student"})
     summary = _run_parallel({"plain": _plain, "distilled": _distilled}, out, quick, report, memory)
     best = max(("plain", "distilled"), key=lambda name: float(summary[name]["acc50"]))
@@ -124,7 +124,7 @@ def _run_parallel(
     stop at their next report.
     """
     context = multiprocessing.get_context("spawn")
-    threads = max(1, cores() // len(parts))
+    threads = max(1, cpu_threads() // len(parts))
     with context.Manager() as manager, ProcessPoolExecutor(len(parts), mp_context=context) as pool:
         rows: queue.Queue[dict[str, Any]] = manager.Queue()
         failed = manager.Event()

@@ -29,8 +29,16 @@ from epmvg.evaluation.samples import limit_to_images
 from epmvg.export.graphs import write_onnx
 from epmvg.export.parity import largest_difference
 from epmvg.inference.predictor import Predictor
-from epmvg.inference.runtimes.onnx_runtime import IMAGE, PHRASES, SETTINGS, SUFFIX, ExportedBackend, guest, is_exported
-from epmvg.inference.runtimes.torch_runtime import EagerBackend
+from epmvg.inference.runtimes.onnx_runtime import (
+    IMAGE,
+    PHRASES,
+    SETTINGS,
+    SUFFIX,
+    ExportedRuntime,
+    import_extra,
+    is_exported,
+)
+from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder
 
@@ -111,13 +119,13 @@ def export_run(
     if out.exists() and not is_exported(out):
         raise InputError(f"{out} exists and is no exported folder: give another --out.")
     for package in ("onnx", "onnxscript", "onnxruntime", *(["openvino"] if kind == "openvino" else [])):
-        guest(package)
+        import_extra(package)
     model = load(run)
     chosen, rows = photos.read() if photos else ([], [])
     with _workshop(out) as folder:
         plain = folder / "fp32"
         settings = write_folder(model, plain, kind)
-        moved, rescored = largest_difference(EagerBackend(copy.deepcopy(model)), ExportedBackend(plain))
+        moved, rescored = largest_difference(TorchRuntime(copy.deepcopy(model)), ExportedRuntime(plain))
         say(
             f"largest difference from the run: a box's edge {moved:.5f} of {model.image_size} px, "
             f"a score {rescored:.6f}"
@@ -154,8 +162,8 @@ def write_folder(model: Grounder, folder: Path, kind: Format) -> dict[str, Any]:
     settings = {"format": "onnx", "precision": "fp32", "image_size": model.image_size, "max_length": model.max_length}
     settings |= {"pad_id": model.tokenizer.pad_token_id or 0}
     settings |= {"epmvg": __version__, "torch": torch.__version__}
-    if model.knows is not None:
-        settings["knows"] = model.knows
+    if model.domain is not None:
+        settings["domain"] = model.domain
     write_json(folder / SETTINGS, settings)
     return to_openvino(folder) if kind == "openvino" else settings
 
@@ -176,7 +184,7 @@ def _quantize(
     quantize(folder, (_canvas(photo, settings["image_size"]) for photo in chosen))
     if settings["format"] == "openvino":
         to_openvino(folder)
-    moved, rescored = largest_difference(ExportedBackend(plain), ExportedBackend(folder))
+    moved, rescored = largest_difference(ExportedRuntime(plain), ExportedRuntime(folder))
     image_size = settings["image_size"]
     say(f"largest difference of int8 from float: a box's edge {moved:.2f} of {image_size} px, a score {rescored:.3f}")
     if not np.isfinite([moved, rescored]).all():
@@ -199,7 +207,7 @@ def score(ground: Predictor, records: Sequence[Sample]) -> Metrics:
     answered = []
     for image, numbers in group_by_image(records).items():
         rows = [records[number] for number in numbers]
-        boxes, _ = ground.find(image, [row.phrase for row in rows])
+        boxes, _ = ground.predict_boxes(image, [row.phrase for row in rows])
         overlap = ious(boxes, [row.box for row in rows])
         answered += [prediction_row(*each, score=None) for each in zip(rows, boxes, overlap, strict=True)]
     return Metrics.of(answered)
@@ -218,7 +226,7 @@ def to_openvino(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: OpenVINO is not installed.
     """
-    openvino = guest("openvino")
+    openvino = import_extra("openvino")
     core = openvino.Core()  # its own reader; `openvino.convert_model` would tell its maker that it was used
     for name in (IMAGE, PHRASES):
         graph = core.read_model(str(folder / f"{name}{SUFFIX['onnx']}"))

@@ -198,7 +198,9 @@ def _predict(predictor: Predictor, asked: list[tuple[Any, bytes, list[str]]]) ->
     if not asked:
         return []
     try:
-        found = predictor.ask([(picture, phrases) for picture, _, phrases in asked], [digest for _, digest, _ in asked])
+        found = predictor.predict_batch(
+            [(picture, phrases) for picture, _, phrases in asked], [digest for _, digest, _ in asked]
+        )
         return [list(predictions) for predictions in found]
     except InputError as error:
         ((picture, digest, phrases), *others) = asked

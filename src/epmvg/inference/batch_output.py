@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from epmvg.core.files import refuse_overwrite, replacing, write_text
+from epmvg.core.files import atomic_write, check_not_input, write_text
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Prediction
 from epmvg.data.readers.jsonl import json_line
@@ -41,7 +41,7 @@ def check_outputs(out: Path, sources: Sources, *, form: OutputFormat, draw: Path
         raise InputError(f"{out} would hold {kind}: end its name in {suffix}.")
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"{out} cannot be written: give a file's name in a folder that exists.")
-    refuse_overwrite(out, *sources.files)
+    check_not_input(out, *sources.files)
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists: choose another --out, or replace it with --overwrite.")
     if draw is not None:
@@ -53,8 +53,8 @@ def _check_drawings(folder: Path, sources: Sources, *, is_new: bool) -> None:
         raise InputError(f"{folder} cannot hold drawings: with --out, --draw names a folder beside existing ones.")
     searched = [file for file in sources.files if file.is_dir()]
     for source in [*searched, *(file.parent for file in sources.files if not is_rows(file))]:
-        refuse_overwrite(folder, source)
-    refuse_overwrite(folder, sources.base)
+        check_not_input(folder, source)
+    check_not_input(folder, sources.base)
     if any(folder.resolve().is_relative_to(source.resolve()) for source in searched):
         raise InputError(f"{folder} lies in a folder that is searched for images: choose another --draw.")
     if is_new and folder.is_dir() and any(folder.iterdir()):
@@ -105,7 +105,7 @@ def write_outputs(
             yield row
 
     if form == "jsonl":
-        with replacing(out) as temporary, temporary.open("wb") as file:
+        with atomic_write(out) as temporary, temporary.open("wb") as file:
             file.writelines(json_line(row) for row in rows())
     else:
         for _ in rows():
@@ -140,7 +140,7 @@ def _draw(about: Predictions, folder: Path, base: Path) -> None:
     if name.suffix.lower() not in _DRAWN_SUFFIXES:
         name = name.with_name(f"{name.name}.png")
     file = folder / name
-    refuse_overwrite(file, about.image)
+    check_not_input(file, about.image)
     file.parent.mkdir(parents=True, exist_ok=True)
     found = about.found
     save_picture(draw_boxes(picture, [one.box for one in found], [one.phrase for one in found]), file)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from epmvg.core.files import replacing
+from epmvg.core.files import atomic_write
 from epmvg.core.pixels import upright_rgb
 from epmvg.core.types import Box, InputError
 
@@ -110,7 +110,7 @@ def save_picture(picture: Image.Image, file: Path) -> None:
         InputError: as `check_picture_name`, the disk refuses, or the format cannot hold the picture.
     """
     kind = check_picture_name(file)
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         try:
             picture.save(temporary, format=kind)
         except (KeyError, ValueError) as error:

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from epmvg.core.geometry import Letterbox
-from epmvg.core.images import HeldImage, ImageSource, content_digest, open_image
+from epmvg.core.images import HeldImage, ImageSource, image_digest, open_image
 from epmvg.core.types import Box, InputError, Prediction
 from epmvg.data.views import View, evaluation_view, image_of, laid_rectangle, lay
 from epmvg.inference.phrases import checked_phrases, phrases_of_each, shorten
 from epmvg.inference.results import Predictions
-from epmvg.inference.runtimes.onnx_runtime import ExportedBackend, is_exported
+from epmvg.inference.runtimes.onnx_runtime import ExportedRuntime, is_exported
 from epmvg.inference.runtimes.protocol import Backend, MapKind
 from epmvg.inference.runtimes.seen import SeenImage, SeenImages
 
@@ -73,11 +73,11 @@ class Predictor:
             `epmvg evaluate` scores, on any machine.
         compile: let torch.compile make kernels for the shapes met.
         threads: to compute with; for torch they count in the whole process.
-        keep_mb: memory for the features of images; the longest unused go first, and 0 keeps none.
+        cache_mb: memory for the features of images; the longest unused go first, and 0 keeps none.
 
     Attributes:
         name: the run as it was given.
-        knows: what the model was trained to recognise; None where nobody stated it.
+        domain: what the model was trained to recognise; None where nobody stated it.
 
     Raises:
         InputError: the folder is neither a trained run nor an exported one, its runtime is not installed, or there is
@@ -93,30 +93,30 @@ class Predictor:
         precision: Precision = "fp32",
         compile: bool = False,
         threads: int | None = None,
-        keep_mb: float = 64,
+        cache_mb: float = 64,
     ) -> None:
         if precision not in get_args(Precision):
             raise InputError(f"precision={precision!r} is not known: give one of {', '.join(get_args(Precision))}.")
-        self.backend: Backend
+        self.runtime: Backend
         self._settings: dict[str, Any] = {"device": device, "precision": precision, "compile": compile}
-        self._settings |= {"threads": threads, "keep_mb": keep_mb}
+        self._settings |= {"threads": threads, "cache_mb": cache_mb}
         self._folder = run if isinstance(run, Path | str) else None
         self._process = os.getpid()
         self.name = str(run) if self._folder is not None else type(run).__name__
         if isinstance(run, Path | str) and is_exported(Path(run).expanduser()):
             if device not in ("auto", "cpu") or compile:
                 raise InputError(f"{run} is an exported folder: it runs on the CPU and is compiled already.")
-            self.backend = ExportedBackend(Path(run).expanduser(), precision=precision, threads=threads)
+            self.runtime = ExportedRuntime(Path(run).expanduser(), precision=precision, threads=threads)
         else:
-            from epmvg.inference.runtimes.torch_runtime import EagerBackend
+            from epmvg.inference.runtimes.torch_runtime import TorchRuntime
             from epmvg.models.factory import load
             from epmvg.models.grounder import Grounder
 
             if not isinstance(run, Path | str | Grounder):
                 raise TypeError(f"The run must be a folder, the name of a model, or a model, not {type(run).__name__}.")
             model = copy.deepcopy(run) if isinstance(run, Grounder) else load(run)
-            self.backend = EagerBackend(model, device=device, precision=precision, compile=compile, threads=threads)
-        self._seen = SeenImages(int(keep_mb * 1e6))
+            self.runtime = TorchRuntime(model, device=device, precision=precision, compile=compile, threads=threads)
+        self._seen = SeenImages(int(cache_mb * 1e6))
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -126,14 +126,14 @@ class Predictor:
         return partial(Predictor, **self._settings), (self._folder,)
 
     @property
-    def knows(self) -> str | None:
+    def domain(self) -> str | None:
         """What the model was trained to recognise ("drawn scenes, not photographs"); None where nobody stated it."""
-        return self.backend.knows
+        return self.runtime.domain
 
     def __repr__(self) -> str:
-        knows = f", knows={self.knows!r}" if self.knows else ""
-        size, length = self.backend.image_size, self.backend.max_length
-        return f"Predictor({self.name!r}, image_size={size}, max_length={length}{knows})"
+        domain = f", domain={self.domain!r}" if self.domain else ""
+        size, length = self.runtime.image_size, self.runtime.max_length
+        return f"Predictor({self.name!r}, image_size={size}, max_length={length}{domain})"
 
     @overload
     def __call__(
@@ -199,7 +199,7 @@ class Predictor:
     def _log(self, predictions: Sequence[Prediction]) -> None:
         for one in predictions:
             if one.truncated:
-                pieces, most = self.backend.tokenizer.length_of(one.phrase), self.backend.max_length
+                pieces, most = self.runtime.tokenizer.length_of(one.phrase), self.runtime.max_length
                 logger.warning(
                     "The phrase %r has %d word pieces and this model reads %d: the rest is cut.",
                     *(shorten(one.phrase), pieces, most),
@@ -207,7 +207,7 @@ class Predictor:
             if one.unknown:
                 logger.warning("No word of %r is known to this model: it counts as not found.", shorten(one.phrase))
 
-    def ask(
+    def predict_batch(
         self,
         questions: Sequence[tuple[ImageSource, Sequence[str]]],
         keys: Sequence[bytes] | None = None,
@@ -234,12 +234,12 @@ class Predictor:
     @property
     def image_size(self) -> int:
         """Pixels of a side of the square that the model sees."""
-        return self.backend.image_size
+        return self.runtime.image_size
 
     @property
     def threshold(self) -> float | None:
         """The score stored by `epmvg calibrate` from which a phrase counts as found, or None."""
-        return self.backend.calibration.threshold if self.backend.calibration else None
+        return self.runtime.calibration.threshold if self.runtime.calibration else None
 
     def where(self, image: ImageSource, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
         """Return where the model looks for each phrase, over the picture: [height, width], 1 where it is highest.
@@ -261,11 +261,11 @@ class Predictor:
 
     def _maps(self, kind: MapKind, image: ImageSource, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
         asked = checked_phrases(phrases)
-        tokens, token_mask = tokenize(self.backend, asked)
+        tokens, token_mask = tokenize(self.runtime, asked)
         self._check_process()
         with self._lock:
             (seen,) = self._see([image])
-            levels = self.backend.maps(kind, seen.features, seen.image_mask, tokens, token_mask)  # [P, side, side] each
+            levels = self.runtime.maps(kind, seen.features, seen.image_mask, tokens, token_mask)  # [P, side, side] each
         return [_over_picture([level[i] for level in levels], seen.letterbox) for i in range(len(asked))]
 
     def _bound(self, min_score: MinScore) -> float:
@@ -283,7 +283,7 @@ class Predictor:
             )
         return self.threshold
 
-    def find(self, image: ImageSource, phrases: Sequence[str]) -> tuple[list[list[float]], list[float]]:
+    def predict_boxes(self, image: ImageSource, phrases: Sequence[str]) -> tuple[list[list[float]], list[float]]:
         """Answer P phrases, cut where they are too long: xyxy boxes in pixels of the upright image, and scores.
 
         Raises:
@@ -301,15 +301,15 @@ class Predictor:
         """Answer as `find` does, several images in one pass."""
         self._check_process()
         counts = [len(phrases) for _, phrases in questions]
-        tokens = self.backend.tokenizer([phrase for _, phrases in questions for phrase in phrases])
+        tokens = self.runtime.tokenizer([phrase for _, phrases in questions for phrase in phrases])
         image_index = np.repeat(np.arange(len(counts)), counts)
         with self._lock:
             seen = self._see([image for image, _ in questions], keys, sizes)
-            features = seen[0].features if len(seen) == 1 else self.backend.join([one.features for one in seen])
+            features = seen[0].features if len(seen) == 1 else self.runtime.join([one.features for one in seen])
             image_mask = np.concatenate([one.image_mask for one in seen])
-            box, score = self.backend.answer(features, image_mask, tokens.ids, tokens.padding, image_index)
-        if self.backend.calibration is not None:
-            score = self.backend.calibration(score)
+            box, score = self.runtime.answer(features, image_mask, tokens.ids, tokens.padding, image_index)
+        if self.runtime.calibration is not None:
+            score = self.runtime.calibration(score)
         answers = []
         for number, one in enumerate(seen):
             own = image_index == number
@@ -338,11 +338,11 @@ class Predictor:
         seen: dict[bytes, SeenImage] = {}
         fresh: dict[bytes, tuple[View, NDArray[np.uint8]]] = {}
         for number, image in enumerate(images):
-            key = given[number] if given else content_digest(image)
+            key = given[number] if given else image_digest(image)
             if key is None or self._seen.get(key) is None:
                 picture = open_image(image)
                 size = sizes[number] if sizes else picture.size
-                view = evaluation_view(size, self.backend.image_size)
+                view = evaluation_view(size, self.runtime.image_size)
                 laid = lay(picture, view)
                 key = key or _digest(repr(size).encode() + laid.tobytes())
                 if self._seen.get(key) is None:
@@ -353,9 +353,9 @@ class Predictor:
             keys.append(key)
         if fresh:
             canvases, pads = zip(*(image_of(laid, view) for view, laid in fresh.values()), strict=True)
-            features = self.backend.encode(np.stack(canvases), np.stack(pads))
+            features = self.runtime.encode(np.stack(canvases), np.stack(pads))
             for number, (key, (view, _)) in enumerate(fresh.items()):
-                own = self.backend.join([features[number : number + 1]])  # a slice would keep all of them alive
+                own = self.runtime.join([features[number : number + 1]])  # a slice would keep all of them alive
                 seen[key] = SeenImage(view.letterbox, pads[number][None], own)
                 self._seen.add(key, seen[key])
         return [seen[key] for key in keys]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from epmvg.core.files import naming
+from epmvg.core.files import disk_errors
 from epmvg.core.types import InputError
 from epmvg.data.readers.jsonl import json_line
 
@@ -49,7 +49,7 @@ class Unfinished:
         self.out, self.file = out, part_of(out)
         if self.file.exists() and not self.file.is_file():
             raise InputError(f"{self.file} is in the way of unfinished work: move it, or choose another --out.")
-        with naming(out):
+        with disk_errors(out):
             self._open = self.file.open("a+b")
         try:
             self._lock()
@@ -80,7 +80,7 @@ class Unfinished:
             InputError: the disk is full or refuses otherwise.
         """
         lines = [json_line({"key": key, "size": done.size, "row": done.row}) for key, done in finished]
-        with naming(self.out):
+        with disk_errors(self.out):
             end = self._open.seek(0, os.SEEK_END)
             self._open.write(b"".join(lines))
             self._open.flush()
@@ -120,7 +120,7 @@ class Unfinished:
                     f"{self.file} is no unfinished work of this version: move it away, or choose another --out."
                 )
             self._open.truncate(0)
-            with naming(self.out):
+            with disk_errors(self.out):
                 self._open.write(HEADER)
                 self._open.flush()
         keys, places, place = array("Q"), array("q"), len(HEADER)

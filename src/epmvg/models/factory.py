@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from epmvg.core.calibration import CONFIDENCE_FILE, read_calibration
-from epmvg.core.files import replacing, write_text
-from epmvg.core.locate import fetch, locate, read_knows
+from epmvg.core.files import atomic_write, write_text
+from epmvg.core.locate import fetch, locate, read_domain
 from epmvg.core.tokenizer import bert_vocabulary
 from epmvg.core.types import InputError
 from epmvg.models.grounder import Grounder
@@ -108,7 +108,7 @@ def save(model: Grounder, folder: Path | str) -> None:
     (folder / CONFIDENCE_FILE).unlink(missing_ok=True)
     model.tokenizer.save_pretrained(folder / "tokenizer")
     write_text(folder / "model.yaml", yaml.safe_dump(model.settings, sort_keys=False))
-    with replacing(folder / WEIGHTS) as temporary:
+    with atomic_write(folder / WEIGHTS) as temporary:
         write_weights(temporary, {name: tensor.contiguous() for name, tensor in model.state_dict().items()})
     if model.calibration is not None:
         calibration = replace(model.calibration, weights=weights_digest(folder / WEIGHTS))
@@ -153,7 +153,7 @@ def load(run: Path | str) -> Grounder:
         raise InputError(
             f"{folder / CONFIDENCE_FILE} was made for other weights than {WEIGHTS}: delete it, or calibrate again then."
         )
-    model.knows = read_knows(folder)
+    model.domain = read_domain(folder)
     return model.eval()
 
 

@@ -57,7 +57,7 @@ class Grounder(nn.Module):
         anchored: predict a where-map over visual tokens and let each token vote for the box.
         score: predict how well the own box fits, without a say in what the rest learns.
 
-    `calibration` turns raw scores into probabilities, and `knows` says what the model was trained to recognise; `load`
+    `calibration` turns raw scores into probabilities, and `domain` says what the model was trained to recognise; `load`
     sets them where the folder states them.
 
     Raises:
@@ -113,7 +113,7 @@ class Grounder(nn.Module):
             nn.init.zeros_(cast(nn.Linear, self.vote_head.layers[-1]).bias)
         self.score_head = self.new_score_head() if score else None
         self.calibration: Calibration | None = None
-        self.knows: str | None = None
+        self.domain: str | None = None
 
     def new_score_head(self) -> ScoreHead:
         """Make a fresh score head for this student; the caller's random numbers stay as they were."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from epmvg.core.images import Photo
+from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError
 from epmvg.evaluation.metrics import Row, is_correct
 from epmvg.evaluation.statistics import pair
@@ -125,7 +125,7 @@ def thumbnail(file: Path) -> Thumbnail:
     Raises:
         InputError: it cannot be opened.
     """
-    with Photo(file) as photo:
+    with ImageFile(file) as photo:
         small = photo.decode((2 * THUMBNAIL, 2 * THUMBNAIL)).copy()  # a JPEG decodes at a fraction of its size
         size = photo.size
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)

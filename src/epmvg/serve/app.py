@@ -75,7 +75,7 @@ class Health(BaseModel):
 
     status: Literal["ok"] = "ok"
     version: str = __version__
-    knows: str | None  # what the model was trained to recognise, where it is stated
+    domain: str | None  # what the model was trained to recognise, where it is stated
     threshold: float | None  # the stored score from which a phrase counts as found, `min_score` "auto"
 
 
@@ -264,7 +264,7 @@ def _watching(house: House, secured: list[Any]) -> APIRouter:
 
     @router.get("/healthz", summary="Say that the server is up")
     async def health() -> Health:
-        return Health(knows=house.ground.knows, threshold=house.ground.threshold)
+        return Health(domain=house.ground.domain, threshold=house.ground.threshold)
 
     @router.get(
         "/metrics",

@@ -22,9 +22,9 @@ class Ground(Protocol):
     def threshold(self) -> float | None: ...
 
     @property
-    def knows(self) -> str | None: ...
+    def domain(self) -> str | None: ...
 
-    def ask(
+    def predict_batch(
         self,
         questions: Sequence[tuple[Image.Image, list[str]]],
         keys: Sequence[bytes],
@@ -42,7 +42,7 @@ def answer(ground: Ground, batch: Sequence[Waiting]) -> list[Outcome]:
         phrases.setdefault(digest, {}).update(dict.fromkeys(waiting.phrases))
     try:
         asked = [(picture.image, list(phrases[digest])) for digest, picture in pictures.items()]
-        answers = ground.ask(asked, list(pictures), [picture.size for picture in pictures.values()])
+        answers = ground.predict_batch(asked, list(pictures), [picture.size for picture in pictures.values()])
     except Exception as error:  # one request's must not be the others'
         return [error] if len(batch) == 1 else [answer(ground, [waiting])[0] for waiting in batch]
     found = {

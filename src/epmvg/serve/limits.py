@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from epmvg.core.images import MOST_PIXELS
+from epmvg.core.images import MAX_PIXELS
 from epmvg.core.types import InputError
 
 
@@ -38,8 +38,8 @@ class Limits:
             value = getattr(self, field.name)
             if not value > 0:
                 raise InputError(f"The limit `{field.name}` is {value}: give a number above 0.")
-        if self.pixels > MOST_PIXELS:
-            raise InputError(f"The limit `pixels` is {self.pixels:,}: give {MOST_PIXELS:,} or fewer.")
+        if self.pixels > MAX_PIXELS:
+            raise InputError(f"The limit `pixels` is {self.pixels:,}: give {MAX_PIXELS:,} or fewer.")
         if self.bodies < self.upload:
             raise InputError(f"The limit `bodies` is {self.bodies:,}: give at least `upload`, {self.upload:,}.")
 

@@ -10,7 +10,7 @@ from threading import Lock
 
 from PIL import Image
 
-from epmvg.core.images import Photo
+from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError
 from epmvg.data.views import evaluation_view, lay
 from epmvg.serve.limits import Limits, RefusalError
@@ -65,7 +65,7 @@ class Pictures:
 
     def _decode(self, digest: bytes, image: bytes) -> Picture:
         try:
-            with Photo(BytesIO(image), formats=FORMATS, most_pixels=self._limits.pixels) as photo:
+            with ImageFile(BytesIO(image), formats=FORMATS, max_pixels=self._limits.pixels) as photo:
                 view = evaluation_view(photo.size, self._canvas)
                 across, down = view.size
                 whole = photo.decode(at_least=(4 * across, 4 * down))  # a JPEG of any size is small then

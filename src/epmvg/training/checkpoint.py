@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from epmvg.core.distributed import gathered, told
-from epmvg.core.files import naming, replacing, write_text
+from epmvg.core.files import atomic_write, disk_errors, write_text
 from epmvg.core.types import InputError
 from epmvg.data.samples import SAMPLES, Samples
 from epmvg.training.folder import another_run
@@ -43,7 +43,7 @@ def save_state(run: Run) -> None:
                 f"train.lr or train.max_grad_norm=1; {run.folder / 'state'} keeps the state before."
             )
     folder = run.folder / "state"
-    with naming(folder):
+    with disk_errors(folder):
         folder.mkdir(exist_ok=True)
     state = {
         "version": _VERSION,
@@ -56,7 +56,7 @@ def save_state(run: Run) -> None:
         "position": asdict(run.position),
     }
     last = folder / "last.pt"
-    with replacing(last) as temporary:
+    with atomic_write(last) as temporary:
         with temporary.open("wb") as out:
             torch.save(state, out)
         if last.exists():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from epmvg.core.images import Photo
+from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError, Sample
 from epmvg.data.conventions import Convention
 from epmvg.data.validation.kinds import KINDS
@@ -33,7 +33,7 @@ def check_images(images: Sequence[Path], rank: int = 0, world: int = 1) -> None:
 
 def _fault_of(image: Path) -> str | None:
     try:
-        Photo(image).close()
+        ImageFile(image).close()
     except InputError as error:
         return str(error)
     return None
@@ -62,7 +62,7 @@ def check_boxes(records: Sequence[Sample], name: str) -> None:
 
 def _size_of(image: Path) -> tuple[int, int] | None:
     try:
-        with Photo(image) as photo:
+        with ImageFile(image) as photo:
             return photo.size
     except InputError:
         return None

@@ -12,7 +12,7 @@ import torch
 
 from epmvg.config.settings import Recipe
 from epmvg.core.distributed import is_lost_process
-from epmvg.core.files import naming, replacing
+from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.hardware import is_out_of_memory
 from epmvg.core.types import Batch, InputError
 from epmvg.data.readers.jsonl import json_line, rows_of
@@ -65,14 +65,14 @@ def keep_batch(run: Run, batch: Batch, loss: Loss) -> str:
     """Keep the batch whose loss is no number, as it was seen and as rows of a data set; say which it is and where."""
     step = run.position.step + 1
     file = run.folder / f"batch-{step}-{run.accelerator.process_index}.safetensors"
-    with naming(file):
+    with disk_errors(file):
         run.folder.mkdir(parents=True, exist_ok=True)  # on a machine with a disk of its own it is not there yet
     names = ("image", "image_mask", "tokens", "token_mask", "image_index", "box")
     seen = {name: getattr(batch, name).contiguous() for name in names} | batch.cached
     terms = {name: str(term.item()) for name, term in loss.terms.items()}
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         safetensors.torch.save_file(seen, temporary, {"step": str(step), "loss": json.dumps(terms)})
-    with replacing(file.with_suffix(".jsonl")) as temporary, temporary.open("wb") as out:
+    with atomic_write(file.with_suffix(".jsonl")) as temporary, temporary.open("wb") as out:
         out.writelines(json_line(row) for row in rows_of(batch.samples, run.folder))
     wrong = ", ".join(name for name, term in loss.terms.items() if not torch.isfinite(term)) or "total"
     images = ", ".join(sorted({record.image.name for record in batch.samples})[:3])

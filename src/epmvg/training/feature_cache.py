@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from epmvg.core.files import naming, replacing
+from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.types import InputError, Sample
 from epmvg.data.loader import GroundingLoader
 from epmvg.models.grounder import Grounder
@@ -107,7 +107,7 @@ def _make_room(folder: Path, wanted: dict[Path, int], limit_gb: float) -> None:
             f"Storing the features of this training's images takes {size / 1e9:.1f} GB: raise "
             f"train.feature_cache_gb={limit_gb:g} or set train.cache_features=false."
         )
-    with naming(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for file in wanted:
             if file.exists():
@@ -127,7 +127,7 @@ def _write(
     file: Path, shape: tuple[int, ...], student: Grounder, loader: GroundingLoader, report: Callable[..., None]
 ) -> None:
     """Compute an array into a temporary file, whose room on the disk is taken first."""
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         values: _Values = np.lib.format.open_memmap(temporary, "w+", np.uint16, shape)
         with temporary.open("r+b") as out:
             if hasattr(os, "posix_fallocate"):  # a mapped page that finds no room kills the process

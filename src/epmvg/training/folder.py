@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from epmvg.config.settings import Recipe
-from epmvg.core.files import naming, write_text
+from epmvg.core.files import disk_errors, write_text
 from epmvg.core.types import InputError
 from epmvg.data.registry import DATASETS
 
@@ -37,7 +37,7 @@ _PATHS = ("data.name", "distill.teacher", "distill.pretrained", "model.init_from
 def claimed(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
     """Hold the folder for as long as it is written, once it is ours to write."""
     _check_folder(folder, recipe, resume)
-    with naming(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             held = FileLock(folder / LOCK).acquire(timeout=0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from epmvg.config.settings import Recipe
 from epmvg.core.distributed import gathered
-from epmvg.core.files import naming
+from epmvg.core.files import disk_errors
 from epmvg.core.types import Batch
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.negatives import Absence
@@ -133,6 +133,6 @@ def write_row(run: Run, row: dict[str, Any]) -> None:
     position = run.position
     row = {"step": position.step, "phrases": position.phrases, "seconds": round(position.seconds, 2)} | row
     file = run.folder / "metrics.jsonl"
-    with naming(file), file.open("a", encoding="utf-8") as out:
+    with disk_errors(file), file.open("a", encoding="utf-8") as out:
         out.write(json.dumps(row) + "\n")
     run.report(row | {"steps": run.steps})

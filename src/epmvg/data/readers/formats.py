@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from epmvg.core.files import replacing
+from epmvg.core.files import atomic_write
 from epmvg.core.types import InputError, Sample
 from epmvg.data.readers.coco import coco_of, json_rows, odvg_of
 from epmvg.data.readers.files import is_folder
@@ -80,7 +80,7 @@ def write_file(target: Path, records: Sequence[Sample], root: Path, kind: str | 
     elif kind == "parquet":
         write_parquet(target, rows_of(records, base))
     else:
-        with replacing(target) as temporary, temporary.open("wb") as out:
+        with atomic_write(target) as temporary, temporary.open("wb") as out:
             if kind == "odvg":
                 out.writelines(json_line(row) for row in odvg_of(rows_of(records, base)))
             else:

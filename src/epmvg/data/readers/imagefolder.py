@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from epmvg.core.files import naming, replacing
+from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.types import InputError
 from epmvg.data.readers.files import inside, need, parse_json
 from epmvg.data.readers.jsonl import Row, each, json_line, line_rows, merged
@@ -80,10 +80,10 @@ def write_folder(folder: Path, rows: Iterable[Row], root: Path) -> None:
         _check_copy(source, target)
     for source, target in copies.items():
         if not target.exists():
-            with naming(target):
+            with disk_errors(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
-    with replacing(folder / "metadata.jsonl") as temporary:
+    with atomic_write(folder / "metadata.jsonl") as temporary:
         temporary.write_bytes(b"".join(json_line(line) for line in lines.values()))
 
 

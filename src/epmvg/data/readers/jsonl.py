@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from epmvg.core.files import replacing
+from epmvg.core.files import atomic_write
 from epmvg.core.types import Box, InputError, Sample
 from epmvg.data.garbage import collector_paused
 from epmvg.data.readers.files import (
@@ -228,7 +228,7 @@ def phrase_fault(phrase: str) -> str | None:
 def write_jsonl(file: Path | str, records: Sequence[Sample], *, root: Path | str | None = None) -> None:
     """Write records so that `read_jsonl` gives them back; image paths are relative to the root or the file's folder."""
     file = Path(file)
-    with replacing(file) as temporary, temporary.open("wb") as out:
+    with atomic_write(file) as temporary, temporary.open("wb") as out:
         out.writelines(json_line(row) for row in rows_of(records, Path(root) if root else file.parent))
 
 

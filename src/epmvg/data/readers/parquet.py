@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from epmvg.core.files import replacing
+from epmvg.core.files import atomic_write
 from epmvg.core.types import InputError
 from epmvg.data.readers.files import parse_json, refuse_pointer
 from epmvg.data.readers.jsonl import Row, each, merged
@@ -78,7 +78,7 @@ def write_parquet(file: Path, rows: Iterable[Row]) -> None:
         lines.append(plain | {"attributes": json.dumps(own) if own else None})
     try:
         table = arrow.Table.from_pylist(lines, schema=arrow.schema(list(kinds.items())))
-        with replacing(file) as temporary:
+        with atomic_write(file) as temporary:
             parquet.write_table(table, str(temporary))
     except InputError:
         raise

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from epmvg.core.files import naming, replacing
+from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.images import image_suffixes
 from epmvg.core.types import InputError
 from epmvg.data.readers.files import inside, is_file, parse_json, read_bytes, shown
@@ -56,7 +56,7 @@ def unpack(files: Sequence[Path], cache: Path) -> Path:
     temporary = folder.with_suffix(".part")
     if folder.exists():
         return folder
-    with naming(folder):
+    with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.exists():  # else another process has unpacked them meanwhile
@@ -156,7 +156,7 @@ def write_webdataset(target: Path, rows: Iterable[Row], root: Path) -> None:
     with ExitStack() as stack:
         for number, shard in enumerate(shards):
             name = target.name.replace(numbered[0], numbered[0] % number, 1) if numbered else target.name
-            with tarfile.open(stack.enter_context(replacing(target.with_name(name))), "w") as tar:
+            with tarfile.open(stack.enter_context(atomic_write(target.with_name(name))), "w") as tar:
                 for place, (image, own_rows) in enumerate(shard.items()):
                     key = f"{number:05d}{place:06d}"  # unique among all files
                     _add(tar, key + image.suffix.lower(), read_bytes(image))

@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from epmvg.core.files import aside, naming
+from epmvg.core.files import disk_errors, temporary_path
 from epmvg.core.types import Box, InputError, Progress
 from epmvg.data.synthetic.phrases import Phrase, Thing, captions_of, phrases_of
 from epmvg.data.synthetic.sprite_library import Sprite, load_sprites, sprite_picture
@@ -201,12 +201,12 @@ def write_scenes(
     settings = {"version": VERSION, "sizes": dict(sizes), "side": side, "seed": seed}
     if _holds(folder, settings):
         return folder
-    with naming(folder):
+    with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if _holds(folder, settings):  # another process has drawn them meanwhile
                 return folder
-            temporary = aside(folder)
+            temporary = temporary_path(folder)
             try:
                 _draw_all(temporary, settings, workers, progress)
                 if folder.exists():

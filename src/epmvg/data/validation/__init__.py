@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from epmvg.core.files import refuse_overwrite
+from epmvg.core.files import check_not_input
 from epmvg.core.types import InputError, Progress, Sample
 from epmvg.data.convert import refuse_inputs, write_records
 from epmvg.data.readers.coco import layout
@@ -95,7 +95,7 @@ def check(
     start = time.perf_counter()
     found = Findings()
     if clean is not None:
-        refuse_overwrite(clean, against)
+        check_not_input(clean, against)
         refuse_inputs(Path(clean), data, root)
     file = _jsonl_file(data, root)
     base = Path(root) if root is not None and data not in DATASETS else file.parent if file else Path()

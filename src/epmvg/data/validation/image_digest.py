@@ -50,7 +50,7 @@ class Photo:
 def look(file: Path) -> Photo:
     """Decode a photo, JPEG at an eighth of its size, and say what is wrong with it; never raises."""
     try:
-        with photos.Photo(file) as opened:
+        with photos.ImageFile(file) as opened:
             animated = opened.animated
             small = opened.decode((4 * GRID[0], 4 * GRID[1]))  # reads the whole file, so a torn one shows
             return Photo("", "", opened.size, opened.turned, _small_greys(small), animated)

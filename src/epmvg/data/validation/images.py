@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from epmvg.core.hardware import cores
+from epmvg.core.hardware import cpu_threads
 from epmvg.core.types import Box, InputError
 from epmvg.data.conventions import Size, fits
 from epmvg.data.readers.files import inside, is_file
@@ -54,7 +54,7 @@ class Images:
         self._find = ImageFinder(root)
         self.by_name: dict[str, Seen] = {}
         self._by_file: dict[str, Seen] = {}
-        self._pool = ThreadPoolExecutor(cores())  # Pillow decodes without holding the interpreter
+        self._pool = ThreadPoolExecutor(cpu_threads())  # Pillow decodes without holding the interpreter
 
     def __enter__(self) -> Self:
         return self

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epmvg.core.calibration import read_calibration
-from epmvg.core.hardware import cores, cpu_has_bf16
+from epmvg.core.hardware import cpu_has_bf16, cpu_threads
 from epmvg.core.locate import EXPORT_FILE
 from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.core.types import InputError
@@ -30,13 +30,13 @@ def is_exported(folder: Path) -> bool:
     return (folder / SETTINGS).is_file()
 
 
-class ExportedBackend:
+class ExportedRuntime:
     """Answer with an exported folder.
 
     Args:
         folder: that `epmvg export` wrote.
         precision: fp32, bf16, or auto, which is bf16 where the processor has it; only OpenVINO computes in bf16.
-        threads: to compute with; `hardware.cores()` by default.
+        threads: to compute with; `hardware.cpu_threads()` by default.
 
     Raises:
         InputError: a file is missing or broken, the runtime is not installed, or it does not compute in bf16.
@@ -46,16 +46,20 @@ class ExportedBackend:
         settings = _read_settings(folder)
         self.image_size, self.max_length = int(settings["image_size"]), int(settings["max_length"])
         self.calibration = read_calibration(folder)
-        self.knows: str | None = settings.get("knows")
+        self.domain: str | None = settings.get("domain")
         kind = settings["format"]
         if kind == "onnx" and precision == "bf16":
             raise InputError("ONNX Runtime does not compute in bf16: export with --format openvino, or ask for fp32.")
         bf16 = precision == "bf16" or (precision == "auto" and cpu_has_bf16())
         try:
-            tokenizer = guest("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer = import_extra("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
             self.tokenizer = PhraseTokenizer(tokenizer, self.max_length, int(settings.get("pad_id", 0)))
             files = [folder / f"{name}{SUFFIX[kind]}" for name in (IMAGE, PHRASES)]
-            graphs = _onnx(files, threads or cores()) if kind == "onnx" else _openvino(files, threads or cores(), bf16)
+            graphs = (
+                _onnx(files, threads or cpu_threads())
+                if kind == "onnx"
+                else _openvino(files, threads or cpu_threads(), bf16)
+            )
             self._image, self._phrases = graphs
         except InputError:
             raise
@@ -100,7 +104,7 @@ class ExportedBackend:
 
 
 def _onnx(files: list[Path], threads: int) -> list[Graph]:
-    runtime = guest("onnxruntime")
+    runtime = import_extra("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -114,7 +118,7 @@ def _onnx(files: list[Path], threads: int) -> list[Graph]:
 
 
 def _openvino(files: list[Path], threads: int, bf16: bool) -> list[Graph]:
-    openvino = guest("openvino")
+    openvino = import_extra("openvino")
     core = openvino.Core()
     hints = {
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
@@ -145,7 +149,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def guest(name: str) -> ModuleType:
+def import_extra(name: str) -> ModuleType:
     """Import a package of the `export` extra.
 
     Raises:

@@ -21,7 +21,7 @@ class Backend(Protocol):
     max_length: int  # L
     tokenizer: PhraseTokenizer
     calibration: Calibration | None  # from the scores that `answer` gives to probabilities
-    knows: str | None  # what the model was trained to recognise
+    domain: str | None  # what the model was trained to recognise
 
     def encode(self, image: NDArray[np.float32], image_mask: NDArray[np.bool_]) -> Any: ...
 

@@ -27,7 +27,7 @@ _MULTIPLIES = (nn.Linear, nn.Conv2d, BakedConv, Attention)
 """Modules whose parameters autocast would turn to bfloat16 in every call."""
 
 
-class EagerBackend:
+class TorchRuntime:
     """Answer with a model whose norms are baked and whose convolutions are channels-last; phrases are remembered.
 
     Args:
@@ -50,7 +50,7 @@ class EagerBackend:
         if threads is not None:
             torch.set_num_threads(threads)
         self.image_size, self.max_length, self.calibration = model.image_size, model.max_length, model.calibration
-        self.knows, self.tokenizer = model.knows, model.phrase_tokenizer()
+        self.domain, self.tokenizer = model.domain, model.phrase_tokenizer()
         self.device = select_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.bf16 = use_bf16(precision, self.device)

@@ -292,9 +292,9 @@ at("min-score").addEventListener("input", setBound);
 
 /** Say what the model knows, and start from its stored threshold. */
 async function meetModel() {
-  const { knows, threshold } = await (await fetch("healthz")).json();
-  at("knows").hidden = !knows;
-  at("knows").textContent = `This model knows: ${knows}.`;
+  const { domain, threshold } = await (await fetch("healthz")).json();
+  at("domain").hidden = !domain;
+  at("domain").textContent = `This model knows: ${domain}.`;
   if (threshold !== null) {
     at("min-score").value = threshold;
     setBound();
