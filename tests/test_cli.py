@@ -204,7 +204,7 @@ def test_evaluate_and_report(run: Path, squares: Path) -> None:
     rows = [json.loads(line) for line in (run / "predictions-annotations-val.jsonl").read_text().splitlines()]
     assert sum(row["iou"] >= 0.5 for row in rows) / 24 == result["acc50"]
     own = epmvg.evaluate(run, data=str(squares))  # not the rows that it has learned from
-    assert (own["split"], own["stamp"]) == ("val", result["stamp"])
+    assert (own["split"], own["metadata"]) == ("val", result["metadata"])
     done = epmvg_command("report", run, "--out", run / "report.html")
     assert done.returncode == 0, done.stderr
     assert "<html" in (run / "report.html").read_text()
