@@ -14,7 +14,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from epmvg.cli.screen import errors
+from epmvg.cli.console import error_console
 from epmvg.core.progress import progress_bar
 from reference.page import tables, write_figures
 from reference.suite import PRESETS, bench
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for bench.json, bench.md and bench.svg")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    with progress_bar(errors, "Measuring") as progress:
+    with progress_bar(error_console, "Measuring") as progress:
         found = bench(arguments.preset or PRESETS, quick=arguments.quick, progress=progress)
     if arguments.out is not None:
         write_figures(found, arguments.out)

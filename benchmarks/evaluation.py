@@ -22,11 +22,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
+from epmvg.core.geometry import Letterbox
 from epmvg.core.images import open_image
 from epmvg.core.types import Sample
 from epmvg.data.synthetic.scenes import draw_scene
-from epmvg.data.views import evaluation_view, image_of, lay
-from epmvg.evaluation.evaluate import Row, prediction_row, evaluation_loader, ious, predict_rows
+from epmvg.evaluation.evaluate import Row, evaluation_loader, ious, predict_rows, prediction_row
 from epmvg.evaluation.metrics import Metrics
 from epmvg.models.norms import bake_norms
 from reference.machine import machine
@@ -47,7 +47,7 @@ def draw(folder: Path, photos: int) -> list[Sample]:
         across, down = (new / old for new, old in zip(SIZE, scene.image.size, strict=True))
         for turn in range(A_PHOTO):
             phrase = scene.phrases[turn % len(scene.phrases)]
-            x0, y0, x1, y1 = scene.things[phrase.target].box
+            x0, y0, x1, y1 = scene.objects[phrase.target].box
             records.append(Sample(file, phrase.text, (x0 * across, y0 * down, x1 * across, y1 * down)))
     return records
 
@@ -65,10 +65,10 @@ def plainly(work: Work, plain: PlainGrounder, records: list[Sample]) -> list[Row
     rows = []
     for record in records:
         photo = open_image(record.image)
-        view = evaluation_view(photo.size, work.student.image_size)
-        image, image_mask = (torch.from_numpy(part)[None] for part in image_of(lay(photo, view), view))
+        letterbox = Letterbox.fit(*photo.size, work.student.image_size)
+        image, image_mask = (torch.from_numpy(part)[None] for part in letterbox.pad(letterbox.resize(photo)))
         answered = plain(image, image_mask, *work.full_length([record.phrase]))
-        box = view.letterbox.to_source(answered.double()).tolist()
+        box = letterbox.to_source(answered.double()).tolist()
         rows.append(prediction_row(record, box[0], ious(box, [record.box])[0], score=None))
     Metrics.of(rows)
     return rows

@@ -26,7 +26,7 @@ SETTINGS = [
     *(
         "model={name: tiny-resnet, pretrained: false}",
         "distill=null",
-        "data.batch_size=4",
+        "data.batch_size=16",
         "data.phrases_per_image=4",
     ),
     *(
@@ -75,7 +75,7 @@ class Room:
         said, _ = process.communicate()
         assert "Traceback" not in said, said
         lines = [line for line in said.splitlines() if line.strip()]
-        telling = [line for line in lines if line.startswith("epmvg: ") or "left out" in line or "Warning: " in line]
+        telling = [line for line in lines if line.startswith(("error: ", "warning: ", "stopped "))]
         return process.returncode, (telling or lines)[-1].replace(str(self.folder) + "/", "").strip()
 
     def goes_on(self, *settings: str, out: Path | None = None) -> bool:
@@ -232,7 +232,7 @@ def two_from_nothing(room: Room) -> tuple[int, str, bool]:
 def out_of_memory(room: Room) -> tuple[int, str, bool]:
     """The process may take 6 GB of addresses, and a batch wants more."""
     limit = ["prlimit", "--as=6000000000"]
-    status, line = room.train("model.image_size=1024", "data.batch_size=30", "data.phrases_per_image=32", prefix=limit)
+    status, line = room.train("model.image_size=1024", "data.batch_size=160", prefix=limit)
     return status, line, not (room.run / "state").exists() and room.goes_on(out=room.folder / "second")
 
 

@@ -37,7 +37,7 @@ TEACHER = {
 SETTINGS = [
     *("model={name: tiny-resnet, pretrained: false, anchored: true, similarity: true, score: true}",),
     *(
-        "data.batch_size=4",
+        "data.batch_size=16",
         "data.phrases_per_image=4",
         "data.augment={}",
         "train.cache_features=false",

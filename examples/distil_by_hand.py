@@ -40,7 +40,7 @@ def main(folder: Path, teacher_name: str | None) -> None:
     loss_of = epmvg.GroundingLoss(giou_weight=1.0, image_weight=1.5, text_weight=2.0)  # lambda, alpha, beta (sec. 4.2)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     loader = epmvg.make_loader(
-        "scenes", split="train", root=scenes, tokenizer=student.tokenizer, image_size=student.image_size, images=8
+        "scenes", split="train", root=scenes, tokenizer=student.tokenizer, image_size=student.image_size, batch_size=32
     )
     for batch in loader:  # I images, P phrases
         answer = student(*batch.inputs)

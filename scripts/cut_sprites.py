@@ -1,4 +1,4 @@
-"""Cut the sprites of the drawn scenes from two npm packages; run once, the result is committed.
+"""Cut the sprites of the synthetic scenes from two npm packages; run once, the result is committed.
 
     npm pack @lobehub/fluent-emoji-3d@1.1.0 emojibase-data@17.0.0     # unpack each into a folder of its own
     python scripts/cut_sprites.py --art fluent-emoji-3d/package/assets --names emojibase-data/package/en/data.json
@@ -13,11 +13,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from epmvg.data.synthetic.sprite_library import SPRITE_FOLDER, SPRITE_SIDE, TINT_HUES, dominant_hue, name_colour, tint
+from epmvg.data.synthetic.sprite_library import SPRITE_FOLDER, TINT_HUES, tint
 
 VISIBLE = 64  # alpha from which a pixel belongs to the object
+SPRITE_SIDE = 96  # longer side in pixels: objects are 40 to 100 pixels long in an image of 256
+
+HUES = {"orange": (15, 35), "yellow": (39, 64), "green": (75, 168), "blue": (190, 246), "purple": (252, 288)}
+HUES |= {"pink": (292, 332)}
+"""Least and greatest hue in degrees that a color word is right for; red wraps around."""
 
 GROUPS: dict[str, str] = {
     "animals": """
@@ -85,14 +92,14 @@ GROUPS: dict[str, str] = {
 }
 
 TINTED_GROUPS = ("vehicles", "play", "clothes", "music", "office", "household")
-"""Made things come in any colour."""
+"""Things that exist in any color."""
 
 ONE_COLOUR = """
     ambulance, fire engine, police car, taxi, stop sign, traffic light, basketball, baseball, football, soccer ball,
     pumpkin, Christmas tree, trophy, medal, target, coin, pair of sunglasses, television, light bulb, magnifying glass,
     painting, fire extinguisher, pair of glasses, laptop, computer, window, mirror, door, ladder, cardboard box,
     violin, money bag, ring, candle, saxophone, trumpet, palette, hourglass, ship, canoe, speedboat, sailboat"""
-"""Made things that are known by their colour, or whose coloured part is not what a colour word would mean."""
+"""Things that are known by their color, or whose coloured part is not what a colour word would mean."""
 
 ALIKE = """
     bear, teddy bear | fish, shark, whale | car, taxi, police car, racing car | truck, van, ambulance, fire engine,
@@ -103,19 +110,7 @@ ALIKE = """
     pine tree, Christmas tree | horse, unicorn | pencil, pen, crayon | guitar, violin, banjo | motorcycle, scooter |
     coin, medal, sun | dove, swan, duck | crab, lobster, shrimp | cucumber, pear | bell, alarm clock |
     glass of milk, jar | key, padlock | paintbrush, toothbrush | cup of coffee, beer mug | lion, tiger, leopard"""
-"""Kinds that one name could cover, or that look like each other: they share no scene."""
-
-PLURALS = {
-    "mouse": "mice",
-    "computer mouse": "computer mice",
-    "fish": "fish",
-    "goose": "geese",
-    "cactus": "cacti",
-    "kitchen knife": "kitchen knives",
-    "dice": "dice",
-    "box of fries": "boxes of fries",
-    "sushi": "pieces of sushi",
-}
+"""Kinds that one name could cover, or that look like each other: no two of them are in one scene."""
 
 
 def main() -> None:
@@ -151,9 +146,7 @@ def cut(art: Path, code: str, name: str, group: str) -> dict[str, Any]:
     )
     return {
         "name": name,
-        "plural": plural(name),
         "file": file,
-        "group": group,
         "colour": colour,
         "hue": hue if tints else None,
         "tints": tints,
@@ -165,16 +158,42 @@ def split(text: str) -> list[str]:
     return [" ".join(item.split()) for item in text.split(",")]
 
 
-def plural(name: str) -> str:
-    """Return the plural of a plain name, of its head noun in "bag of popcorn"."""
-    if name in PLURALS:
-        return PLURALS[name]
-    head, of, rest = name.partition(" of ")
-    if head.endswith(("s", "x", "ch", "sh")):
-        return head + "es" + of + rest
-    if head.endswith("y") and head[-2] not in "aeiou":
-        return head[:-1] + "ies" + of + rest
-    return head + "s" + of + rest
+def dominant_hue(image: Image.Image) -> int | None:
+    """Return the hue in degrees around which most colored pixels of a sprite are, None if few are colored."""
+    hue, saturation, value = hsv(image)
+    colored = hue[(saturation >= 0.3) & (value >= 0.25)]
+    if len(colored) < 0.4 * len(hue):
+        return None
+    counts = np.bincount(colored.astype(int) % 360, minlength=360)
+    window = np.convolve(np.concatenate([counts[-15:], counts, counts[:15]]), np.ones(31), "valid")
+    return int(window.argmax())
+
+
+def name_colour(image: Image.Image) -> str | None:
+    """Return the one color word for a sprite, None where people might disagree."""
+    hue, saturation, value = hsv(image)
+    vivid, bright = saturation >= 0.35, value >= 0.55
+    warm = (hue <= 40) | (hue >= 338)
+    words = {word: vivid & (value >= 0.4) & (hue >= low) & (hue <= high) for word, (low, high) in HUES.items()}
+    words["yellow"] &= value >= 0.8
+    words["orange"] &= (value >= 0.8) & (saturation >= 0.6)
+    words["red"] = (saturation >= 0.62) & bright & ((hue >= 338) | (hue <= 15))
+    words["pink"] &= value >= 0.75
+    words["pink"] |= (saturation >= 0.25) & (saturation <= 0.55) & (value >= 0.9) & ((hue >= 320) | (hue <= 8))
+    words["brown"] = warm & (saturation >= 0.28) & (value <= 0.68) & (value >= 0.2)
+    words["white"] = (saturation <= 0.18) & (value >= 0.8)
+    words["grey"] = (saturation <= 0.25) & (value >= 0.3) & (value <= 0.8)
+    fractions = sorted(((float(mask.mean()), word) for word, mask in words.items()), reverse=True)
+    (first, word), (second, _) = fractions[:2]
+    needed = 0.7 if word in ("white", "grey") else 0.5
+    return word if first >= needed and second <= 0.2 else None
+
+
+def hsv(image: Image.Image) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]]:
+    """Return hue in degrees, and saturation and value in 0..1, of the opaque pixels."""
+    opaque = np.asarray(image.getchannel("A")) >= 200
+    pixels = np.asarray(image.convert("RGB").convert("HSV"))[opaque].astype(np.float32) / 255
+    return pixels[:, 0] * 360, pixels[:, 1], pixels[:, 2]
 
 
 if __name__ == "__main__":

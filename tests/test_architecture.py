@@ -123,7 +123,7 @@ LIGHT = sorted(
 )
 
 
-@pytest.mark.parametrize("statement", ["import " + ", ".join(LIGHT), "import epmvg.cli.listing as l; l.known()"])
+@pytest.mark.parametrize("statement", ["import " + ", ".join(LIGHT), "import epmvg.cli.catalogue as c; c.catalogue()"])
 def test_what_is_light_imports_no_torch(statement: str) -> None:
     script = f"import sys, epmvg.cli\n{statement}\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

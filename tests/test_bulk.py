@@ -288,7 +288,7 @@ def test_nothing_of_the_user_s_is_replaced(run: Path, squares: Path, photos: Pat
     (tmp_path / "full" / "a.txt").write_text("kept")
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     calls: list[tuple[Any, Path, dict[str, Any], str]] = [
-        (squares, out, {}, "--overwrite"),
+        (squares, out, {}, "or delete it"),
         (squares, squares, {"overwrite": True}, "overwrite the input"),
         (squares, link, {"overwrite": True}, "overwrite the input"),
         (squares, tmp_path / "q.jsonl", {}, "in the way"),

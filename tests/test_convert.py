@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import re
 from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -285,10 +285,10 @@ def test_the_command_accounts_for_everything(
 ) -> None:
     file, out = saved(checkpoint, tmp_path), tmp_path / "run"
     with pytest.raises(SystemExit) as exit_:
-        main(["convert", str(file), "--as", "transvg", "--out", str(out), "--json"])
+        main(["convert", str(file), "--as", "transvg", "--out", str(out)])
     assert exit_.value.code == 0
-    told = json.loads(capsys.readouterr().out)
-    assert len(told["converted"]) + len(told["ignored"]) == len(checkpoint["model"])
+    counts = re.findall(r"^(?:converted|ignored) +(\d+)", capsys.readouterr().out, re.MULTILINE)
+    assert sum(map(int, counts)) == len(checkpoint["model"])
     with pytest.raises(SystemExit) as exit_:
         main(["convert", str(file), "--as", "transvg", "--out", str(out)])
     assert exit_.value.code == 2

@@ -163,7 +163,9 @@ def test_pictures_that_vanish_are_counted_and_named_once(squares: Path, tmp_path
 def test_a_batch_without_a_picture_is_empty_and_says_why(squares: Path, tiny: Grounder, workers: int) -> None:
     records = read_jsonl(squares, split="train")
     (squares.parent / "0.png").write_bytes(b"no picture")
-    loader = GroundingLoader(records, tiny.tokenize, image_size=64, images=1, workers=workers, tolerant=True)
+    loader = GroundingLoader(
+        records, tiny.tokenize, image_size=64, batch_size=4, num_workers=workers, skip_unreadable=True
+    )
     first, *others = loader
     assert not first.samples and len(first.images) == len(first.tokens) == len(first.boxes) == 0
     assert len(first.skipped) == 1 and "0.png" in first.skipped[0]
@@ -172,13 +174,13 @@ def test_a_batch_without_a_picture_is_empty_and_says_why(squares: Path, tiny: Gr
 
 @pytest.mark.parametrize(
     "batch",
-    [["data.batch_size=1"], ["data.batch_size=1", "train.gradient_accumulation_steps=2"], ["data.batch_size=4"]],
+    [["data.batch_size=4"], ["data.batch_size=4", "train.gradient_accumulation_steps=2"], ["data.batch_size=16"]],
 )
 def test_one_broken_picture_ends_no_training(squares: Path, tmp_path: Path, batch: list[str]) -> None:
     """Nor is a step lost from the schedule, and the other pictures are learned from."""
     (squares.parent / "0.png").write_bytes(b"no picture")
     run = epmvg.train(recipe(squares, *batch, "data.phrases_per_image=4", "train.epochs=2"), tmp_path / "run")
-    steps = -(-6 // (int(batch[0][-1]) * (2 if len(batch) == 2 else 1)))
+    steps = -(-6 // (int(batch[0].partition("=")[2]) // 4 * (2 if len(batch) == 2 else 1)))
     last = rows(run)[-1]
     assert last["step"] == 2 * steps and last["phrases"] == 2 * 5 * 4
     (told,) = [row for row in rows(run) if row["event"] == "skipped"]
@@ -265,13 +267,13 @@ def test_running_out_of_memory_says_what_takes_less(
     monkeypatch.setattr(loop, "_step", fails)
     with pytest.raises(
         InputError,
-        match=r"Out of memory: set train\.checkpoint_layers=true and go on with --resume, .*images=3 .*phrases=2",
+        match=r"Out of memory: set train\.gradient_checkpointing=true and go on with --resume, .*data\.batch_size=6",
     ):
         epmvg.train(recipe(squares), tmp_path / "run")
     monkeypatch.setattr("epmvg.cli.app", fails)
     with pytest.raises(SystemExit) as ended:
         main([])
-    assert ended.value.code == 2 and capsys.readouterr().err.startswith("epmvg: Memory ran out: ")
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: Out of memory. ")
 
 
 def test_an_error_of_the_program_is_not_taken_for_the_user_s(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import epmvg
 from epmvg.cli import main
-from epmvg.cli.listing import known
+from epmvg.cli.catalogue import catalogue
 from epmvg.core.locate import DEFAULT, fetch
 from epmvg.core.types import InputError
 from epmvg.data.synthetic.scenes import write_scenes
@@ -74,7 +74,7 @@ def test_a_missing_package_and_a_strange_one_are_one_sentence(bundled: Path, mon
 
 
 def test_each_ready_model_that_is_listed_is_found_by_its_name() -> None:
-    names = [row["name"] for row in known()["ready"]]
+    names = [row["name"] for row in catalogue()["pretrained"]]
     assert DEFAULT in names
     for name in names:
         assert (fetch(name) / "model.safetensors").is_file()

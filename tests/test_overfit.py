@@ -38,7 +38,7 @@ def test_eight_photos_by_heart(family: str, shared: Path) -> None:
     for record in records:
         boxes.setdefault((record.image, record.phrase.lower()), set()).add(record.box)
     chosen = [r for r in records if r.image in photos and len(boxes[r.image, r.phrase.lower()]) == 1]
-    (batch, *_) = GroundingLoader(chosen, model.tokenize, image_size=model.image_size, images=8, phrases=6)
+    (batch, *_) = GroundingLoader(chosen, model.tokenize, image_size=model.image_size, batch_size=len(chosen))
     rate = RATES.get(family, 1e-3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     loss_of = GroundingLoss(box="l1", box_weight=5.0, giou_weight=2.0)

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from epmvg.core.boxes import paired_iou
+from epmvg.core.geometry import Letterbox
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Prediction
-from epmvg.data.views import evaluation_view, image_of, lay
 from epmvg.inference.predictor import Predictor, tokenize
 from epmvg.inference.results import Predictions
 from epmvg.models.factory import create_model, save
@@ -141,15 +141,15 @@ def test_a_model_is_taken_as_it_is(tiny: Grounder) -> None:
 def test_the_engine_answers_as_the_model(name: str) -> None:
     torch.manual_seed(0)
     model = create_model(name).eval()
-    view = evaluation_view((90, 60), model.image_size)
-    image_size, image_mask = image_of(lay(photo(0), view), view)
+    letterbox = Letterbox.fit(90, 60, model.image_size)
+    image_size, image_mask = letterbox.pad(letterbox.resize(photo(0)))
     tokens, token_mask = model.tokenize(PHRASES)
     image_index = torch.zeros(len(PHRASES), dtype=torch.int64)
     with torch.no_grad():
         output = model(
             torch.from_numpy(image_size)[None], torch.from_numpy(image_mask)[None], tokens, token_mask, image_index
         )
-    expected = view.letterbox.to_source(output.box.double())
+    expected = letterbox.to_source(output.box.double())
     boxes, _ = Predictor(model).predict_boxes(photo(0), PHRASES)
     torch.testing.assert_close(torch.tensor(boxes, dtype=torch.float64), expected, atol=1e-3, rtol=0)
 
@@ -305,7 +305,7 @@ def test_a_reduced_copy_with_its_photo_s_size_is_answered_as_the_photo(tiny: Gro
     """What a server keeps of a photo, the pixels on the canvas, is all the model needs of it."""
     picture = Image.effect_noise((403, 151), 90).convert("RGB")
     predictor, fresh = Predictor(tiny), Predictor(tiny)
-    laid = lay(picture, evaluation_view(picture.size, predictor.image_size))
+    laid = Letterbox.fit(*picture.size, predictor.image_size).resize(picture)
     assert max(laid.shape) == predictor.image_size < 403
     (reduced,) = fresh.predict_batch([(Image.fromarray(laid), ["it"])], sizes=[picture.size])
     assert reduced == list(predictor(picture, "it"))

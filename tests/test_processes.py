@@ -63,7 +63,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_an_evaluation_is_the_same_to_the_last_digit(tiny: Grounder, squares: Path, tmp_path: Path, count: int) -> None:
     folder = tmp_path / "run"
     save(tiny, folder)
-    settings = Recipe.load("scenes", f"data.name={squares}", "model=tiny-resnet", "data.batch_size=2")
+    settings = Recipe.load("scenes", f"data.name={squares}", "model=tiny-resnet", "data.batch_size=8")
     (folder / "config.yaml").write_text(settings.dump())
     found = []
     for processes in (1, count):
@@ -81,14 +81,14 @@ def test_two_processes_and_accumulation_learn_as_one_batch_does(uneven: Path, tm
     Not what a softmax does not see (the where-map's bias, the biases of attention's keys): its gradient is rounding, of
     which AdamW makes steps.
     """
-    ways = {"one": (1, 4, 1), "accumulated": (1, 2, 2), "two": (2, 4, 1), "both": (2, 2, 2)}
+    ways = {"one": (1, 8, 1), "accumulated": (1, 4, 2), "two": (2, 8, 1), "both": (2, 4, 2)}
     curves, ends = {}, {}
-    for name, (count, images, accumulate) in ways.items():
+    for name, (count, batch_size, accumulate) in ways.items():
         recipe = Recipe.load(
             "scenes",
             f"data.name={uneven}",
             *SAME,
-            f"data.batch_size={images}",
+            f"data.batch_size={batch_size}",
             f"train.gradient_accumulation_steps={accumulate}",
         )
         work = lambda recipe=recipe, name=name: epmvg.train(recipe, tmp_path / name)  # noqa: E731
@@ -119,11 +119,8 @@ def seen_by_softmax(name: str, parameter: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (["data.batch_size=3"], "data.batch_size=3 is the batch of all processes and cannot be divided among 2"),
-        (
-            ["data.batch_size=4", "data.phrases_per_image=4"],
-            "makes 1 image(s) with at most data.phrases_per_image=4 phrases an epoch, which 2",
-        ),
+        (["data.batch_size=3"], "data.batch_size=3 is for all processes together and cannot be divided among 2"),
+        (["data.batch_size=4"], "has 1 training samples for 2 processes"),
     ],
 )
 def test_what_processes_cannot_share_is_one_sentence_of_each(
@@ -131,7 +128,7 @@ def test_what_processes_cannot_share_is_one_sentence_of_each(
 ) -> None:
     lines = squares.read_text().splitlines(keepends=True)
     if settings != ["data.batch_size=3"]:
-        squares.write_text("".join(line for line in lines if '"0-' in line or '"val"' in line))
+        squares.write_text("".join(line for line in lines if '"0-red' in line or '"val"' in line))
     chosen = Recipe.load("scenes", f"data.name={squares}", *SAME, *settings)
     assert together(2, lambda: epmvg.train(chosen, tmp_path / "run")) == [2, 2]
     said = capfd.readouterr().err
@@ -152,7 +149,7 @@ def test_processes_learn_what_one_does_although_one_has_nothing_to_open(
 
     monkeypatch.setattr(prepare, "_student", drawn_anew)
     (squares.parent / "4.png").write_bytes(b"no picture")
-    batch = ["data.batch_size=2", "data.phrases_per_image=4", "train.epochs=2"]
+    batch = ["data.batch_size=8", "data.phrases_per_image=4", "train.epochs=2"]
     recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, *batch)
     for count in (1, 2):
         assert together(count, partial(epmvg.train, recipe, tmp_path / f"{count}")) == [0] * count
@@ -167,7 +164,7 @@ def test_processes_learn_what_one_does_although_one_has_nothing_to_open(
 def test_a_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, "data.batch_size=2", "model.dropout=0.1")
+    recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, "data.batch_size=4", "model.dropout=0.1")
     assert together(2, lambda: epmvg.train(recipe, tmp_path / "whole")) == [0, 0]
     real = loop._step
 
@@ -195,7 +192,7 @@ def test_a_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
 def test_one_process_told_to_stop_stops_all_after_the_same_step(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, "data.batch_size=2", "train.save_interval=100")
+    recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, "data.batch_size=4", "train.save_interval=100")
     real = loop._step
 
     def signalled(run: Run, *given: object) -> object:

@@ -105,7 +105,7 @@ def test_the_command_line_says_how_to_go_on(
         "train.cache_features=false",
         "train.epochs=2",
         "train.warmup_steps=0",
-        "data.batch_size=2",
+        "data.batch_size=8",
         "--out",
         str(tmp_path / "a run"),
     ]
@@ -123,7 +123,7 @@ def test_the_command_line_says_how_to_go_on(
     said = capsys.readouterr()
     assert ended.value.code == 128 + signal.SIGTERM
     assert f"training on {Samples.of(read_jsonl(squares, split='train'))}, validation on" in said.out
-    (line,) = [line for line in said.err.splitlines() if line.startswith("epmvg: stopped at step ")]
+    (line,) = [line for line in said.err.splitlines() if line.startswith("stopped at step ")]
     assert line.endswith(f"--out '{tmp_path / 'a run'}' --resume")
     with pytest.raises(SystemExit) as ended:
         main(["train", *settings, "--resume"])
@@ -153,7 +153,7 @@ def test_a_score_that_fails_loses_neither_state_nor_weights(
 def test_an_unreadable_validation_image_is_a_named_miss(squares: Path, tmp_path: Path) -> None:
     """One that vanishes while the run learns; what is no image is refused before the first step."""
     image = squares.parent / "1.png"
-    chosen = recipe(squares, *FAST, "data.batch_size=12")
+    chosen = recipe(squares, *FAST, "data.batch_size=24")
     said: list[dict[str, object]] = []
 
     def report(row: dict[str, object]) -> None:

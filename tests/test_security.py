@@ -133,7 +133,7 @@ def test_files_that_would_run_code_are_refused_unexecuted(tmp_path: Path, capsys
         with pytest.raises(SystemExit) as ended:
             main([str(argument) for argument in arguments])
         said = capsys.readouterr().err
-        assert ended.value.code == 2 and said.startswith("epmvg: ") and len(said.splitlines()) == 1
+        assert ended.value.code == 2 and said.startswith("error: ") and len(said.splitlines()) == 1
     assert not mark.exists()
 
 

@@ -53,7 +53,7 @@ def test_the_last_batches_of_an_epoch_make_a_step(squares: Path, tmp_path: Path)
     """Six images in batches of one, four to a step: 4 + 2, told and taken alike, every phrase once an epoch."""
     said: list[dict[str, object]] = []
     settings = [
-        "data.batch_size=1",
+        "data.batch_size=4",
         "data.phrases_per_image=4",
         "train.gradient_accumulation_steps=4",
         "train.epochs=2",
@@ -75,9 +75,9 @@ def test_a_short_last_step_is_that_of_one_batch_of_the_same_phrases(squares: Pat
         "model.dropout=0",
         "loss.token_box_weight=0",
     ]
-    one = epmvg.train(recipe(squares, *same, "data.batch_size=4"), tmp_path / "one")
+    one = epmvg.train(recipe(squares, *same, "data.batch_size=16"), tmp_path / "one")
     split = epmvg.train(
-        recipe(squares, *same, "data.batch_size=1", "train.gradient_accumulation_steps=4"), tmp_path / "split"
+        recipe(squares, *same, "data.batch_size=4", "train.gradient_accumulation_steps=4"), tmp_path / "split"
     )
     losses = [[row["loss"] for row in rows(run) if row["event"] == "step"] for run in (one, split)]
     assert len(losses[0]) == 4
@@ -100,25 +100,27 @@ def test_steps_that_there_are_not_are_refused_at_once(
     squares: Path, tmp_path: Path, settings: list[str], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
-        epmvg.train(recipe(squares, "data.phrases_per_image=4", *settings), tmp_path / "run")
+        epmvg.train(recipe(squares, "data.batch_size=12", *settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 # --- what they learn from -------------------------------------------------------------------------------------------
 
 
-def made(squares: Path, tiny: Grounder, rank: int = 0, world: int = 1, phrases: int = 3) -> GroundingLoader:
+def made(
+    squares: Path, tiny: Grounder, rank: int = 0, world_size: int = 1, phrases: int = 3, batch_size: int = 16
+) -> GroundingLoader:
     return GroundingLoader(
         read_jsonl(squares),
         tiny.tokenize,
         image_size=64,
-        images=8,
-        phrases=phrases,
+        batch_size=batch_size,
+        phrases_per_image=phrases,
         augment=Augment(horizontal_flip=0.5, crop=0.5, scale=0.7, color_jitter=0.8, translate=1.0),
         shuffle=True,
         seed=3,
         rank=rank,
-        world=world,
+        world_size=world_size,
     )
 
 
@@ -137,8 +139,8 @@ def test_processes_share_each_batch_of_one_process(squares: Path, tiny: Grounder
 
 
 def test_a_part_of_a_short_batch_may_be_empty(squares: Path, tiny: Grounder) -> None:
-    """Twelve groups, eight to a batch: the last four groups fall to four of eight processes."""
-    last = [list(made(squares, tiny, rank, 8, phrases=4).batches(0))[1] for rank in range(8)]
+    """The last four samples of an epoch are those of four of eight processes."""
+    last = [list(made(squares, tiny, rank, 8, phrases=4, batch_size=44).batches(0))[1] for rank in range(8)]
     assert sorted(len(batch.images) for batch in last) == [0, 0, 0, 0, 1, 1, 1, 1]
     assert all(len(batch.samples) == len(batch.tokens) == len(batch.boxes) for batch in last)
 
@@ -218,7 +220,7 @@ def test_a_resumed_run_keeps_its_rates(squares: Path, tmp_path: Path, monkeypatc
         f"model.init_from={start}",
         "train.lr_visual_encoder=1e-6",
         "train.epochs=2",
-        "data.phrases_per_image=4",
+        "data.batch_size=12",
     )
     whole = epmvg.train(chosen, tmp_path / "whole")
     real = loop._step
@@ -270,7 +272,7 @@ def test_losses_between_a_row_and_a_score_are_told(squares: Path, tmp_path: Path
     """Three steps an epoch, a row every two: scoring after each epoch changes no row."""
     said = []
     for name, every in (("often", 1), ("once", 4)):
-        settings = ["train.epochs=4", "train.log_interval=2", f"train.eval_interval={every}", "data.batch_size=4"]
+        settings = ["train.epochs=4", "train.log_interval=2", f"train.eval_interval={every}", "data.batch_size=8"]
         run = epmvg.train(recipe(squares, *settings), tmp_path / name)
         said.append([row["loss"] for row in rows(run) if row["event"] == "step"])
     assert len(said[0]) == 6 and said[0] == said[1]

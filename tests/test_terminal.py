@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from epmvg.cli import screen
+from epmvg.cli import console as cli_console
 from epmvg.core.progress import TrainingProgress, progress_bar
 
 STEPS = 37
@@ -53,14 +53,14 @@ def test_text_of_users_and_files_is_printed_as_it_stands(terminal: bool, monkeyp
     out = io.StringIO()
     texts = ["a dog [/x]", "[red]apple[/red]", "photos/[old]/1.jpg", ":dog:"]
     console = Console(file=out, force_terminal=terminal, width=200, markup=False, emoji=False, highlight=False)
-    monkeypatch.setattr(screen, "console", console)
-    screen.table(texts[0], [{texts[1]: texts[2], "b": texts[3]}])
+    monkeypatch.setattr(cli_console, "console", console)
+    cli_console.print_table(texts[0], [{texts[1]: texts[2], "b": texts[3]}])
     with TrainingProgress(console) as tell:
         tell({"event": "skipped", "why": f"{texts[0]} {texts[1]} {texts[2]} {texts[3]}"})
         tell(step(STEPS, texts[0]) | {"loss": {"total": 1.0, texts[1]: 1.0}})
     for text in texts:
         assert out.getvalue().count(text) >= 2
-    for shared in (screen.told, screen.errors):
+    for shared in (cli_console.log_console, cli_console.error_console):
         assert not shared._markup and not shared._emoji
 
 

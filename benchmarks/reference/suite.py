@@ -291,7 +291,7 @@ def loader(work: Work, images: int) -> dict[str, Any]:
             ("evaluation", None),
         ):
             one = GroundingLoader(
-                records, work.student.tokenize, image_size=work.student.image_size, images=8, augment=augment
+                records, work.student.tokenize, image_size=work.student.image_size, batch_size=8, augment=augment
             )
             (times,) = in_turn([lambda one=one: sum(1 for _ in one.batches(0))], 2)  # type: ignore[misc]
             rates[f"{name}_images_per_s"] = round(images / statistics.median(times), 1)

@@ -1,103 +1,192 @@
-"""Loading: every row once an epoch, grouped by image, the same order whoever asks and however often."""
+"""Loader: exact batch sizes, every sample once per epoch, the same batches for any number of workers and ranks."""
 
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from epmvg.core.types import Batch, InputError
-from epmvg.data.loader import GroundingLoader
+from epmvg.core.geometry import Letterbox
+from epmvg.core.types import Batch, InputError, Sample
+from epmvg.data.loader import Example, GroundingLoader, collate
 from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.transforms import Augment
-from epmvg.models.grounder import Grounder
 
-VARIED = Augment(horizontal_flip=0.5, scale=0.7, translate=1.0, color_jitter=0.5)
+VARIED = Augment(horizontal_flip=0.5, crop=0.8, scale=0.7, translate=1.0, color_jitter=0.5)
 
 
-def make(squares: Path, tiny: Grounder, **options: object) -> GroundingLoader:
-    records = read_jsonl(squares)
-    settings = {"image_size": 64, "images": 4, "phrases": 3, "shuffle": True, "augment": VARIED} | options
-    return GroundingLoader(records, tiny.tokenize, **settings)  # type: ignore[arg-type]
+def tokenize(phrases: list[str]) -> tuple[Tensor, Tensor]:
+    return torch.tensor([[len(phrase)] for phrase in phrases]), torch.zeros(len(phrases), 1, dtype=torch.bool)
+
+
+def make(squares: Path, **options: object) -> GroundingLoader:
+    """12 images with four samples each."""
+    settings = {
+        "image_size": 64,
+        "batch_size": 10,
+        "phrases_per_image": 3,
+        "shuffle": True,
+        "augment": VARIED,
+    } | options
+    return GroundingLoader(read_jsonl(squares), tokenize, **settings)  # type: ignore[arg-type]
+
+
+def uneven(counts: list[int], **options: object) -> GroundingLoader:
+    """Images that do not exist, with some samples each."""
+    samples = [
+        Sample(Path(f"{image}.png"), f"{image}-{number}", (0, 0, 9, 9))
+        for image, count in enumerate(counts)
+        for number in range(count)
+    ]
+    return GroundingLoader(samples, tokenize, image_size=32, **options)  # type: ignore[arg-type]
 
 
 def ids(batches: list[Batch]) -> list[str]:
-    return [record.id for batch in batches for record in batch.samples]
+    return [sample.id for batch in batches for sample in batch.samples]
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return (
-        ids([a]) == ids([b])
-        and torch.equal(a.images, b.images)
-        and torch.equal(a.boxes, b.boxes)
-        and a.phrases == b.phrases
-    )
+    return ids([a]) == ids([b]) and torch.equal(a.images, b.images) and torch.equal(a.boxes, b.boxes)
 
 
-def test_every_row_comes_once_an_epoch(squares: Path, tiny: Grounder) -> None:
-    loader = make(squares, tiny)
-    everyone = sorted(record.id for record in loader.records)
+def test_every_sample_comes_once_per_epoch(squares: Path) -> None:
+    loader = make(squares)
     first, second = ids(list(loader)), ids(list(loader))
-    assert sorted(first) == sorted(second) == everyone
+    assert sorted(first) == sorted(second) == sorted(sample.id for sample in loader.samples)
     assert first != second
 
 
-def test_an_image_is_opened_once_for_its_phrases(squares: Path, tiny: Grounder) -> None:
-    for batch in make(squares, tiny, phrases=4):
-        assert len(batch.images) == len({record.image for record in batch.samples}) < len(batch.samples)
-        for number, record in zip(batch.image_index.tolist(), batch.samples, strict=True):
-            alone = make(squares, tiny, augment=None, shuffle=False)
-            assert record.image in alone.images and number < len(batch.images)
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_have_exactly_the_given_number_of_pairs(squares: Path, shuffle: bool) -> None:
+    loader = make(squares, shuffle=shuffle)
+    sizes = [len(batch.samples) for batch in loader.batches(0)]
+    assert sizes == [10, 10, 10, 10, 8] and len(loader) == 5
 
 
-def test_resuming_in_an_epoch_goes_on_as_if_unbroken(squares: Path, tiny: Grounder) -> None:
-    whole = list(make(squares, tiny).batches(3))
-    rest = list(make(squares, tiny).batches(3, start=2))
+def test_groups_are_even_and_stay_together(squares: Path) -> None:
+    """13, 1 and 8 samples with at most 5 per group make groups of 4, 4, 5 and 1 and 4, 4."""
+    loader = uneven([13, 1, 8], phrases_per_image=5, shuffle=True)
+    order, group = loader.epoch_order(0)
+    assert sorted(order.tolist()) == list(range(22))
+    runs = [
+        len(part)
+        for part in torch.tensor(group).split_with_sizes(
+            torch.tensor(group).unique_consecutive(return_counts=True)[1].tolist()
+        )
+    ]
+    assert sorted(runs) == [1, 4, 4, 4, 4, 5]
+    images = [loader.samples[number].image for number in order]
+    assert all(one == other for (one, a), (other, b) in pairwise(zip(images, group, strict=True)) if a == b)
+    plain, _ = uneven([2, 3], phrases_per_image=2).epoch_order(7)
+    assert plain.tolist() == list(range(5))
+
+
+def test_a_group_that_a_batch_border_divides_keeps_its_transform(squares: Path) -> None:
+    cut = list(make(squares, batch_size=5, phrases_per_image=4).batches(0))
+    whole = list(make(squares, batch_size=48, phrases_per_image=4).batches(0))
+    images = {
+        sample.image: whole[0].images[i] for i, sample in zip(whole[0].image_index, whole[0].samples, strict=True)
+    }
+    seen = [sample.image for batch in cut for sample in batch.samples]
+    assert seen == [sample.image for sample in whole[0].samples]
+    for batch in cut:
+        assert len(batch.images) == len({sample.image for sample in batch.samples})
+        for i, sample in zip(batch.image_index, batch.samples, strict=True):
+            assert torch.equal(batch.images[i], images[sample.image])
+    assert sum(len(batch.images) for batch in cut) > len(images)
+
+
+def test_an_image_is_read_once_for_its_phrases(squares: Path) -> None:
+    for batch in make(squares, phrases_per_image=4, batch_size=16).batches(0):
+        assert len(batch.images) == len({sample.image for sample in batch.samples}) == 4
+        assert batch.image_paths == list(dict.fromkeys(sample.image for sample in batch.samples))
+
+
+def test_resuming_within_an_epoch_continues_it(squares: Path) -> None:
+    whole = list(make(squares).batches(3))
+    rest = list(make(squares).batches(3, start=2))
     assert len(whole) == len(rest) + 2
     assert all(same(a, b) for a, b in zip(whole[2:], rest, strict=True))
+    assert list(make(squares).batches(3, start=5)) == []
 
 
-def test_workers_change_nothing(squares: Path, tiny: Grounder) -> None:
-    alone, helped = list(make(squares, tiny).batches(0)), list(make(squares, tiny, workers=2).batches(0))
+def test_workers_change_nothing(squares: Path) -> None:
+    alone, helped = list(make(squares).batches(0)), list(make(squares, num_workers=2).batches(0))
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
 
 
-def test_processes_share_the_batches_without_overlap(squares: Path, tiny: Grounder) -> None:
-    parts = [ids(list(make(squares, tiny, rank=rank, world=2, images=2).batches(0))) for rank in range(2)]
-    assert not set(parts[0]) & set(parts[1])
-    assert sorted(parts[0] + parts[1]) == sorted(ids(list(make(squares, tiny).batches(0))))
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_ranks_take_equal_contiguous_parts_of_every_batch(squares: Path, world_size: int) -> None:
+    whole = list(make(squares).batches(0))
+    parts = [list(make(squares, rank=rank, world_size=world_size).batches(0)) for rank in range(world_size)]
+    for number, batch in enumerate(whole):
+        own = [part[number] for part in parts]
+        assert ids(own) == ids([batch])
+        sizes = [len(each.samples) for each in own]
+        assert max(sizes) - min(sizes) <= (number == 4)  # only the last batch has another size
 
 
-def test_a_flip_swaps_sides_in_box_and_phrase(squares: Path, tiny: Grounder) -> None:
-    plain = next(make(squares, tiny, augment=None, shuffle=False).batches(0))
-    mirrored = next(make(squares, tiny, augment=Augment(horizontal_flip=1.0), shuffle=False).batches(0))
-    torch.testing.assert_close(mirrored.boxes[:, 0], 1 - plain.boxes[:, 0], atol=0.02, rtol=0)
-    torch.testing.assert_close(mirrored.boxes[:, 1:], plain.boxes[:, 1:])
+def test_without_shuffling_ranks_take_whole_batches_in_turn(squares: Path) -> None:
+    whole = list(make(squares, shuffle=False, augment=None).batches(0))
+    parts = [list(make(squares, shuffle=False, augment=None, rank=rank, world_size=2).batches(0)) for rank in range(2)]
+    assert [len(part) for part in parts] == [3, 2]
+    assert all(same(a, b) for a, b in zip(whole[::2], parts[0], strict=True))
+    assert all(same(a, b) for a, b in zip(whole[1::2], parts[1], strict=True))
 
 
-def test_a_broken_photo_is_named_or_skipped(squares: Path, tiny: Grounder) -> None:
+def test_a_flip_swaps_sides_in_boxes_and_phrases(squares: Path) -> None:
+    plain = next(make(squares, augment=None, shuffle=False).batches(0))
+    flipped = next(make(squares, augment=Augment(horizontal_flip=1.0), shuffle=False).batches(0))
+    torch.testing.assert_close(flipped.boxes[:, 0], 1 - plain.boxes[:, 0], atol=0.02, rtol=0)
+    torch.testing.assert_close(flipped.boxes[:, 1:], plain.boxes[:, 1:])
+    assert plain.phrases == [sample.phrase for sample in plain.samples]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_image_is_named_or_skipped(squares: Path, num_workers: int) -> None:
     (squares.parent / "3.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"3\.png"):
-        list(make(squares, tiny, augment=None).batches(0))
-    batches = list(make(squares, tiny, tolerant=True).batches(0))
+        list(make(squares, augment=None, num_workers=num_workers).batches(0))
+    batches = list(make(squares, skip_unreadable=True, num_workers=num_workers).batches(0))
     assert any("3.png" in note for batch in batches for note in batch.skipped)
     assert sum(len(batch.samples) for batch in batches) == 44
 
 
-def test_stored_answers_follow_their_images(squares: Path, tiny: Grounder) -> None:
-    numbers = torch.arange(12.0)[:, None]
-    loader = make(squares, tiny, augment=None, stored={"maps": numbers})
-    for batch in loader:
-        for image_index, record in zip(batch.image_index.tolist(), batch.samples, strict=True):
-            assert batch.cached["maps"][image_index].item() == int(record.image.stem)
+def test_a_batch_of_unreadable_images_is_empty() -> None:
+    (batch,) = uneven([2], skip_unreadable=True).batches(0)
+    assert len(batch.skipped) == 1 and batch.samples == [] and batch.boxes.shape == (0, 4)
+    assert batch.images.shape == (0, 3, 32, 32) and batch.image_mask.shape == (0, 32, 32)
+    assert batch.tokens.shape == batch.token_mask.shape == (0, 1) and batch.image_index.shape == (0,)
 
 
-def test_stored_views_need_no_sizes_in_rows(squares: Path, tiny: Grounder) -> None:
-    stored = {"maps": torch.zeros(12, 1)}
-    told = list(make(squares, tiny, augment=None, stored=stored).batches(0))
+def test_cached_features_follow_their_images(squares: Path) -> None:
+    loader = make(squares, augment=None, cached={"maps": torch.arange(12.0)[:, None]})
+    for batch in loader.batches(0):
+        assert batch.images.abs().sum() == 0  # not decoded
+        for index, sample in zip(batch.image_index.tolist(), batch.samples, strict=True):
+            assert batch.cached["maps"][index].item() == int(sample.image.stem)
+
+
+def test_cached_features_need_no_sizes_in_annotations(squares: Path) -> None:
+    cached = {"maps": torch.zeros(12, 1)}
+    stated = list(make(squares, augment=None, cached=cached).batches(0))
     rows = [json.loads(line) for line in squares.read_text().splitlines()]
     squares.write_text("".join(json.dumps(row | {"width": None, "height": None}) + "\n" for row in rows))
-    looked = list(make(squares, tiny, augment=None, stored=stored).batches(0))
-    assert all(same(a, b) for a, b in zip(told, looked, strict=True))
+    read = list(make(squares, augment=None, cached=cached).batches(0))
+    assert all(same(a, b) for a, b in zip(stated, read, strict=True))
+
+
+def test_collate_joins_examples() -> None:
+    letterbox = Letterbox.fit(32, 32, 32)
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    samples = [Sample(Path("a.png"), phrase, (0, 0, 8, 8)) for phrase in ("one", "two", "three")]
+    first = Example(samples[:2], ["one", "two"], torch.zeros(2, 4), letterbox, mask)
+    second = Example(samples[2:], ["three"], torch.ones(1, 4), letterbox, ~mask)
+    batch = collate([first, second], torch.zeros(2, 3, 32, 32), tokenize)
+    assert batch.image_index.tolist() == [0, 0, 1] and batch.phrases == ["one", "two", "three"]
+    assert batch.tokens.tolist() == [[3], [3], [5]] and batch.boxes[:, 0].tolist() == [0, 0, 1]
+    assert batch.image_mask[0].sum() == 0 and batch.image_mask[1].all() and batch.samples == samples

@@ -32,7 +32,7 @@ STUDENT = [
     "model.similarity=true",
     "distill=null",
     "data.augment={horizontal_flip: 0.5, crop: 0.5}",
-    "data.batch_size=3",
+    "data.batch_size=6",
     "data.phrases_per_image=2",
     "train.cache_features=false",
     "train.lr=1e-3",
@@ -99,7 +99,7 @@ def test_two_processes_teach_an_unfrozen_teacher_as_one_does(squares: Path, vit:
     settings += ["train.lr_teacher=1e-3", "train.precision=fp32"]
     ends = []
     for count in (1, 2):
-        chosen, folder = recipe(squares, *settings, "train.epochs=2", "data.batch_size=4"), tmp_path / f"by-{count}"
+        chosen, folder = recipe(squares, *settings, "train.epochs=2", "data.batch_size=8"), tmp_path / f"by-{count}"
         assert together(count, partial(epmvg.train, chosen, folder)) == [0] * count
         state = torch.load(folder / "state" / "last.pt", weights_only=True)
         ends.append(state["student"] | {f"teacher.{key}": value for key, value in state["beside"]["teacher"].items()})

@@ -41,7 +41,7 @@ def named(squares: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
 
 def train(named: Path, out: Path, *settings: str) -> Path:
     tiny = ["model=tiny-resnet", "model.pretrained=false", "model.anchored=true", "model.similarity=true"]
-    tiny += ["model.dropout=0.1", "data.batch_size=3", "data.phrases_per_image=2", "train.epochs=2", "train.lr=1e-3"]
+    tiny += ["model.dropout=0.1", "data.batch_size=6", "data.phrases_per_image=2", "train.epochs=2", "train.lr=1e-3"]
     tiny += [
         "train.cache_features=false",
         "train.max_grad_norm=0.1",

@@ -1,6 +1,6 @@
-"""Outputs of published systems, and the coordinate convention of docs/score.md for each.
+"""Outputs of published systems, and the coordinate convention of docs/evaluate.md for each.
 
-`decode` converts numbers as the system's own code does; docs/score.md names the sources.
+`decode` converts numbers as the system's own code does; docs/evaluate.md names the sources.
 """
 
 from __future__ import annotations
@@ -236,12 +236,12 @@ def test_boxes_of_detectors_are_read_as_their_library_reads_them(name: str) -> N
 
 
 def test_docs_list_these_detectors() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "score.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text("utf-8")
     listed = dict(re.findall(r"^\| ([^|`]+) \| `pred_boxes` \| `([\w-]+:\w+)` \|", page, re.MULTILINE))
     assert listed == {name: convention for name, (convention, _) in TENSORS.items()}
 
 
 def test_docs_list_these_systems() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "score.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text("utf-8")
     listed = dict(re.findall(r"^\| ([\w.-]+) \| `(?!pred_boxes).+?` \| `([\w-]+:\w+)` \|", page, re.MULTILINE))
     assert listed == {name: system.coordinates for name, system in SYSTEMS.items()}

@@ -128,7 +128,7 @@ def test_the_paper_s_scale_is_the_paper_s_recipe() -> None:
 
 TINY = [
     "model={name: tiny-resnet, pretrained: false, image_size: 64}",
-    "data.batch_size=4",
+    "data.batch_size=20",
     "train.cache_features=false",
     "train.epochs=1",
     "train.warmup_steps=0",
@@ -264,8 +264,9 @@ def test_a_dry_run_trains_nothing_and_counts(
     train = [line for line in (scenes / "annotations.jsonl").read_text().splitlines() if '"split": "train"' in line]
     assert {each["phrases"] for each in plan["runs"]} == {len(train)} and plan["runs"][0]["counted"]
     with pytest.raises(SystemExit):
-        main(["reproduce", "7", "--scale", "paper", "--dry-run", "--json", "--out", str(tmp_path / "out")])
-    planned = json.loads(capsys.readouterr().out)["plan"]
+        main(["reproduce", "7", "--scale", "paper", "--dry-run", "--out", str(tmp_path / "out")])
+    assert "5 trainings to run" in capsys.readouterr().out
+    planned = reproduce("7", scale="paper", dry_run=True, out=tmp_path / "out")["plan"]
     assert planned["to_run"] == 5 and planned["runs"][0]["steps"] == 90 * -(-120624 // 64)
     assert "data.root" in planned["runs"][0]["missing"]
 

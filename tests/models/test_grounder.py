@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from epmvg.core.boxes import paired_iou, to_xyxy
+from epmvg.core.geometry import Letterbox
 from epmvg.core.types import GroundingOutput, InputError
-from epmvg.data.views import evaluation_view, image_of, lay
 from epmvg.distill.losses import GroundingLoss
 from epmvg.inference.predictor import Predictor
 from epmvg.models import presets
@@ -350,8 +350,8 @@ def test_the_listed_sizes_are_true(name: str) -> None:
 
 def image_size(size: tuple[int, int], side: int) -> tuple[Tensor, Tensor]:
     """An image of this size on its canvas: image [1, 3, S, S], pad [1, S, S]."""
-    view = evaluation_view(size, side)
-    image, image_mask = image_of(lay(Image.new("RGB", size, (200, 30, 90)), view), view)
+    letterbox = Letterbox.fit(*size, side)
+    image, image_mask = letterbox.pad(letterbox.resize(Image.new("RGB", size, (200, 30, 90))))
     return torch.from_numpy(image)[None], torch.from_numpy(image_mask)[None]
 
 

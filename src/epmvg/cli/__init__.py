@@ -1,4 +1,4 @@
-"""The command line: verbs, each a few lines that call the library; what a verb needs is imported inside it."""
+"""The command line: a few lines per command, which parse, call the library and print."""
 
 from __future__ import annotations
 
@@ -11,67 +11,67 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from epmvg.cli import ask, datasets, give, judge, learn, predict, screen
+from epmvg.cli import catalogue, console, data, evaluate, export, predict, serve, train
 from epmvg.core.distributed import launched
 from epmvg.core.types import InputError
 from epmvg.core.version import __version__
 
 app = typer.Typer(
-    help="Visual grounding: an image and a phrase go in, the box of that thing comes out.",
+    help="Visual grounding: find the box of a phrase in an image.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-VERBS: tuple[Callable[..., None], ...] = (
-    *(learn.demo, learn.train, judge.evaluate, judge.score, judge.calibrate, give.publish, predict.predict),
-    *(judge.report, learn.reproduce, learn.list_, give.convert, give.export, ask.serve, ask.bench),
+COMMANDS: tuple[Callable[..., None], ...] = (
+    *(train.demo, train.train, evaluate.evaluate, evaluate.score, evaluate.calibrate, evaluate.report),
+    *(predict.predict, serve.serve, serve.bench, export.convert, export.export, export.publish),
+    *(train.reproduce, catalogue.list_),
 )
-"""In the order in which help names them."""
-
-GROUPS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {
-    "teacher": ("Make a teacher of your own.", (learn.teacher_train, learn.teacher_cache)),
+GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": (
-        "Look into data sets, examine them, and turn one format into another.",
-        (datasets.data_stats, datasets.data_convert, datasets.data_split, datasets.data_check),
+        "Count, check, convert and split data sets.",
+        {"stats": data.stats, "check": data.check, "convert": data.convert, "split": data.split},
     ),
+    "teacher": ("Train and cache teachers.", {"train": train.train_teacher, "cache": train.cache_teacher}),
+    "config": ("Recipes, and the settings of runs.", {"upgrade": train.upgrade_config}),
 }
 
-for verb in VERBS:
-    app.command(verb.__name__.rstrip("_"))(verb)
-for name, (about, verbs) in GROUPS.items():
-    group = typer.Typer(help=about, no_args_is_help=True)
-    for verb in verbs:
-        group.command(verb.__name__.removeprefix(f"{name}_"))(verb)
+for command in COMMANDS:
+    app.command(command.__name__.rstrip("_"))(command)
+for name, (summary, commands) in GROUPS.items():
+    group = typer.Typer(help=summary, no_args_is_help=True)
     app.add_typer(group, name=name)
+    for verb, command in commands.items():
+        group.command(verb)(command)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; unusable input is one sentence and exit status 2."""
+    """Run the command line; unusable input ends it with one sentence and exit status 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a phrase may hold letters that the terminal's locale lacks
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads: its idle threads spin otherwise
-    warnings.formatwarning = lambda message, *_, **__: f"epmvg: {message}\n"
+            stream.reconfigure(errors="backslashreplace")  # a phrase may have characters that the locale lacks
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads: idle threads spin otherwise
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         app(arguments)
     except InputError as error:
-        _refuse(str(error))
+        _fail(str(error))
     except OSError as error:
-        _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
         from epmvg.core.hardware import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
-        _refuse("Memory ran out: ask about fewer phrases or smaller pictures at once, or use a smaller model.")
+        _fail("Out of memory. Use fewer phrases, smaller images or a smaller model.")
 
 
-def _refuse(sentence: str) -> NoReturn:
-    print(f"epmvg: {sentence}", file=sys.stderr)
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(is_given: bool) -> None:
+    if is_given:
         print(f"epmvg {__version__}")
         raise typer.Exit
 
@@ -79,11 +79,9 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Say nothing while work goes on: answers and mistakes only.")
-    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
 ) -> None:
-    launched()  # incomplete variables of a launcher are named before any work
-    screen.told.quiet = screen.errors.quiet = quiet
+    launched()  # rejects incomplete variables of a launcher before any work
+    console.log_console.quiet = console.error_console.quiet = quiet

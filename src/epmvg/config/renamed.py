@@ -64,3 +64,6 @@ REMOVED = {
     "distill.at": "[VLS] and [CLS] are taken at the fusion's output as in the paper",
 }
 """Removed key -> what holds without it."""
+
+OLD_BATCH = {"images": 16, "phrases": 8}
+"""Keys of `data` whose product is now `data.batch_size`, and their old defaults."""

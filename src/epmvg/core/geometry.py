@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 if TYPE_CHECKING:  # an exported model answers without torch
     from torch import Tensor
+
+MEAN_COLOR = (0.485, 0.456, 0.406)
+"""Mean of ImageNet's pixels, RGB in 0..1: the color of padding."""
 
 Boxes = TypeVar("Boxes", "NDArray[np.float64]", "Tensor")
 
@@ -37,6 +41,33 @@ class Letterbox:
         left = round((side - round(width * ratio)) / 2 - 0.1)
         top = round((side - round(height * ratio)) / 2 - 0.1)
         return cls(width, height, side, ratio, ratio, left, top)
+
+    @property
+    def content(self) -> tuple[int, int, int, int]:
+        """Where the resized image lies in the network's input: left, top, right, bottom in pixels."""
+        left, top = round(self.left), round(self.top)
+        width, height = round(self.width * self.scale_x), round(self.height * self.scale_y)
+        return left, top, left + max(1, width), top + max(1, height)
+
+    def resize(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize an RGB image to the size of its content, as TransVG evaluates -> uint8 [h, w, 3]."""
+        left, top, right, bottom = self.content
+        return np.array(image.resize((right - left, bottom - top), Image.Resampling.BILINEAR), dtype=np.uint8)
+
+    def pad(self, resized: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Pad what `resize` returned with the mean color -> float32 [3, S, S] in 0..1, and the mask bool [S, S]."""
+        left, top, right, bottom = self.content
+        pixels = np.empty((3, self.side, self.side), np.float32)
+        pixels[:] = np.array(MEAN_COLOR, np.float32)[:, None, None]
+        np.divide(resized.transpose(2, 0, 1), 255, out=pixels[:, top:bottom, left:right], dtype=np.float32)
+        return pixels, self.mask()
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Return the image mask [S, S], True at padding."""
+        left, top, right, bottom = self.content
+        mask = np.ones((self.side, self.side), np.bool_)
+        mask[top:bottom, left:right] = False
+        return mask
 
     def to_canvas(self, box: Boxes) -> Boxes:
         """[..., 4] xyxy in source pixels -> [..., 4] cxcywh in 0..1 of the canvas (not clipped)."""

@@ -1,111 +1,66 @@
-"""Decoded pictures, kept on disk at the size that training views need: later epochs neither decode nor reduce.
-
-Several processes may share the folder: files appear whole or not at all, and nobody relies on one staying there.
-"""
+"""Disk cache of decoded training images: later epochs neither decode nor reduce them."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
-import os
-import struct
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from epmvg.core.files import temporary_path
+from epmvg.core.cache import DiskCache, content_key
 from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError
 
-_SHELVES = 64  # each is bounded by itself, so that only its own files are counted when one is added
-_HEAD = struct.Struct("<4I")  # width and height of the photo, width and height of the pixels that follow, RGB
-
 
 class ImageCache:
-    """Photos by path, decoded once.
+    """Reduced RGB pixels of images in one file, which several processes may share.
 
     Args:
-        folder: where the files lie.
-        limit_gb: they never take more together; the oldest make room.
-        longest: photos are kept with a longer side of at most so many pixels.
+        file: of the cache.
+        limit_gb: size limit of the file; the oldest images are removed for new ones.
+        longest_side: of the cached images in pixels.
 
     Raises:
-        InputError: the limit leaves no room for a photo of that size.
+        InputError: an image of that size would exceed the limit, or the file cannot be used.
     """
 
-    def __init__(self, folder: Path, limit_gb: float, longest: int) -> None:
-        self.folder, self.longest = folder, longest
-        self.shelf_bytes = int(limit_gb * 1e9 / _SHELVES)
-        least = (_HEAD.size + 3 * longest**2) * _SHELVES / 1e9
+    def __init__(self, file: Path, limit_gb: float, longest_side: int) -> None:
+        least = 4 * longest_side**2 / 1e9
         if limit_gb < least:
-            enough = math.ceil(100 * least) / 100
             raise InputError(
-                f"data.cache_gb={limit_gb:g} cannot keep pictures of {longest} px: give {enough:g} or more, or 0."
+                f"data.cache_gb={limit_gb:g} is too small for images of {longest_side} px: "
+                f"set {math.ceil(1000 * least) / 1000:g} or more, or 0 for no cache."
             )
+        self.longest_side = longest_side
+        self.arrays = DiskCache(file, int(limit_gb * 1e9))
 
-    def open(self, path: Path) -> tuple[Image.Image, tuple[int, int]]:
-        """Return a photo as RGB, upright, perhaps reduced, and the (width, height) it had before.
+    def open(self, path: Path) -> CachedImage:
+        """Open an image whose `decode` reads from the cache, or decodes the file and adds it."""
+        return CachedImage(path, self.arrays, self.longest_side)
 
-        Raises:
-            InputError: as `ImageFile`.
-        """
-        try:
-            file = self._file(path)
-        except OSError as error:
-            raise InputError(f"{path} does not exist: check the path.") from error
-        kept = _read(file)
-        if kept is not None:
-            return kept
-        with ImageFile(path) as photo:
-            size = photo.size
-            share = min(1.0, self.longest / max(size))
-            reduced = (max(1, round(size[0] * share)), max(1, round(size[1] * share)))
-            picture = photo.decode(reduced)
-        if picture.size != reduced:
-            picture = picture.resize(reduced, Image.Resampling.LANCZOS)
-        with contextlib.suppress(OSError):  # a full disk costs time, not the training
-            self._keep(file, _HEAD.pack(*size, *reduced) + picture.tobytes())
-        return picture, size
 
-    def _file(self, path: Path) -> Path:
+class CachedImage(ImageFile):
+    """An image file that is decoded once, at the size of its cache."""
+
+    def __init__(self, path: Path, arrays: DiskCache, longest_side: int) -> None:
+        super().__init__(path)
+        self.arrays, self.longest_side = arrays, longest_side
         state = path.stat()
-        asked = f"{path.absolute()}\n{state.st_mtime_ns}\n{state.st_size}\n{self.longest}"
-        key = hashlib.sha256(asked.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-        return self.folder / f"{int(key, 16) % _SHELVES:02d}" / f"{key}.rgb"
+        self._key = content_key(str(path.absolute()), state.st_mtime_ns, state.st_size, longest_side)
 
-    def _keep(self, file: Path, content: bytes) -> None:
-        """Make room on the shelf, then write under a temporary name and rename."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        present = []
-        for entry in os.scandir(file.parent):
-            with contextlib.suppress(FileNotFoundError):  # another process made room
-                state = entry.stat()
-                present.append((state.st_mtime_ns, state.st_size, entry.path))
-        total = sum(size for _, size, _ in present) + len(content)
-        for _, size, name in sorted(present):
-            if total <= self.shelf_bytes:
-                break
-            Path(name).unlink(missing_ok=True)
-            total -= size
-        temporary = temporary_path(file)
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(file)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def _read(file: Path) -> tuple[Image.Image, tuple[int, int]] | None:
-    """Read a kept picture and its photo's size; None where there is none, or not a whole one."""
-    try:
-        content = memoryview(file.read_bytes())
-    except OSError:
-        return None
-    if len(content) < _HEAD.size:
-        return None
-    width, height, kept_width, kept_height = _HEAD.unpack(content[: _HEAD.size])
-    if len(content) != _HEAD.size + 3 * kept_width * kept_height:
-        return None
-    return Image.frombytes("RGB", (kept_width, kept_height), content[_HEAD.size :]), (width, height)
+    def decode(self, at_least: tuple[int, int] | None = None) -> Image.Image:
+        """Return the image as RGB, upright, with the longer side of its cache or its own if that is shorter."""
+        with contextlib.suppress(InputError):  # without the cache decoding takes longer
+            pixels = self.arrays.get([self._key])[0]
+            if pixels is not None:
+                return Image.fromarray(pixels)
+        scale = min(1.0, self.longest_side / max(self.size))
+        size = (max(1, round(self.size[0] * scale)), max(1, round(self.size[1] * scale)))
+        image = super().decode(size)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.LANCZOS)
+        with contextlib.suppress(InputError):
+            self.arrays.put([self._key], [np.asarray(image)])
+        return image

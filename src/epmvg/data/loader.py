@@ -1,20 +1,21 @@
-"""From records to batches, grouped by image: a picture is opened and encoded once for all phrases it is asked.
+"""Batches of image-phrase pairs grouped by image: an image is decoded and encoded once for its phrases in a batch.
 
-Order and views are a pure function of (seed, epoch, image, group), so a resumed run sees what an uninterrupted one
-would have seen, and the batches of a training are the same for any number of workers or processes.
+Order and training transforms depend on (seed, epoch, group) only, so that a run can be resumed at any step, and the
+batches of a training are the same for any number of worker processes and ranks.
 """
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -23,244 +24,273 @@ from epmvg.core.geometry import Letterbox
 from epmvg.core.images import ImageFile
 from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.core.types import Batch, InputError, Sample
-from epmvg.data.garbage import collector_paused
 from epmvg.data.image_cache import ImageCache
 from epmvg.data.registry import cache_folder, open_samples
-from epmvg.data.transforms import Augment, pad_of, render, swap_sides, training_view
-from epmvg.data.views import View, evaluation_view, image_of, laid_rectangle, lay
+from epmvg.data.side_words import swap_sides
+from epmvg.data.transforms import Augment, apply_transform, draw_transform
 
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
-Group = tuple[int, int, list[int]]  # an image's number, the group's number among the image's, the records' numbers
+"""Phrases -> tokens int64 [P, L], token_mask bool [P, L]."""
 
 
 class GroundingLoader:
-    """Batches of records, grouped by image.
+    """Batches of image-phrase pairs, grouped by image.
+
+    An epoch is a list of groups, shuffled in training: an image with at most `phrases_per_image` of its samples and
+    one training transform. The list is cut into batches of `batch_size` samples; a group that a cut divides continues
+    in the next batch, with the same transform.
 
     Args:
-        records: the rows; those of one image should name it by the same path.
+        samples: those of one image name it by the same path.
         tokenize: phrases -> tokens int64 [P, L], token_mask bool [P, L].
-        canvas: S in pixels.
-        images: groups in a batch (an image with some of its phrases each), over all processes together.
-        phrases: at most this many phrases in a group; an image with more makes several, each with a view of its own.
-        augment: how training views vary; None gives evaluation views.
-        shuffle: draw the order of images and phrases anew each epoch; otherwise rows come as they are.
-        seed: of order and views.
-        workers: processes that open pictures ahead of the loop; 0 opens them in the loop.
-        rank, world: this process among those that work together. With `shuffle` each takes its part of every batch,
-            which is empty where a last batch has fewer groups than there are processes; otherwise they take whole
-            batches in turn.
-        tolerant: leave out pictures that cannot be opened and name them in `Batch.skipped`, instead of raising; a batch
-            that has no other has no records.
-        stored: arrays [images, ...] by name, the answers of frozen networks to each image's evaluation view; pictures
-            are then not opened at all.
-        cache_gb: keep decoded pictures for training views on disk, in at most so many gigabytes.
+        image_size: S, the side of the network's input in pixels.
+        batch_size: samples of a batch over all ranks; the last batch of an epoch may have fewer.
+        phrases_per_image: most samples of a group.
+        augment: how training transforms vary; None gives evaluation transforms.
+        shuffle: shuffle groups, and samples within their image, anew in each epoch.
+        seed: of order and transforms.
+        num_workers: processes that load batches ahead of the loop; 0 loads them in the loop.
+        rank, world_size: of this process. With `shuffle` each rank takes an equal contiguous part of every batch;
+            without, each takes every `world_size`-th batch.
+        skip_unreadable: skip images that cannot be read and name them in `Batch.skipped`, instead of raising; a batch
+            of such images alone has no samples.
+        cached: features [images, ...] by name, in the order of `images`; the images are then not opened.
+        cache_gb: size limit of a disk cache of decoded training images; 0 keeps none.
+
+    Attributes:
+        images: the paths of all images, in order of first appearance.
 
     Raises:
-        InputError: while iterating, a picture that cannot be opened, unless `tolerant`.
+        InputError: while iterating, an image cannot be read, unless `skip_unreadable`.
     """
 
     def __init__(
         self,
-        records: Sequence[Sample],
+        samples: Sequence[Sample],
         tokenize: Tokenize,
         *,
         image_size: int,
-        images: int = 16,
-        phrases: int = 8,
+        batch_size: int = 64,
+        phrases_per_image: int = 8,
         augment: Augment | None = None,
         shuffle: bool = False,
         seed: int = 0,
-        workers: int = 0,
+        num_workers: int = 0,
         rank: int = 0,
-        world: int = 1,
-        tolerant: bool = False,
-        stored: dict[str, Tensor] | None = None,
+        world_size: int = 1,
+        skip_unreadable: bool = False,
+        cached: dict[str, Tensor] | None = None,
         cache_gb: float = 0.0,
     ) -> None:
-        self.records = records
+        self.samples = samples
         self.tokenize = tokenize
         self.image_size = image_size
-        self.images_per_batch = images
-        self.phrases_per_image = phrases
+        self.batch_size = batch_size
         self.augment = augment
         self.shuffle = shuffle
         self.seed = seed
-        self.workers = workers
-        self.rank, self.world = rank, world
-        self.tolerant = tolerant
-        self.stored = stored or {}
-        self.by_image = group_by_image(records)
-        self.images = list(self.by_image)
-        self.groups = sum(-(-len(rows) // phrases) for rows in self.by_image.values())
-        batches = -(-self.groups // images)
-        self._length = batches if shuffle else len(range(rank, batches, world))
+        self.num_workers = num_workers
+        self.rank, self.world_size = rank, world_size
+        self.skip_unreadable = skip_unreadable
+        self.cached = cached or {}
         self.epoch = 0
+        by_image = group_by_image(samples)
+        self.images = list(by_image)
+        self._samples_of = np.array([len(numbers) for numbers in by_image.values()], dtype=np.int64)
+        self._image_of = np.empty(len(samples), dtype=np.int64)
+        for image, numbers in enumerate(by_image.values()):
+            self._image_of[numbers] = image
+        self._groups_of = -(-self._samples_of // phrases_per_image)
         self.cache: ImageCache | None = None
         if cache_gb and augment is not None:
-            self.cache = ImageCache(cache_folder() / "pictures", cache_gb, augment.finest(image_size))
+            self.cache = ImageCache(cache_folder() / "images.sqlite", cache_gb, augment.longest_side(image_size))
 
     def __len__(self) -> int:
-        """Batches an epoch, on this process."""
-        return self._length
+        """Number of batches per epoch on this rank."""
+        batches = -(-len(self.samples) // self.batch_size)
+        return batches if self.shuffle else len(range(self.rank, batches, self.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield one epoch's batches; the next call yields the next epoch's."""
+        """Yield the batches of one epoch; the next call yields those of the next epoch."""
         yield from self.batches(self.epoch)
         self.epoch += 1
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from number `start` on."""
-        with collector_paused():
-            dataset = _Batches(self, epoch, self._plans(epoch)[start:])
+        """Yield the batches of an epoch on this rank, from number `start` on."""
         loader = DataLoader(
-            dataset,
+            _Epoch(self, epoch, start),
             batch_size=None,
-            num_workers=self.workers,
-            prefetch_factor=4 if self.workers else None,
-            worker_init_fn=_leave_signals,
-            generator=torch.Generator(),  # its own: a resumed run must not draw from the student's once more
+            num_workers=self.num_workers,
+            prefetch_factor=4 if self.num_workers else None,
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # its own: a resumed run must not draw from the global one once more
         )
         for batch in loader:
             if isinstance(batch, InputError):
                 raise batch
             yield cast(Batch, batch)
 
-    def _plans(self, epoch: int) -> list[list[Group]]:
-        """Split an epoch into batches of groups; every record is in exactly one group."""
+    def epoch_order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the sample numbers of an epoch in their order [P], and the group of each [P]."""
         random = np.random.default_rng([self.seed, epoch])
-        groups: list[Group] = []
-        for number, members in enumerate(self.by_image.values()):
-            order = random.permutation(members).tolist() if self.shuffle else members
-            parts = -(-len(order) // self.phrases_per_image)
-            size, more = divmod(len(order), parts)
-            edges = [part * size + min(part, more) for part in range(parts + 1)]
-            groups += [(number, part, order[a:b]) for part, (a, b) in enumerate(pairwise(edges))]
+        within_image = random.random(len(self.samples)) if self.shuffle else np.arange(len(self.samples))
+        order = np.lexsort((within_image, self._image_of))
+        image = self._image_of[order]
+        position = np.arange(len(order)) - _starts(self._samples_of)[image]  # of a sample among those of its image
+        group = _starts(self._groups_of)[image] + position * self._groups_of[image] // self._samples_of[image]
         if self.shuffle:
-            groups = [groups[i] for i in random.permutation(len(groups))]
-        size = self.images_per_batch
-        batches = [groups[start : start + size] for start in range(0, len(groups), size)]
-        return [self._own_part(batch) for batch in batches] if self.shuffle else batches[self.rank :: self.world]
+            shuffled = np.argsort(random.permutation(self._groups_of.sum())[group], kind="stable")
+            order, group = order[shuffled], group[shuffled]
+        return order, group
 
-    def _own_part(self, batch: list[Group]) -> list[Group]:
-        first, last = (len(batch) * rank // self.world for rank in (self.rank, self.rank + 1))
-        return batch[first:last]
+    def bounds(self, number: int) -> tuple[int, int]:
+        """Return where this rank's batch `number` starts and stops in the order of an epoch."""
+        if not self.shuffle:
+            number = self.rank + number * self.world_size
+        start = number * self.batch_size
+        length = min(self.batch_size, len(self.samples) - start)
+        if not self.shuffle:
+            return start, start + length
+        return start + length * self.rank // self.world_size, start + length * (self.rank + 1) // self.world_size
 
-    def load(self, epoch: int, plan: list[Group]) -> Batch:
-        """Open, view, tokenise and collate the groups of one batch."""
-        shape = (len(plan), 3, self.image_size, self.image_size)
-        canvases = torch.from_numpy(
-            (np.zeros if self.stored else np.empty)(shape, np.float32)
-        )  # numpy asks for huge pages
-        pads = [torch.empty(0, self.image_size, self.image_size, dtype=torch.bool)]
-        boxes = [torch.empty(0, 4)]
-        letterboxes: list[Letterbox] = []
-        records: list[Sample] = []
-        image_index: list[int] = []
-        phrases: list[str] = []
+    def load(self, epoch: int, parts: Sequence[GroupPart]) -> Batch:
+        """Load the batch of some parts of groups of an epoch."""
+        shape = (len(parts), 3, self.image_size, self.image_size)
+        images = torch.from_numpy((np.zeros if self.cached else np.empty)(shape, np.float32))  # in huge pages, by numpy
+        examples: list[Example] = []
+        read: list[int] = []  # numbers of the images of `examples`
         skipped: list[str] = []
-        kept_images: list[int] = []
-        for number, part, members in plan:
-            rows = [self.records[i] for i in members]
+        for part in parts:
             try:
-                view, picture = self._open((epoch, number, part), rows)
+                examples.append(self._example(epoch, part, images[len(examples)]))
+                read.append(int(self._image_of[part.members[0]]))
             except InputError as error:
-                if not self.tolerant:
+                if not self.skip_unreadable:
                     raise
                 skipped.append(str(error))
-                continue
-            pads.append(pad_of(view)[None])
-            if picture is not None and self.augment is not None:
-                render(picture, view, out=canvases[len(letterboxes)])
-            elif picture is not None:
-                canvases[len(letterboxes)] = torch.from_numpy(image_of(lay(picture, view), view)[0])
-            image_index += [len(letterboxes)] * len(rows)
-            canvas_box = view.letterbox.to_canvas(torch.tensor([row.box for row in rows], dtype=torch.float64))
-            boxes.append(_clip(canvas_box, view) if self.augment else canvas_box)
-            phrases += [swap_sides(row.phrase) if view.letterbox.flip else row.phrase for row in rows]
-            letterboxes.append(view.letterbox)
-            records += rows
-            kept_images.append(number)
-        none = torch.empty(0, 1, dtype=torch.int64)
-        tokens, token_mask = self.tokenize(phrases) if phrases else (none, none.bool())
-        return Batch(
-            images=canvases[: len(letterboxes)],
-            image_mask=torch.cat(pads),
-            tokens=tokens,
-            token_mask=token_mask,
-            image_index=torch.tensor(image_index, dtype=torch.int64),
-            boxes=torch.cat(boxes).float(),
-            phrases=phrases,
-            letterboxes=letterboxes,
-            samples=records,
-            skipped=skipped,
-            cached={name: values[kept_images] for name, values in self.stored.items()},
-        )
+        batch = collate(examples, images[: len(examples)], self.tokenize)
+        batch.cached = {name: features[read] for name, features in self.cached.items()}
+        batch.skipped = skipped
+        return batch
 
-    def _open(self, place: tuple[int, int, int], rows: list[Sample]) -> tuple[View, Image.Image | None]:
-        """Plan the view of a group at (epoch, image, group), and open its picture unless answers to it are stored."""
-        path = self.images[place[1]]
-        if self.stored:
-            return self._view(place, rows, rows[0].size or _size_of(path)), None
-        if self.cache is not None:
-            picture, size = self.cache.open(path)
-            return self._view(place, rows, size), picture
-        with ImageFile(path) as photo:
-            view = self._view(place, rows, photo.size)
-            return view, photo.decode(view.needs if self.augment else None)
-
-    def _view(self, place: tuple[int, int, int], rows: list[Sample], size: tuple[int, int]) -> View:
-        if self.augment is None:
-            return evaluation_view(size, self.image_size)
-        random = np.random.default_rng([self.seed, *place, 1])
-        return training_view(
-            size, self.image_size, [r.box for r in rows], [r.phrase for r in rows], self.augment, random
-        )
+    def _example(self, epoch: int, part: GroupPart, out: Tensor) -> Example:
+        """Load the image of a group into `out` [3, S, S]; transform the boxes and phrases of a part of it."""
+        group = [self.samples[number] for number in part.members]
+        samples = group[part.inside]
+        boxes = torch.tensor([sample.box for sample in samples], dtype=torch.float64)
+        phrases = [sample.phrase for sample in samples]
+        path = group[0].image
+        with ImageFile(path) if self.cache is None else self.cache.open(path) as image:
+            if self.augment is None:
+                letterbox = Letterbox.fit(*image.size, self.image_size)
+                if not self.cached:
+                    out.copy_(torch.from_numpy(letterbox.pad(letterbox.resize(image.decode()))[0]))
+                mask = torch.from_numpy(letterbox.mask())
+                return Example(samples, phrases, letterbox.to_canvas(boxes), letterbox, mask)
+            transform = draw_transform(
+                image.size,
+                self.image_size,
+                [sample.box for sample in group],
+                [sample.phrase for sample in group],
+                self.augment,
+                np.random.default_rng([self.seed, epoch, part.group, 1]),
+            )
+            apply_transform(image.decode(transform.min_size), transform, out)
+        if transform.letterbox.flip:
+            phrases = [swap_sides(phrase) for phrase in phrases]
+        return Example(samples, phrases, transform.boxes(boxes), transform.letterbox, transform.mask())
 
 
-class _Batches(Dataset[Batch | InputError]):
-    """The batches of one epoch, by number; a fault is a value, which a worker hands on without a traceback."""
+@dataclass(frozen=True, slots=True)
+class GroupPart:
+    """The part of a group that is in a batch."""
 
-    def __init__(self, loader: GroundingLoader, epoch: int, plans: list[list[Group]]) -> None:
-        self.loader, self.epoch, self.plans = loader, epoch, plans
+    group: int
+    members: NDArray[np.int64]  # the sample numbers of the whole group, for which its transform is drawn
+    inside: slice  # of `members`
+
+
+@dataclass(slots=True)
+class Example:
+    """One image with some of its samples, transformed alike."""
+
+    samples: list[Sample]  # [P]
+    phrases: list[str]  # [P], sides swapped where the image is flipped
+    boxes: Tensor  # float64 [P, 4], cxcywh in 0..1 of the network's input
+    letterbox: Letterbox
+    mask: Tensor  # bool [S, S], True at padding
+
+
+def collate(examples: Sequence[Example], images: Tensor, tokenize: Tokenize) -> Batch:
+    """Join examples and their images [I, 3, S, S] to a batch; without any example it has no samples."""
+    phrases = [phrase for example in examples for phrase in example.phrases]
+    no_tokens = torch.empty(0, 1, dtype=torch.int64)
+    tokens, token_mask = tokenize(phrases) if phrases else (no_tokens, no_tokens.bool())
+    return Batch(
+        images=images,
+        image_mask=torch.stack([example.mask for example in examples]) if examples else images[:, 0].bool(),
+        tokens=tokens,
+        token_mask=token_mask,
+        image_index=torch.arange(len(examples)).repeat_interleave(
+            torch.tensor([len(e.samples) for e in examples], dtype=torch.int64)
+        ),
+        boxes=torch.cat([torch.empty(0, 4), *(example.boxes.float() for example in examples)]),
+        phrases=phrases,
+        letterboxes=[example.letterbox for example in examples],
+        samples=[sample for example in examples for sample in example.samples],
+    )
+
+
+class _Epoch(Dataset[Batch | InputError]):
+    """This rank's batches of an epoch; an error is returned, since a worker that raises adds its traceback."""
+
+    def __init__(self, loader: GroundingLoader, epoch: int, first: int) -> None:
+        self.loader, self.epoch, self.first = loader, epoch, first
+        self.order, self.group = loader.epoch_order(epoch)
+        self.borders = np.flatnonzero(np.diff(self.group, prepend=-1, append=-1))  # where groups start and stop
 
     def __len__(self) -> int:
-        return len(self.plans)
+        return max(0, len(self.loader) - self.first)
 
     def __getitem__(self, index: int) -> Batch | InputError:
         try:
-            return self.loader.load(self.epoch, self.plans[index])
+            return self.loader.load(self.epoch, self.parts(*self.loader.bounds(self.first + index)))
         except InputError as error:
-            return error
+            return InputError(str(error))  # a subclass may not be picklable
+
+    def parts(self, start: int, stop: int) -> list[GroupPart]:
+        """Return the parts of groups between two positions in the order of the epoch."""
+        first = int(np.searchsorted(self.borders, start, side="right")) - 1
+        last = int(np.searchsorted(self.borders, stop, side="left"))
+        return (
+            [
+                GroupPart(int(self.group[low]), self.order[low:high], slice(max(start - low, 0), stop - low))
+                for low, high in pairwise(self.borders[first : last + 1].tolist())
+            ]
+            if start < stop
+            else []
+        )
 
 
-def _leave_signals(_: int) -> None:
-    """In a worker: leave it to the process that it works for to answer what a terminal or scheduler sends to both."""
+def _ignore_signals(_: int) -> None:
+    """Leave the signals that a terminal or scheduler sends to a worker and its parent to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which ends a worker
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which the parent ends a worker
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def _size_of(path: Path) -> tuple[int, int]:
-    with ImageFile(path) as photo:  # reads its first bytes only
-        return photo.size
-
-
-def group_by_image(records: Sequence[Sample]) -> dict[Path, list[int]]:
-    """Numbers of the records of each image, in order of first appearance."""
+def group_by_image(samples: Sequence[Sample]) -> dict[Path, list[int]]:
+    """Return the numbers of the samples of each image, in order of first appearance."""
     groups: dict[Path, list[int]] = {}
-    for number, record in enumerate(records):
-        groups.setdefault(record.image, []).append(number)
+    for number, sample in enumerate(samples):
+        groups.setdefault(sample.image, []).append(number)
     return groups
 
 
-def _clip(box: Tensor, view: View) -> Tensor:
-    """Cut [P, 4] cxcywh boxes (0..1 of the canvas) at the edges of what the view shows."""
-    left, top, right, bottom = (edge / view.letterbox.side for edge in laid_rectangle(view))
-    low, high = torch.tensor([left, top], dtype=box.dtype), torch.tensor([right, bottom], dtype=box.dtype)
-    x0y0 = (box[:, :2] - box[:, 2:] / 2).clamp(low, high)
-    x1y1 = (box[:, :2] + box[:, 2:] / 2).clamp(low, high)
-    return torch.cat([(x0y0 + x1y1) / 2, x1y1 - x0y0], 1)
+def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where each of some consecutive runs of given lengths starts."""
+    return np.cumsum(counts) - counts
 
 
 def make_loader(
@@ -269,29 +299,30 @@ def make_loader(
     split: str,
     tokenizer: Any,
     image_size: int = 256,
-    length: int = 20,
+    max_length: int = 20,
     root: str | Path | None = None,
-    images: int = 16,
-    phrases: int = 8,
+    batch_size: int = 64,
+    phrases_per_image: int = 8,
     seed: int = 0,
 ) -> GroundingLoader:
-    """Make a loader over a data set by name, with training views where the split is `train`.
+    """Create a loader of a data set by name, shuffled and augmented if the split is `train`.
 
     Args:
-        name, split, root: as for `open_records`.
+        name, split, root: as for `open_samples`.
         tokenizer: of transformers, for example `student.tokenizer`.
-        canvas: S in pixels; length: L, most word pieces of a phrase.
-        images, phrases: images in a batch, and at most so many phrases of each.
-        seed: of order and views.
+        image_size: S, the side of the network's input in pixels.
+        max_length: most tokens of a phrase, [CLS] and [SEP] included.
+        batch_size: image-phrase pairs of a batch.
+        phrases_per_image: most phrases with which an image is in a batch.
+        seed: of order and transforms.
 
     Raises:
-        InputError: as `open_records`.
+        InputError: as `open_samples`.
     """
+    phrase_tokenizer = PhraseTokenizer.of(tokenizer, max_length)
 
-    words = PhraseTokenizer.of(tokenizer, length)
-
-    def tokenize(texts: list[str]) -> tuple[Tensor, Tensor]:
-        tokens = words(texts)
+    def tokenize(phrases: list[str]) -> tuple[Tensor, Tensor]:
+        tokens = phrase_tokenizer(phrases)
         return torch.from_numpy(tokens.ids), torch.from_numpy(tokens.padding)
 
     training = split == "train"
@@ -299,8 +330,8 @@ def make_loader(
         open_samples(name, split=split, root=root),
         tokenize,
         image_size=image_size,
-        images=images,
-        phrases=phrases,
+        batch_size=batch_size,
+        phrases_per_image=phrases_per_image,
         augment=Augment(**AugmentSettings().model_dump()) if training else None,
         shuffle=training,
         seed=seed,

@@ -26,7 +26,7 @@ from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.hardware import select_device, use_bf16
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Progress
-from epmvg.data.transforms import swap_sides
+from epmvg.data.side_words import swap_sides
 from epmvg.distill.clip_checkpoints import CONFIG, WEIGHTS, build_clip
 from epmvg.distill.teacher import ClipTeacher
 from epmvg.models.packaged_weights import efficientnet_lite0_state, minilm_folder

@@ -78,9 +78,11 @@ def calibrate(
     samples = _validation_samples(run, settings, split)
     model.to(select_device(device))
     if fit_head:
-        fit_score_head(model, open_split(settings, settings.train_split), images=settings.batch_size, progress=progress)
+        fit_score_head(
+            model, open_split(settings, settings.train_split), batch_size=settings.batch_size, progress=progress
+        )
     queries = [*samples, *negative_samples(samples, NEGATIVES)]
-    loader = evaluation_loader(model, queries, images=settings.batch_size)
+    loader = evaluation_loader(model, queries, batch_size=settings.batch_size)
     rows = predict_rows(model, loader.batches(0), progress=progress, total=len(queries))
     calibration = calibration_of(*split_negatives(rows), false_positive_rate)
     about = {"data": Path(settings.name).stem, "split": split}
@@ -211,7 +213,7 @@ def fit_score_head(
     model: Grounder,
     samples: Sequence[Sample],
     *,
-    images: int = 16,
+    batch_size: int = 64,
     limit: int = 20_000,
     epochs: int = 30,
     seed: int = 0,
@@ -224,7 +226,7 @@ def fit_score_head(
     Args:
         model: the trained model.
         samples: what it was trained on.
-        images: images in a batch.
+        batch_size: image-phrase pairs in a batch.
         limit: most phrases, of images drawn at random.
         epochs: of the head.
         seed: of images and order.
@@ -239,7 +241,7 @@ def fit_score_head(
     device = next(model.parameters()).device
     model.score_head = model.new_score_head().to(device)
     model.settings = model.settings | {"score": True}
-    features, iou, held_out = _score_features(model, samples, images, progress)
+    features, iou, held_out = _score_features(model, samples, batch_size, progress)
     head = model.score_head.cpu()
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-2)
     train, val = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
@@ -261,7 +263,7 @@ def fit_score_head(
 
 @torch.no_grad()
 def _score_features(
-    model: Grounder, samples: Sequence[Sample], images: int, progress: Progress | None
+    model: Grounder, samples: Sequence[Sample], batch_size: int, progress: Progress | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return features of the score head [n, F], the IoU to predict [n], and a mask of held-out rows [n]."""
     model.eval()
@@ -270,7 +272,7 @@ def _score_features(
     text_cache = TextMemory(model.linguistic) if model.linguistic.frozen else None
     features, targets, held_out = [], [], []
     device = next(model.parameters()).device
-    for batch in (each.to(device) for each in evaluation_loader(model, queries, images=images).batches(0)):
+    for batch in (each.to(device) for each in evaluation_loader(model, queries, batch_size=batch_size).batches(0)):
         states = text_cache(batch.tokens, batch.token_mask) if text_cache else None
         output = model(*batch.inputs, states=states)
         assert output.iou_features is not None and output.iou_box is not None

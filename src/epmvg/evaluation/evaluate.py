@@ -83,7 +83,9 @@ def evaluate(
         bake_norms(model.visual, padding=True)
         results_folder(run)  # an error in it is raised before the work
         queries = [*samples, *negative_samples(samples, NEGATIVES)]  # an image is still encoded once
-        loader = evaluation_loader(model, queries, images=settings.batch_size, rank=rank, world=world, tolerant=True)
+        loader = evaluation_loader(
+            model, queries, batch_size=settings.batch_size, rank=rank, world_size=world, skip_unreadable=True
+        )
         predicted = predict_rows(model, loader.batches(0), progress=progress, total=-(-len(queries) // world))
         result: dict[str, Any] = {"data": short_name(settings.name), "split": split or "all", "protocol": PROTOCOL}
         if rank == 0:
@@ -189,24 +191,24 @@ def evaluation_loader(
     model: Grounder,
     samples: Sequence[Sample],
     *,
-    images: int = 16,
+    batch_size: int = 64,
     rank: int = 0,
-    world: int = 1,
-    tolerant: bool = False,
+    world_size: int = 1,
+    skip_unreadable: bool = False,
 ) -> GroundingLoader:
     """Return a loader with evaluation transforms: every sample once, in order, in batches that processes take in turn.
 
-    The batches are the same for any number of processes (`world`). `tolerant` skips images that cannot be read.
+    The batches are the same for any number of processes. `batch_size` counts image-phrase pairs.
     """
     return GroundingLoader(
         samples,
         model.tokenize,
         image_size=model.image_size,
-        images=images,
-        phrases=16,
+        batch_size=batch_size,
+        phrases_per_image=16,
         rank=rank,
-        world=world,
-        tolerant=tolerant,
+        world_size=world_size,
+        skip_unreadable=skip_unreadable,
     )
 
 

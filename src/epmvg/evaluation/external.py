@@ -105,7 +105,7 @@ class _Scorer:
         if missing and not self.allow_partial:
             raise InputError(
                 f"{file} has no prediction for {len(missing):,} of the {len(self.samples):,} samples of {self.data},"
-                f" the first {missing[0]}: add them, or count them as misses with --allow-partial."
+                f" the first {missing[0]}: add them, or count them as misses with allow_partial=True."
             )
         sizes = _image_sizes(self.samples, matched, convention)
         boxes = [

@@ -12,8 +12,8 @@ from zlib import crc32
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from epmvg.data.side_words import cased_like, swap_sides
 from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
-from epmvg.data.transforms import cased_like, swap_sides
 from epmvg.evaluation.metrics import COLOUR_WORDS
 
 Input = TypeVar("Input", str, Image.Image)

@@ -12,7 +12,6 @@ from typing import Any
 
 from epmvg.config.settings import DataSettings, Recipe
 from epmvg.core.types import InputError, Sample
-from epmvg.data.loader import group_by_image
 from epmvg.data.readers.jsonl import Skipped
 from epmvg.data.registry import DATASETS, fraction_of, open_samples
 from epmvg.experiments.demo import TEACHER_SETTINGS
@@ -233,12 +232,8 @@ def training_size(recipe: Recipe) -> dict[str, Any]:
         every = []
     samples = fraction_of(every, data.fraction)
     published = published_phrases(data.name)
-    if samples:
-        phrases, groups = len(samples), [len(numbers) for numbers in group_by_image(samples).values()]
-    elif published:
-        phrases = round(published * data.fraction)
-        groups = [phrases]
-    else:
+    if not samples and published is None:
         return {"phrases": None, "counted": False, "steps": None}
-    batches = -(-sum(-(-size // data.phrases_per_image) for size in groups) // data.batch_size)
-    return {"phrases": phrases, "counted": bool(samples), "steps": StepCount.of(batches, recipe.train).total}
+    phrases = len(samples) or round((published or 0) * data.fraction)
+    steps = StepCount.of(-(-phrases // data.batch_size), recipe.train).total
+    return {"phrases": phrases, "counted": bool(samples), "steps": steps}

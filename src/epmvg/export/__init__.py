@@ -17,12 +17,12 @@ import torch
 
 from epmvg.core.calibration import CONFIDENCE_FILE
 from epmvg.core.files import write_json, write_text
+from epmvg.core.geometry import Letterbox
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Sample
 from epmvg.core.version import __version__
 from epmvg.data.loader import group_by_image
 from epmvg.data.registry import open_samples
-from epmvg.data.views import evaluation_view, image_of, lay
 from epmvg.evaluation.evaluate import ious, prediction_row
 from epmvg.evaluation.metrics import Metrics
 from epmvg.evaluation.samples import limit_to_images
@@ -195,7 +195,7 @@ def _quantize(
     if round(before.acc50 - after.acc50, 9) > MOST_LOSS and not accept_loss:
         raise InputError(
             f"int8 loses {before.acc50 - after.acc50:.4f} of Acc@0.5 ({before.acc50:.4f} to {after.acc50:.4f}), "
-            f"more than {MOST_LOSS}: calibrate on more photos like those it will meet, or give --accept-loss."
+            f"more than {MOST_LOSS}: calibrate on more photos like those it will meet, or give accept_loss=True."
         )
     scores = {"n": before.n, "acc50": {"fp32": before.acc50, "int8": after.acc50}}
     found = {"precision": "int8", "calibrated_on": len(chosen)}
@@ -215,9 +215,9 @@ def score(ground: Predictor, records: Sequence[Sample]) -> Metrics:
 
 def _canvas(photo: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
     image = open_image(photo)
-    view = evaluation_view(image.size, side)
-    image_size, image_mask = image_of(lay(image, view), view)
-    return image_size[None], image_mask[None]
+    letterbox = Letterbox.fit(*image.size, side)
+    pixels, image_mask = letterbox.pad(letterbox.resize(image))
+    return pixels[None], image_mask[None]
 
 
 def to_openvino(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from epmvg.data.views import evaluation_view, image_of, lay
+from epmvg.core.geometry import Letterbox
 from epmvg.inference.predictor import tokenize
 from epmvg.inference.runtimes.protocol import Backend
 
@@ -41,8 +41,8 @@ def largest_difference(one: Backend, other: Backend) -> tuple[float, float]:
         canvases = []
         for size in sizes:
             coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-            view = evaluation_view(size, one.image_size)
-            canvases.append(image_of(lay(coarse.resize(size, Image.Resampling.BICUBIC), view), view))
+            letterbox = Letterbox.fit(*size, one.image_size)
+            canvases.append(letterbox.pad(letterbox.resize(coarse.resize(size, Image.Resampling.BICUBIC))))
         image, image_mask = (np.stack(parts) for parts in zip(*canvases, strict=True))
         image_index = np.arange(count, dtype=np.int64) % len(sizes)
         boxes, scores = [], []

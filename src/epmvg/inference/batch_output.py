@@ -43,7 +43,7 @@ def check_outputs(out: Path, sources: Sources, *, form: OutputFormat, draw: Path
         raise InputError(f"{out} cannot be written: give a file's name in a folder that exists.")
     check_not_input(out, *sources.files)
     if out.exists() and not overwrite:
-        raise InputError(f"{out} exists: choose another --out, or replace it with --overwrite.")
+        raise InputError(f"{out} exists: choose another --out, or delete it.")
     if draw is not None:
         _check_drawings(Path(draw), sources, is_new=not (overwrite or part_of(out).exists()))
 
@@ -58,7 +58,7 @@ def _check_drawings(folder: Path, sources: Sources, *, is_new: bool) -> None:
     if any(folder.resolve().is_relative_to(source.resolve()) for source in searched):
         raise InputError(f"{folder} lies in a folder that is searched for images: choose another --draw.")
     if is_new and folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty: choose another --draw, or replace files in it with --overwrite.")
+        raise InputError(f"{folder} is not empty: choose another --draw, or empty it.")
 
 
 def write_outputs(

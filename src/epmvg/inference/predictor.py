@@ -23,7 +23,6 @@ from PIL import Image
 from epmvg.core.geometry import Letterbox
 from epmvg.core.images import HeldImage, ImageSource, image_digest, open_image
 from epmvg.core.types import Box, InputError, Prediction
-from epmvg.data.views import View, evaluation_view, image_of, laid_rectangle, lay
 from epmvg.inference.phrases import checked_phrases, phrases_of_each, shorten
 from epmvg.inference.results import Predictions
 from epmvg.inference.runtimes.onnx_runtime import ExportedRuntime, is_exported
@@ -336,27 +335,27 @@ class Predictor:
         """Encode images together, but for those remembered, by a key, a file's bytes or the pixels on the canvas."""
         keys: list[bytes] = []
         seen: dict[bytes, SeenImage] = {}
-        fresh: dict[bytes, tuple[View, NDArray[np.uint8]]] = {}
+        fresh: dict[bytes, tuple[Letterbox, NDArray[np.uint8]]] = {}
         for number, image in enumerate(images):
             key = given[number] if given else image_digest(image)
             if key is None or self._seen.get(key) is None:
                 picture = open_image(image)
                 size = sizes[number] if sizes else picture.size
-                view = evaluation_view(size, self.runtime.image_size)
-                laid = lay(picture, view)
-                key = key or _digest(repr(size).encode() + laid.tobytes())
+                letterbox = Letterbox.fit(*size, self.runtime.image_size)
+                resized = letterbox.resize(picture)
+                key = key or _digest(repr(size).encode() + resized.tobytes())
                 if self._seen.get(key) is None:
-                    fresh[key] = view, laid
+                    fresh[key] = letterbox, resized
             known = self._seen.get(key)
             if known is not None:
                 seen[key] = known
             keys.append(key)
         if fresh:
-            canvases, pads = zip(*(image_of(laid, view) for view, laid in fresh.values()), strict=True)
+            canvases, pads = zip(*(letterbox.pad(resized) for letterbox, resized in fresh.values()), strict=True)
             features = self.runtime.encode(np.stack(canvases), np.stack(pads))
-            for number, (key, (view, _)) in enumerate(fresh.items()):
+            for number, (key, (letterbox, _)) in enumerate(fresh.items()):
                 own = self.runtime.join([features[number : number + 1]])  # a slice would keep all of them alive
-                seen[key] = SeenImage(view.letterbox, pads[number][None], own)
+                seen[key] = SeenImage(letterbox, pads[number][None], own)
                 self._seen.add(key, seen[key])
         return [seen[key] for key in keys]
 
@@ -370,7 +369,7 @@ def tokenize(backend: Backend, phrases: Sequence[str]) -> tuple[NDArray[np.int64
 def _over_picture(levels: Sequence[NDArray[np.float32]], letterbox: Letterbox) -> NDArray[np.float32]:
     """Lay shares of visual tokens [side, side], maps of several strides added up, over the picture [height, width]."""
     side, size = letterbox.side, (round(letterbox.width), round(letterbox.height))
-    rectangle = laid_rectangle(evaluation_view(size, side))
+    rectangle = Letterbox.fit(*size, side).content
     over = np.zeros(size[::-1], np.float32)
     for level in levels:
         density = Image.fromarray(level * level.size)  # a coarse token's share is spread over more pixels

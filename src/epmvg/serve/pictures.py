@@ -10,9 +10,9 @@ from threading import Lock
 
 from PIL import Image
 
+from epmvg.core.geometry import Letterbox
 from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError
-from epmvg.data.views import evaluation_view, lay
 from epmvg.serve.limits import Limits, RefusalError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")
@@ -66,10 +66,12 @@ class Pictures:
     def _decode(self, digest: bytes, image: bytes) -> Picture:
         try:
             with ImageFile(BytesIO(image), formats=FORMATS, max_pixels=self._limits.pixels) as photo:
-                view = evaluation_view(photo.size, self._canvas)
-                across, down = view.size
-                whole = photo.decode(at_least=(4 * across, 4 * down))  # a JPEG of any size is small then
-                return Picture(digest, Image.fromarray(lay(whole, view)), photo.size)
+                letterbox = Letterbox.fit(*photo.size, self._canvas)
+                left, top, right, bottom = letterbox.content
+                whole = photo.decode(
+                    at_least=(4 * (right - left), 4 * (bottom - top))
+                )  # a JPEG of any size is small then
+                return Picture(digest, Image.fromarray(letterbox.resize(whole)), photo.size)
         except InputError as error:
             raise RefusalError(422, str(error)) from error
 

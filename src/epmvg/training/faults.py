@@ -40,13 +40,12 @@ def advising(recipe: Recipe, folder: Path) -> Iterator[None]:
             if settings.gradient_checkpointing
             else "set train.gradient_checkpointing=true and go on with --resume, or "
         )
-        cures = [
+        cure = (
             f"lower data.batch_size={data.batch_size} (and raise "
             f"train.gradient_accumulation_steps={settings.gradient_accumulation_steps} as much)"
-        ]
-        cures += [f"lower data.phrases_per_image={data.phrases_per_image}"] if data.phrases_per_image > 1 else []
+        )
         raise InputError(
-            f"Out of memory: {same}{another_run(folder)}, and {', '.join(cures)} or set a smaller model.image_size."
+            f"Out of memory: {same}{another_run(folder)}, and {cure} or set a smaller model.image_size."
         ) from error
 
 

@@ -77,7 +77,7 @@ def _loader(records: Sequence[Sample], student: Grounder) -> GroundingLoader:
     """One row an image: the view does not depend on the phrase."""
     first = {record.image: record for record in reversed(records)}
     rows = [first[image] for image in dict.fromkeys(record.image for record in records)]
-    return GroundingLoader(rows, student.tokenize, image_size=student.image_size, images=32, phrases=1)
+    return GroundingLoader(rows, student.tokenize, image_size=student.image_size, batch_size=32)
 
 
 def _key(student: Grounder, images: Sequence[Path]) -> str:

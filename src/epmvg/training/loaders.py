@@ -45,12 +45,11 @@ def loaders_of(
     world = accelerator.num_processes
     if data.batch_size % world:
         raise InputError(
-            f"data.batch_size={data.batch_size} is the batch of all processes and cannot be divided among {world}: "
-            f"give a multiple of {world}."
+            f"data.batch_size={data.batch_size} is for all processes together and cannot be divided among {world}: "
+            f"set a multiple of {world}."
         )
-    share = {"rank": accelerator.process_index, "world": world}
     if not resume:  # then they count as misses, so that the run can come to its end
-        check_images([record.image for record in val], **share)
+        check_images([record.image for record in val], accelerator.process_index, world)
     stored: dict[str, Tensor] = {}
 
     skipped = Skipped()
@@ -67,28 +66,25 @@ def loaders_of(
         stored = {
             "maps": stored_maps(student, [records], cache_folder() / "maps", settings.feature_cache_gb, report)[0]
         }
+    ranks = {"rank": accelerator.process_index, "world_size": world}
     loader = GroundingLoader(
         records,
         student.tokenize,
         image_size=image_size,
-        images=data.batch_size,
-        phrases=data.phrases_per_image,
+        batch_size=data.batch_size,
+        phrases_per_image=data.phrases_per_image,
         augment=Augment(**data.augment.model_dump()) if data.augment else None,
         shuffle=True,
         seed=settings.seed,
-        workers=data.num_workers,
-        tolerant=True,
-        stored=stored,
+        num_workers=data.num_workers,
+        skip_unreadable=True,
+        cached=stored,
         cache_gb=data.cache_gb,
-        **share,
+        **ranks,
     )
-    if loader.groups < world:
-        raise InputError(
-            f"{data.name} {data.train_split} makes {loader.groups} image(s) with at most "
-            f"data.phrases_per_image={data.phrases_per_image} phrases "
-            f"an epoch, which {world} processes cannot share: start fewer, or lower data.phrases_per_image."
-        )
-    val_loader = evaluation_loader(student, val, images=data.batch_size, tolerant=True, **share)
+    if len(records) < world:
+        raise InputError(f"{data.name} has {len(records)} training samples for {world} processes: start fewer.")
+    val_loader = evaluation_loader(student, val, batch_size=data.batch_size, skip_unreadable=True, **ranks)
     return loader, val_loader, {"train": Samples.of(records), "val": val_samples}
 
 

@@ -176,7 +176,7 @@ def _score(run: Run) -> None:
     _tell_unread(run, unread)
     if not run.accelerator.is_main_process:
         return
-    rows = with_misses(rows, run.val.records)
+    rows = with_misses(rows, run.val.samples)
     scores = Metrics.of(rows)
     name, split, everything = short_name(run.recipe.data.name), run.recipe.data.val_split, run.samples["val"].phrases
     sample = {"sample_of": everything} if len(rows) < everything else {}

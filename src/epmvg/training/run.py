@@ -17,7 +17,7 @@ from epmvg.core.distributed import gathered
 from epmvg.core.files import disk_errors
 from epmvg.core.types import Batch
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.negatives import Absence
+from epmvg.data.negatives import NegativeSampler
 from epmvg.data.samples import Samples
 from epmvg.distill.losses import GroundingLoss, Loss
 from epmvg.distill.targets import Lesson
@@ -112,7 +112,7 @@ class Run:
     beside: dict[str, nn.Module]  # what trains beside the student and is dropped after it
     report: Report
     text_memory: TextMemory | None
-    absence: Absence | None  # which phrases the score head may learn "nothing there" from
+    absence: NegativeSampler | None  # which phrases the score head may learn "nothing there" from
     samples: dict[str, Samples] = field(default_factory=dict)  # of the splits "train" and "val"
     teacher: str | None = None  # fingerprint of a frozen one
     stop: StopRequest = field(default_factory=StopRequest)

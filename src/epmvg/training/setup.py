@@ -8,7 +8,7 @@ import accelerate
 from torch import nn
 
 from epmvg.config.settings import ModelSettings, Recipe
-from epmvg.data.negatives import Absence
+from epmvg.data.negatives import NegativeSampler
 from epmvg.distill.losses import GroundingLoss
 from epmvg.models.factory import create_model, start_from
 from epmvg.models.grounder import Grounder
@@ -58,7 +58,9 @@ def prepare_run(
         beside=beside,
         report=report,
         text_memory=TextMemory(student.linguistic) if student.linguistic.frozen else None,
-        absence=Absence(loader.records) if student.score_head is not None and settings.negatives_per_phrase else None,
+        absence=NegativeSampler(loader.samples)
+        if student.score_head is not None and settings.negatives_per_phrase
+        else None,
         samples=samples,
         teacher=clip.fingerprint() if clip is not None and clip.frozen else None,
     )

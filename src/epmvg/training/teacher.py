@@ -12,7 +12,7 @@ from epmvg.core.hardware import select_device
 from epmvg.core.types import InputError, Progress
 from epmvg.data.readers.jsonl import Skipped
 from epmvg.data.registry import cache_folder, fraction_of, open_samples
-from epmvg.data.transforms import swap_sides
+from epmvg.data.side_words import swap_sides
 from epmvg.distill.target_cache import CachedTeacher
 from epmvg.distill.targets import Lesson
 from epmvg.distill.teacher import ClipTeacher, View

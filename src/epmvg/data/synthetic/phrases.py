@@ -1,8 +1,4 @@
-"""Phrases about a drawn scene that are true and mean exactly one object, with room for disagreement.
-
-A phrase is only said if it holds for its object by a clear margin and fails for every other object of the same name
-by a clear margin too: two cats hardly differ in size -> nobody speaks of "the smaller cat".
-"""
+"""Phrases and captions of a synthetic scene: each phrase is true of exactly one object, by a clear margin."""
 
 from __future__ import annotations
 
@@ -13,22 +9,22 @@ from epmvg.core.types import Box
 from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
 
 SIZE_RATIO = 1.35
-"""Of the longer sides: from here on people agree which of two things is bigger."""
+"""Ratio of longer sides from which people agree which of two objects is bigger."""
 
 PLACE_MARGIN = 0.14
-"""Of the picture's width or height, between centres."""
+"""Least distance of two centers, as a fraction of the image's width or height, for a phrase about their places."""
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
-    """One object of a scene; `box` in pixels."""
+class SceneObject:
+    """One object of a scene; `box` is xyxy in pixels."""
 
     name: str
     colour: str | None
     box: Box
 
     @property
-    def centre(self) -> tuple[float, float]:
+    def center(self) -> tuple[float, float]:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     @property
@@ -38,97 +34,96 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """What is said, in which way (name, colour, size, place, relation), of which object."""
+    """A phrase, its kind (name, colour, size, place, relation) and the number of its object."""
 
     text: str
     kind: str
     target: int
 
 
-def phrases_of(things: Sequence[Thing], size: tuple[int, int]) -> list[Phrase]:
-    """Return every phrase that is true of exactly one object in a picture of (width, height)."""
-    found = []
-    for number, thing in enumerate(things):
-        same = [other for i, other in enumerate(things) if other.name == thing.name and i != number]
-        says: list[tuple[str, Iterable[str]]] = [("name", [] if same else [f"the {thing.name}"])]
-        says += [("colour", _by_colour(thing, same)), ("size", _by_size(thing, same))]
-        says += [("place", _by_place(thing, same, size)), ("relation", _by_relation(thing, same, things, size))]
-        found += [Phrase(text, kind, number) for kind, texts in says for text in texts]
-    return found
+def phrases_of(objects: Sequence[SceneObject], size: tuple[int, int]) -> list[Phrase]:
+    """Return every phrase that is true of exactly one object in an image of (width, height)."""
+    phrases = []
+    for number, target in enumerate(objects):
+        same = [other for i, other in enumerate(objects) if other.name == target.name and i != number]
+        by_kind: dict[str, Iterable[str]] = {
+            "name": [] if same else [f"the {target.name}"],
+            "colour": _by_colour(target, same),
+            "size": _by_size(target, same),
+            "place": _by_place(target, same, size),
+            "relation": _by_relation(target, same, objects, size),
+        }
+        phrases += [Phrase(text, kind, number) for kind, texts in by_kind.items() for text in texts]
+    return phrases
 
 
-def _by_colour(thing: Thing, same: Sequence[Thing]) -> Iterator[str]:
-    if thing.colour is None:
+def _by_colour(target: SceneObject, same: Sequence[SceneObject]) -> Iterator[str]:
+    if target.colour is None:
         return
     for other in same:
-        pair = frozenset((thing.colour, other.colour))
+        pair = frozenset((target.colour, other.colour))
         if other.colour is None or len(pair) == 1 or pair in CLOSE_COLOURS:
             return
-    yield f"the {thing.colour} {thing.name}"
+    yield f"the {target.colour} {target.name}"
 
 
-def _by_size(thing: Thing, same: Sequence[Thing]) -> Iterator[str]:
+def _by_size(target: SceneObject, same: Sequence[SceneObject]) -> Iterator[str]:
     if not same:
         return
-    several = len(same) > 1
-    if all(other.length >= SIZE_RATIO * thing.length for other in same):
-        yield f"the {'smallest' if several else 'smaller'} {thing.name}"
-    if all(thing.length >= SIZE_RATIO * other.length for other in same):
-        yield f"the {'biggest' if several else 'bigger'} {thing.name}"
+    ending = "est" if len(same) > 1 else "er"
+    if all(other.length >= SIZE_RATIO * target.length for other in same):
+        yield f"the small{ending} {target.name}"
+    if all(target.length >= SIZE_RATIO * other.length for other in same):
+        yield f"the bigg{ending} {target.name}"
 
 
-def _by_place(thing: Thing, same: Sequence[Thing], size: tuple[int, int]) -> Iterator[str]:
+def _by_place(target: SceneObject, same: Sequence[SceneObject], size: tuple[int, int]) -> Iterator[str]:
     if not same:
         return
-    several = len(same) > 1
-    words = (
-        (0, -1, f"the leftmost {thing.name}" if several else f"the {thing.name} on the left"),
-        (0, 1, f"the rightmost {thing.name}" if several else f"the {thing.name} on the right"),
-        (1, -1, f"the topmost {thing.name}" if several else f"the upper {thing.name}"),
-        (1, 1, f"the bottommost {thing.name}" if several else f"the lower {thing.name}"),
+    several, name = len(same) > 1, target.name
+    texts = (
+        (0, -1, f"the leftmost {name}" if several else f"the {name} on the left"),
+        (0, 1, f"the rightmost {name}" if several else f"the {name} on the right"),
+        (1, -1, f"the topmost {name}" if several else f"the upper {name}"),
+        (1, 1, f"the bottommost {name}" if several else f"the lower {name}"),
     )
-    for axis, side, text in words:
-        margin = PLACE_MARGIN * size[axis]
-        if all(side * (thing.centre[axis] - other.centre[axis]) >= margin for other in same):
+    for axis, sign, text in texts:
+        if all(sign * (target.center[axis] - o.center[axis]) >= PLACE_MARGIN * size[axis] for o in same):
             yield text
 
 
-def _by_relation(thing: Thing, same: Sequence[Thing], things: Sequence[Thing], size: tuple[int, int]) -> Iterator[str]:
-    """Relate an object to one whose name stands alone in the scene."""
-    names = [other.name for other in things]
-    for anchor in things:
-        if anchor.name == thing.name or names.count(anchor.name) > 1:
+def _by_relation(
+    target: SceneObject, same: Sequence[SceneObject], objects: Sequence[SceneObject], size: tuple[int, int]
+) -> Iterator[str]:
+    """Relate an object to those whose name is unique in the scene."""
+    names = [other.name for other in objects]
+    relations = ((0, -1, "to the left of"), (0, 1, "to the right of"), (1, -1, "above"), (1, 1, "below"))
+    for anchor in objects:
+        if anchor.name == target.name or names.count(anchor.name) > 1:
             continue
-        for axis, side, words in ((0, -1, "left of"), (0, 1, "right of"), (1, -1, "above"), (1, 1, "below")):
+        for axis, sign, words in relations:
             margin = PLACE_MARGIN * size[axis]
-            along, across = (thing.centre[i] - anchor.centre[i] for i in (axis, 1 - axis))
-            holds = side * along >= margin and abs(along) >= abs(across)
-            fails = all(-side * (other.centre[axis] - anchor.centre[axis]) >= margin for other in same)
-            if holds and fails:
-                where = f"to the {words}" if axis == 0 else words
-                yield f"the {thing.name} {where} the {anchor.name}"
+            along, across = (target.center[i] - anchor.center[i] for i in (axis, 1 - axis))
+            is_true = sign * along >= margin and abs(along) >= abs(across)
+            if is_true and all(-sign * (o.center[axis] - anchor.center[axis]) >= margin for o in same):
+                yield f"the {target.name} {words} the {anchor.name}"
 
 
-def captions_of(things: Sequence[Thing], size: tuple[int, int], order: Sequence[int]) -> list[str]:
-    """Describe a scene in two sentences: what is there, and how two of the things lie.
-
-    `order` is the order of telling, a permutation of the things.
-    """
-    told = [things[i] for i in order]
-    names = [_with_article(thing) for thing in told]
-    listed = ", ".join(names[:-1]) + f" and {names[-1]}"
-    captions = [f"a picture of {listed}"]
-    related = [phrase for phrase in phrases_of(things, size) if phrase.kind == "relation"]
+def captions_of(objects: Sequence[SceneObject], size: tuple[int, int], order: Sequence[int]) -> list[str]:
+    """Return two captions: the objects in `order`, a permutation of them, and how two of them are placed."""
+    names = [_with_article(objects[i]) for i in order]
+    captions = [f"a picture of {', '.join(names[:-1])} and {names[-1]}"]
+    related = [phrase for phrase in phrases_of(objects, size) if phrase.kind == "relation"]
     if related:
         chosen = min(related, key=lambda phrase: order.index(phrase.target))
-        subject = things[chosen.target]
+        subject = objects[chosen.target]
         relation, _, anchor = chosen.text.removeprefix(f"the {subject.name} ").rpartition(" the ")
         captions.append(f"{_with_article(subject)} {relation} {_article(anchor)}")
     return captions
 
 
-def _with_article(thing: Thing) -> str:
-    return _article(f"{thing.colour} {thing.name}" if thing.colour else thing.name)
+def _with_article(item: SceneObject) -> str:
+    return _article(f"{item.colour} {item.name}" if item.colour else item.name)
 
 
 def _article(noun: str) -> str:

@@ -1,4 +1,4 @@
-"""Drawn scenes: phrases are true and mean one thing, also in a mirror; the same seed draws the same bytes."""
+"""Synthetic scenes: phrases are true of one object, also when flipped; the same seed draws the same bytes."""
 
 from __future__ import annotations
 
@@ -14,91 +14,91 @@ import pytest
 from epmvg.core.types import InputError
 from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.registry import open_samples
-from epmvg.data.synthetic.phrases import Thing, phrases_of
+from epmvg.data.side_words import swap_sides
+from epmvg.data.synthetic.phrases import SceneObject, phrases_of
 from epmvg.data.synthetic.scenes import draw_scene, held_out_names, write_scenes
-from epmvg.data.synthetic.sprite_library import dominant_hue, load_sprites, name_colour, sprite_picture
-from epmvg.data.transforms import swap_sides
+from epmvg.data.synthetic.sprite_library import load_sprites, sprite_image
 
 SMALL = {"train": 12, "val": 4, "test": 4, "open": 6, "captions": 8}
 
 
-def referents(text: str, things: list[Thing]) -> list[int]:
+def referents(text: str, objects: list[SceneObject]) -> list[int]:
     """Read a phrase without knowing how it was made, and return every object it could mean (no margins)."""
-    names = sorted({thing.name for thing in things}, key=len, reverse=True)
+    names = sorted({item.name for item in objects}, key=len, reverse=True)
     name = next(n for n in names if re.search(rf"\b{re.escape(n)}\b", text))
     relation = re.fullmatch(r"the (.+?) (?:to the )?(left of|right of|above|below) the (.+)", text)
     if relation:
         name, word, anchor = relation.groups()
-        (other,) = [thing for thing in things if thing.name == anchor]
+        (other,) = [item for item in objects if item.name == anchor]
         axis, side = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[word]
-        return [i for i, t in enumerate(things) if t.name == name and side * (t.centre[axis] - other.centre[axis]) > 0]
-    same = [i for i, thing in enumerate(things) if thing.name == name]
+        return [i for i, t in enumerate(objects) if t.name == name and side * (t.center[axis] - other.center[axis]) > 0]
+    same = [i for i, item in enumerate(objects) if item.name == name]
     words = text.replace(name, "").split()
-    extremes: dict[tuple[str, str], Callable[[Thing], float]] = {
+    extremes: dict[tuple[str, str], Callable[[SceneObject], float]] = {
         ("smaller", "smallest"): lambda t: t.length,
         ("bigger", "biggest"): lambda t: -t.length,
-        ("left", "leftmost"): lambda t: t.centre[0],
-        ("right", "rightmost"): lambda t: -t.centre[0],
-        ("upper", "topmost"): lambda t: t.centre[1],
-        ("lower", "bottommost"): lambda t: -t.centre[1],
+        ("left", "leftmost"): lambda t: t.center[0],
+        ("right", "rightmost"): lambda t: -t.center[0],
+        ("upper", "topmost"): lambda t: t.center[1],
+        ("lower", "bottommost"): lambda t: -t.center[1],
     }
     for spoken, measure in extremes.items():
         if set(spoken) & set(words):
-            return [min(same, key=lambda i: measure(things[i]))]
+            return [min(same, key=lambda i: measure(objects[i]))]
     colours = [word for word in words if word not in ("the", "on")]
-    return [i for i in same if not colours or things[i].colour == colours[0]]
+    return [i for i in same if not colours or objects[i].colour == colours[0]]
 
 
-def mirrored(things: list[Thing], width: int) -> list[Thing]:
-    return [Thing(t.name, t.colour, (width - t.box[2], t.box[1], width - t.box[0], t.box[3])) for t in things]
+def flip(objects: list[SceneObject], width: int) -> list[SceneObject]:
+    return [SceneObject(t.name, t.colour, (width - t.box[2], t.box[1], width - t.box[0], t.box[3])) for t in objects]
 
 
 @pytest.mark.parametrize("split", ["train", "open"])
-def test_phrases_mean_exactly_their_object(split: str) -> None:
+def test_phrases_are_true_of_exactly_one_object(split: str) -> None:
     kinds = set()
     for number in range(150):
         scene = draw_scene(split, number, seed=3)
-        for phrase in phrases_of(scene.things, scene.image.size):
-            assert referents(phrase.text, scene.things) == [phrase.target], phrase.text
+        for phrase in phrases_of(scene.objects, scene.image.size):
+            assert referents(phrase.text, scene.objects) == [phrase.target], phrase.text
             kinds.add(phrase.kind)
     assert kinds == {"name", "colour", "size", "place", "relation"}
 
 
-def test_phrases_stay_true_in_a_mirror_with_sides_swapped() -> None:
+def test_phrases_stay_true_when_flipped_with_sides_swapped() -> None:
     for number in range(60):
         scene = draw_scene("train", number)
-        mirror = mirrored(scene.things, scene.image.width)
+        flipped = flip(scene.objects, scene.image.width)
         for phrase in scene.phrases:
-            assert referents(swap_sides(phrase.text), mirror) == [phrase.target], phrase.text
+            assert referents(swap_sides(phrase.text), flipped) == [phrase.target], phrase.text
 
 
 def test_boxes_are_tight_and_inside() -> None:
     """Every object's pixels differ from the empty background inside its box, up to its edges."""
     for name in ("banana", "airplane", "bell"):
-        alpha = np.asarray(sprite_picture(name).getchannel("A"))
+        alpha = np.asarray(sprite_image(name).getchannel("A"))
         assert (alpha.max(0) > 0)[[0, -1]].all() and (alpha.max(1) > 0)[[0, -1]].all()
     for number in range(40):
         scene = draw_scene("val", number)
-        for thing in scene.things:
-            x0, y0, x1, y1 = thing.box
+        for item in scene.objects:
+            x0, y0, x1, y1 = item.box
             assert 0 <= x0 < x1 <= scene.image.width and 0 <= y0 < y1 <= scene.image.height
 
 
 def test_held_out_names_are_grounded_in_open_only_and_known_from_captions() -> None:
-    secret = held_out_names()
-    assert 30 < len(secret) < 60 and secret < load_sprites().keys()
+    held_out = held_out_names()
+    assert 30 < len(held_out) < 60 and held_out < load_sprites().keys()
     for split in ("train", "val", "test"):
-        shown = {thing.name for number in range(80) for thing in draw_scene(split, number).things}
-        assert not shown & secret
-    asked = [
-        (scene.things[phrase.target].name, phrase)
+        shown = {item.name for number in range(80) for item in draw_scene(split, number).objects}
+        assert not shown & held_out
+    open_phrases = [
+        (scene.objects[phrase.target].name, phrase)
         for number in range(60)
         for scene in [draw_scene("open", number)]
         for phrase in scene.phrases
     ]
-    assert asked and all(name in secret for name, _ in asked)
-    told = " ".join(text for number in range(400) for text in draw_scene("captions", number).captions)
-    assert sum(name in told for name in secret) > 0.9 * len(secret)
+    assert open_phrases and all(name in held_out for name, _ in open_phrases)
+    captions = " ".join(text for number in range(400) for text in draw_scene("captions", number).captions)
+    assert sum(name in captions for name in held_out) > 0.9 * len(held_out)
 
 
 def test_the_same_seed_draws_the_same_bytes_and_more_scenes_change_none(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_written_scenes_are_a_data_set_like_any_other(tmp_path: Path) -> None:
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("kept")
-    with pytest.raises(InputError, match="holds something other"):
+    with pytest.raises(InputError, match="contains something other"):
         write_scenes(tmp_path, sizes=SMALL)
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -158,14 +158,3 @@ def test_a_mistyped_root_is_not_drawn_in(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         open_samples("scenes", split="val", root=tmp_path / "scnees")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_sprites_have_the_colours_that_their_table_states() -> None:
-    """A colour word in a phrase is true of the pixels, of every sprite and every tint of it."""
-    for name, sprite in load_sprites().items():
-        picture = sprite_picture(name)
-        assert name_colour(picture) == sprite.colour, name
-        if sprite.hue is not None:
-            assert dominant_hue(picture) == sprite.hue, name
-        for colour in sprite.tints:
-            assert name_colour(sprite_picture(name, colour)) == colour, (name, colour)

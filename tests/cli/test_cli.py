@@ -1,4 +1,4 @@
-"""The command line: what a user's mistake costs is one sentence and exit status 2; what works prints what it did."""
+"""Tests of the command line: user mistakes are one sentence and exit status 2."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from typer.main import get_command
 
 import epmvg
-from epmvg.cli import main
+from epmvg.cli import app, main
 from epmvg.inference import batch as bulk
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
@@ -41,12 +42,12 @@ def run(tiny: Grounder, tmp_path: Path, squares: Path) -> Path:
 def test_version_and_lists() -> None:
     assert epmvg_command("--version").stdout == f"epmvg {epmvg.__version__}\n"
     listed = json.loads(epmvg_command("list", "--json").stdout)
-    assert set(listed) == {"models", "ready", "datasets", "recipes", "teachers"}
+    assert set(listed) == {"models", "pretrained", "datasets", "recipes", "teachers"}
     assert {row["name"] for row in listed["models"]} == set(epmvg.list_models())
     assert "ViT-B-32" in {row["name"] for row in listed["teachers"]}
 
 
-def test_predict_prints_boxes_inside_the_photo_and_draws_them(run: Path, squares: Path, tmp_path: Path) -> None:
+def test_predict_prints_boxes_inside_the_image_and_draws_them(run: Path, squares: Path, tmp_path: Path) -> None:
     photo = squares.parent / "0.png"
     drawn = tmp_path / "out.png"
     done = epmvg_command("predict", run, photo, "the red square", "blue", "--json", "--draw", drawn)
@@ -60,24 +61,24 @@ def test_predict_prints_boxes_inside_the_photo_and_draws_them(run: Path, squares
         assert picture.size == (80, 60)
 
 
-def test_maps_lie_over_the_photo_a_panel_a_phrase(run: Path, squares: Path, tmp_path: Path) -> None:
-    """Where-maps and attention have the pixels of the photo and peak at 1."""
+def test_heatmaps_and_attention_have_one_panel_per_phrase(run: Path, squares: Path, tmp_path: Path) -> None:
+    """Maps have the size of the image and a maximum of 1."""
     photo, phrases = squares.parent / "0.png", ["the red square", "blue"]
     predictor = epmvg.Predictor(run)
     for maps in (predictor.where(photo, phrases), predictor.attention(photo, phrases)):
         assert [values.shape for values in maps] == [(60, 80)] * 2
         assert all(values.min() >= 0 and values.max() == pytest.approx(1) for values in maps)
-    main_ok(["predict", run, photo, *phrases, "--where", tmp_path / "w.png", "--attention", tmp_path / "a.png"])
+    main_ok(["predict", run, photo, *phrases, "--heatmap", tmp_path / "w.png", "--attention", tmp_path / "a.png"])
     for name in ("w.png", "a.png"):
         with Image.open(tmp_path / name) as strip:
             assert strip.height == 60 and strip.width > 2 * 80
-    plain = epmvg.Predictor(epmvg.create_model("tiny-swin"))  # two strides, no where-map
+    plain = epmvg.Predictor(epmvg.create_model("tiny-swin"))  # two strides, no heatmap
     assert plain.attention(photo, "it")[0].shape == (60, 80)
     with pytest.raises(epmvg.InputError, match=r"model\.anchored=false"):
         plain.where(photo, "it")
 
 
-def test_phrases_are_printed_as_they_are_one_line_each(
+def test_phrases_are_printed_unchanged_on_one_line_each(
     run: Path, squares: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wide = "photograph " * 12 + "[/x]"
@@ -116,11 +117,12 @@ def test_errors_and_skipped_files_of_many_images_are_named(
     assert ended.value.code == 1  # no row could be predicted
     assert "torn.jpg" in said.err and "1 of 1 rows are errors" in said.err and "skipped: 1 .xyz" in said.err
     Image.open(squares.parent / "0.png").save(folder / "good.png")
-    main_ok([*words, "--overwrite"])
+    (tmp_path / "found.jsonl").unlink()
+    main_ok(words)
     assert "2 rows (1 of them errors)" in capsys.readouterr().out
 
 
-def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(
+def test_ctrl_c_keeps_finished_rows_for_the_same_command(
     run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real, left = bulk._predict, [2]
@@ -144,7 +146,7 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(
     assert "48 rows (0 of them errors, 16 of them from before)" in capsys.readouterr().out
 
 
-def test_what_the_bundled_model_knows_is_said_once_and_not_in_the_output(
+def test_the_bundled_models_training_data_is_noted_on_stderr(
     squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main_ok(["predict", "default", squares.parent / "0.png", "it", "--json"])
@@ -163,7 +165,7 @@ def main_ok(arguments: list[object]) -> None:
     assert ended.value.code == 0
 
 
-def test_quiet_leaves_answers_alone(squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_results_only(squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [f"data.name={squares}", "model=tiny-resnet", "model.pretrained=false", "distill=null"]
     settings += [
         "data.augment=null",
@@ -184,7 +186,7 @@ def test_quiet_leaves_answers_alone(squares: Path, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "calibrate", "export", "publish", "serve", "predict"])
-def test_a_wrong_name_of_a_run_is_named_without_torch(verb: str, tmp_path: Path) -> None:
+def test_a_wrong_run_is_rejected_without_torch(verb: str, tmp_path: Path) -> None:
     more = {"export": ["--out", "x"], "publish": ["--to", "x"], "predict": [str(tmp_path / "a.jpg"), "a dog"]}
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     script = (
@@ -225,9 +227,12 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "truncated image": (["predict", run, torn, "it"], "torn.jpg cannot be decoded"),
         "empty phrase": (["predict", run, photo, " "], "One of the phrases is empty"),
         "phrase of 500 words": (["predict", run, photo, "word " * 500], "500 words"),
-        "many photos without a file to write": (["predict", run, squares], "give --out"),
-        "no phrase": (["predict", run, photo], "no phrase to find"),
-        "a folder asked nothing": (["predict", run, squares.parent, "--out", tmp_path / "p.jsonl"], "give the phrases"),
+        "many photos without a file to write": (["predict", run, squares], "Give --out"),
+        "no phrase": (["predict", run, photo], "No phrase given"),
+        "a folder without phrases": (
+            ["predict", run, squares.parent, "--out", tmp_path / "p.jsonl"],
+            "give the phrases",
+        ),
         "unknown device": (["evaluate", run, "--device", "banana"], "no device 'banana'"),
         "unknown device for perturbations": (
             ["evaluate", run, "--robustness", "--device", "banana"],
@@ -237,23 +242,21 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
             ["export", run, "--out", tmp_path / "e", "--split", "val"],
             "--split applies to --int8",
         ),
-        "a private folder": (["publish", run, "--to", tmp_path / "h", "--private"], "--private applies to --hub"),
         "a report onto its run": (["report", run, "--out", run / "model.yaml"], "would overwrite the input"),
         "a report of one run twice": (["report", run, run], "named twice"),
         "images as phrases": (["predict", run, photo, squares.parent / "1.png", "it"], "--phrase"),
-        "several images without a file to write": (["predict", run, photo, photo, "-p", "it"], "give --out"),
-        "a pattern without a file to write": (["predict", run, squares.parent / "*.png", "it"], "give --out"),
+        "several images without a file to write": (["predict", run, photo, photo, "-p", "it"], "Give --out"),
+        "a pattern without a file to write": (["predict", run, squares.parent / "*.png", "it"], "Give --out"),
         "drawing onto the input": (["predict", run, photo, "it", "--draw", photo], "would overwrite the input"),
-        "map onto the input": (["predict", run, photo, "it", "--where", photo], "would overwrite the input"),
-        "score above 1": (["predict", run, photo, "it", "--min-score", "2"], "--min-score 2 is no score"),
-        "score that is not a number": (["predict", run, photo, "it", "--min-score", "nan"], "--min-score nan is no"),
+        "map onto the input": (["predict", run, photo, "it", "--heatmap", photo], "would overwrite the input"),
+        "score above 1": (["predict", run, photo, "it", "--min-score", "2"], "--min-score is 2"),
+        "score that is not a number": (["predict", run, photo, "it", "--min-score", "nan"], "--min-score is nan"),
         "no such device": (["predict", run, photo, "it", "--device", "banana"], "no device 'banana'"),
-        "a root for an image": (["predict", run, photo, "it", "--root", tmp_path], "--root applies to many images"),
         "a shard of an image": (["predict", run, photo, "it", "--shard", "0/2"], "--shard applies to many images"),
         "two outputs": (["predict", run, photo, "it", "--json", "--format", "coco"], "two outputs"),
         "a map of many": (
-            ["predict", run, squares, "--out", tmp_path / "p.jsonl", "--where", tmp_path / "w.png"],
-            "--where applies to one image",
+            ["predict", run, squares, "--out", tmp_path / "p.jsonl", "--heatmap", tmp_path / "w.png"],
+            "--heatmap applies to one image",
         ),
         "no shard": (["predict", run, squares, "--out", tmp_path / "p.jsonl", "--shard", "2/2"], "is not K/N"),
         "lines in a table's file": (["predict", run, squares, "--out", tmp_path / "p.csv"], "end its name in .jsonl"),
@@ -265,8 +268,8 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "drawing in no format": (["predict", run, photo, "it", "--draw", tmp_path / "a.xyz"], "cannot be written"),
         "box outside": (["evaluate", run, "--data", outside], "outside its image"),
         "box empty": (["evaluate", run, "--data", empty], "empty or inverted"),
-        "unknown recipe": (["train", "scnes", "--out", tmp_path / "new"], "did you mean 'scenes'"),
-        "unknown key": (["train", "scenes", "train.epoch=1", "--out", tmp_path / "new"], "did you mean 'epochs'"),
+        "unknown recipe": (["train", "scnes", "--out", tmp_path / "new"], "Did you mean 'scenes'"),
+        "unknown key": (["train", "scenes", "train.epoch=1", "--out", tmp_path / "new"], "Did you mean 'train.epochs'"),
         "a demo over something else": (
             ["demo", "--quick", "--out", run],
             "holds no earlier demo: choose another --out",
@@ -277,11 +280,10 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "report on nothing": (["report", tmp_path / "void"], "void"),
         "score without a number": (
             ["predict", run, photo, "it", "--min-score", "high"],
-            "--min-score high is no score",
+            "--min-score is high",
         ),
         "no stored threshold": (["predict", run, photo, "it", "--min-score", "auto"], "`epmvg calibrate RUN`"),
         "calibrated on a test split": (["calibrate", run, "--split", "test"], "for reporting"),
-        "published nowhere": (["publish", run], "--to FOLDER or --hub OWNER/NAME"),
         "no such hub": (["predict", "nobody/none", photo, "it"], "nobody/none is no folder here"),
         "captions missing": (["teacher", "train", tmp_path / "c.jsonl", "--out", tmp_path / "t"], "c.jsonl"),
     }
@@ -300,7 +302,15 @@ def test_mistakes_are_one_sentence_and_status_2(
     assert sorted(file for file in run.rglob("*")) == before
 
 
-def test_a_mistake_reaches_the_shell_without_a_traceback(tmp_path: Path) -> None:
+def test_mistakes_print_no_traceback(tmp_path: Path) -> None:
     done = epmvg_command("predict", tmp_path, tmp_path / "none.jpg", "it")
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("epmvg: ")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("error: ")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_command_line_has_at_most_80_options() -> None:
+    def options(command: Any) -> int:
+        own = [each for each in command.params if each.param_type_name == "option" and "completion" not in each.name]
+        return len(own) + sum(map(options, getattr(command, "commands", {}).values()))
+
+    assert options(get_command(app)) <= 80

@@ -1,4 +1,4 @@
-"""Recipes: all of the package load, overrides land where they say, wrong ones are named."""
+"""Tests of recipes and `key=value` overrides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from epmvg.models.presets import preset
 
 
 @pytest.mark.parametrize("name", list_recipes())
-def test_recipes_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
+def test_recipes_load_and_dump(name: str, tmp_path: Path) -> None:
     recipe = Recipe.load(name, *(["data.name=my.jsonl"] if name == "few-photos" else []))
     assert recipe.about
     preset(recipe.model.name, **recipe.model.overrides)
@@ -20,14 +20,14 @@ def test_recipes_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> Non
     assert Recipe.load(tmp_path / "copy.yaml") == recipe
 
 
-def test_a_recipe_without_data_of_its_own_says_what_to_give() -> None:
+def test_a_recipe_without_data_requires_it() -> None:
     for more in ([], ["data.batch_size=4"]):
-        with pytest.raises(InputError, match=r"few-photos has no data of its own: give data\.name=FILE"):
+        with pytest.raises(InputError, match=r"few-photos states no data\. Give data\.name=FILE"):
             Recipe.load("few-photos", *more)
     assert Recipe.load("few-photos", "data=my.jsonl").data.name == "my.jsonl"
 
 
-def test_overrides_land_where_they_say() -> None:
+def test_overrides_set_their_keys() -> None:
     recipe = Recipe.load(
         "scenes",
         "model=transvg-r50",
@@ -45,7 +45,7 @@ def test_overrides_land_where_they_say() -> None:
 
 
 @pytest.mark.parametrize("text", ["no", "2017", "1_0", "1e3", "0755", "/my #1 set", "/a: b", "[x]/a", "~", "a=b", "on"])
-def test_text_is_taken_as_it_stands(text: str) -> None:
+def test_text_is_not_parsed(text: str) -> None:
     recipe = Recipe.load(
         "scenes", f"data.root={text}", f"data.val_split={text}", f"distill={text}", f"data.train_split={text}"
     )
@@ -55,7 +55,7 @@ def test_text_is_taken_as_it_stands(text: str) -> None:
     assert Recipe.load("scenes", "data.augment=null", "data.augment.horizontal_flip=0").data.augment is not None
 
 
-def test_a_recipe_says_how_to_distil_and_the_run_from_whom(tmp_path: Path) -> None:
+def test_a_recipe_may_leave_the_teacher_to_the_run(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("distill: {teacher: null, dense_weight: 0.7}")
     source = tmp_path / "mine.yaml"
     assert Recipe.load(source).distill is None
@@ -66,31 +66,31 @@ def test_a_recipe_says_how_to_distil_and_the_run_from_whom(tmp_path: Path) -> No
             0.7,
             2.0,
         )
-    another = Recipe.load("refcoco", "distill=folder").distill  # its own teacher goes with all that was said of it
+    another = Recipe.load("refcoco", "distill=folder").distill  # `pretrained` belongs to the recipe's teacher
     assert another is not None and another.pretrained is None
-    with pytest.raises(InputError, match=r"distill\.text_weight=2 has no teacher"):
+    with pytest.raises(InputError, match=r"distill\.text_weight=2 needs a teacher"):
         Recipe.load(source, "distill.text_weight=2")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["scnes"], "did you mean 'scenes'"),
+        (["scnes"], "Did you mean 'scenes'"),
         (["nowhere.yaml"], "nowhere.yaml does not exist"),
-        (["scenes", "train.epoch=3"], "'train.epoch'; did you mean 'epochs'"),
-        (["scenes", "trian.epochs=3"], "'trian'; did you mean 'train'"),
-        (["scenes", "train.epochs=-1"], r"train.epochs=-1 does not fit"),
+        (["scenes", "train.epoch=3"], "'train.epoch'. Did you mean 'train.epochs'"),
+        (["scenes", "trian.epochs=3"], "'trian'. Did you mean 'train'"),
+        (["scenes", "train.epochs=-1"], r"train.epochs='-1' does not fit"),
         (["scenes", "train.epochs=many"], "train.epochs='many' does not fit"),
-        (["scenes", "train.epochs=inf"], "train.epochs=inf does not fit"),
+        (["scenes", "train.epochs=inf"], "train.epochs='inf' does not fit"),
         (["scenes", "train.epochs=true"], "train.epochs='true' does not fit"),
-        (["scenes", "train=3", "train.lr=1"], "train.lr cannot be set in train=3"),
+        (["scenes", "train=3", "train.lr=1"], "train.lr cannot be set beside train=3"),
         (["scenes", "model.set=null", "model.image_size=[", "x"], "The value of 'model.image_size' is not valid YAML"),
-        (["scenes", "train.tensorboard=true"], "the setting train.tensorboard is gone, delete it: metrics.jsonl"),
-        (["scenes", "distill=x", "distill.fit=linear"], "the setting distill.fit is gone"),
+        (["scenes", "train.tensorboard=true"], "`train.tensorboard` was removed. Delete it: metrics.jsonl"),
+        (["scenes", "distill=x", "distill.fit=linear"], "`distill.fit` was removed"),
         (["scenes", "epochs"], "'epochs' is not a setting"),
-        (["scenes", "data.augment.horizontal_flip=2"], r"data.augment.horizontal_flip=2"),
+        (["scenes", "data.augment.horizontal_flip=2"], r"data.augment.horizontal_flip='2'"),
     ],
 )
-def test_wrong_settings_are_named(arguments: list[str], words: str) -> None:
+def test_wrong_settings_are_rejected_by_name(arguments: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         Recipe.load(*arguments)

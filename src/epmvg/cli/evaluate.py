@@ -1,0 +1,182 @@
+"""Commands that evaluate: `evaluate`, `score`, `calibrate` and `report`."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from epmvg.cli.console import Device, Json, Root, Run, RunData, Split, console, error_console, is_first, print_table
+from epmvg.core.files import check_not_input
+from epmvg.core.locate import locate
+from epmvg.core.progress import progress_bar
+from epmvg.core.types import InputError
+
+
+class Format(StrEnum):
+    jsonl = "jsonl"
+    coco = "coco"
+    text = "text"
+
+
+class Targets(StrEnum):
+    rows = "rows"
+    any = "any"
+
+
+def evaluate(
+    run: Run,
+    data: RunData = None,
+    split: Split = None,
+    root: Root = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    robustness: Annotated[bool, typer.Option("--robustness", help="Evaluate on perturbed phrases and images.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Phrases with --robustness; 1,000 by default.")] = None,
+) -> None:
+    """Evaluate a run: Acc@0.5, mean IoU and one prediction per phrase; or its robustness to perturbations.
+
+    Without --split it is the validation split of the run's own data, and every sample of other data.
+    """
+    if limit is not None and not robustness:
+        raise InputError("--limit applies to --robustness. An evaluation covers every phrase of its split.")
+    locate(run)  # a wrong name is rejected before torch is imported
+    source: dict[str, Any] = {"data": data, "split": split, "root": root, "device": device}
+    if robustness:
+        if is_first():  # runs in a single process
+            _evaluate_robustness(run, source, limit, as_json)
+        return
+    from epmvg.evaluation.evaluate import evaluate as run_evaluation
+    from epmvg.evaluation.samples import results_folder
+
+    with progress_bar(error_console, "Evaluating") as progress:
+        result = run_evaluation(run, **source, progress=progress)
+    if not is_first():
+        return
+    if as_json:
+        print(json.dumps(result))
+        return
+    parts = {f"{result['data']} {result['split']}": result} | result["slices"].get("Data set", {})
+    rows = [{"data": name} | {key: part[key] for key in ("n", "acc50", "miou")} for name, part in parts.items()]
+    print_table(str(run), rows)
+    print_table("Confidence", [{name: result["confidence"][name] for name in CONFIDENCE}])
+    console.print(f"Predictions: {results_folder(run) / result['rows']}")
+
+
+CONFIDENCE = ("ece", "aurc", "auroc_correct", "auroc_negative")
+
+
+def _evaluate_robustness(run: Path, source: dict[str, Any], limit: int | None, as_json: bool) -> None:
+    from epmvg.evaluation.robustness import LIMIT, measure_robustness
+
+    with progress_bar(error_console, "Perturbing") as progress:
+        result = measure_robustness(run, **source, limit=limit or LIMIT, progress=progress)
+    if as_json:
+        print(json.dumps(result))
+        return
+    clean = result["clean"]
+    title = f"{run} on {result['data']} {result['split']}: Acc@0.5 {clean['acc50']:.4f} of {clean['n']:,} phrases"
+    columns = ("name", "n", "clean_acc50", "acc50", "moved")
+    print_table(title, [{key: row.get(key) for key in columns} for row in result["perturbations"]])
+    for image in result["skipped"][:1]:
+        console.print(f"Skipped images: {len(result['skipped'])}; the first: {image}")
+
+
+def score(
+    predictions: Annotated[Path, typer.Argument(help="File of any system's predictions.")],
+    data: Annotated[str, typer.Option(help="Name of the data set, or an annotation file.")],
+    split: Split = None,
+    root: Root = None,
+    form: Annotated[
+        Format, typer.Option("--format", help="Our JSONL, COCO results, or generated text.")
+    ] = Format.jsonl,
+    coordinates: Annotated[
+        str | None, typer.Option(help="UNIT:ORDER of the boxes, for example 0-1000:xyxy; required for text.")
+    ] = None,
+    targets: Annotated[
+        Targets, typer.Option(help="Of a phrase with several boxes: the row's own, or any.")
+    ] = Targets.rows,
+    against: Annotated[Path | None, typer.Option(help="Rows of another system to compare with.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="Write the evaluated predictions to this JSONL file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score any system's predictions as `evaluate` scores a run."""
+    from epmvg.evaluation.external import score as run_score
+
+    result = run_score(
+        predictions,
+        data=data,
+        split=split,
+        root=root,
+        form=form.value,
+        coordinates=coordinates,
+        targets=targets.value,
+        against=against,
+        rows=rows,
+    )
+    parts = {"": result} | ({f" of {result['against']['file']}": result["against"]} if result.get("against") else {})
+    for name, part in parts.items():
+        for warning in part.get("warnings", ()):
+            error_console.print(f"warning: predictions{name}: {warning}")
+    if as_json:
+        print(json.dumps(result))
+        return
+    metrics = [
+        {"metric": name, "value": result[name], "low": low, "high": high}
+        for name, (low, high) in result["intervals"].items()
+    ]
+    if result.get("against"):
+        for row in metrics:
+            row |= {key: result["against"]["metrics"][row["metric"]][key] for key in ("points", "low", "high", "p")}
+    print_table(f"{result['data']} {result['split']}, {result['n']:,} phrases", metrics)
+    for name, part in parts.items():
+        for kind in ("missing", "unreadable"):
+            if part[kind]:
+                console.print(
+                    f"Predictions{name} counted as misses, {kind}: {len(part[kind]):,}; the first: {part[kind][0]}"
+                )
+    console.print(f"{result['protocol']}; data {result['metadata']['data_sha256'][:16]}")
+
+
+def calibrate(
+    run: Run,
+    data: RunData = None,
+    split: Split = None,
+    fit_head: Annotated[bool, typer.Option("--fit-head", help="First fit an IoU head on the training split.")] = False,
+    false_positive_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Fraction of negative phrases that may reach the threshold.")
+    ] = 0.1,
+    device: Device = "auto",
+) -> None:
+    """Calibrate a run's scores to probabilities, and store the threshold from which a phrase counts as found.
+
+    Without --split it is the validation split of the run's own data.
+    """
+    locate(run)
+    from epmvg.evaluation.calibration import calibrate as run_calibration
+    from epmvg.evaluation.calibration import remark
+
+    options: dict[str, Any] = {"fit_head": fit_head, "false_positive_rate": false_positive_rate, "device": device}
+    with progress_bar(error_console, "Calibrating") as progress:
+        done = run_calibration(run, data=data, split=split, **options, progress=progress)
+    if (warning := remark(done)) is not None:
+        error_console.print(f"warning: {warning}")
+    shown = done["fitted"] | {"method": done["method"], "threshold": done["threshold"]}
+    print_table(str(run), [{"": key, "value": value} for key, value in shown.items()])
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs; the others are compared with the first.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    phrase: Annotated[
+        list[str] | None, typer.Option(help="Phrase to show run beside run, repeatable; by default the most improved.")
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page about one run, or several side by side."""
+    from epmvg.report import write_report
+
+    check_not_input(out, *(file for run in runs if run.is_dir() for file in run.iterdir()))
+    console.print(f"The report is {write_report(runs, out, phrases=phrase or ())}")

@@ -1,0 +1,74 @@
+"""Commands that write a model in another form: `convert`, `export` and `publish`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from epmvg.cli.console import Root, Run, Split, console, error_console, print_table, reject_options
+from epmvg.core.locate import locate
+
+
+class Runtime(StrEnum):
+    onnx = "onnx"
+    openvino = "openvino"
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="Published weights: .pth or .safetensors.")],
+    kind: Annotated[str, typer.Option("--as", help="transvg, qrnet, detr, swin or imagenet.")],
+    out: Annotated[Path, typer.Option(help="Folder of the student.")],
+    model: Annotated[str | None, typer.Option(help="Name of a model; inferred from the weights by default.")] = None,
+    bert: Annotated[str | None, typer.Option(help="BERT to start from: hub name or folder.")] = None,
+) -> None:
+    """Convert published weights to a folder that every other command reads."""
+    from epmvg.models.convert import convert as convert_weights
+    from epmvg.models.convert import write
+
+    done = convert_weights(file, kind, model=model, bert=bert)
+    write(done, out)
+    rows: list[dict[str, Any]] = [{"parameters": "converted", "number": len(done.converted), "reason": ""}]
+    for reason, count in Counter(done.ignored.values()).items():
+        rows.append({"parameters": "ignored", "number": count, "reason": reason})
+    if done.new:
+        modules = ", ".join(sorted({name.split(".")[0] for name in done.new}))
+        rows.append({"parameters": "new", "number": len(done.new), "reason": f"not in the file: {modules}"})
+    print_table(f"{done.preset} in {out}", rows)
+
+
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="Folder to write; it needs neither torch nor the run.")],
+    kind: Annotated[Runtime, typer.Option("--format", help="Runtime of the exported model.")] = Runtime.onnx,
+    int8: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Quantise, calibrated and evaluated on this data set or file.")
+    ] = None,
+    split: Split = None,
+    root: Root = None,
+) -> None:
+    """Export a run for ONNX Runtime or OpenVINO, and check that its predictions are those of the run."""
+    locate(run)  # a wrong name is rejected before torch is imported
+    from epmvg.export import Photos, export_run
+
+    if int8 is None:
+        reject_options("applies to --int8", split=split, root=root)
+    photos = None if int8 is None else Photos(int8, split, root)
+    export_run(run, out, kind=kind.value, photos=photos, say=error_console.print)
+    console.print(f"The export is in {out}")
+
+
+def publish(
+    run: Run,
+    to: Annotated[Path, typer.Option(help="Folder to write.")],
+    licence: Annotated[str | None, typer.Option(help="Of the weights, for example apache-2.0.")] = None,
+) -> None:
+    """Write a run as a folder for the Hugging Face hub, with a model card."""
+    locate(run)
+    from epmvg.hub import save_pretrained
+
+    folder = save_pretrained(run, to, licence=licence)
+    console.print(f"The model is in {folder}. Upload it with: hf upload OWNER/NAME {folder}")

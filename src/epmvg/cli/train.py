@@ -1,0 +1,147 @@
+"""Commands that train: `demo`, `train`, `reproduce`, `teacher train`, `teacher cache`; and `config upgrade`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from epmvg.cli.console import Device, Recipe, Settings, console, error_console, is_first, log_console, print_table
+
+
+class Scale(StrEnum):
+    scenes = "scenes"
+    mini = "mini"
+    paper = "paper"
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option(help="Run in a minute; the scores mean nothing then.")] = False,
+) -> None:
+    """Train a teacher, a plain and a distilled student on drawn scenes; write scores, an image and a report."""
+    from epmvg.core.progress import TrainingProgress
+    from epmvg.experiments.demo import run_demo
+
+    with TrainingProgress(log_console) as progress:
+        summary = run_demo(out, quick=quick, report=progress)
+    columns = ("acc50", "miou", "open_vocabulary_acc50", "seconds")
+    rows = [{"student": name} | {key: summary[name][key] for key in columns} for name in ("plain", "distilled")]
+    print_table("Held-out drawn scenes", rows)
+    for name in ("summary.json", "prediction.png", "report.html"):
+        console.print(f"  {out / name}")
+
+
+def train(
+    recipe: Recipe,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/run"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train a student, with its teacher unless distill=null.
+
+    Ctrl-C and SIGTERM end it after the current step, and --resume continues it; a second signal ends it at once.
+    """
+    from epmvg.config.settings import Recipe as RunRecipe
+    from epmvg.core.progress import TrainingProgress
+    from epmvg.training import train as run_training
+
+    loaded = RunRecipe.load(recipe, *(settings or []))
+    command = ["epmvg", "train", recipe, *(settings or []), "--out", str(out), "--resume"]
+    command += [] if device == "auto" else ["--device", device]
+    with _stoppable(shlex.join(command)), TrainingProgress(log_console) as progress:
+        folder = run_training(loaded, out, resume=resume, device=device, report=progress)
+    if is_first():
+        name = shlex.quote(str(folder))
+        console.print(f"The run is in {folder}. Next:")
+        console.print(f"  epmvg evaluate {name}\n  epmvg predict {name} IMAGE 'a phrase'")
+
+
+def reproduce(
+    table: Annotated[str, typer.Argument(help="Table of the paper, 1 to 7, or a study: data, targets, teacher, vls.")],
+    settings: Settings = None,
+    scale: Annotated[Scale, typer.Option(help="scenes and mini fit a laptop; paper is the paper's.")] = Scale.scenes,
+    seeds: Annotated[int, typer.Option(help="Trainings of each setting.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder to write; give it again to continue.")] = Path("runs/reproduce"),
+    root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and train nothing.")] = False,
+) -> None:
+    """Reproduce a table of the paper: train what is missing, and print reported beside reproduced results."""
+    from epmvg.core.progress import TrainingProgress
+    from epmvg.experiments.reproduce import reproduce as run_table
+
+    options: dict[str, Any] = {"scale": scale.value, "seeds": seeds, "out": out, "root": root, "dry_run": dry_run}
+    with _stoppable("the same command"), TrainingProgress(error_console) as progress:
+        result = run_table(table, settings or [], **options, report=progress)
+    if not dry_run:
+        file = out / scale.value / f"table-{table}.md"
+        console.print(f"{file.read_text(encoding='utf-8')}\nThe table is in {file} and .json")
+        return
+    plan = result["plan"]
+    columns = ("folder", "state", "phrases", "epochs", "steps")
+    title = f"{plan['to_run']} trainings to run"
+    print_table(title, [{key: run[key] for key in columns} for run in plan["runs"]])
+    for missing in dict.fromkeys(run["missing"] for run in plan["runs"] if run["missing"]):
+        console.print(f"Missing: {missing}")
+
+
+@contextmanager
+def _stoppable(command: str) -> Iterator[None]:
+    """Where a signal ends a training, print the command that continues it and exit with the signal's status."""
+    from epmvg.training import Stopped
+
+    try:
+        yield
+    except Stopped as stop:
+        if is_first():
+            print(f"{stop}. Continue with: {command}", file=sys.stderr)
+        raise typer.Exit(stop.status) from stop
+
+
+def train_teacher(
+    captions: Annotated[Path, typer.Argument(help='JSONL file of {"image", "split", "captions": [...]}.')],
+    out: Annotated[Path, typer.Option(help="Folder of the teacher.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of the images; the file's by default.")] = None,
+    epochs: Annotated[int, typer.Option(help="Maximum number of epochs; the best on val is saved.")] = 10,
+) -> None:
+    """Train a small CLIP-style teacher from image-caption pairs."""
+    from epmvg.core.progress import progress_bar
+    from epmvg.distill.pretrain import train_teacher as run_training
+
+    with progress_bar(console, "Teacher") as progress:
+        metrics = run_training(captions, out, images=images, epochs=epochs, progress=progress)
+    console.print(f"The teacher is in {out}: {metrics}")
+    if metrics.skipped:
+        error_console.print(f"warning: {metrics.skipped} images were skipped. See {out / 'teacher.json'}.")
+
+
+def cache_teacher(recipe: Recipe, settings: Settings = None) -> None:
+    """Compute the embeddings of a frozen teacher that a training with this recipe will use."""
+    from epmvg.config.settings import Recipe as RunRecipe
+    from epmvg.core.progress import progress_bar
+    from epmvg.training import cache_teacher as run_caching
+
+    with progress_bar(error_console, "Teacher") as progress:
+        cached = run_caching(RunRecipe.load(recipe, *(settings or [])), progress)
+    for image in cached["skipped"]:
+        error_console.print(f"warning: skipped {image}")
+    console.print(f"{cached['answers']:,} embeddings, {cached['megabytes']} MB, are in {cached['file']}")
+
+
+def upgrade_config(
+    file: Annotated[Path, typer.Argument(help="A recipe, or the config.yaml of a run.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; FILE itself by default.")] = None,
+) -> None:
+    """Rewrite a recipe of an earlier version with the present settings."""
+    from epmvg.config.upgrade import upgrade_file
+
+    for message in upgrade_file(file, out or file):
+        console.print(message)
+    console.print(f"The recipe is in {out or file}")

@@ -1,0 +1,96 @@
+"""Tests of `epmvg config upgrade`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from epmvg.cli import main
+from epmvg.config.renamed import REMOVED, RENAMED
+from epmvg.config.settings import Recipe, setting_fields
+from epmvg.config.upgrade import upgrade_file, upgrade_text
+from epmvg.core.types import InputError
+
+OLD = """\
+# my recipe
+model: {preset: mini, canvas: 192}  # small
+data:
+  name: scenes
+  # a small GPU
+  images: 5   # per batch
+  phrases: 10
+  augment: {flip: 0.5, style: free, as_published: true}
+distill: {teacher: null, view: photo, dense: 1.0}
+train:
+  tensorboard: true   # curves
+  clip: 1.0
+"""
+NEW = """\
+# my recipe
+model: {name: mini, image_size: 192}  # small
+data:
+  name: scenes
+  # a small GPU
+  batch_size: 50   # per batch
+  phrases_per_image: 10
+  augment: {horizontal_flip: 0.5, recipe: default}
+distill: {teacher: null, input: image, dense_weight: 1.0}
+train:
+  max_grad_norm: 1.0
+"""
+
+
+def test_upgrade_keeps_comments_and_reports_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "old.yaml").write_text(OLD)
+    with pytest.raises(SystemExit) as ended:
+        main(["config", "upgrade", str(tmp_path / "old.yaml"), "--out", str(tmp_path / "new.yaml")])
+    assert ended.value.code == 0 and (tmp_path / "new.yaml").read_text() == NEW
+    printed = capsys.readouterr().out
+    assert "warning: data.batch_size counts image-phrase pairs: 5 images x 10 phrases = 50" in printed
+    assert "train.clip is now train.max_grad_norm" in printed and "train.tensorboard is removed: metrics" in printed
+    assert upgrade_text(NEW, "new") == (NEW, [])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("data: {phrases: 4, val: x}", "data: {batch_size: 64, phrases_per_image: 4, val_split: x}"),
+        ("data:\n  name: x\n  phrases: 4", "data:\n  name: x\n  batch_size: 64\n  phrases_per_image: 4"),
+        ("data: {images: 4}", "data: {batch_size: 32}"),
+        ("train: {clip: 1, tensorboard: false}", "train: {max_grad_norm: 1}"),
+        ("train: {tensorboard: false, clip: 1}", "train: {max_grad_norm: 1}"),
+        ("train:\n  clip: 1\n  tensorboard: false", "train:\n  max_grad_norm: 1\n"),
+        ("distill: {view: canvas}", "distill: {input: letterboxed}"),
+        ("data: scenes", "data: scenes"),
+    ],
+)
+def test_upgrade_handles_block_and_flow_mappings(old: str, new: str) -> None:
+    assert upgrade_text(old, "old")[0] == new
+
+
+def test_a_run_with_old_settings_is_upgraded_in_place(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    values = yaml.safe_load(Recipe.load("scenes").dump())
+    values["train"]["drop"] = values["train"].pop("lr_drop")
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(InputError, match=r"`train\.drop` is now `train\.lr_drop`\. Rename it, or run `epmvg config"):
+        Recipe.load(file)
+    assert upgrade_file(file, file) == ["train.drop is now train.lr_drop"]
+    assert Recipe.load(file) == Recipe.load("scenes")
+
+
+@pytest.mark.parametrize("text", ["train: {clip: [}", "- a list", "train: {epoch: 3}"])
+def test_invalid_files_are_rejected_and_not_written(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"old\.yaml"):
+        upgrade_file(file, tmp_path / "new.yaml")
+    assert not (tmp_path / "new.yaml").exists()
+
+
+def test_old_and_new_keys_are_disjoint() -> None:
+    keys = {name for name, _ in setting_fields(Recipe)}
+    assert not keys & (RENAMED.keys() | REMOVED.keys())
+    assert {new for new in RENAMED.values() if not new.startswith("model.")} <= keys
