@@ -243,7 +243,7 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
             "--split applies to --int8",
         ),
         "a report onto its run": (["report", run, "--out", run / "model.yaml"], "would overwrite the input"),
-        "a report of one run twice": (["report", run, run], "named twice"),
+        "a report of one run twice": (["report", run, run], "given twice"),
         "images as phrases": (["predict", run, photo, squares.parent / "1.png", "it"], "--phrase"),
         "several images without a file to write": (["predict", run, photo, photo, "-p", "it"], "Give --out"),
         "a pattern without a file to write": (["predict", run, squares.parent / "*.png", "it"], "Give --out"),

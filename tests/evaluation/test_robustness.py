@@ -171,7 +171,7 @@ def test_images_that_cannot_be_read_are_skipped_and_named(run: Path, squares: Pa
 def test_unusable_bounds_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["evaluate", str(run), "--limit", "3"])
-    assert "--limit is for --robustness" in capsys.readouterr().err
+    assert "--limit applies to --robustness" in capsys.readouterr().err
     with pytest.raises(epmvg.InputError, match="limit=0"):
         measure_robustness(run, limit=0)
     assert not list(run.glob("robustness-*"))
