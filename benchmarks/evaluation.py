@@ -28,7 +28,6 @@ from epmvg.core.types import Sample
 from epmvg.data.synthetic.scenes import draw_scene
 from epmvg.evaluation.evaluate import Row, evaluation_loader, ious, predict_rows, prediction_row
 from epmvg.evaluation.metrics import Metrics
-from epmvg.models.norms import bake_norms
 from reference.machine import machine
 from reference.plain import PlainGrounder
 from reference.work import Work
@@ -78,7 +77,7 @@ def measure(preset: str, photos: int, images: int) -> dict[str, Any]:
     """Score the whole set both ways, some photos at a time."""
     work = Work(preset)
     plain = work.plain()
-    bake_norms(work.student.visual, padding=True)
+    work.student.visual_encoder.fuse_norms()
     rates: dict[str, list[float]] = {"ours": [], "plain": []}
     apart = 0.0
     with tempfile.TemporaryDirectory() as folder:

@@ -22,13 +22,13 @@ from epmvg.core.hardware import cpu_has_bf16
 from epmvg.distill.losses import GroundingLoss
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
-from epmvg.models.text_cache import TextMemory
+from epmvg.models.text_cache import TextFeatureCache
 
 PHRASES = ["a man in a blue shirt", "his dog", "the woman on the left", "a red bicycle leaning against a wall"]
 
 
 def seconds_of_step(
-    model: Grounder, optimizer: torch.optim.Optimizer, memory: TextMemory | None, batch: int, phrases: int
+    model: Grounder, optimizer: torch.optim.Optimizer, memory: TextFeatureCache | None, batch: int, phrases: int
 ) -> float:
     """Time one training step over `batch` phrases asked of batch / phrases images."""
     images = max(1, batch // phrases)
@@ -42,7 +42,7 @@ def seconds_of_step(
     start = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
         states = memory(tokens, token_mask) if memory else None
-        output = model(image, image_mask, tokens, token_mask, image_index, states=states)
+        output = model(image, image_mask, tokens, token_mask, image_index, text_features=states)
     GroundingLoss()(output, target).total.backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -58,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = create_model(arguments.model).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    memory = TextMemory(model.linguistic) if model.linguistic.frozen else None
+    memory = TextFeatureCache(model.text_encoder) if model.text_encoder.frozen else None
     times: dict[int, list[float]] = {1: [], arguments.phrases: []}
     for round_ in range(arguments.rounds + 1):
         for phrases, taken in times.items():

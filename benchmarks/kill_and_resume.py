@@ -35,7 +35,7 @@ TEACHER = {
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }
 SETTINGS = [
-    *("model={name: tiny-resnet, pretrained: false, anchored: true, similarity: true, score: true}",),
+    *("model={name: tiny-resnet, pretrained: false, dense_head: true, similarity: true, iou_head: true}",),
     *(
         "data.batch_size=16",
         "data.phrases_per_image=4",

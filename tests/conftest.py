@@ -39,7 +39,7 @@ def shared() -> Path:
 def tiny() -> Grounder:
     """A random student that answers in milliseconds, with every part that goes beyond the paper."""
     torch.manual_seed(0)
-    return create_model("tiny-resnet", anchored=True, similarity=True).eval()
+    return create_model("tiny-resnet", dense_head=True, similarity=True).eval()
 
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (230, 210, 50)}

@@ -40,7 +40,7 @@ GIVEN = re.compile(r"^<!-- given: (?P<names>.+) -->$", re.MULTILINE)
 SNIPPET = re.compile(r'^--8<-- "(?P<file>[^"]+)"$', re.MULTILINE)
 
 SIZES = {"train": 6, "val": 3, "test": 3, "open": 2, "captions": 8}
-STUDENT: dict[str, Any] = {"anchored": True, "similarity": True, "score": True}
+STUDENT: dict[str, Any] = {"dense_head": True, "similarity": True, "iou_head": True}
 TRAINING = [
     *("model=tiny-resnet", "model.pretrained=false", *(f"model.{part}=true" for part in STUDENT)),
     *("data.image_size=null", "train.epochs=1", "train.warmup_steps=0", "train.cache_features=false"),

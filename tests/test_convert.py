@@ -28,12 +28,12 @@ Checkpoint = dict[str, Any]
 def published_name(name: str) -> str:
     """The published name of one of our parameters (TransVG)."""
     pairs = [
-        ("visual.backbone.", "visumodel.backbone.0.body."),
-        ("visual.encoder.", "visumodel.transformer.encoder."),
-        ("visual.", "visumodel."),
-        ("linguistic.", "textmodel."),
+        ("visual_encoder.backbone.", "visumodel.backbone.0.body."),
+        ("visual_encoder.encoder.", "visumodel.transformer.encoder."),
+        ("visual_encoder.", "visumodel."),
+        ("text_encoder.", "textmodel."),
         ("fusion.", "vl_transformer.encoder."),
-        ("head.", "bbox_embed."),
+        ("box_head.", "bbox_embed."),
     ]
     for own, theirs in pairs:
         if name.startswith(own):
@@ -47,9 +47,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = preset(
         "transvg-r50",
         image_size=64,
-        linguistic={"hidden": 32, "layers": 1, "heads": 2, "feedforward": 64},
-        fusion={"width": 32, "layers": 1, "heads": 2, "hidden": 64},
-        visual={"width": 32, "layers": 1, "heads": 2, "hidden": 64},
+        text_encoder={"width": 32, "layers": 1, "heads": 2, "dim_feedforward": 64},
+        fusion={"width": 32, "layers": 1, "heads": 2, "dim_feedforward": 64},
+        visual_encoder={"width": 32, "layers": 1, "heads": 2, "dim_feedforward": 64},
     )
     monkeypatch.setitem(PRESETS, "transvg-r50", narrow)
 
@@ -116,7 +116,7 @@ def put(name: str, value: Tensor) -> Callable[[Checkpoint], None]:
     ("spoil", "named"),
     [
         (drop("visumodel.input_proj.weight"), "holds no transvg weights"),
-        (drop("bbox_embed.layers.0.weight"), "head.layers.0.weight"),
+        (drop("bbox_embed.layers.0.weight"), "box_head.layers.0.weight"),
         (put("bbox_embed.layers.0.weight", torch.zeros(3, 3)), "bbox_embed.layers.0.weight"),
         (put("bbox_embed.layers.0.bias", torch.full((32,), torch.nan)), "bbox_embed.layers.0.bias"),
         (put("surprise.weight", torch.zeros(1)), "surprise.weight"),
@@ -142,12 +142,12 @@ def test_code_in_a_file_is_not_run(checkpoint: Checkpoint, tmp_path: Path) -> No
     [
         ({"dilation": True}, "dilation=True"),
         ({"pre_norm": True}, "pre_norm=True"),
-        ({"nheads": 4}, r"nheads=4, and the student computes with nheads=2"),
+        ({"nheads": 4}, r"nheads=4, and our model has nheads=2"),
         ({"vl_nheads": 8}, "vl_nheads=8"),
         ({"position_embedding": "learned"}, "position_embedding=learned"),
         ({"backbone": "resnet101"}, "backbone=resnet101"),
-        ({"imsize": 640}, "imsize=640, and its 25 positions fit a canvas of 64"),
-        ({"max_query_len": 30}, r"25 positions fit no length of \[30\]"),
+        ({"imsize": 640}, "imsize=640, and its 25 positions fit an image size of 64"),
+        ({"max_query_len": 30}, r"25 positions fit no maximum length of \[30\]"),
     ],
 )
 @pytest.mark.parametrize("space", [argparse.Namespace, dict])
@@ -178,10 +178,10 @@ def test_what_a_file_states_is_used(checkpoint: Checkpoint, tmp_path: Path) -> N
 def test_prefixes_of_wrappers_are_taken_off(checkpoint: Checkpoint, tmp_path: Path, prefix: str) -> None:
     plain = checkpoint["model"]
     wrapped = {prefix + name: value for name, value in plain.items()}
-    assert read_published(saved({"state_dict": wrapped}, tmp_path)).tensors.keys() == plain.keys()
-    assert read_published(saved({"model": {"state_dict": wrapped}}, tmp_path)).tensors.keys() == plain.keys()
+    assert read_published(saved({"state_dict": wrapped}, tmp_path))[0].keys() == plain.keys()
+    assert read_published(saved({"model": {"state_dict": wrapped}}, tmp_path))[0].keys() == plain.keys()
     wrapped["criterion.weight"] = torch.zeros(1)  # not all begin with it: left alone
-    assert wrapped.keys() == read_published(saved(wrapped, tmp_path)).tensors.keys()
+    assert wrapped.keys() == read_published(saved(wrapped, tmp_path))[0].keys()
 
 
 @pytest.mark.parametrize(
@@ -223,32 +223,32 @@ def test_detr_fills_the_visual_branch_only(student: Grounder, tmp_path: Path) ->
     detr = {
         published_name(name).removeprefix("visumodel."): tensor + 1
         for name, tensor in student.state_dict().items()
-        if name.startswith("visual.")
+        if name.startswith("visual_encoder.")
     }
     detr |= {"transformer.decoder.norm.weight": torch.ones(3), "class_embed.bias": torch.ones(92)}
     detr |= {"query_embed.weight": torch.ones(3, 3), "class_embed.weight": torch.ones(92, 3)}
     conversion = convert(saved({"model": detr}, tmp_path), "detr")
-    assert {name.split(".")[0] for name in conversion.new} >= {"linguistic", "fusion", "head"}
-    assert not any(name.startswith("visual.") for name in conversion.new)
+    assert {name.split(".")[0] for name in conversion.new} >= {"text_encoder", "fusion", "box_head"}
+    assert not any(name.startswith("visual_encoder.") for name in conversion.new)
     own = conversion.model.state_dict()
     for name, tensor in student.state_dict().items():
-        if name.startswith("visual."):
+        if name.startswith("visual_encoder."):
             assert torch.equal(own[name], tensor + 1)
     with pytest.raises(InputError, match="--as detr"):
         from_published(detr, "transvg")
 
 
 def test_imagenet_and_a_bert_from_a_folder(student: Grounder, tmp_path: Path) -> None:
-    backbone = student.visual.backbone.state_dict() | {"fc.weight": torch.zeros(5, 5)}
+    backbone = student.visual_encoder.backbone.state_dict() | {"fc.weight": torch.zeros(5, 5)}
     bert = BertModel(
         BertConfig(vocab_size=30_522, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
     )
     bert.save_pretrained(tmp_path / "bert")
     default_tokenizer().save_pretrained(tmp_path / "bert")
     conversion = from_published(backbone, "imagenet", model="transvg-r50", bert=str(tmp_path / "bert"))
-    assert conversion.model.linguistic.width == 64
+    assert conversion.model.text_encoder.width == 64
     assert conversion.ignored == {"fc.weight": "the classifier of ImageNet"}
-    words = conversion.model.linguistic.bert.embeddings.word_embeddings
+    words = conversion.model.text_encoder.bert.embeddings.word_embeddings
     assert isinstance(words, nn.Embedding)
     assert torch.equal(words.weight, bert.embeddings.word_embeddings.weight)
     with pytest.raises(InputError, match="--model"):
@@ -261,14 +261,14 @@ def test_a_swin_detector_fills_backbone_and_neck() -> None:
     state = model.state_dict()
     detector: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if name.startswith("visual.norms."):
-            detector["backbone.norm" + name.removeprefix("visual.norms.")] = tensor + 1
-        elif name.startswith("visual.lateral."):
+        if name.startswith("visual_encoder.norms."):
+            detector["backbone.norm" + name.removeprefix("visual_encoder.norms.")] = tensor + 1
+        elif name.startswith("visual_encoder.lateral."):
             number, kind = name.split(".")[2:]
             value = tensor[..., None, None] if kind == "weight" else tensor
             detector[f"neck.lateral_convs.{number}.conv.{kind}"] = value + 1
-        elif name.startswith("visual.backbone."):
-            parts = name.removeprefix("visual.").split(".")
+        elif name.startswith("visual_encoder.backbone."):
+            parts = name.removeprefix("visual_encoder.").split(".")
             if parts[3:4] == ["downsample"]:
                 parts[2] = str(int(parts[2]) - 1)
             detector[".".join(parts)] = tensor + 1
@@ -276,7 +276,7 @@ def test_a_swin_detector_fills_backbone_and_neck() -> None:
     detector["backbone.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.long)
     conversion = from_published(detector, "swin", model="transvg-swin-s")
     for name, tensor in conversion.model.state_dict().items():
-        if name.startswith("visual.") and "scale_embed" not in name:
+        if name.startswith("visual_encoder.") and "scale_embed" not in name:
             assert torch.equal(tensor, state[name] + 1), name
 
 

@@ -32,13 +32,13 @@ pytest.importorskip("onnxruntime")
 
 PHRASES = ["dog", "the woman in the tan jacket", "a red car behind the second tree from the right"]
 
-BEYOND: dict[str, Any] = {"anchored": True, "similarity": True, "normalize": True, "vls": "mean", "position": "sine"}
+BEYOND: dict[str, Any] = {"dense_head": True, "similarity": True, "normalize": True, "vls": "mean", "position": "sine"}
 STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper": ("tiny-resnet", {}),
     "beyond": ("tiny-resnet", BEYOND),
-    "swin": ("tiny-swin", {"visual": {"gates": "off"}}),
+    "swin": ("tiny-swin", {"visual_encoder": {"gates": "off"}}),
     "query-aware": ("tiny-swin", {}),
-    "query-aware beyond": ("tiny-swin", BEYOND | {"visual": {"strides": [8], "pool": "content"}}),
+    "query-aware beyond": ("tiny-swin", BEYOND | {"visual_encoder": {"strides": [8], "pool": "content"}}),
 }
 
 
@@ -60,8 +60,8 @@ def canvases(backend: Backend, seeds: list[int]) -> tuple[np.ndarray, np.ndarray
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    save(create_model("tiny-resnet", anchored=True, similarity=True), folder)
-    (folder / "README.md").write_text("---\nlicense: mit\nknows: noise\n---\n# noise\n")
+    save(create_model("tiny-resnet", dense_head=True, similarity=True), folder)
+    (folder / "README.md").write_text("---\nlicense: mit\ndomain: noise\n---\n# noise\n")
     return folder
 
 
@@ -236,7 +236,7 @@ def test_graphs_that_answer_otherwise_are_refused(exported: Path, tmp_path: Path
     """An earlier export stays as it was."""
     torch.manual_seed(1)
     other = tmp_path / "other"
-    save(create_model("tiny-resnet", anchored=True, similarity=True), other)
+    save(create_model("tiny-resnet", dense_head=True, similarity=True), other)
     shutil.copytree(exported, tmp_path / "out" / "mine")
     with pytest.raises(InputError, match=r"differs from the run by \d+\.\d+ px and .* more than 0\.05 px"):
         export.export_run(other, tmp_path / "out" / "mine")

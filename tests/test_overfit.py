@@ -16,10 +16,10 @@ from epmvg.models.factory import create_model
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "TransVG": ("tiny-resnet", {"image_size": 96, "dropout": 0.0}),
-    "TransVG, beyond": ("tiny-resnet", {"image_size": 96, "dropout": 0.0, "anchored": True, "similarity": True}),
-    "TransVG-Swin": ("tiny-swin", {"image_size": 96, "dropout": 0.0, "visual": {"gates": "off"}}),
+    "TransVG, beyond": ("tiny-resnet", {"image_size": 96, "dropout": 0.0, "dense_head": True, "similarity": True}),
+    "TransVG-Swin": ("tiny-swin", {"image_size": 96, "dropout": 0.0, "visual_encoder": {"gates": "off"}}),
     "QRNet": ("tiny-swin", {"image_size": 96, "dropout": 0.0}),
-    "QRNet as published": ("tiny-swin", {"image_size": 96, "dropout": 0.0, "visual": {"gates": "as_published"}}),
+    "QRNet as published": ("tiny-swin", {"image_size": 96, "dropout": 0.0, "visual_encoder": {"gates": "zero_init"}}),
 }
 
 

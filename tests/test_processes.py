@@ -22,7 +22,7 @@ from epmvg.training.run import Run
 
 SAME = ["train.cache_features=false", "distill=null", "model=tiny-resnet", "model.pretrained=false", "model.dropout=0"]
 SAME += [
-    "model.anchored=true",
+    "model.dense_head=true",
     "model.similarity=true",
     "data.augment={horizontal_flip: 0.5, translate: 1.0}",
     "data.phrases_per_image=3",
@@ -108,7 +108,7 @@ def test_two_processes_and_accumulation_learn_as_one_batch_does(uneven: Path, tm
 
 def seen_by_softmax(name: str, parameter: torch.Tensor) -> torch.Tensor:
     """A parameter without the part that only shifts the logits of a softmax."""
-    if name == "where_head.bias" or name.endswith("key.bias"):
+    if name == "dense_head.heatmap_head.bias" or name.endswith("key.bias"):
         return parameter.new_zeros(0)
     if name.endswith("in_proj_bias"):
         queries, _, values = parameter.chunk(3)

@@ -22,7 +22,7 @@ from epmvg.cli import main
 from epmvg.config.settings import Recipe
 from epmvg.core.types import InputError
 from epmvg.data.readers.jsonl import read_jsonl
-from epmvg.data.samples import Samples
+from epmvg.data.samples import SampleDigest
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
 from epmvg.training import Stopped, loop
@@ -122,7 +122,7 @@ def test_the_command_line_says_how_to_go_on(
         main(["train", *settings])
     said = capsys.readouterr()
     assert ended.value.code == 128 + signal.SIGTERM
-    assert f"training on {Samples.of(read_jsonl(squares, split='train'))}, validation on" in said.out
+    assert f"training on {SampleDigest.of(read_jsonl(squares, split='train'))}, validation on" in said.out
     (line,) = [line for line in said.err.splitlines() if line.startswith("stopped at step ")]
     assert line.endswith(f"--out '{tmp_path / 'a run'}' --resume")
     with pytest.raises(SystemExit) as ended:
@@ -234,10 +234,10 @@ def test_the_digest_knows_the_samples_and_not_where_they_lie(tmp_path: Path, mon
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     here, there = (read_jsonl(draw_squares(tmp_path / name)) for name in ("a", "b"))
-    assert Samples.of(here) == Samples.of(there)
+    assert SampleDigest.of(here) == SampleDigest.of(there)
     monkeypatch.chdir(tmp_path)
-    assert Samples.of(read_jsonl("a/annotations.jsonl")) == Samples.of(here)
-    assert len({Samples.of(part).sha256 for part in (here, here[::-1], here[1:], [*here, here[0]])}) == 4
+    assert SampleDigest.of(read_jsonl("a/annotations.jsonl")) == SampleDigest.of(here)
+    assert len({SampleDigest.of(part).sha256 for part in (here, here[::-1], here[1:], [*here, here[0]])}) == 4
 
 
 def test_a_rewritten_teacher_is_not_resumed(squares: Path, tmp_path: Path) -> None:

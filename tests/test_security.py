@@ -18,7 +18,7 @@ import epmvg
 from epmvg.cli import main
 from epmvg.core.images import MAX_PIXELS, open_image
 from epmvg.core.types import InputError
-from epmvg.data.readers.files import inside
+from epmvg.data.readers.files import path_inside
 from epmvg.data.registry import open_samples
 from epmvg.experiments.results import as_markdown
 from epmvg.hub import model_card
@@ -58,11 +58,12 @@ def only_restricts_pickle(tree: ast.AST) -> bool:
     readers = [
         node
         for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef) and "pickle.Unpickler" in map(ast.unparse, node.bases)
+        if isinstance(node, ast.ClassDef)
+        and {"pickle.Unpickler", "pickle._Unpickler"} & {*map(ast.unparse, node.bases)}
     ]
     return (
-        set(used) <= {"Unpickler", "UnpicklingError"}
-        and used.count("Unpickler") == len(readers) > 0
+        {name for name in used if not name.isupper()} <= {"Unpickler", "_Unpickler", "UnpicklingError"}
+        and used.count("Unpickler") + used.count("_Unpickler") == len(readers) > 0
         and all("def find_class" in ast.unparse(reader) for reader in readers)
         and not any("super().find_class" in ast.unparse(reader) for reader in readers)
     )
@@ -99,7 +100,7 @@ def test_no_file_is_ever_executed() -> None:
     [
         *("import pickle", "from pickle import loads", "torch.load(f)", "torch.load(f, weights_only=False)", "eval(x)"),
         *("np.load(f)", "np.load(f, allow_pickle=True)", "yaml.load(f, Loader=yaml.Loader)", "tar.extractall(to)"),
-        "import pickle\nclass R(pickle.Unpickler): pass",
+        *("import pickle\nclass R(pickle.Unpickler): pass", "import pickle\nclass R(pickle._Unpickler): pass"),
         "import pickle\nclass R(pickle.Unpickler):\n def find_class(self, *a): return super().find_class(*a)",
         "import pickle\nclass R(pickle.Unpickler):\n def find_class(self, *a): return list\npickle.loads(x)",
         *("subprocess.run(x, shell=True)", "AutoModel.from_pretrained(n, trust_remote_code=True)", "os.system(x)"),
@@ -142,7 +143,7 @@ def test_no_path_leads_out(tmp_path: Path, name: str) -> None:
     root = tmp_path / "root"
     root.mkdir()
     with pytest.raises(InputError, match=r"leads out of|not the path of a file"):
-        inside(root, name, "line 1")
+        path_inside(root, name, "line 1")
     file = root / "rows.jsonl"
     file.write_text(json.dumps({"image": name, "phrase": "it", "bbox": [0, 0, 1, 1]}))
     with pytest.raises(InputError, match=r"leads out of|not the path of a file"):

@@ -17,7 +17,7 @@ from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.transforms import Augment
 from epmvg.distill.losses import Loss
 from epmvg.models.convert import Conversion, write
-from epmvg.models.factory import create_model, load, start_from
+from epmvg.models.factory import create_model, init_from, load
 from epmvg.models.grounder import Grounder
 from epmvg.training import loop
 from epmvg.training.optimizer import StepCount, lr_factor, parameter_groups
@@ -162,21 +162,21 @@ def test_what_was_not_loaded_learns_at_the_rate_of_new_parts() -> None:
     student = create_model("tiny-swin")
     names = [name for name, _ in student.named_parameters()]
     assert {group["lr"] for group in parameter_groups(student, settings, names)} == {settings.lr}
-    new = [name for name in names if not name.startswith(("visual.backbone.", "linguistic.bert."))]
+    new = [name for name in names if not name.startswith(("visual_encoder.backbone.", "text_encoder.bert."))]
     groups = parameter_groups(student, settings, new)
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:
             assert rates[id(parameter)] == (settings.lr if name in new else 1e-5), name
-    assert any("visual.norms" in name for name in new) and any("visual.lateral" in name for name in new)
+    assert any("visual_encoder.norms" in name for name in new) and any("visual_encoder.lateral" in name for name in new)
 
 
 def converted(folder: Path) -> tuple[Path, set[str], set[str]]:
     """A folder as `convert` leaves it with all but backbone and text encoder new: kept and new names."""
     torch.manual_seed(7)
-    model = create_model("tiny-resnet", anchored=True, similarity=True)
+    model = create_model("tiny-resnet", dense_head=True, similarity=True)
     names = set(model.state_dict())
-    kept = {name for name in names if name.startswith(("visual.backbone.", "linguistic."))}
+    kept = {name for name in names if name.startswith(("visual_encoder.backbone.", "text_encoder."))}
     write(Conversion(model, "tiny-resnet", [], {}, sorted(names - kept)), folder)
     return folder, kept, names - kept
 
@@ -198,18 +198,20 @@ def test_new_parts_are_drawn_from_the_training_s_seed(squares: Path, tmp_path: P
 
 def test_a_start_says_which_parts_are_new_until_they_are_trained(squares: Path, tmp_path: Path) -> None:
     start, kept, _ = converted(tmp_path / "start")
-    student = create_model("tiny-resnet", anchored=True, similarity=True)
-    assert start_from(student, start) == kept
+    student = create_model("tiny-resnet", dense_head=True, similarity=True)
+    assert init_from(student, start) == kept
     run = epmvg.train(recipe(squares, f"model.init_from={start}", "train.epochs=0.5"), tmp_path / "run")
-    assert start_from(student, run) == set(student.state_dict())
-    longer = create_model("tiny-resnet", anchored=True, similarity=True, max_length=30)
-    assert start_from(longer, start) == kept  # its positions are new, of whatever number
+    assert init_from(student, run) == set(student.state_dict())
+    longer = create_model("tiny-resnet", dense_head=True, similarity=True, max_length=30)
+    assert init_from(longer, start) == kept  # its positions are new, of whatever number
 
 
 def test_a_start_for_other_pixels_is_refused(tmp_path: Path) -> None:
     start, _, _ = converted(tmp_path / "start")
-    with pytest.raises(InputError, match=r"made with model\.visual\.mean=\[0\.485.*: give both the same"):
-        start_from(create_model("tiny-resnet", anchored=True, similarity=True, visual={"mean": [0.5] * 3}), start)
+    with pytest.raises(InputError, match=r"made with model\.visual_encoder\.mean=\[0\.485.*: give both the same"):
+        init_from(
+            create_model("tiny-resnet", dense_head=True, similarity=True, visual_encoder={"mean": [0.5] * 3}), start
+        )
 
 
 def test_a_resumed_run_keeps_its_rates(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +245,7 @@ def test_a_resumed_run_keeps_its_rates(squares: Path, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "way", [["train.precision=bf16"], ["train.cache_features=true", "model.visual={frozen: [all]}"]]
+    "way", [["train.precision=bf16"], ["train.cache_features=true", "model.visual_encoder={frozen: [all]}"]]
 )
 def test_a_training_s_score_is_that_of_evaluate(squares: Path, tmp_path: Path, way: list[str]) -> None:
     run = epmvg.train(recipe(squares, "train.epochs=1", "data.augment=null", *way), tmp_path / "run")

@@ -18,7 +18,7 @@ from epmvg.training.feature_cache import _loader, stored_maps
 
 def frozen(**visual: object) -> Grounder:
     torch.manual_seed(0)
-    return create_model("tiny-resnet", visual={"frozen": ["all"]} | visual).eval()
+    return create_model("tiny-resnet", visual_encoder={"frozen": ["all"]} | visual).eval()
 
 
 def quiet(row: dict[str, object]) -> None:
@@ -38,7 +38,7 @@ def test_features_are_those_of_the_backbone_that_asks(records: list[Sample], tmp
         (maps,) = stored_maps(student, [records], tmp_path / "maps", 1, quiet)
         batch = next(iter(_loader(records, student).batches(0)))
         with torch.no_grad():
-            fresh = student.visual.maps(batch.images, batch.image_mask)
+            fresh = student.visual_encoder.backbone_features(batch.images, batch.image_mask)
         torch.testing.assert_close(maps.float(), fresh, atol=0.02, rtol=0.01)
         assert len(list((tmp_path / "maps").iterdir())) == min(number + 1, 3)
 

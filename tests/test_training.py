@@ -20,7 +20,7 @@ from epmvg.training.run import Run
 TINY = [
     "model=tiny-resnet",
     "model.pretrained=false",
-    "model.anchored=true",
+    "model.dense_head=true",
     "model.similarity=true",
     "data.batch_size=6",
     "data.phrases_per_image=2",
@@ -117,14 +117,14 @@ def test_a_teacher_s_terms_fall_and_it_stays_out_of_the_checkpoint(squares: Path
     distilled = [step["image"] + step["text"] for step in steps]  # type: ignore[index]
     assert sum(distilled[-4:]) < 0.7 * sum(distilled[:4])
     names = safetensors.torch.load_file(folder / "model.safetensors").keys()
-    assert names == create_model("tiny-resnet", anchored=True, similarity=True).state_dict().keys()
+    assert names == create_model("tiny-resnet", dense_head=True, similarity=True).state_dict().keys()
     assert load(folder).image_size == 64
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stored_maps_train_the_same_student(squares: Path, tmp_path: Path, precision: str) -> None:
     """Up to the half precision of what is stored."""
-    frozen = ["model.visual={frozen: [all]}", "data.augment=null", f"train.precision={precision}"]
+    frozen = ["model.visual_encoder={frozen: [all]}", "data.augment=null", f"train.precision={precision}"]
     live = epmvg.train(recipe(squares, *frozen), tmp_path / "live")
     stored = epmvg.train(recipe(squares, *frozen, "train.cache_features=true"), tmp_path / "stored")
     losses = [[row["loss"]["total"] for row in rows(f) if row["event"] == "step"] for f in (live, stored)]  # type: ignore[index]
@@ -178,7 +178,7 @@ def test_a_run_starts_from_another_s_weights(squares: Path, tmp_path: Path) -> N
     for name, tensor in load(second).state_dict().items():
         torch.testing.assert_close(tensor, start[name], atol=1e-6, rtol=1e-5)
     with pytest.raises(InputError, match="another shape"):
-        epmvg.train(recipe(squares, f"model.init_from={first}", "model.anchored=false"), out=tmp_path / "third")
+        epmvg.train(recipe(squares, f"model.init_from={first}", "model.dense_head=false"), out=tmp_path / "third")
 
 
 def test_smaller_training_views_need_positions_of_any_size(squares: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def run(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A scored and calibrated run in runs/mine, and street.jpg, in the current folder."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "mine"
-    model = create_model("tiny-resnet", anchored=True, similarity=True, score=True)
+    model = create_model("tiny-resnet", dense_head=True, similarity=True, iou_head=True)
     model.calibration = Calibration("platt", 1.5, 1.5, -0.5, 0.25, 0.1, {"data": "annotations", "split": "val"})
     model.calibration.fitted.update(coverage=0.5)  # type: ignore[union-attr]
     save(model, folder)

@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 from transformers import BertModel
 
-from epmvg.models.dense_head import Similarity, mean_vote, median_vote
+from epmvg.models.dense_head import DenseHead, TokenPhraseSimilarity, mean_box, median_box
 from epmvg.models.grounder import Grounder
-from epmvg.models.transformer import Encoder, sine_position
-from epmvg.models.visual_encoder import ConvBranch, SwinBranch
+from epmvg.models.swin import SwinEncoder
+from epmvg.models.transformer import TransformerEncoder, sine_position
+from epmvg.models.visual_encoder import VisualEncoder
 
 
 class PlainLayer(nn.Module):
@@ -55,7 +56,7 @@ class PlainNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no 
 class PlainConv(nn.Module):
     """A CNN with its norms beside the convolutions, and DETR's encoder over every place of the canvas."""
 
-    def __init__(self, branch: ConvBranch, numbers: dict[str, Any], dropout: float) -> None:
+    def __init__(self, branch: VisualEncoder, numbers: dict[str, Any], dropout: float) -> None:
         super().__init__()
         name = numbers["backbone"]
         reductions = cast(Any, timm.create_model(name, features_only=True)).feature_info.reduction()
@@ -91,34 +92,34 @@ class PlainGrounder(nn.Module):
     std: Tensor
     visu_proj: nn.Module
     text_proj: nn.Module
-    head: nn.Module
+    box_head: nn.Module
     reg_token: nn.Embedding
     vl_pos_embed: nn.Embedding
-    similarity: Similarity | None
+    similarity: TokenPhraseSimilarity | None
+    dense_head: DenseHead | None
 
     def __init__(self, student: Grounder) -> None:
         super().__init__()
         numbers = student.settings
         self.conv, self.swin = None, None
-        if isinstance(student.visual, ConvBranch):
-            self.conv = PlainConv(student.visual, numbers["visual"], numbers["dropout"])
+        if isinstance(student.visual_encoder, VisualEncoder):
+            self.conv = PlainConv(student.visual_encoder, numbers["visual_encoder"], numbers["dropout"])
         else:
-            self.swin = cast(SwinBranch, copy.deepcopy(student.visual))
+            self.swin = cast(SwinEncoder, copy.deepcopy(student.visual_encoder))
             for module in self.swin.modules():
                 if isinstance(module, WindowAttention):
                     module.fused_attn = False
-        config = copy.deepcopy(student.linguistic.bert.config)
+        config = copy.deepcopy(student.text_encoder.bert.config)
         config._attn_implementation = "eager"
         self.bert = BertModel(config, add_pooling_layer=False)
-        self.bert.load_state_dict(student.linguistic.bert.state_dict())
-        self.bert.requires_grad_(not student.linguistic.frozen)
+        self.bert.load_state_dict(student.text_encoder.bert.state_dict())
+        self.bert.requires_grad_(not student.text_encoder.frozen)
         self.fusion = _plain_layers(student.fusion, numbers["fusion"], numbers["dropout"])
-        for part in ("visu_proj", "text_proj", "reg_token", "vl_pos_embed", "head", "similarity"):
+        for part in ("visu_proj", "text_proj", "reg_token", "vl_pos_embed", "box_head", "similarity", "dense_head"):
             setattr(self, part, copy.deepcopy(getattr(student, part)))
-        self.where_head, self.vote_head = copy.deepcopy(student.where_head), copy.deepcopy(student.vote_head)
-        self.strides, self.sine = student.visual.strides, student.sine
-        self.register_buffer("mean", student.visual.mean.clone())
-        self.register_buffer("std", student.visual.std.clone())
+        self.strides, self.sine = student.visual_encoder.strides, student.sine_position
+        self.register_buffer("mean", student.visual_encoder.mean.clone())
+        self.register_buffer("std", student.visual_encoder.std.clone())
 
     def forward(self, image: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """Answer image [P, 3, S, S] in 0..1 with pad [P, S, S] and tokens [P, L] with token_mask [P, L]."""
@@ -129,14 +130,16 @@ class PlainGrounder(nn.Module):
             branch = self.conv(pixels, image_mask)
         else:
             assert self.swin is not None
-            branch = self.swin.tokens(self.swin.maps(image, image_mask), image_mask, states[:, 0], own)
+            branch = self.swin.visual_tokens(
+                self.swin.backbone_features(image, image_mask), image_mask, states[:, 0], own
+            )
         places = [image_mask[:, ::stride, ::stride] for stride in self.strides]
         visual_pad = torch.cat([level.flatten(1) for level in places], 1)  # [P, N]
         visual, text = self.visu_proj(branch), self.text_proj(states)
         likeness = None
         if self.similarity is not None:
             likeness = self.similarity(branch, states, token_mask, own)  # [P, N]
-            visual = visual + self.similarity.feed(likeness)
+            visual = visual + self.similarity.embed_logits(likeness)
         x = torch.cat([self.reg_token.weight.expand(len(tokens), 1, -1), text, visual], 1)  # the published order
         hide = torch.cat([token_mask.new_zeros(len(tokens), 1), token_mask, visual_pad], 1)
         position = self.vl_pos_embed.weight.expand(len(tokens), -1, -1)
@@ -144,22 +147,22 @@ class PlainGrounder(nn.Module):
             position = torch.cat([position, *(sine_position(p, x.shape[-1]).flatten(1, 2) for p in places)], 1)
         for layer in self.fusion:
             x = layer(x, position, hide)
-        if self.where_head is None or self.vote_head is None:
-            return cast(Tensor, self.head(x[:, 0]).sigmoid())
+        if self.dense_head is None:
+            return cast(Tensor, self.box_head(x[:, 0]).sigmoid())
         fused = x[:, 1 + tokens.shape[1] :]
-        where = self.where_head(fused).squeeze(-1) + (0 if likeness is None else likeness)
-        vote = self.vote_head(fused + x[:, :1])
+        where = self.dense_head.heatmap_head(fused).squeeze(-1) + (0 if likeness is None else likeness)
+        vote = self.dense_head.token_box_head(fused + x[:, :1])
         rows, columns = places[0].shape[1:]
         across = (torch.arange(columns, device=x.device) + 0.5) / columns
         down = (torch.arange(rows, device=x.device) + 0.5) / rows
         centre = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1).flatten(0, 1)  # [N, 2]
         token_boxes = torch.cat([centre + vote[..., :2], vote[..., 2:].sigmoid()], -1)
-        return (mean_vote if self.training else median_vote)(where.masked_fill(visual_pad, -math.inf), token_boxes)
+        return (mean_box if self.training else median_box)(where.masked_fill(visual_pad, -math.inf), token_boxes)
 
 
-def _plain_layers(encoder: Encoder, numbers: dict[str, Any], dropout: float) -> nn.ModuleList:
+def _plain_layers(encoder: TransformerEncoder, numbers: dict[str, Any], dropout: float) -> nn.ModuleList:
     layers = nn.ModuleList(
-        PlainLayer(numbers["width"], numbers["heads"], numbers["hidden"], dropout) for _ in encoder.layers
+        PlainLayer(numbers["width"], numbers["heads"], numbers["dim_feedforward"], dropout) for _ in encoder.layers
     )
     layers.load_state_dict(encoder.layers.state_dict())
     return layers

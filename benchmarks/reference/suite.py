@@ -219,9 +219,9 @@ def training(work: Work, rounds: int) -> list[dict[str, Any]]:
         row = {"preset": work.preset, "precision": "fp32", "phrases_per_image": phrases}
         row |= {"ms_per_phrase": round(each * 1e3, 2), "ratio_to_reference": round(each / theirs, 3)}
         row |= {"activation_mb": step.activation_mb()}
-        student.checkpoint_layers(True)
+        student.set_grad_checkpointing(True)
         row |= {"activation_mb_checkpointed": step.activation_mb()}
-        student.checkpoint_layers(False)
+        student.set_grad_checkpointing(False)
         rows.append(row)
     return rows
 
@@ -230,7 +230,7 @@ class OurStep:
     """A training step of two images, or one, with some phrases each."""
 
     def __init__(self, work: Work, optimizer: torch.optim.Optimizer, phrases: int) -> None:
-        images = 1 if work.student.visual.query_aware else 2  # a phrase costs such a branch nearly an image's memory
+        images = 1 if work.student.visual_encoder.query_aware else 2  # a phrase costs it nearly an image's memory
         self.student, self.optimizer, self.phrases = work.student, optimizer, images * phrases
         self.inputs = work.inputs(images, phrases)
         self.target = torch.full((self.phrases, 4), 0.4)

@@ -93,7 +93,7 @@ def torch_engines(work: Work, folder: Path) -> Iterator[Engine]:
 
 def _ask_anew(backend: TorchRuntime, images: int, phrases: int) -> NDArray[np.float64]:
     """Ask phrases that the backend does not remember."""
-    backend.texts.kept.clear()
+    backend.texts.clear()
     return ask(backend, images, phrases)
 
 

@@ -74,7 +74,7 @@ def test_heatmaps_and_attention_have_one_panel_per_phrase(run: Path, squares: Pa
             assert strip.height == 60 and strip.width > 2 * 80
     plain = epmvg.Predictor(epmvg.create_model("tiny-swin"))  # two strides, no heatmap
     assert plain.attention(photo, "it")[0].shape == (60, 80)
-    with pytest.raises(epmvg.InputError, match=r"model\.anchored=false"):
+    with pytest.raises(epmvg.InputError, match=r"model\.dense_head=false"):
         plain.where(photo, "it")
 
 

@@ -1,4 +1,4 @@
-"""A wrong convention of boxes is told from the file alone, a right one never; the likeliest reading is named first."""
+"""A wrong convention is detected from the boxes alone, a right one never; the likeliest reading is named first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from epmvg.data.conventions import Convention
+from epmvg.data.conventions import BoxConvention
 
 Turn = Callable[[float, float, float, float, float, float], tuple[float, float, float, float]]
 
@@ -29,37 +29,37 @@ WRITTEN: dict[str, Turn] = {
 }
 
 
-def verdict(turn: Turn | None, size: tuple[int, int], seed: int) -> tuple[str, str] | None:
-    draw, found = random.Random(seed), Convention()
+def detected(turn: Turn | None, size: tuple[int, int], seed: int) -> tuple[str, str] | None:
+    draw, found = random.Random(seed), BoxConvention()
     width, height = size
     for _ in range(40):
         w, h = draw.uniform(0.1, 0.5) * width, draw.uniform(0.1, 0.5) * height
         x, y = draw.uniform(0, width - w), draw.uniform(0, height - h)
         a, b, c, d = turn(x, y, w, h, width, height) if turn else (x, y, w, h)
         found.add((a, b, a + c, b + d), size)
-    return found.verdict()
+    return found.detect()
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (2000, 1500)])
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_wrong_convention_is_named(name: str, size: tuple[int, int]) -> None:
     for seed in range(10):
-        told = verdict(WRITTEN[name], size, seed)
-        assert told is not None and told[0] == name.partition(",")[0], (seed, told)
+        found = detected(WRITTEN[name], size, seed)
+        assert found is not None and found[0] == name.partition(",")[0], (seed, found)
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (2000, 1500), (90, 90)])
-def test_right_boxes_raise_no_alarm(size: tuple[int, int]) -> None:
-    assert [verdict(None, size, seed) for seed in range(50)] == [None] * 50
+def test_right_boxes_are_not_reported(size: tuple[int, int]) -> None:
+    assert [detected(None, size, seed) for seed in range(50)] == [None] * 50
 
 
 def test_half_the_size_is_not_called_thousandths() -> None:
     assert all(
-        (verdict(lambda x, y, w, h, u, v: (x / 2, y / 2, w / 2, h / 2), (2000, 1500), seed) or [""])[0] != "box-0-1000"
+        (detected(lambda x, y, w, h, u, v: (x / 2, y / 2, w / 2, h / 2), (2000, 1500), seed) or [""])[0] != "box-0-1000"
         for seed in range(20)
     )
 
 
 def test_all_readings_that_fit_are_named() -> None:
-    told = [verdict(WRITTEN["box-centre"], (720, 720), seed) for seed in range(10)]
-    assert any(one and "as centre x, centre y, width, height, 40 do; as thousandths" in one[1] for one in told)
+    found = [detected(WRITTEN["box-centre"], (720, 720), seed) for seed in range(10)]
+    assert any(one and "as centre x, centre y, width, height, 40 do; as thousandths" in one[1] for one in found)

@@ -10,7 +10,7 @@ import pytest
 
 from epmvg.core.types import InputError
 from epmvg.data.readers.files import exists, is_file, read_bytes
-from epmvg.data.readers.finder import ImageFinder
+from epmvg.data.readers.image_finder import ImageFinder
 from epmvg.data.registry import open_samples
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from PIL import Image
 
 from epmvg.core.types import InputError, Prediction, Sample
 from epmvg.data.convert import convert_data
-from epmvg.data.readers.coco import upright_hull
+from epmvg.data.readers.annotations import Skipped
+from epmvg.data.readers.fields import enclosing_box
 from epmvg.data.readers.formats import read_file
-from epmvg.data.readers.jsonl import Skipped
 from epmvg.data.registry import open_samples
 from epmvg.data.validation import check
 from epmvg.inference.results import Predictions, to_label_studio
@@ -89,7 +90,7 @@ def test_a_turned_rectangle_is_read_as_the_upright_one_around_it(tmp_path: Path,
     assert "box-rotated" in {one.name for one in check(str(tmp_path / "c.json")).findings}
     convert_data(str(tmp_path / "c.json"), tmp_path / "again.json")
     assert read_file(tmp_path / "again.json") == [row]  # and is not turned once more
-    assert upright_hull((0, 0, 10, 10), 45) == pytest.approx([5 - 50**0.5, 5 - 50**0.5, 200**0.5, 200**0.5])
+    assert enclosing_box((0, 0, 10, 10), 45, (5, 5)) == pytest.approx([5 - 50**0.5, 5 - 50**0.5, 200**0.5, 200**0.5])
 
 
 def test_an_angle_that_is_not_applied_is_told(tmp_path: Path) -> None:
@@ -121,6 +122,9 @@ def test_label_studio_exports_are_read(tmp_path: Path) -> None:
     assert rows[0].box == rows[2].box == (20, 20, 120, 45) and rows[0].size == (200, 100)
     assert rows[0].image == tmp_path / "p" / "my a.jpg"
     assert rows[1].box == pytest.approx((-5, 20, 20, 120)) and rows[1].extra["rotated"] == 90
+    for image, name in (("http://[x", "[x"), ("/data/upload/3/a.jpg", "a.jpg"), ("http://host/p/b%20c.jpg", "b c.jpg")):
+        (tmp_path / "ls.json").write_text(json.dumps([task(BOX, TEXT, image=image)]))
+        assert open_samples(str(tmp_path / "ls.json"), split=None)[0].image.name == name
 
 
 def test_what_we_write_for_label_studio_is_read_back_once_people_have_saved_it(tmp_path: Path) -> None:
@@ -152,14 +156,27 @@ def test_image_folders_with_several_metadata_files_and_split_names(tmp_path: Pat
     assert {row.image.relative_to(tmp_path).parent.as_posix(): row.split for row in rows} == places
 
 
-def test_a_folder_that_is_no_data_set_says_what_lies_there(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "metadata.csv").touch()
-    with pytest.raises(InputError, match=r"write .*train/metadata\.csv as metadata\.jsonl"):
+def test_a_folder_without_annotations_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no metadata\.jsonl .* and no annotations\.jsonl: name a file"):
         open_samples(str(tmp_path), split=None)
-    (tmp_path / "train" / "_annotations.coco.json").touch()
-    with pytest.raises(InputError, match=r"name .*train/_annotations\.coco\.json itself"):
-        open_samples(str(tmp_path), split=None)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"images": [IMAGE], "annotations": [NOTE], "categories": 3}, '"categories" is 3'),
+        ({"images": [IMAGE], "annotations": [NOTE | {"rotation": "x"}]}, "\"rotation\" is 'x'"),
+        ({"images": [IMAGE], "annotations": [NOTE | {"image_id": True}]}, '"image_id" is True'),
+        ({"images": [IMAGE], "annotations": [NOTE | {"attributes": [1]}]}, '"attributes" is'),
+        ({"detections": []}, "is neither COCO-style"),
+        ([task(BOX, TEXT) | {"data": {"number": 3}}], "names no image"),
+        ([{"phrase": "a cup"}], 'neither "image" nor "img_id"'),
+    ],
+)
+def test_malformed_content_is_one_sentence(tmp_path: Path, content: Any, words: str) -> None:
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=re.escape(words)):
+        open_samples(str(tmp_path / "c.json"), split="none")
 
 
 def test_only_names_of_splits_tell_the_split_of_a_list_of_sentences(tmp_path: Path) -> None:

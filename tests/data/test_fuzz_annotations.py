@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 
 from epmvg.core.types import InputError
 from epmvg.data.convert import convert_data
-from epmvg.data.readers.jsonl import Skipped
+from epmvg.data.readers.annotations import Skipped
 from epmvg.data.registry import open_samples
-from epmvg.data.stats import count_records
+from epmvg.data.stats import count_samples
 
 CASES = 11_000
 SECONDS = 20  # for one case; a good one takes milliseconds
@@ -284,7 +284,7 @@ def try_case(case: Any, root: Path, opened: list[str]) -> None:
     with time_limit(SECONDS):
         attempt(lambda: open_samples(name, split="val", root=root))
         if attempt(lambda: open_samples(name, split=None, root=root, skipped=Skipped())):
-            attempt(lambda: count_records(name, root=root))
+            attempt(lambda: count_samples(name, root=root))
             for target in ("out/t.jsonl", "out/t.json", "out/t.odvg.jsonl"):
                 if attempt(lambda to=target: convert_data(name, root / to, root=root)):  # type: ignore[misc]
                     attempt(lambda to=target: open_samples(str(root / to), split=None, root=root))  # type: ignore[misc]

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from epmvg.cli import app
 from epmvg.core.types import InputError
-from epmvg.data.readers.jsonl import MALFORMED, Skipped, read_jsonl
+from epmvg.data.readers.annotations import MALFORMED, Skipped
+from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.registry import open_samples
 
 ROW = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
@@ -61,9 +62,9 @@ def test_one_malformed_row_is_counted_and_named(tmp_path: Path, name: str) -> No
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(FILES[name]())
     source = str(file.parent if name.startswith("folder") else file)
-    skipped = Skipped(every=[])
+    skipped = Skipped()
     assert len(open_samples(source, split=None, skipped=skipped)) in (1, 2)
-    assert skipped.counts == {MALFORMED: 1} and len(skipped.every or []) == 1
+    assert skipped.counts == {MALFORMED: 1} and len(skipped.every) == 1
     assert str(file) in skipped.first[MALFORMED]
     with pytest.raises(InputError) as refused:
         open_samples(source, split=None)
@@ -98,7 +99,7 @@ def test_published_layouts_lose_one_row_too(tmp_path: Path) -> None:
 def test_a_file_of_malformed_rows_alone_says_what_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(lines([1], [2]))
-    with pytest.raises(InputError, match=r"no usable rows.*2 rows skipped: the row is malformed \(first: .*line 1 is"):
+    with pytest.raises(InputError, match=r"no usable annotations: 2 annotations skipped: .* \(first: .*line 1 is"):
         read_jsonl(file, skipped=Skipped())
 
 
@@ -117,15 +118,16 @@ def test_numbers_in_text_are_numbers(tmp_path: Path) -> None:
     assert record.box == (1, 2.5, 4, 6.5) and record.size == (640, 480)
 
 
-def test_splits_are_compared_as_text_and_the_refusal_names_the_likely_one(tmp_path: Path) -> None:
+def test_splits_are_compared_as_text_and_existing_ones_are_named(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(lines(ROW | {"split": 0}, ROW | {"split": "1"}))
     assert len(read_jsonl(file, split="0")) == len(read_jsonl(file, split="1")) == 1
     file.write_bytes(lines(ROW | {"split": "training"}, ROW | {"split": "valid"}))
-    with pytest.raises(InputError, match=r"'valid' is probably meant.*--split valid"):
+    with pytest.raises(InputError, match=r"of split 'val' \(there are training, valid\)"):
         read_jsonl(file, split="val")
-    with pytest.raises(InputError, match=r"'training' is probably meant.*data\.train=training"):
-        read_jsonl(file, split="train")
+    file.write_bytes(lines({key: ROW[key] for key in ("image", "phrase", "bbox")}))
+    with pytest.raises(InputError, match="none names a split: `epmvg data split` adds them"):
+        read_jsonl(file, split="val")
 
 
 @pytest.mark.parametrize("name", ["rows.JSONL", "rows.json", "rows.Json"])

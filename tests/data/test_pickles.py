@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import pickletools
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,14 @@ def test_what_is_not_plain_is_refused(tmp_path: Path, value: object, protocol: i
         (b"cnumpy.core.multiarray\n_reconstruct\n)R.", None),
         (b"cnumpy\nndarray\n(I1000000\nI1000000\ntR.", "refused"),  # a terabyte of zeros
         (b"c_codecs\nencode\n(Vx\nVzip\ntR.", "the codec 'zip'"),
+        (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.", "not a whole pickle"),  # bytes of exabytes
+        (b"\x80\x02]r\xff\xff\xff\x7f.", None),  # a memo index that an array would take gigabytes for
+        (b"(cbuiltins\nset\no.", "an object"),
+        (b"]}R.", "a call of a list"),
+        (b"]]b.", "the inside of a list"),
+        (b"]K\x01K\x02s.", "setting items of a list"),
+        (b"cbuiltins\nset\n}b.", "the inside of a function"),
+        (b"cnumpy\ndtype\n(VV1000000000\ntR.", "arrays of 'V1000000000'"),
         (b"]q\x00" + b"h\x00a" * 5 + b".", None),  # a list inside itself
         (b"]" * 100_000 + b"a" * 99_999 + b".", None),  # nested too deep for a recursive walk
         (b"}" + b"(" * 50_000 + b"t" * 50_000 + b"Ns.", "a key that is a tuple"),
@@ -127,11 +136,16 @@ def test_what_is_not_plain_is_refused(tmp_path: Path, value: object, protocol: i
 )
 def test_bombs_are_harmless(tmp_path: Path, data: bytes, words: str | None) -> None:
     (tmp_path / "b.p").write_bytes(data)
-    if words is None:
-        load_pickle(tmp_path / "b.p")
-    else:
-        with pytest.raises(InputError, match=words):
+    tracemalloc.start()
+    try:
+        if words is None:
             load_pickle(tmp_path / "b.p")
+        else:
+            with pytest.raises(InputError, match=words):
+                load_pickle(tmp_path / "b.p")
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_pickles_of_the_reference_material_equal_their_json(shared: Path) -> None:

@@ -15,13 +15,9 @@ from typing import Any
 import pytest
 
 from epmvg.core.types import Box, InputError, Sample
-from epmvg.data.readers.flickr30k import read_flickr30k
-from epmvg.data.readers.jsonl import Skipped
-from epmvg.data.readers.refcoco import read_refcoco
-from epmvg.data.readers.referit import read_referit
-from epmvg.data.readers.transvg import read_transvg, read_transvg_file
+from epmvg.data.readers.annotations import Skipped
 from epmvg.data.registry import DATASETS, fraction_of, open_samples
-from epmvg.data.stats import count_records
+from epmvg.data.stats import count_samples
 
 HALF_A_PIXEL = 0.5
 
@@ -91,7 +87,7 @@ def write_referit(root: Path) -> Path:
 
 
 def test_refcoco_says_what_its_refs_say(tmp_path: Path) -> None:
-    records = read_refcoco(write_refcoco(tmp_path))
+    records = open_samples("refcoco", split=None, root=write_refcoco(tmp_path))
     assert [(r.phrase, r.split, r.id) for r in records] == [
         ("the dog", "train", "0"),
         ("small one", "val", "10"),
@@ -103,30 +99,30 @@ def test_refcoco_says_what_its_refs_say(tmp_path: Path) -> None:
         **{"ref_id": 0, "ann_id": 70, "image_id": 7, "category": "dog", "ref": "COCO_train2014_000000000007_0"},
         **{"raw": "the Dog", "sent_id": 0},
     }
-    assert read_refcoco(tmp_path, split="trainval") == records
-    assert read_refcoco(tmp_path, split="val") == records[1:]
+    assert open_samples("refcoco", split="trainval", root=tmp_path) == records
+    assert open_samples("refcoco", split="val", root=tmp_path) == records[1:]
 
 
 @pytest.mark.parametrize("place", ["images/mscoco/images/train2014", "train2014", "data/images/train2014"])
 def test_photos_are_found_where_people_keep_them(tmp_path: Path, place: str) -> None:
     write_refcoco(tmp_path)
     (tmp_path / place).mkdir(parents=True)
-    assert read_refcoco(tmp_path)[0].image.parent == tmp_path / place
+    assert open_samples("refcoco", split=None, root=tmp_path)[0].image.parent == tmp_path / place
 
 
 def test_flickr_chains_become_unions_or_a_row_each(tmp_path: Path) -> None:
-    dogs, ball = read_flickr30k(write_flickr(tmp_path), split="test")
+    dogs, ball = open_samples("flickr30k", split="test", root=write_flickr(tmp_path))
     assert (dogs.phrase, dogs.box, dogs.id) == ("Two dogs", (0, 0, 40, 30), "123#0:0-2/EN#1")
     assert dogs.extra["types"] == ["people", "other"] and dogs.extra["n_boxes"] == 2
     assert dogs.extra["boxes"] == [[0, 0, 10, 20], [30, 10, 10, 20]] and dogs.size == (50, 40)
     assert (ball.phrase, ball.box, ball.id) == ("a red ball", (4, 5, 5, 6), "123#1:4-7/EN#2")  # one pixel
-    each = read_flickr30k(tmp_path, split="test", boxes="all")
+    each = open_samples("flickr30k-all", split="test", root=tmp_path)
     assert [r.box for r in each] == [(0, 0, 10, 20), (30, 10, 40, 30), (4, 5, 5, 6)]
     assert len({r.id for r in each}) == 3
 
 
 def test_referit_corners_include_their_last_pixel(tmp_path: Path) -> None:
-    first, second = read_referit(write_referit(tmp_path))
+    first, second = open_samples("referit", split=None, root=write_referit(tmp_path))
     assert first.box == (0, 0, 10, 5) and first.size == (20, 10) and first.image == tmp_path / "images" / "9.jpg"
     assert (first.id, second.id, second.phrase, second.split) == ("9_1/0", "9_1/1", "blue sky", "test")
 
@@ -147,17 +143,20 @@ def test_transvg_flags_keep_their_box_conventions(tmp_path: Path, flag: str, box
     row: tuple[Any, ...] = ("7.jpg", [2.5, 3, 4, 5], "a cup")
     row = row if flag == "flickr" else (row[0], "7_1.pth", row[1], row[2], None)
     (tmp_path / "data" / flag / f"{flag}_val.pth").write_bytes(pickle.dumps([row], protocol=2))
-    (record,) = read_transvg(tmp_path, flag)
+    (record,) = open_samples(f"transvg-{flag}", split=None, root=tmp_path)
     assert (record.box, record.phrase, record.split) == (box, "a cup", "val")
-    assert read_transvg_file(tmp_path / "data" / flag / f"{flag}_val.pth", root=tmp_path) == [record]
-    assert open_samples(str(tmp_path / "data" / flag), split="val", root=tmp_path) == [record]
+    file = str(tmp_path / "data" / flag / f"{flag}_val.pth")
+    assert open_samples(file, split="val", root=tmp_path) == [record]
+    assert open_samples(file, split=None)[0].box == box
+    with pytest.raises(InputError, match=f"not an index of test of {re.escape(flag)}"):
+        open_samples(file, split="test")
     with pytest.raises(InputError, match=re.escape(f"{flag}_train.pth")):
-        read_transvg(tmp_path, flag, split="train")
+        open_samples(f"transvg-{flag}", split="train", root=tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - {"scenes"}))
 def test_a_set_that_is_not_there_says_what_is_looked_for(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=r"holds no .+: (give|point)"):
+    with pytest.raises(InputError, match=r"holds no .+: give"):
         open_samples(name, split="val", root=tmp_path)
 
 
@@ -175,7 +174,7 @@ def test_a_set_that_is_not_there_says_what_is_looked_for(tmp_path: Path, name: s
 def test_broken_files_are_named(tmp_path: Path, break_it: Callable[[Path], object], words: str) -> None:
     break_it(write_refcoco(tmp_path))
     with pytest.raises(InputError, match=words):
-        read_refcoco(tmp_path)
+        open_samples("refcoco", split=None, root=tmp_path)
 
 
 def test_no_file_outside_the_root_is_named(tmp_path: Path) -> None:
@@ -184,16 +183,16 @@ def test_no_file_outside_the_root_is_named(tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("[/EN#1/people x]")
     (root / "test.txt").write_text("../../secret\n")
     with pytest.raises(InputError, match="leads out of"):
-        read_flickr30k(root, split="test")
+        open_samples("flickr30k", split="test", root=root)
     content = write_refcoco(tmp_path / "coco") / "refcoco" / "instances.json"
     content.write_text(content.read_text().replace("COCO_train", "../../../../../../etc/COCO_train"))
     with pytest.raises(InputError, match="leads out of"):
-        read_refcoco(tmp_path / "coco")
+        open_samples("refcoco", split=None, root=tmp_path / "coco")
 
 
 def test_stats_need_no_photos(tmp_path: Path) -> None:
-    counts = count_records("flickr30k", root=write_flickr(tmp_path))
-    share = counts["splits"]["test"].pop("box_share")
+    counts = count_samples("flickr30k", root=write_flickr(tmp_path))
+    share = counts["splits"]["test"].pop("box_fraction")
     assert share == pytest.approx((1200 + 1) / 2 / 2000, abs=1e-4)
     held = {"images": 1, "phrases": 2, "boxes": 2, "words": 2.5, "longest": 3, "distinct": 2}
     assert counts == {"data": "flickr30k", "splits": {"test": held}, "skipped": {}, "first_skipped": {}}

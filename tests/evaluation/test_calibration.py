@@ -19,7 +19,7 @@ from epmvg.core.files import write_rows
 from epmvg.core.types import InputError
 from epmvg.data.registry import open_samples
 from epmvg.distill.losses import iou_head_loss
-from epmvg.evaluation.calibration import fit_calibration, fit_score_head, remark, threshold_for
+from epmvg.evaluation.calibration import fit_calibration, fit_iou_head, remark, threshold_for
 from epmvg.evaluation.evaluate import evaluation_loader, predict_rows
 from epmvg.evaluation.statistics import calibration_error
 from epmvg.models.factory import create_model, load, save
@@ -40,7 +40,7 @@ def named(squares: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
 
 
 def train(named: Path, out: Path, *settings: str) -> Path:
-    tiny = ["model=tiny-resnet", "model.pretrained=false", "model.anchored=true", "model.similarity=true"]
+    tiny = ["model=tiny-resnet", "model.pretrained=false", "model.dense_head=true", "model.similarity=true"]
     tiny += ["model.dropout=0.1", "data.batch_size=6", "data.phrases_per_image=2", "train.epochs=2", "train.lr=1e-3"]
     tiny += [
         "train.cache_features=false",
@@ -52,21 +52,21 @@ def train(named: Path, out: Path, *settings: str) -> Path:
     return epmvg.train(Recipe.load("scenes", f"data.name={named}", *tiny, *settings), out)
 
 
-def test_a_score_head_changes_nothing_else(named: Path, tmp_path: Path) -> None:
+def test_a_iou_head_changes_nothing_else(named: Path, tmp_path: Path) -> None:
     """Same seed with dropout and clipped gradients: without it, with it, and with absent phrases too."""
     plain = train(named, tmp_path / "plain")
-    scored = train(named, tmp_path / "scored", "model.score=true", "train.negatives_per_phrase=0")
-    absent = train(named, tmp_path / "absent", "model.score=true", "train.negatives_per_phrase=1")
+    scored = train(named, tmp_path / "scored", "model.iou_head=true", "train.negatives_per_phrase=0")
+    absent = train(named, tmp_path / "absent", "model.iou_head=true", "train.negatives_per_phrase=1")
     state, with_head, with_absent = (
         torch.load(run / "state" / "last.pt", weights_only=True)["student"] for run in (plain, scored, absent)
     )
-    heads = {name for name in with_head if name.startswith("score_head.")}
+    heads = {name for name in with_head if name.startswith("iou_head.")}
     assert heads and with_head.keys() - heads == state.keys()
     for name, tensor in state.items():
         assert torch.equal(tensor, with_head[name]) and torch.equal(tensor, with_absent[name]), name
     assert any(not torch.equal(with_head[name], with_absent[name]) for name in heads)  # it did learn from them
-    fresh = load(plain).new_score_head().state_dict()
-    assert any(not torch.equal(with_head[f"score_head.{name}"], value) for name, value in fresh.items())
+    fresh = load(plain).new_iou_head().state_dict()
+    assert any(not torch.equal(with_head[f"iou_head.{name}"], value) for name, value in fresh.items())
     boxes = [[row["box"] for row in predictions(run)] for run in (plain, scored, absent)]
     assert boxes[0] == boxes[1] == boxes[2]
 
@@ -85,12 +85,14 @@ def test_the_score_s_target_is_the_iou_and_nothing_for_absent_phrases() -> None:
 
 
 def test_the_head_judges_the_box_that_inference_reads() -> None:
-    model = create_model("tiny-resnet", anchored=True, similarity=True, score=True, dropout=0.0)
+    model = create_model("tiny-resnet", dense_head=True, similarity=True, iou_head=True, dropout=0.0)
     image, image_mask = torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
     tokens, token_mask = model.tokenize(["the frog", "a whale"])
     image_index = torch.zeros(2, dtype=torch.int64)
     with torch.no_grad():
-        training = model.train()(image, image_mask, tokens, token_mask, image_index, absent=torch.tensor([[0], [1]]))
+        training = model.train()(
+            image, image_mask, tokens, token_mask, image_index, negative_pairs=torch.tensor([[0], [1]])
+        )
         reading = model.eval()(image, image_mask, tokens, token_mask, image_index)
     torch.testing.assert_close(training.iou_box, reading.box)
     torch.testing.assert_close(training.iou_logits, reading.iou_logits)
@@ -100,14 +102,14 @@ def test_the_head_judges_the_box_that_inference_reads() -> None:
 
 @pytest.mark.parametrize("fit_head", [False, True])
 def test_a_calibrated_run_says_the_same_everywhere(named: Path, tmp_path: Path, fit_head: bool) -> None:
-    run = train(named, tmp_path / "run", "model.score=false")
+    run = train(named, tmp_path / "run", "model.iou_head=false")
     photo = named.parent / "1.png"
     before = epmvg.Predictor(run)(photo, ["the frog", "the lemon"])
     with pytest.raises(InputError, match="epmvg calibrate"):
         epmvg.Predictor(run)(photo, "the frog", min_score="auto")
     done = epmvg.calibrate(run, fit_head=fit_head, false_positive_rate=0.3)
     model = load(run)
-    assert (model.score_head is not None) == fit_head and model.calibration is not None
+    assert (model.iou_head is not None) == fit_head and model.calibration is not None
     assert json.loads((run / CONFIDENCE_FILE).read_text()) == done and done["fitted"]["n"] == 12
 
     after = epmvg.Predictor(run)(photo, ["the frog", "the lemon"], min_score="auto")
@@ -147,7 +149,7 @@ def test_a_calibrated_run_says_the_same_everywhere(named: Path, tmp_path: Path, 
 
 
 def test_what_cannot_be_calibrated_is_refused(named: Path, tmp_path: Path) -> None:
-    run = train(named, tmp_path / "run", "model.anchored=false", "model.similarity=false", "train.epochs=0.5")
+    run = train(named, tmp_path / "run", "model.dense_head=false", "model.similarity=false", "train.epochs=0.5")
     with pytest.raises(InputError, match="--fit-head"):
         epmvg.calibrate(run)
     with pytest.raises(InputError, match="for reporting"):
@@ -166,16 +168,16 @@ def test_what_cannot_be_calibrated_is_refused(named: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match="trained on all images"):
         epmvg.calibrate(run, data=str(copy / "copies.jsonl"), fit_head=True)
     with pytest.raises(InputError, match="at least two images"):
-        fit_score_head(load(run), open_samples(str(named), split="val")[:2])
+        fit_iou_head(load(run), open_samples(str(named), split="val")[:2])
     epmvg.calibrate(run, fit_head=True, device="cpu")  # the paper's head can be judged as well
     assert 0 < epmvg.Predictor(run)(named.parent / "1.png", "the frog")[0].score < 1
 
 
-def test_a_start_with_or_without_a_score_head_fits(named: Path, tmp_path: Path) -> None:
+def test_a_start_with_or_without_a_iou_head_fits(named: Path, tmp_path: Path) -> None:
     for number, (first, second) in enumerate((("true", "false"), ("false", "true"))):
-        start = train(named, tmp_path / f"start{number}", f"model.score={first}", "train.epochs=0.5")
-        end = train(named, tmp_path / f"end{number}", f"model.score={second}", f"model.init_from={start}")
-        assert (load(end).score_head is not None) == (second == "true")
+        start = train(named, tmp_path / f"start{number}", f"model.iou_head={first}", "train.epochs=0.5")
+        end = train(named, tmp_path / f"end{number}", f"model.iou_head={second}", f"model.init_from={start}")
+        assert (load(end).iou_head is not None) == (second == "true")
 
 
 def test_a_calibration_that_changes_nothing_is_named() -> None:
@@ -191,7 +193,7 @@ def test_a_calibration_that_changes_nothing_is_named() -> None:
 
 def test_scores_reach_calibration_and_thresholds_unrounded(named: Path, tmp_path: Path) -> None:
     """Scores apart by less than any digit written are still told apart; only files are rounded."""
-    model = create_model("tiny-resnet", anchored=True).eval()
+    model = create_model("tiny-resnet", dense_head=True).eval()
     records = open_samples(str(named), split="val")
     rows = predict_rows(model, evaluation_loader(model, records).batches(0))
     assert any(round(row["score"], 6) != row["score"] for row in rows)

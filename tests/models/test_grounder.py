@@ -18,14 +18,14 @@ from epmvg.core.types import GroundingOutput, InputError
 from epmvg.distill.losses import GroundingLoss
 from epmvg.inference.predictor import Predictor
 from epmvg.models import presets
-from epmvg.models.dense_head import mean_vote, median_vote
+from epmvg.models.dense_head import mean_box, median_box
 from epmvg.models.factory import build, create_model, load, measure, save
 from epmvg.models.grounder import Grounder
+from epmvg.models.iou_head import raw_confidence
 from epmvg.models.presets import PRESETS, preset
 from epmvg.models.query_modulation import QueryGate
-from epmvg.models.scores import raw_scores
-from epmvg.models.text_cache import TextMemory
-from epmvg.models.visual_encoder import token_mask
+from epmvg.models.text_cache import TextFeatureCache
+from epmvg.models.visual_encoder import downsample_mask
 from reference.activations import LiveTensors
 
 PHRASES = ["the red square", "a cat", "the man on the left of the blue car", "dog"]
@@ -49,7 +49,7 @@ def close(a: GroundingOutput, b: GroundingOutput, rows: slice | Tensor = slice(N
 
 
 BEYOND: dict[str, Any] = {
-    "anchored": True,
+    "dense_head": True,
     "similarity": True,
     "normalize": True,
     "vls": "mean",
@@ -58,9 +58,9 @@ BEYOND: dict[str, Any] = {
 STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper": ("tiny-resnet", {}),
     "beyond": ("tiny-resnet", BEYOND),
-    "swin": ("tiny-swin", {"visual": {"gates": "off"}}),
+    "swin": ("tiny-swin", {"visual_encoder": {"gates": "off"}}),
     "query-aware": ("tiny-swin", {}),
-    "query-aware beyond": ("tiny-swin", BEYOND | {"visual": {"strides": [8], "pool": "content"}}),
+    "query-aware beyond": ("tiny-swin", BEYOND | {"visual_encoder": {"strides": [8], "pool": "content"}}),
 }
 
 
@@ -92,12 +92,12 @@ def test_attention_is_the_attention_that_was_used(model: Grounder) -> None:
     layer: Any = model.fusion.layers[-1].self_attn
     hook = layer.register_forward_hook(lambda module, given, answer: seen.append((*given, answer)))
     image, image_mask, tokens, token_mask, image_index = inputs(model)
-    output = model(image, image_mask, tokens, token_mask, image_index, attention=True)
+    output = model(image, image_mask, tokens, token_mask, image_index, output_output_output_attention=True)
     hook.remove()
     close(output, model(image, image_mask, tokens, token_mask, image_index))
     assert output.attention is not None
     torch.testing.assert_close(output.attention.sum(1), torch.ones(len(PHRASES)))
-    nothing = torch.cat([level.flatten(1) for level in model.visual.pads(image_mask)], 1)[image_index]
+    nothing = torch.cat([level.flatten(1) for level in model.visual_encoder.token_masks(image_mask)], 1)[image_index]
     places = nothing.shape[1]
     assert output.attention.shape == (len(PHRASES), 1 + places + tokens.shape[1])
     assert (output.attention[:, 1 : 1 + places][nothing] == 0).all()
@@ -146,8 +146,8 @@ def test_padded_words_change_nothing(model: Grounder) -> None:
 @torch.no_grad()
 def test_stored_answers_are_the_answers(model: Grounder) -> None:
     image, image_mask, tokens, token_mask, image_index = inputs(model)
-    features, states = model.visual.maps(image, image_mask), model.linguistic(tokens, token_mask)
-    stored = model(image, image_mask, tokens, token_mask, image_index, features=features, states=states)
+    features, states = model.visual_encoder.backbone_features(image, image_mask), model.text_encoder(tokens, token_mask)
+    stored = model(image, image_mask, tokens, token_mask, image_index, image_features=features, text_features=states)
     close(model(image, image_mask, tokens, token_mask, image_index), stored)
 
 
@@ -155,7 +155,7 @@ def test_checkpointed_layers_give_the_same_gradients(model: Grounder) -> None:
     """Dropout included: a layer that is computed again draws what it drew before."""
     given, gradients = inputs(model), []
     for checkpointed in (False, True):
-        model.train().checkpoint_layers(checkpointed)
+        model.train().set_grad_checkpointing(checkpointed)
         torch.manual_seed(3)
         model.zero_grad()
         GroundingLoss()(model(*given), torch.full((len(PHRASES), 4), 0.4)).total.backward()
@@ -170,7 +170,7 @@ def test_checkpointed_blocks_keep_less_of_a_swin() -> None:
     model = create_model("tiny-swin").train()
     given, kept = inputs(model), []
     for checkpointed in (False, True):
-        model.checkpoint_layers(checkpointed)
+        model.set_grad_checkpointing(checkpointed)
         with LiveTensors([*model.parameters(), *model.buffers(), *given]) as live:
             box = model(*given).box
         kept.append(live.megabytes())
@@ -180,11 +180,11 @@ def test_checkpointed_blocks_keep_less_of_a_swin() -> None:
 
 @torch.no_grad()
 def test_maps_lie_on_content_only() -> None:
-    model = create_model("tiny-resnet", anchored=True, similarity=True).eval()
+    model = create_model("tiny-resnet", dense_head=True, similarity=True).eval()
     image, image_mask, tokens, token_mask, image_index = inputs(model)
     output = model(image, image_mask, tokens, token_mask, image_index)
     assert output.heatmap is not None and output.similarity is not None
-    (token_pad_of_image,) = model.visual.pads(image_mask)
+    (token_pad_of_image,) = model.visual_encoder.token_masks(image_mask)
     token_content = ~token_pad_of_image.flatten(1)[image_index]
     assert torch.equal(output.heatmap.isfinite(), token_content)
     assert torch.equal(output.similarity.isfinite(), token_content)
@@ -245,14 +245,14 @@ def test_a_damaged_folder_is_named(tiny: Grounder, tmp_path: Path, damage: str) 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_build_with_the_right_number_of_places(name: str) -> None:
     numbers = preset(name)
-    if numbers["linguistic"]["hidden"] > 700:
-        numbers = preset(name, linguistic={"layers": 1, "hidden": 96, "feedforward": 96}, image_size=64)
+    if numbers["text_encoder"]["width"] > 700:
+        numbers = preset(name, text_encoder={"layers": 1, "width": 96, "dim_feedforward": 96}, image_size=64)
     model = build(numbers).eval()
     image, image_mask, tokens, token_mask, image_index = inputs(model)
     with torch.no_grad():
         output = model(image, image_mask, tokens, token_mask, image_index)
-    one_map = len(model.visual.strides) == 1
-    assert output.grid == ((model.image_size // model.visual.strides[0],) * 2 if one_map else None)
+    one_map = len(model.visual_encoder.strides) == 1
+    assert output.grid == ((model.image_size // model.visual_encoder.strides[0],) * 2 if one_map else None)
     assert output.box.shape == (4, 4) and ((output.box > -1) & (output.box < 2)).all()
 
 
@@ -268,25 +268,25 @@ def test_unknown_names_are_answered_with_a_guess() -> None:
 
 
 def test_remembered_phrases_are_the_encoder_s_answers() -> None:
-    model = create_model("tiny-resnet", linguistic={"frozen": ["all"]}).eval()
-    memory = TextMemory(model.linguistic, limit=3)
+    model = create_model("tiny-resnet", text_encoder={"frozen": ["all"]}).eval()
+    memory = TextFeatureCache(model.text_encoder, max_phrases=3)
     tokens, token_mask = model.tokenize(PHRASES)
     for order in ([0, 1, 2, 3], [3, 1], [2, 2, 0], [0]):
-        direct = model.linguistic(tokens[order], token_mask[order]).masked_fill(token_mask[order][..., None], 0)
+        direct = model.text_encoder(tokens[order], token_mask[order]).masked_fill(token_mask[order][..., None], 0)
         torch.testing.assert_close(memory(tokens[order], token_mask[order]), direct, atol=2e-3, rtol=2e-3)
-        assert len(memory.kept) <= 3
+        assert len(memory) <= 3
 
 
 def test_the_median_vote_is_deaf_to_a_few_far_votes() -> None:
     near, far = torch.tensor([0.3, 0.4, 0.2, 0.2]), torch.tensor([0.9, 0.9, 0.1, 0.1])
     token_boxes = torch.stack([near] * 7 + [far] * 3)[None]
     where = torch.zeros(1, 10)
-    torch.testing.assert_close(median_vote(where, token_boxes)[0], near)
-    assert (mean_vote(where, token_boxes)[0] - near).abs().max() > 0.1
+    torch.testing.assert_close(median_box(where, token_boxes)[0], near)
+    assert (mean_box(where, token_boxes)[0] - near).abs().max() > 0.1
     shuffled = torch.randperm(10)
-    torch.testing.assert_close(median_vote(where, token_boxes[:, shuffled])[0], near)
+    torch.testing.assert_close(median_box(where, token_boxes[:, shuffled])[0], near)
     padded = torch.cat([where, torch.full((1, 5), -torch.inf)], 1)
-    torch.testing.assert_close(median_vote(padded, torch.cat([token_boxes, torch.zeros(1, 5, 4)], 1))[0], near)
+    torch.testing.assert_close(median_box(padded, torch.cat([token_boxes, torch.zeros(1, 5, 4)], 1))[0], near)
 
 
 @torch.no_grad()
@@ -294,20 +294,20 @@ def test_a_query_aware_branch_hears_its_phrase() -> None:
     torch.manual_seed(0)
     model = create_model("tiny-swin").eval()
     image, image_mask = torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
-    query, image_index = torch.randn(2, model.linguistic.width), torch.zeros(2, dtype=torch.int64)
-    maps = model.visual.maps(image, image_mask)
-    same = model.visual.tokens(maps, image_mask, query, image_index)
+    query, image_index = torch.randn(2, model.text_encoder.width), torch.zeros(2, dtype=torch.int64)
+    maps = model.visual_encoder.backbone_features(image, image_mask)
+    same = model.visual_encoder.visual_tokens(maps, image_mask, query, image_index)
     assert torch.equal(same[0], same[1])  # V = 0: every gate is a half
-    for name, parameter in model.visual.named_parameters():
+    for name, parameter in model.visual_encoder.named_parameters():
         if name.endswith(".V"):
             torch.nn.init.normal_(parameter)
-    differ = model.visual.tokens(maps, image_mask, query, image_index)
+    differ = model.visual_encoder.visual_tokens(maps, image_mask, query, image_index)
     assert (differ[0] - differ[1]).abs().max() > 1e-3
 
 
 def test_only_the_repaired_channel_gate_learns_its_first_layer() -> None:
     """The published start (V = 0 in both layers) passes the first layer no gradient, ever."""
-    for start, learns in (("as_published", False), ("repaired", True)):
+    for start, learns in (("zero_init", False), ("normal_init", True)):
         torch.manual_seed(0)
         gate = QueryGate(8, 128, start)  # type: ignore[arg-type]
         maps, query, image_index = torch.randn(2, 4, 4, 128), torch.randn(3, 8), torch.tensor([0, 1, 1])
@@ -360,9 +360,9 @@ def image_size(size: tuple[int, int], side: int) -> tuple[Tensor, Tensor]:
     ("name", "changes"),
     [
         ("tiny-resnet", {}),
-        ("tiny-resnet", BEYOND | {"score": True}),
-        ("tiny-swin", {"visual": {"pool": "content"}}),
-        ("tiny-swin", BEYOND | {"score": True, "visual": {"strides": [16]}}),
+        ("tiny-resnet", BEYOND | {"iou_head": True}),
+        ("tiny-swin", {"visual_encoder": {"pool": "content"}}),
+        ("tiny-swin", BEYOND | {"iou_head": True, "visual_encoder": {"strides": [16]}}),
     ],
 )
 def test_any_image_gives_finite_boxes_and_gradients(name: str, changes: dict[str, Any], size: tuple[int, int]) -> None:
@@ -379,9 +379,9 @@ def test_any_image_gives_finite_boxes_and_gradients(name: str, changes: dict[str
     with torch.no_grad():
         both = model.eval()(image, image_mask, tokens, hidden, image_index)
         alone = model(image[:1], image_mask[:1], tokens[:1], hidden[:1])
-    assert output.box.isfinite().all() and both.box.isfinite().all() and raw_scores(both).isfinite().all()
+    assert output.box.isfinite().all() and both.box.isfinite().all() and raw_confidence(both).isfinite().all()
     torch.testing.assert_close(both.box[:1], alone.box)
-    torch.testing.assert_close(raw_scores(both)[:1], raw_scores(alone))
+    torch.testing.assert_close(raw_confidence(both)[:1], raw_confidence(alone))
 
 
 def test_padding_of_tokens_is_the_published_rule_wherever_that_leaves_a_token() -> None:
@@ -390,10 +390,10 @@ def test_padding_of_tokens_is_the_published_rule_wherever_that_leaves_a_token() 
         _, image_mask = image_size((width, height), 256)
         for stride in (16, 32, 64):
             if not image_mask[:, ::stride, ::stride].all():
-                assert torch.equal(token_mask(image_mask, stride), image_mask[:, ::stride, ::stride])
+                assert torch.equal(downsample_mask(image_mask, stride), image_mask[:, ::stride, ::stride])
     strip = torch.ones(2, 64, 64, dtype=torch.bool)
     strip[0, 20:23, 5:60] = False  # between the corners of rows 16 and 32; of the second image there is nothing
-    content = ~token_mask(strip, 16)
+    content = ~downsample_mask(strip, 16)
     assert content[0].nonzero().tolist() == [[1, 0], [1, 1], [1, 2], [1, 3]]
     assert content[1].nonzero().tolist() == [[0, 0]]
 
@@ -401,7 +401,7 @@ def test_padding_of_tokens_is_the_published_rule_wherever_that_leaves_a_token() 
 @pytest.mark.parametrize("name", ["tiny-resnet", "tiny-swin"])
 def test_loading_leaves_the_caller_s_defaults_and_is_not_moved_by_them(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    save(create_model(name, **({"anchored": True, "similarity": True} if name == "tiny-resnet" else {})), tmp_path)
+    save(create_model(name, **({"dense_head": True, "similarity": True} if name == "tiny-resnet" else {})), tmp_path)
     picture, phrases = np.full((40, 60, 3), 90, np.uint8), ["the red square", "dog"]
     expected = Predictor(tmp_path, device="cpu")(picture, phrases)
     state = torch.get_rng_state()

@@ -1,17 +1,22 @@
-"""Frozen norms fold into convolutions without changing an answer, and stay apart where they cannot."""
+"""Fused norms change no output, and norms that cannot be fused stay."""
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import pytest
 import timm
 import torch
+from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
-from epmvg.models.norms import FoldedConv, FrozenBatchNorm, PaddedConv, bake_norms, freeze_norms
+from epmvg.models.factory import create_model
+from epmvg.models.norms import fuse_norms
 
 
-def lively(network: nn.Module) -> nn.Module:
-    """Give every batch norm statistics and an affine of its own."""
+def frozen(network: nn.Module) -> nn.Module:
+    """Freeze the batch norms of a network, each with random statistics and weights."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.running_var):
@@ -20,44 +25,36 @@ def lively(network: nn.Module) -> nn.Module:
             for tensor in (module.bias, module.running_mean):
                 assert tensor is not None
                 nn.init.normal_(tensor, std=0.3)
-    return network.eval()
+    return cast(nn.Module, cast(Any, freeze_batch_norm_2d)(network.eval()).eval())
 
 
+def norms(network: nn.Module) -> int:
+    return sum(type(module).__name__.startswith("FrozenBatchNorm") for module in network.modules())
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(
-    "name", ["resnet10t", "resnet50", "tf_efficientnet_lite0", "mobilenetv3_small_050", "densenet121"]
+    ("name", "left"),
+    [
+        ("resnet10t", 1),  # its stem ends in another module than the norm
+        ("resnet50", 0),
+        ("tf_efficientnet_lite0", 0),  # activations inside norms, TensorFlow's padding
+        ("mobilenetv3_small_050", 0),
+        ("densenet121", 62),  # norms before convolutions
+    ],
 )
-def test_folding_changes_no_answer(name: str) -> None:
+def test_fusion_changes_no_output(name: str, left: int) -> None:
     torch.manual_seed(0)
-    network = lively(timm.create_model(name, features_only=True))
-    image = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        before = network(image)
-        freeze_norms(network)
-        after = network(image)
-    for a, b in zip(before, after, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * a.abs().max().item())
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    network = frozen(timm.create_model(name, features_only=True))
+    image = torch.rand(2, 3, 65, 66)
+    fused = fuse_norms(network)
+    assert norms(network) > norms(fused) == left
+    for before, after in zip(network(image), fused(image), strict=True):
+        torch.testing.assert_close(before, after, rtol=1e-3, atol=1e-4 * before.abs().max().item())
 
 
-def test_weights_keep_their_names_and_their_gradients() -> None:
-    torch.manual_seed(0)
-    plain, folded = (lively(timm.create_model("resnet10t", features_only=True)) for _ in range(2))
-    folded.load_state_dict(plain.state_dict())
-    freeze_norms(folded)
-    assert sum(isinstance(module, FoldedConv) for module in folded.modules()) > 8
-    assert {n for n in plain.state_dict() if "num_batches" not in n} == set(folded.state_dict())
-    image = torch.rand(2, 3, 64, 64)
-    for network in (plain, folded):
-        network(image)[-1].square().mean().backward()
-    own = dict(folded.named_parameters())
-    for name, parameter in plain.named_parameters():
-        if name in own:
-            assert parameter.grad is not None
-            torch.testing.assert_close(own[name].grad, parameter.grad, rtol=1e-3, atol=1e-5)
-
-
-class TakenTwice(nn.Module):
-    """A convolution whose answer goes around its norm as well."""
+class TwoUses(nn.Module):
+    """A convolution whose output is also used beside its norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,26 +66,17 @@ class TakenTwice(nn.Module):
         return [x + self.norm(x)]
 
 
-def test_an_answer_taken_twice_is_not_folded() -> None:
+def test_a_convolution_with_two_uses_is_not_fused() -> None:
     torch.manual_seed(0)
-    network = lively(TakenTwice())
-    image = torch.rand(1, 3, 64, 64)
-    before = network(image)[0]
-    freeze_norms(network)
-    assert isinstance(network.conv, nn.Conv2d) and isinstance(network.norm, FrozenBatchNorm)
-    torch.testing.assert_close(network(image)[0], before)
+    network = frozen(TwoUses())
+    assert fuse_norms(network) is network and isinstance(network.norm, FrozenBatchNorm2d)
 
 
-@pytest.mark.parametrize("side", [64, 65, 66])
-def test_baked_padding_is_tensorflows(side: int) -> None:
-    torch.manual_seed(0)
-    network = lively(timm.create_model("tf_efficientnet_lite0", features_only=True))
-    image = torch.rand(2, 3, side, side + 2)
-    with torch.no_grad():
-        freeze_norms(network)
-        before = network(image)
-        bake_norms(network, padding=True)
-        after = network(image)
-    assert sum(isinstance(module, PaddedConv) for module in network.modules()) == 5  # a stride of 2 each
-    for a, b in zip(before, after, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * a.abs().max().item())
+def test_norms_of_a_model_never_train() -> None:
+    """Neither their statistics nor their weights, in training mode either; activations of timm's norms stay."""
+    encoder = create_model("tiny-resnet").train().visual_encoder
+    assert norms(encoder) > 8 and not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules())
+    before = {name: value.clone() for name, value in encoder.named_buffers()}
+    encoder.backbone_features(torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in encoder.named_buffers())
+    assert not {name for name, _ in encoder.named_parameters() if ".bn" in name}

@@ -57,7 +57,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Conversion, dict[str, Any]]:
 
 def inputs(model: Grounder, size: int = 2) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
     batch = name_seed().batch(size=size, length=model.max_length, side=model.image_size)
-    image = batch["img"] * model.visual.std + model.visual.mean  # published pictures come normalised
+    image = batch["img"] * model.visual_encoder.std + model.visual_encoder.mean  # published pictures come normalised
     return (image, batch["img_mask"].bool(), batch["word_id"], batch["word_mask"] == 0), batch["target"]
 
 
@@ -72,7 +72,7 @@ def test_published_answers(case: tuple[Conversion, dict[str, Any]], monkeypatch:
     torch.testing.assert_close(output.box, expected["boxes"], atol=1e-5, rtol=0)
 
     rows, published_tokens = expected["rows"], expected["vl_out"].transpose(0, 1)
-    image_mask = torch.cat([level.flatten(1) for level in model.visual.pads(batch[1])], 1)
+    image_mask = torch.cat([level.flatten(1) for level in model.visual_encoder.token_masks(batch[1])], 1)
     scale = published_tokens.abs().max()
     compared = 0
     for i in range(2):
@@ -99,17 +99,19 @@ def test_published_answers(case: tuple[Conversion, dict[str, Any]], monkeypatch:
 def test_every_intermediate_answer(case: tuple[Conversion, dict[str, Any]], shared: Path) -> None:
     """The whole of the reference material, where it is at hand."""
     model = case[0].model
-    name = "transvg_r50" if model.settings["visual"].get("gates") is None else "qrnet_swin_s"
+    name = "transvg_r50" if model.settings["visual_encoder"].get("gates") is None else "qrnet_swin_s"
     expected = torch.load(shared / "parity" / f"{name}.pt", weights_only=True)["outputs"]
     (image, image_mask, tokens, token_mask), _ = inputs(model)
-    states = model.linguistic(tokens, token_mask)
+    states = model.text_encoder(tokens, token_mask)
     torch.testing.assert_close(states, expected["bert_out"], atol=1e-4, rtol=1e-4)
-    visual = model.visual.tokens(model.visual.maps(image, image_mask), image_mask, states[:, 0], torch.arange(2))
-    scales = getattr(model.visual, "scale_embed", None)
+    visual = model.visual_encoder.visual_tokens(
+        model.visual_encoder.backbone_features(image, image_mask), image_mask, states[:, 0], torch.arange(2)
+    )
+    scales = getattr(model.visual_encoder, "scale_embed", None)
     if scales is not None:  # published QRNet adds the scale after the branch, we in it
         visual = visual - torch.cat([scales.weight[3].expand(400, -1), scales.weight[4].expand(100, -1)])
     wanted = expected["visu_out"].transpose(0, 1)
-    token_pad_of_image = torch.cat([level.flatten(1) for level in model.visual.pads(image_mask)], 1)
+    token_pad_of_image = torch.cat([level.flatten(1) for level in model.visual_encoder.token_masks(image_mask)], 1)
     assert torch.equal(token_pad_of_image, expected["visu_mask"])
     carried = ~token_pad_of_image
     carried[:, 0] = True  # [VLS]
@@ -140,7 +142,7 @@ def test_published_parameter_groups(case: tuple[Conversion, dict[str, Any]]) -> 
     for group in expected["groups"].values():
         assert group["weight_decay"] == Recipe().train.weight_decay
         for name in group["names"]:
-            renamed = our_name(name, "qrnet" if "gates" in model.settings["visual"] else "transvg")
+            renamed = our_name(name, "qrnet" if "gates" in model.settings["visual_encoder"] else "transvg")
             if renamed is not None:
                 theirs[renamed] = group["lr"]
     assert own == theirs

@@ -57,7 +57,7 @@ def _models() -> list[dict[str, str]]:
     return [
         {
             "name": name,
-            "backbone": settings["visual"]["backbone"],
+            "backbone": settings["visual_encoder"]["backbone"],
             "image size": f"{settings['image_size']} px",
             "visual tokens": str(sizes[name]["tokens"]),
             "text tokens": str(settings["max_length"]),

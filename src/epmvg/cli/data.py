@@ -13,9 +13,9 @@ from epmvg.cli.console import Data, Json, Root, Split, console, error_console, p
 
 def stats(name: Data, root: Root = None, as_json: Json = False) -> None:
     """Count images, phrases and boxes by split, from the annotations alone."""
-    from epmvg.data.stats import count_records
+    from epmvg.data.stats import count_samples
 
-    counts = count_records(name, root=root)
+    counts = count_samples(name, root=root)
     if as_json:
         print(json.dumps(counts))
         return
@@ -25,9 +25,7 @@ def stats(name: Data, root: Root = None, as_json: Json = False) -> None:
 
 def convert(
     name: Data,
-    to: Annotated[
-        Path, typer.Option(help=".jsonl, .json (COCO), .odvg.jsonl, .parquet, .tar (several: x-%05d.tar) or a folder.")
-    ],
+    to: Annotated[Path, typer.Option(help=".jsonl, .json (COCO), .odvg.jsonl, .parquet, .tar or a folder.")],
     split: Split = None,
     root: Root = None,
     split_key: Annotated[str, typer.Option(help="Key of an annotation that names its split.")] = "split",
@@ -40,7 +38,7 @@ def convert(
     if as_json:
         print(json.dumps(done))
         return
-    console.print(f"{done['rows']:,} phrases of {done['images']:,} images are in {to}")
+    console.print(f"{done['samples']:,} phrases of {done['images']:,} images are in {to}")
     _print_root(to, done["root"])
     if done["rotated"]:
         console.print(f"{done['rotated']:,} rotated boxes were replaced by the upright boxes around them")

@@ -86,7 +86,7 @@ class GroundingOutput:
     visual: Tensor  # [P, D], [VLS] after fusion
     text: Tensor  # [P, D], [CLS] after fusion
     image_index: Tensor  # int64 [P]
-    reg_box: Tensor | None = None  # [P, 4], the paper's box from [REG] where `box` is the anchored head's
+    reg_box: Tensor | None = None  # [P, 4], the paper's box from [REG] where `box` is the dense head's
     heatmap: Tensor | None = None  # [P, N] logits over visual tokens, -inf at padding
     similarity: Tensor | None = None  # [P, N] logits: phrase against visual tokens, -inf at padding
     token_boxes: Tensor | None = None  # [P, N, 4] the box each visual token votes for, cxcywh

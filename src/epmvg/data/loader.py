@@ -25,7 +25,8 @@ from epmvg.core.images import ImageFile
 from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.core.types import Batch, InputError, Sample
 from epmvg.data.image_cache import ImageCache
-from epmvg.data.registry import cache_folder, open_samples
+from epmvg.data.readers.files import cache_folder
+from epmvg.data.registry import open_samples
 from epmvg.data.side_words import swap_sides
 from epmvg.data.transforms import Augment, apply_transform, draw_transform
 

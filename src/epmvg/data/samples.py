@@ -11,11 +11,11 @@ from typing import Any
 from epmvg.core.types import Sample
 
 SAMPLES = "samples.json"
-"""In a run's folder: the samples of its training and validation split."""
+"""In a run's folder: the digests of its training and validation split."""
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
+class SampleDigest:
     """The samples of a split: how many, of how many images, and a digest of them in their order."""
 
     phrases: int
@@ -23,16 +23,16 @@ class Samples:
     sha256: str
 
     @classmethod
-    def of(cls, records: Sequence[Sample]) -> Samples:
-        """Digest samples. An image is known by its path below the folder that holds all of them."""
-        paths = {record.image: record.image.absolute() for record in records}
+    def of(cls, samples: Sequence[Sample]) -> SampleDigest:
+        """Digest samples. An image is identified by its path below the folder that holds all of them."""
+        paths = {sample.image: sample.image.absolute() for sample in samples}
         base = os.path.commonpath([path.parent for path in paths.values()]) if paths else ""
         names = {image: path.relative_to(base).as_posix() for image, path in paths.items()}
         digest = hashlib.sha256()
-        for record in records:
-            row = (names[record.image], record.phrase, tuple(map(float, record.box)))
-            digest.update(repr(row).encode("utf-8", "surrogateescape") + b"\n")
-        return cls(len(records), len(paths), digest.hexdigest())
+        for sample in samples:
+            line = (names[sample.image], sample.phrase, tuple(map(float, sample.box)))
+            digest.update(repr(line).encode("utf-8", "surrogateescape") + b"\n")
+        return cls(len(samples), len(paths), digest.hexdigest())
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

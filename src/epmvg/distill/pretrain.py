@@ -29,7 +29,7 @@ from epmvg.core.types import InputError, Progress
 from epmvg.data.side_words import swap_sides
 from epmvg.distill.clip_checkpoints import CONFIG, WEIGHTS, build_clip
 from epmvg.distill.teacher import ClipTeacher
-from epmvg.models.packaged_weights import efficientnet_lite0_state, minilm_folder
+from epmvg.models.pretrained import efficientnet_lite0_state, minilm_folder
 
 TextTower = Literal["minilm", "tiny"]
 TEXT = "text"  # folder of the text tower in a teacher's

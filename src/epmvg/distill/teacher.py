@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from epmvg.core.types import TeacherEmbeddings
 from epmvg.distill.clip_checkpoints import open_clip_model
 from epmvg.distill.patches import patch_grid, patch_vectors
-from epmvg.models.packaged_weights import fingerprint
+from epmvg.models.weights_file import fingerprint
 
 VERSION = 2
 """Of what a teacher computes from the same image, phrase and weights: part of its fingerprint."""

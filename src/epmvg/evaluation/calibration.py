@@ -1,4 +1,4 @@
-"""Fit the calibration of a run: a score head if it has none, a mapping of scores to probabilities, a threshold."""
+"""Fit the calibration of a run: an IoU head if it has none, a mapping of scores to probabilities, a threshold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from epmvg.evaluation.samples import data_settings, limit_to_images, open_split,
 from epmvg.evaluation.statistics import calibration_error, confidence_metrics
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
-from epmvg.models.text_cache import TextMemory
+from epmvg.models.text_cache import TextFeatureCache
 from epmvg.models.weights_file import WEIGHTS, weights_digest
 
 NEGATIVES = 0.5  # negative pairs per phrase, in fitting and calibrating
@@ -52,7 +52,7 @@ def calibrate(
         split: of that data; the run's validation split by default. Test splits and images that the run was trained on
             are rejected.
         root: as for `evaluate`.
-        fit_head: first fit a new score head on the training split of the same data.
+        fit_head: first fit a new IoU head on the training split of the same data.
         false_positive_rate: fraction of negative phrases that may reach the stored threshold.
         device: as for `hardware.select_device`.
         progress: called with (phrases done, all of them).
@@ -71,14 +71,14 @@ def calibrate(
     if not run.is_dir():
         raise InputError(f"{run} cannot be changed: calibrate a copy (`epmvg publish {run} --to FOLDER`).")
     model.calibration = None
-    if not fit_head and model.score_head is None and not model.anchored:
-        raise InputError(f"{run} has neither a score head nor a heatmap to score by: fit a head with --fit-head.")
+    if not fit_head and model.iou_head is None and not model.dense_head:
+        raise InputError(f"{run} has neither an IoU head nor a heatmap to score by: fit a head with --fit-head.")
     settings, _ = data_settings(run, data, root)
     split = split or settings.val_split
     samples = _validation_samples(run, settings, split)
     model.to(select_device(device))
     if fit_head:
-        fit_score_head(
+        fit_iou_head(
             model, open_split(settings, settings.train_split), batch_size=settings.batch_size, progress=progress
         )
     queries = [*samples, *negative_samples(samples, NEGATIVES)]
@@ -209,7 +209,7 @@ def threshold_for(false_positive_rate: float, negative: Array) -> float | None:
     return float(np.nextafter(np.sort(negative)[-allowed], 2.0)) if allowed <= len(negative) else 0.0
 
 
-def fit_score_head(
+def fit_iou_head(
     model: Grounder,
     samples: Sequence[Sample],
     *,
@@ -219,7 +219,7 @@ def fit_score_head(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Fit a new score head with everything else frozen, in place: boxes stay as they are.
+    """Fit a new IoU head with everything else frozen, in place: boxes stay as they are.
 
     The features are computed once; the head of the epoch with the lowest loss on a tenth of the images is kept.
 
@@ -237,12 +237,12 @@ def fit_score_head(
     """
     samples = limit_to_images(samples, limit, seed)
     if len({sample.image for sample in samples}) < 2:
-        raise InputError("A score head is fitted on some images and validated on others: give at least two images.")
+        raise InputError("An IoU head is fitted on some images and validated on others: give at least two images.")
     device = next(model.parameters()).device
-    model.score_head = model.new_score_head().to(device)
-    model.settings = model.settings | {"score": True}
-    features, iou, held_out = _score_features(model, samples, batch_size, progress)
-    head = model.score_head.cpu()
+    model.iou_head = model.new_iou_head().to(device)
+    model.settings = model.settings | {"iou_head": True}
+    features, iou, held_out = _iou_features(model, samples, batch_size, progress)
+    head = model.iou_head.cpu()
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-2)
     train, val = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     order = torch.Generator().manual_seed(seed)
@@ -262,19 +262,19 @@ def fit_score_head(
 
 
 @torch.no_grad()
-def _score_features(
+def _iou_features(
     model: Grounder, samples: Sequence[Sample], batch_size: int, progress: Progress | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return features of the score head [n, F], the IoU to predict [n], and a mask of held-out rows [n]."""
+    """Return features of the IoU head [n, F], the IoU to predict [n], and a mask of held-out rows [n]."""
     model.eval()
     queries = [*samples, *negative_samples(samples, NEGATIVES)]
     numbers = {image: number for number, image in enumerate(dict.fromkeys(sample.image for sample in samples))}
-    text_cache = TextMemory(model.linguistic) if model.linguistic.frozen else None
+    text_cache = TextFeatureCache(model.text_encoder) if model.text_encoder.frozen else None
     features, targets, held_out = [], [], []
     device = next(model.parameters()).device
     for batch in (each.to(device) for each in evaluation_loader(model, queries, batch_size=batch_size).batches(0)):
         states = text_cache(batch.tokens, batch.token_mask) if text_cache else None
-        output = model(*batch.inputs, states=states)
+        output = model(*batch.inputs, text_features=states)
         assert output.iou_features is not None and output.iou_box is not None
         positive = torch.tensor(["absent" not in sample.extra for sample in batch.samples])
         features.append(output.iou_features.cpu())

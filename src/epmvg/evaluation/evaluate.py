@@ -30,8 +30,7 @@ from epmvg.evaluation.samples import evaluation_samples, results_folder, results
 from epmvg.evaluation.statistics import BINS, confidence_metrics, mean_intervals
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder
-from epmvg.models.norms import bake_norms
-from epmvg.models.scores import raw_scores
+from epmvg.models.iou_head import raw_confidence
 from epmvg.models.weights_file import WEIGHTS, weights_digest
 
 Row = dict[str, Any]
@@ -80,7 +79,7 @@ def evaluate(
     with together() as (rank, world):  # first, so that the others notice an error in what follows
         settings, split, samples = evaluation_samples(run, data, split, root, split_key)
         model = load(run).to(select_device(device))
-        bake_norms(model.visual, padding=True)
+        model.visual_encoder.fuse_norms()
         results_folder(run)  # an error in it is raised before the work
         queries = [*samples, *negative_samples(samples, NEGATIVES)]  # an image is still encoded once
         loader = evaluation_loader(
@@ -138,7 +137,7 @@ def predict_rows(
         rows: list[Row] = []
         if batch.samples:  # else none of its images could be read
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                output = model(*batch.inputs, features=batch.cached.get("maps"))
+                output = model(*batch.inputs, image_features=batch.cached.get("maps"))
             rows = _rows(output, batch, model.calibration)
         by_batch.append(rows)
         done += len(rows)
@@ -170,7 +169,7 @@ def _rows(output: GroundingOutput, batch: Batch, calibration: Calibration | None
 
 def confidence_of(output: GroundingOutput, calibration: Calibration | None = None) -> Tensor:
     """Return the confidence in each box, float64 [P] in 0..1, on the CPU: calibrated, or the raw score."""
-    score = raw_scores(output).cpu().double()
+    score = raw_confidence(output).cpu().double()
     return score if calibration is None else torch.from_numpy(calibration(score.numpy()))
 
 

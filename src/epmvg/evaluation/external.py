@@ -10,7 +10,8 @@ from typing import Any, get_args
 from epmvg.core.files import check_not_input, write_rows
 from epmvg.core.images import ImageFile
 from epmvg.core.types import Box, InputError, Sample
-from epmvg.data.readers.files import four_numbers, read_json, shown
+from epmvg.data.readers.fields import four_numbers, short_repr
+from epmvg.data.readers.files import read_json
 from epmvg.data.registry import open_samples
 from epmvg.evaluation.evaluate import Row, ious, prediction_row, row_order, score_rows
 from epmvg.evaluation.external_formats import FORMATS, Coordinates, ExternalPrediction, Format, Size, read_predictions
@@ -140,7 +141,7 @@ class _Scorer:
 
 def _name(sample: Sample) -> str:
     """Return the name of a sample in a message."""
-    return f"{f'id {shown(sample.id)}, ' if sample.id else ''}{shown(sample.phrase)} of {sample.image.name}"
+    return f"{f'id {short_repr(sample.id)}, ' if sample.id else ''}{short_repr(sample.phrase)} of {sample.image.name}"
 
 
 def target_boxes(sample: Sample) -> list[Box]:
@@ -156,8 +157,8 @@ def target_boxes(sample: Sample) -> list[Box]:
     expected = sample.extra.get("n_boxes", len(boxes))
     if len(boxes) != expected or not boxes:
         raise InputError(
-            f"{_name(sample)} has {shown(expected)} boxes, but its row holds {len(boxes)}: use `flickr30k`, whose rows"
-            " hold all, or --targets rows."
+            f"{_name(sample)} has {short_repr(expected)} boxes, but its row holds {len(boxes)}: use `flickr30k`, whose"
+            " rows hold all, or --targets rows."
         )
     return boxes
 
@@ -289,10 +290,10 @@ class _SampleIndex:
         else:
             found = self.by_phrase.get((image, _plain(phrase)), [])
         if not found:
-            named = f"id {shown(prediction.id)}" if prediction.id and self.by_id else "image and phrase"
+            named = f"id {short_repr(prediction.id)}" if prediction.id and self.by_id else "image and phrase"
             raise InputError(
                 f"{prediction.location}: {self.data} has no sample with this {named}"
-                f"{f' ({shown(phrase)})' if phrase else ''}: score predictions on the data they were made for."
+                f"{f' ({short_repr(phrase)})' if phrase else ''}: score predictions on the data they were made for."
             )
         found = [number for number in found if self.samples[number].phrase == phrase] or found
         return [number for number in found if self.samples[number].box == prediction.target] or found
@@ -309,8 +310,8 @@ class _SampleIndex:
             return None
         if prediction.image_id not in self.by_image_id:
             raise InputError(
-                f"{prediction.location}: {self.data} has no image_id {shown(prediction.image_id)}: give the file name"
-                ' as "image", or the "id" of the row.'
+                f"{prediction.location}: {self.data} has no image_id {short_repr(prediction.image_id)}: give the file"
+                ' name as "image", or the "id" of the row.'
             )
         return self._tail(self.by_image_id[prediction.image_id])
 

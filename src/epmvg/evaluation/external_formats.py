@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from epmvg.core.types import Box, InputError
 from epmvg.data.readers.coco import PHRASE_KEYS
-from epmvg.data.readers.files import four_numbers, need, read_json, shown, size_of
-from epmvg.data.readers.jsonl import json_lines
+from epmvg.data.readers.fields import four_numbers, require, short_repr, size_of
+from epmvg.data.readers.files import read_json
+from epmvg.data.readers.jsonl import json_objects
 
 Size = tuple[float, float]
 INPUT_PIXELS = "input-pixels"
@@ -140,7 +141,7 @@ def read_predictions(file: Path, form: Format, coordinates: Coordinates) -> list
     Raises:
         InputError: the file or a row is not of the format, or no prediction has a box.
     """
-    rows = _coco_results(file) if form == "coco" else json_lines(file)
+    rows = _coco_results(file) if form == "coco" else json_objects(file)
     predictions = [_prediction(row, location, form, coordinates) for location, row in rows]
     if not predictions:
         raise InputError(f"{file} holds no predictions: give a file with a row for each phrase.")
@@ -166,7 +167,7 @@ def _prediction(row: dict[str, Any], location: str, form: Format, coordinates: C
     boxes, error = _boxes(row, location, form, coordinates)
     sample_id = next((row[key] for key in _ID_KEYS if row.get(key) not in (None, "")), None)
     if isinstance(sample_id, bool) or not isinstance(sample_id, str | int | None):
-        raise InputError(f"{location}: {shown(sample_id)} is not an id: give text or a whole number.")
+        raise InputError(f"{location}: {short_repr(sample_id)} is not an id: give text or a whole number.")
     image, image_id = row.get("image"), row.get("image_id")
     image = image_id if image is None else image
     phrase = next((row[key] for key in PHRASE_KEYS if isinstance(row.get(key), str)), None)
@@ -178,7 +179,7 @@ def _prediction(row: dict[str, Any], location: str, form: Format, coordinates: C
     number = four_numbers([row.get("score")] * 4)
     return ExternalPrediction(
         location=location,
-        id="" if sample_id is None else sample_id if isinstance(sample_id, str) else shown(sample_id),
+        id="" if sample_id is None else sample_id if isinstance(sample_id, str) else short_repr(sample_id),
         image=image if isinstance(image, str) else None,
         image_id=image_id if type(image_id) is int else None,
         phrase=phrase,
@@ -196,10 +197,10 @@ def _boxes(row: dict[str, Any], location: str, form: Format, coordinates: Coordi
     if form == "text":
         if row.get("answer", "") is None:
             return [], "the answer is null"
-        text = need(row, "answer", str, location)
+        text = require(row, "answer", str, location)
         if len(text) > MAX_TEXT:
             return [], f"the answer has {len(text):,} characters, more than {MAX_TEXT:,}"
-        return parse_boxes(text, coordinates), f"no box in {shown(text)}"
+        return parse_boxes(text, coordinates), f"no box in {short_repr(text)}"
     key = "box" if form == "jsonl" else "bbox"
     if form == "jsonl" and row.get("box") is None and row.keys() & {"box", "error"}:
         return [], str(row.get("error") or "the box is null")
@@ -207,9 +208,9 @@ def _boxes(row: dict[str, Any], location: str, form: Format, coordinates: Coordi
         raise InputError(f'{location} has no "{key}": name the format of the file with --format {", ".join(FORMATS)}.')
     numbers = four_numbers(row[key])
     if numbers is None:
-        raise InputError(f'{location}: "{key}" is {shown(row[key])}, it must be four numbers.')
+        raise InputError(f'{location}: "{key}" is {short_repr(row[key])}, it must be four numbers.')
     if not all(abs(value) <= MAX_COORDINATE for value in numbers):
-        return [], f"{shown(row[key])} holds a value that is no coordinate"
+        return [], f"{short_repr(row[key])} holds a value that is no coordinate"
     return [coordinates.corners(numbers)], ""
 
 

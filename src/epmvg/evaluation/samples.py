@@ -16,7 +16,7 @@ from epmvg.core.files import disk_errors, write_text
 from epmvg.core.locate import fetch
 from epmvg.core.types import InputError, Sample
 from epmvg.data.registry import open_samples
-from epmvg.data.samples import SAMPLES, Samples
+from epmvg.data.samples import SAMPLES, SampleDigest
 
 
 def results_folder(run: Path | str, *, create: bool = False) -> Path:
@@ -84,7 +84,7 @@ def evaluation_samples(
     samples = open_split(settings, split)
     file = fetch(run) / SAMPLES
     if is_own and split == settings.val_split and file.exists():
-        before, now = Samples(**json.loads(file.read_text(encoding="utf-8"))["val"]), Samples.of(samples)
+        before, now = SampleDigest(**json.loads(file.read_text(encoding="utf-8"))["val"]), SampleDigest.of(samples)
         if now != before:
             warnings.warn(
                 f"The {split} samples of {settings.name} changed since {run} was trained ({before} then, {now} now): "

@@ -12,7 +12,7 @@ from typing import Any
 
 from epmvg.config.settings import DataSettings, Recipe
 from epmvg.core.types import InputError, Sample
-from epmvg.data.readers.jsonl import Skipped
+from epmvg.data.readers.annotations import Skipped
 from epmvg.data.registry import DATASETS, fraction_of, open_samples
 from epmvg.experiments.demo import TEACHER_SETTINGS
 from epmvg.experiments.tables import Row, Table, published_phrases
@@ -147,8 +147,8 @@ def _remark(row: Row, scale: Scale, recipe: Recipe) -> str:
             f"train.lr_teacher={recipe.train.lr_teacher:g} is ours; the paper names 1e-5 for pretrained parts"
         )
     if scale.recipe is None:
-        if preset(recipe.model.name, **recipe.model.overrides)["visual"].get("gates") == "repaired":
-            remarks.append("gates initialised with 1, not 0 as published (docs/paper.md)")
+        if preset(recipe.model.name, **recipe.model.overrides)["visual_encoder"].get("gates") == "normal_init":
+            remarks.append("gates not initialised with 0 as published (docs/paper.md)")
         return "; ".join(remarks)
     remarks.append("mini in TransVG's place")
     if row.giou != 1:

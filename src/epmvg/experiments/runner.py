@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from epmvg.core.files import write_json
 from epmvg.core.types import InputError
-from epmvg.data.readers.jsonl import json_lines
+from epmvg.data.readers.jsonl import json_objects
 from epmvg.data.registry import DATASETS
 from epmvg.distill.pretrain import train_teacher
 from epmvg.evaluation.evaluate import evaluate
@@ -78,7 +78,7 @@ def _run(job: Job, report: Report) -> Outcome:
 def read_predictions(job: Job, split: str) -> list[dict[str, Any]]:
     """Read the predictions that the evaluation of a job wrote."""
     file = job.folder / f"predictions-{short_name(job.recipe.data.name)}-{split}.jsonl"
-    return [row for _, row in json_lines(file)]
+    return [row for _, row in json_objects(file)]
 
 
 def _seconds(folder: Path) -> float:

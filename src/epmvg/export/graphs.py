@@ -16,8 +16,7 @@ from torch.export import Dim
 
 from epmvg.inference.runtimes.onnx_runtime import IMAGE, PHRASES
 from epmvg.models.grounder import EncodedImages, Grounder
-from epmvg.models.norms import bake_norms
-from epmvg.models.scores import raw_scores
+from epmvg.models.iou_head import raw_confidence
 
 
 class ImageGraph(nn.Module):
@@ -28,7 +27,7 @@ class ImageGraph(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor, image_mask: Tensor) -> Tensor:
-        return self.model.encode_image(image, image_mask).features
+        return self.model.encode_images(image, image_mask).features
 
 
 class PhraseGraph(nn.Module):
@@ -44,21 +43,21 @@ class PhraseGraph(nn.Module):
     def forward(
         self, features: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor, image_index: Tensor
     ) -> tuple[Tensor, Tensor]:
-        states = self.model.linguistic(tokens, token_mask)
-        output = self.model.answer(EncodedImages(features, image_mask), states, token_mask, image_index)
-        return output.box, raw_scores(output)
+        states = self.model.text_encoder(tokens, token_mask)
+        output = self.model.query(EncodedImages(features, image_mask), states, token_mask, image_index)
+        return output.box, raw_confidence(output)
 
 
 @torch.no_grad()
 def write_onnx(model: Grounder, folder: Path) -> None:
     """Write image.onnx and phrases.onnx into a folder; images, phrases and word pieces may be any number."""
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    bake_norms(model.visual)
+    model.visual_encoder.fuse_norms()
     images, phrases, pieces = Dim("images"), Dim("phrases"), Dim("pieces", min=2, max=model.max_length)
     image = torch.full((2, 3, model.image_size, model.image_size), 0.5)  # sizes of 1 would be taken for fixed ones
     image_mask = torch.zeros(2, model.image_size, model.image_size, dtype=torch.bool)
     image_mask[:, : model.image_size // 8] = True
-    features = model.encode_image(image, image_mask).features
+    features = model.encode_images(image, image_mask).features
     tokens = torch.ones(3, model.max_length // 2, dtype=torch.int64)
     token_mask = torch.zeros_like(tokens, dtype=torch.bool)
     token_mask[0, -1] = True

@@ -23,7 +23,7 @@ from epmvg.inference.runtimes.onnx_runtime import IMAGE, PHRASES
 Canvas = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """image [1, 3, S, S] and pad [1, S, S]."""
 
-TEXT = "model.linguistic"
+TEXT = "model.text_encoder"
 """Whose products are quantised in the phrase graph."""
 
 

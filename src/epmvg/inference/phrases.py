@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from epmvg.core.types import InputError
-from epmvg.data.readers.jsonl import phrase_fault
+from epmvg.data.readers.annotations import phrase_error
 
 
 def phrases_of_each(phrases: Any, images: int) -> list[list[str]]:
@@ -34,7 +34,7 @@ def checked_phrases(phrases: Any) -> list[str]:
     if not asked:
         raise InputError("There is no phrase to find: give at least one.")
     for phrase in asked:
-        fault = phrase_fault(phrase)
+        fault = phrase_error(phrase)
         if fault is not None:
             raise InputError(f"The phrase {shorten(phrase)!r} cannot be asked: {fault}.")
     return asked

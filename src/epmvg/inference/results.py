@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from epmvg.core.types import InputError, Prediction
-from epmvg.data.readers.coco import coco_of
+from epmvg.data.readers.coco import as_coco
 from epmvg.data.readers.files import relative_to
 from epmvg.inference.draw import draw_boxes
 
@@ -130,7 +130,7 @@ def to_coco(answers: Predictions | Sequence[Predictions], root: Path | str | Non
     for name, about in zip(names, answers, strict=True):
         picture = {"image": name, "width": about.size[0], "height": about.size[1]}
         rows += [picture | {"phrase": one.phrase, "bbox": _xywh(one), "score": one.score} for one in about.found]
-    coco = coco_of(rows)
+    coco = as_coco(rows)
     there = {image["file_name"] for image in coco["images"]}
     for name, about in zip(names, answers, strict=True):
         if name not in there:  # asked, and nothing found

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from epmvg.core.images import image_suffixes
 from epmvg.core.types import InputError
-from epmvg.data.readers.files import inside, need, shown
-from epmvg.data.readers.jsonl import Row, json_object, text_lines
+from epmvg.data.readers.fields import Annotation, require, short_repr
+from epmvg.data.readers.files import byte_lines, path_inside
+from epmvg.data.readers.jsonl import json_object
 
 MAX_PHRASES = 64
 """Of one query; an image that is asked more comes in several."""
@@ -152,7 +153,7 @@ class Sources:
 
     def _rows(self, file: Path) -> Iterator[Query]:
         base = self.root or file.parent
-        rows = (self._query(line, where, base) for where, line in text_lines(file))
+        rows = (self._query(line, where, base) for where, line in byte_lines(file))
         for _, same in groupby(rows, key=lambda query: (query.image, query.error)):
             if self.phrases:
                 yield from _cut(next(same))
@@ -166,14 +167,14 @@ class Sources:
 
     def _query(self, line: bytes, where: str, base: Path) -> Query:
         """Return what one row asks, or why it cannot be queried."""
-        row: Row = {}
+        row: Annotation = {}
         image = None
         try:
             row = json_object(line, where)
-            image = inside(base, need(row, "image", str, where), where)
+            image = path_inside(base, require(row, "image", str, where), where)
             if self.phrases:
                 return self._with_phrases(image)
-            return Query(image, [need(row, "phrase", str, where)], [_id(row, where)])
+            return Query(image, [require(row, "phrase", str, where)], [_id(row, where)])
         except InputError as error:
             phrase, name = (value if isinstance(value := row.get(key), str) else "" for key in ("phrase", "id"))
             return Query(image, [phrase], [name], str(error))
@@ -203,10 +204,10 @@ def _cut(query: Query) -> Iterator[Query]:
         yield Query(query.image, query.phrases[part], query.ids[part], query.error)
 
 
-def _id(row: Row, where: str) -> str:
+def _id(row: Annotation, where: str) -> str:
     value = row.get("id", "")
     if value is None:
         return ""
     if not isinstance(value, str | int | float) or (isinstance(value, int) and value.bit_length() > 99):
-        raise InputError(f'{where}: "id" is {shown(value)}, it must be a text or a number; mend the row.')
+        raise InputError(f'{where}: "id" is {short_repr(value)}, it must be a text or a number; mend the row.')
     return str(value)

@@ -1,14 +1,10 @@
-"""Published checkpoints: their tensors by name, and what their training stated beside them.
-
-Files are opened by torch's weights-only unpickler: nothing but tensors and plain containers is ever built from them.
-"""
+"""Published checkpoints, read by torch's weights-only unpickler, which builds nothing but tensors and plain data."""
 
 from __future__ import annotations
 
 import argparse
 import collections
 import re
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -19,17 +15,33 @@ from torch import Tensor
 
 from epmvg.core.types import InputError
 
+_CONTAINERS = ("model", "state_dict", "model_state_dict")
+_WRAPPERS = ("module.", "model.", "_orig_mod.", "student.")
+"""Prefixes of DistributedDataParallel, Lightning, torch.compile and distillation."""
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A published checkpoint."""
+_SCALAR = np.float64(0).__reduce__()[0]
+_RECONSTRUCT = np.zeros(1).__reduce__()[0]
+_PLAIN: list[Any] = [
+    *(argparse.Namespace, collections.Counter, collections.defaultdict, dict, np.dtype, np.ndarray),
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool", "str")),
+    *(_SCALAR, _RECONSTRUCT),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
+    *(
+        (PureWindowsPath if "Windows" in name else PurePosixPath, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
+    ),
+]
+"""Classes besides tensors that training scripts leave in a checkpoint, all of them plain data."""
 
-    tensors: dict[str, Tensor]
-    stated: dict[str, Any]  # the settings of its training by name, empty where the file has none
 
+def read_published(file: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a checkpoint.
 
-def read_published(file: Path | str) -> Published:
-    """Read a checkpoint, unwrapped from whatever training left around its tensors and before their names.
+    Returns:
+        Its tensors by name, without the prefixes of wrappers; and the settings of its training by name, empty where
+        the file states none.
 
     Raises:
         InputError: no such file, not a checkpoint, or one that would have to run code to be opened.
@@ -37,79 +49,43 @@ def read_published(file: Path | str) -> Published:
     file = Path(file)
     if not file.is_file():
         raise InputError(f"{file} does not exist: give a .pth or .safetensors file.")
-    if file.suffix == ".safetensors":
-        try:
-            return Published(_unprefixed(safetensors.torch.load_file(file)), {})
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
-            raise InputError(f"{file} is not a safetensors file ({error}): fetch it again.") from error
+    content = _read(file)
+    stated: dict[str, Any] = {}
+    while isinstance(content, dict):
+        stated = _settings_in(content) or stated
+        inner = next((content[key] for key in _CONTAINERS if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        raise InputError(f"{file} holds no weights by name: give a checkpoint or a state dict.")
+    while prefix := next((word for word in _WRAPPERS if all(name.startswith(word) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors, stated
+
+
+def _read(file: Path) -> Any:
     try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
         with torch.serialization.safe_globals(_PLAIN):
-            held = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not its own
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if found:
+        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise InputError(
-                f"{file} wants to build a {found[1]}, which is not plain data, and was not opened: "
+                f"{file} contains a {refused[1]}, which is not plain data, and was not opened: "
                 "save its state dict alone where you trust it."
             ) from error
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise InputError(f"{file} is not a checkpoint that can be read ({reason}): fetch it again.") from error
-    stated: dict[str, Any] = {}
-    while isinstance(held, dict):
-        stated = _settings_in(held) or stated
-        inner = next((held[key] for key in _CONTAINERS if isinstance(held.get(key), dict)), None)
-        if inner is None:
-            break
-        held = inner
-    tensors = {str(k): v for k, v in held.items() if isinstance(v, Tensor)} if isinstance(held, dict) else {}
-    if not tensors:
-        raise InputError(f"{file} holds no weights by name: give a checkpoint or a state dict.")
-    return Published(_unprefixed(tensors), stated)
+        raise InputError(f"{file} is not a checkpoint that can be read ({reason}): download it again.") from error
 
 
-_CONTAINERS = ("model", "state_dict", "model_state_dict")
-_WRAPPERS = ("module.", "model.", "_orig_mod.", "student.")
-"""What DistributedDataParallel, Lightning, torch.compile and distillation put before every name."""
-
-
-def _unprefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take wrappers' prefixes, one inside another, off names that all begin with them."""
-    while wrapper := next((word for word in _WRAPPERS if all(name.startswith(word) for name in tensors)), None):
-        tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
-    return tensors
-
-
-def _settings_in(held: dict[Any, Any]) -> dict[str, Any]:
+def _settings_in(content: dict[Any, Any]) -> dict[str, Any]:
     for key in ("args", "hyper_parameters"):
-        value = held.get(key)
+        value = content.get(key)
         if isinstance(value, argparse.Namespace):
             return vars(value)
         if isinstance(value, dict):
             return value
     return {}
-
-
-_DTYPES = [type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool", "str")]
-_SCALAR = np.float64(0).__reduce__()[0]
-_RECONSTRUCT = np.zeros(1).__reduce__()[0]
-_PATHS = [
-    (pure, f"{module}.{kind}Path")
-    for module in ("pathlib", "pathlib._local")
-    for pure, kinds in ((PurePosixPath, ("Posix", "PurePosix")), (PureWindowsPath, ("Windows", "PureWindows")))
-    for kind in kinds
-]
-# Beside tensors: what training scripts leave in a checkpoint, all of it plain data.
-_PLAIN: list[Any] = [
-    argparse.Namespace,
-    collections.Counter,
-    collections.defaultdict,
-    dict,
-    np.dtype,
-    np.ndarray,
-    *_DTYPES,
-    *_PATHS,
-    _SCALAR,
-    _RECONSTRUCT,
-    (_SCALAR, "numpy.core.multiarray.scalar"),
-    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
-]

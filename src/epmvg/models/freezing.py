@@ -1,4 +1,4 @@
-"""Parts of a network that never train, by name."""
+"""Modules and parameters that never train, by name."""
 
 from __future__ import annotations
 
@@ -15,26 +15,24 @@ def freeze(network: nn.Module, frozen: Sequence[str] | str, setting: str) -> boo
 
     Args:
         network: the backbone or the text encoder.
-        frozen: names of its modules or parameters, for example "layer1" or "encoder.layer.0"; a text is one name, and
+        frozen: names of its modules or parameters, for example "layer1" or "encoder.layer.0"; a string is one name, and
             "all" is the whole network.
-        setting: what messages call `frozen`.
+        setting: the key that messages name.
 
     Returns:
-        Whether nothing of the network trains any more.
+        Whether the whole network is frozen.
 
     Raises:
-        InputError: the network has no part of a name.
+        InputError: the network has no module or parameter of a name.
     """
     names = [frozen] if isinstance(frozen, str) else list(frozen)
-    parts = [name for name, _ in network.named_modules() if name] + [name for name, _ in network.named_parameters()]
+    known = [name for name, _ in network.named_modules() if name] + [name for name, _ in network.named_parameters()]
     for name in names:
-        if name != "all" and name not in parts:
-            close = difflib.get_close_matches(name, parts, n=3) or [part for part, _ in network.named_children()]
-            raise InputError(
-                f"{setting} names {name!r}, which is no part of the network: give all, {', '.join(close)}."
-            )
-    everything = "all" in names
+        if name != "all" and name not in known:
+            close = difflib.get_close_matches(name, known, n=3) or [child for child, _ in network.named_children()]
+            raise InputError(f"{setting} names {name!r}, which is no part of the network: use all, {', '.join(close)}.")
+    prefixes = tuple(f"{name}." for name in names)
     for name, parameter in network.named_parameters():
-        if everything or f"{name}.".startswith(tuple(f"{part}." for part in names)):
+        if "all" in names or f"{name}.".startswith(prefixes):
             parameter.requires_grad_(False)
-    return everything
+    return "all" in names

@@ -1,15 +1,14 @@
-"""The grounder: visual and linguistic branches, [REG], fusion and head (eq. 1-4).
+"""The grounder: visual and text encoder, [REG], fusion and box head (figure 2, eq. 1-4).
 
-Token order is eq. 1's: [REG], visual, text. An image is encoded once and answers all its phrases.
-The where-map, the phrase-token similarity, the anchored head and the score head go beyond the paper
-(docs/design.md, docs/confidence.md).
+`Grounder.query` is the paper's computation. What goes beyond it stands in methods of its own below: token-phrase
+similarity, the dense head and the IoU head (docs/design.md).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,19 @@ from transformers import PreTrainedTokenizerBase
 from epmvg.core.calibration import Calibration
 from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.core.types import GroundingOutput, InputError
-from epmvg.models.dense_head import Similarity, TokenMaps, mean_of_content, mean_vote, median_vote
-from epmvg.models.iou_head import ScoreHead, score_evidence
-from epmvg.models.text_encoder import LinguisticBranch
-from epmvg.models.transformer import MLP, Encoder, content_first, sine_position
-from epmvg.models.visual_encoder import SwinBranch, VisualBranch
+from epmvg.models.dense_head import DenseHead, TokenPhraseSimilarity, mean_box, median_box
+from epmvg.models.iou_head import IouHead, iou_features
+from epmvg.models.swin import SwinEncoder
+from epmvg.models.text_encoder import TextEncoder
+from epmvg.models.transformer import (
+    MLP,
+    TransformerEncoder,
+    gather_tokens,
+    mean_unpadded,
+    sine_position,
+    unpadded_indices,
+)
+from epmvg.models.visual_encoder import BaseVisualEncoder
 
 Vls = Literal["first", "mean"]
 Position = Literal["learned", "sine"]
@@ -30,44 +37,70 @@ Position = Literal["learned", "sine"]
 
 @dataclass(slots=True)
 class EncodedImages:
-    """Images as far as they can be encoded without a phrase, ready for any number of them."""
+    """Images as far as they can be encoded without a phrase, to be queried with any number of phrases."""
 
-    features: Tensor  # visual tokens [I, N, C], or the maps [I, ...] that a query-aware branch starts from
+    features: Tensor  # visual tokens [I, N, C], or what a query-aware encoder starts from [I, ...]
     image_mask: Tensor  # bool [I, S, S]
 
     def select(self, index: Tensor) -> EncodedImages:
         return EncodedImages(self.features[index], self.image_mask[index])
 
 
+@dataclass(slots=True)
+class VisualTokens:
+    """The visual tokens of each phrase; n <= N of them, since most padding is left out."""
+
+    tokens: Tensor  # [P, n, D], p_v of eq. 2
+    position: Tensor  # [P, n, D]
+    mask: Tensor  # bool [P, n], True at padding
+    index: Tensor  # int64 [P, n], which of the N tokens these are
+    grids: list[tuple[int, int]]  # (rows, columns) of each feature level
+    similarity: Tensor | None  # logits [P, n], -inf at padding
+
+    def spread(self, values: Tensor, fill: float) -> Tensor:
+        """Return values [P, n, ...] of these tokens as [P, N, ...], with `fill` for the tokens left out."""
+        count = sum(rows * columns for rows, columns in self.grids)
+        index = self.index if values.dim() == 2 else self.index[..., None].expand_as(values)
+        return values.new_full((values.shape[0], count, *values.shape[2:]), fill).scatter(1, index, values)
+
+    def centres(self) -> Tensor:
+        """Return the centres (x, y) of these tokens in 0..1 of the input, [P, n, 2], where there is one level."""
+        ((rows, columns),) = self.grids
+        x = (self.index % columns + 0.5) / columns
+        y = (self.index.div(columns, rounding_mode="floor") + 0.5) / rows
+        return torch.stack([x, y], -1)
+
+
 class Grounder(nn.Module):
-    """Find the box of a phrase in an image.
+    """Predict the box of a phrase in an image.
 
     Args:
-        visual, linguistic: the two branches.
-        tokenizer: turns phrases into word pieces; travels with the weights.
-        settings: the plain numbers this model was built from, kept for saving.
-        canvas: S, side of the square input in pixels.
+        visual_encoder, text_encoder: the two encoders.
+        tokenizer: of the text encoder; saved with the weights.
+        settings: the settings that this model was built from; saved with the weights.
+        image_size: S, side of the square input in pixels.
         max_length: L, most word pieces of a phrase, [CLS] and [SEP] included.
-        width, layers, heads, hidden, dropout: of the fusion (D, depth, ...).
-        vls: [VLS] is the "first" fused visual token (eq. 2), or the "mean" of those that are not padding.
-        position: of visual tokens in the fusion: one learned row a place (the paper), or the sine code,
-            which works for any canvas.
-        normalize: bring visual and text tokens to one scale (LayerNorm) before they meet; small budgets need it.
-        similarity: let each visual token know its cosine with the phrase in a shared space.
-        anchored: predict a where-map over visual tokens and let each token vote for the box.
-        score: predict how well the own box fits, without a say in what the rest learns.
+        width, layers, heads, dim_feedforward, dropout: of the fusion encoder; D = width.
+        vls: [VLS] is the "first" fused visual token (eq. 2), or the "mean" of the unpadded ones.
+        position: of visual tokens in the fusion: one "learned" embedding per token (the paper), or "sine", which fits
+            any image size.
+        normalize: LayerNorm after both projections; small training budgets need it.
+        similarity: add the cosine of each visual token with the phrase to the token.
+        dense_head: predict a heatmap over visual tokens and a box from each of them.
+        iou_head: predict the IoU of the predicted box; no gradient passes into the other parts.
 
-    `calibration` turns raw scores into probabilities, and `domain` says what the model was trained to recognise; `load`
-    sets them where the folder states them.
+    Attributes:
+        calibration: from raw confidence to probability, or None; `load` reads it.
+        domain: what the model was trained to recognise, where its model card states it; `load` reads it.
 
     Raises:
-        InputError: `anchored` with several maps of visual tokens.
+        InputError: `dense_head` with several feature levels of visual tokens.
     """
 
     def __init__(
         self,
-        visual: VisualBranch,
-        linguistic: LinguisticBranch,
+        visual_encoder: BaseVisualEncoder,
+        text_encoder: TextEncoder,
         *,
         tokenizer: PreTrainedTokenizerBase,
         settings: dict[str, Any],
@@ -76,232 +109,234 @@ class Grounder(nn.Module):
         width: int,
         layers: int,
         heads: int,
-        hidden: int,
+        dim_feedforward: int,
         dropout: float,
         vls: Vls = "first",
         position: Position = "learned",
         normalize: bool = False,
         similarity: bool = False,
-        anchored: bool = False,
-        score: bool = False,
+        dense_head: bool = False,
+        iou_head: bool = False,
     ) -> None:
         super().__init__()
-        self.visual = visual
-        self.linguistic = linguistic
-        self.tokenizer = tokenizer
-        self.settings = settings
-        self.image_size = image_size
-        self.max_length = max_length
-        self.width = width
-        self.vls = vls
-        self.anchored = anchored
-        if anchored and len(visual.strides) > 1:
-            raise InputError("anchored=true needs one map of visual tokens: give model.visual one stride.")
-        self.visu_proj = _projection(visual.width, width, normalize)
-        self.text_proj = _projection(linguistic.width, width, normalize)
+        if dense_head and len(visual_encoder.strides) > 1:
+            raise InputError("model.dense_head=true needs one level of visual tokens: give visual_encoder one stride.")
+        self.tokenizer, self.settings = tokenizer, settings
+        self.image_size, self.max_length, self.width, self.vls = image_size, max_length, width, vls
+        self.visual_encoder = visual_encoder
+        self.text_encoder = text_encoder
+        self.visu_proj = _projection(visual_encoder.width, width, normalize)
+        self.text_proj = _projection(text_encoder.width, width, normalize)
         self.reg_token = nn.Embedding(1, width)
-        self.sine = position == "sine"
-        places = 0 if self.sine else visual.places(image_size)
-        self.vl_pos_embed = nn.Embedding(1 + max_length + places, width)  # rows: [REG], text, visual
-        self.fusion = Encoder(layers, width, heads, hidden, dropout)
-        self.head = MLP(width, width, 4)
-        self.similarity = Similarity(visual.width, linguistic.width, width) if similarity else None
-        self.where_head = nn.Linear(width, 1) if anchored else None
-        self.vote_head = MLP(width, width, 4) if anchored else None
-        if self.vote_head is not None:
-            nn.init.normal_(cast(nn.Linear, self.vote_head.layers[-1]).weight, std=0.01)  # first votes: one's own place
-            nn.init.zeros_(cast(nn.Linear, self.vote_head.layers[-1]).bias)
-        self.score_head = self.new_score_head() if score else None
+        self.sine_position = position == "sine"
+        num_visual = 0 if self.sine_position else visual_encoder.num_tokens(image_size)
+        self.vl_pos_embed = nn.Embedding(1 + max_length + num_visual, width)  # rows: [REG], text, visual
+        self.fusion = TransformerEncoder(layers, width, heads, dim_feedforward, dropout)
+        self.box_head = MLP(width, width, 4)
+        self.similarity = TokenPhraseSimilarity(visual_encoder.width, text_encoder.width, width) if similarity else None
+        self.dense_head = DenseHead(width) if dense_head else None
+        self.iou_head = self.new_iou_head() if iou_head else None
         self.calibration: Calibration | None = None
         self.domain: str | None = None
 
-    def new_score_head(self) -> ScoreHead:
-        """Make a fresh score head for this student; the caller's random numbers stay as they were."""
+    def new_iou_head(self) -> IouHead:
+        """Create an IoU head for this model, leaving the RNG state unchanged."""
         with torch.random.fork_rng(devices=[]):
-            return ScoreHead(self.width, maps=self.anchored, similarity=self.similarity is not None)
+            return IouHead(self.width, dense_head=self.dense_head is not None, similarity=self.similarity is not None)
 
     def phrase_tokenizer(self) -> PhraseTokenizer:
-        """Return what turns phrases into the word pieces of this model."""
+        """Return the tokenizer of this model with its maximum length."""
         return PhraseTokenizer.of(self.tokenizer, self.max_length)
 
     def tokenize(self, phrases: list[str]) -> tuple[Tensor, Tensor]:
-        """Turn P phrases into tokens int64 [P, L'] and token_mask bool [P, L'], L' <= L; longer phrases are cut."""
-        tokens = PhraseTokenizer.of(self.tokenizer, self.max_length)(phrases)
+        """Return tokens int64 [P, L'] and token_mask bool [P, L'] of P phrases, L' <= L; longer ones are cut."""
+        tokens = self.phrase_tokenizer()(phrases)
         return torch.from_numpy(tokens.ids), torch.from_numpy(tokens.padding)
 
-    def checkpoint_layers(self, wanted: bool = True) -> None:
-        """Choose whether training computes the layers of fusion and visual encoder, or Swin, twice to save memory."""
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute fusion and visual encoder again in the backward pass of training, layer by layer, to save memory."""
         for module in self.modules():
-            if isinstance(module, (Encoder, SwinBranch)):
-                module.checkpointed = wanted
-
-    def encode_image(self, image: Tensor, image_mask: Tensor, features: Tensor | None = None) -> EncodedImages:
-        """Encode image [I, 3, S, S] in 0..1 with pad bool [I, S, S]; `features` is what `visual.maps` answered."""
-        maps = self.visual.maps(image, image_mask) if features is None else features.float()  # stored in half precision
-        return EncodedImages(maps if self.visual.query_aware else self.visual.tokens(maps, image_mask), image_mask)
+            if isinstance(module, TransformerEncoder):
+                module.grad_checkpointing = enable
+            elif isinstance(module, SwinEncoder):
+                module.set_grad_checkpointing(enable)
 
     def forward(
         self,
-        image: Tensor,
+        images: Tensor,
         image_mask: Tensor,
         tokens: Tensor,
         token_mask: Tensor,
         image_index: Tensor | None = None,
         *,
-        features: Tensor | None = None,
-        states: Tensor | None = None,
-        absent: Tensor | None = None,
-        attention: bool = False,
+        image_features: Tensor | None = None,
+        text_features: Tensor | None = None,
+        negative_pairs: Tensor | None = None,
+        output_attention: bool = False,
     ) -> GroundingOutput:
         """Ground P phrases in I images.
 
         Args:
-            image: float [I, 3, S, S] in 0..1; pad: bool [I, S, S], True where there is no picture.
-            tokens: int64 [P, L]; token_mask: bool [P, L].
-            owner: int64 [P], the image of each phrase; None means phrase i asks about image i.
-            features, states: stored answers of a frozen backbone [I, C, h, w] and a frozen text encoder [P, L, C].
-            absent: int64 [2, A], image and phrase of pairs that do not belong together; the score head judges them
-                (`Output.absent`), and nothing else hears of them.
-            attention: also answer what [REG] attends to in the last fusion layer, the mean of its heads, in eq. 1's
-                order: [REG] itself (with a learned [VLS]), N visual and L text tokens. The fusion is computed a
-                second time for it.
+            images: float [I, 3, S, S] in 0..1.
+            image_mask: bool [I, S, S], True at padding.
+            tokens: int64 [P, L].
+            token_mask: bool [P, L], True at padding.
+            image_index: int64 [P], the image of each phrase; phrase i belongs to image i by default.
+            image_features: cached `visual_encoder.backbone_features` [I, ...] of a frozen backbone.
+            text_features: cached text features [P, L, C] of a frozen text encoder.
+            negative_pairs: int64 [2, A], image and phrase of pairs that do not belong together, for the IoU head alone
+                (`GroundingOutput.negative_iou_logits`).
+            output_attention: return the attention weights of [REG] in the last fusion layer, averaged over the heads,
+                in eq. 1's order; the fusion is computed a second time.
         """
         if image_index is None:
             image_index = torch.arange(tokens.shape[0], device=tokens.device)
-        if states is None:
-            states = self.linguistic(tokens, token_mask)
-        images = self.encode_image(image, image_mask, features)
-        output = self.answer(images, states, token_mask, image_index, attention=attention)
-        if absent is not None and self.score_head is not None:
-            output.negative_iou_logits = self.score_head(self._evidence_of(images, states, token_mask, *absent))
+        if text_features is None:
+            text_features = self.text_encoder(tokens, token_mask)  # f_l [P, L, C]
+        encoded = self.encode_images(images, image_mask, image_features)  # f_v [I, N, C]
+        output = self.query(encoded, text_features, token_mask, image_index, output_attention=output_attention)
+        if negative_pairs is not None and self.iou_head is not None:
+            features = self._negative_iou_features(encoded, text_features, token_mask, *negative_pairs)
+            output.negative_iou_logits = self.iou_head(features)
         return output
 
-    @torch.no_grad()
-    def _evidence_of(
-        self, images: EncodedImages, states: Tensor, token_mask: Tensor, image: Tensor, phrase: Tensor
-    ) -> Tensor:
-        """Ask phrases [A] of images [A] as at inference, without drawing a random number."""
-        learning = self.training
-        self.eval()
-        iou_features = self.answer(images, states[phrase], token_mask[phrase], image).iou_features
-        self.train(learning)
-        assert iou_features is not None
-        return iou_features
+    def encode_images(self, images: Tensor, image_mask: Tensor, features: Tensor | None = None) -> EncodedImages:
+        """Encode images as far as no phrase is needed; arguments as for `forward`, `features` as `image_features`."""
+        encoder = self.visual_encoder
+        features = encoder.backbone_features(images, image_mask) if features is None else features.float()
+        if not encoder.query_aware:
+            features = encoder.visual_tokens(features, image_mask)
+        return EncodedImages(features, image_mask)
 
-    def answer(
-        self, images: EncodedImages, states: Tensor, token_mask: Tensor, image_index: Tensor, *, attention: bool = False
+    def query(
+        self,
+        images: EncodedImages,
+        text_features: Tensor,
+        token_mask: Tensor,
+        image_index: Tensor,
+        *,
+        output_attention: bool = False,
     ) -> GroundingOutput:
-        """Fuse encoded images with text states [P, L, C] and read the boxes; `attention` as for `forward`."""
-        pads = self.visual.pads(images.image_mask)  # [I, H, W] each
-        image_mask = torch.cat([level.flatten(1) for level in pads], 1)  # [I, N]
-        position = self._visual_position(pads)  # [I, N, D]
-        keep = content_first(image_mask)  # [I, n]: padding is never attended to, so most of it need not be carried
-        branch = images.features
-        source = image_index  # where a phrase's visual tokens lie in `branch`
-        if self.visual.query_aware:
-            branch = self.visual.tokens(branch, images.image_mask, states[:, 0], image_index)  # [P, N, C]
-            source = torch.arange(image_index.shape[0], device=image_index.device)
-            image_mask, position, keep = image_mask[image_index], position[image_index], keep[image_index]
-        kept = keep.index_select(0, source)  # [P, n]
-        visual_pad = image_mask.gather(1, keep).index_select(0, source)  # [P, n]
-        branch = _take(branch, keep)  # [I, n, C]
-        visual = self.visu_proj(branch).index_select(0, source)  # [P, n, D] (eq. 2)
-        position = _take(position, keep).index_select(0, source)  # [P, n, D]
-        text = self.text_proj(states)  # [P, L, D] (eq. 3)
-        similarity = None
-        if self.similarity is not None:
-            similarity = self.similarity(branch, states, token_mask, source)  # [P, n]
-            visual = visual + self.similarity.feed(similarity)
-
+        """Query encoded images with text features [P, L, C]; other arguments as for `forward`."""
         phrases, length = token_mask.shape
-        x = torch.cat([self.reg_token.weight.expand(phrases, 1, -1), visual, text], 1)  # [P, 1 + n + L, D] (eq. 1)
-        parts = (self.vl_pos_embed.weight[:1], position, self.vl_pos_embed.weight[1 : 1 + length])
-        position = torch.cat([part.expand(phrases, -1, -1) for part in parts], 1).to(x.dtype)
-        hide = torch.cat([token_mask.new_zeros(phrases, 1), visual_pad, token_mask], 1)  # [P, 1 + n + L]
-        reg, fused, fused_text = self.fusion(x, position, hide).split([1, visual.shape[1], length], 1)
-        fused_reg = reg[:, 0]
-
-        places = image_mask.shape[1]
-        rows, columns = pads[0].shape[1:]
-        reg_box = self.head(fused_reg).float().sigmoid()  # [P, 4] (eq. 4)
-        out = GroundingOutput(
-            box=reg_box,
-            visual=fused[:, 0] if self.vls == "first" else mean_of_content(fused, visual_pad),
-            text=fused_text[:, 0],
+        visual = self._visual_tokens(images, text_features, token_mask, image_index)  # p_v [P, n, D] (eq. 2)
+        text = self.text_proj(text_features)  # p_l [P, L, D] (eq. 3)
+        reg = self.reg_token.weight.expand(phrases, 1, -1)  # p_r [P, 1, D]
+        x = torch.cat([reg, visual.tokens, text], 1)  # [P, 1 + n + L, D] (eq. 1)
+        mask = torch.cat([token_mask.new_zeros(phrases, 1), visual.mask, token_mask], 1)
+        position = self._positions(visual.position, length).to(x.dtype)
+        fused = self.fusion(x, position, mask)
+        fused_reg, fused_visual, fused_text = fused.split([1, visual.tokens.shape[1], length], 1)
+        fused_reg = fused_reg[:, 0]
+        output = GroundingOutput(
+            box=self.box_head(fused_reg).float().sigmoid(),  # [P, 4] (eq. 4)
+            visual=fused_visual[:, 0] if self.vls == "first" else mean_unpadded(fused_visual, visual.mask),  # [VLS]
+            text=fused_text[:, 0],  # [CLS]
             image_index=image_index,
-            grid=(rows, columns) if len(pads) == 1 else None,
-            attention=self._attention(x, position, hide, kept, places) if attention else None,
+            grid=visual.grids[0] if len(visual.grids) == 1 else None,
         )
-        where = token_boxes = None
-        if similarity is not None:
-            similarity = similarity.float().masked_fill(visual_pad, -math.inf)
-            out.similarity = _spread(similarity, kept, places)
-        if self.where_head is not None and self.vote_head is not None:
-            where = self.where_head(fused).squeeze(-1).float()  # [P, n]
-            if similarity is not None:
-                where = where + similarity
-            where = where.masked_fill(visual_pad, -math.inf)
-            centre = _centres(keep, rows, columns)[source]  # [P, n, 2]
-            token_boxes = self._votes(fused, fused_reg, centre)
-            out.box = mean_vote(where, token_boxes) if self.training else median_vote(where, token_boxes)
-            out.reg_box = reg_box
-            index = kept[..., None].expand(-1, -1, 4)
-            out.token_boxes = token_boxes.new_zeros(phrases, places, 4).scatter(1, index, token_boxes)
-            out.heatmap = _spread(where, kept, places)
-        self._judge(out, fused_reg, fused, visual_pad, TokenMaps(where, token_boxes, similarity))
-        return out
+        if visual.similarity is not None:
+            output.similarity = visual.spread(visual.similarity, -math.inf)
+        if self.dense_head is not None:
+            self._predict_dense(output, self.dense_head, visual, fused_reg, fused_visual)
+        if self.iou_head is not None:
+            self._predict_iou(output, self.iou_head, visual, fused_reg, fused_visual)
+        if output_attention:
+            output.attention = self._reg_attention(x, position, mask, visual)
+        return output
 
-    def _judge(self, out: GroundingOutput, reg: Tensor, fused: Tensor, visual_pad: Tensor, maps: TokenMaps) -> None:
-        """Let the score head judge the box that inference reads; no gradient passes into the rest."""
-        if self.score_head is None:
-            return
-        out.iou_box = out.box.detach()
-        if self.training and maps.where is not None and maps.token_boxes is not None:
-            out.iou_box = median_vote(maps.where.detach(), maps.token_boxes.detach())
-        out.iou_features = score_evidence(out, out.iou_box, reg, fused, visual_pad, maps)
-        out.iou_logits = self.score_head(out.iou_features)
+    def _visual_tokens(
+        self, images: EncodedImages, text_features: Tensor, token_mask: Tensor, image_index: Tensor
+    ) -> VisualTokens:
+        """Project the visual tokens of each phrase's image, leaving out padding that is never attended to."""
+        encoder = self.visual_encoder
+        grid_masks = encoder.token_masks(images.image_mask)  # [I, H, W] of each level
+        mask = torch.cat([level.flatten(1) for level in grid_masks], 1)  # [I, N]
+        index = unpadded_indices(mask)  # [I, n]
+        position = gather_tokens(self._visual_positions(grid_masks), index)  # [I, n, D]
+        if encoder.query_aware:
+            features = encoder.visual_tokens(images.features, images.image_mask, text_features[:, 0], image_index)
+            features = gather_tokens(features, index[image_index])  # [P, n, C]
+            row = torch.arange(image_index.shape[0], device=image_index.device)
+        else:
+            features = gather_tokens(images.features, index)  # [I, n, C]
+            row = image_index
+        tokens = self.visu_proj(features).index_select(0, row)  # [P, n, D]
+        visual = VisualTokens(
+            tokens=tokens,
+            position=position.index_select(0, image_index),
+            mask=mask.gather(1, index).index_select(0, image_index),
+            index=index.index_select(0, image_index),
+            grids=[(level.shape[1], level.shape[2]) for level in grid_masks],
+            similarity=None,
+        )
+        if self.similarity is not None:
+            similarity = self.similarity(features, text_features, token_mask, row)  # [P, n]
+            visual.tokens = tokens + self.similarity.embed_logits(similarity)
+            visual.similarity = similarity.float().masked_fill(visual.mask, -math.inf)
+        return visual
 
-    def _attention(self, x: Tensor, position: Tensor, hide: Tensor, keep: Tensor, places: int) -> Tensor:
-        """What [REG] attends to in the last layer over x [P, 1 + n + L, D], with 0 at the N - n tokens left out."""
-        count = keep.shape[1]
-        shares = self.fusion.attention(x, position, hide)  # [P, 1 + n + L]
-        own, seen, read = shares.split([1, count, x.shape[1] - 1 - count], 1)
-        return torch.cat([own, _spread(seen, keep, places, 0.0), read], 1)  # [P, 1 + N + L]
+    def _visual_positions(self, grid_masks: list[Tensor]) -> Tensor:
+        """Return positions of visual tokens in the fusion, [I, N, D], for masks [I, H, W] of each level."""
+        if self.sine_position:
+            return torch.cat([sine_position(mask, self.width).flatten(1, 2) for mask in grid_masks], 1)
+        learned = self.vl_pos_embed.weight[1 + self.max_length :]
+        count = sum(mask[0].numel() for mask in grid_masks)
+        if len(learned) != count:
+            raise ValueError(f"this model has {len(learned)} learned positions, and the images have {count} tokens")
+        return learned.expand(grid_masks[0].shape[0], -1, -1)
 
-    def _votes(self, fused: Tensor, fused_reg: Tensor, centre: Tensor) -> Tensor:
-        """Let each visual token guess the box from its own place (centre [P, n, 2]) -> [P, n, 4] cxcywh."""
-        assert self.vote_head is not None
-        vote = self.vote_head(fused + fused_reg[:, None]).float()
-        return torch.cat([centre + vote[..., :2], vote[..., 2:].sigmoid()], -1)
+    def _positions(self, visual: Tensor, length: int) -> Tensor:
+        """Return positions of [REG], visual [P, n, D] and text tokens, [P, 1 + n + L, D]."""
+        reg, text = self.vl_pos_embed.weight[:1], self.vl_pos_embed.weight[1 : 1 + length]
+        return torch.cat([part.expand(visual.shape[0], -1, -1) for part in (reg, visual, text)], 1)
 
-    def _visual_position(self, pads: list[Tensor]) -> Tensor:
-        """Positions of visual tokens in the fusion, [I, N, D], of token maps with pad [I, H, W] each."""
-        if self.sine:
-            return torch.cat([sine_position(image_mask, self.width).flatten(1, 2) for image_mask in pads], 1)
-        rows = self.vl_pos_embed.weight[1 + self.max_length :]
-        places = sum(image_mask[0].numel() for image_mask in pads)
-        if len(rows) != places:
-            raise ValueError(f"this model has {len(rows)} learned places, the canvas has {places}")
-        return rows.expand(pads[0].shape[0], -1, -1)
+    def _predict_dense(
+        self, output: GroundingOutput, head: DenseHead, visual: VisualTokens, reg: Tensor, fused: Tensor
+    ) -> None:
+        """Predict the box from a heatmap and token boxes; that of [REG] stays as `reg_box`."""
+        heatmap, token_boxes = head(fused, reg, visual.centres(), visual.mask, visual.similarity)
+        output.reg_box = output.box
+        output.box = mean_box(heatmap, token_boxes) if self.training else median_box(heatmap, token_boxes)
+        output.heatmap = visual.spread(heatmap, -math.inf)
+        output.token_boxes = visual.spread(token_boxes, 0.0)
+
+    def _predict_iou(
+        self, output: GroundingOutput, head: IouHead, visual: VisualTokens, reg: Tensor, fused: Tensor
+    ) -> None:
+        """Predict the IoU of the box of inference, without a gradient into the other parts."""
+        with torch.no_grad():
+            output.iou_box = output.box
+            pooled = mean_unpadded(fused, visual.mask)
+            if output.heatmap is not None and output.token_boxes is not None:
+                if self.training:
+                    output.iou_box = median_box(output.heatmap, output.token_boxes)
+                weight = output.heatmap.softmax(-1).gather(1, visual.index)  # [P, n]
+                pooled = torch.einsum("pn,pnd->pd", weight.to(fused.dtype), fused)
+            output.iou_box = output.iou_box.detach()
+            output.iou_features = iou_features(output, reg, pooled)
+        output.iou_logits = head(output.iou_features)
+
+    @torch.no_grad()
+    def _negative_iou_features(
+        self, images: EncodedImages, text_features: Tensor, token_mask: Tensor, image_index: Tensor, phrase: Tensor
+    ) -> Tensor:
+        """Compute IoU-head features [A, F] for negative pairs in eval mode, leaving the RNG state unchanged."""
+        was_training = self.training
+        self.eval()
+        features = self.query(images, text_features[phrase], token_mask[phrase], image_index).iou_features
+        self.train(was_training)
+        assert features is not None
+        return features
+
+    def _reg_attention(self, x: Tensor, position: Tensor, mask: Tensor, visual: VisualTokens) -> Tensor:
+        """Return the attention weights of [REG] over [REG], N visual and L text tokens, [P, 1 + N + L]."""
+        count = visual.tokens.shape[1]
+        weights = self.fusion.first_token_weights(x, position, mask)  # [P, 1 + n + L]
+        on_reg, on_visual, on_text = weights.split([1, count, x.shape[1] - 1 - count], 1)
+        return torch.cat([on_reg, visual.spread(on_visual, 0.0), on_text], 1)
 
 
 def _projection(inputs: int, width: int, normalize: bool) -> nn.Module:
     linear = nn.Linear(inputs, width)
     return nn.Sequential(linear, nn.LayerNorm(width)) if normalize else linear
-
-
-def _take(tokens: Tensor, index: Tensor) -> Tensor:
-    """Gather tokens [I, N, C] at index [I, n] -> [I, n, C]."""
-    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
-
-
-def _spread(values: Tensor, index: Tensor, places: int, elsewhere: float = -math.inf) -> Tensor:
-    """Put values [P, n] back to their places [P, N]."""
-    return values.new_full((values.shape[0], places), elsewhere).scatter(1, index, values)
-
-
-def _centres(index: Tensor, rows: int, columns: int) -> Tensor:
-    """Centres (x, y) in 0..1 of the canvas of tokens [I, n] -> [I, n, 2]."""
-    x = (index % columns + 0.5) / columns
-    y = (index.div(columns, rounding_mode="floor") + 0.5) / rows
-    return torch.stack([x, y], -1)

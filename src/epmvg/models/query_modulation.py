@@ -1,4 +1,4 @@
-"""QRNet's query-aware attention: a phrase writes the weights of small gates over a map's channels and places.
+"""QRNet's query-aware attention: a phrase generates the weights of gates over a feature map's channels and tokens.
 
 From "Shifting More Attention to Visual Backbone" (Ye et al., CVPR 2022), section 3.2.
 """
@@ -10,19 +10,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-ChannelGate = Literal["as_published", "repaired"]
+VInit = Literal["zero_init", "normal_init"]
 
 FACTORS = 30  # K: rank of the generated weights
 REDUCTION = 16  # of the channel gate's hidden layer
 
 
 class DynamicLinear(nn.Module):
-    """A linear layer whose weight and bias a query writes: [W; b] = U(query) V with K factors.
+    """A linear layer whose weight and bias are generated from a query: [W; b] = U(query) V with K factors.
 
     Args:
         query: width of the query vector.
         inputs, outputs: of the layer.
-        std: of V's random start; 0, as published, starts with a layer that answers nothing.
+        std: of V's random initialisation; 0, as published, starts with outputs of 0.
     """
 
     def __init__(self, query: int, inputs: int, outputs: int, *, std: float = 0.0) -> None:
@@ -31,57 +31,57 @@ class DynamicLinear(nn.Module):
         self.V = nn.Parameter(torch.randn(FACTORS, outputs) * std)
 
     def forward(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the layer for queries [P, Q]: weight [P, inputs, outputs] and bias [P, outputs]."""
-        written = self.decoder(query).unflatten(1, (-1, FACTORS)) @ self.V  # [P, inputs + 1, outputs]
-        return written[:, :-1], written[:, -1]
+        """Generate the layer for queries [P, Q]: weight [P, inputs, outputs] and bias [P, outputs]."""
+        generated = self.decoder(query).unflatten(1, (-1, FACTORS)) @ self.V  # [P, inputs + 1, outputs]
+        return generated[:, :-1], generated[:, -1]
 
 
 class QueryGate(nn.Module):
-    """Scale a map's channels, then its places, as a query asks (QD-ATT).
+    """Scale a feature map's channels, then its tokens, depending on a query (QD-ATT).
 
-    The gates pool over the whole map, what lies under padding included: published QRNet answers a little differently
-    when the same picture lies elsewhere on the canvas. With `pad` given to `forward`, only content is pooled.
+    Without a mask the channel gate pools over the whole map, padding included: in published QRNet the output depends a
+    little on where the image lies in the padded input.
 
     Args:
         query: width of the query vector.
-        width: C, the map's channels.
-        channel: how the channel gate starts. `as_published` sets V = 0 in both of its layers, after which the first
-            one never gets a gradient (ReLU at 0) and the gate never sees the image; `repaired` starts the first
-            layer's V at small random values.
+        width: C, the feature map's channels.
+        init: `zero_init`, as published, sets V = 0 in both layers of the channel gate, so that the first one never
+            gets a gradient (ReLU at 0) and the gate never depends on the image; `normal_init` draws the first layer's
+            V at a small standard deviation.
     """
 
-    def __init__(self, query: int, width: int, channel: ChannelGate = "repaired") -> None:
+    def __init__(self, query: int, width: int, init: VInit = "normal_init") -> None:
         super().__init__()
         hidden = width // REDUCTION
-        self.squeeze = DynamicLinear(query, width, hidden, std=0.0 if channel == "as_published" else 0.02)
+        self.squeeze = DynamicLinear(query, width, hidden, std=0.0 if init == "zero_init" else 0.02)
         self.excite = DynamicLinear(query, hidden, width)
         self.spatial = DynamicLinear(query, width, 1)
 
-    def forward(self, maps: Tensor, query: Tensor, image_index: Tensor, image_mask: Tensor | None = None) -> Tensor:
-        """Gate maps [I, H, W, C], one copy a phrase.
+    def forward(self, features: Tensor, query: Tensor, image_index: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Gate features [I, H, W, C], one copy per phrase.
 
         Args:
-            maps: float [I, H, W, C].
+            features: float [I, H, W, C].
             query: float [P, Q].
-            owner: int64 [P], the map of each phrase.
-            pad: bool [I, H, W]: leave these places out of the pooling.
+            image_index: int64 [P], the feature map of each phrase.
+            mask: bool [I, H, W], True where tokens are left out of the pooling.
 
         Returns:
             float [P, H, W, C].
         """
-        places = maps.flatten(1, 2)  # [I, H * W, C]
-        if image_mask is None:
-            mean, peak = places.mean(1), places.amax(1)
+        tokens = features.flatten(1, 2)  # [I, H * W, C]
+        if mask is None:
+            mean, peak = tokens.mean(1), tokens.amax(1)
         else:
-            content = (~image_mask).flatten(1)[..., None]  # [I, H * W, 1]
-            mean = (places * content).sum(1) / content.sum(1).clamp(min=1)
-            peak = places.masked_fill(~content, torch.finfo(places.dtype).min).amax(1)
+            valid = (~mask).flatten(1)[..., None]  # [I, H * W, 1]
+            mean = (tokens * valid).sum(1) / valid.sum(1).clamp(min=1)
+            peak = tokens.masked_fill(~valid, torch.finfo(tokens.dtype).min).amax(1)
         pooled = torch.stack([mean, peak], 1)[image_index]  # [P, 2, C]
         weight, bias = self.squeeze(query)
         hidden = torch.baddbmm(bias[:, None], pooled, weight).relu()  # [P, 2, C / 16]
         weight, bias = self.excite(query)
         channel = torch.baddbmm(bias[:, None], hidden, weight).sum(1).sigmoid()  # [P, C]
         weight, bias = self.spatial(query)
-        gated = places[image_index] * channel[:, None]  # [P, H * W, C]
+        gated = tokens[image_index] * channel[:, None]  # [P, H * W, C]
         spatial = torch.baddbmm(bias[:, None], gated, weight).sigmoid()  # [P, H * W, 1]
-        return (gated * spatial).view(image_index.shape[0], *maps.shape[1:])
+        return (gated * spatial).view(image_index.shape[0], *features.shape[1:])

@@ -1,98 +1,92 @@
-"""Settings of a model: types, ranges and what must fit together, checked before anything is built."""
+"""Settings of a model: types, ranges and what must fit together, validated before anything is built."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from epmvg.core.types import InputError
 from epmvg.models.grounder import Position, Vls
+from epmvg.models.swin import Gates, Pool
 from epmvg.models.visual_encoder import IMAGENET_MEAN, IMAGENET_STD
 
 _Positive = Annotated[int, Field(gt=0)]
-_Share = Annotated[float, Field(ge=0, lt=1)]
+_Fraction = Annotated[float, Field(ge=0, lt=1)]
 _Frozen = str | list[str]
-_Strides = Annotated[list[_Positive], Field(min_length=1)]
-_Gates = Annotated[
-    Literal["off", "as_published", "repaired"],
-    BeforeValidator(lambda value: "off" if value is False else value),  # YAML reads the word off as False
-]
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class _Branch(_Settings):
+class _Transformer(_Settings):
+    width: _Positive
+    layers: _Positive
+    heads: _Positive
+    dim_feedforward: _Positive
+
+
+class _VisualEncoder(_Settings):
     backbone: str
-    strides: _Strides
+    strides: Annotated[list[_Positive], Field(min_length=1)]
     width: _Positive
     frozen: _Frozen
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = list(IMAGENET_MEAN)
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] = list(IMAGENET_STD)
 
 
-class _Conv(_Branch):
+class _CnnEncoder(_VisualEncoder):
     layers: Annotated[int, Field(ge=0)]
     heads: _Positive
-    hidden: _Positive
+    dim_feedforward: _Positive
 
 
-class _Swin(_Branch):
-    shape: dict[str, Any]
-    gates: _Gates
-    pool: Literal["input", "content"]
-    drop_path: _Share
+class _SwinEncoder(_VisualEncoder):
+    backbone_kwargs: dict[str, Any]
+    gates: Annotated[
+        Gates,
+        BeforeValidator(lambda value: "off" if value is False else value),  # YAML reads the word off as False
+    ]
+    pool: Pool
+    drop_path: _Fraction
 
 
-class _Linguistic(_Settings):
-    hidden: _Positive
-    layers: _Positive
-    heads: _Positive
-    feedforward: _Positive
-    vocabulary: _Positive
+class _TextEncoder(_Transformer):
+    vocab_size: _Positive
     frozen: _Frozen
-
-
-class _Fusion(_Settings):
-    width: _Positive
-    layers: _Positive
-    heads: _Positive
-    hidden: _Positive
 
 
 class _Model(_Settings):
     image_size: _Positive
     max_length: Annotated[int, Field(ge=3, le=512)]  # [CLS], a word piece and [SEP]; BERT has 512 positions
-    visual: _Conv | _Swin
-    linguistic: _Linguistic
-    fusion: _Fusion
-    dropout: _Share
+    visual_encoder: _CnnEncoder | _SwinEncoder
+    text_encoder: _TextEncoder
+    fusion: _Transformer
+    dropout: _Fraction
     vls: Vls
     position: Position
     normalize: bool
     similarity: bool
-    anchored: bool
-    score: bool
+    dense_head: bool
+    iou_head: bool
 
 
-class _ConvModel(_Model):
-    visual: _Conv
+class _CnnModel(_Model):
+    visual_encoder: _CnnEncoder
 
 
 class _SwinModel(_Model):
-    visual: _Swin
+    visual_encoder: _SwinEncoder
 
 
-def checked(settings: dict[str, Any]) -> dict[str, Any]:
+def validated(settings: dict[str, Any]) -> dict[str, Any]:
     """Return a model's settings with every value of its type.
 
     Raises:
         InputError: a value is of another type, out of range, unknown, or does not fit the others.
     """
-    visual = settings.get("visual")
-    kind = _SwinModel if isinstance(visual, dict) and "gates" in visual else _ConvModel
+    kind = _SwinModel if "gates" in settings.get("visual_encoder", {}) else _CnnModel
     try:
         values = kind.model_validate(settings).model_dump(exclude_unset=True)
     except ValidationError as error:
@@ -105,23 +99,19 @@ def checked(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_fit(values: dict[str, Any]) -> None:
-    visual, fusion = values["visual"], values["fusion"]
-    encodes = visual.get("layers", 0) > 0
-    multiples = [
-        ("linguistic.hidden", values["linguistic"]["hidden"], "linguistic.heads", values["linguistic"]["heads"]),
-        ("fusion.width", fusion["width"], "fusion.heads", fusion["heads"]),
+    has_encoder = values["visual_encoder"].get("layers", 0) > 0
+    with_heads = ["text_encoder", "fusion", *(["visual_encoder"] if has_encoder else [])]
+    with_sine = [
+        *(["visual_encoder"] if has_encoder else []),
+        *(["fusion"] if values["position"] == "sine" else []),
     ]
-    if encodes:
-        multiples.append(("visual.width", visual["width"], "visual.heads", visual["heads"]))
-    for name, width, heads, count in multiples:
-        if width % count:
-            raise InputError(f"model.{heads}={count} does not divide model.{name}={width}: give a divisor of it.")
-    coded = [
-        ("visual.width", visual["width"], encodes),
-        ("fusion.width", fusion["width"], values["position"] == "sine"),
-    ]
-    for name, width, needed in coded:
-        if needed and width % 4:
-            raise InputError(f"model.{name}={width} does not fit the sine code of positions: give a multiple of 4.")
-    if len(set(visual["strides"])) < len(visual["strides"]):
-        raise InputError(f"model.visual.strides={visual['strides']} names a stride twice: give each once.")
+    for part in with_heads:
+        width, heads = values[part]["width"], values[part]["heads"]
+        if width % heads:
+            raise InputError(f"model.{part}.heads={heads} does not divide model.{part}.width={width}: use a divisor.")
+    for part in with_sine:
+        if (width := values[part]["width"]) % 4:
+            raise InputError(f"model.{part}.width={width} does not fit sine positions: use a multiple of 4.")
+    strides = values["visual_encoder"]["strides"]
+    if len(set(strides)) < len(strides):
+        raise InputError(f"model.visual_encoder.strides={strides} names a stride twice: give each once.")

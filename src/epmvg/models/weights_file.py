@@ -1,73 +1,65 @@
-"""Weights in a file that notices a flipped bit: safetensors has no checksum, so one of the values goes into its header.
-
-The file stays plain safetensors that any reader opens.
-"""
+"""Weights in safetensors files with a SHA-256 of names and values, so that a damaged file is noticed."""
 
 from __future__ import annotations
 
 import hashlib
-from io import BufferedRandom, BufferedReader
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from epmvg.core.types import InputError
 
 WEIGHTS = "model.safetensors"
 """Name of the weights in a model's folder."""
 
-_KEY = "sha256"
-_NONE_YET = "0" * 64
+_DIGEST = "sha256_of_tensors"
+"""Key of the file's metadata; in the same file as the weights, since two files cannot be replaced at once."""
 
 
-def write_weights(file: Path, state: dict[str, torch.Tensor]) -> None:
-    """Write weights with the checksum of their values.
-
-    The header is written with room for the sum, which is filled in once the values stand behind it: they need not be
-    held in memory a second time.
-    """
-    safetensors.torch.save_file(state, file, {_KEY: _NONE_YET})
-    with file.open("r+b") as out:
-        digest, start = _digest(out)
-        out.seek(0)
-        place = out.read(start).index(f'"{_KEY}":"{_NONE_YET}"'.encode()) + len(f'"{_KEY}":"')
-        out.seek(place)
-        out.write(digest.encode())
+def write_weights(file: Path, state: Mapping[str, Tensor]) -> None:
+    """Write weights and their digest."""
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    safetensors.torch.save_file(state, file, {_DIGEST: _digest(state)})
 
 
-def read_weights(file: Path) -> dict[str, torch.Tensor]:
-    """Read weights, whose values must be those that were written; a file without a checksum is taken as it is.
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Read weights; a file without a digest is read unchecked.
 
     Raises:
-        InputError: a value has changed since.
-        SafetensorError: this is no such file, or not all of it.
+        InputError: the weights are not those that were written.
+        SafetensorError: the file is no safetensors file, or incomplete.
     """
-    written = _written_digest(file)
-    with file.open("rb") as content:
-        if written is not None and written != _digest(content)[0]:
-            raise InputError(f"{file} is damaged, its weights are not those that were saved: copy or train it again.")
-    return safetensors.torch.load_file(file)
+    state = safetensors.torch.load_file(file)
+    if _written_digest(file) not in (None, _digest(state)):
+        raise InputError(f"{file} is damaged, its weights are not those that were saved: copy or train it again.")
+    return state
 
 
 def weights_digest(file: Path) -> str:
-    """Return the SHA-256 of a file's values, as it was written or, in a file without a checksum, as they are."""
+    """Return the digest of a file's weights, computed where it was not written."""
     written = _written_digest(file)
-    if written is not None:
-        return written
-    with file.open("rb") as content:
-        return _digest(content)[0]
+    return _digest(safetensors.torch.load_file(file)) if written is None else written
+
+
+def fingerprint(state: Mapping[str, Tensor], key: Any = None) -> str:
+    """Return the SHA-256 of names and values in the order of `state`, after what `key`, a hash, was fed before."""
+    key = hashlib.sha256() if key is None else key
+    for name, tensor in state.items():
+        key.update(name.encode())
+        key.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return str(key.hexdigest())
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    return fingerprint(dict(sorted(state.items())))
 
 
 def _written_digest(file: Path) -> str | None:
     with safetensors.safe_open(file, "pt") as opened:
-        return cast(str | None, (opened.metadata() or {}).get(_KEY))
-
-
-def _digest(content: BufferedReader | BufferedRandom) -> tuple[str, int]:
-    """Return the checksum of the values, and where they start: behind a header whose length stands before it."""
-    start = 8 + int.from_bytes(content.read(8), "little")
-    content.seek(start)
-    return hashlib.file_digest(content, "sha256").hexdigest(), start
+        digest: str | None = (opened.metadata() or {}).get(_DIGEST)
+    return digest

@@ -17,7 +17,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from epmvg.data.readers.jsonl import phrase_fault
+from epmvg.data.readers.annotations import phrase_error
 from epmvg.serve.gate import Share
 from epmvg.serve.limits import Limits, RefusalError
 
@@ -244,7 +244,7 @@ def _checked(phrases: list[str], limits: Limits) -> list[str]:
             raise RefusalError(
                 422, f"A phrase has {len(phrase):,} characters, more than {limits.letters:,}: shorten it."
             )
-        fault = phrase_fault(phrase)
+        fault = phrase_error(phrase)
         if fault is not None:
             raise RefusalError(422, f"The phrase {phrase[:40]!r} cannot be asked: {fault}.")
         if any(0xD800 <= ord(letter) <= 0xDFFF for letter in phrase):

@@ -16,7 +16,7 @@ import torch
 from epmvg.core.distributed import gathered, told
 from epmvg.core.files import atomic_write, disk_errors, write_text
 from epmvg.core.types import InputError
-from epmvg.data.samples import SAMPLES, Samples
+from epmvg.data.samples import SAMPLES, SampleDigest
 from epmvg.training.folder import another_run
 from epmvg.training.optimizer import make_optimizer
 from epmvg.training.run import Position, Run
@@ -135,7 +135,7 @@ def _check_samples(run: Run) -> None:
         return
     cure = f"bring back what it began with, or {another_run(run.folder)}"
     for name, samples in run.samples.items():
-        before = Samples(**known[name])
+        before = SampleDigest(**known[name])
         if samples != before:
             split = "training" if name == "train" else "validation"
             raise InputError(

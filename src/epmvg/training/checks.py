@@ -8,7 +8,7 @@ from pathlib import Path
 
 from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError, Sample
-from epmvg.data.conventions import Convention
+from epmvg.data.conventions import BoxConvention
 from epmvg.data.validation.kinds import KINDS
 
 _OPENED = 200  # images whose header is read where the rows do not state sizes
@@ -51,10 +51,10 @@ def check_boxes(records: Sequence[Sample], name: str) -> None:
     with ThreadPoolExecutor(_THREADS) as pool:
         chosen = images[:: max(1, len(images) // _OPENED)]
         sizes = dict(zip(chosen, pool.map(_size_of, chosen), strict=True))
-    convention = Convention()
+    convention = BoxConvention()
     for record in records:
         convention.add(record.box, record.size or sizes.get(record.image))
-    verdict = convention.verdict()
+    verdict = convention.detect()
     if verdict is not None:
         kind, why = verdict
         raise InputError(f"{name}: {KINDS[kind].title} ({why}): {KINDS[kind].cure} `epmvg data check` says more.")

@@ -15,7 +15,8 @@ from epmvg.core.distributed import is_lost_process
 from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.hardware import is_out_of_memory
 from epmvg.core.types import Batch, InputError
-from epmvg.data.readers.jsonl import json_line, rows_of
+from epmvg.data.readers.annotations import to_annotations
+from epmvg.data.readers.jsonl import json_line
 from epmvg.distill.losses import Loss
 from epmvg.training.folder import another_run
 from epmvg.training.run import Run
@@ -72,7 +73,7 @@ def keep_batch(run: Run, batch: Batch, loss: Loss) -> str:
     with atomic_write(file) as temporary:
         safetensors.torch.save_file(seen, temporary, {"step": str(step), "loss": json.dumps(terms)})
     with atomic_write(file.with_suffix(".jsonl")) as temporary, temporary.open("wb") as out:
-        out.writelines(json_line(row) for row in rows_of(batch.samples, run.folder))
+        out.writelines(json_line(row) for row in to_annotations(batch.samples, run.folder))
     wrong = ", ".join(name for name, term in loss.terms.items() if not torch.isfinite(term)) or "total"
     images = ", ".join(sorted({record.image.name for record in batch.samples})[:3])
     whole = all(bool(torch.isfinite(parameter).all()) for parameter in run.student.parameters())

@@ -23,12 +23,12 @@ from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.types import InputError, Sample
 from epmvg.data.loader import GroundingLoader
 from epmvg.models.grounder import Grounder
-from epmvg.models.packaged_weights import fingerprint
+from epmvg.models.weights_file import fingerprint
 
 _FORMAT = "2: computed in float32, kept in bfloat16"
-"""Part of every key; raise its number when `VisualBranch.maps` or the evaluation view comes to compute other values."""
+"""Part of every key; raise its number when the features or the evaluation view come to have other values."""
 
-_NOT_OURS = ("width", "layers", "heads", "hidden", "dropout", "frozen")
+_NOT_OURS = ("width", "layers", "heads", "dim_feedforward", "dropout", "frozen")
 """Settings of a visual branch that its backbone's features do not depend on."""
 
 _ABANDONED = 86_400  # seconds after which a temporary file is nobody's any more
@@ -61,7 +61,9 @@ def stored_maps(
     loaders = [_loader(records, student) for records in splits]
     with torch.no_grad():
         first = next(iter(loaders[0].batches(0)))
-        one = student.visual.maps(first.images[:1].to(student.visual.mean.device), first.image_mask[:1])
+        one = student.visual_encoder.backbone_features(
+            first.images[:1].to(student.visual_encoder.mean.device), first.image_mask[:1]
+        )
     files = [folder / f"maps-{_key(student, loader.images)}.npy" for loader in loaders]
     shapes = [(len(loader.images), *one.shape[1:]) for loader in loaders]
     _make_room(folder, dict(zip(files, map(_bytes, shapes), strict=True)), limit_gb)
@@ -82,8 +84,8 @@ def _loader(records: Sequence[Sample], student: Grounder) -> GroundingLoader:
 
 def _key(student: Grounder, images: Sequence[Path]) -> str:
     """Return a digest of all that the features of some images depend on."""
-    visual = student.visual
-    settings = {name: value for name, value in student.settings["visual"].items() if name not in _NOT_OURS}
+    visual = student.visual_encoder
+    settings = {name: value for name, value in student.settings["visual_encoder"].items() if name not in _NOT_OURS}
     pixels = [visual.mean.flatten().tolist(), visual.std.flatten().tolist()]
     key = hashlib.sha256(json.dumps([_FORMAT, student.image_size, settings, visual.strides, pixels]).encode())
     for path in images:
@@ -135,10 +137,10 @@ def _write(
         done = 0
         for batch in loader.batches(0):
             image, image_mask = (
-                batch.images.to(student.visual.mean.device),
-                batch.image_mask.to(student.visual.mean.device),
+                batch.images.to(student.visual_encoder.mean.device),
+                batch.image_mask.to(student.visual_encoder.mean.device),
             )
-            maps = student.visual.maps(image, image_mask).to(torch.bfloat16).cpu().contiguous()
+            maps = student.visual_encoder.backbone_features(image, image_mask).to(torch.bfloat16).cpu().contiguous()
             values[done : done + len(maps)] = maps.view(torch.uint16).numpy()
             done += len(maps)
             report({"event": "store", "name": "storing maps", "done": done, "total": len(values)})

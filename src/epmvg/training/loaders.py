@@ -8,10 +8,10 @@ from torch import Tensor
 from epmvg.config.settings import Recipe
 from epmvg.core.types import InputError, Sample
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.readers.files import is_file
-from epmvg.data.readers.jsonl import Skipped
-from epmvg.data.registry import cache_folder, fraction_of, open_samples
-from epmvg.data.samples import Samples
+from epmvg.data.readers.annotations import Skipped
+from epmvg.data.readers.files import cache_folder, is_file
+from epmvg.data.registry import fraction_of, open_samples
+from epmvg.data.samples import SampleDigest
 from epmvg.data.transforms import Augment
 from epmvg.evaluation.evaluate import evaluation_loader
 from epmvg.evaluation.samples import limit_to_images
@@ -23,7 +23,7 @@ from epmvg.training.run import Report
 
 def loaders_of(
     recipe: Recipe, student: Grounder, accelerator: accelerate.PartialState, report: Report, *, resume: bool = False
-) -> tuple[GroundingLoader, GroundingLoader, dict[str, Samples]]:
+) -> tuple[GroundingLoader, GroundingLoader, dict[str, SampleDigest]]:
     """Make the training loader, with stored answers where the recipe wants them, and the validation loader.
 
     Validation stores nothing: stored maps are in bfloat16, and a score is what `evaluate` gives.
@@ -36,11 +36,11 @@ def loaders_of(
     """
     data, settings = recipe.data, recipe.train
     val = open_samples(data.name, split=data.val_split, root=data.root, split_key=data.split_key)
-    val_samples = Samples.of(val)
+    val_samples = SampleDigest.of(val)
     if settings.eval_limit is not None and settings.eval_limit < len(val):
         val = limit_to_images(val, settings.eval_limit, seed=0)  # the same ones whatever train.seed is
     image_size = data.image_size or student.image_size
-    if image_size != student.image_size and (settings.cache_features or not student.sine):
+    if image_size != student.image_size and (settings.cache_features or not student.sine_position):
         raise InputError(f"data.image_size={image_size} needs model.position=sine and train.cache_features=false.")
     world = accelerator.num_processes
     if data.batch_size % world:
@@ -59,9 +59,9 @@ def loaders_of(
     _report_skipped(skipped, report)
     _report_unread(records, student, report)
     if settings.cache_features:
-        if data.augment is not None or not student.visual.frozen:
+        if data.augment is not None or not student.visual_encoder.frozen:
             raise InputError(
-                "train.cache_features=true needs data.augment=null and a wholly frozen backbone (model.visual)."
+                "train.cache_features=true needs data.augment=null and a wholly frozen backbone (model.visual_encoder)."
             )
         stored = {
             "maps": stored_maps(student, [records], cache_folder() / "maps", settings.feature_cache_gb, report)[0]
@@ -85,7 +85,7 @@ def loaders_of(
     if len(records) < world:
         raise InputError(f"{data.name} has {len(records)} training samples for {world} processes: start fewer.")
     val_loader = evaluation_loader(student, val, batch_size=data.batch_size, skip_unreadable=True, **ranks)
-    return loader, val_loader, {"train": Samples.of(records), "val": val_samples}
+    return loader, val_loader, {"train": SampleDigest.of(records), "val": val_samples}
 
 
 def _report_skipped(skipped: Skipped, report: Report) -> None:

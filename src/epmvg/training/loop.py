@@ -119,7 +119,9 @@ def _loss_of(run: Run, batch: Batch) -> Loss:
             absent = run.absence.pairs(
                 batch, run.recipe.train.negatives_per_phrase, (run.recipe.train.seed, run.position.step)
             )
-        output = run.student(*batch.inputs, features=batch.cached.get("maps"), states=states, absent=absent)
+        output = run.student(
+            *batch.inputs, image_features=batch.cached.get("maps"), text_features=states, negative_pairs=absent
+        )
         teacher = None if run.lesson is None else run.lesson(batch)
     return run.loss_of(output, batch.boxes, teacher)
 
@@ -135,7 +137,7 @@ def _update(run: Run) -> None:
 
 def _clipped(run: Run) -> list[nn.Parameter]:
     """What the gradient's norm is taken of: a score head must not slow the student down."""
-    apart = set() if run.student.score_head is None else {id(p) for p in run.student.score_head.parameters()}
+    apart = set() if run.student.iou_head is None else {id(p) for p in run.student.iou_head.parameters()}
     return [parameter for parameter in run.student.parameters() if id(parameter) not in apart]
 
 

@@ -67,7 +67,7 @@ def parameter_groups(
     """
     rates = {"backbone": settings.lr_backbone, "encoder": settings.lr_visual_encoder, "text": settings.lr_text_encoder}
     rates |= {"rest": settings.lr, "teacher": settings.lr_teacher}
-    modules = student.visual.trained() | {"text": [student.linguistic]}
+    modules = student.visual_encoder.pretrained_modules() | {"text": [student.text_encoder]}
     group_of = {id(p): name for name, parts in modules.items() for part in parts for p in part.parameters()}
     held: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
     for name, parameter in student.named_parameters():

@@ -18,11 +18,11 @@ from epmvg.core.files import disk_errors
 from epmvg.core.types import Batch
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.negatives import NegativeSampler
-from epmvg.data.samples import Samples
+from epmvg.data.samples import SampleDigest
 from epmvg.distill.losses import GroundingLoss, Loss
 from epmvg.distill.targets import Lesson
 from epmvg.models.grounder import Grounder
-from epmvg.models.text_cache import TextMemory
+from epmvg.models.text_cache import TextFeatureCache
 from epmvg.training.optimizer import StepCount
 from epmvg.training.stopping import StopRequest
 
@@ -111,9 +111,9 @@ class Run:
     new: list[str]  # parameters that were not loaded from pretrained weights
     beside: dict[str, nn.Module]  # what trains beside the student and is dropped after it
     report: Report
-    text_memory: TextMemory | None
+    text_memory: TextFeatureCache | None
     absence: NegativeSampler | None  # which phrases the score head may learn "nothing there" from
-    samples: dict[str, Samples] = field(default_factory=dict)  # of the splits "train" and "val"
+    samples: dict[str, SampleDigest] = field(default_factory=dict)  # of the splits "train" and "val"
     teacher: str | None = None  # fingerprint of a frozen one
     stop: StopRequest = field(default_factory=StopRequest)
     position: Position = field(default_factory=Position)

@@ -10,10 +10,10 @@ from torch import nn
 from epmvg.config.settings import ModelSettings, Recipe
 from epmvg.data.negatives import NegativeSampler
 from epmvg.distill.losses import GroundingLoss
-from epmvg.models.factory import create_model, start_from
+from epmvg.models.factory import create_model, init_from
 from epmvg.models.grounder import Grounder
 from epmvg.models.pretrained import load_pretrained
-from epmvg.models.text_cache import TextMemory
+from epmvg.models.text_cache import TextFeatureCache
 from epmvg.training.agreement import agreed
 from epmvg.training.loaders import loaders_of
 from epmvg.training.optimizer import StepCount, make_optimizer
@@ -31,7 +31,7 @@ def prepare_run(
         student, new = _student(recipe.model)
         if recipe.distill is not None:
             check_student(student, recipe.distill)
-        student.checkpoint_layers(settings.gradient_checkpointing)
+        student.set_grad_checkpointing(settings.gradient_checkpointing)
         clip = open_teacher(recipe)
         loader, val, samples = loaders_of(recipe, student, accelerator, report, resume=resume)
         count = StepCount.of(len(loader), settings)
@@ -57,9 +57,9 @@ def prepare_run(
         new=new,
         beside=beside,
         report=report,
-        text_memory=TextMemory(student.linguistic) if student.linguistic.frozen else None,
+        text_memory=TextFeatureCache(student.text_encoder) if student.text_encoder.frozen else None,
         absence=NegativeSampler(loader.samples)
-        if student.score_head is not None and settings.negatives_per_phrase
+        if student.iou_head is not None and settings.negatives_per_phrase
         else None,
         samples=samples,
         teacher=clip.fingerprint() if clip is not None and clip.frozen else None,
@@ -71,7 +71,7 @@ def _student(settings: ModelSettings) -> tuple[Grounder, list[str]]:
     student = create_model(settings.name, **settings.overrides)
     loaded: set[str] = set()
     if settings.init_from is not None:
-        loaded = start_from(student, settings.init_from)
+        loaded = init_from(student, settings.init_from)
     elif settings.pretrained:
         loaded = load_pretrained(student)
     return student, [name for name, _ in student.named_parameters() if name not in loaded]

@@ -10,8 +10,9 @@ from epmvg.config.settings import DistillSettings, Recipe
 from epmvg.core.files import write_text
 from epmvg.core.hardware import select_device
 from epmvg.core.types import InputError, Progress
-from epmvg.data.readers.jsonl import Skipped
-from epmvg.data.registry import cache_folder, fraction_of, open_samples
+from epmvg.data.readers.annotations import Skipped
+from epmvg.data.readers.files import cache_folder
+from epmvg.data.registry import fraction_of, open_samples
 from epmvg.data.side_words import swap_sides
 from epmvg.distill.target_cache import CachedTeacher
 from epmvg.distill.targets import Lesson
@@ -41,12 +42,12 @@ def write_teacher(teacher: ClipTeacher, folder: Path) -> None:
 
 def check_student(student: Grounder, distill: DistillSettings) -> None:
     """Refuse what this student could not learn."""
-    if distill.dense_weight and student.similarity is None and not student.anchored:
+    if distill.dense_weight and student.similarity is None and not student.dense_head:
         raise InputError(
             "distill.dense_weight supervises a map that this student lacks: "
             "set distill.dense_weight=0 or model.similarity=true."
         )
-    if distill.dense_weight and len(student.visual.strides) > 1:
+    if distill.dense_weight and len(student.visual_encoder.strides) > 1:
         raise InputError(
             "distill.dense_weight needs one map of visual tokens: set distill.dense_weight=0, or give one stride."
         )

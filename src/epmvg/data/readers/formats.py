@@ -1,136 +1,198 @@
-"""Files and folders of rows, told by their ending and first words: one reader and one writer for all of them."""
+"""Files and folders of annotations in any format, which their ending and their first words show."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from epmvg.core.files import atomic_write
 from epmvg.core.types import InputError, Sample
-from epmvg.data.readers.coco import coco_of, json_rows, odvg_of
-from epmvg.data.readers.files import is_folder
-from epmvg.data.readers.imagefolder import folder_rows, metadata_files, write_folder
-from epmvg.data.readers.jsonl import Row, Skipped, json_line, read_jsonl, read_rows, rows_of, write_jsonl
-from epmvg.data.readers.parquet import parquet_rows, write_parquet
-from epmvg.data.readers.transvg import FLAGS, read_transvg, read_transvg_file
-from epmvg.data.readers.webdataset import write_webdataset
-
-KINDS = {
-    "jsonl": ".jsonl",
-    "coco": ".json",
-    "odvg": ".odvg.jsonl",
-    "parquet": ".parquet",
-    "tar": ".tar",
-    "folder": "",
-}
-"""What can be written, and the ending that means it."""
+from epmvg.data.readers.annotations import Located, Skipped, collect, parsed, read_annotations, to_annotations
+from epmvg.data.readers.coco import as_coco, coco_annotations
+from epmvg.data.readers.fields import Annotation
+from epmvg.data.readers.files import is_file, is_folder, open_file, parse_json, read_json
+from epmvg.data.readers.hugging_face import (
+    folder_annotations,
+    metadata_files,
+    parquet_annotations,
+    write_folder,
+    write_parquet,
+)
+from epmvg.data.readers.jsonl import json_line, jsonl_annotations, read_jsonl, write_jsonl
+from epmvg.data.readers.label_studio import is_task, task_annotations
+from epmvg.data.readers.odvg import as_odvg, is_odvg, odvg_annotations
+from epmvg.data.readers.refcoco import sentence_annotation
+from epmvg.data.readers.transvg import read_transvg_file
+from epmvg.data.readers.webdataset import (
+    tar_files,
+    unpack_once,
+    unpack_tar,
+    unpacked_annotations,
+    write_webdataset,
+)
 
 READABLE = (".jsonl", ".json", ".parquet", ".tar", ".pth", ".pkl")
 
+_FORMATS = {".odvg.jsonl": "odvg", ".jsonl": "jsonl", ".json": "coco", ".parquet": "parquet", ".tar": "tar"}
+"""Endings of files that can be written -> their format."""
+
+_FIRST_BYTES = 65_536  # of a first line that are parsed
+
 
 def read_file(
-    file: Path,
+    name: Path | str,
     *,
     split: str | None = None,
     root: Path | str | None = None,
     split_key: str = "split",
     skipped: Skipped | None = None,
 ) -> list[Sample]:
-    """Read the records of a file or folder in any of the formats of docs/data.md but tar.
+    """Read the samples of a file or folder in any of the formats of docs/data.md.
 
     Args:
-        root: what image paths are relative to and stay in; by default the file's folder.
+        name: a file, a folder, or a pattern of .tar files.
+        split: keep only annotations whose `split_key` has this value; None keeps all.
+        root: the folder that image paths are relative to and stay in; by default the file's.
+        skipped: collects annotations that cannot be used, which otherwise raise.
 
     Raises:
-        InputError: the format is not known, or as `read_jsonl`.
+        InputError: the format is not known, an annotation cannot be used, or none is left.
     """
-    if file.suffix.lower() in (".pth", ".pkl"):
-        return read_transvg_file(file, root=root, split=split, skipped=skipped)
-    if is_folder(file) and not metadata_files(file):
-        return _read_named_folder(file, split, root, split_key, skipped)
+    file = Path(name)
     folder = Path(root) if root else file if is_folder(file) else file.parent
-    return read_rows(_rows(file), folder, str(file), split=split, split_key=split_key, skipped=skipped)
+    ending = file.suffix.lower()
+    if is_folder(file) and not metadata_files(file):
+        if is_file(file / "annotations.jsonl"):
+            return read_jsonl(file / "annotations.jsonl", split=split, root=root, split_key=split_key, skipped=skipped)
+        raise InputError(
+            f"{file} holds no metadata.jsonl (there or up to two folders down) and no annotations.jsonl: name a file,"
+            " or a data set of `epmvg list datasets`."
+        )
+    if ending in (".pth", ".pkl"):
+        samples = read_transvg_file(file, Path(root) if root else None, split)
+        return collect(samples, str(file), skipped)
+    annotations: Located[Annotation]
+    if is_folder(file):
+        annotations = folder_annotations(file)
+    elif ending == ".tar":
+        folder = unpack_once(tar_files(file), "webdataset", unpack_tar)
+        annotations = unpacked_annotations(folder)
+    elif ending == ".parquet":
+        annotations, unpacked = parquet_annotations(file)
+        folder = unpacked or folder
+    elif ending in (".json", ".jsonl"):
+        annotations = _json_annotations(file)
+    else:
+        raise InputError(f"{name} is a file of no known format: write it as one that ends in {', '.join(READABLE)}.")
+    return read_annotations(annotations, folder, str(name), split=split, split_key=split_key, skipped=skipped)
 
 
-def write_file(target: Path, records: Sequence[Sample], root: Path, kind: str | None = None) -> Path:
-    """Write records in a format and return the folder that its image paths are relative to.
-
-    Args:
-        root: the folder the images of the records lie in; paths are relative to the target's own folder where all of
-            them lie in it.
-        kind: of `KINDS`; told from the ending of the target by default.
+def json_layout(file: Path) -> Literal["jsonl", "odvg", "json"]:
+    """Return whether a .json or .jsonl file holds annotations line by line, ODVG line by line, or one JSON value.
 
     Raises:
-        InputError: the ending means no format, or the format cannot hold the records.
+        InputError: the file cannot be opened, or is a Git LFS pointer.
     """
-    kind = kind or kind_of(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "folder":
-        target.mkdir(exist_ok=True)
-        write_folder(target, rows_of(records, root), root)
-        return target
-    if kind == "tar":
-        write_webdataset(target, rows_of(records, root), root)
-        return target.parent
-    own = target.parent
-    base = root if any(Path(row["image"]).is_absolute() for row in rows_of(records, own)) else own
-    if kind == "jsonl":
-        write_jsonl(target, records, root=base)
-    elif kind == "parquet":
-        write_parquet(target, rows_of(records, base))
-    else:
-        with atomic_write(target) as temporary, temporary.open("wb") as out:
-            if kind == "odvg":
-                out.writelines(json_line(row) for row in odvg_of(rows_of(records, base)))
+    with open_file(file) as lines:
+        line = next((line for line in iter(lambda: lines.readline(_FIRST_BYTES), b"") if line.strip()), b"").strip()
+    by_line = file.suffix.lower() == ".jsonl"
+    try:
+        first = parse_json(line, str(file))
+    except InputError:
+        return "jsonl" if by_line and line not in (b"{", b"[") else "json"
+    if is_odvg(first):
+        return "odvg"
+    if isinstance(first, dict) and not isinstance(first.get("images"), list):
+        return "jsonl" if by_line or {"image", "phrase", "bbox"} & first.keys() else "json"
+    return "json" if isinstance(first, dict | list) and (first or not by_line) else "jsonl"
+
+
+def _json_annotations(file: Path) -> Located[Annotation]:
+    layout = json_layout(file)
+    if layout == "json":
+        yield from _content_annotations(read_json(file), file)
+        return
+    for where, line in jsonl_annotations(file):
+        if layout == "odvg" and not isinstance(line, InputError):
+            yield from parsed(where, odvg_annotations(line, where))
+        else:
+            yield where, line
+
+
+def _content_annotations(content: Any, file: Path) -> Located[Annotation]:
+    """Yield the annotations of one JSON value.
+
+    Raises:
+        InputError: it is of no known format.
+    """
+    if is_odvg(content):
+        yield from parsed(str(file), odvg_annotations(content, str(file)))
+    elif isinstance(content, dict) and isinstance(content.get("images"), list):
+        yield from coco_annotations(content, file)
+    elif isinstance(content, list):
+        is_label_studio = bool(content) and is_task(content[0])
+        for number, one in enumerate(content):
+            where = f"{file}, {'task' if is_label_studio else 'row'} {number}"
+            if is_label_studio:
+                yield from parsed(where, task_annotations(one, where))
+            elif isinstance(one, dict) and "image" in one:
+                yield where, one
             else:
-                out.write(json.dumps(coco_of(rows_of(records, base))).encode())
+                yield from parsed(where, sentence_annotation(one, where, file))
+    else:
+        raise InputError(
+            f"{file} is neither COCO-style, MDETR, ODVG, Label Studio's export nor a list of annotations: docs/data.md"
+            " lists the formats that are read."
+        )
+
+
+def write_file(target: Path, samples: Sequence[Sample], root: Path, format_: str | None = None) -> Path:
+    """Write samples in a format and return the folder that its image paths are relative to.
+
+    Args:
+        root: the folder the images of the samples lie in; paths are relative to the target's own folder where all of
+            them lie in it.
+        format_: as `format_of` returns, which is the default.
+
+    Raises:
+        InputError: the ending means no format, or the format cannot hold the samples.
+    """
+    format_ = format_ or format_of(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if format_ == "folder":
+        target.mkdir(exist_ok=True)
+        write_folder(target, to_annotations(samples, root), root)
+        return target
+    own = target.parent
+    if format_ == "tar":
+        write_webdataset(target, to_annotations(samples, root), root)
+        return own
+    base = root if any(Path(one["image"]).is_absolute() for one in to_annotations(samples, own)) else own
+    annotations = to_annotations(samples, base)
+    if format_ == "jsonl":
+        write_jsonl(target, samples, root=base)
+    elif format_ == "parquet":
+        write_parquet(target, annotations)
+    else:
+        lines = [json_line(line) for line in as_odvg(annotations)] if format_ == "odvg" else []
+        with atomic_write(target) as temporary:
+            temporary.write_bytes(b"".join(lines) or json.dumps(as_coco(annotations)).encode())
     return base
 
 
-def kind_of(target: Path) -> str:
-    """Return the format that a name's ending means.
+def format_of(target: Path) -> str:
+    """Return the format that the ending of a file or folder to write means.
 
     Raises:
         InputError: none.
     """
-    for kind in ("odvg", "jsonl", "coco", "parquet", "tar"):
-        if target.name.lower().endswith(KINDS[kind]):
-            return kind
+    for ending, format_ in _FORMATS.items():
+        if target.name.lower().endswith(ending):
+            return format_
     if not target.suffix:
         return "folder"
     raise InputError(
         f"{target} means no format: end it in .jsonl, .json, .odvg.jsonl, .parquet or .tar, or name a folder."
-    )
-
-
-def _rows(file: Path) -> Iterator[tuple[str, Row | InputError]]:
-    if is_folder(file):
-        return folder_rows(file)
-    if file.suffix.lower() == ".parquet":
-        return parquet_rows(file)
-    if file.suffix.lower() in (".json", ".jsonl"):
-        return json_rows(file)
-    raise InputError(f"{file} is of no known format: it must end in {', '.join(READABLE)} or be a folder.")
-
-
-def _read_named_folder(
-    folder: Path, split: str | None, root: Path | str | None, split_key: str, skipped: Skipped | None
-) -> list[Sample]:
-    if (folder / "annotations.jsonl").is_file():
-        return read_jsonl(folder / "annotations.jsonl", split=split, root=root, split_key=split_key, skipped=skipped)
-    if folder.name in FLAGS:
-        top = Path(root) if root else folder.parent
-        return read_transvg(top, folder.name, folder=folder, split=split, skipped=skipped)
-    lying = [
-        file
-        for level in ("", "*/")
-        for ending in ("json", "jsonl", "parquet")
-        for file in folder.glob(f"{level}*.{ending}")
-    ]
-    tables = [file for level in ("", "*/") for file in folder.glob(f"{level}metadata.csv")]
-    there = f"name {min(lying)} itself" if lying else f"write {min(tables)} as metadata.jsonl" if tables else ""
-    raise InputError(
-        f"{folder} holds no metadata.jsonl (there or up to two folders down), annotations.jsonl or TransVG index:"
-        f" {there or 'name a file or a data set of `epmvg list datasets`'}."
     )

@@ -6,73 +6,67 @@ cancelled.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from epmvg.core.types import InputError
-from epmvg.data.readers.files import need, shown
+from epmvg.data.readers.fields import Annotation, enclosing_box, picked, require, require_number, short_repr
 
 
 def is_task(value: object) -> bool:
-    """Say whether an object is a task of Label Studio."""
+    """Return whether an object is a task of Label Studio."""
     return isinstance(value, dict) and isinstance(value.get("data"), dict) and "annotations" in value
 
 
-def task_rows(task: Any, where: str) -> Iterator[dict[str, Any]]:
-    """Yield a row for each rectangle of a task; a task without annotations has none.
+def task_annotations(task: Any, where: str) -> Iterator[Annotation]:
+    """Yield an annotation for each rectangle of a task.
 
     Raises:
-        InputError: the task is built otherwise, or a rectangle has no phrase.
+        InputError: the task is malformed, or a rectangle has no phrase.
     """
-    image = _image_of(need(task, "data", dict, where), where)
-    done = [one for one in need(task, "annotations", list, where) if isinstance(one, dict)]
+    data = require(task, "data", dict, where)
+    image = _image(data, where)
+    done = [one for one in require(task, "annotations", list, where) if isinstance(one, dict)]
     done = [one for one in done if not one.get("was_cancelled")]
-    results = need(done[-1], "result", list, where) if done else []
+    results = require(done[-1], "result", list, where) if done else []
     regions = [one for one in results if isinstance(one, dict) and isinstance(one.get("value"), dict)]
-    phrases = {str(one.get("id")): _text_of(one["value"]) for one in regions if "text" in one["value"]}
+    phrases = {str(one.get("id")): _joined(one["value"]["text"]) for one in regions if "text" in one["value"]}
     for region in regions:
         value = region["value"]
         if "width" not in value or "text" in value:
             continue
-        at = f"{where}, region {shown(region.get('id'))}"
-        phrase = phrases.get(str(region.get("id"))) or _label_of(value)
+        at = f"{where}, region {short_repr(region.get('id'))}"
+        phrase = phrases.get(str(region.get("id"))) or _joined(value.get("rectanglelabels"))
         if not phrase:
-            raise InputError(f"{at} has a rectangle and no text: write the phrase that means it, or delete it.")
-        width, height = (_number(region, key, at) for key in ("original_width", "original_height"))
-        corner, size = (
-            (_number(value, "x", at), _number(value, "y", at)),
-            tuple(_number(value, k, at) for k in ("width", "height")),
-        )
-        box = [corner[0] * width / 100, corner[1] * height / 100, size[0] * width / 100, size[1] * height / 100]
-        row: dict[str, Any] = {"image": image, "phrase": phrase, "width": width, "height": height}
-        angle = _number(value, "rotation", at) if value.get("rotation") else 0.0
-        if angle % 360:
-            row |= {"bbox": _hull(box, angle), "rotated": angle}
-        else:
-            row["bbox"] = [round(side, 4) for side in box]
-        yield row | {key: task["data"][key] for key in ("split", "id") if key in task["data"]}
+            raise InputError(f"{at} has a rectangle and no text: write its phrase, or delete it.")
+        yield {"image": image, "phrase": phrase} | _box(region, at) | picked(data, "split", "id")
 
 
-def _hull(box: list[float], degrees: float) -> list[float]:
-    """Return the upright [x, y, w, h] around a box that is turned clockwise about its top left corner."""
-    x, y, w, h = box
-    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
-    across = [0.0, w * cosine, -h * sine, w * cosine - h * sine]
-    down = [0.0, w * sine, h * cosine, w * sine + h * cosine]
-    sides = (x + min(across), y + min(down), max(across) - min(across), max(down) - min(down))
-    return [round(side, 4) for side in sides]
+def _box(region: Annotation, where: str) -> Annotation:
+    """Return the box of a rectangle in pixels, upright, with the size of its image."""
+    value = region["value"]
+    width, height = (require_number(region, key, where) for key in ("original_width", "original_height"))
+    x, y, w, h = (require_number(value, key, where) / 100 for key in ("x", "y", "width", "height"))
+    degrees = require_number(value, "rotation", where) % 360 if value.get("rotation") else 0.0
+    box = (x * width, y * height, w * width, h * height)
+    size = {"width": width, "height": height}
+    if degrees:
+        return size | {"bbox": enclosing_box(box, degrees, box[:2]), "rotated": degrees}
+    return size | {"bbox": [round(side, 4) for side in box]}
 
 
-def _image_of(data: dict[str, Any], where: str) -> str:
+def _image(data: Annotation, where: str) -> str:
     """Return the path of a task's image: the file behind `?d=`, else the path of its address; of an upload the name."""
     stated = data.get("image") or next((value for value in data.values() if isinstance(value, str)), None)
     if not isinstance(stated, str):
         raise InputError(f'{where}: "data" names no image; export the tasks with their data.')
-    address = urlsplit(stated)
-    local = parse_qs(address.query).get("d")
+    try:
+        address = urlsplit(stated)
+        local = parse_qs(address.query).get("d")
+    except ValueError:  # no address
+        return stated
     if local:
         return local[0]
     if not address.scheme and "/data/" not in stated:
@@ -81,18 +75,5 @@ def _image_of(data: dict[str, Any], where: str) -> str:
     return path.name if "upload" in path.parts else str(path).lstrip("/")
 
 
-def _text_of(value: dict[str, Any]) -> str:
-    texts = value["text"] if isinstance(value["text"], list) else [value["text"]]
-    return " ".join(text for text in texts if isinstance(text, str)).strip()
-
-
-def _label_of(value: dict[str, Any]) -> str:
-    labels = value.get("rectanglelabels")
-    return " ".join(label for label in labels if isinstance(label, str)) if isinstance(labels, list) else ""
-
-
-def _number(value: dict[str, Any], key: str, where: str) -> float:
-    number = value.get(key)
-    if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < 1e9:
-        raise InputError(f'{where}: "{key}" is {shown(number)}, it must be a number; mend the region.')
-    return number
+def _joined(texts: object) -> str:
+    return " ".join(text for text in (texts if isinstance(texts, list) else [texts]) if isinstance(text, str)).strip()

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from epmvg.core.types import Box, InputError, Sample
-from epmvg.data.readers.files import first_there, four_numbers, need, read_json, shown, size_of
-from epmvg.data.readers.finder import ImageFinder
-from epmvg.data.readers.jsonl import Skipped, each, refuse_empty, usable
+from epmvg.core.types import InputError, Sample
+from epmvg.data.readers.annotations import Located, parsed
+from epmvg.data.readers.coco import image_keys
+from epmvg.data.readers.fields import Annotation, require, require_box, short_repr, size_of
+from epmvg.data.readers.files import first_existing, read_json
+from epmvg.data.readers.image_finder import ImageFinder
 from epmvg.data.readers.safe_pickle import load_pickle
 
 LAYOUT = {
@@ -26,107 +28,98 @@ LAYOUT = {
 PARTS = {"trainval": ("train", "val")}
 """Splits that are made of others."""
 
-COCO_PHOTOS = (
+COCO_FOLDERS = (
     *("images/mscoco/images/train2014", "other/images/mscoco/images/train2014", "mscoco/images/train2014"),
     *("images/train2014", "train2014", "coco/train2014", "images/train2017", "train2017", "coco/train2017", "images"),
 )
-"""Where people keep COCO train2014 (or train2017, which holds most of the same photos) below a root; the first is
-refer's own place, the second TransVG's."""
+"""Where COCO train2014 (or train2017, which holds most of the same images) may lie below a root; the first is refer's
+own place, the second TransVG's."""
 
 
-def read_refcoco(
-    root: Path | str, name: str = "refcoco", *, split: str | None = None, skipped: Skipped | None = None
-) -> list[Sample]:
-    """Read a set of the RefCOCO family, one record a sentence.
+def read_refcoco(root: Path, split: str | None, *, name: str) -> Located[Sample]:
+    """Read a set of the RefCOCO family, one sample per sentence.
 
     Args:
-        root: holds refcoco/, refcoco+/ or refcocog/, itself or in data/; photos in one of `COCO_PHOTOS`.
-        name: of `LAYOUT`.
+        root: holds refcoco/, refcoco+/ or refcocog/, itself or in data/; images in one of `COCO_FOLDERS`.
         split: train, val, testA, testB or test; trainval is train and val, None all.
-        skipped: counts rows that cannot be used, which otherwise raise.
+        name: of `LAYOUT`.
 
     Raises:
         InputError: files are missing, torn or do not fit together.
     """
-    root = Path(root)
     folder, by = LAYOUT[name]
     tops = (root, root / "data")
-    refs = first_there(tops, (f"{folder}/refs({by}).p", f"{folder}/refs({by}).json"))
-    if refs is None:
+    file = first_existing(tops, (f"{folder}/refs({by}).p", f"{folder}/refs({by}).json"))
+    if file is None:
         raise InputError(f"{root} holds no {folder}/refs({by}).p: give the folder that {folder}.zip of refer lies in.")
-    instances = refs.parent / "instances.json"
-    photos = first_there(tops, COCO_PHOTOS) or root / COCO_PHOTOS[0]
-    source = _Instances(read_json(instances), instances, photos)
-    rows = load_pickle(refs) if refs.suffix == ".p" else read_json(refs)
-    if not isinstance(rows, list):
-        raise InputError(f"{refs} holds {shown(rows)} instead of a list of refs: fetch the file anew.")
-    records = usable(_records(rows, source, refs, PARTS.get(split or "", (split,))), skipped)
-    refuse_empty(records, f"{refs} has no rows of split {split!r}: fetch the file anew.", skipped)
-    return records
+    instances = _Instances(file.parent / "instances.json", first_existing(tops, COCO_FOLDERS) or root / COCO_FOLDERS[0])
+    refs = load_pickle(file) if file.suffix == ".p" else read_json(file)
+    if not isinstance(refs, list):
+        raise InputError(f"{file} holds {short_repr(refs)} instead of a list of refs: download the file again.")
+    splits = PARTS.get(split or "", (split,))
+    for number, ref in enumerate(refs):
+        if split is None or not isinstance(ref, dict) or ref.get("split") in splits:
+            where = f"{file}, ref {number}"
+            yield from parsed(where, _ref_samples(ref, instances, where))
 
 
 class _Instances:
-    """instances.json, looked up by id."""
+    """Images, annotations and categories of instances.json by their ids."""
 
-    def __init__(self, content: Any, file: Path, photos: Path) -> None:
-        self.file = file
-        self.find = ImageFinder(photos)
+    def __init__(self, file: Path, images: Path) -> None:
+        content = read_json(file)
+        self.file, self.find = file, ImageFinder(images)
         self.images = _by_id(content, "images", "file_name", file)
         self.annotations = _by_id(content, "annotations", "bbox", file)
         self.categories = _by_id(content, "categories", "name", file)
 
-    def image(self, number: int) -> tuple[Path, tuple[int, int] | None]:
-        row, where = self.images[number], f"{self.file}, image {number}"
-        name = need(row, "file_name", str, where)
-        return self.find(name, where), size_of(row.get("width"), row.get("height"), where)
 
-    def box(self, number: int) -> Box:
-        found = four_numbers(self.annotations[number].get("bbox"))
-        if found is None:
-            raise InputError(f'{self.file}, annotation {number}: "bbox" must be four numbers; fetch the file anew.')
-        x, y, w, h = found
-        return x, y, x + w, y + h
-
-
-def _by_id(content: Any, key: str, what: str, file: Path) -> dict[int, dict[str, Any]]:
-    """Return the rows of a list of instances.json by their ids, without rows that have none.
+def _by_id(content: Any, key: str, what: str, file: Path) -> dict[int, Annotation]:
+    """Return the entries of a list of instances.json by their ids, without those that have none.
 
     Raises:
-        InputError: there is no such list, or two of its rows with one id differ in `what`.
+        InputError: there is no such list, or two of its entries with one id differ in `what`.
     """
-    found: dict[int, dict[str, Any]] = {}
-    for row in need(content, key, list, str(file)):
-        number = row.get("id") if isinstance(row, dict) else None
-        if not isinstance(number, int):
-            continue
-        before = found.setdefault(number, row)
-        if before is not row and before.get(what) != row.get(what):
-            raise InputError(f"{file} gives two of its {key} the id {number}: fetch the file anew.")
+    found: dict[int, Annotation] = {}
+    for entry in require(content, key, list, str(file)):
+        if isinstance(entry, dict) and isinstance(entry.get("id"), int):
+            before = found.setdefault(entry["id"], entry)
+            if before.get(what) != entry.get(what):
+                raise InputError(f"{file} gives two of its {key} the id {entry['id']}: download the file again.")
     return found
 
 
-def _records(
-    rows: list[Any], source: _Instances, file: Path, splits: tuple[str | None, ...]
-) -> Iterator[tuple[str, Sample | InputError]]:
-    for number, ref in enumerate(rows):
-        where = f"{file}, ref {number}"
-        if splits == (None,) or not isinstance(ref, dict) or ref.get("split") in splits:
-            yield from each(where, _ref_records(ref, source, where))
-
-
-def _ref_records(ref: Any, source: _Instances, where: str) -> Iterator[Sample]:
-    split = need(ref, "split", str, where)
-    image_id, ann_id = need(ref, "image_id", int, where), need(ref, "ann_id", int, where)
-    if image_id not in source.images or ann_id not in source.annotations:
-        raise InputError(f"{where}: {source.file} has no image {image_id} or no annotation {ann_id}; fetch both anew.")
-    image, size = source.image(image_id)
-    box = source.box(ann_id)
+def _ref_samples(ref: Any, instances: _Instances, where: str) -> Iterator[Sample]:
+    split = require(ref, "split", str, where)
+    image_id, ann_id, category_id = (require(ref, key, int, where) for key in ("image_id", "ann_id", "category_id"))
+    image, annotation = instances.images.get(image_id), instances.annotations.get(ann_id)
+    if image is None or annotation is None:
+        raise InputError(
+            f"{where}: {instances.file} has no image {image_id} or no annotation {ann_id}; download both files again."
+        )
+    at = f"{instances.file}, image {image_id}"
+    path, size = instances.find(image.get("file_name"), at), size_of(image.get("width"), image.get("height"), at)
+    x, y, w, h = require_box(annotation, "bbox", f"{instances.file}, annotation {ann_id}")
     known = {"ref_id": ref.get("ref_id"), "ann_id": ann_id, "image_id": image_id}
-    category = source.categories.get(need(ref, "category_id", int, where), {}).get("name")
-    for sentence in need(ref, "sentences", list, where):
-        text = need(sentence, "sent", str, where)
-        extra = known | {"category": category, "ref": str(ref.get("file_name", "")).rpartition(".")[0]}
-        if isinstance(sentence.get("raw"), str) and sentence["raw"] != text:
-            extra["raw"] = sentence["raw"]
-        extra["sent_id"] = need(sentence, "sent_id", int, where)
-        yield Sample(image, text, box, split, str(extra["sent_id"]), size, extra)
+    known |= {"category": instances.categories.get(category_id, {}).get("name")}
+    known |= {"ref": str(ref.get("file_name", "")).rpartition(".")[0]}
+    for sentence in require(ref, "sentences", list, where):
+        phrase = require(sentence, "sent", str, where)
+        raw = sentence.get("raw")
+        extra = known | ({"raw": raw} if isinstance(raw, str) and raw != phrase else {})
+        extra["sent_id"] = require(sentence, "sent_id", int, where)
+        yield Sample(path, phrase, (x, y, x + w, y + h), split, str(extra["sent_id"]), size, extra)
+
+
+def sentence_annotation(line: Any, where: str, file: Path) -> Iterator[Annotation]:
+    """Yield the annotation of an entry in MiniGPT-4's lists of sentences of the RefCOCO family.
+
+    An entry is {"img_id": COCO file name and annotation, "sents", "bbox"}; refcoco_val.json is of split val.
+    """
+    if not isinstance(line, dict) or "img_id" not in line:
+        raise InputError(f'{where} has neither "image" nor "img_id": see docs/data.md for the lists that are read.')
+    ref = require(line, "img_id", str, where)
+    split = file.stem.rpartition("_")[2]
+    named = {"split": split} if split in ("train", "val", "test", "testA", "testB") else {}
+    own = {"phrase": require(line, "sents", str, where), "bbox": line.get("bbox"), "ref": ref}
+    yield named | image_keys({**line, "image": ref.rpartition("_")[0] + ".jpg"}, "image") | own

@@ -2,7 +2,7 @@
 (image, box, phrase), saved with torch.save.
 
 Their boxes differ by flag: the COCO family has x, y, w, h from 0; referit corners from 0 and flickr corners from 1, the
-last pixel included. TransVG cuts each number to a whole one before use; here they stay as they are.
+last pixel included. TransVG truncates each number to an integer before use; here they are kept.
 """
 
 from __future__ import annotations
@@ -12,117 +12,92 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.core.types import Box, InputError, Sample
-from epmvg.data.readers.files import first_there, four_numbers, read_json, shown
-from epmvg.data.readers.finder import ImageFinder
-from epmvg.data.readers.jsonl import Skipped, each, refuse_empty, usable
-from epmvg.data.readers.refcoco import COCO_PHOTOS, PARTS
-from epmvg.data.readers.referit import PHOTOS as REFERIT_PHOTOS
+from epmvg.data.readers.annotations import Located, parsed
+from epmvg.data.readers.fields import require, require_box, short_repr
+from epmvg.data.readers.files import first_existing, read_json
+from epmvg.data.readers.image_finder import ImageFinder
+from epmvg.data.readers.refcoco import COCO_FOLDERS, PARTS
+from epmvg.data.readers.referit import IMAGE_FOLDERS as REFERIT_FOLDERS
 from epmvg.data.readers.safe_pickle import load_pickle
 
-FLAGS: dict[str, tuple[str, ...]] = {
-    "unc": ("train", "val", "trainval", "testA", "testB"),
-    "unc+": ("train", "val", "trainval", "testA", "testB"),
-    "gref": ("train", "val", "trainval"),
-    "gref_umd": ("train", "val", "trainval", "test"),
-    "referit": ("train", "val", "trainval", "test"),
-    "flickr": ("train", "val", "test"),
+FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "unc": ("RefCOCO", ("train", "val", "trainval", "testA", "testB")),
+    "unc+": ("RefCOCO+", ("train", "val", "trainval", "testA", "testB")),
+    "gref": ("RefCOCOg (Google)", ("train", "val", "trainval")),
+    "gref_umd": ("RefCOCOg (UMD)", ("train", "val", "trainval", "test")),
+    "referit": ("ReferItGame", ("train", "val", "trainval", "test")),
+    "flickr": ("Flickr30k Entities", ("train", "val", "test")),
 }
-"""TransVG's names of the sets, and the splits that its index files come in."""
+"""TransVG's names of the sets -> what they are, and the splits that its index files come in."""
 
 _ENDINGS = (".pth", ".pkl", ".json")
-_PHOTOS = {"referit": REFERIT_PHOTOS, "flickr": ("Flickr30k/flickr30k_images", "flickr30k_images")}
-_COCO_PHOTOS = (COCO_PHOTOS[1], *COCO_PHOTOS)
+_IMAGE_FOLDERS = {"referit": REFERIT_FOLDERS, "flickr": ("Flickr30k/flickr30k_images", "flickr30k_images")}
 
 
-def read_transvg(
-    root: Path | str,
-    flag: str,
-    *,
-    folder: Path | str | None = None,
-    split: str | None = None,
-    skipped: Skipped | None = None,
-) -> list[Sample]:
-    """Read the index files of one of TransVG's flags, one record a phrase.
+def read_transvg(root: Path, split: str | None, *, flag: str) -> Located[Sample]:
+    """Read the index files of one of TransVG's flags, one sample per phrase.
 
     Args:
-        root: holds FLAG/FLAG_SPLIT.pth, itself or in data/, and photos as TransVG lays them, itself or in ln_data/.
+        root: holds FLAG/FLAG_SPLIT.pth, itself or in data/, and images as TransVG has them, itself or in ln_data/.
+        split: of the flag's; trainval is train and val, but referit's a file of its own; None reads all the others.
         flag: of `FLAGS`.
-        folder: where the index files are, if not there.
-        split: of the flag's; trainval is train and val, but referit's a file of its own; None reads all the rest.
-        skipped: counts rows that cannot be used, which otherwise raise.
 
     Raises:
         InputError: files are missing, torn or refused.
     """
-    root = Path(root)
-    parts = (split,) if split else tuple(part for part in FLAGS[flag] if part != "trainval")
+    parts = (split,) if split else tuple(part for part in FLAGS[flag][1] if part != "trainval")
     if flag != "referit":
         parts = tuple(half for part in parts for half in PARTS.get(part, (part,)))
-    folders = [Path(folder)] if folder else [root / flag, root / "data" / flag]
-    files = {part: first_there(folders, [f"{flag}_{part}{ending}" for ending in _ENDINGS]) for part in parts}
-    found = {part: file for part, file in files.items() if file is not None}
+    folders = [root / flag, root / "data" / flag]
+    files = [first_existing(folders, [f"{flag}_{part}{ending}" for ending in _ENDINGS]) for part in parts]
+    found = [file for file in files if file is not None]
     if not found or (split and len(found) < len(parts)):
-        raise InputError(
-            f"{folder or root} holds no {flag}/{flag}_{split or parts[0]}.pth: give the folder that {flag}/ lies in."
-        )
-    records: list[Sample] = []
-    for part, file in found.items():
-        records += read_transvg_file(file, root=root, flag=flag, split=part, skipped=skipped)
-    return records
+        file_name = f"{flag}/{flag}_{split or parts[0]}.pth"
+        raise InputError(f"{root} holds no {file_name}: give the folder that {flag}/ lies in.")
+    for file in found:
+        yield from read_transvg_file(file, root, None)
 
 
-def read_transvg_file(
-    file: Path | str,
-    *,
-    root: Path | str | None = None,
-    flag: str | None = None,
-    split: str | None = None,
-    skipped: Skipped | None = None,
-) -> list[Sample]:
-    """Read one index file; flag and split are told from a name such as gref_umd_val.pth, the root from its place.
+def read_transvg_file(file: Path, root: Path | None, split: str | None) -> Located[Sample]:
+    """Read one index file, whose name states flag and split, such as gref_umd_val.pth.
+
+    Args:
+        root: the folder of `read_transvg`; by default the one that the index lies below.
+        split: must be the file's own, if given.
 
     Raises:
-        InputError: the name tells no flag, or as `read_transvg`.
+        InputError: the name states no flag or another split, or the file is torn or refused.
     """
-    file = Path(file)
-    named_flag, _, named_split = file.stem.rpartition("_")
-    flag, split = flag or named_flag, split or named_split
-    if flag not in FLAGS or split != named_split:
+    flag, _, named_split = file.stem.rpartition("_")
+    if flag not in FLAGS or split not in (None, named_split):
         wanted = f"{split} of {flag}" if flag in FLAGS else f"any of {', '.join(FLAGS)}"
         raise InputError(f"{file} is not an index of {wanted} by its name: call it FLAG_SPLIT.pth, as TransVG does.")
-    tops = [Path(root)] if root else [file.parent.parent, file.parent.parent.parent]
-    names = _PHOTOS.get(flag, _COCO_PHOTOS)
-    photos = first_there([place for top in tops for place in (top, top / "ln_data")], names) or tops[0] / names[0]
+    tops = [root] if root else [file.parent.parent, file.parent.parent.parent]
+    names = _IMAGE_FOLDERS.get(flag, (COCO_FOLDERS[1], *COCO_FOLDERS))
+    images = first_existing([place for top in tops for place in (top, top / "ln_data")], names) or tops[0] / names[0]
     rows = read_json(file) if file.suffix.lower() == ".json" else load_pickle(file)
     if not isinstance(rows, list):
-        raise InputError(f"{file} holds {shown(rows)} instead of a list of rows: fetch the file anew.")
-    records = usable(_records(rows, file, flag, split, ImageFinder(photos)), skipped)
-    refuse_empty(records, f"{file} has no usable rows: fetch the file anew.", skipped)
-    return records
-
-
-def _records(
-    rows: list[Any], file: Path, flag: str, split: str, find: ImageFinder
-) -> Iterator[tuple[str, Sample | InputError]]:
+        raise InputError(f"{file} holds {short_repr(rows)} instead of a list of rows: download the file again.")
+    find = ImageFinder(images)
     for number, row in enumerate(rows):
         where = f"{file}, row {number}"
-        yield from each(where, _row_records(row, where, flag, split, number, find))
+        yield from parsed(where, _row_sample(row, where, flag, named_split, number, find))
 
 
-def _row_records(row: Any, where: str, flag: str, split: str, number: int, find: ImageFinder) -> Iterator[Sample]:
-    fields = 3 if flag == "flickr" else 5
-    if not isinstance(row, list | tuple) or len(row) != fields:
-        raise InputError(f"{where} is {shown(row)}, a row of {flag} has {fields} fields; fetch the file anew.")
-    name, stated, phrase = row if flag == "flickr" else (row[0], row[2], row[3])
-    numbers = four_numbers(stated)
-    if numbers is None or not isinstance(phrase, str):
-        raise InputError(f"{where} has no box of four numbers or no phrase: fetch the file anew.")
-    record_id = f"{flag}_{split}/{number}"
-    extra = {} if flag == "flickr" else {"mask": row[1]} if isinstance(row[1], str) else {}
-    yield Sample(find(name, where), phrase, _box(flag, numbers), split, record_id, None, extra)
+def _row_sample(row: Any, where: str, flag: str, split: str, number: int, find: ImageFinder) -> Iterator[Sample]:
+    keys = ("image", "box", "phrase") if flag == "flickr" else ("image", "mask", "box", "phrase", "attributes")
+    if not isinstance(row, list | tuple) or len(row) != len(keys):
+        raise InputError(
+            f"{where} is {short_repr(row)}, a row of {flag} has {len(keys)} fields; download the file again."
+        )
+    fields = dict(zip(keys, row, strict=True))
+    box = _to_corners(flag, require_box(fields, "box", where))
+    phrase = require(fields, "phrase", str, where)
+    extra = {"mask": fields["mask"]} if isinstance(fields.get("mask"), str) else {}
+    yield Sample(find(fields["image"], where), phrase, box, split, f"{flag}_{split}/{number}", None, extra)
 
 
-def _box(flag: str, numbers: Box) -> Box:
+def _to_corners(flag: str, numbers: Box) -> Box:
     a, b, c, d = numbers
     if flag == "referit":
         return a, b, c + 1, d + 1

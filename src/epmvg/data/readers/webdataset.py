@@ -1,7 +1,7 @@
-"""Tar files in WebDataset's layout, an image and its rows side by side: `000017.jpg`, `000017.json`.
+"""Tar files in WebDataset's layout, an image and its annotations side by side: `000017.jpg`, `000017.json`.
 
-The JSON is one row or a list of rows as in JSONL, without `image`. A tar is unpacked once, into the cache folder, and
-read from there as files; nothing else in the package knows tar files.
+The JSON is one annotation or a list of them as in JSONL, without `image`. A tar is unpacked once, into the cache
+folder, and read from there as files, as other files that hold their images inside.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
@@ -22,14 +21,14 @@ from filelock import FileLock
 from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.images import image_suffixes
 from epmvg.core.types import InputError
-from epmvg.data.readers.files import inside, is_file, parse_json, read_bytes, shown
-from epmvg.data.readers.jsonl import Row, json_line, json_lines
+from epmvg.data.readers.fields import Annotation, short_repr
+from epmvg.data.readers.files import cache_folder, is_file, parse_json, path_inside, read_bytes
+from epmvg.data.readers.jsonl import json_line, json_objects
 
-SHARD_BYTES = 500_000_000
-"""Image bytes after which the next of several files begins."""
+_ANNOTATIONS = "annotations.jsonl"  # of an unpacked file
 
-_ROWS = "rows.jsonl"
-_NUMBER = re.compile(r"%(?:0\d)?d")
+Unpack = Callable[[Path, Path], Iterator[tuple[str, Annotation]]]
+"""(file, folder) -> (where it stands, annotation); writes images into the folder, which their paths are relative to."""
 
 
 def tar_files(name: Path | str) -> list[Path]:
@@ -45,59 +44,31 @@ def tar_files(name: Path | str) -> list[Path]:
     return files
 
 
-def unpack(files: Sequence[Path], cache: Path) -> Path:
-    """Unpack tar files of one folder below a cache folder, unless they lie there, and return where.
+def unpack_tar(file: Path, folder: Path) -> Iterator[tuple[str, Annotation]]:
+    """Unpack the images of a tar into a folder of its name, and yield (where it stands, annotation).
 
     Raises:
-        InputError: a file is no plain tar, or holds a link, a name that leads out, or several images of one sample.
+        InputError: it is no plain tar, or holds a link, a name that leads out, or several images of one sample.
     """
-    states = [(file.resolve().as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    folder = cache / hashlib.sha256(repr(states).encode(errors="replace")).hexdigest()[:32]
-    temporary = folder.with_suffix(".part")
-    if folder.exists():
-        return folder
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not folder.exists():  # else another process has unpacked them meanwhile
-                shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-                try:
-                    temporary.mkdir()
-                    with (temporary / _ROWS).open("wb") as out:
-                        out.writelines(json_line(line) for file in files for line in _unpacked(file, temporary))
-                    temporary.rename(folder)
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def unpacked_rows(folder: Path) -> Iterator[tuple[str, Row]]:
-    """Yield (tar and member, row) of an unpacked folder, which image paths are relative to."""
-    for _, line in json_lines(folder / _ROWS):
-        yield line["where"], line["row"]
-
-
-def _unpacked(file: Path, folder: Path) -> Iterator[Row]:
-    """Unpack the images of one tar into a folder of its name, and yield each row with where it stands."""
     try:
         with tarfile.open(file, "r:") as tar:
-            for sample in _samples(tar, file):
-                if len(sample) < 2:
+            for members in _samples(tar, file):
+                if len(members) < 2:
                     continue
-                where = f"{file}, {shown(sample['json'].name)}"
-                image = f"{file.name}/{PurePosixPath(sample['image'].name)}"
-                content = {kind: tar.extractfile(member).read() for kind, member in sample.items()}  # type: ignore[union-attr]
-                target = inside(folder, image, where)
+                where = f"{file}, {short_repr(members['json'].name)}"
+                image = f"{file.name}/{PurePosixPath(members['image'].name)}"
+                content = {kind: tar.extractfile(member).read() for kind, member in members.items()}  # type: ignore[union-attr]
+                target = path_inside(folder, image, where)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content["image"])
-                rows = parse_json(content["json"], where, "write the file again")
-                for row in rows if isinstance(rows, list) else [rows]:
-                    if not isinstance(row, dict):
-                        raise InputError(f"{where} holds a row that is no JSON object: write the file again.")
-                    yield {"where": where, "row": row | {"image": image}}
-    except InputError:
-        raise
+                annotations = parse_json(content["json"], where)
+                for one in annotations if isinstance(annotations, list) else [annotations]:
+                    if not isinstance(one, dict):
+                        raise InputError(f"{where} holds an annotation that is no JSON object: write the file again.")
+                    yield where, one | {"image": image}
     except (tarfile.TarError, EOFError, ArithmeticError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{file} is no plain tar file ({error}): write it again, without compression.") from error
 
 
@@ -105,7 +76,7 @@ def _samples(tar: tarfile.TarFile, file: Path) -> Iterable[dict[str, tarfile.Tar
     """Return the image and the JSON of each sample, whose names are the same up to the first dot."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in tar:
-        path, where = PurePosixPath(member.name), f"{file}, {shown(member.name)}"
+        path, where = PurePosixPath(member.name), f"{file}, {short_repr(member.name)}"
         if member.isdir():
             continue
         if not member.isreg() or member.issparse() or member.size < 0:
@@ -117,54 +88,66 @@ def _samples(tar: tarfile.TarFile, file: Path) -> Iterable[dict[str, tarfile.Tar
         if key and kind in ("image", "json"):
             sample = samples.setdefault((path.parent / key).as_posix(), {})
             if kind in sample:
-                raise InputError(f"{where} and {shown(sample[kind].name)} are of one sample: keep one, or rename it.")
+                other = short_repr(sample[kind].name)
+                raise InputError(f"{where} and {other} are of one sample: delete or rename one.")
             sample[kind] = member
     return samples.values()
 
 
-def numbered_files(target: Path) -> dict[int, Path]:
-    """Return the files that lie where a conversion to `NAME-%05d.tar` writes, by number."""
-    before, *after = _NUMBER.split(target.name, 1)
-    name = re.compile(rf"{re.escape(before)}(\d+){re.escape(''.join(after))}")
-    lying = target.parent.iterdir() if after and target.parent.is_dir() else ()
-    return {int(found[1]): file for file in lying if (found := name.fullmatch(file.name))}
-
-
-def write_webdataset(target: Path, rows: Iterable[Row], root: Path) -> None:
-    """Write rows and their images to a tar, or to several with `%05d` in its name; all of them appear, or none.
+def write_webdataset(target: Path, annotations: Iterable[Annotation], root: Path) -> None:
+    """Write annotations and their images to a tar.
 
     Raises:
-        InputError: an image is missing, or files of a longer conversion lie there.
+        InputError: an image is missing.
     """
-    samples: dict[Path, list[Row]] = {}
-    for row in rows:
-        own = {key: row[key] for key in row if key != "image"}
-        samples.setdefault(inside(root, row["image"], str(target)), []).append(own)
-    numbered, shards = _NUMBER.search(target.name), [dict[Path, list[Row]]()]
-    size = 0
-    for image, own_rows in samples.items():
+    images: dict[Path, list[Annotation]] = {}
+    for one in annotations:
+        image = path_inside(root, one["image"], str(target))
         if not is_file(image) or image.suffix.lower() not in image_suffixes():
-            raise InputError(f"{image} is not there or has no image's ending, and a tar holds its images: give --root.")
-        if numbered and size > SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][image] = own_rows
-        size += image.stat().st_size
-    stale = [file for number, file in numbered_files(target).items() if number >= len(shards)]
-    if stale:
-        raise InputError(f"{min(stale)} would be read with the {len(shards)} files to write: delete it first.")
-    with ExitStack() as stack:
-        for number, shard in enumerate(shards):
-            name = target.name.replace(numbered[0], numbered[0] % number, 1) if numbered else target.name
-            with tarfile.open(stack.enter_context(atomic_write(target.with_name(name))), "w") as tar:
-                for place, (image, own_rows) in enumerate(shard.items()):
-                    key = f"{number:05d}{place:06d}"  # unique among all files
-                    _add(tar, key + image.suffix.lower(), read_bytes(image))
-                    _add(tar, f"{key}.json", json.dumps(own_rows).encode())
+            raise InputError(f"{image} is missing or has no image's ending, and a tar holds its images: give --root.")
+        images.setdefault(image, []).append({key: value for key, value in one.items() if key != "image"})
+    with atomic_write(target) as temporary, tarfile.open(temporary, "w") as tar:
+        for number, (image, own) in enumerate(images.items()):
+            _add(tar, f"{number:06d}{image.suffix.lower()}", read_bytes(image))
+            _add(tar, f"{number:06d}.json", json.dumps(own).encode())
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Add a file without owner or time, so that the same rows make the same bytes."""
+    """Add a file without owner or time, so that the same samples make the same bytes."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, BytesIO(content))
+
+
+def unpack_once(files: Sequence[Path], kind: str, unpack: Unpack) -> Path:
+    """Unpack files below the cache folder, unless that was done before, and return where.
+
+    Raises:
+        InputError: as `unpack` does, or the disk is full.
+    """
+    states = [(file.resolve().as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    folder = cache_folder() / kind / hashlib.sha256(repr(states).encode(errors="replace")).hexdigest()[:32]
+    temporary = folder.with_suffix(".part")
+    if folder.exists():
+        return folder
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if folder.exists():  # another process has unpacked them meanwhile
+                return folder
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            try:
+                temporary.mkdir()
+                with (temporary / _ANNOTATIONS).open("wb") as out:
+                    for where, one in chain.from_iterable(unpack(file, temporary) for file in files):
+                        out.write(json_line({"where": where, "annotation": one}))
+                temporary.rename(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def unpacked_annotations(folder: Path) -> Iterator[tuple[str, Annotation]]:
+    """Yield (where it stood, annotation) of an unpacked folder."""
+    for _, line in json_objects(folder / _ANNOTATIONS):
+        yield line["where"], line["annotation"]

@@ -10,10 +10,11 @@ from typing import Any
 
 from epmvg.core.files import check_not_input
 from epmvg.core.types import InputError, Progress, Sample
-from epmvg.data.convert import refuse_inputs, write_records
-from epmvg.data.readers.coco import layout
+from epmvg.data.convert import reject_inputs, write_samples
+from epmvg.data.readers.annotations import Skipped, sample_error, to_samples
 from epmvg.data.readers.files import is_file, is_folder
-from epmvg.data.readers.jsonl import Skipped, fault_of, line_rows, named_records
+from epmvg.data.readers.formats import json_layout
+from epmvg.data.readers.jsonl import jsonl_annotations
 from epmvg.data.registry import DATASETS, open_samples
 from epmvg.data.validation.checks import Examination, judge_missing_splits, judge_trainable
 from epmvg.data.validation.findings import Example, Finding, Findings, legible
@@ -96,7 +97,7 @@ def check(
     found = Findings()
     if clean is not None:
         check_not_input(clean, against)
-        refuse_inputs(Path(clean), data, root)
+        reject_inputs(Path(clean), data, root)
     file = _jsonl_file(data, root)
     base = Path(root) if root is not None and data not in DATASETS else file.parent if file else Path()
     entries: Iterable[Entry]
@@ -133,7 +134,7 @@ def check(
 
 
 def _named_rows(file: Path, root: Path, split_key: str) -> Iterator[tuple[str, Sample | InputError]]:
-    for where, record in named_records(line_rows(file), root, split_key):
+    for where, record in to_samples(jsonl_annotations(file), root, split_key):
         yield where.removeprefix(f"{file} "), record
 
 
@@ -159,11 +160,11 @@ def _write_clean(target: Path, named: Iterable[tuple[str, Sample | InputError]],
         if not isinstance(record, InputError)
         and where not in bad
         and record.image not in found.bad_images
-        and fault_of(record) is None
+        and sample_error(record) is None
     ]
     if not kept:
         raise InputError(f"{target} was not written: no row is without an error.")
-    write_records(target, kept, root)
+    write_samples(target, kept, root)
     return len(kept)
 
 
@@ -179,15 +180,15 @@ def _jsonl_file(data: str, root: Path | str | None) -> Path | None:
     file = Path(data)
     if is_folder(file) and is_file(file / "annotations.jsonl") and not is_file(file / "metadata.jsonl"):
         return file / "annotations.jsonl"
-    if file.suffix.lower() in (".json", ".jsonl") and (not is_file(file) or layout(file) == "rows"):
+    if file.suffix.lower() in (".json", ".jsonl") and (not is_file(file) or json_layout(file) == "jsonl"):
         return file
     return None
 
 
 def _from_reader(data: str, root: Path | str | None, split_key: str, found: Findings) -> list[Sample]:
     """Read records, and note what the reader left out."""
-    skipped = Skipped(every=[])
+    skipped = Skipped()
     records = open_samples(data, split=None, root=root, split_key=split_key, skipped=skipped)
-    for where, reason in skipped.every or ():
+    for where, reason in skipped.every:
         found.add("row-refused", Example(legible(where, 300), legible(reason)))
     return records

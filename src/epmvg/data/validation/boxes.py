@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from epmvg.core.types import Box
-from epmvg.data.conventions import SLACK, Size, beyond
+from epmvg.data.conventions import TOLERANCE, Size, overhang
 
 
 def fault_of(box: Box, size: Size | None) -> tuple[str, str] | None:
@@ -18,8 +18,8 @@ def fault_of(box: Box, size: Size | None) -> tuple[str, str] | None:
         return "box-inverted", f"{width:g} x {height:g} px"
     if width == 0 or height == 0:
         return "box-empty", f"{width:g} x {height:g} px"
-    far = beyond(box, size)
-    if far > SLACK:
+    far = overhang(box, size)
+    if far > TOLERANCE:
         of = f" of {size[0]} x {size[1]}" if size else ""
         return "box-outside", f"{far:g} px outside{of}"
     if width <= 1 or height <= 1:

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from epmvg.core.types import Box, InputError, Progress
-from epmvg.data.conventions import Convention, Size
-from epmvg.data.readers.jsonl import VALIDATION
+from epmvg.data.conventions import BoxConvention, Size
 from epmvg.data.validation.boxes import fault_of, overlap
 from epmvg.data.validation.findings import Example, Findings, legible
 from epmvg.data.validation.images import Images, Seen
@@ -28,6 +27,9 @@ LONGEST = 20
 _BOX_KINDS = ("box-outside", "box-empty", "box-inverted", "box-thin", "side-word", "image-turned")
 """What a wrong convention of boxes brings about by itself."""
 
+VALIDATION = ("val", "valid", "validation", "dev")
+"""Names in use for the split that training validates on."""
+
 
 class Examination:
     """Rows seen so far, and what was wrong with them."""
@@ -37,7 +39,7 @@ class Examination:
         self.found = found
         self.rows: Counter[str] = Counter()  # by split
         self.splits: dict[str, int] = {}  # name -> its number
-        self.convention = Convention()
+        self.convention = BoxConvention()
         self.sided = 0  # phrases that name a side as such, and have a box
         self._apart = 0  # phrases whose two boxes overlap by less than half
         self._named_copies = 0  # rows that are there before under another id
@@ -70,7 +72,7 @@ class Examination:
 
     def close(self) -> None:
         """Say what only shows once all rows are known."""
-        verdict = self.convention.verdict()
+        verdict = self.convention.detect()
         if verdict is not None:
             name, why = verdict
             kept = [one for kind in _BOX_KINDS for one in self.found.examples.get(kind, [])]

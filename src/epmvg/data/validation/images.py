@@ -11,8 +11,8 @@ from typing import Self
 from epmvg.core.hardware import cpu_threads
 from epmvg.core.types import Box, InputError
 from epmvg.data.conventions import Size, fits
-from epmvg.data.readers.files import inside, is_file
-from epmvg.data.readers.finder import ImageFinder
+from epmvg.data.readers.files import is_file, path_inside
+from epmvg.data.readers.image_finder import ImageFinder
 from epmvg.data.validation.findings import Example, Findings, legible
 from epmvg.data.validation.image_digest import Photo, look
 from epmvg.data.validation.rows import Entry
@@ -89,7 +89,7 @@ class Images:
             found.add("image-path", Example(entry.where, legible(name), legible(name)), unit="images")
             self.by_name[name] = Seen(name, None, entry.where, Photo())
             return None
-        if entry.file is None and file != inside(self.root, name, entry.where) and is_file(file):
+        if entry.file is None and file != path_inside(self.root, name, entry.where) and is_file(file):
             example = Example(entry.where, legible(f"{file} is there", 300), legible(name))
             found.add("image-spelling", example, unit="images")
         known = self._by_file.get(str(file))

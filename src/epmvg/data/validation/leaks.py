@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path, PurePosixPath
 
-from epmvg.data.readers.files import is_file, read_lines
+from epmvg.data.readers.files import is_file, read_text_lines
 from epmvg.data.validation.findings import Example, Findings, legible
 from epmvg.data.validation.image_digest import find_twins, look
 from epmvg.data.validation.images import Seen
@@ -49,7 +49,7 @@ def judge_list(images: Iterable[Seen], splits: Sequence[str], file: Path, found:
     Raises:
         InputError: the list cannot be read.
     """
-    lines = read_lines(file)
+    lines = read_text_lines(file)
     named = {key: line for line in reversed(lines) for key in _keys(line, listed=True)}
     learned = sum(1 << number for number, split in enumerate(splits) if _LEARNED.search(split))
     asked = [seen for seen in images if seen.splits & ~learned]

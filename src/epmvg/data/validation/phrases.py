@@ -8,7 +8,7 @@ import unicodedata
 from typing import TYPE_CHECKING, Literal
 
 from epmvg.core.tokenizer import PhraseTokenizer
-from epmvg.data.readers.files import is_encodable
+from epmvg.data.readers.fields import is_encodable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from epmvg.core.types import Box, InputError, Sample
-from epmvg.data.readers.files import four_numbers, json_fault, refuse_pointer, shown, size_of
+from epmvg.data.readers.fields import four_numbers, short_repr, size_of
+from epmvg.data.readers.files import json_error, open_file
 from epmvg.data.validation.findings import Example, Findings, legible
 
 LONGEST_LINE = 10_000_000
@@ -46,7 +47,7 @@ def count_lines(file: Path) -> int:
     Raises:
         InputError: the file cannot be opened.
     """
-    with _open(file) as source:
+    with open_file(file) as source:
         return sum(part.count(b"\n") for part in iter(lambda: source.read(2**20), b"")) + 1
 
 
@@ -56,11 +57,9 @@ def read_entries(file: Path, split_key: str, found: Findings) -> Iterator[Entry]
     Raises:
         InputError: the file cannot be opened.
     """
-    with _open(file) as lines:
+    with open_file(file) as lines:
         for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
             where = f"line {number}"
-            if number == 1:
-                refuse_pointer(line, file)
             if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
                 found.add("line-json", Example(where, f"longer than {LONGEST_LINE:,} bytes"))
                 while line and not line.endswith(b"\n"):
@@ -74,18 +73,11 @@ def read_entries(file: Path, split_key: str, found: Findings) -> Iterator[Entry]
                 yield _entry(row, where, split_key, found)
 
 
-def _open(file: Path) -> BinaryIO:
-    try:
-        return file.open("rb")
-    except OSError as error:
-        raise InputError(f"{file} cannot be opened ({error.strerror}): check the path.") from error
-
-
 def entries_of(records: Iterable[Sample]) -> Iterator[Entry]:
     """Yield records as entries."""
     for number, record in enumerate(records, 1):
         ann_id = record.extra.get("ann_id")
-        name = record.id or ("" if ann_id is None else f"ann_id {shown(ann_id)}")
+        name = record.id or ("" if ann_id is None else f"ann_id {short_repr(ann_id)}")
         where = record_name(number, record)
         entry = Entry(where, str(record.image), record.phrase, record.box, record.split, name, record.size)
         entry.file, entry.turned = record.image, _turned(record)
@@ -103,7 +95,7 @@ def _turned(record: Sample) -> str:
         value = record.extra.get(key)
         if isinstance(value, int | float) and value:
             done = "read as the upright box around it" if key == "rotated" else "not applied"
-            return f"{'rotation' if key == 'rotated' else key} {shown(value)}, {done}"
+            return f"{'rotation' if key == 'rotated' else key} {short_repr(value)}, {done}"
     return ""
 
 
@@ -116,10 +108,10 @@ def _parse(line: bytes, where: str, found: Findings) -> dict[str, Any] | None:
     try:
         row = json.loads(text)
     except (RecursionError, ValueError) as error:
-        found.add("line-json", Example(where, legible(json_fault(error))))
+        found.add("line-json", Example(where, legible(json_error(error))))
         return None
     if not isinstance(row, dict):
-        found.add("line-json", Example(where, f"{legible(shown(row))} is no object"))
+        found.add("line-json", Example(where, f"{legible(short_repr(row))} is no object"))
         return None
     return row
 
@@ -136,11 +128,11 @@ def _entry(row: dict[str, Any], where: str, split_key: str, found: Findings) -> 
     if "bbox" in row:
         entry.box = _box(row["bbox"])
         if entry.box is None:
-            faults.append(f'"bbox" is {shown(row["bbox"])}')
+            faults.append(f'"bbox" is {short_repr(row["bbox"])}')
     try:
         entry.size = size_of(row.get("width"), row.get("height"), where)
     except InputError:
-        faults.append(f"width and height are {shown(row['width'])}, {shown(row['height'])}")
+        faults.append(f"width and height are {short_repr(row['width'])}, {short_repr(row['height'])}")
     if faults:
         found.add("value-type", Example(where, legible("; ".join(faults)), entry.image or "", entry.phrase or ""))
     return entry
@@ -165,7 +157,7 @@ def _text(row: dict[str, Any], key: str, faults: list[str]) -> str | None:
     if value is None and key not in row:
         return None
     if not isinstance(value, str):
-        faults.append(f'"{key}" is {shown(value)}')
+        faults.append(f'"{key}" is {short_repr(value)}')
         return None
     return value
 
@@ -175,9 +167,9 @@ def _label(row: dict[str, Any], key: str, faults: list[str]) -> str | None:
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        faults.append(f'"{key}" is {shown(value)}')
+        faults.append(f'"{key}" is {short_repr(value)}')
         return None
-    return value if isinstance(value, str) else shown(value)
+    return value if isinstance(value, str) else short_repr(value)
 
 
 def _box(value: object) -> Box | None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.core.types import InputError
-from epmvg.data.convert import refuse_inputs, write_records
-from epmvg.data.readers.formats import kind_of
-from epmvg.data.readers.jsonl import Skipped
+from epmvg.data.convert import reject_inputs, write_samples
+from epmvg.data.readers.annotations import Skipped
+from epmvg.data.readers.formats import format_of
 from epmvg.data.registry import open_samples
 from epmvg.data.validation.image_digest import groups_of, look
 
@@ -45,8 +45,8 @@ def split_data(
         InputError: fractions that are none, fewer images than splits, or as `open_records`.
     """
     shares = _shares(fractions)
-    kind = kind_of(target)
-    refuse_inputs(target, name, root)
+    format_of(target)  # which rejects an ending that means none
+    reject_inputs(target, name, root)
     skipped = Skipped()
     records = open_samples(name, split=None, root=root, skipped=skipped)
     images = sorted({record.image for record in records})
@@ -60,7 +60,7 @@ def split_data(
         )
         for record in records
     ]
-    base = write_records(target, dealt, root, kind)
+    base = write_samples(target, dealt, root)
     of_images, of_rows = Counter(split_of.values()), Counter(record.split for record in dealt)
     splits = {split: {"images": of_images[split], "phrases": of_rows[split]} for split in shares}
     lost = {"skipped": dict(skipped.counts), "first_skipped": dict(skipped.first)}

@@ -13,17 +13,16 @@ from torch import Tensor, nn
 
 from epmvg.core.hardware import select_device, use_bf16
 from epmvg.core.types import GroundingOutput, InputError
-from epmvg.models.factory import own_defaults
+from epmvg.models.factory import float32_on_cpu
 from epmvg.models.grounder import EncodedImages, Grounder
-from epmvg.models.norms import BakedConv, bake_norms
-from epmvg.models.scores import raw_scores
-from epmvg.models.text_cache import TextMemory
+from epmvg.models.iou_head import raw_confidence
+from epmvg.models.text_cache import TextFeatureCache
 from epmvg.models.transformer import Attention
 
 TEXTS = 2_000
 """Phrases whose text states are kept: 25 KB each for BERT-base and eight word pieces."""
 
-_MULTIPLIES = (nn.Linear, nn.Conv2d, BakedConv, Attention)
+_MULTIPLIES = (nn.Linear, nn.Conv2d, Attention)
 """Modules whose parameters autocast would turn to bfloat16 in every call."""
 
 
@@ -54,16 +53,14 @@ class TorchRuntime:
         self.device = select_device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.bf16 = use_bf16(precision, self.device)
-        with own_defaults():
-            bake_norms(self.model.visual, padding=True)
-            self.model.visual.to(memory_format=torch.channels_last)
+        with float32_on_cpu():
+            self.model.visual_encoder.fuse_norms()
+            self.model.visual_encoder.to(memory_format=torch.channels_last)
             if self.bf16:
                 _halve(self.model)
-            else:
-                self.model.linguistic.bake()
-        self.texts = TextMemory(self.model.linguistic, TEXTS, torch.float32)
-        self._encode: Any = self.model.encode_image
-        self._answer: Any = self.model.answer
+        self.texts = TextFeatureCache(self.model.text_encoder, TEXTS, torch.float32)
+        self._encode: Any = self.model.encode_images
+        self._answer: Any = self.model.query
         if compile:
             self._encode, self._answer = torch.compile(self._encode), torch.compile(self._answer)
 
@@ -90,7 +87,7 @@ class TorchRuntime:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Answer phrases [P, L] about images `owner` [P] -> box [P, 4] cxcywh in 0..1 of the canvas, score [P]."""
         output = self._ask(self._answer, features, image_mask, tokens, token_mask, image_index)
-        return output.box.cpu().double().numpy(), raw_scores(output).cpu().double().numpy()
+        return output.box.cpu().double().numpy(), raw_confidence(output).cpu().double().numpy()
 
     @torch.inference_mode()
     def maps(
@@ -106,16 +103,16 @@ class TorchRuntime:
         Raises:
             InputError: the model has no where-map.
         """
-        answer = partial(self.model.answer, attention=kind == "attention")
+        answer = partial(self.model.query, output_attention=kind == "attention")
         output = self._ask(answer, features, image_mask, tokens, token_mask, np.zeros(len(tokens), np.int64))
         if kind == "attention":
             assert output.attention is not None
-            shares = output.attention[:, 1 : 1 + self.model.visual.places(self.image_size)]
+            shares = output.attention[:, 1 : 1 + self.model.visual_encoder.num_tokens(self.image_size)]
         elif output.heatmap is not None:
             shares = output.heatmap.softmax(-1)
         else:
-            raise InputError("This model has no where-map (model.anchored=false): look at its attention instead.")
-        sides = [-(-self.image_size // stride) for stride in self.model.visual.strides]
+            raise InputError("This model has no where-map (model.dense_head=false): look at its attention instead.")
+        sides = [-(-self.image_size // stride) for stride in self.model.visual_encoder.strides]
         levels = shares.float().cpu().split([side**2 for side in sides], 1)
         return [level.unflatten(1, (side, side)).numpy() for side, level in zip(sides, levels, strict=True)]
 

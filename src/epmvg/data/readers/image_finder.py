@@ -1,4 +1,4 @@
-"""Find the image that a row names, also where its file is spelled another way on this disk."""
+"""Find the image that an annotation names, also where its file is spelled differently on this disk."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import quote, unquote
 
 from epmvg.core.types import InputError
-from epmvg.data.readers.files import inside, shown
+from epmvg.data.readers.files import leads_out, path_inside
 
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12}\.\w+)")
 _COCO_PREFIXES = ("", "COCO_train2014_", "COCO_val2014_", "COCO_test2014_", "COCO_test2015_")
 
 
 class ImageFinder:
-    """Turns the image names of rows into paths under a root; each folder is listed once.
+    """Turns image names of annotations into paths under a root; each folder is listed once.
 
     A name whose file does not exist is tried with slashes for backslashes, percent signs decoded and encoded, in both
     Unicode normal forms, with another case of the suffix, and with COCO's 2014 and 2017 file names.
@@ -29,34 +29,33 @@ class ImageFinder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._paths: dict[str, Path] = {}
-        self._folders: dict[str, dict[str, str]] = {}
+        self._folders: dict[Path, dict[str, str]] = {}
 
     def __call__(self, name: object, where: str) -> Path:
-        """Return the path of an image: the file that is there, else as the name says; rows of an image share it.
+        """Return the path of an image: the file that exists, else as it is named; equal names share one `Path`.
 
         Raises:
-            InputError: it is no path, or leads out of the root; `where` says which row names it.
+            InputError: it is no path, or leads out of the root; `where` is the annotation's place in its file.
         """
         known = self._paths.get(name) if isinstance(name, str) else None
         if known is not None:
             return known
-        path = self._find(inside(self.root, name, where), str(name), where)
+        path = self._find(path_inside(self.root, name, where), str(name), where)
         self._paths[str(name)] = path
         return path
 
     def _find(self, path: Path, name: str, where: str) -> Path:
-        if self._has(path):
+        listed = self._listed(path.parent).get(_key(path.name))
+        if listed == path.name or (listed is not None and path.exists()):
             return path
         if "\\" in name:  # no such file here: the separators of another system
             if PureWindowsPath(name).anchor:
-                raise InputError(
-                    f"{where}: {shown(name)} leads out of {self.root}; give the folder that holds it with --root."
-                )
+                raise leads_out(name, self.root, where)
             name = name.replace("\\", "/")
-            path = inside(self.root, name, where)
+            path = path_inside(self.root, name, where)
         for spelled in _spellings(name):
             try:
-                other = inside(self.root, spelled, where)
+                other = path_inside(self.root, spelled, where)
             except InputError:
                 continue
             file = self._listed(other.parent).get(_key(other.name))
@@ -64,21 +63,15 @@ class ImageFinder:
                 return other.with_name(file)
         return path
 
-    def _has(self, path: Path) -> bool:
-        return self._listed(path.parent).get(_key(path.name)) == path.name or (
-            _key(path.name) in self._listed(path.parent) and path.exists()
-        )
-
     def _listed(self, folder: Path) -> dict[str, str]:
         """Return the names in a folder by what they have in common with other spellings."""
-        found = self._folders.get(str(folder))
-        if found is None:
+        if folder not in self._folders:
             try:
-                found = {_key(name): name for name in sorted(os.listdir(folder))}  # noqa: PTH208  names are enough
+                names = sorted(os.listdir(folder))  # noqa: PTH208  names are enough
             except (OSError, ValueError):
-                found = {}
-            self._folders[str(folder)] = found
-        return found
+                names = []
+            self._folders[folder] = {_key(name): name for name in names}
+        return self._folders[folder]
 
 
 def _key(name: str) -> str:

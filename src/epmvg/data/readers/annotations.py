@@ -1,0 +1,217 @@
+"""From annotations to samples and back: which are usable, and a count of those that are skipped."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from epmvg.core.types import InputError, Sample
+from epmvg.data.readers.fields import Annotation, is_encodable, name_of, require, require_box, size_of, to_xywh
+from epmvg.data.readers.files import relative_to
+from epmvg.data.readers.image_finder import ImageFinder
+
+T = TypeVar("T")
+Located = Iterator[tuple[str, T | InputError]]
+"""Pairs of where something stands (file and line or number), and the thing itself or what is wrong with it."""
+
+MALFORMED = "the annotation is malformed"
+"""The reason under which `Skipped` counts annotations that are not built as their format wants."""
+
+MAX_WORDS = 100
+"""Of a phrase; a longer one is a document in the wrong column (the published sets stay under 60)."""
+
+
+class SkippedError(InputError):
+    """A well-formed annotation that is skipped for a reason of its own, under which `Skipped` counts it."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class Skipped:
+    """Annotations that could not be used, counted by reason, with the first of each reason."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    every: list[tuple[str, str]] = field(default_factory=list)  # (where it stands, reason)
+
+    def add(self, reason: str, where: str) -> None:
+        self.counts[reason] += 1
+        self.first.setdefault(reason, where)
+        self.every.append((where, reason))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON: reason -> count, and reason -> the first."""
+        return {"skipped": dict(self.counts), "first_skipped": dict(self.first)}
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{count} annotation{'s' * (count > 1)} skipped: {reason} (first: {self.first[reason]})"
+            for reason, count in self.counts.items()
+        )
+
+
+def parsed(where: str, parts: Iterable[T]) -> Located[T]:
+    """Yield what a generator makes of one part of a file, or the InputError that it raises, with where it stands."""
+    try:
+        whole = list(parts)
+    except InputError as error:
+        yield where, error
+        return
+    yield from ((where, one) for one in whole)
+
+
+def read_annotations(
+    annotations: Located[Annotation],
+    root: Path,
+    source: str,
+    *,
+    split: str | None = None,
+    split_key: str = "split",
+    skipped: Skipped | None = None,
+) -> list[Sample]:
+    """Turn the annotations of a file into samples.
+
+    Args:
+        root: the folder that image paths are relative to and stay in.
+        source: what messages call the file.
+        split: keep only annotations whose `split_key` has this value; None keeps all.
+        skipped: collects annotations that cannot be used, which otherwise raise.
+
+    Raises:
+        InputError: an annotation cannot be used, or none is left.
+    """
+    names: set[str] = set()
+    samples = to_samples(annotations, root, split_key, split=split, names=names)
+    return collect(samples, source, skipped, split=split, names=names)
+
+
+def to_samples(
+    annotations: Located[Annotation],
+    root: Path,
+    split_key: str,
+    *,
+    split: str | None = None,
+    names: set[str] | None = None,
+) -> Located[Sample]:
+    """Yield (where it stands, sample or what is wrong with its annotation); add the names of splits to `names`."""
+    find = ImageFinder(root)
+    for where, annotation in annotations:
+        if isinstance(annotation, InputError):
+            yield where, annotation
+            continue
+        try:
+            name = name_of(annotation, split_key, where)
+            if names is not None and len(names) < 20:
+                names.add(name)
+            if split is None or name == split:
+                yield where, _sample(annotation, find, where, split_key)
+        except InputError as error:
+            yield where, error
+
+
+def _sample(annotation: Annotation, find: ImageFinder, where: str, split_key: str) -> Sample:
+    x, y, w, h = require_box(annotation, "bbox", where)
+    known = {"image", "phrase", "bbox", "width", "height", "id"}
+    if split_key == "split":  # else both it and the annotation's own "split" are kept
+        known.add("split")
+    return Sample(
+        image=find(annotation.get("image"), where),
+        phrase=require(annotation, "phrase", str, where),
+        box=(x, y, x + w, y + h),
+        split=name_of(annotation, split_key, where),
+        id=name_of(annotation, "id" if "id" in annotation else "source_id", where),
+        size=size_of(annotation.get("width"), annotation.get("height"), where),
+        extra={key: value for key, value in annotation.items() if key not in known},
+    )
+
+
+def collect(
+    samples: Located[Sample],
+    source: str,
+    skipped: Skipped | None,
+    *,
+    split: str | None = None,
+    names: set[str] | None = None,
+) -> list[Sample]:
+    """Return the usable ones of some samples.
+
+    Args:
+        source: what messages call the file or data set.
+        skipped: collects samples that cannot be used, which otherwise raise.
+        split: the split that was read, for the message; None for all.
+        names: of the splits that the source has, filled in as samples are read.
+
+    Raises:
+        InputError: a sample cannot be used, or none is left.
+    """
+    usable = []
+    for where, sample in samples:
+        if isinstance(sample, InputError):
+            if skipped is None:
+                raise sample
+            skipped.add(sample.reason if isinstance(sample, SkippedError) else MALFORMED, str(sample))
+            continue
+        error = sample_error(sample)
+        if error is None:
+            usable.append(sample)
+        elif skipped is None:
+            raise InputError(f"{where}: {error}. Fix or delete the annotation.")
+        else:
+            skipped.add(error, where)
+    if not usable:
+        of_split = f" of split {split!r}" if split else ""
+        if split and names is not None:
+            known = ", ".join(sorted(names - {""}))
+            of_split += f" (there are {known})" if known else " (none names a split: `epmvg data split` adds them)"
+        reason = str(skipped) if skipped and skipped.counts else "check its files"
+        raise InputError(f"{source} has no usable annotations{of_split}: {reason}.")
+    return usable
+
+
+def sample_error(sample: Sample) -> str | None:
+    """Return what makes a sample unusable, or None."""
+    x0, y0, x1, y1 = sample.box
+    if not all(math.isfinite(value) for value in sample.box):
+        return "the box holds a value that is not a number"
+    if x1 - x0 <= 0 or y1 - y0 <= 0:
+        return "the box is empty or inverted"
+    if sample.size is not None:
+        width, height = sample.size
+        if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+            return "the box lies outside its image"
+    return phrase_error(sample.phrase)
+
+
+def phrase_error(phrase: str) -> str | None:
+    """Return what makes a phrase unusable, or None."""
+    if not phrase.strip():
+        return "the phrase is empty"
+    if not is_encodable(phrase):
+        return "the phrase holds half of a letter"
+    if len(phrase.split()) > MAX_WORDS:
+        return f"the phrase has {len(phrase.split())} words, more than {MAX_WORDS}"
+    return None
+
+
+def to_annotations(samples: Iterable[Sample], base: Path) -> Iterator[Annotation]:
+    """Turn samples into annotations whose image paths are relative to `base`, absolute where they lie elsewhere."""
+    names: dict[Path, str] = {}
+    for sample in samples:
+        name = names.get(sample.image)
+        if name is None:
+            name = names[sample.image] = relative_to(sample.image, base) or sample.image.absolute().as_posix()
+        annotation: Annotation = {"image": name, "phrase": sample.phrase, "bbox": to_xywh(sample.box)}
+        if sample.size is not None:
+            annotation["width"], annotation["height"] = sample.size
+        if sample.split:
+            annotation["split"] = sample.split  # unless the annotation has one of its own, below
+        if sample.id:
+            annotation["id"] = sample.id
+        yield annotation | sample.extra

@@ -1,0 +1,158 @@
+"""Fields of annotations: parsing and checking the values that a file states."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from epmvg.core.types import Box, InputError
+
+Annotation = dict[str, Any]
+"""What a file states of one phrase: image, phrase, bbox [x, y, w, h], perhaps width, height, split, id, and others."""
+
+T = TypeVar("T")
+
+_NOUNS: dict[type, str] = {str: "a text", int: "a whole number", bytes: "bytes", list: "a list", dict: "an object"}
+
+
+def require(annotation: object, key: str, kind: type[T], where: str) -> T:
+    """Return the value of a key that must be there and of a type.
+
+    Args:
+        where: the file and the line or number of the annotation, for the message.
+
+    Raises:
+        InputError: it is missing or of another type.
+    """
+    value = annotation.get(key) if isinstance(annotation, dict) else None
+    if not isinstance(value, kind):
+        raise InputError(f'{where}: "{key}" is {short_repr(value)}, it must be {_NOUNS[kind]}; fix the annotation.')
+    return value
+
+
+def optional(annotation: Annotation, key: str, kind: type[T], where: str) -> T | None:
+    """Return the value of a key that may be missing or null; raises InputError as `require`."""
+    return require(annotation, key, kind, where) if annotation.get(key) is not None else None
+
+
+def require_number(annotation: Annotation, key: str, where: str) -> float:
+    """Return the value of a key that must be a number of less than 1e9; raises InputError as `require`."""
+    number = annotation.get(key)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < 1e9:
+        raise InputError(f'{where}: "{key}" is {short_repr(number)}, it must be a number; fix the annotation.')
+    return number
+
+
+def require_box(annotation: Annotation, key: str, where: str) -> Box:
+    """Return the four numbers of a key, which mean what the format says; raises InputError as `require`."""
+    numbers = four_numbers(annotation.get(key))
+    if numbers is None:
+        value = short_repr(annotation.get(key))
+        raise InputError(f'{where}: "{key}" is {value}, it must be four numbers; fix or delete the annotation.')
+    return numbers
+
+
+def name_of(annotation: Annotation, key: str, where: str) -> str:
+    """Return the text or number of a key as text, "" where it is missing or null.
+
+    Raises:
+        InputError: it is anything else.
+    """
+    value = annotation.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str | int | float) or (isinstance(value, int) and value.bit_length() > 99):
+        raise InputError(f'{where}: "{key}" is {short_repr(value)}, it must be a text or a number; fix the annotation.')
+    return str(value)
+
+
+def four_numbers(value: object) -> Box | None:
+    """Return a list of four numbers, also as text, as floats, or None where it is anything else."""
+    if not isinstance(value, list | tuple) or len(value) != 4 or any(isinstance(number, bool) for number in value):
+        return None
+    try:
+        a, b, c, d = (float(number) for number in value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return a, b, c, d
+
+
+def size_of(width: object, height: object, where: str) -> tuple[int, int] | None:
+    """Return (width, height) in pixels, also of numbers in text, or None where either is not stated.
+
+    Raises:
+        InputError: one of them is no number of pixels.
+    """
+    if width is None or height is None:
+        return None
+    sides = []
+    for value in (width, height):
+        try:
+            side = float(value) if isinstance(value, int | float | str) else -1.0
+        except (ValueError, OverflowError):
+            side = -1.0
+        if not 0 <= side < 1e9:
+            stated = f"{short_repr(width)}, {short_repr(height)}"
+            raise InputError(f"{where}: width and height are {stated}, not pixels; fix the annotation.")
+        sides.append(int(side))
+    return sides[0], sides[1]
+
+
+def picked(annotation: Annotation, *keys: str) -> Annotation:
+    """Return the keys of an annotation that are there, with their values."""
+    return {key: annotation[key] for key in keys if key in annotation}
+
+
+def merged(stated: Annotation, own: Annotation) -> Annotation:
+    """Return what a format states and the annotation's own keys; a key of both is "attributes.KEY" of the own."""
+    return {f"attributes.{key}" if key in stated else key: value for key, value in own.items()} | stated
+
+
+def union_box(boxes: Sequence[Box]) -> Box:
+    """Return the box (x0, y0, x1, y1) around several."""
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return min(x0), min(y0), max(x1), max(y1)
+
+
+def to_xywh(box: Iterable[float]) -> list[float]:
+    """Return a box (x0, y0, x1, y1) as [x, y, w, h], from which adding gives the same corners."""
+    x0, y0, x1, y1 = box
+    return [x0, y0, length(x0, x1), length(y0, y1)]
+
+
+def length(start: float, end: float) -> float:
+    """Return the shortest decimal that leads from start to end: 108.71 rather than 108.70999999999998."""
+    exact = end - start
+    nearby = (math.nextafter(exact, math.inf), math.nextafter(exact, -math.inf))
+    candidates = (*(round(exact, digits) for digits in (2, 6, 12)), exact, *nearby)
+    return next((value for value in candidates if start + value == end), exact)
+
+
+def enclosing_box(box: Box, degrees: float, pivot: tuple[float, float]) -> list[float]:
+    """Return the upright [x, y, w, h] around a box (x, y, w, h) that is rotated clockwise about a point."""
+    x, y, w, h = box
+    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    corners = [(a - pivot[0], b - pivot[1]) for a in (x, x + w) for b in (y, y + h)]
+    across = [pivot[0] + a * cosine - b * sine for a, b in corners]
+    down = [pivot[1] + a * sine + b * cosine for a, b in corners]
+    sides = (min(across), min(down), max(across) - min(across), max(down) - min(down))
+    return [round(side, 6) for side in sides]
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether a text can be written as UTF-8; half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def short_repr(value: object) -> str:
+    """Return a short form of any value for a message."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        return f"a huge {type(value).__name__}"
