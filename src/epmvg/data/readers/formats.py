@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from epmvg.core.files import atomic_write
 from epmvg.core.types import InputError, Sample
-from epmvg.data.readers.annotations import Located, Skipped, collect, parsed, read_annotations, to_annotations
+from epmvg.data.readers.annotations import Located, Skipped, collect, parsed, to_annotations, to_samples
 from epmvg.data.readers.coco import as_coco, coco_annotations
 from epmvg.data.readers.fields import Annotation
 from epmvg.data.readers.files import is_file, is_folder, open_file, parse_json, read_json
@@ -20,7 +20,7 @@ from epmvg.data.readers.hugging_face import (
     write_folder,
     write_parquet,
 )
-from epmvg.data.readers.jsonl import json_line, jsonl_annotations, read_jsonl, write_jsonl
+from epmvg.data.readers.jsonl import json_line, jsonl_annotations, write_jsonl
 from epmvg.data.readers.label_studio import is_task, task_annotations
 from epmvg.data.readers.odvg import as_odvg, is_odvg, odvg_annotations
 from epmvg.data.readers.refcoco import sentence_annotation
@@ -41,41 +41,40 @@ _FORMATS = {".odvg.jsonl": "odvg", ".jsonl": "jsonl", ".json": "coco", ".parquet
 _FIRST_BYTES = 65_536  # of a first line that are parsed
 
 
-def read_file(
+def file_samples(
     name: Path | str,
     *,
     split: str | None = None,
     root: Path | str | None = None,
     split_key: str = "split",
-    skipped: Skipped | None = None,
-) -> list[Sample]:
-    """Read the samples of a file or folder in any of the formats of docs/data.md.
+    names: set[str] | None = None,
+) -> Located[Sample]:
+    """Read a file or folder in any of the formats of docs/data.md; unusable boxes and phrases are not checked.
 
     Args:
         name: a file, a folder, or a pattern of .tar files.
         split: keep only annotations whose `split_key` has this value; None keeps all.
         root: the folder that image paths are relative to and stay in; by default the file's.
-        skipped: collects annotations that cannot be used, which otherwise raise.
+        names: the names of splits are added to it.
 
     Raises:
-        InputError: the format is not known, an annotation cannot be used, or none is left.
+        InputError: the format is not known, or the file cannot be read.
     """
     file = Path(name)
+    if is_file(file / "annotations.jsonl") and not metadata_files(file):
+        file /= "annotations.jsonl"
     folder = Path(root) if root else file if is_folder(file) else file.parent
     ending = file.suffix.lower()
-    if is_folder(file) and not metadata_files(file):
-        if is_file(file / "annotations.jsonl"):
-            return read_jsonl(file / "annotations.jsonl", split=split, root=root, split_key=split_key, skipped=skipped)
+    annotations: Located[Annotation]
+    if ending in (".pth", ".pkl"):
+        return read_transvg_file(file, Path(root) if root else None, split)
+    if is_folder(file) and metadata_files(file):
+        annotations = folder_annotations(file)
+    elif is_folder(file):
         raise InputError(
             f"{file} holds no metadata.jsonl (there or up to two folders down) and no annotations.jsonl: name a file,"
             " or a data set of `epmvg list datasets`."
         )
-    if ending in (".pth", ".pkl"):
-        samples = read_transvg_file(file, Path(root) if root else None, split)
-        return collect(samples, str(file), skipped)
-    annotations: Located[Annotation]
-    if is_folder(file):
-        annotations = folder_annotations(file)
     elif ending == ".tar":
         folder = unpack_once(tar_files(file), "webdataset", unpack_tar)
         annotations = unpacked_annotations(folder)
@@ -86,7 +85,21 @@ def read_file(
         annotations = _json_annotations(file)
     else:
         raise InputError(f"{name} is a file of no known format: write it as one that ends in {', '.join(READABLE)}.")
-    return read_annotations(annotations, folder, str(name), split=split, split_key=split_key, skipped=skipped)
+    return to_samples(annotations, folder, split_key, split=split, names=names)
+
+
+def read_file(
+    name: Path | str,
+    *,
+    split: str | None = None,
+    root: Path | str | None = None,
+    split_key: str = "split",
+    skipped: Skipped | None = None,
+) -> list[Sample]:
+    """Read the usable samples of a file or folder; arguments and errors as `file_samples` and `collect`."""
+    names: set[str] = set()
+    samples = file_samples(name, split=split, root=root, split_key=split_key, names=names)
+    return collect(samples, str(name), skipped, split=split, names=names)
 
 
 def json_layout(file: Path) -> Literal["jsonl", "odvg", "json"]:
