@@ -13,7 +13,8 @@ import pytest
 import epmvg
 from epmvg.cli import main
 from epmvg.core.types import InputError
-from epmvg.data.readers.formats import read_file, write_file
+from epmvg.data.readers.formats import write_file
+from epmvg.data.registry import open_samples
 from epmvg.evaluation.external_formats import ORDERS, UNITS
 from epmvg.evaluation.metrics import IOU_THRESHOLDS, METRICS
 from epmvg.models.factory import save
@@ -193,7 +194,7 @@ def test_our_own_evaluation_is_scored_alike_to_the_last_digit(tiny: Grounder, sq
 
 def test_coco_images_are_numbered_as_the_data_numbers_them(known: tuple[Path, Rows], tmp_path: Path) -> None:
     data, predictions = known
-    write_file(tmp_path / "data.json", read_file(data), tmp_path)
+    write_file(tmp_path / "data.json", open_samples(str(data), split=None), tmp_path)
     numbers = {image["file_name"]: image["id"] for image in json.loads((tmp_path / "data.json").read_text())["images"]}
     results = [
         {
