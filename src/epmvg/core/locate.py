@@ -25,9 +25,7 @@ SCENES_DOMAIN = "drawn scenes, not photographs"
 """Domain of a model trained on `scenes`."""
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_WHERE = (
-    "Give a folder that training or `epmvg export` wrote, `default` for the bundled model, or OWNER/NAME on the hub"
-)
+_WHERE = "Give a folder written by training or `epmvg export`, `default` (the bundled model), or OWNER/NAME on the hub"
 
 
 def read_domain(folder: Path) -> str | None:
@@ -36,9 +34,8 @@ def read_domain(folder: Path) -> str | None:
     It is the key `domain` in the front matter of the model card, or follows from a recipe that trains on drawn scenes.
     """
     card, recipe = folder / "README.md", folder / "config.yaml"
-    front_matter = (
-        re.match(r"---\n(.*?\n)---\n", card.read_text(encoding="utf-8"), re.DOTALL) if card.is_file() else None
-    )
+    content = card.read_text(encoding="utf-8") if card.is_file() else ""
+    front_matter = re.match(r"---\n(.*?\n)---\n", content, re.DOTALL)
     domain = _read_yaml(front_matter[1]).get("domain") if front_matter else None
     if isinstance(domain, str):
         return domain
