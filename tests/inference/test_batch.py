@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from epmvg.core.types import InputError
-from epmvg.data.readers.formats import read_file
+from epmvg.data.registry import open_samples
 from epmvg.inference import batch
 from epmvg.inference.batch import predict_many
 from epmvg.inference.predictor import Predictor
@@ -266,7 +266,7 @@ def test_other_formats_are_read_by_other_tools(run: Path, squares: Path, tmp_pat
     predict_many(run, squares, tmp_path / "coco.json", form="coco", min_score=0.0)
     predict_many(run, squares, tmp_path / "tasks.json", form="label-studio", min_score=1.0)
     rows = lines(tmp_path / "out.jsonl")
-    records = read_file(tmp_path / "coco.json")
+    records = open_samples(str(tmp_path / "coco.json"), split=None)
     assert [(record.image.name, record.phrase) for record in records] == [
         (Path(row["image"]).name, row["phrase"]) for row in rows
     ]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from epmvg.core.types import InputError, Prediction
-from epmvg.data.readers.formats import read_file
+from epmvg.data.registry import open_samples
 from epmvg.inference.results import Predictions, to_coco, to_label_studio
 
 
@@ -34,7 +34,7 @@ def test_coco_is_read_back_as_rows(answers: list[Predictions], tmp_path: Path) -
     coco = to_coco(answers)
     assert [image["file_name"] for image in coco["images"]] == ["0.png", "1.png"]  # asked, if in vain
     (tmp_path / "found.json").write_text(json.dumps(coco))
-    records = read_file(tmp_path / "found.json")
+    records = open_samples(str(tmp_path / "found.json"), split=None)
     assert [(record.image.name, record.phrase, record.box) for record in records] == [
         ("0.png", one.phrase, one.box) for one in answers[0].found
     ]
@@ -99,7 +99,7 @@ def test_names_are_relative_to_a_stated_root_and_encoded_in_addresses(tmp_path: 
     coco = to_coco(about, root=tmp_path)
     assert coco["images"][0]["file_name"] == name
     (tmp_path / "found.json").write_text(json.dumps(coco))
-    assert read_file(tmp_path / "found.json")[0].image.is_file()  # wherever the program runs
+    assert open_samples(str(tmp_path / "found.json"), split=None)[0].image.is_file()  # wherever the program runs
     assert to_coco([about], root=tmp_path / "a b" / "..")["images"][0]["file_name"] == name
     assert to_coco([about], root=tmp_path / "c")["images"][0]["file_name"] == str(tmp_path / name)
     about.name = name
