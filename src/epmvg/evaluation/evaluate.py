@@ -161,7 +161,7 @@ def _rows(output: GroundingOutput, batch: Batch, calibration: Calibration | None
     boxes, scores = output.box.float().cpu(), confidence_of(output, calibration).tolist()
     rows = []
     for i, sample in enumerate(batch.samples):
-        source = batch.letterboxes[int(batch.image_index[i])].to_source(boxes[i].double())
+        source = batch.letterboxes[int(batch.image_index[i])].to_image(boxes[i].double())
         box = [round(value, 3) for value in source.tolist()]
         rows.append(prediction_row(sample, box, ious([box], [sample.box])[0], scores[i]))
     return rows
