@@ -414,7 +414,7 @@ def test_loading_leaves_the_caller_s_defaults_and_is_not_moved_by_them(name: str
                 assert one.box == pytest.approx(other.box, abs=0.011) and one.score == pytest.approx(
                     other.score, abs=1e-5
                 )
-            assert ground.attention(picture, "dog")[0].shape == (40, 60)
+            assert ground.maps("attention", picture, "dog")[0].shape == (40, 60)
             assert torch.get_default_dtype() == dtype and torch.get_default_device().type == device
     finally:
         torch.set_default_dtype(torch.float32)

@@ -29,7 +29,7 @@ from epmvg.evaluation.samples import of_some_images
 from epmvg.export.graphs import write_onnx
 from epmvg.export.parity import largest_difference
 from epmvg.inference.predictor import Predictor
-from epmvg.inference.runtimes.onnx_runtime import (
+from epmvg.inference.runtimes.exported import (
     IMAGE,
     PHRASES,
     SETTINGS,

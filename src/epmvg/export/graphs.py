@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from epmvg.inference.runtimes.onnx_runtime import IMAGE, PHRASES
+from epmvg.inference.runtimes.exported import IMAGE, PHRASES
 from epmvg.models.grounder import EncodedImages, Grounder
 from epmvg.models.iou_head import raw_confidence
 

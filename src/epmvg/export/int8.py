@@ -18,7 +18,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from epmvg.export.graphs import quiet
-from epmvg.inference.runtimes.onnx_runtime import IMAGE, PHRASES
+from epmvg.inference.runtimes.exported import IMAGE, PHRASES
 
 Canvas = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """image [1, 3, S, S] and pad [1, S, S]."""

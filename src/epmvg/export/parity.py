@@ -6,8 +6,7 @@ import numpy as np
 from PIL import Image
 
 from epmvg.core.geometry import Letterbox
-from epmvg.inference.predictor import tokenize
-from epmvg.inference.runtimes.protocol import Backend
+from epmvg.inference.runtimes.protocol import GrounderRuntime
 
 _PHRASES = (
     "dog",
@@ -29,7 +28,7 @@ _ASKED: tuple[tuple[tuple[tuple[int, int], ...], int], ...] = (
 """(width and height of each picture of a batch, phrases about them)."""
 
 
-def largest_difference(one: Backend, other: Backend) -> tuple[float, float]:
+def largest_difference(one: GrounderRuntime, other: GrounderRuntime) -> tuple[float, float]:
     """Ask both the same and return how far their predictions lie apart at most; nan where one is not a number.
 
     Returns:
@@ -46,9 +45,9 @@ def largest_difference(one: Backend, other: Backend) -> tuple[float, float]:
         image, image_mask = (np.stack(parts) for parts in zip(*canvases, strict=True))
         image_index = np.arange(count, dtype=np.int64) % len(sizes)
         boxes, scores = [], []
-        for backend in (one, other):
-            tokens, token_mask = tokenize(backend, _PHRASES[:count])
-            box, score = backend.answer(backend.encode(image, image_mask), image_mask, tokens, token_mask, image_index)
+        for runtime in (one, other):
+            features = runtime.encode_pixels(image, image_mask)
+            box, score, _ = runtime.query_features(features, image_mask, _PHRASES[:count], image_index)
             boxes.append(np.concatenate([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], 1))
             scores.append(score)
         edges.append(np.abs(boxes[0] - boxes[1]).max())

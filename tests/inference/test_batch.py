@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from epmvg.core.types import InputError
-from epmvg.data.readers.formats import read_file
-from epmvg.inference import batch as bulk
+from epmvg.data.registry import open_samples
+from epmvg.inference import batch
 from epmvg.inference.batch import predict_many
 from epmvg.inference.predictor import Predictor
 from epmvg.inference.sources import Sources
@@ -52,27 +52,27 @@ def lines(file: Path) -> list[Row]:
 @pytest.fixture
 def predicted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None, type[BaseException]], list[tuple[bytes, str]]]:
     """Call it to log what is predicted from now on as (image digest, phrase), and to stop after so many batches."""
-    real = bulk._predict
+    real = Predictor.predict_batch
 
     def start(stop: int | None = None, error: type[BaseException] = KilledError) -> list[tuple[bytes, str]]:
         log: list[tuple[bytes, str]] = []
         batches = [0]
 
-        def logged(predictor: Predictor, asked: list[tuple[Any, bytes, list[str]]]) -> Any:
+        def logged(self: Predictor, queries: Any, keys: Any) -> Any:
             if batches[0] == stop:
                 raise error
-            batches[0] += bool(asked)
-            log.extend((digest, phrase) for _, digest, phrases in asked for phrase in phrases)
-            return real(predictor, asked)
+            batches[0] += 1
+            log.extend((key, phrase) for (_, phrases), key in zip(queries, keys, strict=True) for phrase in phrases)
+            return real(self, queries, keys)
 
-        monkeypatch.setattr(bulk, "_predict", logged)
+        monkeypatch.setattr(Predictor, "predict_batch", logged)
         return log
 
     return start
 
 
 def test_rows_are_those_of_the_predictor_in_order(run: Path, squares: Path, tmp_path: Path) -> None:
-    done = predict_many(run, squares, tmp_path / "out.jsonl", images=3)
+    done = predict_many(run, squares, tmp_path / "out.jsonl", batch_size=3)
     asked, found = lines(squares), lines(tmp_path / "out.jsonl")
     assert (done["rows"], done["errors"], done["kept"]) == (48, 0, 0)
     assert [(row["id"], row["phrase"]) for row in found] == [(row["id"], row["phrase"]) for row in asked]
@@ -87,18 +87,18 @@ def test_stopped_and_started_again_it_predicts_the_rest_and_writes_the_same_file
     run: Path, squares: Path, tmp_path: Path, predicted: Any
 ) -> None:
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    predict_many(run, squares, whole, images=2)
+    predict_many(run, squares, whole, batch_size=2)
     count = 0
     for stop in (2, 1, 2):
         log = predicted(stop)
         with pytest.raises(KilledError):
-            predict_many(run, squares, cut, images=2)
+            predict_many(run, squares, cut, batch_size=2)
         count += len(log)
         assert not cut.exists()
         with (tmp_path / "cut.jsonl.part").open("a") as torn:
-            torn.write('{"key": 12, "row": {"image": "to')
+            torn.write('{"key": "0123456789abcdef')
     log = predicted()
-    assert predict_many(run, squares, cut, images=2)["kept"] == count == 40
+    assert predict_many(run, squares, cut, batch_size=2)["kept"] == count == 40
     assert len(log) == 8 and cut.read_bytes() == whole.read_bytes()
 
 
@@ -129,13 +129,13 @@ def test_what_changed_during_a_break_is_queried_again_and_nothing_else(
     phrases = ["the red square", "the blue square"]
     predicted(2)
     with pytest.raises(KilledError):
-        predict_many(run, photos, tmp_path / "out.jsonl", phrases=phrases, images=2)
+        predict_many(run, photos, tmp_path / "out.jsonl", phrases=phrases, batch_size=2)
     if change:
         change(photos)
     log = predicted()
-    predict_many(run, photos, tmp_path / "out.jsonl", phrases=phrases, images=2)
+    predict_many(run, photos, tmp_path / "out.jsonl", phrases=phrases, batch_size=2)
     assert len(log) == asked
-    predict_many(run, photos, tmp_path / "fresh.jsonl", phrases=phrases, images=2)
+    predict_many(run, photos, tmp_path / "fresh.jsonl", phrases=phrases, batch_size=2)
     assert lines(tmp_path / "out.jsonl") == lines(tmp_path / "fresh.jsonl")
 
 
@@ -144,10 +144,10 @@ def test_a_row_put_in_front_of_a_file_during_a_break_is_answered(
 ) -> None:
     predicted(3)
     with pytest.raises(KilledError):
-        predict_many(run, squares, tmp_path / "out.jsonl", images=2)
+        predict_many(run, squares, tmp_path / "out.jsonl", batch_size=2)
     squares.write_text('{"image": "5.png", "phrase": "new"}\n' + squares.read_text())
     log = predicted()
-    predict_many(run, squares, tmp_path / "out.jsonl", images=2)
+    predict_many(run, squares, tmp_path / "out.jsonl", batch_size=2)
     found = lines(tmp_path / "out.jsonl")
     assert [row["phrase"] for row in found] == [row["phrase"] for row in lines(squares)]
     assert len(log) == 48 - 6 * 4 + 1
@@ -156,22 +156,22 @@ def test_a_row_put_in_front_of_a_file_during_a_break_is_answered(
 def test_another_model_is_asked_everything_again(run: Path, photos: Path, tmp_path: Path, predicted: Any) -> None:
     predicted(2)
     with pytest.raises(KilledError):
-        predict_many(run, photos, tmp_path / "out.jsonl", phrases=["it"], images=2)
+        predict_many(run, photos, tmp_path / "out.jsonl", phrases=["it"], batch_size=2)
     with (run / "model.yaml").open("a") as changed:
         changed.write("\n")
     log = predicted()
-    assert predict_many(run, photos, tmp_path / "out.jsonl", phrases=["it"], images=2)["rows"] == 6 == len(log)
+    assert predict_many(run, photos, tmp_path / "out.jsonl", phrases=["it"], batch_size=2)["rows"] == 6 == len(log)
 
 
 def test_a_model_is_all_that_predictions_depend_on(run: Path) -> None:
-    keys = [bulk._model_key(run)]
+    keys = [batch._digest_of(run, None)]
     for name in ("model.safetensors", "model.yaml", "tokenizer/tokenizer_config.json", "confidence.json"):
         with (run / name).open("ab") as changed:
             changed.write(b"\n")
-        keys.append(bulk._model_key(run))
+        keys.append(batch._digest_of(run, None))
     assert len(set(keys)) == 5
     (run / "metrics.jsonl").write_text("{}\n")
-    assert bulk._model_key(run) == keys[-1]
+    assert batch._digest_of(run, None) == keys[-1]
 
 
 def test_a_bad_line_costs_its_row(run: Path, squares: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_folder_is_searched_and_what_is_no_image_is_counted(run: Path, photos:
     sources = Sources([photos], ["it"])
     names = [query.image.relative_to(photos).as_posix() for query in sources.queries() if query.image]
     assert names == [*(f"{number}.png" for number in range(6)), "a.jfif", "b.JPEG", "more/c.avif", "torn.jpg"]
-    assert sources.describe_skipped() == "1 .txt, 1 linked folder, 1 without an ending"
+    assert sources.describe_skipped() == "1 .txt, 1 linked folder, 1 without a suffix"
     many = [f"thing {number}" for number in range(70)]
     done = predict_many(run, photos, tmp_path / "out.jsonl", phrases=[*many, " "])
     found = lines(tmp_path / "out.jsonl")
@@ -238,7 +238,7 @@ def test_a_folder_without_readable_images_says_what_it_holds(run: Path, tmp_path
 def test_shards_are_disjoint_and_complete(squares: Path) -> None:
     def images(shard: tuple[int, int]) -> list[tuple[str, str]]:
         queries = Sources([squares], shard=shard).queries()
-        return [(str(query.image), phrase) for query in queries for phrase in query.phrases]
+        return [(str(query.image), query.phrase) for query in queries]
 
     whole = images((0, 1))
     parts = [images((number, 4)) for number in range(4)]
@@ -266,7 +266,7 @@ def test_other_formats_are_read_by_other_tools(run: Path, squares: Path, tmp_pat
     predict_many(run, squares, tmp_path / "coco.json", form="coco", min_score=0.0)
     predict_many(run, squares, tmp_path / "tasks.json", form="label-studio", min_score=1.0)
     rows = lines(tmp_path / "out.jsonl")
-    records = read_file(tmp_path / "coco.json")
+    records = open_samples(str(tmp_path / "coco.json"), split=None)
     assert [(record.image.name, record.phrase) for record in records] == [
         (Path(row["image"]).name, row["phrase"]) for row in rows
     ]
@@ -289,10 +289,10 @@ def test_nothing_of_the_user_s_is_replaced(run: Path, squares: Path, photos: Pat
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     calls: list[tuple[Any, Path, dict[str, Any], str]] = [
         (squares, out, {}, "or delete it"),
-        (squares, squares, {"overwrite": True}, "overwrite the input"),
-        (squares, link, {"overwrite": True}, "overwrite the input"),
+        (squares, squares, {}, "overwrite the input"),
+        (squares, link, {}, "overwrite the input"),
         (squares, tmp_path / "q.jsonl", {}, "in the way"),
-        (squares, tmp_path / "r.jsonl", {}, "no unfinished work"),
+        (squares, tmp_path / "r.jsonl", {}, "no unfinished output"),
         (squares, tmp_path / "o.csv", {}, r"\.jsonl"),
         (squares, tmp_path / "o.jsonl", {"form": "coco"}, r"\.json"),
         (squares, tmp_path / "none" / "o.jsonl", {}, "folder that exists"),
@@ -300,11 +300,9 @@ def test_nothing_of_the_user_s_is_replaced(run: Path, squares: Path, photos: Pat
         (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "draw": photos / "drawn"}, "searched for images"),
         (photos / "0.png", tmp_path / "o.jsonl", {"phrases": ["it"], "draw": photos}, "overwrite the input"),
         (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "draw": tmp_path / "full"}, "not empty"),
-        (photos, tmp_path / "o.jsonl", {}, "give the phrases"),
-        (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "root": tmp_path}, "--root"),
-        (squares, tmp_path / "o.jsonl", {"root": tmp_path / "none"}, "not a folder"),
+        (photos, tmp_path / "o.jsonl", {}, "Give the phrases"),
         (tmp_path / "none.jsonl", tmp_path / "o.jsonl", {}, "does not exist"),
-        (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "shard": (6, 7)}, "holds no image"),
+        (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "shard": (6, 7)}, "has no image"),
         (squares, tmp_path / "o.jsonl", {"min_score": "auto"}, "no stored threshold"),
     ]
     for source, target, options, words in calls:
@@ -313,21 +311,17 @@ def test_nothing_of_the_user_s_is_replaced(run: Path, squares: Path, photos: Pat
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
-def test_two_processes_do_not_write_one_file(run: Path, squares: Path, tmp_path: Path, predicted: Any) -> None:
-    real = bulk._finish
-    said: list[str] = []
+def test_two_processes_do_not_write_one_file(run: Path, squares: Path, tmp_path: Path) -> None:
+    first_calls: list[int] = []
 
-    def second(*arguments: Any) -> Any:
-        if not said:
-            said.append("")
+    def start_second(done: int, total: int) -> None:
+        if not first_calls:
+            first_calls.append(done)
             with pytest.raises(InputError, match="Another process"):
                 predict_many(run, squares, tmp_path / "out.jsonl")
-        return real(*arguments)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bulk, "_finish", second)
-        assert predict_many(run, squares, tmp_path / "out.jsonl")["rows"] == 48
-    assert said
+    assert predict_many(run, squares, tmp_path / "out.jsonl", progress=start_second)["rows"] == 48
+    assert first_calls
 
 
 def test_launched_processes_are_pointed_to_shards(

@@ -88,13 +88,13 @@ def test_latency_is_that_of_new_images_and_new_phrases(monkeypatch: pytest.Monke
     read: list[bytes] = []
 
     class Counting(TorchRuntime):
-        def encode(self, image: Any, image_mask: Any) -> Any:
+        def encode_pixels(self, images: Any, image_mask: Any) -> Any:
             encoded.append(b"")
-            return super().encode(image, image_mask)
+            return super().encode_pixels(images, image_mask)
 
-        def answer(self, features: Any, image_mask: Any, tokens: Any, token_mask: Any, image_index: Any) -> Any:
-            read.extend(map(bytes, tokens))
-            return super().answer(features, image_mask, tokens, token_mask, image_index)
+        def forward(self, inputs: Any) -> Any:
+            read.extend(map(bytes, inputs.tokens))
+            return super().forward(inputs)
 
     monkeypatch.setattr("epmvg.inference.runtimes.torch_runtime.TorchRuntime", Counting)
     time_model(create_model("tiny-resnet"), rounds=3)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from epmvg.core.types import InputError, Prediction
-from epmvg.data.readers.formats import read_file
+from epmvg.data.registry import open_samples
 from epmvg.inference.results import Predictions, to_coco, to_label_studio
 
 
@@ -27,14 +27,14 @@ def answers(tmp_path: Path) -> list[Predictions]:
         Prediction("her \N{DOG}", (70.0, 10.0, 80.0, 60.0), 0.5),
     ]
     second = [Prediction("a ghost", (1.0, 1.0, 2.0, 2.0), 0.0625, found=False)]
-    return [Predictions(first, lambda: pictures[0], "0.png"), Predictions(second, lambda: pictures[1], "1.png")]
+    return [Predictions(first, pictures[0], name="0.png"), Predictions(second, pictures[1], name="1.png")]
 
 
 def test_coco_is_read_back_as_rows(answers: list[Predictions], tmp_path: Path) -> None:
     coco = to_coco(answers)
     assert [image["file_name"] for image in coco["images"]] == ["0.png", "1.png"]  # asked, if in vain
     (tmp_path / "found.json").write_text(json.dumps(coco))
-    records = read_file(tmp_path / "found.json")
+    records = open_samples(str(tmp_path / "found.json"), split=None)
     assert [(record.image.name, record.phrase, record.box) for record in records] == [
         ("0.png", one.phrase, one.box) for one in answers[0].found
     ]
@@ -56,9 +56,9 @@ def test_label_studio_s_per_cents_are_the_box(answers: list[Predictions]) -> Non
 
 def test_drawing_and_cutting_leave_the_picture_and_skip_what_was_not_found(answers: list[Predictions]) -> None:
     found, nothing = answers
-    before = found.picture.tobytes()
-    assert found.draw().size == (80, 60) and found.draw().tobytes() != before == found.picture.tobytes()
-    assert nothing.draw().tobytes() == nothing.picture.tobytes()
+    before = found.image.tobytes()
+    assert found.draw().size == (80, 60) and found.draw().tobytes() != before == found.image.tobytes()
+    assert nothing.draw().tobytes() == nothing.image.tobytes()
     assert found.crop(0).size == (26, 36)
     assert found.crop(2, margin=0.2).size == (20, 60)  # the edge of the picture ends the margin
     with pytest.raises(InputError, match="'an elephant' was not found"):
@@ -83,11 +83,8 @@ def test_supervision_itself_takes_it(answers: list[Predictions]) -> None:
 
 
 def test_a_known_size_spares_opening_the_picture() -> None:
-    def fail() -> Image.Image:
-        raise AssertionError("opened")
-
     one = Prediction("it", (8.0, 6.0, 40.0, 30.0), 0.5)
-    about = Predictions([one], fail, "a.png", size=(80, 60))
+    about = Predictions([one], Path("missing.png"), name="a.png", size=(80, 60))
     assert to_coco([about])["images"][0] | {"id": 1} == {"id": 1, "file_name": "a.png", "width": 80, "height": 60}
     assert to_label_studio([about])[0]["predictions"][0]["result"][0]["value"]["x"] == 10
     assert about.to_dict()["width"] == 80
@@ -98,14 +95,14 @@ def test_names_are_relative_to_a_stated_root_and_encoded_in_addresses(tmp_path: 
     name = "a b/\N{LATIN SMALL LETTER C WITH CARON}#1?.png"
     (tmp_path / "a b").mkdir()
     Image.new("RGB", (80, 60)).save(tmp_path / name)
-    about = Predictions([one], Image.Image, str(tmp_path / name), size=(80, 60))
+    about = Predictions([one], tmp_path / name, size=(80, 60))
     coco = to_coco(about, root=tmp_path)
     assert coco["images"][0]["file_name"] == name
     (tmp_path / "found.json").write_text(json.dumps(coco))
-    assert read_file(tmp_path / "found.json")[0].image.is_file()  # wherever the program runs
+    assert open_samples(str(tmp_path / "found.json"), split=None)[0].image.is_file()  # wherever the program runs
     assert to_coco([about], root=tmp_path / "a b" / "..")["images"][0]["file_name"] == name
     assert to_coco([about], root=tmp_path / "c")["images"][0]["file_name"] == str(tmp_path / name)
-    about.image = name
+    about.name = name
     for prefix, expected in (
         ("/data/local-files/?d=", "a%20b/%C4%8D%231%3F.png"),
         ("https://example.org/", "a%20b/%C4%8D%231%3F.png"),

@@ -19,7 +19,6 @@ from PIL import Image
 from epmvg.core.images import MAX_PIXELS, ImageError, ImageFile, image_suffixes, open_image
 from epmvg.core.types import InputError
 from epmvg.data.validation.images import inspect_image
-from epmvg.inference import draw
 from epmvg.inference.draw import draw_boxes
 from epmvg.report.gallery import thumbnail
 
@@ -223,9 +222,9 @@ def test_wrong_types_and_places_are_told_in_one_sentence(tmp_path: Path) -> None
     with (tmp_path / "t.txt").open() as text, pytest.raises(TypeError, match="binary mode"):
         open_image(text)  # type: ignore[arg-type]
     for wrong_value, said in (
-        ("", "empty text"),
-        ("https://example.org/a.jpg", "is an address"),
-        ("data:image/png;base64,AAAA", "is an address"),
+        ("", "empty string"),
+        ("https://example.org/a.jpg", "is a URL"),
+        ("data:image/png;base64,AAAA", "is a URL"),
         (tmp_path, "is a folder"),
         (np.zeros((0, 0, 3), np.uint8), r"with pixels; this one is uint8 \[0, 0, 3\]"),
         (np.zeros((4, 4, 3)), "uint8"),
@@ -273,30 +272,3 @@ def test_a_tiff_s_tag_is_read_before_and_after_decoding(tmp_path: Path) -> None:
         for _ in range(2):
             assert ImageFile(image).size == (32, 48)
             image.load()
-
-
-def test_labels_have_the_letters_of_their_script_or_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    """Two words differ as drawn, unless the font has neither."""
-    draw._log_missing.cache_clear()
-    box, picture = (40.0, 60.0, 200.0, 200.0), Image.new("RGB", (320, 240))
-
-    def drawn(label: str) -> bytes:
-        return draw_boxes(picture, [box], [label]).tobytes()
-
-    for one, other in (
-        ("pomme \u00e0 gauche", "pomme \u00e9 gauche"),
-        ("\u0414\u043e\u043c", "\u0414\u0438\u043c"),
-        ("\u03b1", "\u03b2"),
-    ):
-        assert drawn(one) != drawn(other)
-    assert not caplog.text
-    for _ in range(2):
-        drawn("\u72d7")
-    assert caplog.text.count("has no letters of some of their scripts") == 1
-
-
-def test_a_box_that_is_no_number_is_left_out() -> None:
-    picture, box = upright((120, 80)), (20.0, 20.0, 60.0, 60.0)
-    for wrong in ((float("nan"),) * 4, (0.0, 0.0, float("inf"), 9.0)):
-        drawn = draw_boxes(picture, [wrong, box], ["a", "b"], ["red", "blue"])
-        assert drawn.tobytes() == draw_boxes(picture, [box], ["b"], ["blue"]).tobytes()
