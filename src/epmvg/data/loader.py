@@ -231,7 +231,7 @@ class _Epoch(Dataset[Batch | InputError]):
                 if not loader.cached:
                     out.copy_(torch.from_numpy(letterbox.pad(letterbox.resize(image.decode()))[0]))
                 mask = torch.from_numpy(letterbox.mask())
-                return Example(group[part], phrases[part], letterbox.to_canvas(own), letterbox, mask)
+                return Example(group[part], phrases[part], letterbox.to_input(own), letterbox, mask)
             random = np.random.default_rng([loader.seed, self.epoch, int(self.group[low]), 1])
             transform = draw_transform(image.size, loader.image_size, boxes, phrases, loader.augment, random)
             apply_transform(image.decode(transform.min_size), transform, out)
