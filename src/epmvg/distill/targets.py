@@ -102,7 +102,7 @@ def image_frame(letterbox: Letterbox, preprocess: Preprocess) -> Tensor:
     """
     size = torch.tensor([letterbox.width, letterbox.height] * 2)
     inside = preprocess.frame(round(letterbox.width), round(letterbox.height))
-    return to_xyxy(replace(letterbox, flip=False).to_canvas(inside * size))
+    return to_xyxy(replace(letterbox, flip=False).to_input(inside * size))
 
 
 def _image_fraction(frame: Tensor, grid: tuple[int, int]) -> Tensor:

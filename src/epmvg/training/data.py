@@ -21,7 +21,7 @@ from epmvg.data.samples import SampleDigest
 from epmvg.data.transforms import Augment
 from epmvg.data.validation.issues import KINDS
 from epmvg.evaluation.evaluate import evaluation_loader
-from epmvg.evaluation.samples import of_some_images
+from epmvg.evaluation.samples import limit_to_images
 from epmvg.models.grounder import Grounder
 from epmvg.training.feature_cache import FeatureCache
 from epmvg.training.run import Report
@@ -50,7 +50,7 @@ def make_loaders(
     val = open_samples(data.name, split=data.val_split, root=data.root, split_key=data.split_key)
     digests = {"val": SampleDigest.of(val)}
     if settings.eval_limit is not None and settings.eval_limit < len(val):
-        val = of_some_images(val, settings.eval_limit, seed=0)  # the same ones whatever train.seed is
+        val = limit_to_images(val, settings.eval_limit, seed=0)  # the same ones whatever train.seed is
     if not resume:  # a resumed run counts them as misses, so that it can be completed
         _check_images([sample.image for sample in val], **shard)
     samples = open_training_samples(recipe, report)
@@ -119,7 +119,7 @@ def _check_settings(recipe: Recipe, model: Grounder, image_size: int, world_size
 
 
 def _report_truncated(samples: list[Sample], model: Grounder, report: Report) -> None:
-    truncated, unknown = model.phrase_tokenizer().count_cut_and_unknown([sample.phrase for sample in samples])
+    truncated, unknown = model.phrase_tokenizer().count_truncated_and_unknown([sample.phrase for sample in samples])
     for count, problem in (
         (truncated, f"are longer than {model.max_length} word pieces and are truncated (model.max_length)"),
         (unknown, "contain no word of the vocabulary"),

@@ -25,7 +25,7 @@ from epmvg.data.samples import SampleDigest
 from epmvg.distill.losses import GroundingLoss
 from epmvg.distill.targets import DistillationTargets
 from epmvg.evaluation.evaluate import predict_rows, with_misses
-from epmvg.evaluation.metrics import Scores
+from epmvg.evaluation.metrics import Metrics
 from epmvg.evaluation.samples import short_name
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
@@ -238,13 +238,13 @@ class Run:
             self.write_metrics({"event": "skipped", "images": len(reasons), "why": why, "pictures": reasons})
 
     def _log_validation(self, rows: list[Any], *, save_best: bool) -> None:
-        scores = Scores.of(rows)
+        metrics = Metrics.of(rows)
         name, split = short_name(self.recipe.data.name), self.recipe.data.val_split
         total = self.samples["val"].phrases
         subset = {"sample_of": total} if len(rows) < total else {}
-        self.write_metrics({"event": "evaluate", "data": name, "split": split} | subset | asdict(scores))
-        if scores.acc50 >= self.state.best:  # of equals the later, whose learning rate is lower
-            self.state.best, self.state.best_step = scores.acc50, self.state.step
+        self.write_metrics({"event": "evaluate", "data": name, "split": split} | subset | asdict(metrics))
+        if metrics.acc50 >= self.state.best:  # of equals the later, whose learning rate is lower
+            self.state.best, self.state.best_step = metrics.acc50, self.state.step
             if save_best:
                 save(self.model, self.folder)
             write_rows(self.folder / f"predictions-{name}-{split}{'_sample' if subset else ''}.jsonl", rows)
