@@ -19,8 +19,8 @@ from epmvg.models.iou_head import raw_confidence
 from epmvg.models.text_cache import TextFeatureCache
 from epmvg.models.transformer import Attention
 
-TEXTS = 2_000
-"""Phrases whose text states are kept: 25 KB each for BERT-base and eight word pieces."""
+TEXT_CACHE_BYTES = 50_000_000
+"""2,000 phrases of eight word pieces through BERT-base."""
 
 _MULTIPLIES = (nn.Linear, nn.Conv2d, Attention)
 """Modules whose parameters autocast would turn to bfloat16 in every call."""
@@ -58,7 +58,7 @@ class TorchRuntime:
             self.model.visual_encoder.to(memory_format=torch.channels_last)
             if self.bf16:
                 _halve(self.model)
-        self.texts = TextFeatureCache(self.model.text_encoder, TEXTS, torch.float32)
+        self.texts = TextFeatureCache(self.model.text_encoder, TEXT_CACHE_BYTES, torch.float32)
         self._encode: Any = self.model.encode_images
         self._answer: Any = self.model.query
         if compile:
