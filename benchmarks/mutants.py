@@ -33,8 +33,8 @@ class Mutant:
 
 
 MUTANTS = [
-    Mutant("core/boxes.py", "(hull - union) / hull", "(hull + union) / hull", "test_boxes.py"),
-    Mutant("core/geometry.py", "y0 * self.scale_y + self.top", "y0 * self.scale_y - self.top", "test_boxes.py"),
+    Mutant("core/boxes.py", "/ union.clamp(", "* union.clamp(", "core/test_boxes.py"),
+    Mutant("core/geometry.py", "y0 * self.scale_y + self.top", "y0 * self.scale_y - self.top", "core/test_boxes.py"),
     Mutant("evaluation/metrics.py", 'float(row["iou"]) >= bound', 'float(row["iou"]) > bound', "test_scores.py"),
     Mutant("core/calibration.py", "loss < best[0]", "loss > best[0]", "test_confidence.py"),
     Mutant("data/loader.py", "-(-len(order) // self", "(len(order) // self", "data/test_loader.py", "not workers"),

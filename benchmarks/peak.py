@@ -32,7 +32,7 @@ import openvino
 import torch
 from numpy.typing import NDArray
 
-from epmvg.inference.runtimes.onnx_runtime import IMAGE, PHRASES, SUFFIX
+from epmvg.inference.runtimes.exported import IMAGE, PHRASES, SUFFIX
 from reference.ask import noise
 from reference.machine import SIDE, machine
 from reference.suite import in_turn, shares, where_time_goes

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from epmvg.core.files import atomic_write
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.readers.jsonl import read_jsonl
-from epmvg.inference.batch import batches_of
+from epmvg.inference.batch import batched
 from epmvg.inference.sources import Sources
 from reference import PHRASES
 from reference.memory import forget_peak, peak_mb
@@ -63,7 +63,7 @@ def clocks() -> NDArray[np.float64]:
 
 
 def stream(file: Path) -> int:
-    return sum(len(query.phrases) for batch in batches_of(Sources([file]).queries(), 16) for query in batch)
+    return sum(len(batch) for batch in batched(Sources([file]).queries(), 16))
 
 
 def plan(file: Path) -> int:

@@ -45,8 +45,8 @@ def draw(folder: Path, pictures: int = 24) -> Path:
 def main(folder: Path) -> None:
     folder.mkdir(parents=True)
     data = draw(folder)
-    for finding in check(str(data)).table():
-        print(finding)  # nothing, or what should be mended before training
+    for issue in check(str(data)).table():
+        print(issue)  # nothing, or what to fix before training
     recipe = epmvg.Recipe.load("flickr-mini", f"data.name={data}", *SMALL)
     run = epmvg.train(recipe, folder / "run")
     scores = epmvg.evaluate(run)

@@ -68,9 +68,9 @@ def ask(page: Page, scene: int, phrases: list[int]) -> None:
     page.wait_for_selector("#suggestions button")
     for phrase in phrases:
         page.locator("#suggestions button").nth(phrase).click()
-    answered = "count => [...document.querySelectorAll('#rows output')].filter(one => one.textContent).length === count"
-    page.wait_for_function(answered, arg=len(phrases))  # what is not found has a score, too, and no box
-    page.get_by_text("Answered in").wait_for()
+    has_scores = "count => [...document.querySelectorAll('#rows output')].filter(x => x.textContent).length === count"
+    page.wait_for_function(has_scores, arg=len(phrases))  # what is not found has a score, too, and no box
+    page.get_by_text("Predicted in").wait_for()
 
 
 def shrink(file: Path, width: int) -> None:

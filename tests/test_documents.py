@@ -146,7 +146,7 @@ def test_the_notebook_runs_and_is_kept_without_outputs(here: Path) -> None:
 def test_every_example_is_run() -> None:
     """By a page's command that runs, or by a test that names it."""
     shown = {words[1] for block, words in COMMANDS if block.excuse is None and words[0] == "python"}
-    tests = "".join(file.read_text(encoding="utf-8") for file in ROOT.glob("tests/test_*.py"))
+    tests = "".join(file.read_text(encoding="utf-8") for file in ROOT.glob("tests/**/test_*.py"))
     for example in (file for file in (ROOT / "examples").iterdir() if file.suffix in (".py", ".ipynb")):
         assert f"examples/{example.name}" in shown or f'"examples" / "{example.name}"' in tests, example
 

@@ -13,12 +13,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageChops, ImageDraw
+from PIL import Image, ImageDraw
 
-from epmvg.core.types import Box, InputError
+from epmvg.core.types import InputError
 from epmvg.evaluation.slices import GROUPINGS
 from epmvg.evaluation.statistics import difference
-from epmvg.inference.draw import draw_boxes
 from epmvg.report import bootstrap, compare, write_report
 
 TARGET = [40.0, 30.0, 100.0, 90.0]
@@ -342,46 +341,3 @@ def test_stays_small_with_photos_full_of_detail(tmp_path: Path) -> None:
         photo = Image.effect_noise((640, 480), 40 + number).convert("RGB")
         photo.resize((1280, 960)).save(runs[0] / "images" / f"{number}.jpg")
     assert write_report(runs, tmp_path / "report.html").stat().st_size < 3_000_000
-
-
-# Drawing
-
-
-@pytest.mark.parametrize("size", [(8, 8), (90, 60), (640, 480), (2400, 1600)])
-def test_boxes_are_drawn_at_any_size_and_the_picture_is_left_alone(size: tuple[int, int]) -> None:
-    picture = Image.new("RGB", size, (100, 100, 100))
-    width, height = size
-    boxes: list[Box] = [(0.2 * width, 0.2 * height, 0.8 * width, 0.8 * height), (-9.0, -9.0, 2.0 * width, 2.0 * height)]
-    drawn = draw_boxes(picture, boxes, ["собака 狗 \ud800 ", "a phrase " * 90], ["#00ff00", "red"])
-    assert drawn.size == size
-    assert picture.getcolors() == [(width * height, (100, 100, 100))]
-    assert drawn.getpixel((round(0.2 * width), round(0.5 * height))) == (0, 255, 0)
-
-
-@pytest.mark.parametrize("corner", [(0, 0), (290, 0), (0, 190), (290, 190)])
-def test_labels_in_a_corner_are_as_whole_as_in_the_middle(corner: tuple[int, int]) -> None:
-    assert label_size(*corner) == label_size(150, 100)
-
-
-def label_size(x: int, y: int) -> tuple[int, int]:
-    """Width and height of what a label changes in a picture, beside its box."""
-    picture, boxes = Image.new("L", (300, 200), 128), [(x, y, x + 9, y + 9)]
-    changed = ImageChops.difference(draw_boxes(picture, boxes, ["a dog"]), draw_boxes(picture, boxes)).getbbox()
-    assert changed is not None
-    return changed[2] - changed[0], changed[3] - changed[1]
-
-
-def test_each_phrase_has_a_colour_of_its_own() -> None:
-    picture = Image.new("RGB", (300, 200))
-    boxes: list[Box] = [(20, 80, 100, 150), (150, 80, 250, 150)]
-    apart, alike = draw_boxes(picture, boxes, ["a dog", "a cat"]), draw_boxes(picture, boxes, ["a dog", "a dog"])
-    assert apart.getpixel((20, 140)) != apart.getpixel((150, 140))
-    assert alike.getpixel((20, 140)) == alike.getpixel((150, 140))
-
-
-def test_draw_refuses_what_does_not_fit() -> None:
-    picture = Image.new("RGB", (20, 20))
-    with pytest.raises(InputError, match="2 labels for 1 boxes"):
-        draw_boxes(picture, [(0, 0, 5, 5)], ["a", "b"])
-    with pytest.raises(InputError, match="'blurple' is not a colour"):
-        draw_boxes(picture, [(0, 0, 5, 5)], None, ["blurple"])

@@ -1,12 +1,11 @@
-"""What a backend is asked: noise on a 4:3 letterbox and `PHRASES`. Nothing here imports torch."""
+"""What a runtime is queried with: noise on a 4:3 letterbox and `PHRASES`. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epmvg.inference.predictor import tokenize
-from epmvg.inference.runtimes.protocol import Backend
+from epmvg.inference.runtimes.protocol import GrounderRuntime
 from reference import PHRASES
 
 
@@ -19,15 +18,14 @@ def noise(side: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.boo
     return image, image_mask
 
 
-def ask(backend: Backend, images: int, phrases: int) -> NDArray[np.float64]:
+def ask(runtime: GrounderRuntime, images: int, phrases: int) -> NDArray[np.float64]:
     """Encode I copies of the noise and ask each for P phrases -> boxes [I * P, 4] cxcywh in 0..1 of the canvas."""
-    image, image_mask = noise(backend.image_size)
+    image, image_mask = noise(runtime.image_size)
     image, image_mask = image.repeat(images, 0), image_mask.repeat(images, 0)
     asked = [PHRASES[(i + j) % len(PHRASES)] for i in range(images) for j in range(phrases)]
-    tokens, token_mask = tokenize(backend, asked)
     image_index = np.arange(images).repeat(phrases)
-    box, _ = backend.answer(backend.encode(image, image_mask), image_mask, tokens, token_mask, image_index)
-    return box
+    features = runtime.encode_pixels(image, image_mask)
+    return runtime.query_features(features, image_mask, asked, image_index)[0]
 
 
 def computed_in(precision: str) -> str:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from epmvg.inference.runtimes.onnx_runtime import ExportedRuntime
+from epmvg.inference.runtimes.exported import ExportedRuntime
 from reference.ask import ask, computed_in
 
 COUNTS = (1, 7)  # rising: a process's peak never falls

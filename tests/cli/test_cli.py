@@ -65,7 +65,7 @@ def test_heatmaps_and_attention_have_one_panel_per_phrase(run: Path, squares: Pa
     """Maps have the size of the image and a maximum of 1."""
     photo, phrases = squares.parent / "0.png", ["the red square", "blue"]
     predictor = epmvg.Predictor(run)
-    for maps in (predictor.where(photo, phrases), predictor.attention(photo, phrases)):
+    for maps in (predictor.maps("heatmap", photo, phrases), predictor.maps("attention", photo, phrases)):
         assert [values.shape for values in maps] == [(60, 80)] * 2
         assert all(values.min() >= 0 and values.max() == pytest.approx(1) for values in maps)
     main_ok(["predict", run, photo, *phrases, "--heatmap", tmp_path / "w.png", "--attention", tmp_path / "a.png"])
@@ -73,9 +73,9 @@ def test_heatmaps_and_attention_have_one_panel_per_phrase(run: Path, squares: Pa
         with Image.open(tmp_path / name) as strip:
             assert strip.height == 60 and strip.width > 2 * 80
     plain = epmvg.Predictor(epmvg.create_model("tiny-swin"))  # two strides, no heatmap
-    assert plain.attention(photo, "it")[0].shape == (60, 80)
+    assert plain.maps("attention", photo, "it")[0].shape == (60, 80)
     with pytest.raises(epmvg.InputError, match=r"model\.dense_head=false"):
-        plain.where(photo, "it")
+        plain.maps("heatmap", photo, "it")
 
 
 def test_phrases_are_printed_unchanged_on_one_line_each(
@@ -125,7 +125,7 @@ def test_errors_and_skipped_files_of_many_images_are_named(
 def test_ctrl_c_keeps_finished_rows_for_the_same_command(
     run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, left = bulk._predict, [2]
+    real, left = epmvg.Predictor.predict_batch, [2]
 
     def interrupted(*arguments: Any) -> Any:
         left[0] -= 1
@@ -134,14 +134,14 @@ def test_ctrl_c_keeps_finished_rows_for_the_same_command(
         return real(*arguments)
 
     words = ["predict", run, squares, "--out", tmp_path / "found.jsonl"]
-    monkeypatch.setattr(bulk, "_predict", interrupted)
+    monkeypatch.setattr(epmvg.Predictor, "predict_batch", interrupted)
     monkeypatch.setattr(bulk, "MAX_PHRASES", 8)
     with pytest.raises(SystemExit) as ended:
         main([*map(str, words)])
     assert ended.value.code == 130
     said = capsys.readouterr().err.strip()
     assert "16 finished rows are kept in" in said and "run the same command again" in said
-    monkeypatch.setattr(bulk, "_predict", real)
+    monkeypatch.setattr(epmvg.Predictor, "predict_batch", real)
     main_ok(words)
     assert "48 rows (0 of them errors, 16 of them from before)" in capsys.readouterr().out
 
@@ -231,7 +231,7 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "no phrase": (["predict", run, photo], "No phrase given"),
         "a folder without phrases": (
             ["predict", run, squares.parent, "--out", tmp_path / "p.jsonl"],
-            "give the phrases",
+            "Give the phrases",
         ),
         "unknown device": (["evaluate", run, "--device", "banana"], "no device 'banana'"),
         "unknown device for perturbations": (
@@ -259,7 +259,7 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
             "--heatmap applies to one image",
         ),
         "no shard": (["predict", run, squares, "--out", tmp_path / "p.jsonl", "--shard", "2/2"], "is not K/N"),
-        "lines in a table's file": (["predict", run, squares, "--out", tmp_path / "p.csv"], "end its name in .jsonl"),
+        "lines in a table's file": (["predict", run, squares, "--out", tmp_path / "p.csv"], "End its name in .jsonl"),
         "not a run": (["predict", tmp_path, photo, "it"], "no model.yaml"),
         "drawing to nowhere": (
             ["predict", run, photo, "it", "--draw", tmp_path / "none" / "a.png"],

@@ -20,7 +20,7 @@ from epmvg.cli import app, main
 from epmvg.core.types import InputError, Sample
 from epmvg.data.convert import convert_data
 from epmvg.data.readers.fields import length
-from epmvg.data.readers.formats import read_file, write_file
+from epmvg.data.readers.formats import write_file
 from epmvg.data.readers.jsonl import read_jsonl, write_jsonl
 from epmvg.data.registry import open_samples
 
@@ -62,7 +62,7 @@ def test_a_round_trip_loses_nothing(tmp_path_factory: pytest.TempPathFactory, ki
     rows = under(folder, rows)
     target = folder / TARGETS[kind]
     assert write_file(target, rows, folder) == folder
-    assert read_file(target) == rows
+    assert open_samples(str(target), split=None) == rows
 
 
 @settings(max_examples=40, deadline=None)
@@ -75,7 +75,7 @@ def test_an_image_folder_loses_nothing(tmp_path_factory: pytest.TempPathFactory,
         (source / row.image).parent.mkdir(parents=True, exist_ok=True)
         (source / row.image).write_bytes(row.image.name.encode())
     write_file(target, under(source, rows), source)
-    read = read_file(target)
+    read = open_samples(str(target), split=None)
     written = under(target, rows)
     for image in sizes:  # the samples of an image follow each other
         assert [one for one in read if one.image == target / image] == [r for r in written if r.image == target / image]
@@ -208,7 +208,7 @@ def test_a_missing_pyarrow_is_one_sentence(tmp_path: Path, squares: Path, monkey
 
 @pytest.mark.parametrize(
     ("target", "words"),
-    [("t.xml", "means no format"), ("t.csv", "end it in .jsonl")],
+    [("t.xml", "means no format"), ("t.csv", "end it in .odvg.jsonl, .jsonl")],
 )
 def test_an_unknown_format_is_named(tmp_path: Path, squares: Path, target: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
@@ -263,10 +263,10 @@ def test_tables_that_are_no_rows_are_refused_in_one_sentence(tmp_path: Path) -> 
     for case, (line, words) in tables.items():
         parquet.write_table(arrow.Table.from_pylist([line]), tmp_path / "t.parquet")
         with pytest.raises(InputError, match=words) as refused:
-            read_file(tmp_path / "t.parquet")
+            open_samples(str(tmp_path / "t.parquet"), split=None)
         assert "\n" not in str(refused.value), case
     with pytest.raises(InputError, match=r"none\.parquet cannot be opened"):
-        read_file(tmp_path / "none.parquet")
+        open_samples(str(tmp_path / "none.parquet"), split=None)
 
 
 def everything(folder: Path) -> dict[Path, bytes]:
@@ -312,7 +312,7 @@ def test_images_inside_parquet_are_unpacked_once(tmp_path: Path, monkeypatch: py
         lines = [row | {"image": image, "phrase": f"cup {number}"} for number, image in enumerate(column)]
         parquet.write_table(arrow.Table.from_pylist(lines), tmp_path / f"{name}.parquet")
         for _ in range(2):
-            samples = read_file(tmp_path / f"{name}.parquet", split="val")
+            samples = open_samples(str(tmp_path / f"{name}.parquet"), split="val")
             assert [sample.phrase for sample in samples] == ["cup 0", "cup 1", "cup 2"]
             assert [sample.image.read_bytes() for sample in samples] == [*encoded, encoded[0]]
             assert samples[0].image == samples[2].image and samples[0].extra == {"note": 7}

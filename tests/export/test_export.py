@@ -22,9 +22,9 @@ from epmvg.evaluation.evaluate import evaluate
 from epmvg.export import graphs
 from epmvg.export.parity import largest_difference
 from epmvg.inference.batch import predict_many
-from epmvg.inference.predictor import Predictor, tokenize
-from epmvg.inference.runtimes.onnx_runtime import SETTINGS, ExportedRuntime
-from epmvg.inference.runtimes.protocol import Backend
+from epmvg.inference.predictor import Predictor
+from epmvg.inference.runtimes.exported import SETTINGS, ExportedRuntime
+from epmvg.inference.runtimes.protocol import GrounderRuntime
 from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import create_model, save
 
@@ -50,11 +50,11 @@ def random_image(seed: int, size: tuple[int, int] = (90, 60)) -> Image.Image:
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
-def model_inputs(backend: Backend, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def model_inputs(runtime: GrounderRuntime, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Pictures of different shapes on their model_inputs: image [I, 3, S, S], pad [I, S, S]."""
     drawn = []
     for seed in seeds:
-        letterbox = Letterbox.fit(90 - 20 * seed, 60, backend.image_size)
+        letterbox = Letterbox.fit(90 - 20 * seed, 60, runtime.image_size)
         drawn.append(letterbox.pad(letterbox.resize(random_image(seed, (90 - 20 * seed, 60)))))
     return np.stack([image for image, _ in drawn]), np.stack([image_mask for _, image_mask in drawn])
 
@@ -93,7 +93,7 @@ def calibration_data(squares: Path) -> export.CalibrationData:
 
 def test_bulk_prediction_from_an_exported_folder(run: Path, exported: Path, squares: Path, tmp_path: Path) -> None:
     for folder in (run, exported):
-        predict_many(folder, squares, tmp_path / f"{folder.name}.jsonl", images=5)
+        predict_many(folder, squares, tmp_path / f"{folder.name}.jsonl", batch_size=5)
     ours, theirs = (
         [json.loads(line) for line in (tmp_path / f"{folder.name}.jsonl").read_text().splitlines()]
         for folder in (run, exported)
@@ -143,41 +143,40 @@ print(json.dumps({"boxes": [one.box for one in found], "heavy": sorted(heavy)}))
 
 
 def test_images_and_phrases_are_dynamic(exported: Path) -> None:
-    backend = ExportedRuntime(exported)
-    image, image_mask = model_inputs(backend, [0, 1, 2])
-    tokens, token_mask = tokenize(backend, [*PHRASES, "sky", "it"])
+    runtime = ExportedRuntime(exported)
+    image, image_mask = model_inputs(runtime, [0, 1, 2])
+    phrases = [*PHRASES, "sky", "it"]
     image_index = np.array([2, 0, 0, 1, 2])
-    together, _ = backend.answer(backend.encode(image, image_mask), image_mask, tokens, token_mask, image_index)
+    together, _, _ = runtime.query_features(runtime.encode_pixels(image, image_mask), image_mask, phrases, image_index)
     for number, whose in enumerate(image_index):
         one = slice(whose, whose + 1)
-        row = slice(number, number + 1)
-        width = int((~token_mask[number]).sum())  # alone it needs no padding
-        asked = tokens[row, :width], token_mask[row, :width], np.zeros(1, np.int64)
-        alone, _ = backend.answer(backend.encode(image[one], image_mask[one]), image_mask[one], *asked)
+        features = runtime.encode_pixels(image[one], image_mask[one])
+        alone, _, _ = runtime.query_features(features, image_mask[one], [phrases[number]], np.zeros(1, np.int64))
         np.testing.assert_allclose(together[number], alone[0], atol=1e-5)
 
 
 class Changed:
-    """A backend whose boxes or scores are wrong."""
+    """A runtime whose boxes or scores are wrong."""
 
-    def __init__(self, backend: Backend, box: float = 1.0, score: float = 1.0) -> None:
-        self.runtime, self.box, self.score = backend, box, score
+    def __init__(self, runtime: GrounderRuntime, box: float = 1.0, score: float = 1.0) -> None:
+        self.runtime, self.box, self.score = runtime, box, score
 
-    def answer(self, *given: Any) -> tuple[np.ndarray, np.ndarray]:
-        box, score = self.runtime.answer(*given)
-        return box * self.box, score * self.score
+    def query_features(self, *arguments: Any) -> Any:
+        box, score, tokens = self.runtime.query_features(*arguments)
+        return box * self.box, score * self.score, tokens
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.runtime, name)
 
 
 def test_wrong_confidences_and_nan_are_differences(exported: Path) -> None:
-    ours = ExportedRuntime(exported)
+    ours: Any = ExportedRuntime(exported)
+    changed: Any = Changed
     assert largest_difference(ours, ours) == (0.0, 0.0)
-    edges, scores = largest_difference(ours, Changed(ours, score=0.5))
+    edges, scores = largest_difference(ours, changed(ours, score=0.5))
     assert edges == 0.0 and scores > export.MAX_CONFIDENCE_DIFFERENCE
-    assert np.isnan(largest_difference(ours, Changed(ours, box=np.nan))[0])
-    assert np.isnan(largest_difference(Changed(ours, score=np.nan), ours)[1])
+    assert np.isnan(largest_difference(ours, changed(ours, box=np.nan))[0])
+    assert np.isnan(largest_difference(changed(ours, score=np.nan), ours)[1])
 
 
 @pytest.mark.parametrize("wrong", [{"box": np.nan}, {"score": 0.5}, {"score": np.nan}])
@@ -281,7 +280,7 @@ def test_an_unusable_folder_is_rejected(exported: Path, tmp_path: Path, fault: s
         (folder / "tokenizer.json").write_text("{}")
     else:
         options = {"precision": "bf16"} if fault == "bf16" else {"device": "cuda"}
-    sentence = {"bf16": "does not compute in bf16", "device": "runs on the CPU"}.get(fault, "export the run again")
+    sentence = {"bf16": "does not compute in bf16", "device": "runs on the CPU"}.get(fault, "Export the run again")
     with pytest.raises(InputError, match=sentence):
         Predictor(folder, **options)
 
@@ -290,14 +289,14 @@ def test_an_unusable_folder_is_rejected(exported: Path, tmp_path: Path, fault: s
 def test_keeping_padded_tokens_changes_no_prediction(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     preset, overrides = MODELS[name]
-    backend = TorchRuntime(create_model(preset, **overrides))
-    image, image_mask = model_inputs(backend, [0, 1])
-    tokens, token_mask = tokenize(backend, PHRASES)
+    runtime = TorchRuntime(create_model(preset, **overrides))
+    image, image_mask = model_inputs(runtime, [0, 1])
     image_index = np.array([0, 1, 1])
     answers = []
     for exporting in (False, True):
         monkeypatch.setattr(torch.compiler, "is_exporting", lambda exporting=exporting: exporting)
-        answers.append(backend.answer(backend.encode(image, image_mask), image_mask, tokens, token_mask, image_index))
+        features = runtime.encode_pixels(image, image_mask)
+        answers.append(runtime.query_features(features, image_mask, PHRASES, image_index))
     np.testing.assert_allclose(answers[0][0], answers[1][0], atol=1e-5)
     np.testing.assert_allclose(answers[0][1], answers[1][1], atol=1e-5)
 

@@ -85,7 +85,7 @@ def test_load_is_independent_of_the_callers_defaults(name: str, tmp_path: Path) 
                 assert one.box == pytest.approx(other.box, abs=0.011) and one.score == pytest.approx(
                     other.score, abs=1e-5
                 )
-            assert ground.attention(picture, "dog")[0].shape == (40, 60)
+            assert ground.maps("attention", picture, "dog")[0].shape == (40, 60)
             assert torch.get_default_dtype() == dtype and torch.get_default_device().type == device
     finally:
         torch.set_default_dtype(torch.float32)

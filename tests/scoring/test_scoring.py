@@ -13,7 +13,8 @@ import pytest
 import epmvg
 from epmvg.cli import main
 from epmvg.core.types import InputError
-from epmvg.data.readers.formats import read_file, write_file
+from epmvg.data.readers.formats import write_file
+from epmvg.data.registry import open_samples
 from epmvg.evaluation.external.coordinates import CELLS, ORDERS, UNITS, Coordinates
 from epmvg.evaluation.external.questions import questions
 from epmvg.evaluation.metrics import BOUNDS, FIGURES, Scores
@@ -200,7 +201,7 @@ def test_our_own_evaluation_is_scored_alike_to_the_last_digit(tiny: Grounder, sq
 
 def test_coco_images_are_numbered_as_the_data_numbers_them(known: tuple[Path, Rows], tmp_path: Path) -> None:
     data, said = known
-    write_file(tmp_path / "data.json", read_file(data), tmp_path)
+    write_file(tmp_path / "data.json", open_samples(str(data), split=None), tmp_path)
     numbers = {image["file_name"]: image["id"] for image in json.loads((tmp_path / "data.json").read_text())["images"]}
     results = [
         {
@@ -260,7 +261,10 @@ def test_any_is_no_less_than_each_box_and_both_readers_agree(several: Path, tmp_
         one = [row | {"bbox": (row.get("boxes") or [row["bbox"]])[place]} for row in rows]
         single = epmvg.score(file, data=str(write(tmp_path / "one.jsonl", one)))
         assert all(best[name] >= single[name] for name in FIGURES)
-    assert len(questions(read_file(every), "any")) == 10 and len(read_file(every)) == 15
+    assert (
+        len(questions(open_samples(str(every), split=None), "any")) == 10
+        and len(open_samples(str(every), split=None)) == 15
+    )
 
 
 # Two systems

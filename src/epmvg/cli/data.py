@@ -52,7 +52,7 @@ def split(
     root: Root = None,
 ) -> None:
     """Split a data set by image; images that look the same stay together."""
-    from epmvg.data.validation.splitting import split_data
+    from epmvg.data.split import split_data
 
     done = split_data(name, fractions, out, root=root)
     print_table(str(out), [{"split": name} | part for name, part in done["splits"].items()])
@@ -80,7 +80,7 @@ def check(
     if as_json:
         print(json.dumps(result.as_dict()))
     else:
-        title = f"{result.data}: {result.rows:,} phrases of {result.images:,} images, {result.seconds:.0f} s"
+        title = f"{result.data}: {result.samples:,} phrases of {result.images:,} images, {result.seconds:.0f} s"
         if result.clean:
             console.print(f"{title}: no issues")
         else:

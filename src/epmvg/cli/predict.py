@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,8 +15,8 @@ from epmvg.cli.console import Device, Json, Run, console, error_console, reject_
 from epmvg.core.types import InputError
 
 if TYPE_CHECKING:
-    from epmvg.inference.predictor import Predictor
     from epmvg.inference.results import Predictions
+    from epmvg.inference.runtimes.protocol import MapKind
 
 INTERRUPTED = 130
 """Exit status of shells for a command ended by Ctrl-C."""
@@ -73,7 +72,7 @@ def predict(
     threshold = _parse_min_score(min_score)
     if as_json and form is not None:
         raise InputError(f"--json and --format {form} are two outputs. Give one of them.")
-    maps = {"where": heatmap, "attention": attention}
+    maps: dict[MapKind, Path | None] = {"heatmap": heatmap, "attention": attention}
     if out is None:
         reject_options("applies to many images, with --out", shard=shard)
         image = _single_image(sources, phrases)
@@ -110,10 +109,10 @@ def _single_image(sources: list[str], phrases: list[str]) -> Path:
     Raises:
         InputError: there are several, or there is no phrase.
     """
-    from epmvg.inference.sources import is_pattern, is_rows
+    from epmvg.inference.sources import is_jsonl, is_pattern
 
     image = Path(sources[0])
-    if len(sources) > 1 or is_pattern(sources[0]) or image.is_dir() or is_rows(image):
+    if len(sources) > 1 or is_pattern(sources[0]) or image.is_dir() or is_jsonl(image):
         raise InputError(f"{' '.join(sources[:2])} are many images. Give --out predictions.jsonl.")
     if not phrases:
         raise InputError("No phrase given. Usage: epmvg predict RUN IMAGE PHRASE...")
@@ -127,33 +126,33 @@ def _predict_image(
     threshold: MinScore,
     device: str,
     draw: Path | None,
-    maps: dict[str, Path | None],
+    maps: dict[MapKind, Path | None],
 ) -> Predictions:
     """Predict phrases in one image and write the requested image files; what can fail is checked first."""
     from epmvg.core.files import check_not_input
     from epmvg.core.images import open_image
     from epmvg.core.locate import locate
-    from epmvg.inference.draw import check_picture_name, draw_boxes, draw_map, save_picture, side_by_side
+    from epmvg.inference.draw import check_image_name, concatenate_images, draw_boxes, draw_heatmap, save_image
     from epmvg.inference.predictor import Predictor
 
     pixels = open_image(image)
     for file in [file for file in (draw, *maps.values()) if file is not None]:
         check_not_input(file, image)
-        check_picture_name(file)
+        check_image_name(file)
     with error_console.status("Loading"):
         predictor = Predictor(locate(run), device=device)
-    _print_domain(run, predictor)
+    _print_domain(run, predictor.domain)
     predictions = predictor(pixels, phrases, min_score=threshold)
-    predictions.image = str(image)
+    predictions.name = str(image)
     if draw is not None:
         if not predictions.found:
             error_console.print(f"Nothing was found: {draw} is the image without boxes.")
-        save_picture(predictions.draw(), draw)
+        save_image(predictions.draw(), draw)
     for kind, target in maps.items():
         if target is not None:
-            values = zip(getattr(predictor, kind)(pixels, phrases), predictions, strict=True)
-            panels = [draw_boxes(draw_map(pixels, map_), [each.box], [each.phrase]) for map_, each in values]
-            save_picture(side_by_side(panels), target)
+            values = zip(predictor.maps(kind, pixels, phrases), predictions, strict=True)
+            panels = [draw_boxes(draw_heatmap(pixels, map_), [each.box], [each.phrase]) for map_, each in values]
+            save_image(concatenate_images(panels), target)
     return predictions
 
 
@@ -166,7 +165,7 @@ def _print(predictions: Predictions, form: Format | None, as_json: bool) -> None
     if form is not None:
         print(json.dumps(to_coco([predictions]) if form is Format.coco else to_label_studio([predictions])))
         return
-    console.print(f"{predictions.image} ({predictions.size[0]} x {predictions.size[1]})")
+    console.print(f"{predictions.name} ({predictions.size[0]} x {predictions.size[1]})")
     console.print(f"score  {'box (x0, y0, x1, y1)':<28}  phrase")
     for each in predictions:
         box = ", ".join(f"{value:.1f}" for value in each.box) if each.found else "not found"
@@ -179,10 +178,11 @@ def _predict_many(run: Path, sources: list[str], out: Path, as_json: bool, **opt
 
     try:
         with progress_bar(error_console, "Predicting") as progress:
-            done = predict_many(run, sources, out, progress=progress, loaded=partial(_print_domain, run), **options)
+            done = predict_many(run, sources, out, progress=progress, **options)
     except KeyboardInterrupt as stop:
         print(str(stop) or "Stopped before the first row was finished.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+    _print_domain(run, done["domain"])
     counts = {
         "errors": "rows are errors",
         "truncated": "phrases were truncated",
@@ -201,9 +201,9 @@ def _predict_many(run: Path, sources: list[str], out: Path, as_json: bool, **opt
         raise typer.Exit(1)
 
 
-def _print_domain(run: Path, predictor: Predictor) -> None:
-    if predictor.domain:
-        error_console.print(f"note: {run} was trained on {predictor.domain}.")
+def _print_domain(run: Path, domain: str | None) -> None:
+    if domain:
+        error_console.print(f"note: {run} was trained on {domain}.")
 
 
 def _parse_min_score(text: str | None) -> MinScore:

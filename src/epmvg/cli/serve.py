@@ -33,7 +33,7 @@ def serve(
     if upload_mb < 1:
         raise InputError(f"--upload-mb is {upload_mb}. Give a number above 0.")
     upload = upload_mb * 10**6
-    limits = Limits(upload=upload, bodies=8 * upload)
+    limits = Limits(request_bytes=upload, total_request_bytes=8 * upload)
     run_server(run, host=host, port=port, limits=limits, token=token, device=device)
 
 

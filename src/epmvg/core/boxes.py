@@ -1,7 +1,7 @@
-"""Boxes: conversions and overlaps.
+"""Conversions and overlaps of boxes.
 
-Outside the network boxes are (x0, y0, x1, y1) in pixels of the original image; inside they are (cx, cy, w, h) in
-0..1 of the square canvas. `geometry.Letterbox` alone crosses that border.
+Outside the network boxes are (x0, y0, x1, y1) in pixels of the upright original image, inside they are (cx, cy, w, h)
+in 0..1 of the network input; `geometry.Letterbox` alone converts between the two.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def to_xyxy(box: Tensor) -> Tensor:
-    """[..., 4] (cx, cy, w, h) -> [..., 4] (x0, y0, x1, y1)."""
+    """Convert [..., 4] (cx, cy, w, h) to (x0, y0, x1, y1)."""
     import torch
 
     cx, cy, w, h = box.unbind(-1)
@@ -21,36 +21,26 @@ def to_xyxy(box: Tensor) -> Tensor:
 
 
 def to_cxcywh(box: Tensor) -> Tensor:
-    """[..., 4] (x0, y0, x1, y1) -> [..., 4] (cx, cy, w, h)."""
+    """Convert [..., 4] (x0, y0, x1, y1) to (cx, cy, w, h)."""
     import torch
 
     x0, y0, x1, y1 = box.unbind(-1)
     return torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], -1)
 
 
-def _areas(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Intersection, union and hull of paired xyxy boxes."""
-    import torch
-
-    top_left, bottom_right = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    intersection = (bottom_right - top_left).clamp(min=0).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
-    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
-    return intersection, union, hull
-
-
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of box i of `a` with box i of `b`, both [..., 4] xyxy; two empty boxes score 0."""
+    """Return the IoU of each pair of xyxy boxes, both [..., 4]; it is 0 where both are empty."""
     import torch
 
-    intersection, union, _ = _areas(a, b)
+    intersection = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
     return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
 def paired_giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU of paired [..., 4] xyxy boxes, in -1..1 and finite even where both are empty."""
+    """Return the generalized IoU, in -1..1, of each pair of xyxy boxes, both [..., 4]; finite where both are empty."""
     import torch
+    from torchvision.ops import generalized_box_iou_loss
 
-    intersection, union, hull = _areas(a, b)
-    tiny = torch.finfo(union.dtype).tiny
-    return intersection / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+    loss: Tensor = generalized_box_iou_loss(a, b, eps=torch.finfo(a.dtype).tiny)
+    return 1 - loss

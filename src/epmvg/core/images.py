@@ -1,4 +1,4 @@
-"""Opens images, whatever holds them: the only place that does, so that all forms of one image have the same pixels."""
+"""Opening images, whatever form they are given in: the only place that does, so that all forms have the same pixels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -14,32 +13,51 @@ from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from epmvg.core.pixels import is_heic, kind_of, orientation_of, upright_rgb, upright_size
 from epmvg.core.types import InputError
 
 MAX_PIXELS = 89_478_485
-"""An image with more is refused before it is decoded; from here on Pillow warns, and it would take gigabytes."""
+"""Images with more are rejected before they are decoded; from here on Pillow warns, and they need gigabytes."""
 
 ImageSource = Path | str | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any]
 """What an image can be given as; tensors of torch as well."""
 
-ACCEPTED = (
-    "a path, the bytes of a file, a binary file, a PIL image, or a uint8 array [H, W, 3] in RGB "
-    "(also [H, W] and [H, W, 4])"
-)
-
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 _UNREADABLE = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-"""Formats that Pillow names but cannot decode on its own."""
+"""Formats that Pillow registers but cannot decode by itself."""
 
 _ANIMATED = frozenset({"AVIF", "GIF", "PNG", "TIFF", "WEBP"})
-"""Formats in which several frames are an animation, or pages; a second picture in a phone's JPEG is neither."""
+"""Formats whose frames are an animation or pages; in a phone's JPEG a second frame is neither."""
+
+_ORIENTATION = ExifTags.Base.Orientation
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_HEIC = re.compile(rb"....ftyp(?:hei[cfmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
+_SIGNATURES = (
+    (rb"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
+    (rb"%PDF", "a PDF: save its page as PNG"),
+    (rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?(?:<!DOCTYPE svg[^>]*>\s*)?<svg", "an SVG drawing: export it as PNG"),
+    (rb"\s*<(?:!doctype html|html|head)", "an HTML page: download the image itself"),
+    (rb"....ftypavi[fs]", "an AVIF image, which this Pillow cannot read: convert it to JPEG or PNG"),
+    (rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI |\x00\x00\x01[\xb3\xba]", "a video: save a frame of it as PNG"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL image: convert it to JPEG or PNG"),
+    (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "an archive: unpack it"),
+    (rb"", "no image that can be read here: convert it to JPEG or PNG"),
+)
+"""First bytes of files that are no readable images, what they are and what to do."""
 
 
 class ImageError(InputError):
-    """An image cannot be opened; `fault` says of what kind the reason is, `detail` is the reason in a few words."""
+    """An image cannot be opened: `fault` is the kind of reason, `detail` the reason in a few words."""
 
     def __init__(self, name: str, fault: Literal["missing", "empty", "torn", "foreign", "bomb"], detail: str) -> None:
         super().__init__(f"{name} {detail}.")
@@ -47,48 +65,50 @@ class ImageError(InputError):
 
 
 class ImageFile:
-    """An image whose upright size is known before it is decoded; close it, or use `with`.
+    """An image whose upright size is known before it is decoded; a context manager.
 
-    Of an animation it is the first frame, of a PIL image the one it stands at.
+    Of an animation it is the first frame, of a PIL image the current one.
 
     Args:
         source: a file, its bytes, a PIL image, a uint8 array or a tensor.
         formats: the formats that may be read, in Pillow's names; None allows all that are installed.
-        max_pixels: an image with more is refused before it is decoded.
+        max_pixels: an image with more is rejected before it is decoded.
 
     Attributes:
-        size: (width, height) upright.
-        turned: whether width and height change places when its stored pixels are turned upright.
+        size: (width, height) of the upright image.
+        turned: whether the EXIF orientation swaps width and height.
 
     Raises:
         InputError: missing, empty, truncated, too large or not an image.
-        TypeError: `source` is nothing that holds an image.
+        TypeError: `source` is not of such a type.
     """
 
     def __init__(
         self, source: ImageSource, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
     ) -> None:
-        holder = _holder_of(source)
-        self._own = not isinstance(holder, Image.Image)
-        self.name = str(holder) if isinstance(holder, Path) else getattr(holder, "filename", "") or "The image"
+        opened = _normalize(source)
+        self._is_own = not isinstance(opened, Image.Image)
+        self.name = str(opened) if isinstance(opened, Path) else getattr(opened, "filename", "") or "The image"
         self._max_pixels = max_pixels
         with _naming(self.name, max_pixels):
-            self._image = holder if isinstance(holder, Image.Image) else _open(holder, self.name, formats)
+            self._image = opened if isinstance(opened, Image.Image) else _open(opened, self.name, formats)
             try:
-                self.size = self._checked_size()
-                self.turned = orientation_of(self._image) >= 5
+                self._check_size()
+                self.turned = _orientation(self._image) >= 5
+                # Pillow has swapped the size of a TIFF that is not decoded yet.
+                is_swapped = getattr(self._image, "tag_v2", {}).get(_ORIENTATION) in (5, 6, 7, 8)
+                self.size = self._image.size[::-1] if self.turned and not is_swapped else self._image.size
             except BaseException:
                 self.close()
                 raise
 
-    def _checked_size(self) -> tuple[int, int]:
+    def _check_size(self) -> None:
         width, height = self._image.size
         if width * height > self._max_pixels:
             detail = f"has {width} x {height} pixels, more than {self._max_pixels:,}: scale it down"
             raise ImageError(self.name, "bomb", detail)
         if width * height == 0:
-            raise ImageError(self.name, "empty", f"has {width} x {height} pixels: give one that shows something")
-        return upright_size(self._image)
+            raise ImageError(self.name, "empty", f"has {width} x {height} pixels: give one that has some")
 
     def __enter__(self) -> ImageFile:
         return self
@@ -98,128 +118,147 @@ class ImageFile:
 
     def close(self) -> None:
         """Close the file; a PIL image that was given stays open."""
-        if self._own:
+        if self._is_own:
             self._image.close()
 
     @property
     def animated(self) -> bool:
-        """Whether the file holds several frames, of which the first is used; to be asked before decoding."""
+        """Whether the file has several frames, of which the first is used; only valid before decoding."""
         return self._image.format in _ANIMATED and bool(getattr(self._image, "is_animated", False))
 
     def decode(self, at_least: tuple[int, int] | None = None) -> Image.Image:
-        """Return the image as RGB, upright, in memory of its own.
+        """Return the image as upright RGB, in memory of its own.
 
         Args:
-            at_least: a width and height that suffice; a JPEG may then come out reduced by 2, 4 or 8 to no less.
+            at_least: a sufficient width and height; a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size.
 
         Raises:
             InputError: it cannot be decoded.
         """
         with _naming(self.name, self._max_pixels):
-            if at_least is not None and self._own and self._image.format == "JPEG":
+            if at_least is not None and self._is_own and self._image.format == "JPEG":
                 self._image.draft(None, at_least[::-1] if self.turned else at_least)
             return upright_rgb(self._image, self.name)
 
 
-@dataclass(frozen=True, slots=True)
-class HeldImage:
-    """An image to be opened again later: a path or bytes as they were given, or else its upright RGB pixels."""
-
-    source: Path | str | bytes | Image.Image
-    digest: bytes | None  # of the content of the file or bytes
-
-    @classmethod
-    def of(cls, image: ImageSource) -> HeldImage:
-        """Hold an image; one that its owner may change is copied.
-
-        Raises:
-            InputError, TypeError: as `open_image`.
-        """
-        source = image if isinstance(image, Path | str | bytes) else open_image(image)
-        return cls(source, image_digest(source))
-
-    def open(self) -> Image.Image:
-        """Open it.
-
-        Raises:
-            InputError: it cannot be opened, or the file is another than before.
-        """
-        if isinstance(self.source, Path | str) and image_digest(self.source) not in (self.digest, None):
-            raise InputError(f"{self.source} has changed since phrases were looked for in it: predict again.")
-        return open_image(self.source)
-
-
-def image_digest(image: ImageSource) -> bytes | None:
-    """Return a digest of a file's bytes, which need not be decoded for it; None for pixels and what cannot be read."""
-    if isinstance(image, Path | str):
-        try:
-            return hashlib.sha256(Path(image).expanduser().read_bytes()).digest()
-        except (OSError, ValueError):
-            return None  # whoever opens it will say why
-    return hashlib.sha256(image).digest() if isinstance(image, bytes) else None
-
-
 def open_image(source: ImageSource) -> Image.Image:
-    """Return an image as RGB, turned by its EXIF orientation, transparency laid on white; of an animation frame one.
+    """Return an image as RGB, with its EXIF orientation applied and transparency blended with white.
 
     Raises:
         InputError: missing, empty, truncated, too large or not an image.
-        TypeError: `source` is nothing that holds an image.
+        TypeError: `source` is not of a type that holds an image.
     """
-    with ImageFile(source) as photo:
-        return photo.decode()
+    with ImageFile(source) as image:
+        return image.decode()
+
+
+def image_digest(source: ImageSource) -> bytes:
+    """Return the SHA-256 of a file's bytes, without decoding them, or of the upright RGB pixels of any other image.
+
+    Raises:
+        InputError, TypeError: as `open_image`.
+    """
+    if isinstance(source, Path | str):
+        try:
+            return hashlib.sha256(Path(source).expanduser().read_bytes()).digest()
+        except (OSError, ValueError):
+            pass  # opening it raises, and names the reason
+    elif isinstance(source, bytes):
+        return hashlib.sha256(source).digest()
+    image = open_image(source)
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
 
 
 @lru_cache(maxsize=1)
 def image_suffixes() -> frozenset[str]:
-    """Return the endings, lower case with their dot, of the image files that can be read here."""
+    """Return the suffixes, in lower case with their dot, of image files that can be read here."""
     _register_heic()
     known = Image.registered_extensions()
     return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in _UNREADABLE)
 
 
-def _holder_of(source: Any) -> Path | BytesIO | Image.Image:
-    """Bring all that an image can be given as to three forms."""
+def upright_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
+    """Return a new RGB image without metadata, EXIF orientation applied and transparency blended with white.
+
+    Args:
+        image: of any mode; it is decoded, and not changed otherwise.
+        name: of the image, for the error.
+
+    Raises:
+        InputError: the pixels are floating-point or 32-bit numbers.
+    """
+    image.load()
+    transpose = _TRANSPOSE.get(_orientation(image))
+    rgb = _to_rgb(image, name)
+    if transpose is not None:
+        rgb = rgb.transpose(transpose)
+    rgb.info.clear()  # else the orientation would be applied again
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 where it is not stated or cannot be read."""
+    try:
+        stated = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # reading broken metadata raises anything, while the pixels may be intact
+        return 1
+    return int(stated) if stated in _TRANSPOSE else 1
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow would clip
+        gray = np.asarray(image).astype(np.int64).clip(0, 65_535) >> 8
+        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+    if image.mode in ("F", "I"):
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise InputError(f"{name} has {kind} pixels, whose white is not known. Save it with 8 bits.")
+    if image.has_transparency_data:
+        rgba = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _normalize(source: Any) -> Path | BytesIO | Image.Image:
+    """Convert everything that an image can be given as to one of three types."""
     if isinstance(source, str | Path):
-        return _path_of(source)
+        return _check_path(source)
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if type(source).__module__.partition(".")[0] == "torch":
         return _from_tensor(source)
-    content = _content_of(source) if hasattr(source, "read") else source
-    if isinstance(content, bytes | bytearray | memoryview):
-        return BytesIO(content)
-    raise TypeError(f"An image must be {ACCEPTED}, not {type(source).__name__}.")
+    if hasattr(source, "read"):
+        if source.seekable():
+            source.seek(0)  # as Pillow does
+        source = source.read()
+        if not isinstance(source, bytes):
+            raise TypeError("The image file is open in text mode. Open it in binary mode, open(path, 'rb').")
+    if isinstance(source, bytes | bytearray | memoryview):
+        return BytesIO(source)
+    raise TypeError(
+        "An image must be a path, the bytes of a file, a binary file, a PIL image, or a uint8 array [H, W, 3] in RGB "
+        f"(also [H, W] and [H, W, 4]), not {type(source).__name__}."
+    )
 
 
-def _content_of(file: Any) -> bytes:
-    if file.seekable():
-        file.seek(0)  # as Pillow does
-    content = file.read()
-    if not isinstance(content, bytes):
-        raise TypeError("The image file is opened as text: open it in binary mode, open(path, 'rb').")
-    return content
-
-
-def _path_of(given: str | Path) -> Path:
-    path = Path(given).expanduser()
-    if not str(given).strip():
-        raise InputError("The image is an empty text: give the path of a file.")
-    if isinstance(given, str) and _ADDRESS.match(given) and not path.exists():
+def _check_path(path: str | Path) -> Path:
+    if not str(path).strip():
+        raise InputError("The image is an empty string. Give the path of a file.")
+    expanded = Path(path).expanduser()
+    if isinstance(path, str) and _URL.match(path) and not expanded.exists():
         raise InputError(
-            f"{given[:80]} is an address, and epmvg fetches no images: give the bytes, for example "
-            "urllib.request.urlopen(address).read()."
+            f"{path[:80]} is a URL, and images are not downloaded. Give the bytes, for example "
+            "urllib.request.urlopen(url).read()."
         )
-    return path
+    return expanded
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
-    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
-    if array.dtype != np.uint8 or not shaped or array.size == 0:
+    has_shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if array.dtype != np.uint8 or not has_shape or array.size == 0:
         raise InputError(
-            "An array must be uint8 [H, W, 3] in RGB, [H, W] grey or [H, W, 4] RGBA, with pixels; this one is "
+            "An array must be uint8 [H, W, 3] in RGB, [H, W] or [H, W, 4], with pixels; this one is "
             f"{array.dtype} {list(array.shape)}."
         )
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
@@ -227,8 +266,8 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 def _from_tensor(tensor: Any) -> Image.Image:
     if str(getattr(tensor, "dtype", "")) != "torch.uint8" or tensor.ndim != 3 or len(tensor) not in (1, 3, 4):
-        said = f"{tensor.dtype} {list(tensor.shape)}" if hasattr(tensor, "dtype") else type(tensor).__name__
-        raise InputError(f"A tensor must be uint8 [3, H, W], as torchvision reads images; this one is {said}.")
+        given = f"{tensor.dtype} {list(tensor.shape)}" if hasattr(tensor, "dtype") else type(tensor).__name__
+        raise InputError(f"A tensor must be uint8 [3, H, W], as torchvision reads images; this one is {given}.")
     return _from_array(np.moveaxis(tensor.detach().cpu().numpy(), 0, -1))
 
 
@@ -236,20 +275,21 @@ def _open(source: Path | BytesIO, name: str, formats: tuple[str, ...] | None) ->
     try:
         return Image.open(source, formats=formats)
     except UnidentifiedImageError as error:
-        head = _head(source)
+        head = _read_head(source)
+        kind = next(kind for pattern, kind in _SIGNATURES if re.match(pattern, head, re.DOTALL | re.IGNORECASE))
         if not head:
-            raise ImageError(name, "empty", "is empty: fetch it again") from error
+            raise ImageError(name, "empty", "is empty: download it again") from error
         if formats is not None:
-            raise ImageError(name, "foreign", f"is {kind_of(head)[0]}: give {', '.join(formats)}") from error
-        if not is_heic(head):
-            raise ImageError(name, "foreign", "is {}: {}".format(*kind_of(head))) from error
+            raise ImageError(name, "foreign", f"is {kind.partition(':')[0]}: give {', '.join(formats)}") from error
+        if not _HEIC.match(head):
+            raise ImageError(name, "foreign", f"is {kind}") from error
         if not _register_heic():
             detail = "is a HEIC image: pip install 'epmvg[heic]', or convert it to JPEG"
             raise ImageError(name, "foreign", detail) from error
         return Image.open(source)
 
 
-def _head(source: Path | BytesIO) -> bytes:
+def _read_head(source: Path | BytesIO) -> bytes:
     if isinstance(source, BytesIO):
         return source.getvalue()[:1024]
     with source.open("rb") as file:
@@ -257,7 +297,7 @@ def _head(source: Path | BytesIO) -> bytes:
 
 
 def _register_heic() -> bool:
-    """Let Pillow read HEIC if pillow-heif is installed; return whether it is."""
+    """Let Pillow read HEIC if pillow-heif is installed, and return whether it is."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -268,7 +308,7 @@ def _register_heic() -> bool:
 
 @contextmanager
 def _naming(name: str, max_pixels: int) -> Iterator[None]:
-    """Name the file in whatever Pillow raises; on broken bytes its decoders raise nearly anything."""
+    """Raise `ImageError` with the name of the image for whatever Pillow raises; for broken files that is anything."""
     try:
         yield
     except InputError:
@@ -278,8 +318,8 @@ def _naming(name: str, max_pixels: int) -> Iterator[None]:
     except IsADirectoryError as error:
         raise ImageError(name, "foreign", "is a folder: give an image file in it") from error
     except PermissionError as error:
-        raise ImageError(name, "torn", "may not be read: give this user the right to") from error
+        raise ImageError(name, "torn", "may not be read: change its permissions") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(name, "bomb", f"has more than {max_pixels:,} pixels: scale it down") from error
     except Exception as error:
-        raise ImageError(name, "torn", f"cannot be decoded ({error}): fetch or save it again") from error
+        raise ImageError(name, "torn", f"cannot be decoded ({error}): download or save it again") from error

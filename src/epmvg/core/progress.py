@@ -1,19 +1,77 @@
-"""What long work says while it goes on: progress bars on a terminal, plain lines when piped."""
+"""Progress reporting: bars on a terminal, plain lines when piped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from epmvg.core.types import Progress as Count
+from epmvg.core.types import Progress as ProgressCallback
 
 
-def _bar(console: Console) -> Progress:
+@contextmanager
+def progress_bar(console: Console, title: str) -> Iterator[ProgressCallback]:
+    """Show a bar on a terminal; yield a function to call with (done, total)."""
+    with _new_bar(console) as bar:
+        task = bar.add_task(title, total=None, note="")
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+class TrainingProgress:
+    """Report the rows of metrics of a training; a context manager.
+
+    Steps are a bar with loss terms and images/s, when piped ten lines in all; every other event is a line.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = _new_bar(console)
+        self.tasks: dict[str, TaskID] = {}
+        self.tenths: dict[str, int] = {}  # of the steps that are printed, by training
+
+    def __enter__(self) -> TrainingProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Report one row."""
+        prefix = f"{row['who']}: " if "who" in row else ""
+        if row["event"] == "step":
+            self._report_step(row, prefix)
+        elif row["event"] == "store":
+            self._update_bar(f"{prefix}{row['name']}", row["done"], row["total"])
+        elif row["event"] in _LINES:
+            self._print(prefix + _LINES[row["event"]](row))
+
+    def _report_step(self, row: dict[str, Any], prefix: str) -> None:
+        step, steps = row["step"], row["steps"]
+        terms = ", ".join(f"{name} {value:.2f}" for name, value in row["loss"].items() if name != "total")
+        note = f"loss {row['loss']['total']:.3f} ({terms}), {row['images_per_s']:.1f} images/s"
+        self._update_bar(f"{prefix}training", step, steps, note)
+        if not self.console.is_terminal and step * 10 // steps != self.tenths.get(prefix, 0):
+            self.tenths[prefix] = step * 10 // steps
+            self._print(f"{prefix}step {step}/{steps}: {note}")
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+    def _update_bar(self, title: str, done: int, total: int, note: str = "") -> None:
+        if title not in self.tasks:
+            self.tasks[title] = self.bar.add_task(title, note="")
+        self.bar.update(self.tasks[title], completed=done, total=total, note=note)
+
+
+def _new_bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
@@ -25,80 +83,35 @@ def _bar(console: Console) -> Progress:
     )
 
 
-@contextmanager
-def progress_bar(console: Console, title: str) -> Iterator[Count]:
-    """Show a bar for work that calls back with (done, total)."""
-    with _bar(console) as bar:
-        task = bar.add_task(title, total=None, note="")
-
-        def count(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield count
-
-
-class TrainingProgress:
-    """Tell a training's rows of metrics: a bar with loss terms and images/s, a line for each score."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.bar = _bar(console)
-        self.tasks: dict[str, TaskID] = {}
-        self.said: dict[str, int] = {}
-
-    def __enter__(self) -> TrainingProgress:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
-
-    def __call__(self, row: dict[str, Any]) -> None:
-        event = row["event"]
-        who = f"{row['who']}: " if "who" in row else ""
-        if event == "step":
-            loss = ", ".join(f"{name} {value:.2f}" for name, value in row["loss"].items() if name != "total")
-            note = f"loss {row['loss']['total']:.3f} ({loss}), {row['images_per_s']:.1f} images/s"
-            self._advance(f"{who}learning", row["step"], row["steps"], note)
-            if not self.console.is_terminal and row["step"] * 10 // row["steps"] != self.said.get(who, 0):
-                self.said[who] = row["step"] * 10 // row["steps"]
-                self._say(f"{who}step {row['step']}/{row['steps']}: {note}")
-        elif event == "store":
-            self._advance(f"{who}{row['name']}", row["done"], row["total"], "")
-        elif event == "evaluate":
-            sample = f" of {row['sample_of']:,}, a sample" if "sample_of" in row else ""
-            self._say(
-                f"{who}{row['data']} {row['split']} after {row['phrases']:,} phrases, {row['seconds']:.0f} s: "
-                f"Acc@0.5 {row['acc50']:.3f}, mean IoU {row['miou']:.3f} ({row['n']:,} phrases{sample})"
-            )
-        elif event == "skipped":
-            self._say(f"{who}{row['why'].rstrip('.')}.")
-        elif event == "begin":
-            self._say(who + _beginning(row))
-        elif event == "end":
-            self._say(
-                f"{who}best on {row['split']}: Acc@0.5 {row['best']:.3f} at step {row['best_step']} of {row['steps']}, "
-                f"kept in {row['folder']}/model.safetensors"
-            )
-        elif event == "say":
-            self._say(row["text"])
-
-    def _say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, markup=False, emoji=False, highlight=False)
-
-    def _advance(self, title: str, done: int, total: int, note: str) -> None:
-        if title not in self.tasks:
-            self.tasks[title] = self.bar.add_task(title, note="")
-        self.bar.update(self.tasks[title], completed=done, total=total, note=note)
-
-
-def _beginning(row: dict[str, Any]) -> str:
-    """Say what a training learns from, starts from, runs on and writes to."""
+def _describe_begin(row: dict[str, Any]) -> str:
     processes = f", {row['processes']} processes" if row["processes"] > 1 else ""
-    where = f"going on at step {row['step']} of {row['steps']}" if row["step"] else f"{row['steps']} steps"
+    position = f"resumed at step {row['step']} of {row['steps']}" if row["step"] else f"{row['steps']} steps"
     return (
         f"{row['data']}: training on {row['train']}, validation on {row['val']}; model {row['start']}; "
-        f"device {row['device']}{processes}; {where}; the run goes to {row['folder']}"
+        f"device {row['device']}{processes}; {position}; run folder {row['folder']}"
     )
+
+
+def _describe_evaluation(row: dict[str, Any]) -> str:
+    sample = f", a sample of {row['sample_of']:,}" if "sample_of" in row else ""
+    return (
+        f"{row['data']} {row['split']} after {row['phrases']:,} phrases, {row['seconds']:.0f} s: "
+        f"Acc@0.5 {row['acc50']:.3f}, mean IoU {row['miou']:.3f} ({row['n']:,} phrases{sample})"
+    )
+
+
+def _describe_end(row: dict[str, Any]) -> str:
+    return (
+        f"best on {row['split']}: Acc@0.5 {row['best']:.3f} at step {row['best_step']} of {row['steps']}, "
+        f"kept in {row['folder']}/model.safetensors"
+    )
+
+
+_LINES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "begin": _describe_begin,
+    "evaluate": _describe_evaluation,
+    "end": _describe_end,
+    "skipped": lambda row: f"{row['why'].rstrip('.')}.",
+    "say": lambda row: str(row["text"]),
+}
+"""Event -> the line for it."""

@@ -15,21 +15,11 @@ from epmvg.core.types import Box
 Size = tuple[int, int]
 Boxes = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x0, y0, x1, y1, [N] each
 
-TOLERANCE = 1.0
-"""Pixels a box may leave its image: files round, and count from 0 or 1."""
-
-MIN_BOXES = 20
-"""Boxes below which no convention is detected."""
-
-ODD = 0.1
-"""Fraction of boxes that must not fit as they are read before another reading is tried."""
-
-NEARLY_ALL = 0.98
-"""Fraction of boxes that must fit in that other reading."""
-
-GRIDS = {"box-0-100": 100, "box-0-1000": 1000}
-"""Kind of finding -> the scale that boxes are normalised to."""
-
+TOLERANCE = 1.0  # pixels a box may leave its image: files round, and count from 0 or 1
+MIN_BOXES = 20  # below which no convention is detected
+ODD = 0.1  # fraction of boxes that must not fit as they are read before another reading is tried
+NEARLY_ALL = 0.98  # fraction of boxes that must fit in that other reading
+GRIDS = {"box-0-100": 100, "box-0-1000": 1000}  # kind of finding -> the scale that boxes are normalised to
 _REACH = 0.8  # of such a scale that the farthest edges must pass, to the right and below
 _LARGER = 1.4  # times the scale: both sides of images in which boxes below it are no accident
 

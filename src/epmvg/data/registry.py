@@ -14,7 +14,7 @@ from epmvg.core.types import InputError, Sample
 from epmvg.data.readers.annotations import Located, Skipped, collect, to_samples
 from epmvg.data.readers.files import cache_folder, is_file, is_folder
 from epmvg.data.readers.flickr30k import read_flickr30k
-from epmvg.data.readers.formats import READABLE, read_file
+from epmvg.data.readers.formats import READABLE, file_samples
 from epmvg.data.readers.jsonl import jsonl_annotations
 from epmvg.data.readers.refcoco import read_refcoco
 from epmvg.data.readers.referit import read_referit
@@ -107,17 +107,39 @@ def open_samples(
     Raises:
         InputError: unknown name, missing files, unusable annotations.
     """
+    names: set[str] = set()
+    samples = located_samples(name, split=split, root=root, split_key=split_key, names=names)
+    return collect(samples, name, skipped, split=split, names=names)
+
+
+def located_samples(
+    name: str,
+    *,
+    split: str | None = None,
+    root: str | Path | None = None,
+    split_key: str = "split",
+    names: set[str] | None = None,
+) -> Located[Sample]:
+    """Read the samples of a data set with where they stand, errors and unusable boxes and phrases included.
+
+    Args:
+        name, split, root, split_key: as for `open_samples`.
+        names: the names of splits of a file are added to it.
+
+    Raises:
+        InputError: unknown name or missing files.
+    """
     if name not in DATASETS:
         if not (is_file(name) or is_folder(name) or name.lower().endswith(READABLE)):
             raise InputError(f"There is no data set {name!r}: {_suggestion(name)}")
-        return read_file(name, split=split, root=root, split_key=split_key, skipped=skipped)
+        return file_samples(name, split=split, root=root, split_key=split_key, names=names)
     dataset = DATASETS[name]
     folder = Path(root) if root else dataset.default_root()
     if folder is None:
         raise InputError(f"The data set {name} has no default folder: give its folder with data.root=FOLDER or --root.")
     if split is not None and split not in dataset.splits:
         raise InputError(f"{name} has no split {split!r}: there are {', '.join(dataset.splits)}.")
-    return collect(dataset.read(folder, split), f"{name} in {folder}", skipped, split=split)
+    return dataset.read(folder, split)
 
 
 def _suggestion(name: str) -> str:

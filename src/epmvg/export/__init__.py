@@ -18,7 +18,7 @@ from epmvg.data.registry import open_samples
 from epmvg.evaluation.samples import of_some_images
 from epmvg.export.graphs import Format, write_folder
 from epmvg.export.parity import largest_difference
-from epmvg.inference.runtimes.onnx_runtime import SETTINGS, ExportedRuntime, import_extra, is_exported
+from epmvg.inference.runtimes.exported import SETTINGS, ExportedRuntime, import_extra, is_exported
 from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder

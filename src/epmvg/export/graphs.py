@@ -18,7 +18,7 @@ from torch.export import Dim
 from epmvg.core.calibration import CONFIDENCE_FILE
 from epmvg.core.files import write_json, write_text
 from epmvg.core.version import __version__
-from epmvg.inference.runtimes.onnx_runtime import IMAGE, PHRASES, SETTINGS, SUFFIX, import_extra
+from epmvg.inference.runtimes.exported import IMAGE, PHRASES, SETTINGS, SUFFIX, import_extra
 from epmvg.models.grounder import EncodedImages, Grounder
 from epmvg.models.iou_head import raw_confidence
 

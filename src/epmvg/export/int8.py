@@ -26,7 +26,7 @@ from epmvg.data.loader import group_by_image
 from epmvg.export.graphs import quiet, to_openvino
 from epmvg.export.parity import largest_difference
 from epmvg.inference.predictor import Predictor
-from epmvg.inference.runtimes.onnx_runtime import IMAGE, PHRASES, ExportedRuntime
+from epmvg.inference.runtimes.exported import IMAGE, PHRASES, ExportedRuntime
 
 Input = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """image [1, 3, S, S] and image_mask [1, S, S]."""

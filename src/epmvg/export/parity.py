@@ -6,8 +6,7 @@ import numpy as np
 from PIL import Image
 
 from epmvg.core.geometry import Letterbox
-from epmvg.inference.predictor import tokenize
-from epmvg.inference.runtimes.protocol import Backend
+from epmvg.inference.runtimes.protocol import GrounderRuntime
 
 _PHRASES = (
     "dog",
@@ -29,7 +28,7 @@ _BATCHES: tuple[tuple[tuple[tuple[int, int], ...], int], ...] = (
 """(width and height of each image of a batch, number of phrases)."""
 
 
-def largest_difference(one: Backend, other: Backend) -> tuple[float, float]:
+def largest_difference(one: GrounderRuntime, other: GrounderRuntime) -> tuple[float, float]:
     """Compare two runtimes on the same inputs; nan where a prediction is nan.
 
     Returns:
@@ -47,9 +46,8 @@ def largest_difference(one: Backend, other: Backend) -> tuple[float, float]:
         image_index = np.arange(count, dtype=np.int64) % len(sizes)
         predictions = []
         for runtime in (one, other):
-            tokens, token_mask = tokenize(runtime, _PHRASES[:count])
-            features = runtime.encode(image, image_mask)
-            box, confidence = runtime.answer(features, image_mask, tokens, token_mask, image_index)
+            features = runtime.encode_pixels(image, image_mask)
+            box, confidence, _ = runtime.query_features(features, image_mask, _PHRASES[:count], image_index)
             edges_xyxy = np.concatenate([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], 1)
             predictions.append((edges_xyxy, confidence))
         (box, confidence), (other_box, other_confidence) = predictions

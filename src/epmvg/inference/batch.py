@@ -1,55 +1,51 @@
-"""Bulk prediction: phrases in any number of images, streamed, batched and resumable.
-
-Queries are read as a stream and predicted in batches. Each finished row is appended to `<out>.part` under a key made
-of all that it depends on: the model, the image's name and content, the phrase and the row's id. Started again, the
-command finds what is done by these keys, predicts what is missing, and writes the output in the order of the sources.
-"""
+"""Bulk prediction: phrases in any number of images, streamed, batched and resumable."""
 
 from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from epmvg.core.calibration import CONFIDENCE_FILE
 from epmvg.core.distributed import launched
-from epmvg.core.images import open_image
+from epmvg.core.images import image_digest, open_image
 from epmvg.core.locate import locate
 from epmvg.core.types import InputError, Prediction, Progress
-from epmvg.inference.batch_output import OutputFormat, check_outputs, write_outputs
-from epmvg.inference.predictor import Predictor
-from epmvg.inference.runtimes.onnx_runtime import is_exported
-from epmvg.inference.sources import MAX_PHRASES, Query, Sources
-from epmvg.inference.unfinished import FORMAT_VERSION, Finished, Row, Unfinished
+from epmvg.inference.batch_output import OutputFormat, PartialOutput, Row, check_outputs, open_partial, write_output
+from epmvg.inference.predictor import MinScore, Predictor
+from epmvg.inference.runtimes.exported import is_exported
+from epmvg.inference.sources import Query, Sources
 
-PRECISION: Literal["fp32"] = "fp32"
+T = TypeVar("T")
+U = TypeVar("U")
+
+FORMAT_VERSION = 2
+"""Of the lines; it is part of their keys, so that lines of another version are predicted again."""
+
+MAX_PHRASES = 64
+"""Phrases per batch."""
 
 _MODEL_FILES = ("model.yaml", "model.safetensors", "tokenizer/*", CONFIDENCE_FILE)
 
 
 @dataclass(slots=True)
-class _Opened:
-    """A query whose image was read, with the keys and places of its rows."""
+class _Item:
+    """An image of a batch with its queries."""
 
-    query: Query
-    digest: bytes
-    keys: list[int]  # one per phrase
-    places: list[int | None]  # where the finished row lies, one per phrase
-    picture: Image.Image | None = None  # None where nothing is left to predict, or the image cannot be opened
-    error: str = ""
-
-    @property
-    def missing(self) -> list[int]:
-        """Numbers of the phrases whose rows are not finished."""
-        return [number for number, place in enumerate(self.places) if place is None]
+    queries: list[Query]
+    keys: list[bytes] = field(default_factory=list)  # of the rows, one per query
+    missing: list[int] = field(default_factory=list)  # numbers of the queries to predict
+    digest: bytes = b""
+    image: Image.Image | None = None  # None where nothing is left to predict, or it cannot be opened
+    error: str = ""  # why it cannot be opened
 
 
 def predict_many(
@@ -58,102 +54,93 @@ def predict_many(
     out: Path | str,
     *,
     phrases: Sequence[str] = (),
-    root: Path | str | None = None,
     shard: tuple[int, int] = (0, 1),
     form: OutputFormat = "jsonl",
     draw: Path | str | None = None,
-    min_score: float | Literal["auto"] | None = None,
-    overwrite: bool = False,
-    images: int = 16,
+    min_score: MinScore = None,
+    batch_size: int = 16,
     device: str = "auto",
     progress: Progress | None = None,
-    loaded: Callable[[Predictor], None] | None = None,
 ) -> dict[str, Any]:
     """Predict phrases in all images of the sources and write one row per phrase.
 
-    A row holds image, phrase, box (x0, y0, x1, y1 in pixels of the upright image), score, the id of the row that asked
-    for it, and with `min_score` whether it counts as `found`; `cut` and `unknown` are true where the phrase is longer
-    than the model reads, and where the model knows no word of it. An image that cannot be opened, a phrase that cannot
-    be queried or a line that cannot be read has `error`, a sentence, instead of box and score.
+    A row has key (a digest of what it depends on), image, phrase, id, width and height of the image, box (x0, y0, x1,
+    y1 in pixels of the upright image), score, and with `min_score` `found`; `truncated` and `unknown` are true where
+    the phrase is longer than the model's input, and where none of its words is in the vocabulary. An image that cannot
+    be opened, a phrase that cannot be used or a line that cannot be read has `error`, a sentence, instead of a box.
 
     Args:
         run: a folder that training or `epmvg export` wrote, `default`, or OWNER/NAME on the Hugging Face hub.
-        source: one or several of: an image, a folder of images (searched with its subfolders), a glob pattern, a JSONL
-            file with rows {"image", "phrase"} and perhaps "id".
-        out: the file to write, .jsonl, or .json for the other formats. Rows of unfinished work stay in `<out>.part`
-            and are used when the work is started again.
-        phrases: queried in every image; a JSONL file's own phrases by default.
-        root: what a JSONL file's paths are relative to and stay in; by default its folder.
-        shard: (K, N) takes every Nth image, from the Kth on.
-        form: jsonl, coco or label-studio; the latter two are written at the end and hold no errors.
+        source: one or several of: an image, a folder of images (searched recursively), a glob pattern, a JSONL file
+            with lines {"image", "phrase"} and optionally "id".
+        out: the file to write, .jsonl, or .json for the other formats. Rows of interrupted work are kept in
+            `<out>.part` and reused when the call is repeated.
+        phrases: for every image; by default those of the JSONL files.
+        shard: (K, N) selects every Nth image, beginning with the Kth (0 to N-1).
+        form: jsonl, coco or label-studio; the last two are written at the end, without errors.
         draw: a folder for copies of the images with the boxes drawn.
-        min_score: what scores less is not `found`; "auto" takes the threshold stored by `epmvg calibrate`.
-        overwrite: replace an existing `out`.
-        images: images per batch.
-        device: where to compute, for example "cuda".
-        progress: called with (rows done, 0).
-        loaded: called with the predictor once it is loaded.
+        min_score: predictions with a lower confidence are not `found`; "auto" is the threshold stored by
+            `epmvg calibrate`.
+        batch_size: images per batch.
+        device: device of torch, for example "cuda".
+        progress: called with (finished rows, 0).
 
     Returns:
-        rows, errors, cut and unknown (phrases), kept (rows of earlier starts), skipped (files by kind), messages (of
-        the first errors) and to.
+        numbers of rows, errors, truncated and unknown (phrases) and kept (rows of earlier starts), skipped (files by
+        suffix), messages (the first errors), domain (of the model), and to (the file).
 
     Raises:
-        InputError: the run or a source cannot be read, there is nothing to query, or an output cannot be written or
+        InputError: the run or a source cannot be read, there is nothing to predict, or an output cannot be written or
             would replace something.
-        KeyboardInterrupt: says what is kept.
+        KeyboardInterrupt: its message names what is kept.
     """
     if launched()[1] > 1:
-        raise InputError("Launched processes do not share a prediction: start one command per part, --shard K/N each.")
-    given = [source] if isinstance(source, Path | str) else list(source)
-    sources, out = Sources(given, phrases, root=root, shard=shard), Path(out)
-    check_outputs(out, sources, form=form, draw=draw, overwrite=overwrite)
+        raise InputError("Launched processes do not share a prediction. Start one command per part with --shard K/N.")
+    paths = [source] if isinstance(source, Path | str) else list(source)
+    sources, out = Sources(paths, phrases, shard=shard), Path(out)
+    drawings = None if draw is None else Path(draw)
+    check_outputs(out, sources, form=form, draw=drawings)
     folder = locate(run)
-    queries = sources.queries()
-    first = next(queries, None)
-    if first is None:
-        raise InputError(f"The shard {shard[0]}/{shard[1]} holds no image: give fewer shards.")
-    model_key = _model_key(folder)
-    places = array("q")
-    with Unfinished(out) as unfinished:
+    batches = batched(sources.queries(), batch_size)
+    first = next(batches)  # raises where there is nothing to predict, before a model is loaded
+    offsets = array("q")
+    with open_partial(out) as output:
         try:
-            predictor = Predictor(folder, device=device, precision=PRECISION)
-            if loaded:
-                loaded(predictor)
-            bound = None if min_score is None else predictor._bound(min_score)
-            open_batch = partial(_open, unfinished=unfinished, model_key=model_key)
-            for batch in _one_ahead(open_batch, batches_of(chain([first], queries), images)):
-                places.extend(_finish(predictor, batch, unfinished))
+            predictor = Predictor(folder, device=device)
+            threshold = None if min_score is None else predictor.resolve_min_score(min_score)
+            open_items = partial(_open, output=output, context=_digest_of(folder, threshold))
+            for items in _one_ahead(open_items, chain([first], batches)):
+                offsets.extend(_finish(predictor, items, output, threshold))
                 if progress:
-                    progress(len(places), 0)
-            summary = write_outputs(
-                out, lambda: unfinished.read(places), form=form, draw=draw, base=sources.base, bound=bound
-            )
+                    progress(len(offsets), 0)
+            summary = write_output(out, output, offsets, form=form, draw=drawings, base=sources.base)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(unfinished.describe()) from None
-    return summary | {"kept": unfinished.earlier, "skipped": sources.describe_skipped(), "to": str(out)}
+            raise KeyboardInterrupt(output.describe()) from None
+    summary |= {"kept": len(output.offsets), "skipped": sources.describe_skipped(), "domain": predictor.domain}
+    return summary | {"to": str(out)}
 
 
-def batches_of(queries: Iterator[Query], images: int) -> Iterator[list[Query]]:
-    """Cut queries into batches of at most so many images and `MAX_PHRASES` phrases."""
+def batched(queries: Iterable[Query], images: int) -> Iterator[list[Query]]:
+    """Yield batches of queries with at most so many images and `MAX_PHRASES` phrases."""
     batch: list[Query] = []
-    room = MAX_PHRASES
+    count = 0
     for query in queries:
-        if batch and (len(batch) == images or len(query.phrases) > room):
+        is_new = not batch or query.image != batch[-1].image
+        if len(batch) == MAX_PHRASES or (is_new and count == images):
             yield batch
-            batch, room = [], MAX_PHRASES
+            batch, count, is_new = [], 0, True
         batch.append(query)
-        room -= len(query.phrases)
+        count += is_new
     if batch:
         yield batch
 
 
-def _one_ahead(open_batch: Callable[[list[Query]], list[_Opened]], batches: Iterator[list[Query]]) -> Iterator[Any]:
+def _one_ahead(open_batch: Callable[[T], U], batches: Iterable[T]) -> Iterator[U]:
     """Open each batch in a thread while the one before is computed."""
-    with ThreadPoolExecutor(1) as opener:
-        ahead: Future[list[_Opened]] | None = None
+    with ThreadPoolExecutor(1) as executor:
+        ahead = None
         for batch in batches:
-            opening = opener.submit(open_batch, batch)
+            opening = executor.submit(open_batch, batch)
             if ahead is not None:
                 yield ahead.result()
             ahead = opening
@@ -161,82 +148,76 @@ def _one_ahead(open_batch: Callable[[list[Query]], list[_Opened]], batches: Iter
             yield ahead.result()
 
 
-def _open(batch: list[Query], unfinished: Unfinished, model_key: bytes) -> list[_Opened]:
-    """Look up which rows of a batch are finished, and open the images of the others."""
-    opened = []
-    for query in batch:
-        digest = query.error.encode(errors="replace") if query.error else _image_digest(query.image)
-        keys = [_key(model_key, query.image, digest, *asked) for asked in zip(query.phrases, query.ids, strict=True)]
-        one = _Opened(query, digest, keys, [unfinished.find(key) for key in keys], error=query.error)
-        if None in one.places and query.image is not None and not query.error:
+def _open(batch: list[Query], *, output: PartialOutput, context: bytes) -> list[_Item]:
+    """Return the images of a batch, opened where rows are missing in the output."""
+    items = []
+    for path, group in groupby(batch, key=lambda query: query.image):
+        item = _Item(list(group))
+        try:
+            item.digest = b"" if path is None else image_digest(path)
+        except InputError as error:
+            item.error = str(error)
+        item.keys = [_key(context, item.digest, query) for query in item.queries]
+        item.missing = [
+            number
+            for number, (query, key) in enumerate(zip(item.queries, item.keys, strict=True))
+            if not (query.error or item.error or key in output.offsets)
+        ]
+        if path is not None and item.missing:
             try:
-                one.picture = open_image(query.image)
+                item.image = open_image(path)
             except InputError as error:
-                one.error = str(error)
-        opened.append(one)
-    return opened
+                item.error = str(error)
+        items.append(item)
+    return items
 
 
-def _finish(predictor: Predictor, batch: list[_Opened], unfinished: Unfinished) -> list[int]:
-    """Predict and append the rows of a batch that are not finished; return where all of its rows lie."""
-    asked = [one for one in batch if one.picture is not None]
-    phrases = [[one.query.phrases[number] for number in one.missing] for one in asked]
-    images = [(one.picture, one.digest or str(one.query.image).encode(errors="replace")) for one in asked]
-    predicted = iter(_predict(predictor, [(*image, own) for image, own in zip(images, phrases, strict=True)]))
-    finished: list[tuple[int, Finished]] = []
-    for one in batch:
-        answers = [one.error] * len(one.missing) if one.picture is None else next(predicted)
-        size = one.picture.size if one.picture is not None else (0, 0)
-        for number, answer in zip(one.missing, answers, strict=True):
-            finished.append((one.keys[number], Finished(_row(one.query, number, answer), size)))
-    appended = iter(unfinished.append(finished))
-    return [next(appended) if place is None else place for one in batch for place in one.places]
+def _finish(predictor: Predictor, items: list[_Item], output: PartialOutput, threshold: float | None) -> list[int]:
+    """Predict and append the rows that are missing in the output, and return where all rows of the batch begin."""
+    opened = [item for item in items if item.image is not None]
+    queries = [
+        (item.image, [item.queries[number].phrase for number in item.missing])
+        for item in items
+        if item.image is not None
+    ]
+    predicted = predictor.predict_batch(queries, [item.digest for item in opened]) if opened else []
+    predictions = {
+        item.keys[number]: one
+        for item, own in zip(opened, predicted, strict=True)
+        for number, one in zip(item.missing, own, strict=True)
+    }
+    rows = {
+        key: _row(key, item, query, predictions.get(key), threshold)
+        for item in items
+        for query, key in zip(item.queries, item.keys, strict=True)
+        if key not in output.offsets
+    }
+    appended = dict(zip(rows, output.append(rows.values()), strict=True))
+    return [appended[key] if key in appended else output.offsets[key] for item in items for key in item.keys]
 
 
-def _predict(predictor: Predictor, asked: list[tuple[Any, bytes, list[str]]]) -> list[list[Prediction | str]]:
-    """Predict phrases in images, in one pass if possible; an error's sentence takes the place of a prediction."""
-    if not asked:
-        return []
-    try:
-        found = predictor.predict_batch(
-            [(picture, phrases) for picture, _, phrases in asked], [digest for _, digest, _ in asked]
-        )
-        return [list(predictions) for predictions in found]
-    except InputError as error:
-        ((picture, digest, phrases), *others) = asked
-        if others:
-            return [predictions for one in asked for predictions in _predict(predictor, [one])]
-        if len(phrases) == 1:
-            return [[str(error)]]
-        return [[_predict(predictor, [(picture, digest, [phrase])])[0][0] for phrase in phrases]]
+def _row(key: bytes, item: _Item, query: Query, prediction: Prediction | None, threshold: float | None) -> Row:
+    row: Row = {"key": key.decode(), "image": str(query.image), "phrase": query.phrase, "id": query.id}
+    row = {name: value for name, value in row.items() if value and not (name == "image" and query.image is None)}
+    if prediction is None or item.image is None:
+        return row | {"error": query.error or item.error}
+    row |= {"width": item.image.width, "height": item.image.height}
+    row |= {"box": list(prediction.box), "score": round(prediction.score, 4)}
+    if threshold is not None or prediction.unknown:
+        row["found"] = not prediction.unknown and prediction.score >= (threshold or 0.0)
+    return row | {name: True for name in ("truncated", "unknown") if getattr(prediction, name)}
 
 
-def _row(query: Query, number: int, answer: Prediction | str) -> Row:
-    row: Row = {"image": str(query.image)} if query.image is not None else {}
-    row |= {key: text for key, text in (("phrase", query.phrases[number]), ("id", query.ids[number])) if text}
-    if isinstance(answer, str):
-        return row | {"error": answer}
-    marks = {key: True for key in ("truncated", "unknown") if getattr(answer, key)}
-    return row | {"box": list(answer.box), "score": round(answer.score, 4)} | marks
+def _key(context: bytes, digest: bytes, query: Query) -> bytes:
+    """Return a digest of everything that a row depends on, 32 hexadecimal digits."""
+    content = repr((context, digest, str(query.image), query.phrase, query.id, query.error))
+    return hashlib.blake2b(content.encode(errors="backslashreplace"), digest_size=16).hexdigest().encode()
 
 
-def _key(model_key: bytes, image: Path | None, digest: bytes, phrase: str, name: str) -> int:
-    content = repr((model_key, str(image), digest, phrase, name)).encode(errors="backslashreplace")
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
-
-
-def _image_digest(image: Path | None) -> bytes:
-    """Return the digest of an image's bytes, b"" where they cannot be read: opening it says why."""
-    try:
-        return b"" if image is None else hashlib.sha256(image.read_bytes()).digest()
-    except (OSError, ValueError):
-        return b""
-
-
-def _model_key(folder: Path) -> bytes:
-    """Return a digest of all of a model's files that its predictions depend on."""
+def _digest_of(folder: Path, threshold: float | None) -> bytes:
+    """Return a digest of all of a model's files that its predictions depend on, and of the threshold."""
     patterns = ("**/*",) if is_exported(folder) else _MODEL_FILES
-    digest = hashlib.sha256(repr((FORMAT_VERSION, PRECISION)).encode())
+    digest = hashlib.sha256(repr((FORMAT_VERSION, threshold)).encode())
     for file in sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file()):
         with file.open("rb") as content:
             digest.update(file.relative_to(folder).as_posix().encode())

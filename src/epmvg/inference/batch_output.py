@@ -1,146 +1,224 @@
-"""What bulk prediction writes: JSON lines, COCO or Label Studio, and copies of the images with boxes drawn."""
+"""Output of bulk prediction: resumable lines of JSONL, converted at the end to COCO, Label Studio or drawings."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
-from epmvg.core.files import atomic_write, check_not_input, write_text
-from epmvg.core.images import open_image
+from filelock import FileLock, Timeout
+
+from epmvg.core.files import atomic_write, check_not_input, disk_errors, write_text
 from epmvg.core.types import InputError, Prediction
 from epmvg.data.readers.jsonl import json_line
-from epmvg.inference.draw import draw_boxes, save_picture
+from epmvg.inference.draw import FORMATS, save_image
 from epmvg.inference.results import Predictions, to_coco, to_label_studio
-from epmvg.inference.sources import Sources, is_rows
-from epmvg.inference.unfinished import Finished, part_of
+from epmvg.inference.sources import Sources, is_jsonl
 
 OutputFormat = Literal["jsonl", "coco", "label-studio"]
+Row = dict[str, Any]
 
 MAX_MESSAGES = 5
-"""Different errors that are named at the end; the rows hold all of them."""
+"""Number of different errors returned as messages; the rows have all of them."""
 
-_COUNTED = {"error": "errors", "truncated": "truncated", "unknown": "unknown"}
-"""Keys of a row, and the names under which rows that have them are counted."""
-
-_DRAWN_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+_LINE_START = b'{"key": "'
+_KEY = slice(len(_LINE_START), len(_LINE_START) + 32)
 
 
-def check_outputs(out: Path, sources: Sources, *, form: OutputFormat, draw: Path | str | None, overwrite: bool) -> None:
-    """Reject outputs that cannot be written, or that would replace an input or somebody's file.
+@contextmanager
+def open_partial(out: Path) -> Iterator[PartialOutput]:
+    """Open `<out>.part`, for this process only; it is deleted when the block ends, and kept when the block raises.
+
+    Raises:
+        InputError: the file cannot be written, contains anything else, or another process is writing it.
+    """
+    part = part_of(out)
+    if part.exists() and not part.is_file():
+        raise InputError(f"{part} is in the way of unfinished predictions. Move it, or choose another --out.")
+    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+    with ExitStack() as stack:
+        with disk_errors(out):
+            try:
+                stack.enter_context(lock)
+            except Timeout:
+                raise InputError(f"Another process is writing {out}. Wait for it, or choose another --out.") from None
+            stack.callback(Path(lock.lock_file).unlink, missing_ok=True)
+            stack.callback(_delete_if_empty, part)
+            file = stack.enter_context(part.open("a+b"))
+        yield PartialOutput(file, out)
+        file.truncate(0)
+
+
+def _delete_if_empty(file: Path) -> None:
+    if file.stat().st_size == 0:
+        file.unlink()
+
+
+class PartialOutput:
+    """Lines of predicted queries, found by their keys when the command is started again.
+
+    A key is a digest of everything a line depends on, so a line that is found is valid.
+
+    Attributes:
+        offsets: key -> where its line begins, for the lines of earlier starts.
+        lines: number of lines.
+
+    Raises:
+        InputError: the file contains anything else.
+    """
+
+    def __init__(self, file: BinaryIO, out: Path) -> None:
+        self._file, self._out = file, out
+        self.offsets = self._index()
+        self.lines = len(self.offsets)
+
+    def append(self, rows: Iterable[Row]) -> list[int]:
+        """Append rows, each beginning with its "key", and return where their lines begin.
+
+        Raises:
+            InputError: a disk error.
+        """
+        offsets = []
+        with disk_errors(self._out):
+            offset = self._file.seek(0, os.SEEK_END)
+            for row in rows:
+                offsets.append(offset)
+                offset += self._file.write(json_line(row))
+            self._file.flush()
+        self.lines += len(offsets)
+        return offsets
+
+    def read(self, offsets: array[int]) -> Iterator[Row]:
+        """Read the rows at `offsets`, in their order."""
+        for offset in offsets:
+            self._file.seek(offset)
+            yield json.loads(self._file.readline())
+
+    def describe(self) -> str:
+        """Return what is kept of interrupted work, as a sentence."""
+        if self.lines == 0:
+            return "Stopped before the first row was finished."
+        kept = part_of(self._out)
+        return f"Stopped: {self.lines:,} finished rows are kept in {kept}; run the same command again to continue."
+
+    def _index(self) -> dict[bytes, int]:
+        """Return where the line of each key begins, and cut off an incomplete last line."""
+        offsets: dict[bytes, int] = {}
+        offset = 0
+        self._file.seek(0)
+        for line in self._file:
+            is_complete = line.endswith(b"\n")
+            if not line.startswith(_LINE_START[: len(line)]) and (is_complete or not offsets):
+                part = part_of(self._out)
+                raise InputError(f"{part} is no unfinished output of epmvg. Move it, or choose another --out.")
+            if not is_complete:
+                self._file.truncate(offset)
+                break
+            offsets[line[_KEY]] = offset
+            offset += len(line)
+        return offsets
+
+
+def part_of(out: Path) -> Path:
+    """Return the file of finished rows while `out` is not complete."""
+    return out.with_name(out.name + ".part")
+
+
+def check_outputs(out: Path, sources: Sources, *, form: OutputFormat, draw: Path | None) -> None:
+    """Reject outputs that cannot be written, or that would replace an input or an existing file.
 
     Raises:
         InputError: they cannot be used.
     """
     suffix = ".jsonl" if form == "jsonl" else ".json"
     if out.suffix.lower() != suffix:
-        kind = "JSON lines" if form == "jsonl" else f"{form} JSON"
-        raise InputError(f"{out} would hold {kind}: end its name in {suffix}.")
+        raise InputError(f"{out} cannot be written in the format {form}. End its name in {suffix}.")
     if out.is_dir() or not out.parent.is_dir():
-        raise InputError(f"{out} cannot be written: give a file's name in a folder that exists.")
+        raise InputError(f"{out} cannot be written. Give the name of a file in a folder that exists.")
     check_not_input(out, *sources.files)
-    if out.exists() and not overwrite:
-        raise InputError(f"{out} exists: choose another --out, or delete it.")
+    if out.exists():
+        raise InputError(f"{out} exists. Choose another --out, or delete it.")
     if draw is not None:
-        _check_drawings(Path(draw), sources, is_new=not (overwrite or part_of(out).exists()))
+        _check_drawings(draw, sources, is_new=not part_of(out).exists())
 
 
 def _check_drawings(folder: Path, sources: Sources, *, is_new: bool) -> None:
     if (folder.exists() and not folder.is_dir()) or not folder.absolute().parent.is_dir():
-        raise InputError(f"{folder} cannot hold drawings: with --out, --draw names a folder beside existing ones.")
+        raise InputError(f"{folder} cannot hold drawings. With --out, --draw names a folder in one that exists.")
     searched = [file for file in sources.files if file.is_dir()]
-    for source in [*searched, *(file.parent for file in sources.files if not is_rows(file))]:
-        check_not_input(folder, source)
-    check_not_input(folder, sources.base)
+    check_not_input(folder, sources.base, *searched, *(file.parent for file in sources.files if not is_jsonl(file)))
     if any(folder.resolve().is_relative_to(source.resolve()) for source in searched):
-        raise InputError(f"{folder} lies in a folder that is searched for images: choose another --draw.")
+        raise InputError(f"{folder} is in a folder that is searched for images. Choose another --draw.")
     if is_new and folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty: choose another --draw, or empty it.")
+        raise InputError(f"{folder} is not empty. Choose another --draw, or empty it.")
 
 
-def write_outputs(
-    out: Path,
-    finished: Callable[[], Iterable[Finished]],
-    *,
-    form: OutputFormat,
-    draw: Path | str | None,
-    base: Path,
-    bound: float | None,
+def write_output(
+    out: Path, partial: PartialOutput, offsets: array[int], *, form: OutputFormat, draw: Path | None, base: Path
 ) -> dict[str, Any]:
-    """Write all rows, in order.
-
-    Args:
-        out: the file.
-        finished: gives the rows, again with each call.
-        form: of the file.
-        draw: a folder for drawings, named as the images are below `base`.
-        base: the folder that all images lie in.
-        bound: the lowest score that is `found`, None where all are.
+    """Write the rows at `offsets` to `out`, and drawings to the folder `draw`, named as the images are below `base`.
 
     Returns:
-        rows, errors, cut and unknown (phrases), and messages, the first different errors.
+        numbers of rows, errors, truncated and unknown phrases, and messages, the first different errors.
 
     Raises:
-        InputError: the disk refuses.
+        InputError: a disk error.
     """
-    counts = {"rows": 0, "errors": 0, "truncated": 0, "unknown": 0}
+    counts = dict.fromkeys(("rows", "errors", "truncated", "unknown"), 0)
     messages: dict[str, None] = {}
-    images = _by_image(finished(), bound) if draw is not None or form != "jsonl" else []
-    for about in images if draw is not None else []:
-        _draw(about, Path(str(draw)), base)
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for row, _ in finished():
+    def counted() -> Iterator[Row]:
+        for row in partial.read(offsets):
             counts["rows"] += 1
-            for key, name in _COUNTED.items():
-                counts[name] += key in row
-            if "error" in row:
-                if len(messages) < MAX_MESSAGES:
-                    messages[row["error"]] = None
-            elif bound is not None or "unknown" in row:
-                row["found"] = _is_found(row, bound)
+            counts["errors"] += "error" in row
+            counts["truncated"] += "truncated" in row
+            counts["unknown"] += "unknown" in row
+            if "error" in row and len(messages) < MAX_MESSAGES:
+                messages[row["error"]] = None
+            del row["key"]
             yield row
 
+    images = _by_image(partial.read(offsets)) if draw is not None or form != "jsonl" else []
+    if draw is not None:
+        for predictions in images:
+            _draw(predictions, draw, base)
     if form == "jsonl":
         with atomic_write(out) as temporary, temporary.open("wb") as file:
-            file.writelines(json_line(row) for row in rows())
+            file.writelines(json_line(row) for row in counted())
     else:
-        for _ in rows():
+        for _ in counted():
             pass
-        write_text(out, json.dumps(to_coco(images) if form == "coco" else to_label_studio(images), ensure_ascii=False))
+        content = to_coco(images) if form == "coco" else to_label_studio(images)
+        write_text(out, json.dumps(content, ensure_ascii=False))
     return counts | {"messages": list(messages)}
 
 
-def _by_image(finished: Iterable[Finished], bound: float | None) -> list[Predictions]:
-    """Gather the predictions of each image, in the order in which images come first."""
+def _by_image(rows: Iterable[Row]) -> list[Predictions]:
+    """Collect the predictions of each image, in the order in which images come first."""
     images: dict[str, Predictions] = {}
-    for row, size in finished:
+    for row in rows:
         if "error" not in row:
             name = row["image"]
             if name not in images:
-                images[name] = Predictions([], partial(open_image, Path(name)), name, size)
-            images[name].append(Prediction(row["phrase"], tuple(row["box"]), row["score"], _is_found(row, bound)))
+                images[name] = Predictions([], Path(name), name=name, size=(row["width"], row["height"]))
+            images[name].append(Prediction(row["phrase"], tuple(row["box"]), row["score"], row.get("found", True)))
     return list(images.values())
 
 
-def _is_found(row: dict[str, Any], bound: float | None) -> bool:
-    return "unknown" not in row and row["score"] >= (bound or 0.0)
-
-
-def _draw(about: Predictions, folder: Path, base: Path) -> None:
-    """Save a copy of an image with its boxes; an image that is no longer there is left out."""
-    try:
-        picture = open_image(Path(about.image))
-    except InputError:
-        return
-    name = Path(os.path.relpath(about.image, base))
-    if name.suffix.lower() not in _DRAWN_SUFFIXES:
+def _draw(predictions: Predictions, folder: Path, base: Path) -> None:
+    """Write a copy of an image with its boxes; skip an image that can no longer be opened."""
+    name = Path(os.path.relpath(predictions.name, base))
+    if name.suffix.lower() not in FORMATS:
         name = name.with_name(f"{name.name}.png")
     file = folder / name
-    check_not_input(file, about.image)
+    check_not_input(file, predictions.name)
+    try:
+        drawn = predictions.draw()
+    except InputError:
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
-    found = about.found
-    save_picture(draw_boxes(picture, [one.box for one in found], [one.phrase for one in found]), file)
+    save_image(drawn, file)

@@ -1,16 +1,10 @@
-"""Use a trained run or an exported folder: an image and phrases in, boxes in the image's own pixels out.
-
-An exported folder is answered without torch: nothing here imports it before a torch run is asked for.
-"""
+"""`Predictor`: phrases in images, with a trained run or an exported folder."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -18,16 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from epmvg.core.geometry import Letterbox
-from epmvg.core.images import HeldImage, ImageSource, image_digest, open_image
-from epmvg.core.types import Box, InputError, Prediction
-from epmvg.inference.phrases import checked_phrases, phrases_of_each, shorten
+from epmvg.core.cache import LruCache
+from epmvg.core.images import ImageSource, image_digest, open_image
+from epmvg.core.types import InputError, Prediction
+from epmvg.data.readers.annotations import phrase_error
 from epmvg.inference.results import Predictions
-from epmvg.inference.runtimes.onnx_runtime import ExportedRuntime, is_exported
-from epmvg.inference.runtimes.protocol import Backend, MapKind
-from epmvg.inference.runtimes.seen import SeenImage, SeenImages
+from epmvg.inference.runtimes import open_runtime
+from epmvg.inference.runtimes.protocol import MapKind, RuntimeOutput, Size
 
 if TYPE_CHECKING:
     from epmvg.models.grounder import Grounder
@@ -35,52 +27,34 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "fp32", "bf16"]
 MinScore = float | Literal["auto"] | None
 
-IMAGES = 16
-"""Of a list of images, so many are encoded together."""
+IMAGES_PER_PASS = 16
 
 logger = logging.getLogger("epmvg")
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What was predicted for the P phrases of one image."""
-
-    boxes: list[list[float]]  # xyxy in pixels of the upright image
-    scores: list[float]
-    truncated: list[bool]
-    unknown: list[bool]
-    size: tuple[int, int]  # of the image
-
-    def predictions(self, phrases: Sequence[str], bound: float) -> list[Prediction]:
-        rows = zip(phrases, self.boxes, self.scores, self.truncated, self.unknown, strict=True)
-        return [
-            Prediction(phrase, _box(box), score, score >= bound and not unknown, truncated, unknown)
-            for phrase, box, score, truncated, unknown in rows
-        ]
-
-
 class Predictor:
-    """Find phrases in images. The latest images are remembered: a further question costs only the phrase.
+    """Find phrases in images.
 
-    One `Predictor` may be used by several threads, and by one process: pickled, it is made anew from its folder.
+    Encoded images are cached: another phrase about one of the latest images costs only the phrase. A `Predictor` may be
+    used by several threads of one process; pickled, it is loaded again from its folder.
 
     Args:
-        run: a folder that training or `epmvg export` wrote, OWNER/NAME of a model on the Hugging Face hub, or a model,
-            which is copied as it is now.
-        device: where torch computes, for example "cuda:1"; "auto" takes a GPU where there is one.
-        precision: fp32, bf16, or auto, which is bf16 where the hardware has it. The default gives the boxes that
-            `epmvg evaluate` scores, on any machine.
-        compile: let torch.compile make kernels for the shapes met.
-        threads: to compute with; for torch they count in the whole process.
-        cache_mb: memory for the features of images; the longest unused go first, and 0 keeps none.
+        run: a folder that training or `epmvg export` wrote, `default`, OWNER/NAME on the Hugging Face hub, or a model,
+            which is copied.
+        device: device of torch, for example "cuda:1"; "auto" selects a GPU where there is one.
+        precision: fp32, bf16, or auto, which is bf16 where the hardware has it. With fp32 boxes are those of
+            `epmvg evaluate`.
+        compile: use torch.compile.
+        threads: number of threads; for torch it applies to the whole process.
+        cache_mb: memory for encoded images, in MB; least recently used ones are dropped first.
 
     Attributes:
         name: the run as it was given.
-        domain: what the model was trained to recognise; None where nobody stated it.
+        runtime: the `Runtime` that computes.
 
     Raises:
-        InputError: the folder is neither a trained run nor an exported one, its runtime is not installed, or there is
-            no such device or precision.
+        InputError: the folder is neither a run nor an export, its runtime is not installed, or the device or precision
+            is not available.
         TypeError: `run` is neither a folder or name nor a model.
     """
 
@@ -95,44 +69,39 @@ class Predictor:
         cache_mb: float = 64,
     ) -> None:
         if precision not in get_args(Precision):
-            raise InputError(f"precision={precision!r} is not known: give one of {', '.join(get_args(Precision))}.")
-        self.runtime: Backend
-        self._settings: dict[str, Any] = {"device": device, "precision": precision, "compile": compile}
-        self._settings |= {"threads": threads, "cache_mb": cache_mb}
-        self._folder = run if isinstance(run, Path | str) else None
+            raise InputError(f"precision={precision!r} is unknown. Use one of {', '.join(get_args(Precision))}.")
+        settings: dict[str, Any] = {"device": device, "precision": precision, "compile": compile, "threads": threads}
+        self.runtime = open_runtime(run, **settings)
+        self.name = str(run) if isinstance(run, Path | str) else type(run).__name__
+        self._reopen = partial(Predictor, run, **settings, cache_mb=cache_mb) if isinstance(run, Path | str) else None
         self._process = os.getpid()
-        self.name = str(run) if self._folder is not None else type(run).__name__
-        if isinstance(run, Path | str) and is_exported(Path(run).expanduser()):
-            if device not in ("auto", "cpu") or compile:
-                raise InputError(f"{run} is an exported folder: it runs on the CPU and is compiled already.")
-            self.runtime = ExportedRuntime(Path(run).expanduser(), precision=precision, threads=threads)
-        else:
-            from epmvg.inference.runtimes.torch_runtime import TorchRuntime
-            from epmvg.models.factory import load
-            from epmvg.models.grounder import Grounder
-
-            if not isinstance(run, Path | str | Grounder):
-                raise TypeError(f"The run must be a folder, the name of a model, or a model, not {type(run).__name__}.")
-            model = copy.deepcopy(run) if isinstance(run, Grounder) else load(run)
-            self.runtime = TorchRuntime(model, device=device, precision=precision, compile=compile, threads=threads)
-        self._seen = SeenImages(int(cache_mb * 1e6))
+        self._encoded: LruCache[Any] = LruCache(int(cache_mb * 1e6))
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what it was made from: the other process loads the model itself."""
-        if self._folder is None:
-            raise TypeError("A Predictor made of a model does not pickle: save the model, and give its folder.")
-        return partial(Predictor, **self._settings), (self._folder,)
-
-    @property
-    def domain(self) -> str | None:
-        """What the model was trained to recognise ("drawn scenes, not photographs"); None where nobody stated it."""
-        return self.runtime.domain
+        """Pickle the arguments: the other process loads the model itself."""
+        if self._reopen is None:
+            raise TypeError("A Predictor of a model in memory does not pickle. Save the model and open its folder.")
+        return self._reopen, ()
 
     def __repr__(self) -> str:
         domain = f", domain={self.domain!r}" if self.domain else ""
-        size, length = self.runtime.image_size, self.runtime.max_length
-        return f"Predictor({self.name!r}, image_size={size}, max_length={length}{domain})"
+        return f"Predictor({self.name!r}, image_size={self.image_size}, max_length={self.runtime.max_length}{domain})"
+
+    @property
+    def domain(self) -> str | None:
+        """What the model was trained to recognize ("drawn scenes, not photographs"), None where it is not stated."""
+        return self.runtime.domain
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square network input, in pixels."""
+        return self.runtime.image_size
+
+    @property
+    def threshold(self) -> float | None:
+        """The confidence stored by `epmvg calibrate` from which a phrase counts as found, or None."""
+        return self.runtime.calibration.threshold if self.runtime.calibration else None
 
     @overload
     def __call__(
@@ -149,241 +118,204 @@ class Predictor:
     ) -> list[Predictions]: ...
 
     def __call__(self, image: Any, phrases: Any, *, min_score: MinScore = None) -> Predictions | list[Predictions]:
-        """Find each phrase in an image, which is encoded once; or in a list of images, which are encoded together.
+        """Find each phrase in an image, or in each of a list of images.
 
-        A phrase that is longer than the model reads is cut, and one of which the model knows no word is never `found`;
-        both are logged, and marked in the prediction.
+        A phrase longer than the model's input is truncated, and one without a known word is never `found`; both are
+        logged and marked in the prediction.
 
         Args:
             image: a path, a file's bytes, a binary file, a PIL image, uint8 [H, W, 3] RGB (also [H, W] and [H, W, 4]),
-                or a uint8 tensor [3, H, W]; or a list of them. The same image gives the same boxes in every form: it is
-                turned by its EXIF orientation, and transparency is laid on white.
-            phrases: one or several; with a list of images they are for each of them, and a list of lists has each
-                image's own.
-            min_score: what scores less is not `found`; "auto" takes the threshold stored by `epmvg calibrate`.
+                or a uint8 tensor [3, H, W]; or a list of them. The EXIF orientation is applied, and transparency is
+                blended with white.
+            phrases: one or several; for a list of images also a list of each image's phrases.
+            min_score: predictions with a lower confidence are not `found`; "auto" is the threshold stored by
+                `epmvg calibrate`.
 
         Returns:
-            One prediction a phrase, boxes (x0, y0, x1, y1) in pixels of the upright image; of a list one such list an
-            image.
+            One prediction per phrase, boxes (x0, y0, x1, y1) in pixels of the upright image; for a list of images one
+            such list per image.
 
         Raises:
             InputError: an image cannot be opened, a phrase is empty, `min_score` is not in 0..1, or there is no stored
                 threshold.
             TypeError: an image or the phrases are of another type.
         """
-        bound = self._bound(min_score)
+        threshold = self.resolve_min_score(min_score)
         if not isinstance(image, list | tuple):
-            return self._predictions([image], [checked_phrases(phrases)], bound)[0]
-        asked = phrases_of_each(phrases, len(image))
-        found = []
-        for start in range(0, len(image), IMAGES):
-            part = slice(start, start + IMAGES)
-            found += self._predictions(image[part], asked[part], bound)
-        return found
-
-    def _predictions(
-        self, images: Sequence[ImageSource], phrases: Sequence[list[str]], bound: float
-    ) -> list[Predictions]:
-        held = [HeldImage.of(image) for image in images]
-        questions = [(one.source, asked) for one, asked in zip(held, phrases, strict=True)]
-        answers = self._find(questions, [one.digest for one in held])
-        found = []
-        for one, image, asked, answer in zip(held, images, phrases, answers, strict=True):
-            made = answer.predictions(asked, bound)
-            self._log(made)
-            name = str(image) if isinstance(image, Path | str) else ""
-            found.append(Predictions(made, one.open, name, answer.size))
-        return found
-
-    def _log(self, predictions: Sequence[Prediction]) -> None:
-        for one in predictions:
-            if one.truncated:
-                pieces, most = self.runtime.tokenizer.length_of(one.phrase), self.runtime.max_length
-                logger.warning(
-                    "The phrase %r has %d word pieces and this model reads %d: the rest is cut.",
-                    *(shorten(one.phrase), pieces, most),
-                )
-            if one.unknown:
-                logger.warning("No word of %r is known to this model: it counts as not found.", shorten(one.phrase))
+            return self._predict([image], [check_phrases(phrases)], threshold)[0]
+        per_image = phrases_per_image(phrases, len(image))
+        results = []
+        for start in range(0, len(image), IMAGES_PER_PASS):
+            part = slice(start, start + IMAGES_PER_PASS)
+            results += self._predict(image[part], per_image[part], threshold)
+        return results
 
     def predict_batch(
         self,
-        questions: Sequence[tuple[ImageSource, Sequence[str]]],
+        queries: Sequence[tuple[ImageSource, Sequence[str]]],
         keys: Sequence[bytes] | None = None,
-        sizes: Sequence[tuple[int, int]] | None = None,
+        sizes: Sequence[Size] | None = None,
     ) -> list[list[Prediction]]:
-        """Find phrases in several images, all in one pass; the answers are those of asking one by one.
+        """Find phrases in several images in one forward pass.
 
         Args:
-            questions: images, each with its phrases.
-            keys: what each image is known by, such as a digest of its file; else its bytes or pixels are hashed.
-            sizes: width and height, in pixels, of the upright photos of which the images are reduced copies; boxes are
-                in their pixels.
+            queries: images, each with its phrases.
+            keys: cache keys of the images, such as digests of their files; by default the content is hashed.
+            sizes: (width, height) of the originals where images are reduced copies; boxes are in pixels of these.
 
         Returns:
-            For each question a prediction a phrase, as calling gives them.
+            For each query one prediction per phrase, as calling returns them.
 
         Raises:
-            InputError: as calling does; nothing is answered then.
+            InputError: an image cannot be opened, or a phrase is empty; nothing is predicted.
         """
-        asked = [(image, checked_phrases(phrases)) for image, phrases in questions]
-        found = zip(asked, self._find(asked, keys, sizes), strict=True)
-        return [answer.predictions(phrases, 0.0) for (_, phrases), answer in found]
-
-    @property
-    def image_size(self) -> int:
-        """Pixels of a side of the square that the model sees."""
-        return self.runtime.image_size
-
-    @property
-    def threshold(self) -> float | None:
-        """The score stored by `epmvg calibrate` from which a phrase counts as found, or None."""
-        return self.runtime.calibration.threshold if self.runtime.calibration else None
-
-    def where(self, image: ImageSource, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
-        """Return where the model looks for each phrase, over the picture: [height, width], 1 where it is highest.
-
-        Raises:
-            InputError: as for a prediction, or the model has no where-map.
-        """
-        return self._maps("where", image, phrases)
-
-    def attention(self, image: ImageSource, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
-        """Return what [REG] attends to in the last fusion layer, over the picture: [height, width] a phrase.
-
-        Each map is 1 where it is highest. What [REG] pays to words and to itself is left out.
-
-        Raises:
-            InputError: as for a prediction.
-        """
-        return self._maps("attention", image, phrases)
-
-    def _maps(self, kind: MapKind, image: ImageSource, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
-        asked = checked_phrases(phrases)
-        tokens, token_mask = tokenize(self.runtime, asked)
-        self._check_process()
-        with self._lock:
-            (seen,) = self._see([image])
-            levels = self.runtime.maps(kind, seen.features, seen.image_mask, tokens, token_mask)  # [P, side, side] each
-        return [_over_picture([level[i] for level in levels], seen.letterbox) for i in range(len(asked))]
-
-    def _bound(self, min_score: MinScore) -> float:
-        """Return the lowest score that counts as found."""
-        if min_score is None:
-            return 0.0
-        if min_score != "auto":
-            if isinstance(min_score, bool) or not isinstance(min_score, int | float) or not 0 <= min_score <= 1:
-                raise InputError(f'min_score is {min_score!r}: give a number from 0 to 1, or "auto".')
-            return float(min_score)
-        if self.threshold is None:
-            raise InputError(
-                "This model has no stored threshold: run `epmvg calibrate RUN`, which stores one where the data has "
-                "enough negative phrases, or give min_score a number."
-            )
-        return self.threshold
+        per_image = [check_phrases(phrases) for _, phrases in queries]
+        images = [image for image, _ in queries]
+        outputs = self._query(images, keys or list(map(image_digest, images)), per_image, sizes)
+        return [_predictions(phrases, output, 0.0) for phrases, (output, _) in zip(per_image, outputs, strict=True)]
 
     def predict_boxes(self, image: ImageSource, phrases: Sequence[str]) -> tuple[list[list[float]], list[float]]:
-        """Answer P phrases, cut where they are too long: xyxy boxes in pixels of the upright image, and scores.
+        """Return unrounded xyxy boxes [P, 4] in pixels of the upright image and scores [P]; phrases are not checked.
 
         Raises:
             InputError: the image cannot be opened.
         """
-        (answer,) = self._find([(image, phrases)])
-        return answer.boxes, answer.scores
+        ((output, _),) = self._query([image], [image_digest(image)], [phrases])
+        return output.boxes.tolist(), output.scores.tolist()
 
-    def _find(
-        self,
-        questions: Sequence[tuple[ImageSource, Sequence[str]]],
-        keys: Sequence[bytes | None] | None = None,
-        sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> list[_Answer]:
-        """Answer as `find` does, several images in one pass."""
+    def maps(self, kind: MapKind, image: ImageSource, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
+        """Return a map over the image for each phrase, [height, width] with maximum 1.
+
+        Args:
+            kind: "heatmap" (of the dense head) or "attention" (of [REG] to visual tokens in the last fusion layer).
+            image: as for a prediction.
+            phrases: one or several.
+
+        Raises:
+            InputError: as for a prediction, or the model has no such map.
+        """
+        checked = check_phrases(phrases)
         self._check_process()
-        counts = [len(phrases) for _, phrases in questions]
-        tokens = self.runtime.tokenizer([phrase for _, phrases in questions for phrase in phrases])
-        image_index = np.repeat(np.arange(len(counts)), counts)
         with self._lock:
-            seen = self._see([image for image, _ in questions], keys, sizes)
-            features = seen[0].features if len(seen) == 1 else self.runtime.join([one.features for one in seen])
-            image_mask = np.concatenate([one.image_mask for one in seen])
-            box, score = self.runtime.answer(features, image_mask, tokens.ids, tokens.padding, image_index)
-        if self.runtime.calibration is not None:
-            score = self.runtime.calibration(score)
-        answers = []
-        for number, one in enumerate(seen):
-            own = image_index == number
-            boxes = one.letterbox.to_source(box[own]).tolist()
-            size = round(one.letterbox.width), round(one.letterbox.height)
-            marks = tokens.truncated[own].tolist(), tokens.unknown[own].tolist()
-            answers.append(_Answer(boxes, score[own].tolist(), *marks, size))
-        return answers
+            (encoded,) = self._encode([image], [image_digest(image)])
+            return self.runtime.maps(kind, encoded, checked)
 
-    def _check_process(self) -> None:
-        """Refuse what would wait for ever in a fork, where the threads of the runtime do not exist."""
-        if os.getpid() != self._process:
-            raise RuntimeError(
-                "This Predictor was made before its process was forked: make one in each process, or start processes "
-                'by multiprocessing.get_context("spawn").'
+    def resolve_min_score(self, min_score: MinScore) -> float:
+        """Return the lowest confidence that counts as found.
+
+        Raises:
+            InputError: `min_score` is not in 0..1, or "auto" and there is no stored threshold.
+        """
+        if min_score is None:
+            return 0.0
+        if min_score != "auto":
+            if isinstance(min_score, bool) or not isinstance(min_score, int | float) or not 0 <= min_score <= 1:
+                raise InputError(f'min_score is {min_score!r}. Give a number from 0 to 1, or "auto".')
+            return float(min_score)
+        if self.threshold is None:
+            raise InputError(
+                "This model has no stored threshold. Run `epmvg calibrate RUN`, which stores one where the data has "
+                "enough negative phrases, or give min_score a number."
             )
+        return self.threshold
 
-    def _see(
+    def _predict(
+        self, images: Sequence[ImageSource], per_image: Sequence[list[str]], threshold: float
+    ) -> list[Predictions]:
+        # What may change or be read only once is opened now: drawing needs it again.
+        images = [image if isinstance(image, Path | str | bytes) else open_image(image) for image in images]
+        keys = list(map(image_digest, images))
+        results = []
+        for image, key, phrases, (output, size) in zip(
+            images, keys, per_image, self._query(images, keys, per_image), strict=True
+        ):
+            predictions = _predictions(phrases, output, threshold)
+            for one in predictions:
+                if one.truncated:
+                    logger.warning(
+                        "Phrase %r is truncated to %d word pieces.", one.phrase[:40], self.runtime.max_length
+                    )
+                if one.unknown:
+                    logger.warning("No word of phrase %r is in the vocabulary, so it is not found.", one.phrase[:40])
+            results.append(Predictions(predictions, image, size=size, digest=key))
+        return results
+
+    def _query(
         self,
         images: Sequence[ImageSource],
-        given: Sequence[bytes | None] | None = None,
-        sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> list[SeenImage]:
-        """Encode images together, but for those remembered, by a key, a file's bytes or the pixels on the canvas."""
-        keys: list[bytes] = []
-        seen: dict[bytes, SeenImage] = {}
-        fresh: dict[bytes, tuple[Letterbox, NDArray[np.uint8]]] = {}
-        for number, image in enumerate(images):
-            key = given[number] if given else image_digest(image)
-            if key is None or self._seen.get(key) is None:
-                picture = open_image(image)
-                size = sizes[number] if sizes else picture.size
-                letterbox = Letterbox.fit(*size, self.runtime.image_size)
-                resized = letterbox.resize(picture)
-                key = key or _digest(repr(size).encode() + resized.tobytes())
-                if self._seen.get(key) is None:
-                    fresh[key] = letterbox, resized
-            known = self._seen.get(key)
-            if known is not None:
-                seen[key] = known
-            keys.append(key)
-        if fresh:
-            canvases, pads = zip(*(letterbox.pad(resized) for letterbox, resized in fresh.values()), strict=True)
-            features = self.runtime.encode(np.stack(canvases), np.stack(pads))
-            for number, (key, (letterbox, _)) in enumerate(fresh.items()):
-                own = self.runtime.join([features[number : number + 1]])  # a slice would keep all of them alive
-                seen[key] = SeenImage(letterbox, pads[number][None], own)
-                self._seen.add(key, seen[key])
-        return [seen[key] for key in keys]
+        keys: Sequence[bytes],
+        per_image: Sequence[Sequence[str]],
+        sizes: Sequence[Size] | None = None,
+    ) -> list[tuple[RuntimeOutput, Size]]:
+        """Query each image with its phrases in one forward pass; return also the size of each image."""
+        phrases = [phrase for own in per_image for phrase in own]
+        image_index = np.repeat(np.arange(len(images)), [len(own) for own in per_image])
+        self._check_process()
+        with self._lock:
+            encoded = self._encode(images, keys, sizes)
+            output = self.runtime.query(encoded, phrases, image_index)
+        return [(output.select(image_index == number), one.size) for number, one in enumerate(encoded)]
+
+    def _encode(
+        self, images: Sequence[ImageSource], keys: Sequence[bytes], sizes: Sequence[Size] | None = None
+    ) -> list[Any]:
+        """Return encoded images, encoding those that are not cached in one pass."""
+        encoded = {key: cached for key in keys if (cached := self._encoded.get(key)) is not None}
+        missing = {key: number for number, key in enumerate(keys) if key not in encoded}
+        opened = [open_image(images[number]) for number in missing.values()]
+        if opened:
+            own_sizes = [sizes[number] for number in missing.values()] if sizes else [image.size for image in opened]
+            for key, new in zip(missing, self.runtime.encode(opened, own_sizes), strict=True):
+                encoded[key] = new
+                self._encoded.put(key, new, new.nbytes)
+        return [encoded[key] for key in keys]
+
+    def _check_process(self) -> None:
+        """Raise in a forked process, where the runtime's threads do not exist and a call would block."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "This Predictor was made before its process was forked. Make one in each process, or start processes "
+                'with multiprocessing.get_context("spawn").'
+            )
 
 
-def tokenize(backend: Backend, phrases: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Turn P phrases into tokens [P, L'] and token_mask [P, L'] of a backend."""
-    tokens = backend.tokenizer(phrases)
-    return tokens.ids, tokens.padding
+def check_phrases(phrases: Any) -> list[str]:
+    """Return phrases as a list.
+
+    Raises:
+        InputError: there is none, or one is empty or too long.
+        TypeError: they are neither a string nor a sequence of strings.
+    """
+    checked = [phrases] if isinstance(phrases, str) else list(phrases) if _is_sequence(phrases) else [phrases]
+    for phrase in checked:
+        if not isinstance(phrase, str):
+            raise TypeError(f"Phrases must be a string or a sequence of strings, not {type(phrase).__name__}.")
+        fault = phrase_error(phrase)
+        if fault is not None:
+            raise InputError(f"The phrase {phrase[:40]!r} cannot be used: {fault}.")
+    if not checked:
+        raise InputError("No phrase given. Give at least one.")
+    return checked
 
 
-def _over_picture(levels: Sequence[NDArray[np.float32]], letterbox: Letterbox) -> NDArray[np.float32]:
-    """Lay shares of visual tokens [side, side], maps of several strides added up, over the picture [height, width]."""
-    side, size = letterbox.side, (round(letterbox.width), round(letterbox.height))
-    rectangle = Letterbox.fit(*size, side).content
-    over = np.zeros(size[::-1], np.float32)
-    for level in levels:
-        density = Image.fromarray(level * level.size)  # a coarse token's share is spread over more pixels
-        laid = density.resize((side, side), Image.Resampling.BICUBIC).crop(rectangle)
-        over += np.asarray(laid.resize(size, Image.Resampling.BILINEAR))
-    np.maximum(over, 0, out=over)
-    over /= max(float(over.max()), 1e-9)
-    return over
+def phrases_per_image(phrases: Any, images: int) -> list[list[str]]:
+    """Return the phrases of each of several images; errors as for `check_phrases`."""
+    if not _is_sequence(phrases) or not phrases or any(isinstance(one, str) for one in phrases):
+        return [check_phrases(phrases)] * images
+    if len(phrases) != images:
+        raise InputError(f"There are {images} images and {len(phrases)} lists of phrases. Give one list per image.")
+    return [check_phrases(own) for own in phrases]
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
 
 
-def _box(values: list[float]) -> Box:
-    x0, y0, x1, y1 = (round(value, 2) for value in values)
-    return x0, y0, x1, y1
+def _predictions(phrases: Sequence[str], output: RuntimeOutput, threshold: float) -> list[Prediction]:
+    predictions = []
+    for i, phrase in enumerate(phrases):
+        x0, y0, x1, y1 = (round(float(value), 2) for value in output.boxes[i])
+        score, truncated, unknown = float(output.scores[i]), bool(output.truncated[i]), bool(output.unknown[i])
+        found = score >= threshold and not unknown
+        predictions.append(Prediction(phrase, (x0, y0, x1, y1), score, found, truncated, unknown))
+    return predictions

@@ -1,17 +1,18 @@
-"""What a user does with answers: draw them, cut them out, hand them to other tools."""
+"""Predictions of an image: drawn, cropped, and converted to COCO, Label Studio and supervision."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, SupportsIndex, overload
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
+from epmvg.core.images import ImageSource, image_digest, open_image
 from epmvg.core.types import InputError, Prediction
 from epmvg.data.readers.coco import as_coco
 from epmvg.data.readers.files import relative_to
@@ -19,80 +20,79 @@ from epmvg.inference.draw import draw_boxes
 
 
 class Predictions(list[Prediction]):
-    """The answers to phrases about one picture, in the order asked; a slice of them is `Predictions`, too.
+    """The predictions for phrases in one image, in the order of the phrases.
 
-    They pickle: a file's picture is then opened from its path again, and a picture without a file travels along.
+    They pickle: an image file is then opened from its path again, any other image is pickled with them.
 
-    Attributes:
-        picture: the upright picture that the boxes are in, opened when it is first wanted.
-        image: the file's name as it was given, "" where the picture came without one.
-        size: (width, height) of the picture; where it is given, the picture need not be opened for it.
+    Args:
+        predictions: one per phrase.
+        source: the image; `open_image` opens it when it is first needed.
+        name: file name of the image; by default the path that `source` is.
+        size: (width, height) of the upright image; by default it is opened for it.
+        digest: `image_digest` of the source; an image file that has changed since is rejected.
     """
 
     def __init__(
         self,
-        answers: Iterable[Prediction],
-        open_picture: Callable[[], Image.Image],
-        image: str = "",
+        predictions: Iterable[Prediction],
+        source: ImageSource,
+        *,
+        name: str | None = None,
         size: tuple[int, int] | None = None,
+        digest: bytes | None = None,
     ) -> None:
-        super().__init__(answers)
-        self._open_picture = open_picture
-        self._size = size
-        self.image = image
-
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> Prediction: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Predictions: ...
-
-    def __getitem__(self, index: SupportsIndex | slice) -> Prediction | Predictions:
-        """Return one prediction, or some with the same picture."""
-        if isinstance(index, slice):
-            return Predictions(super().__getitem__(index), self._open_picture, self.image, self._size)
-        return super().__getitem__(index)
+        super().__init__(predictions)
+        self.name = name if name is not None else str(source) if isinstance(source, Path | str) else ""
+        self._source, self._size, self._digest = source, size, digest
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the opened picture, which is had again."""
-        return {key: value for key, value in vars(self).items() if key != "picture"}
+        """Omit the opened image."""
+        return {key: value for key, value in vars(self).items() if key != "image"}
 
     @cached_property
-    def picture(self) -> Image.Image:
-        return self._open_picture()
+    def image(self) -> Image.Image:
+        """The upright image that the boxes refer to.
+
+        Raises:
+            InputError: it cannot be opened, or has changed since the prediction.
+        """
+        if isinstance(self._source, Path | str) and self._digest not in (None, image_digest(self._source)):
+            raise InputError(f"{self._source} has changed since the prediction. Predict again.")
+        return open_image(self._source)
 
     @property
     def size(self) -> tuple[int, int]:
-        return self._size or self.picture.size
+        """(width, height) of the image."""
+        return self._size or self.image.size
 
     @property
     def found(self) -> list[Prediction]:
-        """Those that were found: all of them, unless a lowest score was asked for."""
+        """The predictions that count as found."""
         return [one for one in self if one.found]
 
     def draw(self) -> Image.Image:
-        """Return the picture with the boxes of what was found and their phrases drawn on it."""
-        return draw_boxes(self.picture, [one.box for one in self.found], [one.phrase for one in self.found])
+        """Return a copy of the image with the found boxes and their phrases drawn on it."""
+        return draw_boxes(self.image, [one.box for one in self.found], [one.phrase for one in self.found])
 
     def crop(self, number: int = 0, margin: float = 0.0) -> Image.Image:
-        """Cut out what answer `number` found, with a margin of so many times the box's longer side.
+        """Crop the box of prediction `number`, enlarged on each side by `margin` times its longer side.
 
         Raises:
             InputError: it was not found.
         """
         one = self[number]
         if not one.found:
-            raise InputError(f"{one.phrase!r} was not found (score {one.score:.2f}): there is nothing to cut out.")
+            raise InputError(f"{one.phrase!r} was not found (confidence {one.score:.2f}), so there is no box to crop.")
         x0, y0, x1, y1 = one.box
-        space = margin * max(x1 - x0, y1 - y0)
-        left = min(max(math.floor(x0 - space), 0), self.picture.width - 1)
-        top = min(max(math.floor(y0 - space), 0), self.picture.height - 1)
-        right = min(max(math.ceil(x1 + space), left + 1), self.picture.width)
-        bottom = min(max(math.ceil(y1 + space), top + 1), self.picture.height)
-        return self.picture.crop((left, top, right, bottom))
+        pad = margin * max(x1 - x0, y1 - y0)
+        left = min(max(math.floor(x0 - pad), 0), self.image.width - 1)
+        top = min(max(math.floor(y0 - pad), 0), self.image.height - 1)
+        right = min(max(math.ceil(x1 + pad), left + 1), self.image.width)
+        bottom = min(max(math.ceil(y1 + pad), top + 1), self.image.height)
+        return self.image.crop((left, top, right, bottom))
 
     def to_supervision(self) -> Any:
-        """Return what was found as `supervision.Detections`; a class is a phrase, by its place among those asked.
+        """Return what was found as `supervision.Detections`; the class of a box is the index of its phrase.
 
         Raises:
             InputError: supervision is not installed.
@@ -100,7 +100,7 @@ class Predictions(list[Prediction]):
         try:
             import supervision
         except ImportError as error:
-            raise InputError("to_supervision needs supervision: pip install 'epmvg[supervision]'.") from error
+            raise InputError("to_supervision needs supervision. Run pip install 'epmvg[supervision]'.") from error
         return supervision.Detections(
             xyxy=np.array([one.box for one in self.found], np.float32).reshape(-1, 4),
             confidence=np.array([one.score for one in self.found], np.float32),
@@ -111,71 +111,63 @@ class Predictions(list[Prediction]):
     def to_dict(self) -> dict[str, Any]:
         """Return image, width, height and results as plain values for JSON."""
         results = [one.to_dict() for one in self]
-        return {"image": self.image, "width": self.size[0], "height": self.size[1], "results": results}
+        return {"image": self.name, "width": self.size[0], "height": self.size[1], "results": results}
 
 
-def to_coco(answers: Predictions | Sequence[Predictions], root: Path | str | None = None) -> dict[str, Any]:
-    """Return what was found as one COCO-style object that `epmvg data convert` and `epmvg train` read.
-
-    An annotation has its phrase beside its box, and the score among its `attributes`.
+def to_coco(predictions: Predictions | Sequence[Predictions], root: Path | str | None = None) -> dict[str, Any]:
+    """Convert what was found to a COCO-style object that `epmvg data convert` and `epmvg train` read.
 
     Args:
-        answers: of one picture or several.
-        root: file names become relative to this folder, for example that of the JSON file, from where they are read;
-            by default they stay as they were given.
+        predictions: of one image or several; each annotation has its phrase, and the score among its `attributes`.
+        root: make file names relative to this folder, for example that of the JSON file; by default they stay as given.
     """
-    answers = _as_list(answers)
-    names = [_relative(_name(about, number), root) for number, about in enumerate(answers)]
+    images: dict[str, dict[str, Any]] = {}
     rows = []
-    for name, about in zip(names, answers, strict=True):
-        picture = {"image": name, "width": about.size[0], "height": about.size[1]}
-        rows += [picture | {"phrase": one.phrase, "bbox": _xywh(one), "score": one.score} for one in about.found]
+    for given, own in _named(predictions):
+        name = _relative(given, root)
+        images[name] = {"image": name, "width": own.size[0], "height": own.size[1]}
+        rows += [images[name] | {"phrase": one.phrase, "bbox": _xywh(one), "score": one.score} for one in own.found]
     coco = as_coco(rows)
-    there = {image["file_name"] for image in coco["images"]}
-    for name, about in zip(names, answers, strict=True):
-        if name not in there:  # asked, and nothing found
-            size = {"width": about.size[0], "height": about.size[1]}
-            coco["images"].append({"id": len(coco["images"]) + 1, "file_name": name} | size)
+    written = {image["file_name"] for image in coco["images"]}
+    for name in images.keys() - written:  # nothing was found in it
+        size = {"width": images[name]["width"], "height": images[name]["height"]}
+        coco["images"].append({"id": len(coco["images"]) + 1, "file_name": name} | size)
     return coco
 
 
-def to_label_studio(answers: Predictions | Sequence[Predictions], prefix: str = "") -> list[dict[str, Any]]:
-    """Return what was found as pre-annotated tasks of Label Studio, for the labelling set-up in docs/use.md.
+def to_label_studio(predictions: Predictions | Sequence[Predictions], prefix: str = "") -> list[dict[str, Any]]:
+    """Convert what was found to pre-annotated tasks of Label Studio, for the labelling setup in docs/use.md.
 
     Args:
-        answers: of one picture or several.
-        prefix: put before an image's name, for example "/data/local-files/?d="; in an address that a browser opens,
-            such as this one or https://..., the name is percent-encoded.
+        predictions: of one image or several.
+        prefix: put before file names, for example "/data/local-files/?d="; if it starts with / or http, names are
+            percent-encoded.
     """
     encode = quote if prefix.startswith(("/", "http:", "https:")) else str
-    return [_task(about, prefix + encode(_name(about, number))) for number, about in enumerate(_as_list(answers))]
+    return [_task(own, prefix + encode(name)) for name, own in _named(predictions)]
 
 
-def _task(about: Predictions, image: str) -> dict[str, Any]:
-    """One picture's task: a rectangle a phrase, in per cent of its sides, and the phrase as that region's text."""
-    width, height = about.size
+def _task(predictions: Predictions, image: str) -> dict[str, Any]:
+    """Return the task of an image: a rectangle per phrase, in percent of the image, and the phrase as its text."""
+    width, height = predictions.size
     result = []
-    for number, one in enumerate(about.found):
+    for number, one in enumerate(predictions.found):
         x, y, w, h = _xywh(one)
-        place = {"x": 100 * x / width, "y": 100 * y / height, "width": 100 * w / width, "height": 100 * h / height}
-        region = {
-            "id": f"phrase-{number}",
-            "to_name": "image",
-            "original_width": width,
-            "original_height": height,
-            "image_rotation": 0,
-            "score": one.score,
-        }
-        place["rotation"] = 0
-        result.append(region | {"from_name": "box", "type": "rectangle", "value": place})
-        result.append(region | {"from_name": "phrase", "type": "textarea", "value": place | {"text": [one.phrase]}})
-    scores = [one.score for one in about.found]
+        value = {"x": 100 * x / width, "y": 100 * y / height, "width": 100 * w / width, "height": 100 * h / height}
+        value["rotation"] = 0
+        region = {"id": f"phrase-{number}", "to_name": "image", "image_rotation": 0, "score": one.score}
+        region |= {"original_width": width, "original_height": height}
+        result.append(region | {"from_name": "box", "type": "rectangle", "value": value})
+        result.append(region | {"from_name": "phrase", "type": "textarea", "value": value | {"text": [one.phrase]}})
+    scores = [one.score for one in predictions.found]
     prediction = {"model_version": "epmvg", "score": min(scores, default=0.0), "result": result}
     return {"data": {"image": image}, "predictions": [prediction]}
 
 
-def _as_list(answers: Predictions | Sequence[Predictions]) -> Sequence[Predictions]:
-    return [answers] if isinstance(answers, Predictions) else answers
+def _named(predictions: Predictions | Sequence[Predictions]) -> list[tuple[str, Predictions]]:
+    """Return the predictions of each image with its file name, or one made from its number."""
+    several = [predictions] if isinstance(predictions, Predictions) else predictions
+    return [(own.name or f"image-{number}", own) for number, own in enumerate(several, 1)]
 
 
 def _relative(name: str, root: Path | str | None) -> str:
@@ -183,10 +175,6 @@ def _relative(name: str, root: Path | str | None) -> str:
         return name
     path = Path(name).expanduser()
     return relative_to(path, Path(root)) or path.absolute().as_posix()
-
-
-def _name(about: Predictions, number: int) -> str:
-    return about.image or f"image-{number + 1}"
 
 
 def _xywh(one: Prediction) -> list[float]:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +16,23 @@ from PIL import Image
 
 from epmvg.inference.predictor import Predictor
 
-SIZE = (640, 480)
+_FURTHER = 8  # phrases in the same call as the first
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Medians in milliseconds; no image and no phrase is queried twice but where it says so."""
+    """Medians in milliseconds, with phrases that are not cached."""
 
-    new_image: float  # with one phrase
-    further_phrase: float  # each phrase more about the same image, in one call
-    known_image: float  # one phrase about an image that was queried before
+    new_image: float  # one phrase in an image that is not cached
+    further_phrase: float  # each further phrase in the same call
+    cached_image: float  # one phrase in a cached image
 
 
 def measure(run: Path | str, *, device: str = "auto", rounds: int = 15) -> dict[str, float]:
-    """Load a run, query it, and return seconds, milliseconds and megabytes by name.
+    """Measure the time to load a run in seconds, its `Latency` in ms and the peak memory of this process in MiB.
 
     Raises:
-        InputError: the run cannot be loaded, or the device is not here.
+        InputError: the run cannot be loaded, or the device is not available.
     """
     start = time.perf_counter()
     predictor = Predictor(run, device=device)
@@ -43,32 +43,22 @@ def measure(run: Path | str, *, device: str = "auto", rounds: int = 15) -> dict[
 
 
 def measure_latency(predictor: Predictor, rounds: int = 15) -> Latency:
-    """Measure the latency of a predictor on images of 640 x 480 pixels.
-
-    Args:
-        predictor: of any run or exported folder.
-        rounds: calls of each kind; one more warms up.
-    """
+    """Measure the latency on images of 640 x 480 pixels, `rounds` calls of each kind after one that warms up."""
     images = (Image.fromarray(_noise(seed)) for seed in count())
     phrases = (f"the {word} thing number {number}" for number in count() for word in ("red", "small", "left", "old"))
-    one = _median(predictor, images, phrases, 1, rounds)
-    nine = _median(predictor, images, phrases, 9, rounds)
-    known = next(images)
-    again = _median(predictor, iter([known] * (rounds + 1)), phrases, 1, rounds)
-    return Latency(one, (nine - one) / 8, again)
 
+    def median(images: Iterator[Image.Image], per_image: int) -> float:
+        times = []
+        for _ in range(rounds + 1):
+            image, queried = next(images), [next(phrases) for _ in range(per_image)]
+            start = time.perf_counter()
+            predictor(image, queried)
+            times.append(1000 * (time.perf_counter() - start))
+        return statistics.median(times[1:])
 
-def _median(
-    predictor: Predictor, images: Iterator[Image.Image], phrases: Iterator[str], per_image: int, rounds: int
-) -> float:
-    times = []
-    for _ in range(rounds + 1):
-        image, queried = next(images), [next(phrases) for _ in range(per_image)]
-        start = time.perf_counter()
-        predictor(image, queried)
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[1:])
+    one, several = median(images, 1), median(images, 1 + _FURTHER)
+    return Latency(one, (several - one) / _FURTHER, median(repeat(next(images)), 1))
 
 
 def _noise(seed: int) -> np.typing.NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (480, 640, 3), dtype=np.uint8)

@@ -1,1 +1,1 @@
-"""A trained run behind HTTP, and the one page that uses it."""
+"""HTTP server of a trained run, with a web page."""

@@ -1,7 +1,4 @@
-"""Questions of many requests answered together.
-
-While the model looks at one batch the next one gathers by itself, so nobody waits for a timer.
-"""
+"""Dynamic batching: while the model computes one batch, the next one forms from the queries that wait."""
 
 from __future__ import annotations
 
@@ -13,95 +10,94 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from epmvg.core.types import Prediction
-from epmvg.serve.pictures import Picture
-
-Outcome = list[Prediction] | Exception
-Answer = Callable[[Sequence["Waiting"]], Sequence[Outcome]]
+from epmvg.inference.predictor import Predictor
+from epmvg.serve.images import DecodedImage
+from epmvg.serve.limits import Limits
 
 
 @dataclass(eq=False, slots=True)
-class Waiting:
-    """A question whose answer somebody awaits."""
+class Job:
+    """A query whose predictions are awaited."""
 
-    picture: Picture
+    image: DecodedImage
     phrases: list[str]
-    answer: asyncio.Future[list[Prediction]]
+    result: asyncio.Future[list[Prediction]]
 
 
 class Batcher:
-    """Gather waiting questions and answer them together, in one thread.
+    """Predict waiting queries together, in one thread.
 
     Args:
-        answer: called in that thread with some questions; returns as many outcomes.
-        phrases: in one call; a question with more goes alone.
-        pictures: in one call.
-        note: called with (questions, seconds) after each call.
+        predictor: called in that thread.
+        limits: `batch_images` and `batch_phrases` of one call; a query with more phrases is predicted alone.
+        on_batch: called with (queries, seconds) after each call.
     """
 
-    def __init__(
-        self, answer: Answer, phrases: int, pictures: int, note: Callable[[Sequence[Waiting], float], None]
-    ) -> None:
-        self._answer = answer
-        self._phrases = phrases
-        self._pictures = pictures
-        self._note = note
-        self._waiting: deque[Waiting] = deque()
-        self._news = asyncio.Event()
+    def __init__(self, predictor: Predictor, limits: Limits, on_batch: Callable[[int, float], None]) -> None:
+        self._predictor = predictor
+        self._limits = limits
+        self._on_batch = on_batch
+        self._jobs: deque[Job] = deque()
+        self._wake = asyncio.Event()
         self._closing = False
         self._thread = ThreadPoolExecutor(1, "epmvg-model")
-        self._task = asyncio.create_task(self._work())
+        self._task = asyncio.create_task(self._run())
 
-    async def ask(self, picture: Picture, phrases: list[str]) -> list[Prediction]:
-        """Wait for the answer; a caller who gives up takes the question along, unless it is being answered."""
-        waiting = Waiting(picture, phrases, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
-        self._news.set()
+    async def predict(self, image: DecodedImage, phrases: list[str]) -> list[Prediction]:
+        """Return one prediction per phrase; a cancelled query is dropped, unless it is being computed."""
+        job = Job(image, phrases, asyncio.get_running_loop().create_future())
+        self._jobs.append(job)
+        self._wake.set()
         try:
-            return await waiting.answer
+            return await job.result
         finally:
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
+            if job in self._jobs:
+                self._jobs.remove(job)
 
     async def close(self) -> None:
-        """Answer what was accepted, then stop."""
+        """Predict what waits, then stop."""
         self._closing = True
-        self._news.set()
+        self._wake.set()
         await self._task
         self._thread.shutdown()
 
-    async def _work(self) -> None:
-        while True:
-            if not self._waiting:
-                if self._closing:
-                    return
-                self._news.clear()
-                await self._news.wait()
+    async def _run(self) -> None:
+        while self._jobs or not self._closing:
+            if not self._jobs:
+                self._wake.clear()
+                await self._wake.wait()
                 continue
-            batch = self._gather()
-            started = time.perf_counter()
-            try:
-                outcomes = await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, batch)
-            except Exception as error:
-                outcomes = [error] * len(batch)
-            self._note(batch, time.perf_counter() - started)
-            for waiting, outcome in zip(batch, outcomes, strict=True):
-                if waiting.answer.done():  # its caller gave up
+            jobs, started = self._next_batch(), time.perf_counter()
+            run = asyncio.get_running_loop().run_in_executor
+            results = await run(self._thread, predict_jobs, self._predictor, jobs)
+            self._on_batch(len(jobs), time.perf_counter() - started)
+            for job, result in zip(jobs, results, strict=True):
+                if job.result.done():  # cancelled meanwhile
                     continue
-                if isinstance(outcome, Exception):
-                    waiting.answer.set_exception(outcome)
+                if isinstance(result, Exception):
+                    job.result.set_exception(result)
                 else:
-                    waiting.answer.set_result(outcome)
+                    job.result.set_result(result)
 
-    def _gather(self) -> list[Waiting]:
-        """Take from the front of the line what one call may hold."""
-        batch: list[Waiting] = []
-        pictures: set[bytes] = set()
+    def _next_batch(self) -> list[Job]:
+        jobs: list[Job] = []
+        images: set[bytes] = set()
         phrases = 0
-        while self._waiting:
-            first = self._waiting[0]
-            pictures.add(first.picture.digest)
-            phrases += len(first.phrases)
-            if batch and (phrases > self._phrases or len(pictures) > self._pictures):
+        while self._jobs:
+            images.add(self._jobs[0].image.digest)
+            phrases += len(self._jobs[0].phrases)
+            if jobs and (phrases > self._limits.batch_phrases or len(images) > self._limits.batch_images):
                 break
-            batch.append(self._waiting.popleft())
-        return batch
+            jobs.append(self._jobs.popleft())
+        return jobs
+
+
+def predict_jobs(predictor: Predictor, jobs: Sequence[Job]) -> list[list[Prediction] | Exception]:
+    """Predict queries in one call; where that fails one by one, so that each gets its own error."""
+    try:
+        queries = [(job.image.pixels, job.phrases) for job in jobs]
+        return list(
+            predictor.predict_batch(queries, [job.image.digest for job in jobs], [job.image.size for job in jobs])
+        )
+    except Exception as error:
+        return [error] if len(jobs) == 1 else [predict_jobs(predictor, [job])[0] for job in jobs]

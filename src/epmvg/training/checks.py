@@ -9,7 +9,7 @@ from pathlib import Path
 from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError, Sample
 from epmvg.data.conventions import BoxConvention
-from epmvg.data.validation.kinds import KINDS
+from epmvg.data.validation.issues import KINDS
 
 _OPENED = 200  # images whose header is read where the rows do not state sizes
 _THREADS = 8
@@ -57,7 +57,7 @@ def check_boxes(records: Sequence[Sample], name: str) -> None:
     verdict = convention.detect()
     if verdict is not None:
         kind, why = verdict
-        raise InputError(f"{name}: {KINDS[kind].title} ({why}): {KINDS[kind].cure} `epmvg data check` says more.")
+        raise InputError(f"{name}: {KINDS[kind].title} ({why}): {KINDS[kind].fix} `epmvg data check` says more.")
 
 
 def _size_of(image: Path) -> tuple[int, int] | None:

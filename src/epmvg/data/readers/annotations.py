@@ -18,19 +18,8 @@ T = TypeVar("T")
 Located = Iterator[tuple[str, T | InputError]]
 """Pairs of where something stands (file and line or number), and the thing itself or what is wrong with it."""
 
-MALFORMED = "the annotation is malformed"
-"""The reason under which `Skipped` counts annotations that are not built as their format wants."""
-
-MAX_WORDS = 100
-"""Of a phrase; a longer one is a document in the wrong column (the published sets stay under 60)."""
-
-
-class SkippedError(InputError):
-    """A well-formed annotation that is skipped for a reason of its own, under which `Skipped` counts it."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+MALFORMED = "the annotation is malformed"  # reason in `Skipped` of an error that has no `reason` of its own
+MAX_WORDS = 100  # of a phrase; a longer one is a document in the wrong column (the published sets stay under 60)
 
 
 @dataclass(slots=True)
@@ -67,31 +56,6 @@ def parsed(where: str, parts: Iterable[T]) -> Located[T]:
     yield from ((where, one) for one in whole)
 
 
-def read_annotations(
-    annotations: Located[Annotation],
-    root: Path,
-    source: str,
-    *,
-    split: str | None = None,
-    split_key: str = "split",
-    skipped: Skipped | None = None,
-) -> list[Sample]:
-    """Turn the annotations of a file into samples.
-
-    Args:
-        root: the folder that image paths are relative to and stay in.
-        source: what messages call the file.
-        split: keep only annotations whose `split_key` has this value; None keeps all.
-        skipped: collects annotations that cannot be used, which otherwise raise.
-
-    Raises:
-        InputError: an annotation cannot be used, or none is left.
-    """
-    names: set[str] = set()
-    samples = to_samples(annotations, root, split_key, split=split, names=names)
-    return collect(samples, source, skipped, split=split, names=names)
-
-
 def to_samples(
     annotations: Located[Annotation],
     root: Path,
@@ -100,7 +64,13 @@ def to_samples(
     split: str | None = None,
     names: set[str] | None = None,
 ) -> Located[Sample]:
-    """Yield (where it stands, sample or what is wrong with its annotation); add the names of splits to `names`."""
+    """Yield (where it stands, sample or what is wrong with its annotation).
+
+    Args:
+        root: the folder that image paths are relative to and stay in.
+        split: keep only annotations whose `split_key` has this value; None keeps all.
+        names: the names of splits are added to it.
+    """
     find = ImageFinder(root)
     for where, annotation in annotations:
         if isinstance(annotation, InputError):
@@ -156,7 +126,7 @@ def collect(
         if isinstance(sample, InputError):
             if skipped is None:
                 raise sample
-            skipped.add(sample.reason if isinstance(sample, SkippedError) else MALFORMED, str(sample))
+            skipped.add(getattr(sample, "reason", MALFORMED), str(sample))
             continue
         error = sample_error(sample)
         if error is None:
@@ -167,7 +137,7 @@ def collect(
             skipped.add(error, where)
     if not usable:
         of_split = f" of split {split!r}" if split else ""
-        if split and names is not None:
+        if split and names:
             known = ", ".join(sorted(names - {""}))
             of_split += f" (there are {known})" if known else " (none names a split: `epmvg data split` adds them)"
         reason = str(skipped) if skipped and skipped.counts else "check its files"
@@ -210,8 +180,5 @@ def to_annotations(samples: Iterable[Sample], base: Path) -> Iterator[Annotation
         annotation: Annotation = {"image": name, "phrase": sample.phrase, "bbox": to_xywh(sample.box)}
         if sample.size is not None:
             annotation["width"], annotation["height"] = sample.size
-        if sample.split:
-            annotation["split"] = sample.split  # unless the annotation has one of its own, below
-        if sample.id:
-            annotation["id"] = sample.id
-        yield annotation | sample.extra
+        names_of = {"split": sample.split, "id": sample.id}
+        yield annotation | {key: value for key, value in names_of.items() if value} | sample.extra

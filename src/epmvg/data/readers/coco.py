@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.core.types import InputError
-from epmvg.data.readers.annotations import Located, SkippedError, parsed
+from epmvg.data.readers.annotations import Located, parsed
 from epmvg.data.readers.fields import (
     Annotation,
     enclosing_box,
     four_numbers,
+    index_by_id,
     merged,
     optional,
     picked,
@@ -23,14 +24,21 @@ from epmvg.data.readers.fields import (
     union_box,
 )
 
-PHRASE_KEYS = ("phrase", "caption", "expression", "sentence", "sent")
-"""Where an annotation may keep its phrase; several stand in a list under "sentences"."""
+PHRASE_KEYS = ("phrase", "caption", "expression", "sentence", "sent")  # several phrases: a list under "sentences"
+STATED_KEYS = (
+    "image",
+    "phrase",
+    "bbox",
+    "width",
+    "height",
+)  # what COCO and ODVG have a place for, besides `attributes`
+_INFO = {"contributor": "epmvg"}  # of files that `as_coco` makes, whose `attributes` are all that an annotation holds
 
-OWN_KEYS = ("image", "phrase", "bbox", "width", "height")
-"""Keys that other formats state in places of their own; the rest goes into their `attributes`."""
 
-_INFO = {"contributor": "epmvg"}
-"""`info` of files that `as_coco` makes, whose `attributes` are all that an annotation holds."""
+class CrowdError(InputError):
+    """The annotation is of several things at once."""
+
+    reason = "the annotation is a crowd"
 
 
 def coco_annotations(content: dict[str, Any], file: Path) -> Located[Annotation]:
@@ -39,7 +47,7 @@ def coco_annotations(content: dict[str, Any], file: Path) -> Located[Annotation]
     Raises:
         InputError: there is no list of annotations, or two images have one id.
     """
-    images = _images_by_id(content, file)
+    images = index_by_id(content["images"], ("file_name", "caption"), f"{file}, images")
     annotations = [
         (f"{file}, annotation {number}", one)
         for number, one in enumerate(require(content, "annotations", list, str(file)))
@@ -47,11 +55,7 @@ def coco_annotations(content: dict[str, Any], file: Path) -> Located[Annotation]
     if any(isinstance(image, dict) and isinstance(image.get("caption"), str) for image in content["images"][:1]):
         yield from _caption_annotations(annotations, images)
         return
-    categories = {
-        str(one["id"]): one["name"]
-        for one in optional(content, "categories", list, str(file)) or ()
-        if isinstance(one, dict) and isinstance(one.get("id"), int | str) and isinstance(one.get("name"), str)
-    }
+    categories = index_by_id(optional(content, "categories", list, str(file)) or [], ("name",), f"{file}, categories")
     ours = content.get("info") == _INFO
     for where, annotation in annotations:
         yield from parsed(where, _phrase_annotations(annotation, images, None if ours else categories, where))
@@ -66,7 +70,7 @@ def as_coco(annotations: Iterable[Annotation]) -> dict[str, Any]:
         fresh = {"id": len(images) + 1, "file_name": one["image"]} | size
         image = images.setdefault((one["image"], *size.values()), fresh)
         stated = {"id": number, "image_id": image["id"], "category_id": 1, "bbox": one["bbox"], "iscrowd": 0}
-        own = {key: value for key, value in one.items() if key not in OWN_KEYS}
+        own = {key: value for key, value in one.items() if key not in STATED_KEYS}
         stated["area"] = one["bbox"][2] * one["bbox"][3]
         written.append(stated | {"phrase": one["phrase"], "attributes": own})
     categories = [{"id": 1, "name": "thing", "supercategory": ""}]
@@ -79,22 +83,19 @@ def image_keys(image: Annotation, key: str) -> Annotation:
 
 
 def _phrase_annotations(
-    annotation: Any, images: dict[str, Annotation], categories: dict[str, str] | None, where: str
+    annotation: Any, images: dict[str, Annotation], categories: dict[str, Annotation] | None, where: str
 ) -> Iterator[Annotation]:
     """Yield an annotation for each of its phrases; without categories, the file is one of ours."""
-    image = images[_image_id(annotation, images, where)]
+    image = _image_of(annotation, images, where)
     if annotation.get("iscrowd") in (1, "1"):
-        raise SkippedError(
-            "the annotation is a crowd", f"{where} is a crowd, whose box is of no single thing: delete it."
-        )
+        raise CrowdError(f"{where} is a crowd, whose box is of no single thing: delete it.")
     own = dict(optional(annotation, "attributes", dict, where) or {})
     stated: Annotation = {"bbox": annotation.get("bbox")}
     if categories is not None:
         stated["ann_id"] = annotation.get("id")
         category_id = annotation.get("category_id")
-        if isinstance(category_id, int | str) and str(category_id) in categories:
-            stated["category"] = categories[str(category_id)]
-        stated |= picked(annotation, "split")
+        category = categories.get(str(category_id) if isinstance(category_id, int | str) else "", {}).get("name")
+        stated |= ({"category": category} if isinstance(category, str) else {}) | picked(annotation, "split")
         rotation = {"rotation": own.pop("rotation", annotation.get("rotation")) or 0}
         degrees, box = require_number(rotation, "rotation", where) % 360, four_numbers(stated["bbox"])
         if degrees and box:
@@ -119,18 +120,18 @@ def _caption_annotations(annotations: list[tuple[str, Any]], images: dict[str, A
 
     In its files of the RefCOCO family the whole caption is the phrase.
     """
-    groups: dict[tuple[str, str], list[tuple[str, Annotation]]] = {}
+    groups: dict[tuple[int, str], tuple[Annotation, list[tuple[str, Annotation]]]] = {}
     for where, annotation in annotations:
         try:
-            image_id = _image_id(annotation, images, where)
+            image = _image_of(annotation, images, where)
         except InputError as error:
             yield where, error
             continue
-        whole = str(images[image_id].get("dataset_name", "")).startswith("refcoco")
+        whole = str(image.get("dataset_name", "")).startswith("refcoco")
         spans = "" if whole else short_repr(annotation.get("tokens_positive"))
-        groups.setdefault((image_id, spans), []).append((where, annotation))
-    for (image_id, spans), members in groups.items():
-        yield from parsed(members[0][0], _span_annotation(images[image_id], bool(spans), members))
+        groups.setdefault((id(image), spans), (image, []))[1].append((where, annotation))
+    for (_, spans), (image, members) in groups.items():
+        yield from parsed(members[0][0], _span_annotation(image, bool(spans), members))
 
 
 def _span_annotation(image: Annotation, has_spans: bool, members: list[tuple[str, Annotation]]) -> Iterator[Annotation]:
@@ -159,40 +160,11 @@ def _words(caption: str, annotation: Annotation, where: str) -> str:
     return " ".join(words)
 
 
-def _images_by_id(content: dict[str, Any], file: Path) -> dict[str, Annotation]:
-    """Return the entries of images by their ids, as text, without malformed ones.
-
-    Raises:
-        InputError: two different images have one id.
-    """
-    found: dict[str, Annotation] = {}
-    for image in content["images"]:
-        try:
-            image_id, name = _id(image, "id", ""), require(image, "file_name", str, "")
-        except InputError:
-            continue  # reported for the annotations that name it
-        before = found.setdefault(image_id, image)
-        if (before["file_name"], before.get("caption")) != (name, image.get("caption")):
-            raise InputError(
-                f"{file}: image id {short_repr(image['id'])} stands for {short_repr(before['file_name'])} and for"
-                f" {short_repr(name)}; give each image an id of its own."
-            )
-    return found
-
-
-def _id(entry: object, key: str, where: str) -> str:
-    """Return a whole number or text that names something, as text."""
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise InputError(f'{where}: "{key}" is {short_repr(value)}, it must be a whole number or a text; fix it.')
-    return str(value)
-
-
-def _image_id(annotation: object, images: dict[str, Annotation], where: str) -> str:
-    """Return the id of the image that an annotation is of."""
-    image_id = _id(annotation, "image_id", where)
-    if image_id not in images:
-        raise InputError(
-            f'{where} names image {short_repr(image_id)}, of which the file has no "id" and "file_name": fix it.'
-        )
-    return image_id
+def _image_of(annotation: object, images: dict[str, Annotation], where: str) -> Annotation:
+    """Return the entry of the image that an annotation is of."""
+    image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+    if isinstance(image_id, bool) or not isinstance(image_id, int | str) or str(image_id) not in images:
+        raise InputError(f'{where}: "image_id" is {short_repr(image_id)}, it must be the id of an image; fix it.')
+    image = images[str(image_id)]
+    require(image, "file_name", str, f"{where}, image {short_repr(image_id)}")
+    return image

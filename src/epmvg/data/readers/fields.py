@@ -100,6 +100,25 @@ def size_of(width: object, height: object, where: str) -> tuple[int, int] | None
     return sides[0], sides[1]
 
 
+def index_by_id(entries: list[Any], keys: tuple[str, ...], where: str) -> dict[str, Annotation]:
+    """Return the entries of a list by their ids, as text, without those that have none.
+
+    Raises:
+        InputError: two entries of one id differ in `keys`.
+    """
+    found: dict[str, Annotation] = {}
+    for entry in entries:
+        entry_id = entry.get("id") if isinstance(entry, dict) else None
+        if isinstance(entry_id, bool) or not isinstance(entry_id, int | str):
+            continue
+        before = found.setdefault(str(entry_id), entry)
+        for key in keys:
+            if before.get(key) != entry.get(key):
+                pair = f"{short_repr(before.get(key))} and for {short_repr(entry.get(key))}"
+                raise InputError(f"{where}: id {short_repr(entry_id)} stands for {pair}; give each an id of its own.")
+    return found
+
+
 def picked(annotation: Annotation, *keys: str) -> Annotation:
     """Return the keys of an annotation that are there, with their values."""
     return {key: annotation[key] for key in keys if key in annotation}

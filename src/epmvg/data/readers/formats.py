@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from epmvg.core.files import atomic_write
 from epmvg.core.types import InputError, Sample
-from epmvg.data.readers.annotations import Located, Skipped, collect, parsed, read_annotations, to_annotations
+from epmvg.data.readers.annotations import Located, parsed, to_annotations, to_samples
 from epmvg.data.readers.coco import as_coco, coco_annotations
 from epmvg.data.readers.fields import Annotation
 from epmvg.data.readers.files import is_file, is_folder, open_file, parse_json, read_json
@@ -20,7 +20,7 @@ from epmvg.data.readers.hugging_face import (
     write_folder,
     write_parquet,
 )
-from epmvg.data.readers.jsonl import json_line, jsonl_annotations, read_jsonl, write_jsonl
+from epmvg.data.readers.jsonl import json_line, jsonl_annotations
 from epmvg.data.readers.label_studio import is_task, task_annotations
 from epmvg.data.readers.odvg import as_odvg, is_odvg, odvg_annotations
 from epmvg.data.readers.refcoco import sentence_annotation
@@ -34,46 +34,39 @@ from epmvg.data.readers.webdataset import (
 )
 
 READABLE = (".jsonl", ".json", ".parquet", ".tar", ".pth", ".pkl")
-
-_FORMATS = {".odvg.jsonl": "odvg", ".jsonl": "jsonl", ".json": "coco", ".parquet": "parquet", ".tar": "tar"}
-"""Endings of files that can be written -> their format."""
-
+_WRITABLE = {".odvg.jsonl": "odvg", ".jsonl": "jsonl", ".json": "coco", ".parquet": "parquet", ".tar": "tar"}
 _FIRST_BYTES = 65_536  # of a first line that are parsed
 
 
-def read_file(
+def file_samples(
     name: Path | str,
     *,
     split: str | None = None,
     root: Path | str | None = None,
     split_key: str = "split",
-    skipped: Skipped | None = None,
-) -> list[Sample]:
-    """Read the samples of a file or folder in any of the formats of docs/data.md.
+    names: set[str] | None = None,
+) -> Located[Sample]:
+    """Read a file or folder in any of the formats of docs/data.md; unusable boxes and phrases are not checked.
 
     Args:
         name: a file, a folder, or a pattern of .tar files.
         split: keep only annotations whose `split_key` has this value; None keeps all.
         root: the folder that image paths are relative to and stay in; by default the file's.
-        skipped: collects annotations that cannot be used, which otherwise raise.
+        names: the names of splits are added to it.
 
     Raises:
-        InputError: the format is not known, an annotation cannot be used, or none is left.
+        InputError: the format is not known, or the file cannot be read.
     """
     file = Path(name)
+    if is_folder(file) and not metadata_files(file):
+        file /= "annotations.jsonl"
+        if not is_file(file):
+            raise InputError(f"{name} holds no annotations.jsonl and no metadata.jsonl: name a file in it.")
     folder = Path(root) if root else file if is_folder(file) else file.parent
     ending = file.suffix.lower()
-    if is_folder(file) and not metadata_files(file):
-        if is_file(file / "annotations.jsonl"):
-            return read_jsonl(file / "annotations.jsonl", split=split, root=root, split_key=split_key, skipped=skipped)
-        raise InputError(
-            f"{file} holds no metadata.jsonl (there or up to two folders down) and no annotations.jsonl: name a file,"
-            " or a data set of `epmvg list datasets`."
-        )
-    if ending in (".pth", ".pkl"):
-        samples = read_transvg_file(file, Path(root) if root else None, split)
-        return collect(samples, str(file), skipped)
     annotations: Located[Annotation]
+    if ending in (".pth", ".pkl"):
+        return read_transvg_file(file, Path(root) if root else None, split)
     if is_folder(file):
         annotations = folder_annotations(file)
     elif ending == ".tar":
@@ -86,7 +79,7 @@ def read_file(
         annotations = _json_annotations(file)
     else:
         raise InputError(f"{name} is a file of no known format: write it as one that ends in {', '.join(READABLE)}.")
-    return read_annotations(annotations, folder, str(name), split=split, split_key=split_key, skipped=skipped)
+    return to_samples(annotations, folder, split_key, split=split, names=names)
 
 
 def json_layout(file: Path) -> Literal["jsonl", "odvg", "json"]:
@@ -148,18 +141,17 @@ def _content_annotations(content: Any, file: Path) -> Located[Annotation]:
         )
 
 
-def write_file(target: Path, samples: Sequence[Sample], root: Path, format_: str | None = None) -> Path:
+def write_file(target: Path, samples: Sequence[Sample], root: Path) -> Path:
     """Write samples in a format and return the folder that its image paths are relative to.
 
     Args:
         root: the folder the images of the samples lie in; paths are relative to the target's own folder where all of
             them lie in it.
-        format_: as `format_of` returns, which is the default.
 
     Raises:
         InputError: the ending means no format, or the format cannot hold the samples.
     """
-    format_ = format_ or format_of(target)
+    format_ = format_of(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     if format_ == "folder":
         target.mkdir(exist_ok=True)
@@ -171,14 +163,15 @@ def write_file(target: Path, samples: Sequence[Sample], root: Path, format_: str
         return own
     base = root if any(Path(one["image"]).is_absolute() for one in to_annotations(samples, own)) else own
     annotations = to_annotations(samples, base)
-    if format_ == "jsonl":
-        write_jsonl(target, samples, root=base)
-    elif format_ == "parquet":
+    if format_ == "parquet":
         write_parquet(target, annotations)
+        return base
+    if format_ == "coco":
+        content = json.dumps(as_coco(annotations)).encode()
     else:
-        lines = [json_line(line) for line in as_odvg(annotations)] if format_ == "odvg" else []
-        with atomic_write(target) as temporary:
-            temporary.write_bytes(b"".join(lines) or json.dumps(as_coco(annotations)).encode())
+        content = b"".join(map(json_line, as_odvg(annotations) if format_ == "odvg" else annotations))
+    with atomic_write(target) as temporary:
+        temporary.write_bytes(content)
     return base
 
 
@@ -188,11 +181,9 @@ def format_of(target: Path) -> str:
     Raises:
         InputError: none.
     """
-    for ending, format_ in _FORMATS.items():
+    for ending, format_ in _WRITABLE.items():
         if target.name.lower().endswith(ending):
             return format_
     if not target.suffix:
         return "folder"
-    raise InputError(
-        f"{target} means no format: end it in .jsonl, .json, .odvg.jsonl, .parquet or .tar, or name a folder."
-    )
+    raise InputError(f"{target} means no format: end it in {', '.join(_WRITABLE)}, or name a folder.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from epmvg.core.files import atomic_write
 from epmvg.core.types import InputError, Sample
-from epmvg.data.readers.annotations import Located, Skipped, read_annotations, to_annotations
+from epmvg.data.readers.annotations import Located, Skipped, collect, to_annotations, to_samples
 from epmvg.data.readers.fields import Annotation, is_encodable
 from epmvg.data.readers.files import byte_lines, parse_json
 
@@ -35,10 +35,10 @@ def read_jsonl(
         InputError: the file is missing, a line is not such an annotation, or none is left.
     """
     file = Path(file)
+    names: set[str] = set()
     folder = Path(root) if root else file.parent
-    return read_annotations(
-        jsonl_annotations(file), folder, str(file), split=split, split_key=split_key, skipped=skipped
-    )
+    samples = to_samples(jsonl_annotations(file), folder, split_key, split=split, names=names)
+    return collect(samples, str(file), skipped, split=split, names=names)
 
 
 def write_jsonl(file: Path | str, samples: Sequence[Sample], *, root: Path | str | None = None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from epmvg.core.types import InputError
-from epmvg.data.readers.coco import OWN_KEYS, image_keys
+from epmvg.data.readers.coco import STATED_KEYS, image_keys
 from epmvg.data.readers.fields import Annotation, merged, picked, require, require_box, to_xywh, union_box
 
 
@@ -40,7 +40,7 @@ def as_odvg(annotations: Iterable[Annotation]) -> Iterator[Annotation]:
     """Yield annotations as lines of ODVG, each phrase its own caption."""
     for one in annotations:
         x, y, w, h = one["bbox"]
-        own = {key: value for key, value in one.items() if key not in OWN_KEYS}
+        own = {key: value for key, value in one.items() if key not in STATED_KEYS}
         region = {"phrase": one["phrase"], "bbox": [x, y, x + w, y + h], "attributes": own}
         size = picked(one, "height", "width")
         yield {"filename": one["image"]} | size | {"grounding": {"caption": one["phrase"], "regions": [region]}}

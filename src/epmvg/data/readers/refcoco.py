@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.core.types import InputError, Sample
-from epmvg.data.readers.annotations import Located, parsed
+from epmvg.data.readers.annotations import Located, parsed, to_samples
 from epmvg.data.readers.coco import image_keys
-from epmvg.data.readers.fields import Annotation, require, require_box, short_repr, size_of
+from epmvg.data.readers.fields import Annotation, index_by_id, require
 from epmvg.data.readers.files import first_existing, read_json
-from epmvg.data.readers.image_finder import ImageFinder
-from epmvg.data.readers.safe_pickle import load_pickle
+from epmvg.data.readers.safe_pickle import load_rows
 
 LAYOUT = {
     "refcoco": ("refcoco", "unc"),
@@ -52,63 +51,45 @@ def read_refcoco(root: Path, split: str | None, *, name: str) -> Located[Sample]
     file = first_existing(tops, (f"{folder}/refs({by}).p", f"{folder}/refs({by}).json"))
     if file is None:
         raise InputError(f"{root} holds no {folder}/refs({by}).p: give the folder that {folder}.zip of refer lies in.")
-    instances = _Instances(file.parent / "instances.json", first_existing(tops, COCO_FOLDERS) or root / COCO_FOLDERS[0])
-    refs = load_pickle(file) if file.suffix == ".p" else read_json(file)
-    if not isinstance(refs, list):
-        raise InputError(f"{file} holds {short_repr(refs)} instead of a list of refs: download the file again.")
-    splits = PARTS.get(split or "", (split,))
-    for number, ref in enumerate(refs):
-        if split is None or not isinstance(ref, dict) or ref.get("split") in splits:
+    images = first_existing(tops, COCO_FOLDERS) or root / COCO_FOLDERS[0]
+    return to_samples(_ref_annotations(file, PARTS.get(split or "", (split,))), images, "split")
+
+
+def _ref_annotations(file: Path, splits: tuple[str | None, ...]) -> Located[Annotation]:
+    """Yield (where it stands, annotation or what is wrong with it) of the sentences of some splits, (None,) for all."""
+    instances = file.parent / "instances.json"
+    content = read_json(instances)
+    found = {
+        key: index_by_id(require(content, key, list, str(instances)), (compared,), f"{instances}, {key}")
+        for key, compared in (("images", "file_name"), ("annotations", "bbox"), ("categories", "name"))
+    }
+    for number, ref in enumerate(load_rows(file)):
+        if splits == (None,) or not isinstance(ref, dict) or ref.get("split") in splits:
             where = f"{file}, ref {number}"
-            yield from parsed(where, _ref_samples(ref, instances, where))
+            yield from parsed(where, _sentences(ref, found, where))
 
 
-class _Instances:
-    """Images, annotations and categories of instances.json by their ids."""
-
-    def __init__(self, file: Path, images: Path) -> None:
-        content = read_json(file)
-        self.file, self.find = file, ImageFinder(images)
-        self.images = _by_id(content, "images", "file_name", file)
-        self.annotations = _by_id(content, "annotations", "bbox", file)
-        self.categories = _by_id(content, "categories", "name", file)
-
-
-def _by_id(content: Any, key: str, what: str, file: Path) -> dict[int, Annotation]:
-    """Return the entries of a list of instances.json by their ids, without those that have none.
-
-    Raises:
-        InputError: there is no such list, or two of its entries with one id differ in `what`.
-    """
-    found: dict[int, Annotation] = {}
-    for entry in require(content, key, list, str(file)):
-        if isinstance(entry, dict) and isinstance(entry.get("id"), int):
-            before = found.setdefault(entry["id"], entry)
-            if before.get(what) != entry.get(what):
-                raise InputError(f"{file} gives two of its {key} the id {entry['id']}: download the file again.")
-    return found
-
-
-def _ref_samples(ref: Any, instances: _Instances, where: str) -> Iterator[Sample]:
-    split = require(ref, "split", str, where)
+def _sentences(ref: Any, instances: dict[str, dict[str, Annotation]], where: str) -> Iterator[Annotation]:
+    """Yield the annotation of each sentence of a ref."""
     image_id, ann_id, category_id = (require(ref, key, int, where) for key in ("image_id", "ann_id", "category_id"))
-    image, annotation = instances.images.get(image_id), instances.annotations.get(ann_id)
+    image, annotation = instances["images"].get(str(image_id)), instances["annotations"].get(str(ann_id))
     if image is None or annotation is None:
         raise InputError(
-            f"{where}: {instances.file} has no image {image_id} or no annotation {ann_id}; download both files again."
+            f"{where}: instances.json has no image {image_id} or no annotation {ann_id}; download both files again."
         )
-    at = f"{instances.file}, image {image_id}"
-    path, size = instances.find(image.get("file_name"), at), size_of(image.get("width"), image.get("height"), at)
-    x, y, w, h = require_box(annotation, "bbox", f"{instances.file}, annotation {ann_id}")
-    known = {"ref_id": ref.get("ref_id"), "ann_id": ann_id, "image_id": image_id}
-    known |= {"category": instances.categories.get(category_id, {}).get("name")}
-    known |= {"ref": str(ref.get("file_name", "")).rpartition(".")[0]}
+    require(image, "file_name", str, f"{where}, image {image_id}")
+    stated = image_keys(image, "file_name") | {
+        "bbox": annotation.get("bbox"),
+        "split": require(ref, "split", str, where),
+    }
+    stated |= {"ref_id": ref.get("ref_id"), "ann_id": ann_id, "image_id": image_id}
+    stated["category"] = instances["categories"].get(str(category_id), {}).get("name")
+    stated["ref"] = str(ref.get("file_name", "")).rpartition(".")[0]
     for sentence in require(ref, "sentences", list, where):
-        phrase = require(sentence, "sent", str, where)
+        phrase, sent_id = require(sentence, "sent", str, where), require(sentence, "sent_id", int, where)
         raw = sentence.get("raw")
-        extra = known | ({"raw": raw} if isinstance(raw, str) and raw != phrase else {})
-        extra["sent_id"] = require(sentence, "sent_id", int, where)
-        yield Sample(path, phrase, (x, y, x + w, y + h), split, str(extra["sent_id"]), size, extra)
+        own = {"raw": raw} if isinstance(raw, str) and raw != phrase else {}
+        yield stated | {"phrase": phrase, "id": str(sent_id), "sent_id": sent_id} | own
 
 
 def sentence_annotation(line: Any, where: str, file: Path) -> Iterator[Annotation]:

@@ -6,26 +6,17 @@ Boxes there are [xmin, ymin, xmax, ymax], from 0, the last pixel included; a sam
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from epmvg.core.types import InputError, Sample
-from epmvg.data.readers.annotations import Located, parsed
-from epmvg.data.readers.fields import require, require_box, short_repr, size_of
+from epmvg.data.readers.annotations import Located, parsed, to_samples
+from epmvg.data.readers.fields import Annotation, require, require_box, short_repr, to_xywh
 from epmvg.data.readers.files import first_existing, read_json
-from epmvg.data.readers.image_finder import ImageFinder
 
 FOLDERS = (".", "referit", "data", "data/referit", "referitgame", "exp-referit/data")
 IMAGE_FOLDERS = ("referit/images", "ln_data/referit/images", "exp-referit/referit-dataset/images", "images")
 SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True, slots=True)
-class _Metadata:
-    boxes: dict[str, Any]  # by region
-    sizes: dict[str, Any]  # by image
-    find: ImageFinder
 
 
 def read_referit(root: Path, split: str | None) -> Located[Sample]:
@@ -43,27 +34,31 @@ def read_referit(root: Path, split: str | None) -> Located[Sample]:
         raise InputError(f"{root} holds no referit_bbox.json: give the folder of the ReferIt metadata (text_objseg).")
     folder = boxes.parent
     images = first_existing((folder, root), IMAGE_FOLDERS) or folder / IMAGE_FOLDERS[-1]
-    metadata = _Metadata(_read_object(boxes), _read_object(folder / "referit_imsize.json"), ImageFinder(images))
-    for part in (split,) if split else SPLITS:
-        file = folder / f"referit_query_{part}.json"
+    return to_samples(_region_annotations(folder, (split,) if split else SPLITS), images, "split")
+
+
+def _region_annotations(folder: Path, splits: tuple[str, ...]) -> Located[Annotation]:
+    boxes, sizes = _read_object(folder / "referit_bbox.json"), _read_object(folder / "referit_imsize.json")
+    for split in splits:
+        file = folder / f"referit_query_{split}.json"
         queries = _read_object(file)
         for region in queries:
             where = f"{file}, region {short_repr(region)}"
-            yield from parsed(where, _region_samples(region, queries, part, metadata, where))
+            stated = {"image": f"{region.partition('_')[0]}.jpg", "split": split, "region": region}
+            yield from parsed(where, _phrase_annotations(stated, queries, boxes, sizes, where))
 
 
-def _region_samples(
-    region: str, queries: dict[str, Any], split: str, metadata: _Metadata, where: str
-) -> Iterator[Sample]:
-    xmin, ymin, xmax, ymax = require_box(metadata.boxes, region, where)
-    name = f"{region.partition('_')[0]}.jpg"
-    stated = metadata.sizes.get(name)
-    size = size_of(stated[0], stated[1], where) if isinstance(stated, list) and len(stated) == 2 else None
-    for number, phrase in enumerate(require(queries, region, list, where)):
-        if not isinstance(phrase, str):
-            raise InputError(f"{where}: {short_repr(phrase)} is not a phrase; download the metadata again.")
-        image, box = metadata.find(name, where), (xmin, ymin, xmax + 1, ymax + 1)
-        yield Sample(image, phrase, box, split, f"{region}/{number}", size, {"region": region})
+def _phrase_annotations(
+    stated: Annotation, queries: dict[str, Any], boxes: dict[str, Any], sizes: dict[str, Any], where: str
+) -> Iterator[Annotation]:
+    """Yield the annotation of each phrase of a region."""
+    xmin, ymin, xmax, ymax = require_box(boxes, stated["region"], where)
+    size = sizes.get(stated["image"])
+    if isinstance(size, list) and len(size) == 2:
+        stated |= {"width": size[0], "height": size[1]}
+    stated["bbox"] = to_xywh((xmin, ymin, xmax + 1, ymax + 1))
+    for number, phrase in enumerate(require(queries, stated["region"], list, where)):
+        yield stated | {"phrase": phrase, "id": f"{stated['region']}/{number}"}
 
 
 def _read_object(file: Path) -> dict[str, Any]:

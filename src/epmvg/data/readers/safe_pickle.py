@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from epmvg.core.types import InputError
 from epmvg.data.readers.fields import short_repr
-from epmvg.data.readers.files import read_bytes
+from epmvg.data.readers.files import read_bytes, read_json
 
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 """What torch.save wrote first, before its files became zip archives (torch/serialization.py)."""
@@ -60,6 +60,18 @@ def load_pickle(file: Path) -> Any:
     except _TORN as error:
         raise InputError(f"{file} is not a whole pickle ({type(error).__name__}): download the file again.") from error
     return value
+
+
+def load_rows(file: Path) -> list[Any]:
+    """Read a list from a pickle, or from JSON of the same content.
+
+    Raises:
+        InputError: as `load_pickle`, or it is no list.
+    """
+    rows = read_json(file) if file.suffix.lower() == ".json" else load_pickle(file)
+    if not isinstance(rows, list):
+        raise InputError(f"{file} holds {short_repr(rows)} instead of a list: download the file again.")
+    return rows
 
 
 def _from_archive(data: bytes) -> bytes:

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from epmvg.core.types import Box, InputError, Sample
-from epmvg.data.readers.annotations import Located, parsed
-from epmvg.data.readers.fields import require, require_box, short_repr
-from epmvg.data.readers.files import first_existing, read_json
-from epmvg.data.readers.image_finder import ImageFinder
+from epmvg.core.types import InputError, Sample
+from epmvg.data.readers.annotations import Located, parsed, to_samples
+from epmvg.data.readers.fields import Annotation, picked, require_box, short_repr, to_xywh
+from epmvg.data.readers.files import first_existing
 from epmvg.data.readers.refcoco import COCO_FOLDERS, PARTS
 from epmvg.data.readers.referit import IMAGE_FOLDERS as REFERIT_FOLDERS
-from epmvg.data.readers.safe_pickle import load_pickle
+from epmvg.data.readers.safe_pickle import load_rows
 
 FLAGS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unc": ("RefCOCO", ("train", "val", "trainval", "testA", "testB")),
@@ -75,32 +74,24 @@ def read_transvg_file(file: Path, root: Path | None, split: str | None) -> Locat
     tops = [root] if root else [file.parent.parent, file.parent.parent.parent]
     names = _IMAGE_FOLDERS.get(flag, (COCO_FOLDERS[1], *COCO_FOLDERS))
     images = first_existing([place for top in tops for place in (top, top / "ln_data")], names) or tops[0] / names[0]
-    rows = read_json(file) if file.suffix.lower() == ".json" else load_pickle(file)
-    if not isinstance(rows, list):
-        raise InputError(f"{file} holds {short_repr(rows)} instead of a list of rows: download the file again.")
-    find = ImageFinder(images)
-    for number, row in enumerate(rows):
+    return to_samples(_row_annotations(file, flag, named_split), images, "split")
+
+
+def _row_annotations(file: Path, flag: str, split: str) -> Located[Annotation]:
+    for number, row in enumerate(load_rows(file)):
         where = f"{file}, row {number}"
-        yield from parsed(where, _row_sample(row, where, flag, named_split, number, find))
+        yield from parsed(where, _row_annotation(row, where, flag, split, number))
 
 
-def _row_sample(row: Any, where: str, flag: str, split: str, number: int, find: ImageFinder) -> Iterator[Sample]:
-    keys = ("image", "box", "phrase") if flag == "flickr" else ("image", "mask", "box", "phrase", "attributes")
+def _row_annotation(row: Any, where: str, flag: str, split: str, number: int) -> Iterator[Annotation]:
+    keys = ("image", "bbox", "phrase") if flag == "flickr" else ("image", "mask", "bbox", "phrase", "attributes")
     if not isinstance(row, list | tuple) or len(row) != len(keys):
-        raise InputError(
-            f"{where} is {short_repr(row)}, a row of {flag} has {len(keys)} fields; download the file again."
-        )
-    fields = dict(zip(keys, row, strict=True))
-    box = _to_corners(flag, require_box(fields, "box", where))
-    phrase = require(fields, "phrase", str, where)
-    extra = {"mask": fields["mask"]} if isinstance(fields.get("mask"), str) else {}
-    yield Sample(find(fields["image"], where), phrase, box, split, f"{flag}_{split}/{number}", None, extra)
-
-
-def _to_corners(flag: str, numbers: Box) -> Box:
-    a, b, c, d = numbers
+        raise InputError(f"{where}: a row of {flag} has {len(keys)} fields, not {short_repr(row)}; fix the file.")
+    stated = dict(zip(keys, row, strict=True)) | {"split": split, "id": f"{flag}_{split}/{number}"}
+    a, b, c, d = require_box(stated, "bbox", where)
     if flag == "referit":
-        return a, b, c + 1, d + 1
-    if flag == "flickr":
-        return a - 1, b - 1, c, d
-    return a, b, a + c, b + d
+        stated["bbox"] = to_xywh((a, b, c + 1, d + 1))
+    elif flag == "flickr":
+        stated["bbox"] = to_xywh((a - 1, b - 1, c, d))
+    mask = {"mask": stated["mask"]} if isinstance(stated.get("mask"), str) else {}
+    yield picked(stated, "image", "phrase", "bbox", "split", "id") | mask

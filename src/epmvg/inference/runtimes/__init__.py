@@ -1,1 +1,33 @@
-"""What computes a grounder's answers: torch, or the two graphs of an exported folder."""
+"""What runs a model for `Predictor`: torch, ONNX Runtime or OpenVINO."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from epmvg.core.types import InputError
+from epmvg.inference.runtimes.exported import ExportedRuntime, is_exported
+from epmvg.inference.runtimes.protocol import Runtime
+
+if TYPE_CHECKING:
+    from epmvg.models.grounder import Grounder
+
+
+def open_runtime(
+    run: Path | str | Grounder, *, device: str, precision: str, compile: bool, threads: int | None
+) -> Runtime:
+    """Open the runtime of a run, an exported folder or a model; arguments and errors as for `Predictor`."""
+    if isinstance(run, Path | str) and is_exported(Path(run).expanduser()):
+        if device not in ("auto", "cpu") or compile:
+            raise InputError(f"{run} is an exported folder, which runs on the CPU. Omit device and compile.")
+        return ExportedRuntime(Path(run).expanduser(), precision=precision, threads=threads)
+
+    from epmvg.inference.runtimes.torch_runtime import TorchRuntime
+    from epmvg.models.factory import load
+    from epmvg.models.grounder import Grounder
+
+    if not isinstance(run, Path | str | Grounder):
+        raise TypeError(f"run must be a folder, the name of a model, or a model, not {type(run).__name__}.")
+    model = copy.deepcopy(run) if isinstance(run, Grounder) else load(run)
+    return TorchRuntime(model, device=device, precision=precision, compile=compile, threads=threads)

@@ -1,46 +1,170 @@
-"""What a `Predictor` asks of a backend."""
+"""The protocol of a runtime behind `Predictor`, and the base class of those that run this package's models."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from epmvg.core.calibration import Calibration
-from epmvg.core.tokenizer import PhraseTokenizer
+from epmvg.core.geometry import Letterbox
+from epmvg.core.tokenizer import PhraseTokenizer, Tokens
+from epmvg.core.types import InputError
 
-MapKind = Literal["where", "attention"]
+MapKind = Literal["heatmap", "attention"]
+Size = tuple[int, int]
 
 
-class Backend(Protocol):
-    """What computes the answers; arrays are numpy's, but features may be anything with `nbytes`."""
+@dataclass(frozen=True, slots=True)
+class RuntimeOutput:
+    """The predictions for P phrases."""
 
-    image_size: int  # S
-    max_length: int  # L
+    boxes: NDArray[np.float64]  # [P, 4], xyxy in pixels of the upright image
+    scores: NDArray[np.float64]  # [P], calibrated where the runtime has a calibration
+    truncated: NDArray[np.bool_]  # [P], the phrase is longer than `max_length`
+    unknown: NDArray[np.bool_]  # [P], no word of the phrase is in the vocabulary
+
+    def select(self, mask: NDArray[np.bool_]) -> RuntimeOutput:
+        """Return the predictions where mask [P] is True."""
+        return RuntimeOutput(self.boxes[mask], self.scores[mask], self.truncated[mask], self.unknown[mask])
+
+
+class Runtime(Protocol):
+    """A grounder behind `Predictor`: PIL images and phrases in, boxes out.
+
+    Preprocessing and tokenization are its own, so any grounder can be a runtime. Encoded images are any objects with
+    `size`, the (width, height) that boxes refer to, and `nbytes`, their memory.
+    """
+
+    image_size: int  # side of the square network input, pixels
+    max_length: int  # word pieces of a phrase
+    calibration: Calibration | None
+    domain: str | None  # what the model was trained to recognize, None where it is not stated
+
+    def encode(self, images: Sequence[Image.Image], sizes: Sequence[Size]) -> Sequence[Any]:
+        """Encode I upright RGB images as far as no phrase is needed; `sizes` differ from theirs if they are reduced."""
+
+    def query(self, encoded: Sequence[Any], phrases: Sequence[str], image_index: NDArray[np.int64]) -> RuntimeOutput:
+        """Predict the boxes of P phrases, each in the image `image_index` [P] of `encoded`."""
+
+    def maps(self, kind: MapKind, encoded: Any, phrases: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Return a map over one image per phrase, [height, width] with maximum 1, or raise InputError without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """Features of one letterboxed image."""
+
+    letterbox: Letterbox
+    image_mask: NDArray[np.bool_]  # [1, S, S], True marks padding
+    features: Any  # [1, ...], an array or tensor
+
+    @property
+    def size(self) -> Size:
+        """(width, height) of the image that boxes refer to."""
+        return round(self.letterbox.width), round(self.letterbox.height)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of mask and features."""
+        return int(self.image_mask.nbytes + self.features.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInputs:
+    """P tokenized phrases and the features of the I images that they query."""
+
+    features: Any  # [I, ...]
+    image_mask: NDArray[np.bool_]  # [I, S, S]
+    tokens: NDArray[np.int64]  # [P, L]
+    token_mask: NDArray[np.bool_]  # [P, L]
+    image_index: NDArray[np.int64]  # [P]
+
+
+class GrounderRuntime(ABC):
+    """Runs a model of this package: letterboxes images, tokenizes phrases, and converts boxes."""
+
+    image_size: int
+    max_length: int
     tokenizer: PhraseTokenizer
-    calibration: Calibration | None  # from the scores that `answer` gives to probabilities
-    domain: str | None  # what the model was trained to recognise
+    calibration: Calibration | None
+    domain: str | None
 
-    def encode(self, image: NDArray[np.float32], image_mask: NDArray[np.bool_]) -> Any: ...
+    @abstractmethod
+    def encode_pixels(self, images: NDArray[np.float32], image_mask: NDArray[np.bool_]) -> Any:
+        """Encode images [I, 3, S, S] in 0..1 with image_mask [I, S, S] -> features [I, ...]."""
 
-    def join(self, features: Sequence[Any]) -> Any: ...
+    @abstractmethod
+    def concatenate(self, features: Sequence[Any]) -> Any:
+        """Concatenate features of several images, in memory of their own."""
 
-    def answer(
-        self,
-        features: Any,
-        image_mask: NDArray[np.bool_],
-        tokens: NDArray[np.int64],
-        token_mask: NDArray[np.bool_],
-        image_index: NDArray[np.int64],
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+    @abstractmethod
+    def forward(self, inputs: ModelInputs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return boxes [P, 4], cxcywh in 0..1 of the network input, and raw scores [P]."""
 
-    def maps(
-        self,
-        kind: MapKind,
-        features: Any,
-        image_mask: NDArray[np.bool_],
-        tokens: NDArray[np.int64],
-        token_mask: NDArray[np.bool_],
-    ) -> list[NDArray[np.float32]]: ...
+    def token_weights(self, kind: MapKind, inputs: ModelInputs) -> list[NDArray[np.float32]]:
+        """Return the weights of visual tokens for P phrases, [P, side, side] for each feature level.
+
+        Raises:
+            InputError: there are none of this kind.
+        """
+        raise InputError(f"An exported folder has no {kind}. Use the run that it was exported from.")
+
+    def encode(self, images: Sequence[Image.Image], sizes: Sequence[Size]) -> list[EncodedImage]:
+        """Encode I images; see `Runtime.encode`."""
+        letterboxes = [Letterbox.fit(*size, self.image_size) for size in sizes]
+        inputs = [box.pad(box.resize(image)) for box, image in zip(letterboxes, images, strict=True)]
+        pixels, masks = (np.stack(arrays) for arrays in zip(*inputs, strict=True))
+        features = self.encode_pixels(pixels, masks)
+        return [
+            EncodedImage(letterbox, masks[i : i + 1].copy(), self.concatenate([features[i : i + 1]]))
+            for i, letterbox in enumerate(letterboxes)  # copies: a slice would keep the whole batch in memory
+        ]
+
+    def query(
+        self, encoded: Sequence[EncodedImage], phrases: Sequence[str], image_index: NDArray[np.int64]
+    ) -> RuntimeOutput:
+        """Predict the boxes of P phrases; see `Runtime.query`."""
+        features = encoded[0].features if len(encoded) == 1 else self.concatenate([one.features for one in encoded])
+        masks = np.concatenate([one.image_mask for one in encoded])
+        boxes, scores, tokens = self.query_features(features, masks, phrases, image_index)
+        for number, one in enumerate(encoded):
+            own = image_index == number
+            boxes[own] = one.letterbox.to_source(boxes[own])
+        if self.calibration is not None:
+            scores = self.calibration(scores)
+        return RuntimeOutput(boxes, scores, tokens.truncated, tokens.unknown)
+
+    def query_features(
+        self, features: Any, image_mask: NDArray[np.bool_], phrases: Sequence[str], image_index: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], Tokens]:
+        """Query features [I, ...] with P phrases -> boxes and raw scores as `forward`, and the tokens."""
+        tokens = self.tokenizer(phrases)
+        boxes, scores = self.forward(ModelInputs(features, image_mask, tokens.ids, tokens.padding, image_index))
+        return boxes, scores, tokens
+
+    def maps(self, kind: MapKind, encoded: EncodedImage, phrases: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Return a map over one image per phrase; see `Runtime.maps`."""
+        tokens = self.tokenizer(phrases)
+        image_index = np.zeros(len(phrases), np.int64)
+        inputs = ModelInputs(encoded.features, encoded.image_mask, tokens.ids, tokens.padding, image_index)
+        levels = self.token_weights(kind, inputs)
+        return [_resize_to_image([level[i] for level in levels], encoded) for i in range(len(phrases))]
+
+
+def _resize_to_image(levels: Sequence[NDArray[np.float32]], encoded: EncodedImage) -> NDArray[np.float32]:
+    """Add up the weights of visual tokens [side, side] of several feature levels over the image -> [height, width]."""
+    side = encoded.letterbox.side
+    total = np.zeros(encoded.size[::-1], np.float32)
+    for level in levels:
+        density = Image.fromarray(level * level.size)  # the weight of a coarse token covers more pixels
+        content = density.resize((side, side), Image.Resampling.BICUBIC).crop(encoded.letterbox.content)
+        total += np.asarray(content.resize(encoded.size, Image.Resampling.BILINEAR))
+    np.maximum(total, 0, out=total)
+    total /= max(float(total.max()), 1e-9)
+    return total

@@ -1,10 +1,10 @@
-"""A grounder in torch, made ready for answering only."""
+"""The torch runtime: a grounder prepared for inference."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from epmvg.core.hardware import select_device, use_bf16
 from epmvg.core.types import GroundingOutput, InputError
+from epmvg.inference.runtimes.protocol import GrounderRuntime, MapKind, ModelInputs
 from epmvg.models.factory import float32_on_cpu
 from epmvg.models.grounder import EncodedImages, Grounder
 from epmvg.models.iou_head import raw_confidence
@@ -22,19 +23,19 @@ from epmvg.models.transformer import Attention
 TEXT_CACHE_BYTES = 50_000_000
 """2,000 phrases of eight word pieces through BERT-base."""
 
-_MULTIPLIES = (nn.Linear, nn.Conv2d, Attention)
-"""Modules whose parameters autocast would turn to bfloat16 in every call."""
+_MATRIX_MODULES = (nn.Linear, nn.Conv2d, Attention)
+"""Modules whose parameters autocast would convert to bfloat16 in every call."""
 
 
-class TorchRuntime:
-    """Answer with a model whose norms are baked and whose convolutions are channels-last; phrases are remembered.
+class TorchRuntime(GrounderRuntime):
+    """Runs a model with fused batch norms, convolutions in channels-last, and cached text features.
 
     Args:
-        model: is taken over and changed: it can no longer be trained.
-        device: where to compute.
+        model: it is changed, and can no longer be trained.
+        device: device of torch, or "auto".
         precision: fp32, bf16, or auto, which is bf16 where the hardware has it.
-        compile: let torch.compile make kernels for the shapes met: seconds to minutes at first.
-        threads: of torch, in the whole process.
+        compile: use torch.compile, which takes seconds to minutes for each new shape.
+        threads: number of threads of torch, in the whole process.
     """
 
     def __init__(
@@ -51,84 +52,61 @@ class TorchRuntime:
         self.image_size, self.max_length, self.calibration = model.image_size, model.max_length, model.calibration
         self.domain, self.tokenizer = model.domain, model.phrase_tokenizer()
         self.device = select_device(device)
-        self.model = model.to(self.device).eval().requires_grad_(False)
         self.bf16 = use_bf16(precision, self.device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
         with float32_on_cpu():
             self.model.visual_encoder.fuse_norms()
             self.model.visual_encoder.to(memory_format=torch.channels_last)
             if self.bf16:
-                _halve(self.model)
+                _convert_to_bf16(self.model)
         self.texts = TextFeatureCache(self.model.text_encoder, TEXT_CACHE_BYTES, torch.float32)
         self._encode: Any = self.model.encode_images
-        self._answer: Any = self.model.query
+        self._query: Any = self.model.query
         if compile:
-            self._encode, self._answer = torch.compile(self._encode), torch.compile(self._answer)
+            self._encode, self._query = torch.compile(self._encode), torch.compile(self._query)
 
     @torch.inference_mode()
-    def encode(self, image: NDArray[np.float32], image_mask: NDArray[np.bool_]) -> Tensor:
-        """Encode images [I, 3, S, S] with pad [I, S, S] -> features [I, ...]."""
+    def encode_pixels(self, images: NDArray[np.float32], image_mask: NDArray[np.bool_]) -> Tensor:
+        """Encode images [I, 3, S, S] with image_mask [I, S, S] -> features [I, ...]."""
         with self._autocast():
-            features: Tensor = self._encode(self._tensor(image), self._tensor(image_mask)).features
+            features: Tensor = self._encode(self._tensor(images), self._tensor(image_mask)).features
         return features
 
     @torch.inference_mode()
-    def join(self, features: Sequence[Tensor]) -> Tensor:
-        """Put features of several images together in memory of their own."""
+    def concatenate(self, features: Sequence[Tensor]) -> Tensor:
+        """Concatenate features of several images, in memory of their own."""
         return torch.cat(list(features))
 
-    @torch.inference_mode()
-    def answer(
-        self,
-        features: Tensor,
-        image_mask: NDArray[np.bool_],
-        tokens: NDArray[np.int64],
-        token_mask: NDArray[np.bool_],
-        image_index: NDArray[np.int64],
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Answer phrases [P, L] about images `owner` [P] -> box [P, 4] cxcywh in 0..1 of the canvas, score [P]."""
-        output = self._ask(self._answer, features, image_mask, tokens, token_mask, image_index)
+    def forward(self, inputs: ModelInputs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return boxes [P, 4], cxcywh in 0..1 of the network input, and raw scores [P]."""
+        output = self._forward(self._query, inputs)
         return output.box.cpu().double().numpy(), raw_confidence(output).cpu().double().numpy()
 
-    @torch.inference_mode()
-    def maps(
-        self,
-        kind: Literal["where", "attention"],
-        features: Tensor,
-        image_mask: NDArray[np.bool_],
-        tokens: NDArray[np.int64],
-        token_mask: NDArray[np.bool_],
-    ) -> list[NDArray[np.float32]]:
-        """Return the shares of visual tokens for phrases about one image, [P, side, side] for each map of tokens.
+    def token_weights(self, kind: MapKind, inputs: ModelInputs) -> list[NDArray[np.float32]]:
+        """Return the weights of visual tokens for P phrases, [P, side, side] for each feature level.
 
         Raises:
-            InputError: the model has no where-map.
+            InputError: the model has no heatmap.
         """
-        answer = partial(self.model.query, output_attention=kind == "attention")
-        output = self._ask(answer, features, image_mask, tokens, token_mask, np.zeros(len(tokens), np.int64))
+        output = self._forward(partial(self.model.query, output_attention=kind == "attention"), inputs)
         if kind == "attention":
             assert output.attention is not None
-            shares = output.attention[:, 1 : 1 + self.model.visual_encoder.num_tokens(self.image_size)]
+            weights = output.attention[:, 1 : 1 + self.model.visual_encoder.num_tokens(self.image_size)]
         elif output.heatmap is not None:
-            shares = output.heatmap.softmax(-1)
+            weights = output.heatmap.softmax(-1)
         else:
-            raise InputError("This model has no where-map (model.dense_head=false): look at its attention instead.")
+            raise InputError("This model has no heatmap (model.dense_head=false). Use its attention instead.")
         sides = [-(-self.image_size // stride) for stride in self.model.visual_encoder.strides]
-        levels = shares.float().cpu().split([side**2 for side in sides], 1)
+        levels = weights.float().cpu().split([side**2 for side in sides], 1)
         return [level.unflatten(1, (side, side)).numpy() for side, level in zip(sides, levels, strict=True)]
 
-    def _ask(
-        self,
-        answer: Callable[..., GroundingOutput],
-        features: Tensor,
-        image_mask: NDArray[np.bool_],
-        tokens: NDArray[np.int64],
-        token_mask: NDArray[np.bool_],
-        image_index: NDArray[np.int64],
-    ) -> GroundingOutput:
-        hidden = self._tensor(token_mask)
+    @torch.inference_mode()
+    def _forward(self, query: Callable[..., GroundingOutput], inputs: ModelInputs) -> GroundingOutput:
+        token_mask = self._tensor(inputs.token_mask)
         with self._autocast():
-            states = self.texts(self._tensor(tokens), hidden)
-            return answer(EncodedImages(features, self._tensor(image_mask)), states, hidden, self._tensor(image_index))
+            states = self.texts(self._tensor(inputs.tokens), token_mask)
+            images = EncodedImages(inputs.features, self._tensor(inputs.image_mask))
+            return query(images, states, token_mask, self._tensor(inputs.image_index))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -137,9 +115,9 @@ class TorchRuntime:
         return torch.from_numpy(array).to(self.device)
 
 
-def _halve(model: nn.Module) -> None:
-    """Keep the weights of products in bfloat16, in place, so that autocast need not turn them in every call."""
+def _convert_to_bf16(model: nn.Module) -> None:
+    """Convert the weights of matrix products to bfloat16, in place, so that autocast need not do it in every call."""
     for module in model.modules():
-        if isinstance(module, _MULTIPLIES):
+        if isinstance(module, _MATRIX_MODULES):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(torch.bfloat16)

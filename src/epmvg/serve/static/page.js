@@ -1,17 +1,17 @@
 "use strict";
 
-const MOST_PHRASES = 8; // as many as there are colours
-const PAUSE = 300; // ms without a key before the question is sent
-const LONGEST_SIDE = 1600; // px; a larger photo is scaled down before it travels
+const MAX_PHRASES = 8; // one per colour
+const DELAY = 300; // ms without a key press before the request is sent
+const MAX_SIDE = 1600; // px; a larger image is scaled down before upload
 
 const at = (id) => document.getElementById(id);
-let picture = null; // what is asked about: {blob, width, height, url}
-let known = new Map(); // phrase -> {box, score}, of this picture; box in 0..1 of its sides
-let shown = 0; // pictures chosen so far
+let current = null; // the chosen image: {blob, width, height, url}
+let predictions = new Map(); // phrase -> {score, left, top, right, bottom} in 0..1 of the image's sides
+let shown = 0; // images chosen so far
 let timer = 0;
-let asking = null; // the AbortController of the question under way
+let request = null; // the AbortController of the current request
 
-// ---- the picture ----
+// ---- image ----
 
 async function show(blob, phrases = [], scene = null) {
   const turn = ++shown;
@@ -22,17 +22,17 @@ async function show(blob, phrases = [], scene = null) {
     await image.decode();
   } catch {
     URL.revokeObjectURL(url);
-    return say("This file is no picture that the browser can show: try a JPEG or PNG.", true);
+    return showStatus("The browser cannot decode this file. Choose a JPEG or PNG.", true);
   }
   const small = await shrunk(image, blob);
-  if (turn !== shown) return URL.revokeObjectURL(url); // another picture was chosen meanwhile
+  if (turn !== shown) return URL.revokeObjectURL(url); // another image was chosen meanwhile
   stop();
-  if (picture) URL.revokeObjectURL(picture.url);
-  picture = { blob: small, width: image.naturalWidth, height: image.naturalHeight, url };
-  known = new Map();
-  at("picture").src = url;
-  at("figure").style.setProperty("--ratio", picture.width / picture.height);
-  at("figure").style.setProperty("--most", `${2 * picture.width}px`);
+  if (current) URL.revokeObjectURL(current.url);
+  current = { blob: small, width: image.naturalWidth, height: image.naturalHeight, url };
+  predictions = new Map();
+  at("image").src = url;
+  at("figure").style.setProperty("--ratio", current.width / current.height);
+  at("figure").style.setProperty("--most", `${2 * current.width}px`);
   at("figure").hidden = false;
   at("stage").classList.add("filled");
   suggest(phrases);
@@ -41,12 +41,12 @@ async function show(blob, phrases = [], scene = null) {
     button.setAttribute("aria-pressed", button === scene);
   }
   draw();
-  ask();
+  predict();
 }
 
-/** Scale a large photo down, so that asking again costs little on a slow line. */
+/** Scale a large image down, so that requests stay small. */
 async function shrunk(image, blob) {
-  const scale = LONGEST_SIDE / Math.max(image.naturalWidth, image.naturalHeight);
+  const scale = MAX_SIDE / Math.max(image.naturalWidth, image.naturalHeight);
   if (scale >= 1) return blob;
   const canvas = document.createElement("canvas");
   canvas.width = Math.round(image.naturalWidth * scale);
@@ -65,7 +65,7 @@ function firstFile(files) {
 
 at("file").addEventListener("change", (event) => {
   firstFile(event.target.files);
-  event.target.value = ""; // the same file may be chosen again
+  event.target.value = ""; // so that the same file can be chosen again
 });
 document.addEventListener("paste", (event) => firstFile(event.clipboardData.files));
 document.addEventListener("dragover", (event) => {
@@ -81,16 +81,16 @@ document.addEventListener("drop", (event) => {
   firstFile(event.dataTransfer.files);
 });
 
-// ---- the phrases ----
+// ---- phrases ----
 
 const rows = () => [...at("rows").children];
 const inputOf = (row) => row.querySelector("input");
 const phraseOf = (row) => inputOf(row).value.trim();
 
 function addRow(text = "") {
-  if (rows().length >= MOST_PHRASES) return null;
+  if (rows().length >= MAX_PHRASES) return null;
   const taken = rows().map((row) => row.dataset.colour);
-  const colour = [...Array(MOST_PHRASES).keys()].find((number) => !taken.includes(String(number)));
+  const colour = [...Array(MAX_PHRASES).keys()].find((number) => !taken.includes(String(number)));
   const row = document.createElement("li");
   row.dataset.colour = colour;
   row.className = `c${colour}`;
@@ -104,11 +104,11 @@ function addRow(text = "") {
   input.addEventListener("input", () => {
     draw();
     clearTimeout(timer);
-    timer = setTimeout(ask, PAUSE);
+    timer = setTimeout(predict, DELAY);
   });
   input.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.isComposing) {
-      ask();
+      predict();
       const next = row.nextElementSibling ?? (phraseOf(row) && addRow());
       if (next) inputOf(next).focus();
     } else if (event.key === "Escape") {
@@ -131,129 +131,129 @@ function removeRow(row) {
   return neighbour;
 }
 
-/** Name the rows for those who hear them. */
+/** Label the rows for screen readers. */
 function number() {
   rows().forEach((row, index) => {
     inputOf(row).setAttribute("aria-label", `Phrase ${index + 1}`);
     row.querySelector(".remove").setAttribute("aria-label", `Remove phrase ${index + 1}`);
   });
-  at("add").disabled = rows().length >= MOST_PHRASES;
+  at("add").disabled = rows().length >= MAX_PHRASES;
 }
 
 function highlight(row) {
   for (const box of at("boxes").children) {
-    box.classList.toggle("dim", row !== null && known.has(phraseOf(row)) && box.dataset.colour !== row.dataset.colour);
+    box.classList.toggle("dim", row !== null && predictions.has(phraseOf(row)) && box.dataset.colour !== row.dataset.colour);
   }
 }
 
 at("add").addEventListener("click", () => inputOf(addRow()).focus());
 
-// ---- asking ----
+// ---- requests ----
 
 function stop() {
   clearTimeout(timer);
-  asking?.abort();
-  asking = null;
+  request?.abort();
+  request = null;
 }
 
-async function ask() {
+async function predict() {
   stop();
-  const phrases = [...new Set(rows().map(phraseOf))].filter((phrase) => phrase && !known.has(phrase));
-  if (!picture) return say(phrases.length ? "Now choose a photo or a sample scene." : "");
-  if (!phrases.length) return say("");
+  const phrases = [...new Set(rows().map(phraseOf))].filter((phrase) => phrase && !predictions.has(phrase));
+  if (!current) return showStatus(phrases.length ? "Choose an image." : "");
+  if (!phrases.length) return showStatus("");
   const controller = new AbortController();
-  asking = controller;
+  request = controller;
   const form = new FormData();
-  form.append("image", picture.blob, "image");
+  form.append("image", current.blob, "image");
   for (const phrase of phrases) form.append("phrases", phrase);
   const token = at("token").value.trim();
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   const started = performance.now();
-  say("Looking …");
+  showStatus("Predicting …");
   try {
     const response = await fetch("v1/ground", { method: "POST", body: form, headers, signal: controller.signal });
-    const answer = await readAnswer(response);
-    if (asking !== controller) return;
+    const body = await readResponse(response);
+    if (request !== controller) return;
     if (response.status === 429) {
       const wait = Number(response.headers.get("Retry-After")) || 1;
-      timer = setTimeout(ask, 1000 * wait);
-      return say(`The server is busy; asking again in ${wait} s …`);
+      timer = setTimeout(predict, 1000 * wait);
+      return showStatus(`The server is busy. Retrying in ${wait} s …`);
     }
-    if (response.status === 401) at("door").hidden = false;
-    if (!response.ok || answer.error) return say(answer.error ?? `The server answered with status ${response.status}.`, true);
-    for (const { phrase, box, score } of answer.results) {
+    if (response.status === 401) at("token-field").hidden = false;
+    if (!response.ok || body.error) return showStatus(body.error ?? `The server returned status ${response.status}.`, true);
+    for (const { phrase, box, score } of body.results) {
       const [x0, y0, x1, y1] = box;
-      known.set(phrase, {
+      predictions.set(phrase, {
         score,
-        left: x0 / answer.width,
-        top: y0 / answer.height,
-        right: x1 / answer.width,
-        bottom: y1 / answer.height,
+        left: x0 / body.width,
+        top: y0 / body.height,
+        right: x1 / body.width,
+        bottom: y1 / body.height,
       });
     }
     draw();
-    say(`Answered in ${((performance.now() - started) / 1000).toFixed(2)} s.`);
+    showStatus(`Predicted in ${((performance.now() - started) / 1000).toFixed(2)} s.`);
   } catch (error) {
-    if (error.name !== "AbortError") say("The server cannot be reached: is it still running?", true);
+    if (error.name !== "AbortError") showStatus("The server cannot be reached. Check that it is running.", true);
   }
 }
 
-/** The JSON of an answer; what stands between the server and here, such as a proxy, answers otherwise. */
-async function readAnswer(response) {
+/** Parse the JSON of a response; a proxy may send something else. */
+async function readResponse(response) {
   try {
     return await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    return { error: `The answer was not the server's own (status ${response.status} ${response.statusText}): ask whoever runs it.` };
+    return { error: `The response is not from this server (status ${response.status} ${response.statusText}). Check the proxy.` };
   }
 }
 
-function say(sentence, wrong = false) {
+function showStatus(sentence, wrong = false) {
   at("status").textContent = sentence;
   at("status").classList.toggle("wrong", wrong);
 }
 
 at("token").addEventListener("change", () => {
   sessionStorage.setItem("token", at("token").value);
-  ask();
+  predict();
 });
 at("token").value = sessionStorage.getItem("token") ?? "";
 
 // ---- drawing ----
 
 function draw() {
-  const taken = []; // where labels lie already
-  const asked = rows().map(phraseOf);
-  for (const button of at("suggestions").children) button.ariaPressed = asked.includes(button.textContent);
+  const taken = []; // rectangles of placed labels
+  const phrases = rows().map(phraseOf);
+  for (const button of at("suggestions").children) button.ariaPressed = phrases.includes(button.textContent);
   at("boxes").replaceChildren();
   for (const row of rows()) {
     const phrase = phraseOf(row);
-    const found = phrase ? known.get(phrase) : undefined;
+    const prediction = phrase ? predictions.get(phrase) : undefined;
     const output = row.querySelector("output");
-    const low = found !== undefined && found.score < bound();
-    output.textContent = found ? found.score.toFixed(2) : "";
+    const low = prediction !== undefined && prediction.score < minScore();
+    output.textContent = prediction ? prediction.score.toFixed(2) : "";
     output.classList.toggle("low", low);
-    output.title = low ? "Not found: its score is below the bound" : "Score, 0 to 1";
-    inputOf(row).title = found ? pixels(found) : "";
-    if (!found || low) continue;
+    output.title = low ? "Not found: the score is below the minimum" : "Score, 0 to 1";
+    inputOf(row).title = prediction ? pixels(prediction) : "";
+    if (!prediction || low) continue;
     const box = document.createElement("div");
     box.className = `box ${row.className}`;
     box.dataset.colour = row.dataset.colour;
-    box.style.left = percent(found.left);
-    box.style.top = percent(found.top);
-    box.style.width = percent(found.right - found.left);
-    box.style.height = percent(found.bottom - found.top);
+    box.style.left = percent(prediction.left);
+    box.style.top = percent(prediction.top);
+    box.style.width = percent(prediction.right - prediction.left);
+    box.style.height = percent(prediction.bottom - prediction.top);
     const label = document.createElement("span");
-    const words = document.createElement("bdi"); // a long phrase is cut short, its score never
+    const words = document.createElement("bdi"); // a long phrase is shortened, its score is not
     words.textContent = phrase;
-    label.append(words, ` ${found.score.toFixed(2)}`);
+    label.append(words, ` ${prediction.score.toFixed(2)}`);
     box.append(label);
     at("boxes").append(box);
     taken.push(place(box, label, taken));
   }
 }
 
-/** Put a label where it hides no other: above its box, below it, or inside. */
+/** Place a label where it covers no other: above its box, below it, or inside. */
 function place(box, label, taken) {
   const whole = at("figure").getBoundingClientRect();
   const beyond = label.getBoundingClientRect().right - whole.right;
@@ -271,40 +271,40 @@ function place(box, label, taken) {
 
 addEventListener("resize", draw);
 
-const percent = (share) => `${(100 * share).toFixed(2)}%`;
+const percent = (fraction) => `${(100 * fraction).toFixed(2)}%`;
 
-/** The box in the photo's own pixels, shown over its phrase. */
+/** Return the box in pixels of the chosen image. */
 function pixels({ left, top, right, bottom }) {
-  const values = [left * picture.width, top * picture.height, right * picture.width, bottom * picture.height];
+  const values = [left * current.width, top * current.height, right * current.width, bottom * current.height];
   return `x0, y0, x1, y1: ${values.map((value) => Math.round(value)).join(", ")} px`;
 }
 
-// ---- what counts as found ----
+// ---- minimum score ----
 
-const bound = () => Number(at("min-score").value);
+const minScore = () => Number(at("min-score").value);
 
-function setBound() {
-  at("min-score-value").textContent = bound().toFixed(2);
+function updateMinScore() {
+  at("min-score-value").textContent = minScore().toFixed(2);
   draw();
 }
 
-at("min-score").addEventListener("input", setBound);
+at("min-score").addEventListener("input", updateMinScore);
 
-/** Say what the model knows, and start from its stored threshold. */
-async function meetModel() {
+/** Show what the model was trained on, and start from its stored threshold. */
+async function loadModelInfo() {
   const { domain, threshold } = await (await fetch("healthz")).json();
   at("domain").hidden = !domain;
-  at("domain").textContent = `This model knows: ${domain}.`;
+  at("domain").textContent = `This model was trained on ${domain}.`;
   if (threshold !== null) {
     at("min-score").value = threshold;
-    setBound();
+    updateMinScore();
   }
 }
 
 // ---- samples ----
 
 function suggest(phrases) {
-  at("tries").hidden = !phrases.length;
+  at("suggested").hidden = !phrases.length;
   at("suggestions").replaceChildren(
     ...phrases.map((phrase) => {
       const button = document.createElement("button");
@@ -315,7 +315,7 @@ function suggest(phrases) {
         const row = rows().find((row) => !phraseOf(row)) ?? addRow() ?? rows().at(-1);
         inputOf(row).value = phrase;
         draw();
-        ask();
+        predict();
       });
       return button;
     }),
@@ -323,8 +323,9 @@ function suggest(phrases) {
 }
 
 async function listSamples() {
-  const samples = await (await fetch("samples")).json();
-  samples.forEach(({ image, phrases }, index) => {
+  const samples = await (await fetch("static/samples/samples.json")).json();
+  Object.entries(samples).forEach(([name, phrases], index) => {
+    const image = `static/samples/${name}`;
     const button = document.createElement("button");
     const thumbnail = document.createElement("img");
     Object.assign(thumbnail, { src: image, alt: `Sample scene ${index + 1}`, loading: "lazy" });
@@ -342,5 +343,5 @@ async function listSamples() {
 }
 
 addRow();
-meetModel();
+loadModelInfo();
 listSamples();

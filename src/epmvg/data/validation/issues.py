@@ -1,0 +1,161 @@
+"""Kinds of issues that a data check finds, with their meaning and fix, and the report of a check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+
+class Kind(NamedTuple):
+    """One kind of issue. An error cannot be used as it is; a warning can, but is probably a mistake."""
+
+    title: str
+    fix: str
+    severity: Literal["error", "warning"] = "error"
+
+
+KINDS = {
+    "sample-malformed": Kind("samples that cannot be read", "Fix or delete them."),
+    "sample-duplicate": Kind("samples stated more than once", "Delete the copies: each counts as a sample.", "warning"),
+    "id-duplicate": Kind("ids of several different samples", "Give each sample an id of its own, or none.", "warning"),
+    "box-invalid": Kind("boxes with NaN or infinity, or without a positive width and height", "Fix or delete them."),
+    "box-outside": Kind(
+        "boxes more than a pixel outside of their image",
+        "Check that boxes and image have the same scale; clip the box or delete the sample.",
+    ),
+    "box-thin": Kind("boxes at most a pixel wide or high", "Annotate the box again or delete the sample.", "warning"),
+    "box-rotated": Kind(
+        "boxes with a rotation, of which only the upright box around them is used", "Check the boxes.", "warning"
+    ),
+    "box-corners": Kind(
+        "bbox looks like [x0, y0, x1, y1], and is read as [x, y, width, height]", "Write [x0, y0, x1 - x0, y1 - y0]."
+    ),
+    "box-sizes": Kind(
+        "boxes look as if [x, y, width, height] had been converted as corners", "Write [x, y, width, height]."
+    ),
+    "box-centre": Kind(
+        "bbox looks like [center x, center y, width, height], and is read as [x, y, width, height]",
+        "Write [x - width / 2, y - height / 2, width, height].",
+    ),
+    "box-scaled": Kind(
+        "boxes look annotated on resized images", "Multiply all numbers by the image's width / the resized width."
+    ),
+    "box-0-1": Kind("boxes look normalized to 0..1", "Multiply x and width by the image's width, y and height by its."),
+    "box-0-100": Kind(
+        "boxes look normalized to 0..100", "Multiply x and width by the image's width / 100, y and height alike."
+    ),
+    "box-0-1000": Kind(
+        "boxes look normalized to 0..1000", "Multiply x and width by the image's width / 1000, y and height alike."
+    ),
+    "phrase-unusable": Kind("phrases that are empty, not encodable or too long", "Fix or delete the sample."),
+    "phrase-long": Kind(
+        "phrases with more tokens than a model reads: their end is ignored",
+        "Shorten the phrase, or set a larger model.max_length.",
+        "warning",
+    ),
+    "phrase-unknown": Kind(
+        "phrases without any word in BERT's vocabulary", "Write them in English words, or use another BERT.", "warning"
+    ),
+    "phrase-control": Kind("phrases with control or invisible characters", "Delete the characters.", "warning"),
+    "phrase-unicode": Kind("phrases with wrongly decoded or not normalized Unicode", "Normalize to NFC.", "warning"),
+    "phrase-two-boxes": Kind(
+        "phrases with different boxes in one image: if these are far apart, one of them counts as wrong",
+        "Make the phrases unambiguous, or take this fraction as an upper bound of accuracy.",
+        "warning",
+    ),
+    "image-missing": Kind("images that do not exist", "Copy the images there, or give their folder with --root."),
+    "image-unreadable": Kind("images that cannot be read", "Copy or convert the image again."),
+    "image-animated": Kind(
+        "images with several frames, of which the first is used", "Save the annotated frame as an image.", "warning"
+    ),
+    "image-size": Kind("images of another size than their samples state", "State the size of the file."),
+    "image-turned": Kind(
+        "images that EXIF turns, with boxes on the unturned pixels",
+        "Remove the EXIF orientation or turn the boxes: images are read upright.",
+    ),
+    "split-same-image": Kind("images in two splits", "Keep the image in one split.", "warning"),
+    "split-similar-image": Kind("images in two splits that look the same", "Keep one of them.", "warning"),
+    "list-same-image": Kind("evaluation images in the list", "Exclude them from evaluation.", "warning"),
+    "list-similar-image": Kind("evaluation images that look like one of the list", "Exclude them.", "warning"),
+    "split-unnamed": Kind("samples without a split, while others have one", "Name their split.", "warning"),
+    "split-missing": Kind(
+        "splits without samples",
+        "Create them with `epmvg data split FILE 0.8/0.1/0.1 --out NEW`, or set data.train_split and data.val_split.",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """One issue of one sample, image or split."""
+
+    kind: str
+    where: str = ""  # "line 12" or "sample 12 (id)"; empty for the whole data set
+    note: str = ""
+    image: Path | None = None
+    phrase: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        image = printable(str(self.image), 300) if self.image else ""
+        return {"where": self.where, "note": printable(self.note), "image": image, "phrase": printable(self.phrase)}
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """What was checked and which issues were found."""
+
+    data: str
+    samples: int
+    images: int
+    splits: dict[str, dict[str, int]]  # name -> images, phrases
+    issues: dict[str, list[Issue]]  # by kind, errors first
+    seconds: float
+    written: int | None = None  # samples in the file without errors
+
+    @property
+    def clean(self) -> bool:
+        """Whether there is no issue."""
+        return not self.issues
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is no error."""
+        return all(KINDS[kind].severity == "warning" for kind in self.issues)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, with six examples of each kind and where all of its issues are."""
+        issues = [
+            {"kind": kind, **KINDS[kind]._asdict(), "count": len(found)}
+            | {"examples": [issue.as_dict() for issue in found[:6]], "samples": [issue.where for issue in found]}
+            for kind, found in self.issues.items()
+        ]
+        head = {"data": self.data, "clean": self.clean, "usable": self.usable, "samples": self.samples}
+        head |= {"images": self.images, "splits": self.splits, "issues": issues}
+        return head | {"written": self.written, "seconds": round(self.seconds, 1)}
+
+    def table(self) -> list[dict[str, str]]:
+        """Return one row per kind of issue, for a terminal."""
+        rows = []
+        for kind, found in self.issues.items():
+            first = found[0].as_dict()
+            text = f"{KINDS[kind].severity}: {KINDS[kind].title}. {KINDS[kind].fix}"
+            example = ": ".join(part for part in (first["where"] or first["image"], first["note"]) if part)
+            rows.append({"issue": kind, "count": f"{len(found):,}", "meaning and fix": text, "first": example})
+        return rows
+
+
+def by_kind(issues: list[Issue]) -> dict[str, list[Issue]]:
+    """Group issues by kind, errors first, then the most frequent ones."""
+    groups: dict[str, list[Issue]] = {}
+    for issue in issues:
+        groups.setdefault(issue.kind, []).append(issue)
+    return dict(sorted(groups.items(), key=lambda item: (KINDS[item[0]].severity, -len(item[1]), item[0])))
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Escape characters that cannot be printed, and cut a text at a number of characters."""
+    cut = text if len(text) <= limit else text[: limit - 1] + "…"
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in cut
+    )

@@ -1,0 +1,107 @@
+"""Find missing splits, and images that are in two splits or in a list of images that evaluation must not contain."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path, PurePosixPath
+
+from epmvg.data.readers.files import is_file, read_text_lines
+from epmvg.data.validation.images import ImageInfo, inspect_image, similar_pairs
+from epmvg.data.validation.issues import Issue
+from epmvg.data.validation.samples import Located
+
+_OTHER_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev")}
+"""Splits that training needs, and names that people give them."""
+
+
+def split_issues(
+    located: Sequence[Located], images: Mapping[Path, ImageInfo], expected: Sequence[str] | None
+) -> Iterator[Issue]:
+    """Check that splits have samples and share no images.
+
+    Args:
+        located: all samples.
+        images: of the samples.
+        expected: the splits of a named data set; None for other data, which needs train and val, unless it has
+            neither and is for evaluation alone.
+    """
+    counts = Counter(sample.split for _, sample in located)
+    missing = [name for name in expected if not counts[name]] if expected is not None else _missing_for_training(counts)
+    for name in missing:
+        yield Issue("split-missing", note=name)
+    if counts[""] and len(counts) > 1:
+        for where, sample in located:
+            if not sample.split:
+                yield Issue("split-unnamed", where, "", sample.image, sample.phrase)
+    by_split: dict[str, dict[Path, str]] = {}  # split -> image -> where it is first
+    for where, sample in located:
+        by_split.setdefault(sample.split, {}).setdefault(sample.image, where)
+    for first, second in combinations([name for name in by_split if name], 2):
+        a, b = by_split[first], by_split[second]
+        for image in a.keys() & b.keys():
+            yield Issue("split-same-image", a[image], f"{first} and {second}", image)
+        ours, theirs = ([image for image in x.keys() - y.keys() if images[image].hash] for x, y in ((a, b), (b, a)))
+        for i, j in similar_pairs([images[image].hash for image in ours], [images[image].hash for image in theirs]):
+            yield Issue("split-similar-image", a[ours[i]], f"{first} and {second}: looks like {theirs[j]}", ours[i])
+
+
+def _missing_for_training(counts: Counter[str]) -> list[str]:
+    """Return train or val if it has no samples, with the name that it may have instead."""
+    names = sorted(name for name in counts if name)
+    if not names:
+        return ["no sample names a split" if counts else "there are no samples"]
+    missing = [split for split in _OTHER_NAMES if split not in names]
+    others = {split: next((n for n in names if n.lower() in _OTHER_NAMES[split]), None) for split in missing}
+    if len(missing) == 2 and not any(others.values()):  # for evaluation alone
+        return []
+    return [
+        split
+        + (f": perhaps {others[split]!r} is meant: set data.{split}_split={others[split]}" if others[split] else "")
+        for split in missing
+    ]
+
+
+def list_issues(located: Sequence[Located], images: Mapping[Path, ImageInfo], file: Path) -> Iterator[Issue]:
+    """Find images of evaluation splits in a text file of names, ids or paths, one per line.
+
+    Names agree if their last parts do, or a number of five or more digits in them: 398214 is
+    COCO_train2014_000000398214.jpg. Lines that are paths of images, relative to the file, are also compared by look.
+
+    Raises:
+        InputError: the list cannot be read.
+    """
+    lines = read_text_lines(file)
+    listed = {key: line for line in reversed(lines) for key in _keys(line, is_id=True)}
+    evaluated: dict[Path, str] = {}
+    for where, sample in located:
+        if "train" not in sample.split.lower():
+            evaluated.setdefault(sample.image, where)
+    others = []
+    for image, where in evaluated.items():
+        line = next((listed[key] for key in _keys(image.name) if key in listed), None)
+        if line is not None:
+            yield Issue("list-same-image", where, f"in the list as {line}", image)
+        elif images[image].hash:
+            others.append(image)
+    hashes = {
+        line: info.hash
+        for line in lines
+        if is_file(file.parent / line) and (info := inspect_image(file.parent / line)).hash
+    }
+    names = list(hashes)
+    for i, j in similar_pairs([images[image].hash for image in others], list(hashes.values())):
+        yield Issue("list-similar-image", evaluated[others[i]], f"looks like {names[j]}", others[i])
+
+
+def _keys(name: str, *, is_id: bool = False) -> set[str]:
+    """Return the name of an image without folders and suffix, and its long numbers; of an id every number."""
+    stem = PurePosixPath(name.replace("\\", "/")).stem.lower()
+    parts = [
+        part
+        for part in re.split(r"[^0-9a-z]+", stem)
+        if part.isdigit() and (len(part) >= 5 or (is_id and part == stem))
+    ]
+    return {stem, *(f"#{part.lstrip('0')}" for part in parts)}

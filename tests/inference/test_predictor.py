@@ -1,0 +1,310 @@
+"""Prediction: what is remembered changes no answer, many phrases are one call, and memory is bounded."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from epmvg.core.boxes import paired_iou
+from epmvg.core.geometry import Letterbox
+from epmvg.core.images import open_image
+from epmvg.core.types import InputError, Prediction
+from epmvg.inference.predictor import Predictor
+from epmvg.inference.results import Predictions
+from epmvg.models.factory import create_model, save
+from epmvg.models.grounder import Grounder
+
+PHRASES = ["dog", "the woman in the tan jacket", "a red car behind the second tree from the right", "it", "sky"]
+
+
+def photo(seed: int, size: tuple[int, int] = (90, 60)) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def agree(one: list[Prediction], other: list[Prediction], pixels: float = 0.011) -> None:
+    """The same but for the rounding of boxes to 0.01 px."""
+    assert [found.phrase for found in one] == [found.phrase for found in other]
+    for a, b in zip(one, other, strict=True):
+        assert a.box == pytest.approx(b.box, abs=pixels)
+        assert a.score == pytest.approx(b.score, abs=1e-4)
+
+
+def count_encodings(ground: Predictor) -> list[int]:
+    """Replace the image encoder by one that appends the number of images of each call to the returned list."""
+    encode, calls = ground.runtime.encode, []
+
+    def counted(images: Any, sizes: Any) -> Any:
+        calls.append(len(images))
+        return encode(images, sizes)
+
+    ground.runtime.encode = counted  # type: ignore[method-assign]
+    return calls
+
+
+def test_remembered_answers_are_fresh_ones(tiny: Grounder) -> None:
+    ground, forgetful = Predictor(tiny), Predictor(tiny, cache_mb=0)
+    calls, always = count_encodings(ground), count_encodings(forgetful)
+    for seed in (0, 1, 0, 1):
+        agree(ground(photo(seed), PHRASES), forgetful(photo(seed), PHRASES))
+    assert (len(calls), len(always)) == (2, 4)
+
+
+def test_images_together_are_images_alone(tiny: Grounder) -> None:
+    """Also one asked twice, one asked before, and more of them than are remembered."""
+    ground, forgetful = Predictor(tiny), Predictor(tiny, cache_mb=0)
+    asked = [(photo(seed, size), PHRASES[: 1 + seed]) for seed, size in ((0, (90, 60)), (1, (50, 80)), (0, (90, 60)))]
+    for again in (ground, forgetful):
+        again(photo(1, (50, 80)), "dog")
+        calls = count_encodings(again)
+        for together, (image, phrases) in zip(again.predict_batch(asked), asked, strict=True):
+            agree(together, Predictor(tiny)(image, phrases))
+        assert calls == ([1] if again is ground else [2])
+    with pytest.raises(InputError, match="empty"):
+        ground.predict_batch([*asked, (photo(2), [" "])])
+
+
+def test_a_picture_is_known_by_the_key_it_is_given(tiny: Grounder) -> None:
+    ground = Predictor(tiny)
+    calls = count_encodings(ground)
+    (first,) = ground.predict_batch([(photo(0), PHRASES)], [b"one"])
+    again, other = ground.predict_batch([(photo(1), PHRASES), (photo(1), PHRASES)], [b"one", b"other"])
+    agree(first, Predictor(tiny)(photo(0), PHRASES))
+    agree(again, first)
+    agree(other, Predictor(tiny)(photo(1), PHRASES))
+    assert calls == [1, 1]
+
+
+def test_phrases_together_are_phrases_alone(tiny: Grounder) -> None:
+    ground = Predictor(tiny)
+    alone = [Predictor(tiny)(photo(0), phrase)[0] for phrase in PHRASES]
+    agree(ground(photo(0), PHRASES), alone)
+    agree(ground(photo(0), PHRASES[::-1]), alone[::-1])
+
+
+def test_an_image_is_known_by_its_content(tiny: Grounder, tmp_path: Path) -> None:
+    """By a file's bytes, whatever its name; by a picture's pixels, whatever holds them."""
+    ground = Predictor(tiny)
+    calls = count_encodings(ground)
+    for name in ("a.png", "b.png"):
+        photo(0).save(tmp_path / name)
+        ground(tmp_path / name, "dog")
+    ground((tmp_path / "a.png").read_bytes(), "dog")
+    assert len(calls) == 1
+    agree(ground(photo(0), "dog"), ground(np.asarray(photo(0)), "dog"))
+    assert len(calls) == 2
+    before = ground(tmp_path / "a.png", "dog")
+    photo(1).save(tmp_path / "a.png")
+    after = ground(tmp_path / "a.png", "dog")
+    assert len(calls) == 3
+    assert before[0].box != after[0].box
+    wide = photo(0).resize((180, 120))
+    small = wide.resize((90, 60))
+    assert ground(wide, "dog")[0].box[2] <= 180
+    assert ground(small, "dog")[0].box[2] <= 90
+
+
+def test_the_memory_of_images_is_bounded(tiny: Grounder) -> None:
+    ground = Predictor(tiny, cache_mb=0.03)  # an image of 64 px takes 6 KB
+    calls = count_encodings(ground)
+    for seed in range(20):
+        ground(photo(seed), "dog")
+        ground(photo(0), "dog")  # always wanted, so it stays
+        assert ground._encoded.nbytes <= 30_000
+    assert len(calls) == 20
+    assert 1 < len(ground._encoded) < 10
+    ground(photo(1), "dog")  # long unused
+    assert len(calls) == 21
+
+
+def test_a_model_is_taken_as_it_is(tiny: Grounder) -> None:
+    """Later training neither spoils the predictor nor is spoilt by it."""
+    ground = Predictor(tiny)
+    before = ground(photo(0), PHRASES)
+    with torch.no_grad():
+        for parameter in tiny.parameters():
+            parameter.add_(0.05)
+    agree(ground(photo(0), PHRASES), before, pixels=0)
+    assert Predictor(tiny)(photo(0), PHRASES) != before
+    assert any(parameter.requires_grad for parameter in tiny.parameters())
+
+
+@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-swin"])
+def test_the_engine_answers_as_the_model(name: str) -> None:
+    torch.manual_seed(0)
+    model = create_model(name).eval()
+    letterbox = Letterbox.fit(90, 60, model.image_size)
+    image_size, image_mask = letterbox.pad(letterbox.resize(photo(0)))
+    tokens, token_mask = model.tokenize(PHRASES)
+    image_index = torch.zeros(len(PHRASES), dtype=torch.int64)
+    with torch.no_grad():
+        output = model(
+            torch.from_numpy(image_size)[None], torch.from_numpy(image_mask)[None], tokens, token_mask, image_index
+        )
+    expected = letterbox.to_source(output.box.double())
+    boxes, _ = Predictor(model).predict_boxes(photo(0), PHRASES)
+    torch.testing.assert_close(torch.tensor(boxes, dtype=torch.float64), expected, atol=1e-3, rtol=0)
+
+
+def test_tokens_are_the_models_own(tiny: Grounder) -> None:
+    asked = ["  Dog ", "a café's Straße", "word " * 40, "日本", "x" * 300]
+    ours = tiny.phrase_tokenizer()(asked)
+    tokens, token_mask = tiny.tokenize(asked)
+    assert np.array_equal(ours.padding, token_mask.numpy())
+    assert np.array_equal(ours.ids[~ours.padding], tokens.numpy()[~ours.padding])
+    assert ours.ids.shape == tokens.shape
+
+
+def test_half_precision_is_close(tiny: Grounder) -> None:
+    exact, _ = Predictor(tiny).predict_boxes(photo(0), PHRASES)
+    half, _ = Predictor(tiny, precision="bf16").predict_boxes(photo(0), PHRASES)
+    assert half != exact
+    assert paired_iou(torch.tensor(half), torch.tensor(exact)).min() > 0.9
+
+
+def test_an_unusable_question_is_named(tiny: Grounder, tmp_path: Path) -> None:
+    ground = Predictor(tiny)
+    with pytest.raises(InputError, match=r"none\.jpg does not exist"):
+        ground(tmp_path / "none.jpg", "dog")
+    with pytest.raises(InputError, match="at least one"):
+        ground(photo(0), [])
+
+
+def test_one_picture_is_answered_alike_in_every_form(tiny: Grounder, tmp_path: Path) -> None:
+    """Turned, half transparent: path, bytes, open file, PIL picture, and the upright pixels, drawn on alike."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = photo(0).transpose(Image.Transpose.ROTATE_90).convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    file = tmp_path / "x.png"
+    picture.save(file, exif=exif)
+    expected = Predictor(tiny)(file, PHRASES)
+    assert expected.size == expected.image.size == (90, 60)
+    with Image.open(file) as opened, file.open("rb") as binary:
+        upright = np.asarray(open_image(file))
+        for given in (str(file), file.read_bytes(), bytearray(file.read_bytes()), binary, opened, upright):
+            found = Predictor(tiny)(given, PHRASES)
+            assert list(found) == list(expected)
+            assert found.draw().tobytes() == expected.draw().tobytes()
+
+
+def test_a_list_of_images_is_each_image(tiny: Grounder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("epmvg.inference.predictor.IMAGES_PER_PASS", 2)  # encoded two by two
+    ground = Predictor(tiny, cache_mb=0)
+    calls = count_encodings(ground)
+    images = [photo(seed, (90 - 10 * seed, 60)) for seed in range(3)]
+    alike = ground(images, PHRASES, min_score=0.5)
+    own = ground(images, [["dog"], PHRASES, ("sky", "it")])
+    assert calls == [2, 1, 2, 1]
+    for image, one in zip(images, alike, strict=True):
+        agree(one, Predictor(tiny)(image, PHRASES))
+        assert one.image.tobytes() == image.tobytes()
+        assert [each.found for each in one] == [each.score >= 0.5 for each in one]
+    assert [len(one) for one in own] == [1, 5, 2]
+    agree(own[2], Predictor(tiny)(images[2], ["sky", "it"]))
+    assert ground([], "dog") == []
+    with pytest.raises(InputError, match="3 images and 2 lists"):
+        ground(images, [["dog"], ["sky"]])
+
+
+@pytest.mark.parametrize("phrases", [None, b"dog", {"dog": 1}, {"dog"}, 3, ["dog", None], [["dog"]], iter(["dog"])])
+def test_phrases_of_another_type_are_refused(tiny: Grounder, phrases: Any) -> None:
+    with pytest.raises(TypeError, match=r"^Phrases must be a string or a sequence of strings, not \w+\.$"):
+        Predictor(tiny)(photo(0), phrases)
+
+
+def test_numbers_and_names_out_of_range_are_refused(tiny: Grounder) -> None:
+    ground = Predictor(tiny)
+    for wrong in (2, -0.1, float("nan"), "0.3", True):
+        with pytest.raises(InputError, match="from 0 to 1"):
+            ground(photo(0), "dog", min_score=wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="stored threshold"):
+        ground(photo(0), "dog", min_score="auto")
+    with pytest.raises(InputError, match=r"'fp16' is unknown\. Use one of auto, fp32, bf16"):
+        Predictor(tiny, precision="fp16")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not NoneType"):
+        Predictor(None)  # type: ignore[arg-type]
+
+
+def test_a_long_phrase_is_cut_and_an_unknown_one_is_not_found(tiny: Grounder, caplog: pytest.LogCaptureFixture) -> None:
+    """The same box as for what is left of it; what is written of special tokens is text."""
+    ground = Predictor(tiny)
+    whole, long, emoji, mask = ground(photo(0), ["word " * 18, "word " * 30, "\N{DOG FACE}", "[MASK]"])
+    assert long.box == whole.box and (whole.truncated, long.truncated) == (False, True)
+    assert (emoji.unknown, emoji.found) == (True, False) and long.found and mask.found and not mask.unknown
+    assert "is truncated to 20 word pieces" in caplog.text and "No word of" in caplog.text
+    assert long.to_dict()["truncated"] is True and "truncated" not in whole.to_dict()
+    (same,) = ground.predict_batch([(photo(0), ["\N{DOG FACE}"])])
+    assert same[0].unknown and not same[0].found
+    tokens = tiny.phrase_tokenizer()(["[MASK] [SEP] dog"])
+    assert tiny.tokenizer.mask_token_id not in tokens.ids and (tokens.ids == tiny.tokenizer.sep_token_id).sum() == 1
+
+
+def test_predictions_pickle_with_their_picture(tiny: Grounder, tmp_path: Path) -> None:
+    photo(0).save(tmp_path / "x.png")
+    for given in (tmp_path / "x.png", (tmp_path / "x.png").read_bytes(), photo(0), np.asarray(photo(0))):
+        found = Predictor(tiny)(given, PHRASES)
+        for copied in (pickle.loads(pickle.dumps(found)), copy.copy(found)):
+            assert isinstance(copied, Predictions) and list(copied) == list(found)
+            assert copied.draw().tobytes() == found.draw().tobytes()
+            assert copied.to_dict() == found.to_dict()
+    before = Predictor(tiny)(tmp_path / "x.png", PHRASES)
+    photo(1).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match=r"x\.png has changed"):
+        before.draw()
+
+
+def test_a_given_picture_may_be_changed_afterwards(tiny: Grounder) -> None:
+    """A camera's buffer is filled again and again."""
+    frame = np.array(photo(0))
+    found = Predictor(tiny)(frame, "dog")
+    frame[:] = 0
+    assert found.image.tobytes() == photo(0).tobytes()
+
+
+def test_a_predictor_pickles_by_its_folder(tiny: Grounder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tiny, tmp_path / "run")
+    ground = Predictor(tmp_path / "run", cache_mb=1)
+    other = pickle.loads(pickle.dumps(ground))
+    assert list(other(photo(0), PHRASES)) == list(ground(photo(0), PHRASES)) and other._encoded.max_bytes == 1_000_000
+    with pytest.raises(TypeError, match="Save the model and open its folder"):
+        pickle.dumps(Predictor(tiny))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "image_size=64, max_length=20" in repr(Predictor("~/run"))
+
+
+def test_a_fork_is_told_and_does_not_hang(tiny: Grounder) -> None:
+    ground = Predictor(tiny)
+    ground(photo(0), "dog")
+    receive, send = multiprocessing.Pipe(duplex=False)
+
+    def child() -> None:
+        try:
+            ground(photo(1), "dog")
+        except RuntimeError as error:
+            send.send(str(error))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(20)
+    alive = process.is_alive()
+    process.kill()
+    assert not alive and "made before its process was forked" in receive.recv()
+
+
+def test_a_reduced_copy_with_its_photo_s_size_is_answered_as_the_photo(tiny: Grounder) -> None:
+    """What a server keeps of a photo, the pixels on the canvas, is all the model needs of it."""
+    picture = Image.effect_noise((403, 151), 90).convert("RGB")
+    predictor, fresh = Predictor(tiny), Predictor(tiny)
+    laid = Letterbox.fit(*picture.size, predictor.image_size).resize(picture)
+    assert max(laid.shape) == predictor.image_size < 403
+    (reduced,) = fresh.predict_batch([(Image.fromarray(laid), ["it"])], sizes=[picture.size])
+    assert reduced == list(predictor(picture, "it"))
