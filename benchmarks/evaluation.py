@@ -67,7 +67,7 @@ def plainly(work: Work, plain: PlainGrounder, records: list[Sample]) -> list[Row
         letterbox = Letterbox.fit(*photo.size, work.student.image_size)
         image, image_mask = (torch.from_numpy(part)[None] for part in letterbox.pad(letterbox.resize(photo)))
         answered = plain(image, image_mask, *work.full_length([record.phrase]))
-        box = letterbox.to_source(answered.double()).tolist()
+        box = letterbox.to_image(answered.double()).tolist()
         rows.append(answered_row(record, box[0], overlaps(box, [record.box])[0], score=None))
     Scores.of(rows)
     return rows

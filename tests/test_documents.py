@@ -128,7 +128,7 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -
         assert asked.found and not [each for each in asked.found if each.startswith(("http", "//"))], page
     for sheet in site.rglob("*.css"):
         assert not re.search(r"(?:url\(|@import) *['\"]?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet
-    reference = (site / "api" / "index.html").read_text(encoding="utf-8")
+    reference = (site / "reference" / "api" / "index.html").read_text(encoding="utf-8")
     assert [name for name in epmvg.__all__ if f'id="epmvg.{name}"' not in reference] == []
 
 

@@ -153,7 +153,7 @@ def test_the_hub_out_of_reach_is_one_sentence(run: Path, monkeypatch: pytest.Mon
     """The suite is offline; a slip in a local path is never asked of the hub."""
     import huggingface_hub
 
-    with pytest.raises(InputError, match=r"^somebody/mini is no folder here and was not fetched before") as failed:
+    with pytest.raises(InputError, match=r"^somebody/mini is no folder here and was not downloaded before") as failed:
         epmvg.load("somebody/mini")
     assert "\n" not in str(failed.value)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)

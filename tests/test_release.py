@@ -1,4 +1,4 @@
-"""A release says the truth of itself: one version, ranges that hold, and nothing imported that is not declared."""
+"""Release metadata: one version, dependency ranges that hold, and no undeclared import."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def project() -> dict[str, Any]:
 
 
 def ranges(project: dict[str, Any], *extras: str) -> dict[str, Requirement]:
-    """Every package that the core and these extras ask for, by name."""
+    """Return the requirements of the package and these extras, by name."""
     about = project["project"]
     found: dict[str, Requirement] = {}
     for line in (*about["dependencies"], *(line for name in extras for line in about["optional-dependencies"][name])):
-        asked = Requirement(line)
-        if asked.name == "epmvg":
-            found |= ranges(project, *asked.extras)
+        requirement = Requirement(line)
+        if requirement.name == "epmvg":
+            found |= ranges(project, *requirement.extras)
         else:
-            found[canonicalize_name(asked.name)] = asked
+            found[canonicalize_name(requirement.name)] = requirement
     return found
 
 
@@ -45,7 +45,7 @@ def pins(name: str) -> dict[str, Version]:
     return {canonicalize_name(package): Version(version) for package, version in pairs}
 
 
-def test_the_version_stands_in_one_place(project: dict[str, Any]) -> None:
+def test_the_version_is_stated_once(project: dict[str, Any]) -> None:
     assert "version" not in project["project"] and project["project"]["dynamic"] == ["version"]
     source = (CHECKOUT / project["tool"]["hatch"]["version"]["path"]).read_text("utf-8")
     assert re.findall(r'^__version__ = "(.+)"$', source, re.MULTILINE) == [epmvg.__version__]
@@ -53,25 +53,25 @@ def test_the_version_stands_in_one_place(project: dict[str, Any]) -> None:
     assert others == [SOURCE / "core" / "version.py"]
 
 
-def test_newest_and_oldest_sets_are_those_of_the_ranges(project: dict[str, Any]) -> None:
-    """What is pinned fits, and the oldest set holds the very floor of every range, or of its line."""
+def test_constraints_match_the_ranges(project: dict[str, Any]) -> None:
+    """Pinned versions are in range, and the oldest ones are the lower bounds."""
     oldest, newest = pins("constraints-oldest.txt"), pins("constraints.txt")
-    for name, asked in ranges(project, "dev", "mini").items():
-        assert oldest[name] in asked.specifier and newest[name] in asked.specifier, name
-        (floor,) = [Version(one.version) for one in asked.specifier if one.operator == ">="]
-        assert oldest[name].release[: len(floor.release)] == floor.release, f"{name}: no {floor} can be had"
+    for name, requirement in ranges(project, "dev", "mini").items():
+        assert oldest[name] in requirement.specifier and newest[name] in requirement.specifier, name
+        (floor,) = [Version(each.version) for each in requirement.specifier if each.operator == ">="]
+        assert oldest[name].release[: len(floor.release)] == floor.release, f"{name}: {floor} does not exist"
 
 
-def test_what_is_imported_is_declared(project: dict[str, Any]) -> None:
+def test_imports_are_declared(project: dict[str, Any]) -> None:
     known = ranges(project, *project["project"]["optional-dependencies"]).keys()
-    homes = packages_distributions()
+    distributions = packages_distributions()
     undeclared = set()
     for file in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             modules = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for module in {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - {"epmvg"}:
-                names = {canonicalize_name(name) for name in homes.get(module, [module])}
+                names = {canonicalize_name(name) for name in distributions.get(module, [module])}
                 if not names & known:
                     undeclared.add(module)
     assert undeclared == set()

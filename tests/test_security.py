@@ -1,4 +1,4 @@
-"""Nothing is let in: no file can run code, lead out of its folder, fill the memory or write into a page."""
+"""Security: no file can run code, refer outside its folder, exhaust memory or inject markup into a page."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ UNSAFE_METHODS = {"extractall", "extract", "unpack_archive", "read_pickle", "to_
 
 
 def python_files() -> list[Path]:
-    rooms = [SOURCE, *(CHECKOUT / name for name in ("benchmarks", "examples", "scripts"))]
-    return sorted(file for room in rooms if room.is_dir() for file in room.rglob("*.py"))
+    folders = [SOURCE, *(CHECKOUT / name for name in ("benchmarks", "examples", "scripts"))]
+    return sorted(file for folder in folders if folder.is_dir() for file in folder.rglob("*.py"))
 
 
 def only_restricts_pickle(tree: ast.AST) -> bool:
-    """Say whether a program uses pickle only for unpicklers that choose every name from a list of their own."""
+    """Return whether a program uses pickle only for unpicklers that override `find_class`."""
     used = [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "pickle"]
     readers = [
         node
@@ -70,8 +70,8 @@ def only_restricts_pickle(tree: ast.AST) -> bool:
     )
 
 
-def unsafe_of(tree: ast.AST) -> list[str]:
-    """Name what a program should not do with what it is given."""
+def unsafe_uses(tree: ast.AST) -> list[str]:
+    """Return the names of unsafe imports, calls and arguments of a program."""
     found = []
     unsafe_modules = UNSAFE_MODULES - ({"pickle"} if only_restricts_pickle(tree) else set())
     for node in ast.walk(tree):
@@ -93,7 +93,7 @@ def unsafe_of(tree: ast.AST) -> list[str]:
 def test_no_file_is_ever_executed() -> None:
     files = python_files()
     assert len(files) > 80
-    assert {str(file): found for file in files if (found := unsafe_of(ast.parse(file.read_text("utf-8"))))} == {}
+    assert {str(file): found for file in files if (found := unsafe_uses(ast.parse(file.read_text("utf-8"))))} == {}
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_no_file_is_ever_executed() -> None:
         *("subprocess.run(x, shell=True)", "AutoModel.from_pretrained(n, trust_remote_code=True)", "os.system(x)"),
     ],
 )
-def test_the_scan_sees_what_it_looks_for(line: str) -> None:
-    assert unsafe_of(ast.parse(line))
+def test_the_scan_finds_unsafe_code(line: str) -> None:
+    assert unsafe_uses(ast.parse(line))
 
 
 class Bomb:
@@ -121,7 +121,7 @@ class Bomb:
         return Path.write_text, (self.mark, "executed")
 
 
-def test_files_that_would_run_code_are_refused_unexecuted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_with_code_are_rejected_and_not_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A pickle as weights to convert, and as the index of a published data set."""
     mark = tmp_path / "mark"
     torch.save({"model": Bomb(mark)}, tmp_path / "model.pth")
@@ -134,13 +134,13 @@ def test_files_that_would_run_code_are_refused_unexecuted(tmp_path: Path, capsys
     ):
         with pytest.raises(SystemExit) as ended:
             main([str(argument) for argument in arguments])
-        said = capsys.readouterr().err
-        assert ended.value.code == 2 and said.startswith("error: ") and len(said.splitlines()) == 1
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and error.startswith("error: ") and len(error.splitlines()) == 1
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("name", ["../a.png", "x/../../a.png", "/etc/passwd", "..", "a\0.png", "", "../root2/a.png"])
-def test_no_path_leads_out(tmp_path: Path, name: str) -> None:
+def test_paths_outside_the_root_are_rejected(tmp_path: Path, name: str) -> None:
     root = tmp_path / "root"
     root.mkdir()
     with pytest.raises(InputError, match=r"leads out of|not the path of a file"):
@@ -151,8 +151,8 @@ def test_no_path_leads_out(tmp_path: Path, name: str) -> None:
         open_samples(str(file), split=None)
 
 
-def test_a_picture_is_refused_by_its_header(tmp_path: Path) -> None:
-    """A few bytes that claim a picture of gigabytes: nothing is decoded."""
+def test_oversized_images_are_rejected_by_their_header(tmp_path: Path) -> None:
+    """A few bytes that declare an image of gigabytes: nothing is decoded."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -165,7 +165,7 @@ def test_a_picture_is_refused_by_its_header(tmp_path: Path) -> None:
             open_image(file)
 
 
-def test_pages_escape_all_but_what_we_draw() -> None:
+def test_pages_escape_everything_but_our_own_markup() -> None:
     """`safe` stands only beside our own style and charts, and the card's YAML."""
     pages = [*SOURCE.rglob("*.html"), SOURCE / "card.md"]
     marked = {
@@ -180,7 +180,7 @@ def test_pages_escape_all_but_what_we_draw() -> None:
     assert "<script" not in fill("{{ word }}{{ words | join }}", word=HOSTILE, words=[HOSTILE])
 
 
-def test_a_table_and_a_card_escape_names(tiny: Grounder, tmp_path: Path) -> None:
+def test_tables_and_cards_escape_names(tiny: Grounder, tmp_path: Path) -> None:
     training = {
         "data": HOSTILE,
         "seeds": 1,
@@ -207,9 +207,16 @@ def test_a_table_and_a_card_escape_names(tiny: Grounder, tmp_path: Path) -> None
     folder = tmp_path / "run"
     save(tiny, folder)
     (folder / "config.yaml").write_text(epmvg.Recipe.load("scenes", f"data.train_split={HOSTILE}").dump())
-    said: dict[str, Any] = {"data": "a|b", "split": HOSTILE, "n": 3, "acc50": 0.5, "miou": 0.5, "protocol": HOSTILE}
-    said |= {"weights": weights_digest(folder / WEIGHTS), "confidence": {"mapping": [1, 0, 0]}}
-    (folder / "evaluation-x.json").write_text(json.dumps(said | {"intervals": None}))
+    evaluation: dict[str, Any] = {
+        "data": "a|b",
+        "split": HOSTILE,
+        "n": 3,
+        "acc50": 0.5,
+        "miou": 0.5,
+        "protocol": HOSTILE,
+    }
+    evaluation |= {"weights": weights_digest(folder / WEIGHTS), "confidence": {"mapping": [1, 0, 0]}}
+    (folder / "evaluation-x.json").write_text(json.dumps(evaluation | {"intervals": None}))
     text = model_card(folder)
     outside = re.sub(r"```yaml.*?```", "", text, flags=re.DOTALL)
     assert "<script" not in outside and "<img" not in outside and "a\\|b" in outside
@@ -218,7 +225,7 @@ def test_a_table_and_a_card_escape_names(tiny: Grounder, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['true']", "&a [*a, *a]", "{a: &x !!binary x}"])
-def test_a_recipe_is_data(tmp_path: Path, text: str) -> None:
+def test_recipes_cannot_run_code(tmp_path: Path, text: str) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(InputError):
         epmvg.Recipe.load(tmp_path / "recipe.yaml")

@@ -48,7 +48,7 @@ def test_upgrade_keeps_comments_and_reports_changes(tmp_path: Path, capsys: pyte
         main(["config", "upgrade", str(tmp_path / "old.yaml"), "--out", str(tmp_path / "new.yaml")])
     assert ended.value.code == 0 and (tmp_path / "new.yaml").read_text() == NEW
     printed = capsys.readouterr().out
-    assert "warning: data.batch_size counts image-phrase pairs: 5 images x 10 phrases = 50" in printed
+    assert "warning: data.batch_size counts image-phrase pairs. 5 images of up to 10 phrases were at most 50" in printed
     assert "train.clip is now train.max_grad_norm" in printed and "train.tensorboard is removed: metrics" in printed
     assert upgrade_text(NEW, "new") == (NEW, [])
 

@@ -23,7 +23,7 @@ class Scale(StrEnum):
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("runs/demo"),
-    quick: Annotated[bool, typer.Option(help="Run in a minute; the scores mean nothing then.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run in a minute; the scores mean nothing then.")] = False,
 ) -> None:
     """Train a teacher, a plain and a distilled student on drawn scenes; write scores, an image and a report."""
     from epmvg.core.progress import TrainingProgress

@@ -176,11 +176,11 @@ class Recipe(Settings):
 
     name: str = Field("custom", description="Name of the recipe.")
     about: str = Field("", description="One line for `epmvg list recipes`.")
-    model: ModelSettings = ModelSettings()
-    data: DataSettings = DataSettings()
-    distill: DistillSettings | None = None
-    loss: LossSettings = LossSettings()
-    train: TrainSettings = TrainSettings()
+    model: ModelSettings = Field(ModelSettings(), description="The student.")
+    data: DataSettings = Field(DataSettings(), description="The data set and its batches.")
+    distill: DistillSettings | None = Field(None, description="The teacher; null: train without one.")
+    loss: LossSettings = Field(LossSettings(), description="Weights of the losses.")
+    train: TrainSettings = Field(TrainSettings(), description="Optimization.")
 
     @classmethod
     def load(cls, source: str | Path, *overrides: str) -> Recipe:
@@ -326,8 +326,10 @@ def _message(error: ValidationError, source: str) -> str:
     if key in REMOVED:
         return f"{source}: `{key}` was removed. Delete it: {REMOVED[key]}."
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, [name for name, _ in setting_fields(Recipe)], n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else "See docs/reference/config.md for all settings."
+        keys = [name for name, _ in setting_fields(Recipe)]
+        close = difflib.get_close_matches(key, keys, n=1)
+        group = [name for name in keys if name.rpartition(".")[0] == key.rpartition(".")[0]]
+        hint = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(group)}."
         return f"{source}: there is no setting {key!r}. {hint}"
     if first["type"] == "value_error":  # raised by a validator, a sentence already
         return f"{source}: {first['ctx']['error']}"

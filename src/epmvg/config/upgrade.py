@@ -86,7 +86,8 @@ def _upgrade_batch_size(data: yaml.MappingNode, edits: list[Edit], changes: list
         separator = ", " if data.flow_style else "\n" + " " * start.column
         edits.append((start.index, start.index, f"batch_size: {images * phrases}{separator}"))
     changes.append(
-        f"warning: data.batch_size counts image-phrase pairs: {images} images x {phrases} phrases = {images * phrases}"
+        f"warning: data.batch_size counts image-phrase pairs. {images} images of up to {phrases} phrases were at most "
+        f"{images * phrases} pairs; lower it if most images have fewer phrases"
     )
 
 

@@ -85,7 +85,7 @@ def _rows(output: GroundingOutput, batch: Batch, calibration: Calibration | None
     boxes, scores = output.box.float().cpu(), box_scores(output, calibration).tolist()
     rows = []
     for i, record in enumerate(batch.samples):
-        source = batch.letterboxes[int(batch.image_index[i])].to_source(boxes[i].double())
+        source = batch.letterboxes[int(batch.image_index[i])].to_image(boxes[i].double())
         box = [round(value, 3) for value in source.tolist()]
         rows.append(answered_row(record, box, overlaps([box], [record.box])[0], scores[i]))
     return rows

@@ -9,8 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi import HTTPException, Request
-from pydantic import ValidationError
-from pydantic_core import from_json
+from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -124,9 +123,11 @@ def _parse_list(text: str) -> Any:
     if not re.fullmatch(r"\s*\[\s*[\"'].*\]\s*", text, re.DOTALL):
         return text
     try:
-        return from_json(text)
-    except ValueError as error:
-        raise HTTPException(422, "phrases: a list that is not JSON. Send the field once per phrase.") from error
+        return TypeAdapter(list[str]).validate_json(text)
+    except ValidationError as error:
+        raise HTTPException(
+            422, "phrases: a list of texts that is not JSON. Send the field once per phrase."
+        ) from error
 
 
 def _parse_number(text: str) -> float | str:

@@ -95,7 +95,7 @@ def _report_skipped(skipped: Skipped, report: Report) -> None:
 
 def _report_unread(records: list[Sample], student: Grounder, report: Report) -> None:
     """Say how many phrases are longer than the student reads, or hold no word that it knows."""
-    cut, unknown = student.phrase_tokenizer().count_cut_and_unknown([record.phrase for record in records])
+    cut, unknown = student.phrase_tokenizer().count_truncated_and_unknown([record.phrase for record in records])
     for count, what in (
         (cut, f"are longer than {student.max_length} word pieces and are cut (model.max_length)"),
         (unknown, "hold no word of the vocabulary"),
