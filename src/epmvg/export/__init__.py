@@ -15,7 +15,7 @@ import numpy as np
 from epmvg.core.files import write_json
 from epmvg.core.types import InputError, Sample
 from epmvg.data.registry import open_samples
-from epmvg.evaluation.samples import of_some_images
+from epmvg.evaluation.samples import limit_to_images
 from epmvg.export.graphs import Format, write_folder
 from epmvg.export.parity import largest_difference
 from epmvg.inference.runtimes.exported import SETTINGS, ExportedRuntime, import_extra, is_exported
@@ -61,7 +61,7 @@ class CalibrationData:
         others = [sample for sample in samples if sample.image not in set(chosen)]
         if not chosen or not others:
             raise InputError(f"{self.data} has too few images: int8 is calibrated on some and evaluated on others.")
-        return chosen, of_some_images(others, self.max_samples, seed=0)
+        return chosen, limit_to_images(others, self.max_samples, seed=0)
 
 
 def export_run(
