@@ -1,4 +1,4 @@
-"""Each format reads to the records of its twin in the reference material, and to what a synthetic fixture says."""
+"""Named data sets: the samples of the reference material, the published counts, fractions of the images."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import pickle
 import re
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from layouts import write_flickr, write_refcoco
 
 from epmvg.core.types import Box, InputError, Sample
 from epmvg.data.readers.annotations import Skipped
 from epmvg.data.registry import DATASETS, fraction_of, open_samples
-from epmvg.data.stats import count_samples
 
 HALF_A_PIXEL = 0.5
+
 
 COUNTS = {  # phrases; the papers' counts, but for referit and Flickr's train what the official files themselves hold
     "refcoco": {"val": 10_834, "testA": 5_657, "testB": 5_095},
@@ -29,155 +30,14 @@ COUNTS = {  # phrases; the papers' counts, but for referit and Flickr's train wh
     "flickr30k": {"train": 427_226, "val": 14_433, "test": 14_481},
 }
 
-# --- small sets written here ----------------------------------------------------------------------------------------
-
-
-def write_refcoco(root: Path, folder: str = "refcoco", by: str = "unc") -> Path:
-    """Two refs in the layout of refer: three sentences, one of them in training."""
-    home = root / folder
-    home.mkdir(parents=True)
-    images = [{"id": 7, "file_name": "COCO_train2014_000000000007.jpg", "width": 100, "height": 80}]
-    annotations = [
-        {"id": 70, "image_id": 7, "category_id": 1, "bbox": [1.5, 2.25, 30.0, 40.0]},
-        {"id": 71, "image_id": 7, "category_id": 1, "bbox": [50, 10, 20, 20]},
-    ]
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "dog"}]}
-    (home / "instances.json").write_text(json.dumps(content))
-    refs = [ref(0, 70, "train", ("the Dog", "the dog")), ref(1, 71, "val", ("small one",) * 2, ("other",) * 2)]
-    (home / f"refs({by}).p").write_bytes(pickle.dumps(refs, protocol=0))
-    return root
-
-
-def ref(number: int, annotation: int, split: str, *sentences: tuple[str, str]) -> dict[str, Any]:
-    said = [{"raw": raw, "sent": sent, "sent_id": 10 * number + i} for i, (raw, sent) in enumerate(sentences)]
-    name = f"COCO_train2014_000000000007_{number}.jpg"
-    known = {"ref_id": number, "ann_id": annotation, "image_id": 7, "category_id": 1}
-    return known | {"split": split, "file_name": name, "sentences": said}
-
-
-def write_flickr(root: Path) -> Path:
-    """One picture, two sentences; chain 1 has two boxes, chain 2 one, chain 3 none."""
-    for folder in ("Annotations", "Sentences"):
-        (root / folder).mkdir(parents=True)
-    objects = [("1", 1, 1, 10, 20), ("1", 31, 11, 40, 30), ("2", 5, 6, 5, 6)]
-    xml = "".join(
-        f"<object><name>{name}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox>"
-        "</object>"
-        for name, a, b, c, d in objects
-    )
-    xml += "<object><name>3</name><scene>1</scene><nobndbox>1</nobndbox></object>"
-    size = "<size><width>50</width><height>40</height><depth>3</depth></size>"
-    (root / "Annotations" / "123.xml").write_text(f"<annotation>{size}{xml}</annotation>")
-    (root / "Sentences" / "123.txt").write_text(
-        "[/EN#1/people/other Two dogs] sit on [/EN#3/scene grass] .\nA cup is near [/EN#2/other a red ball]"
-    )
-    for split in ("train", "val", "test"):
-        (root / f"{split}.txt").write_text("123\n" if split == "test" else "")
-    return root
-
-
-def write_referit(root: Path) -> Path:
-    files: dict[str, Any] = {"bbox": {"9_1": [0, 0, 9, 4]}, "imsize": {"9.jpg": [20, 10]}}
-    files |= {f"query_{split}": {} for split in ("train", "val", "trainval")}
-    files["query_test"] = {"9_1": ["sky", "blue sky"]}
-    root.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (root / f"referit_{name}.json").write_text(json.dumps(content))
-    return root
-
-
-def test_refcoco_says_what_its_refs_say(tmp_path: Path) -> None:
-    records = open_samples("refcoco", split=None, root=write_refcoco(tmp_path))
-    assert [(r.phrase, r.split, r.id) for r in records] == [
-        ("the dog", "train", "0"),
-        ("small one", "val", "10"),
-        ("other", "val", "11"),
-    ]
-    assert records[0].box == (1.5, 2.25, 31.5, 42.25) and records[0].size == (100, 80)
-    assert records[0].image == tmp_path / "images/mscoco/images/train2014/COCO_train2014_000000000007.jpg"
-    assert records[0].extra == {
-        **{"ref_id": 0, "ann_id": 70, "image_id": 7, "category": "dog", "ref": "COCO_train2014_000000000007_0"},
-        **{"raw": "the Dog", "sent_id": 0},
-    }
-    assert open_samples("refcoco", split="trainval", root=tmp_path) == records
-    assert open_samples("refcoco", split="val", root=tmp_path) == records[1:]
-
-
-@pytest.mark.parametrize("place", ["images/mscoco/images/train2014", "train2014", "data/images/train2014"])
-def test_photos_are_found_where_people_keep_them(tmp_path: Path, place: str) -> None:
-    write_refcoco(tmp_path)
-    (tmp_path / place).mkdir(parents=True)
-    assert open_samples("refcoco", split=None, root=tmp_path)[0].image.parent == tmp_path / place
-
-
-def test_flickr_chains_become_unions_or_a_row_each(tmp_path: Path) -> None:
-    dogs, ball = open_samples("flickr30k", split="test", root=write_flickr(tmp_path))
-    assert (dogs.phrase, dogs.box, dogs.id) == ("Two dogs", (0, 0, 40, 30), "123#0:0-2/EN#1")
-    assert dogs.extra["types"] == ["people", "other"] and dogs.extra["n_boxes"] == 2
-    assert dogs.extra["boxes"] == [[0, 0, 10, 20], [30, 10, 10, 20]] and dogs.size == (50, 40)
-    assert (ball.phrase, ball.box, ball.id) == ("a red ball", (4, 5, 5, 6), "123#1:4-7/EN#2")  # one pixel
-    each = open_samples("flickr30k-all", split="test", root=tmp_path)
-    assert [r.box for r in each] == [(0, 0, 10, 20), (30, 10, 40, 30), (4, 5, 5, 6)]
-    assert len({r.id for r in each}) == 3
-
-
-def test_referit_corners_include_their_last_pixel(tmp_path: Path) -> None:
-    first, second = open_samples("referit", split=None, root=write_referit(tmp_path))
-    assert first.box == (0, 0, 10, 5) and first.size == (20, 10) and first.image == tmp_path / "images" / "9.jpg"
-    assert (first.id, second.id, second.phrase, second.split) == ("9_1/0", "9_1/1", "blue sky", "test")
-
-
-@pytest.mark.parametrize(
-    ("flag", "box"),
-    [
-        ("unc", (2.5, 3, 6.5, 8)),
-        ("unc+", (2.5, 3, 6.5, 8)),
-        ("gref", (2.5, 3, 6.5, 8)),
-        ("gref_umd", (2.5, 3, 6.5, 8)),
-        ("referit", (2.5, 3, 5, 6)),
-        ("flickr", (1.5, 2, 4, 5)),
-    ],
-)
-def test_transvg_flags_keep_their_box_conventions(tmp_path: Path, flag: str, box: Box) -> None:
-    (tmp_path / "data" / flag).mkdir(parents=True)
-    row: tuple[Any, ...] = ("7.jpg", [2.5, 3, 4, 5], "a cup")
-    row = row if flag == "flickr" else (row[0], "7_1.pth", row[1], row[2], None)
-    (tmp_path / "data" / flag / f"{flag}_val.pth").write_bytes(pickle.dumps([row], protocol=2))
-    (record,) = open_samples(f"transvg-{flag}", split=None, root=tmp_path)
-    assert (record.box, record.phrase, record.split) == (box, "a cup", "val")
-    file = str(tmp_path / "data" / flag / f"{flag}_val.pth")
-    assert open_samples(file, split="val", root=tmp_path) == [record]
-    assert open_samples(file, split=None)[0].box == box
-    with pytest.raises(InputError, match=f"not an index of test of {re.escape(flag)}"):
-        open_samples(file, split="test")
-    with pytest.raises(InputError, match=re.escape(f"{flag}_train.pth")):
-        open_samples(f"transvg-{flag}", split="train", root=tmp_path)
-
 
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - {"scenes"}))
-def test_a_set_that_is_not_there_says_what_is_looked_for(tmp_path: Path, name: str) -> None:
+def test_the_missing_file_of_a_set_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"holds no .+: give"):
         open_samples(name, split="val", root=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("break_it", "words"),
-    [
-        (lambda root: (root / "refcoco/instances.json").write_text("{}"), '"images" is None'),
-        (lambda root: (root / "refcoco/instances.json").write_text("{torn"), "not JSON"),
-        (lambda root: (root / "refcoco/instances.json").unlink(), r"instances\.json cannot be opened"),
-        (lambda root: (root / "refcoco/refs(unc).p").write_bytes(b"\x80\x02]q"), "not a whole pickle"),
-        (lambda root: (root / "refcoco/refs(unc).p").write_bytes(pickle.dumps({"a": 1})), "instead of a list"),
-        (lambda root: (root / "refcoco/refs(unc).p").write_bytes(pickle.dumps([ref(0, 5, "val")])), "no annotation 5"),
-    ],
-)
-def test_broken_files_are_named(tmp_path: Path, break_it: Callable[[Path], object], words: str) -> None:
-    break_it(write_refcoco(tmp_path))
-    with pytest.raises(InputError, match=words):
-        open_samples("refcoco", split=None, root=tmp_path)
-
-
-def test_no_file_outside_the_root_is_named(tmp_path: Path) -> None:
+def test_no_file_outside_the_root_is_read(tmp_path: Path) -> None:
     root = write_flickr(tmp_path / "set")
     (tmp_path / "secret.xml").write_text("<annotation/>")
     (tmp_path / "secret.txt").write_text("[/EN#1/people x]")
@@ -189,16 +49,6 @@ def test_no_file_outside_the_root_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leads out of"):
         open_samples("refcoco", split=None, root=tmp_path / "coco")
 
-
-def test_stats_need_no_photos(tmp_path: Path) -> None:
-    counts = count_samples("flickr30k", root=write_flickr(tmp_path))
-    share = counts["splits"]["test"].pop("box_fraction")
-    assert share == pytest.approx((1200 + 1) / 2 / 2000, abs=1e-4)
-    held = {"images": 1, "phrases": 2, "boxes": 2, "words": 2.5, "longest": 3, "distinct": 2}
-    assert counts == {"data": "flickr30k", "splits": {"test": held}, "skipped": {}, "first_skipped": {}}
-
-
-# --- the reference material ------------------------------------------------------------------------------------------
 
 Key = tuple[str, str, str]  # image, split, phrase
 
@@ -246,7 +96,7 @@ def assert_twins(records: Iterable[Sample], twin: dict[Key, list[Box]], splits: 
         ("transvg-referit", "referitgame", {"train": 223, "val": 167, "test": 281}),
     ],
 )
-def test_excerpts_read_as_their_twins(
+def test_excerpts_equal_their_jsonl(
     shared: Path, real: dict[str, dict[Key, list[Box]]], name: str, twin: str, counts: dict[str, int]
 ) -> None:
     formats = shared / "formats"
@@ -260,12 +110,12 @@ def test_excerpts_read_as_their_twins(
 
 
 @pytest.mark.parametrize("name", ["refcoco", "refcoco+", "refcocog"])
-def test_sentence_lists_read_as_their_twins(shared: Path, real: dict[str, dict[Key, list[Box]]], name: str) -> None:
+def test_sentence_lists_equal_their_jsonl(shared: Path, real: dict[str, dict[Key, list[Box]]], name: str) -> None:
     for file in sorted((shared / "formats" / name / "eval_json").glob("*.json")):
         assert_twins(open_samples(str(file), split=None), real[name], {file.stem.rpartition("_")[2]})
 
 
-def test_photos_of_the_excerpts_are_found(shared: Path) -> None:
+def test_images_of_the_excerpts_are_found(shared: Path) -> None:
     formats = shared / "formats"
     assert all(r.image.exists() for r in open_samples("flickr30k", split=None, root=formats / "flickr30k"))
     for name in ("refcoco", "refcoco+", "refcocog-umd"):
@@ -353,7 +203,7 @@ def test_all_of_flickr_has_its_counts(shared: Path, tmp_path: Path, real: dict[s
     assert_twins(records, real["flickr30k"], set(COUNTS["flickr30k"]))
 
 
-def test_a_share_is_of_whole_pictures_and_part_of_a_larger_share() -> None:
+def test_a_fraction_has_whole_images_and_is_part_of_a_larger_one() -> None:
     records = [Sample(Path(f"{number // 3}.jpg"), f"phrase {number}", (0, 0, 1, 1)) for number in range(3000)]
     smaller: set[str] = set()
     for share in (0.1, 0.3, 0.7, 1.0):
@@ -367,9 +217,28 @@ def test_a_share_is_of_whole_pictures_and_part_of_a_larger_share() -> None:
         fraction_of(records[:3], 1e-9)
 
 
-def test_a_share_goes_by_paths_where_names_repeat_and_not_by_the_place_of_the_set() -> None:
+def test_a_fraction_depends_on_paths_below_the_common_folder() -> None:
     def kept(top: str) -> set[str]:
         records = [Sample(Path(f"{top}/c{number}/image.jpg"), "it", (0, 0, 1, 1)) for number in range(200)]
         return {record.image.parent.name for record in fraction_of(records, 0.3)}
 
     assert 30 < len(kept("/data/set")) < 90 and kept("/data/set") == kept("elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "words"),
+    [
+        ("refcoco", "val", "has no default folder: give its folder"),
+        ("scenes", "testA", "scenes has no split 'testA': there are train, val, test, open"),
+        ("refcoc", None, "did you mean 'refcoco'?"),
+        ("nothing-like-it", None, "or give a file or folder"),
+    ],
+)
+def test_unknown_names_and_splits_are_named(name: str, split: str | None, words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        open_samples(name, split=split)
+
+
+def test_scenes_are_not_drawn_in_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="create the folder to draw the scenes in it"):
+        open_samples("scenes", split=None, root=tmp_path / "none")

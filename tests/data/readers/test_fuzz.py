@@ -288,7 +288,7 @@ def try_case(case: Any, root: Path, opened: list[str]) -> None:
             for target in ("out/t.jsonl", "out/t.json", "out/t.odvg.jsonl"):
                 if attempt(lambda to=target: convert_data(name, root / to, root=root)):  # type: ignore[misc]
                     attempt(lambda to=target: open_samples(str(root / to), split=None, root=root))  # type: ignore[misc]
-    python = (sys.prefix, sys.base_prefix, "/dev/null", str(Path(__file__).parents[2]))
+    python = (sys.prefix, sys.base_prefix, "/dev/null", str(Path(__file__).parents[3]))
     outside = [file for file in opened if not os.path.abspath(file).startswith((str(root), *python))]  # noqa: PTH100
     assert not outside, outside
 
