@@ -83,20 +83,28 @@ def _evaluate_robustness(run: Path, source: dict[str, Any], limit: int | None, a
     from epmvg.report.robustness import robustness_page
 
     with progress_bar(error_console, "Perturbing") as progress:
-        result, rows = measure_robustness(run, **source, limit=limit or LIMIT, progress=progress)
+        result, samples = measure_robustness(run, **source, limit=limit or LIMIT, progress=progress)
     page = results_folder(run) / Path(result["rows"]).with_suffix(".html")
-    write_text(page, robustness_page(run.resolve().name, result, rows))
+    write_text(page, robustness_page(run.resolve().name, result, samples))
     if as_json:
         print(json.dumps(result))
         return
     clean, negative = result["clean"], result["absent"]
     title = f"{run} on {result['data']} {result['split']}: Acc@0.5 {clean['acc50']:.4f} of {clean['n']:,} phrases"
     columns = ("name", "n", "clean_acc50", "acc50", "moved")
-    print_table(title, [{key: row.get(key) for key in columns} for row in result["perturbations"]])
+    rows = [{key: row.get(key) for key in columns} | _difference(row) for row in result["perturbations"]]
+    print_table(title, rows)
     console.print(f"Negative phrases: {negative}")
     for image in result["skipped"][:1]:
         console.print(f"Skipped images: {len(result['skipped'])}; the first: {image}")
     console.print(f"Failure cases: {page}")
+
+
+def _difference(row: dict[str, Any]) -> dict[str, str]:
+    if "difference" not in row:
+        return {"difference (95 %)": row.get("why", "-")}
+    points, low, high = (row["difference"][key] for key in ("points", "low", "high"))
+    return {"difference (95 %)": f"{points:+.1f} ({low:+.1f} to {high:+.1f})"}
 
 
 def score(
@@ -149,9 +157,9 @@ def score(
     for name, part in parts.items():
         for kind in ("missing", "unreadable"):
             if part[kind]:
-                console.print(
-                    f"Predictions{name} counted as misses, {kind}: {len(part[kind]):,}; the first: {part[kind][0]}"
-                )
+                console.print(f"Predictions{name} counted as misses, {kind}: {len(part[kind]):,}")
+            for each in part[kind][:10]:
+                console.print(f"  {each['where']}: {each['why']}" if isinstance(each, dict) else f"  {each}")
         if part["several"]:
             console.print(f"Predictions{name} with several boxes, of which one counts: {part['several']:,}")
     console.print(f"{result['protocol']}; data {result['stamp']['data_sha256'][:16]}")
