@@ -48,7 +48,7 @@ def test_data_commands_print_tables(squares: Path, tmp_path: Path, capsys: pytes
     main_ok(["data", "stats", squares, "--json"])
     assert json.loads(capsys.readouterr().out)["splits"]["val"]["phrases"] == 24
     main_ok(["data", "convert", squares, "--to", tmp_path / "all.jsonl", "--json"])
-    assert json.loads(capsys.readouterr().out)["rows"] == 48
+    assert json.loads(capsys.readouterr().out)["samples"] == 48
 
 
 def test_data_check_prints_issues_and_sets_the_exit_status(
@@ -100,12 +100,12 @@ def test_reproduce_prints_the_table_or_the_plan(
     replace("epmvg.experiments.reproduce.reproduce", {"plan": None})
     main_ok(["reproduce", "3", "--out", tmp_path])
     assert capsys.readouterr().out.startswith("| a table |")
-    run = {"folder": "f", "state": "missing", "phrases": 7, "epochs": 1.0, "steps": None, "gpu_hours": None}
-    plan = {"to_run": 1, "gpu_hours": 2.0, "assumes": "a GPU", "runs": [run | {"missing": "data.root"}]}
+    run = {"folder": "f", "state": "missing", "phrases": 7, "epochs": 1.0, "steps": None}
+    plan = {"to_run": 1, "runs": [run | {"missing": "data.root"}]}
     replace("epmvg.experiments.reproduce.reproduce", {"plan": plan})
     main_ok(["reproduce", "3", "--out", tmp_path, "--dry-run"])
     printed = capsys.readouterr().out
-    assert "1 trainings to run, about 2 GPU-hours (a GPU)" in printed and "Missing: data.root" in printed
+    assert "1 trainings to run" in printed and "Missing: data.root" in printed
 
 
 def test_teacher_commands_print_what_they_wrote(
@@ -181,3 +181,59 @@ def test_other_errors_are_raised(replace: Replace) -> None:
     replace("epmvg.inference.timing.measure", RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
         main(["bench", "default"])
+
+
+SCORES = {
+    "data": "d",
+    "split": "val",
+    "n": 8,
+    "acc50": 0.5,
+    "intervals": {"acc50": [0.4, 0.6]},
+    "protocol": "IoU >= 0.5",
+}
+
+
+def test_score_prints_metrics_misses_and_the_comparison(
+    replace: Replace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    misses = {"missing": ["7"], "unreadable": [{"where": "line 3", "why": "no box"}], "warnings": ["odd boxes"]}
+    metrics = {"acc50": {"points": 1.5, "low": -0.5, "high": 3.5, "p": 0.04}}
+    other = {"file": "b.jsonl", "metrics": metrics, "missing": [], "unreadable": []}
+    result = SCORES | misses | {"against": other, "metadata": {"data_sha256": "a" * 64}}
+    replace("epmvg.evaluation.external.score", result)
+    words = ["score", tmp_path / "a.jsonl", "--data", "d", "--against", tmp_path / "b.jsonl"]
+    main_ok(words)
+    captured = capsys.readouterr()
+    assert "0.4000  0.6000" in captured.out and "+1.50 (-0.50 to +3.50)" in captured.out
+    assert "missing: 1\n  7\n" in captured.out and "line 3: no box" in captured.out
+    assert captured.err == "warning: predictions: odd boxes\n"
+    main_ok([*words, "--json"])
+    assert json.loads(capsys.readouterr().out)["n"] == 8
+
+
+def test_evaluate_prints_robustness(run: Path, replace: Replace, capsys: pytest.CaptureFixture[str]) -> None:
+    blur = {"name": "blur", "n": 8, "clean_acc50": 0.5, "acc50": 0.25, "moved": 0.1}
+    blur["difference"] = {"points": -25.0, "low": -30.0, "high": -20.0}
+    clean = {"acc50": 0.5, "n": 8}
+    result = {"data": "d", "split": "val", "clean": clean, "perturbations": [blur], "skipped": ["a.jpg is missing"]}
+    calls = replace("epmvg.evaluation.robustness.measure_robustness", result)
+    main_ok(["evaluate", run, "--robustness", "--limit", "8"])
+    printed = capsys.readouterr().out
+    assert calls["limit"] == 8 and "-25.00 (-30.00 to -20.00)" in printed and "the first: a.jpg is missing" in printed
+    main_ok(["evaluate", run, "--robustness", "--json"])
+    assert json.loads(capsys.readouterr().out)["clean"] == clean
+
+
+def test_evaluate_and_calibrate_print_tables(run: Path, replace: Replace, capsys: pytest.CaptureFixture[str]) -> None:
+    confidence = {"ece": 0.1, "aurc": 0.2, "auroc_correct": 0.9, "auroc_negative": None}
+    result = {"data": "d", "split": "val", "n": 8, "acc50": 0.5, "miou": 0.4, "slices": {}, "rows": "p.jsonl"}
+    replace("epmvg.evaluation.evaluate.evaluate", result | {"confidence": confidence})
+    main_ok(["evaluate", run])
+    printed = capsys.readouterr().out
+    assert "0.5000" in printed and "0.9000" in printed and "p.jsonl" in printed
+    fitted = {"fitted": {"acc50": 0.5, "split": "val"}, "method": "platt", "threshold": None}
+    replace("epmvg.evaluation.calibration.calibrate", fitted)
+    replace("epmvg.evaluation.calibration.remark", "no threshold was stored")
+    main_ok(["calibrate", run, "--fit-head"])
+    captured = capsys.readouterr()
+    assert "platt" in captured.out and captured.err == "warning: no threshold was stored\n"

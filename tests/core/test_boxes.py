@@ -41,14 +41,14 @@ def test_letterbox_crosses_both_ways(width: int, height: int, flip: bool) -> Non
     box = torch.tensor([0.1 * width, 0.2 * height, 0.7 * width, 0.9 * height], dtype=torch.float64)
     fit = Letterbox.fit(width, height, 640)
     letterbox = Letterbox(fit.width, fit.height, 640, fit.scale_x, fit.scale_y, fit.left, fit.top, flip)
-    inside = letterbox.to_canvas(box)
-    torch.testing.assert_close(letterbox.to_source(inside), box, rtol=1e-9, atol=1e-6)
+    inside = letterbox.to_input(box)
+    torch.testing.assert_close(letterbox.to_image(inside), box, rtol=1e-9, atol=1e-6)
 
 
 def test_letterbox_keeps_overlaps() -> None:
     a, b = random_boxes(40, 3), random_boxes(40, 4)
     letterbox = Letterbox.fit(300, 200, 256)
-    inside = paired_iou(to_xyxy(letterbox.to_canvas(a)), to_xyxy(letterbox.to_canvas(b)))
+    inside = paired_iou(to_xyxy(letterbox.to_input(a)), to_xyxy(letterbox.to_input(b)))
     torch.testing.assert_close(inside, paired_iou(a, b))
 
 
@@ -56,5 +56,5 @@ def test_published_evaluation_boxes(shared: Path) -> None:
     """Our letterbox puts a box where TransVG's evaluation transform puts it, before that cuts boxes to integers."""
     cases = torch.load(shared / "parity" / "data_pipeline.pt", weights_only=True)["eval_transform"]
     for case in cases:
-        ours = Letterbox.fit(case["size_wh"][0], case["size_wh"][1], 640).to_canvas(case["box_xyxy"])
+        ours = Letterbox.fit(case["size_wh"][0], case["size_wh"][1], 640).to_input(case["box_xyxy"])
         torch.testing.assert_close(ours, case["out_box"], atol=1e-6, rtol=0)

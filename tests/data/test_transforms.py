@@ -55,7 +55,7 @@ def test_training_transforms_keep_their_boxes(seed: int, augment: Augment, phras
     assert 0 <= left < right <= 128 and 0 <= top < bottom <= 128
     assert int((~transform.mask()).sum()) == (right - left) * (bottom - top)
     for box in boxes:
-        x0, y0, x1, y1 = (to_xyxy(transform.letterbox.to_canvas(torch.tensor(box))) * 128).tolist()
+        x0, y0, x1, y1 = (to_xyxy(transform.letterbox.to_input(torch.tensor(box))) * 128).tolist()
         seen = max(0.0, min(x1, right) - max(x0, left)) * max(0.0, min(y1, bottom) - max(y0, top))
         assert seen / ((x1 - x0) * (y1 - y0)) >= augment.min_visible - 0.1  # whole pixels of the input
 
@@ -75,7 +75,7 @@ def test_a_transformed_object_lies_in_its_box() -> None:
     for seed in range(20):
         transform = draw_transform((120, 90), 128, [(30, 20, 80, 70)], ["it"], quiet, np.random.default_rng(seed))
         white = (apply_transform(picture, transform).min(0).values > 0.5).nonzero().float()
-        box = (to_xyxy(transform.letterbox.to_canvas(torch.tensor([30.0, 20, 80, 70]))) * 128).tolist()
+        box = (to_xyxy(transform.letterbox.to_input(torch.tensor([30.0, 20, 80, 70]))) * 128).tolist()
         left, top, right, bottom = transform.content
         seen = torch.tensor([max(box[0], left), max(box[1], top), min(box[2], right), min(box[3], bottom)])
         low, high = white.min(0).values, white.max(0).values + 1

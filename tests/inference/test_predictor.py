@@ -149,7 +149,7 @@ def test_the_engine_answers_as_the_model(name: str) -> None:
         output = model(
             torch.from_numpy(image_size)[None], torch.from_numpy(image_mask)[None], tokens, token_mask, image_index
         )
-    expected = letterbox.to_source(output.box.double())
+    expected = letterbox.to_image(output.box.double())
     boxes, _ = Predictor(model).predict_boxes(photo(0), PHRASES)
     torch.testing.assert_close(torch.tensor(boxes, dtype=torch.float64), expected, atol=1e-3, rtol=0)
 

@@ -1,4 +1,4 @@
-"""The only geometry between an image and the canvas, in plain arithmetic: arrays of numpy and torch alike."""
+"""The mapping between an image and the network input, for arrays of numpy and tensors of torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-if TYPE_CHECKING:  # an exported model answers without torch
+if TYPE_CHECKING:
     from torch import Tensor
 
 MEAN_COLOR = (0.485, 0.456, 0.406)
@@ -20,23 +20,23 @@ Boxes = TypeVar("Boxes", "NDArray[np.float64]", "Tensor")
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """Where a source picture lies on a square canvas: canvas = source * scale + offset.
+    """The position of an image in the square network input: input = image * scale + offset.
 
-    `flip` mirrors the source left-right first. A crop is a source that starts at negative offsets.
+    `flip` mirrors the image horizontally first. A crop has negative offsets.
     """
 
-    width: float  # of the source, pixels
+    width: float  # of the image, pixels
     height: float
     side: int  # S
     scale_x: float
     scale_y: float
-    left: float  # canvas pixels
+    left: float  # pixels of the network input
     top: float
     flip: bool = False
 
     @classmethod
     def fit(cls, width: int, height: int, side: int) -> Letterbox:
-        """Scale the longer side to `side` and centre, as TransVG evaluates (its rounding of the offsets included)."""
+        """Scale the longer side to `side` and center, rounding the offsets as TransVG's evaluation does."""
         ratio = side / max(width, height)
         left = round((side - round(width * ratio)) / 2 - 0.1)
         top = round((side - round(height * ratio)) / 2 - 0.1)
@@ -69,8 +69,8 @@ class Letterbox:
         mask[top:bottom, left:right] = False
         return mask
 
-    def to_canvas(self, box: Boxes) -> Boxes:
-        """[..., 4] xyxy in source pixels -> [..., 4] cxcywh in 0..1 of the canvas (not clipped)."""
+    def to_input(self, box: Boxes) -> Boxes:
+        """Convert boxes [..., 4] from xyxy in image pixels to cxcywh in 0..1 of the network input, not clipped."""
         x0, y0, x1, y1 = (box[..., edge] for edge in range(4))
         if self.flip:
             x0, x1 = self.width - x1, self.width - x0
@@ -78,8 +78,8 @@ class Letterbox:
         y0, y1 = y0 * self.scale_y + self.top, y1 * self.scale_y + self.top
         return _joined(box, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0) / self.side
 
-    def to_source(self, box: Boxes) -> Boxes:
-        """[..., 4] cxcywh in 0..1 of the canvas -> [..., 4] xyxy in source pixels, clipped to the picture."""
+    def to_image(self, box: Boxes) -> Boxes:
+        """Convert boxes [..., 4] from cxcywh in 0..1 of the network input to xyxy in pixels, clipped to the image."""
         x, y, w, h = (box[..., number] * self.side for number in range(4))
         x0, x1 = (x - w / 2 - self.left) / self.scale_x, (x + w / 2 - self.left) / self.scale_x
         y0, y1 = (y - h / 2 - self.top) / self.scale_y, (y + h / 2 - self.top) / self.scale_y
@@ -90,7 +90,7 @@ class Letterbox:
 
 
 def _joined(like: Boxes, *columns: Boxes) -> Boxes:
-    """Stack four numbers of boxes [...] -> [..., 4], in the library of `like`."""
+    """Stack columns [...] to [..., 4], with the library and type of `like`."""
     joined = like * 0.0
     for number, column in enumerate(columns):
         joined[..., number] = column

@@ -1,4 +1,4 @@
-"""Devices and precisions of this machine."""
+"""Selection of device, precision and number of threads, and memory errors."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def select_device(name: str = "auto") -> torch.device:
-    """Return the device to compute on.
+    """Return a device of torch.
 
     Args:
         name: "auto" (CUDA, then MPS, then CPU) or a device of torch, for example "cuda:1". Under a launcher, "auto"
             and "cuda" are the GPU of this process's LOCAL_RANK.
 
     Raises:
-        InputError: there is no such device, here or at all.
+        InputError: the device is unknown or not available.
     """
     import torch
 
@@ -30,22 +30,22 @@ def select_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"There is no device {name!r}: give auto, cpu, cuda, cuda:1 or mps.") from error
+        raise InputError(f"There is no device {name!r}. Use auto, cpu, cuda, cuda:1 or mps.") from error
     if device.type == "cuda":
         number = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = int(os.environ.get("LOCAL_RANK") or 0) if device.index is None else device.index
         if index >= number:
-            raise InputError(f"The device cuda:{index} is not here ({number} CUDA devices): give another, or auto.")
+            raise InputError(f"The device cuda:{index} is not available ({number} CUDA devices). Use another, or auto.")
         return torch.device("cuda", index)
     if device.type == "mps" and torch.backends.mps.is_available():
         return device
     if device.type != "cpu":
-        raise InputError(f"The device {name} is not available here: give auto or cpu.")
+        raise InputError(f"The device {name} is not available. Use auto or cpu.")
     return device
 
 
 def use_bf16(precision: str, device: torch.device | str) -> bool:
-    """Return whether to compute in bfloat16 on a device; "auto" does where its hardware multiplies bfloat16."""
+    """Return whether to compute in bfloat16; with "auto" where the hardware of the device multiplies bfloat16."""
     if precision != "auto":
         return precision == "bf16"
     kind = str(device).partition(":")[0]
@@ -63,18 +63,18 @@ def cpu_has_bf16() -> bool:
 
 def cpu_threads() -> int:
     """Return the number of threads to compute with: $OMP_NUM_THREADS, or the cores this process may use."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked) > 0:
-        return int(asked)
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    if stated.isdecimal() and int(stated) > 0:
+        return int(stated)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out, a GPU's or the machine's."""
+    """Return whether an error is out of memory, of a GPU or of the machine."""
     import torch
 
-    said = ("DefaultCPUAllocator", "out of memory")  # torch has a class of its own for CUDA alone
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in said)
+    words = ("DefaultCPUAllocator", "out of memory")  # torch has a class for CUDA only
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 @lru_cache(maxsize=1)

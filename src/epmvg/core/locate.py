@@ -1,4 +1,4 @@
-"""Finds a model's folder on this disk, in this package or on the Hugging Face hub, and what its card says it knows."""
+"""The folder of a model: a path, the bundled `default`, or a name on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from epmvg.core.calibration import CONFIDENCE_FILE
 from epmvg.core.types import InputError
 
 FILES = ["model.yaml", "model.safetensors", "tokenizer/*", CONFIDENCE_FILE, "config.yaml", "README.md"]
-"""All that a published model consists of; nothing else is ever fetched."""
+"""All files of a published model; nothing else is downloaded."""
 
 EXPORT_FILE = "export.json"
-"""Settings of an exported folder, by which it is known."""
+"""Settings of an exported folder, and the mark of one."""
 
 DEFAULT = "default"
-"""Name of the model that ships in this package (`ready/default`; its README.md is its card)."""
+"""Name of the bundled model."""
 
 SCENES_DOMAIN = "drawn scenes, not photographs"
-"""What a training on `scenes` teaches."""
+"""Domain of a model trained on `scenes`."""
 
-_HEAD = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_WHERE = "Give a folder written by training or `epmvg export`, `default` (the bundled model), or OWNER/NAME on the hub"
 
 
 def read_domain(folder: Path) -> str | None:
-    """Return what a model was trained to recognise ("drawn scenes, not photographs"), None where nothing is stated.
+    """Return what a model was trained to recognize ("drawn scenes, not photographs"), None where it is not stated.
 
-    It is the key `domain` at the head of the model card, or follows from the recipe of a training on drawn scenes.
+    It is the key `domain` in the front matter of the model card, or follows from a recipe that trains on drawn scenes.
     """
-    card = folder / "README.md"
-    head = _HEAD.match(card.read_text(encoding="utf-8")) if card.is_file() else None
-    domain = _yaml(head[1]).get("domain") if head else None
+    card, recipe = folder / "README.md", folder / "config.yaml"
+    content = card.read_text(encoding="utf-8") if card.is_file() else ""
+    front_matter = re.match(r"---\n(.*?\n)---\n", content, re.DOTALL)
+    domain = _read_yaml(front_matter[1]).get("domain") if front_matter else None
     if isinstance(domain, str):
         return domain
-    recipe = folder / "config.yaml"
-    data = _yaml(recipe.read_text(encoding="utf-8")).get("data") if recipe.is_file() else None
+    data = _read_yaml(recipe.read_text(encoding="utf-8")).get("data") if recipe.is_file() else None
     return SCENES_DOMAIN if isinstance(data, dict) and data.get("name") == "scenes" else None
 
 
-def _yaml(text: str) -> dict[str, Any]:
-    """Read a YAML mapping; a broken one or anything else counts as empty, since what it would say is optional."""
+def _read_yaml(text: str) -> dict[str, Any]:
+    """Return a YAML mapping, {} for anything else: what it states is optional."""
     try:
-        read = yaml.safe_load(text)
+        content = yaml.safe_load(text)
     except yaml.YAMLError:
         return {}
-    return read if isinstance(read, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def fetch(run: Path | str, *, revision: str | None = None, token: str | None = None) -> Path:
-    """Return the folder of a run; what is no path here may be `default`, or OWNER/NAME, fetched from the hub once.
+    """Return the folder of a run: a path, `default`, or OWNER/NAME, which is downloaded from the hub once.
 
     Raises:
         InputError: the hub does not have it, or cannot be reached.
@@ -61,25 +61,24 @@ def fetch(run: Path | str, *, revision: str | None = None, token: str | None = N
     folder = Path(run).expanduser()
     if str(run) == DEFAULT and not folder.exists():
         return Path(str(resources.files("epmvg.pretrained") / DEFAULT))
-    if folder.exists() or not _HUB_ID.fullmatch(str(run)) or folder.parent.exists():
-        return folder  # a slip in a local path is not sent to anybody
+    if folder.exists() or not _HUB_NAME.fullmatch(str(run)) or folder.parent.exists():
+        return folder  # a mistyped local path is not sent to the hub
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    reasons: dict[type[Exception], str] = {
+        GatedRepoError: "is gated on the Hugging Face hub. Request access there, then run `hf auth login`",
+        RepositoryNotFoundError: "is not on the Hugging Face hub, or private. Check the name, or run `hf auth login`",
+        LocalEntryNotFoundError: "was not downloaded before, and the hub cannot be reached. Check the network",
+    }
     try:
         folder = Path(snapshot_download(str(run), revision=revision, token=token, allow_patterns=FILES))
     except (OSError, ValueError) as error:
-        if isinstance(error, GatedRepoError):
-            why = "is for those whom its owner lets in: ask there, then run `hf auth login`"
-        elif isinstance(error, RepositoryNotFoundError):
-            why = "is not on the Hugging Face hub, or private: check the name, or run `hf auth login`"
-        elif isinstance(error, LocalEntryNotFoundError):
-            why = "was not fetched before, and the Hugging Face hub cannot be reached: check the network"
-        else:
-            why = f"could not be had from the Hugging Face hub ({type(error).__name__}): check name and revision"
-        raise InputError(f"{run} is no folder here and {why}.") from error
+        other = f"cannot be downloaded from the Hugging Face hub ({type(error).__name__}). Check name and revision"
+        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), other)
+        raise InputError(f"{run} is no folder here and {reason}.") from error
     if not (folder / "model.yaml").exists():
-        raise InputError(f"{run} on the Hugging Face hub is no model of epmvg (it has no model.yaml): give another.")
+        raise InputError(f"{run} on the Hugging Face hub is no model of epmvg: it has no model.yaml. {_WHERE}.")
     return folder
 
 
@@ -87,18 +86,12 @@ def locate(run: Path | str) -> Path:
     """Return the folder of a trained run or of an export, without reading the model.
 
     Raises:
-        InputError: there is no such folder, it holds neither, or the hub does not have it.
+        InputError: there is no such folder, it is neither, or the hub does not have it.
     """
     folder = fetch(run)
     if not folder.is_dir():
-        raise InputError(
-            f"There is no run {run}: give the folder that training or `epmvg export` wrote, `default`, the model that "
-            "ships in this package, or OWNER/NAME on the Hugging Face hub."
-        )
+        raise InputError(f"There is no run {run}. {_WHERE}.")
     for name in () if (folder / EXPORT_FILE).is_file() else ("model.yaml", "model.safetensors", "tokenizer"):
         if not (folder / name).exists():
-            raise InputError(
-                f"{folder} is not a trained run: it has no {name}. Give the folder that training or `epmvg export` "
-                "wrote, or `default`, the model that ships in this package."
-            )
+            raise InputError(f"{folder} is not a trained run: it has no {name}. {_WHERE}.")
     return folder

@@ -1,4 +1,4 @@
-"""From phrases to padded word pieces: the only place that does it, without torch."""
+"""Tokenization of phrases to padded word pieces, without torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """P phrases as word pieces, and what of them is not read as it was written."""
+    """P tokenized phrases."""
 
     ids: NDArray[np.int64]  # [P, L]
     padding: NDArray[np.bool_]  # [P, L], True marks padding
-    truncated: NDArray[np.bool_]  # [P]: longer than the model reads
-    unknown: NDArray[np.bool_]  # [P]: no word is in the vocabulary
+    truncated: NDArray[np.bool_]  # [P], longer than the maximum length
+    unknown: NDArray[np.bool_]  # [P], no word is in the vocabulary
 
 
 def bert_vocabulary() -> dict[str, int]:
@@ -31,14 +31,14 @@ def bert_vocabulary() -> dict[str, int]:
 
 
 class PhraseTokenizer:
-    """Turn phrases into word pieces, cut at `max_length` as transformers truncates.
+    """Tokenizes phrases, truncated to `max_length` as transformers does.
 
-    Case and white space are left to the tokenizer, and the text of a special token ("[SEP]") is read as text.
+    Case and white space are up to the tokenizer, and the text of a special token ("[SEP]") is text.
 
     Args:
-        tokenizer: of the `tokenizers` library; its padding and truncation are switched off.
-        max_length: most word pieces of a phrase, [CLS] and [SEP] included.
-        pad_id: what fills shorter phrases up.
+        tokenizer: of the `tokenizers` library; its padding and truncation are disabled.
+        max_length: maximum number of word pieces of a phrase, [CLS] and [SEP] included.
+        pad_id: id of padding.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_length: int, pad_id: int) -> None:
@@ -63,11 +63,11 @@ class PhraseTokenizer:
         return cls(tokenizer.backend_tokenizer, max_length, tokenizer.pad_token_id or 0)
 
     def __call__(self, phrases: Sequence[str]) -> Tokens:
-        """Tokenize P phrases; they are padded to the longest, or to the next multiple of four where that fits."""
+        """Tokenize P phrases, padded to the longest, or to the next multiple of four where `max_length` is one."""
         encoded = self._tokenizer.encode_batch(list(phrases))
-        rows = [self._cut(one.ids) for one in encoded]
+        rows = [self._truncate(one.ids) for one in encoded]
         longest = max(map(len, rows), default=0)
-        width = -(-longest // 4) * 4 if self.max_length % 4 == 0 else longest  # few shapes: kernels are cached by shape
+        width = -(-longest // 4) * 4 if self.max_length % 4 == 0 else longest  # kernels are cached by shape
         ids = np.array([row + [self.pad_id] * (width - len(row)) for row in rows], np.int64).reshape(len(rows), width)
         return Tokens(
             ids=ids,
@@ -76,16 +76,12 @@ class PhraseTokenizer:
             unknown=np.array([self._is_unknown(one) for one in encoded], np.bool_),
         )
 
-    def count_cut_and_unknown(self, phrases: Sequence[str]) -> tuple[int, int]:
-        """Count the phrases that are cut and those of which no word is known."""
+    def count_truncated_and_unknown(self, phrases: Sequence[str]) -> tuple[int, int]:
+        """Return the numbers of truncated phrases and of phrases without a known word."""
         tokens = self(phrases)
         return int(tokens.truncated.sum()), int(tokens.unknown.sum())
 
-    def length_of(self, phrase: str) -> int:
-        """Return the number of word pieces of a phrase, uncut."""
-        return len(self._tokenizer.encode(phrase).ids)
-
-    def _cut(self, ids: list[int]) -> list[int]:
+    def _truncate(self, ids: list[int]) -> list[int]:
         return ids if len(ids) <= self.max_length else [*ids[: self.max_length - 1], ids[-1]]
 
     def _is_unknown(self, encoded: Any) -> bool:

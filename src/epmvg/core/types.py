@@ -1,7 +1,7 @@
-"""The vocabulary every room shares: what is read, what is batched, what comes out.
+"""Data types of several packages: samples, batches, outputs, predictions, and the error of unusable input.
 
-Shape letters, everywhere the same: I images, P phrases, S canvas side, N visual tokens, L text tokens,
-C branch width, D fused width, E teacher width. `pad` is True where there is nothing.
+Shape letters: I images, P phrases, S input size, N visual tokens, L text tokens, C encoder width, D fusion width,
+E teacher width. Masks are True at padding.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:  # rows and errors are also wanted where torch's second of import time is not
+if TYPE_CHECKING:  # importing torch takes a second
     import torch
     from torch import Tensor
 
@@ -21,54 +21,55 @@ Box = tuple[float, float, float, float]
 
 
 class InputError(ValueError):
-    """Unusable input from the user: one sentence naming the file, key or value, and the cure.
+    """Unusable input: the message names the file, key or value and says what to do.
 
     The command line prints it and exits with status 2.
     """
 
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total) as long work goes on."""
+"""Called with (done, total) during long work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row of any data set: this phrase means this box of this image."""
+    """An image, a phrase and the box of what the phrase refers to."""
 
     image: Path
     phrase: str
     box: Box  # (x0, y0, x1, y1) in pixels of the original image, EXIF orientation applied
     split: str = ""
     id: str = ""
-    size: tuple[int, int] | None = None  # (width, height) of the image where the row states it
-    extra: dict[str, Any] = field(default_factory=dict)  # the row's other keys, kept as they were
+    size: tuple[int, int] | None = None  # (width, height) of the image where the annotation states it
+    extra: dict[str, Any] = field(default_factory=dict)  # other keys of the annotation, unchanged
 
 
 @dataclass(slots=True)
 class Batch:
-    """What student, teacher and loss look at together."""
+    """Inputs of student, teacher and loss."""
 
-    images: Tensor  # float [I, 3, S, S] in 0..1, mean colour where there is padding
+    images: Tensor  # float [I, 3, S, S] in 0..1, mean color at padding
     image_mask: Tensor  # bool [I, S, S]
     tokens: Tensor  # int64 [P, L]
     token_mask: Tensor  # bool [P, L]
-    image_index: Tensor  # int64 [P]: the image that each phrase asks about
-    boxes: Tensor  # float [P, 4], cxcywh in 0..1 of the canvas
-    phrases: list[str]  # as tokenised, so left and right follow a flip
+    image_index: Tensor  # int64 [P], the image that each phrase queries
+    boxes: Tensor  # float [P, 4], cxcywh in 0..1 of the network input
+    phrases: list[str]  # as tokenized: left and right are swapped where the image is flipped
     letterboxes: list[Letterbox]  # [I]
     samples: list[Sample]  # [P]
-    cached: dict[str, Tensor] = field(default_factory=dict)  # [I, ...] each: what frozen networks answered before
-    skipped: list[str] = field(default_factory=list)  # pictures left out because they cannot be opened, and why
+    cached: dict[str, Tensor] = field(default_factory=dict)  # [I, ...] each, features of frozen networks
+    skipped: list[str] = field(default_factory=list)  # unreadable images, one sentence each
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The arguments of the student's forward pass."""
         return self.images, self.image_mask, self.tokens, self.token_mask, self.image_index
 
     @property
     def image_paths(self) -> list[Path]:
-        """The photo of each image, [I]."""
-        owned = dict(zip(self.image_index.tolist(), self.samples, strict=True))
-        return [owned[number].image for number in range(len(self.letterboxes))]
+        """The file of each image, [I]."""
+        samples = dict(zip(self.image_index.tolist(), self.samples, strict=True))
+        return [samples[number].image for number in range(len(self.letterboxes))]
 
     def to(self, device: torch.device | str) -> Batch:
         """Return this batch with its tensors on a device."""
@@ -80,38 +81,36 @@ class Batch:
 
 @dataclass(slots=True)
 class GroundingOutput:
-    """What a student answers. A foreign student fills the first four and can be distilled like ours."""
+    """Output of a student; any network that sets the first four fields can be distilled."""
 
-    box: Tensor  # [P, 4], cxcywh in 0..1 of the canvas
+    box: Tensor  # [P, 4], cxcywh in 0..1 of the network input
     visual: Tensor  # [P, D], [VLS] after fusion
     text: Tensor  # [P, D], [CLS] after fusion
     image_index: Tensor  # int64 [P]
-    reg_box: Tensor | None = None  # [P, 4], the paper's box from [REG] where `box` is the dense head's
+    reg_box: Tensor | None = None  # [P, 4], the box from [REG] where `box` is the dense head's
     heatmap: Tensor | None = None  # [P, N] logits over visual tokens, -inf at padding
-    similarity: Tensor | None = None  # [P, N] logits: phrase against visual tokens, -inf at padding
-    token_boxes: Tensor | None = None  # [P, N, 4] the box each visual token votes for, cxcywh
+    similarity: Tensor | None = None  # [P, N] logits of phrase and visual tokens, -inf at padding
+    token_boxes: Tensor | None = None  # [P, N, 4] the box predicted from each visual token, cxcywh
     grid: tuple[int, int] | None = None  # (rows, columns) of the N visual tokens
-    iou_box: Tensor | None = None  # [P, 4], the box that `score` is about: the one inference reads
-    iou_features: Tensor | None = None  # [P, F], what the score head looks at; no gradient passes
-    iou_logits: Tensor | None = None  # [P] logits of the expected IoU of `judged`
-    attention: Tensor | None = None  # [P, 1 + N + L] shares of [REG]'s attention in the last layer, only on request
-    negative_iou_logits: Tensor | None = (
-        None  # [A] the same logits for phrases that do not belong to the image they were asked of
-    )
+    iou_box: Tensor | None = None  # [P, 4], the box whose IoU `iou_logits` predict
+    iou_features: Tensor | None = None  # [P, F], inputs of the IoU head, detached
+    iou_logits: Tensor | None = None  # [P], of the IoU of `iou_box`
+    attention: Tensor | None = None  # [P, 1 + N + L] attention of [REG] in the last layer, on request
+    negative_iou_logits: Tensor | None = None  # [A], the same for negative pairs
 
 
 @dataclass(slots=True)
 class SimilarityMap:
-    """Where in its image a teacher sees each phrase, on a grid of its own."""
+    """Similarity of phrases and patches of a teacher, on the teacher's grid."""
 
-    logits: Tensor  # [P, h, w], cosine of patch and sentence at the teacher's temperature
-    content: Tensor  # [P, h, w], share of a patch that is picture and not padding, 0..1
-    frame: Tensor  # [P, 4], where the grid lies: xyxy in 0..1 of the student's canvas
+    logits: Tensor  # [P, h, w], cosine of patch and phrase embeddings times the logit scale
+    content: Tensor  # [P, h, w], fraction of a patch that is not padding
+    frame: Tensor  # [P, 4], the area of the grid, xyxy in 0..1 of the student's input
 
 
 @dataclass(slots=True)
 class TeacherEmbeddings:
-    """What a teacher answers: [DIE] and [DTE] of the paper; None is what it was not asked."""
+    """[DIE] and [DTE] of the paper; None where not requested."""
 
     image: Tensor | None = None  # [I, E]
     text: Tensor | None = None  # [P, E]
@@ -119,23 +118,23 @@ class TeacherEmbeddings:
 
 
 class Teacher(Protocol):
-    """Anything that answers images and phrases with one vector each."""
+    """Embeds images and phrases."""
 
     def __call__(self, image: Tensor, phrase: list[str], image_mask: Tensor | None = None) -> TeacherEmbeddings: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One phrase looked for in one image."""
+    """The prediction for one phrase in one image."""
 
     phrase: str
-    box: Box  # (x0, y0, x1, y1) in pixels of the image as it is displayed; the best guess even where not found
-    score: float  # 0..1, how sure the model is of the box: a probability once the run is calibrated
-    found: bool = True  # False: the score is below the bound that was asked for, or no word of the phrase is known
-    truncated: bool = False  # the phrase is longer than the model reads: its end had no say
-    unknown: bool = False  # the model knows no word of the phrase
+    box: Box  # (x0, y0, x1, y1) in pixels of the upright image; the best one also where not found
+    score: float  # confidence in 0..1; the probability that the box is correct once the run is calibrated
+    found: bool = True  # the confidence reaches `min_score`, and a word of the phrase is in the vocabulary
+    truncated: bool = False  # the phrase is longer than the model's input
+    unknown: bool = False  # no word of the phrase is in the vocabulary
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; `truncated` and `unknown` only where they are true."""
-        said: dict[str, Any] = {"phrase": self.phrase, "box": list(self.box), "score": self.score, "found": self.found}
-        return said | {key: True for key in ("truncated", "unknown") if getattr(self, key)}
+        values = {"phrase": self.phrase, "box": list(self.box), "score": self.score, "found": self.found}
+        return values | {key: True for key in ("truncated", "unknown") if getattr(self, key)}

@@ -187,7 +187,7 @@ class GroundingLoader:
                 if not self.cached:
                     out.copy_(torch.from_numpy(letterbox.pad(letterbox.resize(image.decode()))[0]))
                 mask = torch.from_numpy(letterbox.mask())
-                return Example(samples, phrases, letterbox.to_canvas(boxes), letterbox, mask)
+                return Example(samples, phrases, letterbox.to_input(boxes), letterbox, mask)
             transform = draw_transform(
                 image.size,
                 self.image_size,

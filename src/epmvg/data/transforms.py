@@ -91,7 +91,7 @@ class ImageTransform:
         """Map boxes [P, 4], xyxy in pixels of the image, to cxcywh in 0..1 of the input, clipped to the content."""
         left, top, right, bottom = (edge / self.letterbox.side for edge in self.content)
         low, high = boxes.new_tensor([left, top]), boxes.new_tensor([right, bottom])
-        mapped = self.letterbox.to_canvas(boxes)
+        mapped = self.letterbox.to_input(boxes)
         x0y0 = (mapped[:, :2] - mapped[:, 2:] / 2).clamp(low, high)
         x1y1 = (mapped[:, :2] + mapped[:, 2:] / 2).clamp(low, high)
         return torch.cat([(x0y0 + x1y1) / 2, x1y1 - x0y0], 1)

@@ -115,7 +115,7 @@ def photo_frame(letterbox: Letterbox, preprocess: Preprocess) -> Tensor:
     """
     whole = torch.tensor([letterbox.width, letterbox.height] * 2)
     inside = preprocess.frame(round(letterbox.width), round(letterbox.height))
-    return to_xyxy(replace(letterbox, flip=False).to_canvas(inside * whole))
+    return to_xyxy(replace(letterbox, flip=False).to_input(inside * whole))
 
 
 def _share(frame: Tensor, grid: tuple[int, int]) -> Tensor:

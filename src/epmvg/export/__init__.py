@@ -23,9 +23,9 @@ from epmvg.core.types import InputError, Sample
 from epmvg.core.version import __version__
 from epmvg.data.loader import group_by_image
 from epmvg.data.registry import open_samples
-from epmvg.evaluation.evaluate import answered_row, overlaps
-from epmvg.evaluation.metrics import Scores
-from epmvg.evaluation.samples import of_some_images
+from epmvg.evaluation.evaluate import ious, prediction_row
+from epmvg.evaluation.metrics import Metrics
+from epmvg.evaluation.samples import limit_to_images
 from epmvg.export.graphs import write_onnx
 from epmvg.export.parity import largest_difference
 from epmvg.inference.predictor import Predictor
@@ -86,7 +86,7 @@ class Photos:
         others = [record for record in records if record.image not in known]
         if not chosen or not others:
             raise InputError(f"{self.data} names too few photos: int8 is calibrated on some and scored on others.")
-        return chosen, of_some_images(others, self.phrases, seed=0)
+        return chosen, limit_to_images(others, self.phrases, seed=0)
 
 
 def export_run(
@@ -202,15 +202,15 @@ def _quantize(
     return found | {"int8_difference_px": round(moved, 3), "scores": scores}
 
 
-def score(ground: Predictor, records: Sequence[Sample]) -> Scores:
+def score(ground: Predictor, records: Sequence[Sample]) -> Metrics:
     """Score whatever a `Predictor` runs; every photo is encoded once."""
     answered = []
     for image, numbers in group_by_image(records).items():
         rows = [records[number] for number in numbers]
         boxes, _ = ground.predict_boxes(image, [row.phrase for row in rows])
-        ious = overlaps(boxes, [row.box for row in rows])
-        answered += [answered_row(*each, score=None) for each in zip(rows, boxes, ious, strict=True)]
-    return Scores.of(answered)
+        overlap = ious(boxes, [row.box for row in rows])
+        answered += [prediction_row(*each, score=None) for each in zip(rows, boxes, overlap, strict=True)]
+    return Metrics.of(answered)
 
 
 def _canvas(photo: Path, side: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from epmvg.data.registry import fraction_of, open_samples
 from epmvg.data.samples import SampleDigest
 from epmvg.data.transforms import Augment
 from epmvg.evaluation.evaluate import evaluation_loader
-from epmvg.evaluation.samples import of_some_images
+from epmvg.evaluation.samples import limit_to_images
 from epmvg.models.grounder import Grounder
 from epmvg.training.checks import check_boxes, check_images
 from epmvg.training.feature_cache import stored_maps
@@ -38,7 +38,7 @@ def loaders_of(
     val = open_samples(data.name, split=data.val_split, root=data.root, split_key=data.split_key)
     val_samples = SampleDigest.of(val)
     if settings.eval_limit is not None and settings.eval_limit < len(val):
-        val = of_some_images(val, settings.eval_limit, seed=0)  # the same ones whatever train.seed is
+        val = limit_to_images(val, settings.eval_limit, seed=0)  # the same ones whatever train.seed is
     image_size = data.image_size or student.image_size
     if image_size != student.image_size and (settings.cache_features or not student.sine_position):
         raise InputError(f"data.image_size={image_size} needs model.position=sine and train.cache_features=false.")
@@ -95,7 +95,7 @@ def _report_skipped(skipped: Skipped, report: Report) -> None:
 
 def _report_unread(records: list[Sample], student: Grounder, report: Report) -> None:
     """Say how many phrases are longer than the student reads, or hold no word that it knows."""
-    cut, unknown = student.phrase_tokenizer().count_cut_and_unknown([record.phrase for record in records])
+    cut, unknown = student.phrase_tokenizer().count_truncated_and_unknown([record.phrase for record in records])
     for count, what in (
         (cut, f"are longer than {student.max_length} word pieces and are cut (model.max_length)"),
         (unknown, "hold no word of the vocabulary"),

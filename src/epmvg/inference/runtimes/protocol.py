@@ -135,7 +135,7 @@ class GrounderRuntime(ABC):
         boxes, scores, tokens = self.query_features(features, masks, phrases, image_index)
         for number, one in enumerate(encoded):
             own = image_index == number
-            boxes[own] = one.letterbox.to_source(boxes[own])
+            boxes[own] = one.letterbox.to_image(boxes[own])
         if self.calibration is not None:
             scores = self.calibration(scores)
         return RuntimeOutput(boxes, scores, tokens.truncated, tokens.unknown)

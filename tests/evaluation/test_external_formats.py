@@ -1,4 +1,4 @@
-"""Boxes in the words of language models: what each writes is read, and no text whatever breaks the reader."""
+"""Coordinate conventions, and boxes in the text of vision-language models."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import random
 
 import pytest
 
-from epmvg.evaluation.external.coordinates import ORDERS, Coordinates
-from epmvg.evaluation.external.text import LONGEST, read_boxes
+from epmvg.core.types import InputError
+from epmvg.evaluation.external_formats import MAX_TEXT, ORDERS, Coordinates, parse_boxes
 
 PIXELS = Coordinates.named("pixels:xyxy")
-SHARES = Coordinates.named("0-1:xyxy")
 
 
 @pytest.mark.parametrize(
@@ -30,28 +29,17 @@ SHARES = Coordinates.named("0-1:xyxy")
         ("<box>85 250 385 730</box>", [(85, 250, 385, 730)]),
         ("<bin_85> <bin_250> <bin_385> <bin_730>", [(85, 250, 385, 730)]),
         ("cup<loc_1><loc_2><loc_3><loc_4><loc_5><loc_6><loc_7><loc_8>", [(1, 2, 3, 4), (5, 6, 7, 8)]),
-        ('{"x1": 10, "y1": 20, "x2": 30, "y2": 40}', [(10, 20, 30, 40)]),
-        ("x1=10, y1=20, x2=30, y2=40", [(10, 20, 30, 40)]),
-        (
-            '[{"ymin": 2, "xmin": 1, "ymax": 4, "xmax": "3"}, {"x_min":5,"y_min":6,"x_max":7,"y_max":8}]',
-            [(1, 2, 3, 4), (5, 6, 7, 8)],
-        ),
-        ('{"box": {"x": 1, "y": 2, "width": 30, "height": 40}}', [(1, 2, 31, 42)]),
         ('{"bbox_2d": ["85", "250", "385", "730"]}', [(85, 250, 385, 730)]),
-        ("bbox: 10 20 30 40", [(10, 20, 30, 40)]),
         ("[85px, 250px, 385px, 730px]", [(85, 250, 385, 730)]),
         ("\uff3b10\uff0c20\uff0c30\uff0c40\uff3d", [(10, 20, 30, 40)]),
-        ("[10.5, 20, 30, 40, 0.9]", [(10.5, 20, 30, 40)]),
-        ("[[85, 250], [385, 250], [385, 730], [85, 730]]", [(85, 250, 385, 730)]),
-        ("<loc_85><loc_250><loc_85><loc_730><loc_385><loc_730><loc_385><loc_250>", [(85, 250, 385, 730)]),
         ("<think>maybe [1, 2, 3, 4], no</think><answer>[[85, 250, 385, 730]]</answer>", [(85, 250, 385, 730)]),
         ("[1, 2, 3, 4] is the bowl.</think>\n[5, 6, 7, 8]", [(5, 6, 7, 8)]),
         ("Like [0,0,9,9]. <answer>[5,6,7,8]</answer> as asked in [0,0,9,9]", [(5, 6, 7, 8)]),
         ("Or [0,0,9,9]: <|begin_of_box|>[[5,6,7,8]]<|end_of_box|>", [(5, 6, 7, 8)]),
     ],
 )
-def test_what_models_write_is_read(text: str, boxes: list[tuple[float, ...]]) -> None:
-    assert read_boxes(text, PIXELS) == boxes
+def test_formats_of_models_are_parsed(text: str, boxes: list[tuple[float, ...]]) -> None:
+    assert parse_boxes(text, PIXELS) == boxes
 
 
 @pytest.mark.parametrize(
@@ -71,7 +59,7 @@ def test_what_models_write_is_read(text: str, boxes: list[tuple[float, ...]]) ->
         "<loc_1><loc_2><loc_3>",
         "__import__('os').system('false')",
         "[" + "9" * 5000 + ",1,2,3]",
-        "[1,2,3,4]" + " " * LONGEST,
+        "[1,2,3,4]" + " " * MAX_TEXT,
         "[[85, 250], [385, 250], [385, 730]]",
         "[(0.461, 0.527), (0.498, 0.521), (0.486, 0.559)]",
         "[[1, 2], [4, 3], [6, 8], [0, 7]]",
@@ -80,24 +68,29 @@ def test_what_models_write_is_read(text: str, boxes: list[tuple[float, ...]]) ->
         "<think>it may be [1, 2, 3, 4]",
         "<think>[1, 2, 3, 4]</think> I see none.",
         '{"x1": 10, "y1": 20}, {"x2": 30, "y2": 40}',
-        "bbox: 10 20 30 40 50",
+        "x1=10, y1=20, x2=30, y2=40",
+        "bbox: 10 20 30 40",
+        "[10.5, 20, 30, 40, 0.9]",
+        "[[85, 250], [385, 250], [385, 730], [85, 730]]",
     ],
 )
-def test_what_is_no_box_is_none(text: str) -> None:
-    assert read_boxes(text, PIXELS) == []
+def test_other_text_has_no_box(text: str) -> None:
+    assert parse_boxes(text, PIXELS) == []
 
 
-def test_a_fifth_number_that_may_be_a_coordinate_is_no_score() -> None:
-    assert read_boxes("[0, 0.1, 0.2, 0.5, 0.6]", SHARES) == [] == read_boxes("[0.1, 0.2, 0.5, 0.6, 0.9]", PIXELS)
-
-
-@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
-    "text", ['{"x1": 10, "y1": 20, "x2": 30, "y2": 50}', '{"left": 10, "top": 20, "right": 30, "bottom": 50}']
+    ("order", "box"),
+    [("xyxy", (1, 2, 30, 40)), ("yxyx", (2, 1, 40, 30)), ("xywh", (1, 2, 31, 42)), ("cxcywh", (-14, -18, 16, 22))],
 )
-def test_keys_say_their_own_order(text: str, order: str) -> None:
-    convention = Coordinates("pixels", order)
-    assert convention.to_pixels(read_boxes(text, convention)[0], None) == (10, 20, 30, 50)
+def test_numbers_are_converted_to_corners(order: str, box: tuple[float, ...]) -> None:
+    assert parse_boxes("[1, 2, 30, 40]", Coordinates("pixels", order)) == [box]
+    assert order in ORDERS
+
+
+@pytest.mark.parametrize("name", ["", "0-1", "0-1:", ":xyxy", "0-10:xyxy", "pixels:cxcy", "0-1:xyxy:"])
+def test_unknown_conventions_are_rejected(name: str) -> None:
+    with pytest.raises(InputError, match="is not known"):
+        Coordinates.named(name)
 
 
 PIECES = [
@@ -125,16 +118,16 @@ PIECES += ["<think>", "</think>", "<answer>", '"x1": 3, ', '"y1": 4', "x2=5", "y
 PIECES += ['"bbox_2d": ', "<box>", "</box>", "9" * 30, "\udc80", "\0", "[[1,2],[3,4]]", "1,2,3,4"]
 
 
-def nonsense(dice: random.Random) -> str:
+def random_text(dice: random.Random) -> str:
     pieces = PIECES + [chr(dice.randrange(0x110000)) for _ in range(5)]
     return "".join(dice.choices(pieces, k=dice.randrange(60)))
 
 
 @pytest.mark.parametrize("cases", [400, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_no_text_breaks_the_reader(cases: int) -> None:
+def test_no_text_breaks_the_parser(cases: int) -> None:
     dice = random.Random(cases)
-    texts = [nonsense(dice) for _ in range(cases)]
-    found = [box for text in texts for box in read_boxes(text, PIXELS)]
+    texts = [random_text(dice) for _ in range(cases)]
+    found = [box for text in texts for box in parse_boxes(text, PIXELS)]
     assert found and all(len(box) == 4 and abs(value) < float("inf") for box in found for value in box)
 
 
@@ -157,10 +150,10 @@ def test_no_text_breaks_the_reader(cases: int) -> None:
         "'",
     ],
 )
-def test_long_texts_are_read_to_their_end(piece: str) -> None:
-    """As long as may be; a pattern that looks back over and over would take hours here."""
+def test_long_texts_take_linear_time(piece: str) -> None:
+    """At the maximum length; a pattern that backtracks would take hours."""
     end = "</think> [5,6,7,8]"
-    assert (5, 6, 7, 8) in read_boxes((piece * LONGEST)[: LONGEST - len(end)] + end, PIXELS)
+    assert (5, 6, 7, 8) in parse_boxes((piece * MAX_TEXT)[: MAX_TEXT - len(end)] + end, PIXELS)
     end = "| [5,6,7,8]"
-    found = read_boxes((piece * LONGEST)[: LONGEST - len(end)] + end, PIXELS)
+    found = parse_boxes((piece * MAX_TEXT)[: MAX_TEXT - len(end)] + end, PIXELS)
     assert ((5, 6, 7, 8) in found) != (piece == "<think>")

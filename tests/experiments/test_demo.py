@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from epmvg.core.types import InputError
-from epmvg.experiments.demo import FILES, FOLDERS, MARK, _claim, _run_part, _Stopped
+from epmvg.experiments.demo import FILES, FOLDERS, MARKER, _prepare_folder, _run_part, _Stopped
 from epmvg.training import Report
 
 
@@ -18,17 +18,17 @@ def test_an_earlier_demo_is_replaced_and_other_files_are_kept(tmp_path: Path) ->
     for name in (*FOLDERS, "myrun"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text("weights")
-    for name in (*FILES, MARK, "notes.txt"):
+    for name in (*FILES, MARKER, "notes.txt"):
         (tmp_path / name).write_text("text")
-    _claim(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {"myrun", "notes.txt", MARK}
+    _prepare_folder(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"myrun", "notes.txt", MARKER}
     assert (tmp_path / "myrun" / "model.safetensors").read_text() == "weights"
 
 
 def test_a_folder_of_something_else_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     with pytest.raises(InputError, match="holds no earlier demo"):
-        _claim(tmp_path)
+        _prepare_folder(tmp_path)
     assert (tmp_path / "plain").exists()
 
 
@@ -36,10 +36,10 @@ def test_a_part_stops_at_its_next_report_once_another_failed(tmp_path: Path) -> 
     rows: queue.Queue[dict[str, Any]] = queue.Queue()
     failed = threading.Event()
 
-    def part(out: Path, quick: bool, tell: Report) -> dict[str, Any]:
-        tell({"step": 1})
+    def part(out: Path, quick: bool, report: Report) -> dict[str, Any]:
+        report({"step": 1})
         failed.set()
-        tell({"step": 2})
+        report({"step": 2})
         return {}
 
     with pytest.raises(_Stopped):

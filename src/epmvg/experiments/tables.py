@@ -1,4 +1,4 @@
-"""The paper's tables 1 to 7 and studies of our own as data: what was printed, and which setting a row stands for."""
+"""The paper's tables 1 to 7 and studies of our own as data: reported values, and the setting of each row."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from epmvg.core.types import InputError
 
 
 class Row(BaseModel):
-    """One line of a table: a system that the paper cites, or a setting that we can train."""
+    """One row of a table: a system that the paper cites, or a model that we can train."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    printed: tuple[float | None, ...] = ()  # Acc@0.5 in %, one a column; None where the paper prints a dash
-    printed_in: str = ""  # where the figures stand, if not in this table
+    reported: tuple[float | None, ...] = ()  # Acc@0.5 in %, one per column; None where the paper has a dash
+    reported_in: str = ""  # where the values stand, if not in this table
     group: str = ""
     backbone: str = ""
     source: str = ""  # the paper's own bracket for a cited system
     student: str | None = None  # the preset; None for a cited system
-    distill: dict[str, Any] | None = None  # what differs from the paper's default teacher; None trains without one
+    distill: dict[str, Any] | None = None  # changes of the paper's distillation settings; None trains without a teacher
     giou: float = 1.0  # lambda of eq. 8
     settings: dict[str, Any] = {}  # further keys of the recipe, dotted
-    epochs: float = 1.0  # times the recipe's own
+    epochs: float = 1.0  # factor of the recipe's own
     against: str = ""  # the row that it is compared with; "" for the table's first
 
 
 class Table(BaseModel):
-    """A table of the paper, or a study of our own, which prints nothing. A column is a data set and its split."""
+    """A table of the paper or a study of our own. A column is a data set and a split."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,8 +42,8 @@ class Table(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Table:
-        if any(row.printed and len(row.printed) != len(self.columns) for row in self.rows):
-            raise ValueError("a row has not one figure a column")
+        if any(row.reported and len(row.reported) != len(self.columns) for row in self.rows):
+            raise ValueError("a row does not have one value per column")
         return self
 
 
@@ -65,13 +65,12 @@ def read_table(name: str) -> Table:
 
 
 def published_phrases(data: str) -> int | None:
-    """Return how many training phrases a published data set has; None for sets of our own."""
+    """Return the number of training phrases of a published data set; None for other data."""
     phrases: dict[str, int] = _yaml()["phrases"]
     return phrases.get(data)
 
 
 def _yaml() -> dict[str, Any]:
-    values: dict[str, Any] = yaml.safe_load(
-        (resources.files("epmvg.experiments.reproduce") / "tables.yaml").read_text(encoding="utf-8")
-    )
+    text = (resources.files("epmvg.experiments") / "tables.yaml").read_text(encoding="utf-8")
+    values: dict[str, Any] = yaml.safe_load(text)
     return values

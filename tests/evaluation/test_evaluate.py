@@ -13,7 +13,7 @@ import epmvg
 from epmvg.config.settings import DataSettings
 from epmvg.core.types import InputError
 from epmvg.evaluation.evaluate import evaluate
-from epmvg.evaluation.samples import stem_of
+from epmvg.evaluation.samples import results_stem
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
 from epmvg.training.loaders import loaders_of
@@ -44,7 +44,7 @@ def test_files_of_one_name_and_splits_with_slashes_have_files_of_their_own(tiny:
     (run / "config.yaml").write_text(epmvg.Recipe.load("scenes", f"data.name={own}").dump())
     named: list[tuple[str, str | None]] = [(str(name), "val") for name in (own, "scenes", *files)]
     named += [(str(own), split) for split in ("val/x", "val-x", "../x", ".x", None)]
-    stems = [stem_of(run, DataSettings(name=name), split) for name, split in named]
+    stems = [results_stem(run, DataSettings(name=name), split) for name, split in named]
     assert len(set(stems)) == len(stems) and stems[:2] == ["own-val", "scenes-val"] and stems[-1] == "own-all"
     assert all(Path(stem).name == stem and not stem.startswith(".") for stem in stems)
 
@@ -65,7 +65,7 @@ def test_phrases_that_are_not_read_as_written_are_counted(converted: Path, squar
     squares.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = evaluate(converted, data=str(squares), split="train")
     assert (result["truncated"], result["unknown"]) == (1, 1)
-    assert result["slices"]["Longer than the model reads"]["truncated"]["n"] == 1
+    assert result["slices"]["Truncation"]["truncated"]["n"] == 1
     marked = [json.loads(line) for line in (converted / result["rows"]).read_text().splitlines()]
     assert [row["phrase"][:4] for row in marked if row.get("truncated")] == ["very"]
     assert [row["phrase"] for row in marked if row.get("unknown")] == ["\N{DOG FACE}"]

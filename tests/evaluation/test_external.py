@@ -1,4 +1,4 @@
-"""Scores of anyone's predictions: the same whatever file they come in, every row once, our own to the last digit."""
+"""External predictions: equal metrics in every format, each sample once, our own rows to the last digit."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from epmvg.cli import main
 from epmvg.core.types import InputError
 from epmvg.data.readers.formats import write_file
 from epmvg.data.registry import open_samples
-from epmvg.evaluation.external.coordinates import CELLS, ORDERS, UNITS, Coordinates
-from epmvg.evaluation.external.questions import questions
-from epmvg.evaluation.metrics import BOUNDS, FIGURES, Scores
+from epmvg.evaluation.external_formats import ORDERS, UNITS
+from epmvg.evaluation.metrics import IOU_THRESHOLDS, METRICS
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
 
@@ -32,7 +31,7 @@ def write(file: Path, rows: Sequence[dict[str, Any]]) -> Path:
 def make(folder: Path, size: tuple[int, int] = (8000, 4000), n: int = 30) -> tuple[Path, Rows]:
     """A data set of pictures that nobody needs to open, and predictions some of which are right."""
     dice = random.Random(4)
-    data, said = [], []
+    data, predictions = [], []
     width, height = size
     for number in range(n):
         x, y = dice.randrange(0, width // 2, 8), dice.randrange(0, height // 2, 8)
@@ -44,16 +43,16 @@ def make(folder: Path, size: tuple[int, int] = (8000, 4000), n: int = 30) -> tup
         }
         data.append(row | {"bbox": [x, y, w, h], "width": width, "height": height})
         reach = dice.choice([0, 0, 8, w // 8, w // 3, 3 * w // 4, w])
-        said.append(row | {"box": [x + reach, y, x + w, y + h] if reach < w else [0, 0, 16, 8], "score": 0.5})
+        predictions.append(row | {"box": [x + reach, y, x + w, y + h] if reach < w else [0, 0, 16, 8], "score": 0.5})
     folder.mkdir(parents=True, exist_ok=True)
-    return write(folder / "data.jsonl", data), said
+    return write(folder / "data.jsonl", data), predictions
 
 
-FIGURED = (*FIGURES, "intervals", "slices", "stamp", "n")
+COMPARED = (*METRICS, "intervals", "slices", "metadata", "n")
 
 
-def figures(result: dict[str, Any]) -> dict[str, Any]:
-    return {name: result[name] for name in FIGURED}
+def metrics_of(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: result[name] for name in COMPARED}
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ def as_numbers(box: Sequence[float], unit: str, order: str, size: tuple[int, int
         scale = [1.0, 1.0]
     before = [0, 0]
     if UNITS[unit].square:
-        before = [0 if UNITS[unit].corner else (max(size) - side) // 2 for side in size]
+        before = [(max(size) - side) // 2 for side in size]
         scale = [1 / max(size)] * 2
     a, b, c, d = ((edge + before[place % 2]) * scale[place % 2] - offset for place, edge in enumerate(box))
     width, height = c - a, d - b
@@ -90,22 +89,22 @@ WRITTEN: list[Callable[[list[Any]], str]] = [
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("unit", sorted(UNITS.keys() - {CELLS}))  # cells have tokens of their own: test_systems.py
+@pytest.mark.parametrize("unit", UNITS)
 def test_formats_agree(unit: str, order: str, tmp_path: Path) -> None:
     """The same boxes as rows, as COCO results and as text of each convention: the same figures to the last digit."""
     exact = {"0-999": (999 * 8, 999 * 16), "0-100": (6400, 3200)}  # sizes whose shares are sums of halves
-    size = exact.get(unit, (8192, 4096) if unit in ("0-1", "0-1-square", "0-1-padded", "1024-bins") else (8000, 4000))
-    data, said = make(tmp_path, size)
+    size = exact.get(unit, (8192, 4096) if unit in ("0-1", "0-1-square", "1024-bins") else (8000, 4000))
+    data, predictions = make(tmp_path, size)
     if unit == "1000-bins":  # whose numbers are middles of bins
         steps = (size[0] // 1000, size[1] // 1000)
-        for row in said:
+        for row in predictions:
             row["box"] = [(v // steps[i % 2] + 0.5) * steps[i % 2] for i, v in enumerate(row["box"])]
-    expected = figures(epmvg.score(write(tmp_path / "own.jsonl", said), data=str(data)))
+    expected = metrics_of(epmvg.score(write(tmp_path / "own.jsonl", predictions), data=str(data)))
     assert 0 < expected["acc90"] < expected["acc25"] < 1
-    x0y0wh = [row | {"bbox": as_numbers(row["box"], "pixels", "xywh", size, size)} for row in said]
+    x0y0wh = [row | {"bbox": as_numbers(row["box"], "pixels", "xywh", size, size)} for row in predictions]
     coco = [{key: row[key] for key in ("id", "bbox", "score")} for row in x0y0wh]
     (tmp_path / "coco.json").write_text(json.dumps(coco))
-    assert figures(epmvg.score(tmp_path / "coco.json", data=str(data), form="coco")) == expected
+    assert metrics_of(epmvg.score(tmp_path / "coco.json", data=str(data), form="coco")) == expected
     seen = (size[0] // 4, size[1] // 2)
     answers = [
         {
@@ -115,11 +114,11 @@ def test_formats_agree(unit: str, order: str, tmp_path: Path) -> None:
             "input_width": seen[0],
             "input_height": seen[1],
         }
-        for number, row in enumerate(said)
+        for number, row in enumerate(predictions)
     ]
     text = write(tmp_path / "text.jsonl", answers)
     got = epmvg.score(text, data=str(data), form="text", coordinates=f"{unit}:{order}")
-    assert figures(got) == expected and got["read"] == {"format": "text", "coordinates": f"{unit}:{order}"}
+    assert metrics_of(got) == expected and got["read"] == {"format": "text", "coordinates": f"{unit}:{order}"}
 
 
 @pytest.mark.parametrize(
@@ -128,54 +127,48 @@ def test_formats_agree(unit: str, order: str, tmp_path: Path) -> None:
 def test_location_tokens_are_boxes(unit: str, token: str, bins: int, tmp_path: Path) -> None:
     order = "xyxy" if bins == 1000 else "yxyx"
     size = (bins * 8, bins * 4)
-    data, said = make(tmp_path, size)
+    data, predictions = make(tmp_path, size)
     half = 0.5 if bins == 1000 else 0.0
-    for row in said:
+    for row in predictions:
         row["box"] = [(v // (8, 4)[i % 2] + half) * (8, 4)[i % 2] for i, v in enumerate(row["box"])]
         numbers = as_numbers(row["box"], unit, order, size, size)
         row["answer"] = "".join(token.format(number) for number in numbers) + " it"
-    file = write(tmp_path / "said.jsonl", said)
+    file = write(tmp_path / "predictions.jsonl", predictions)
     rows = epmvg.score(file, data=str(data))
-    assert figures(epmvg.score(file, data=str(data), form="text", coordinates=f"{unit}:{order}")) == figures(rows)
+    assert metrics_of(epmvg.score(file, data=str(data), form="text", coordinates=f"{unit}:{order}")) == metrics_of(rows)
 
 
 def test_order_and_scale_change_nothing(known: tuple[Path, Rows], tmp_path: Path) -> None:
-    data, said = known
-    whole = epmvg.score(write(tmp_path / "a.jsonl", said), data=str(data))
+    data, predictions = known
+    whole = epmvg.score(write(tmp_path / "a.jsonl", predictions), data=str(data))
     dice = random.Random(0)
     lines = data.read_text().splitlines()
     (tmp_path / "shuffled.jsonl").write_text("\n".join(dice.sample(lines, len(lines))))
-    mixed = write(tmp_path / "b.jsonl", dice.sample(said, len(said)))
-    assert figures(epmvg.score(mixed, data=str(tmp_path / "shuffled.jsonl"))) == figures(whole)
+    mixed = write(tmp_path / "b.jsonl", dice.sample(predictions, len(predictions)))
+    assert metrics_of(epmvg.score(mixed, data=str(tmp_path / "shuffled.jsonl"))) == metrics_of(whole)
     bigger = [row | {"bbox": [4 * v for v in row["bbox"]]} for row in map(json.loads, lines)]
     bigger = [{key: row[key] for key in row if key not in ("width", "height")} for row in bigger]
-    answers = write(tmp_path / "c.jsonl", [row | {"box": [4 * v for v in row["box"]]} for row in said])
+    answers = write(tmp_path / "c.jsonl", [row | {"box": [4 * v for v in row["box"]]} for row in predictions])
     scaled = epmvg.score(answers, data=str(write(tmp_path / "large.jsonl", bigger)))
-    assert {name: scaled[name] for name in FIGURES} == {name: whole[name] for name in FIGURES}
-    assert scaled["stamp"]["data_sha256"] != whole["stamp"]["data_sha256"]
+    assert {name: scaled[name] for name in METRICS} == {name: whole[name] for name in METRICS}
+    assert scaled["metadata"]["data_sha256"] != whole["metadata"]["data_sha256"]
 
 
 def test_accuracy_falls_with_the_bound_and_strict_is_no_higher(known: tuple[Path, Rows], tmp_path: Path) -> None:
-    data, said = known
+    data, predictions = known
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     x, y, w, h = rows[0]["bbox"]
-    said[0]["box"] = [x, y, x + w / 2, y + h]  # exactly a half
-    file = write(tmp_path / "a.jsonl", said)
+    predictions[0]["box"] = [x, y, x + w / 2, y + h]  # exactly a half
+    file = write(tmp_path / "a.jsonl", predictions)
     loose, strict = (epmvg.score(file, data=str(data), strict=strict) for strict in (False, True))
     for result in (loose, strict):
-        assert sorted((result[name] for name in BOUNDS), reverse=True) == [result[name] for name in BOUNDS]
-        assert result["macc"] == pytest.approx(sum(result[name] for name in BOUNDS) / 4)
+        assert sorted((result[name] for name in IOU_THRESHOLDS), reverse=True) == [
+            result[name] for name in IOU_THRESHOLDS
+        ]
+        assert result["macc"] == pytest.approx(sum(result[name] for name in IOU_THRESHOLDS) / 4)
         assert all(low <= result[name] <= high for name, (low, high) in result["intervals"].items())
     assert loose["acc50"] - strict["acc50"] == pytest.approx(1 / 30)
-    assert loose["stamp"]["correct"] == "IoU >= bound" and strict["stamp"]["correct"] == "IoU > bound"
-
-
-def test_centres_are_counted_by_hand() -> None:
-    def row(box: list[float] | None) -> dict[str, Any]:
-        return {"box": box, "target": [0.0, 0.0, 10.0, 10.0], "iou": 0.0}
-
-    rows = [row([8, 8, 12, 12]), row([8, 8, 14, 9]), row(None), row([12, 8, 8, 12])]  # edge, outside, none, inverted
-    assert Scores.of(rows).centre == 0.25
+    assert loose["metadata"]["correct"] == "IoU >= threshold" and strict["metadata"]["correct"] == "IoU > threshold"
 
 
 def test_our_own_evaluation_is_scored_alike_to_the_last_digit(tiny: Grounder, squares: Path, tmp_path: Path) -> None:
@@ -184,7 +177,7 @@ def test_our_own_evaluation_is_scored_alike_to_the_last_digit(tiny: Grounder, sq
     (run / "config.yaml").write_text(epmvg.Recipe.load("scenes", f"data.name={squares}", "model=tiny-resnet").dump())
     evaluated = epmvg.evaluate(run, split="val")
     scored = epmvg.score(run / "predictions-annotations-val.jsonl", data=str(squares), split="val")
-    assert figures(scored) == figures(evaluated)
+    assert metrics_of(scored) == metrics_of(evaluated)
     rows = [json.loads(line) for line in (run / "predictions-annotations-val.jsonl").read_text().splitlines()]
     assert (
         epmvg.score(
@@ -200,7 +193,7 @@ def test_our_own_evaluation_is_scored_alike_to_the_last_digit(tiny: Grounder, sq
 
 
 def test_coco_images_are_numbered_as_the_data_numbers_them(known: tuple[Path, Rows], tmp_path: Path) -> None:
-    data, said = known
+    data, predictions = known
     write_file(tmp_path / "data.json", open_samples(str(data), split=None), tmp_path)
     numbers = {image["file_name"]: image["id"] for image in json.loads((tmp_path / "data.json").read_text())["images"]}
     results = [
@@ -209,12 +202,12 @@ def test_coco_images_are_numbered_as_the_data_numbers_them(known: tuple[Path, Ro
             "caption": row["phrase"],
             "bbox": as_numbers(row["box"], "pixels", "xywh", (1, 1), (1, 1)),
         }
-        for row in said
+        for row in predictions
     ]
     (tmp_path / "results.json").write_text(json.dumps(results))
-    expected = epmvg.score(write(tmp_path / "own.jsonl", said), data=str(data))
+    expected = epmvg.score(write(tmp_path / "own.jsonl", predictions), data=str(data))
     got = epmvg.score(tmp_path / "results.json", data=str(tmp_path / "data.json"), form="coco")
-    assert figures(got) == figures(expected)
+    assert metrics_of(got) == metrics_of(expected)
 
 
 # Several boxes a phrase
@@ -232,58 +225,40 @@ def several(tmp_path: Path) -> Path:
     return write(tmp_path / "union.jsonl", rows)
 
 
-def split_boxes(rows: Rows) -> Rows:
-    """A row for each box, as `flickr30k-all` has them."""
-    alone = []
-    for row in rows:
-        boxes = row.get("boxes") or [row["bbox"]]
-        for place, box in enumerate(boxes):
-            name = row["id"] if len(boxes) == 1 else f"{row['id']}/{place}"
-            alone.append({key: row[key] for key in ("image", "phrase", "n_boxes")} | {"bbox": box, "id": name})
-    return alone
-
-
-def test_any_is_no_less_than_each_box_and_both_readers_agree(several: Path, tmp_path: Path) -> None:
+def test_any_box_of_a_phrase_counts(several: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in several.read_text().splitlines()]
-    every = write(tmp_path / "all.jsonl", split_boxes(rows))
     dice = random.Random(2)
-    said = [
+    predictions = [
         {"id": row["id"], "box": dice.choice([[10, 10, 30, 30], [50, 10, 70, 40], [10, 10, 70, 40], [12, 8, 33, 29]])}
         for row in rows
     ]
-    file = write(tmp_path / "said.jsonl", said)
-    merged, best = (epmvg.score(file, data=str(several), targets=kind) for kind in ("merged", "any"))
-    assert figures(merged)["stamp"] | {"targets": ""} == epmvg.score(file, data=str(several))["stamp"] | {"targets": ""}
-    assert merged["stamp"] != best["stamp"]
-    for kind, result in (("merged", merged), ("any", best)):
-        assert figures(epmvg.score(file, data=str(every), targets=kind)) == figures(result)  # type: ignore[arg-type]
+    file = write(tmp_path / "predictions.jsonl", predictions)
+    union, best = (epmvg.score(file, data=str(several), targets=kind) for kind in ("rows", "any"))
+    assert union["metadata"] != best["metadata"]
     for place in (0, -1):
         one = [row | {"bbox": (row.get("boxes") or [row["bbox"]])[place]} for row in rows]
         single = epmvg.score(file, data=str(write(tmp_path / "one.jsonl", one)))
-        assert all(best[name] >= single[name] for name in FIGURES)
-    assert (
-        len(questions(open_samples(str(every), split=None), "any")) == 10
-        and len(open_samples(str(every), split=None)) == 15
-    )
-
-
-# Two systems
+        assert all(best[name] >= single[name] for name in METRICS)
+    found = [row for row in rows if "boxes" in row]
+    exact = [{"id": row["id"], "box": [50, 10, 70, 40]} for row in found]  # the second box of each
+    data = write(tmp_path / "found.jsonl", found)
+    assert epmvg.score(write(tmp_path / "exact.jsonl", exact), data=str(data), targets="any")["miou"] == 1
 
 
 def test_two_systems_are_compared_on_the_same_rows(known: tuple[Path, Rows], tmp_path: Path) -> None:
-    data, said = known
-    own = write(tmp_path / "own.jsonl", said)
+    data, predictions = known
+    own = write(tmp_path / "own.jsonl", predictions)
     worse = write(
-        tmp_path / "worse.jsonl", [row | ({"box": [0, 0, 1, 1]} if i % 2 else {}) for i, row in enumerate(said)]
+        tmp_path / "worse.jsonl", [row | ({"box": [0, 0, 1, 1]} if i % 2 else {}) for i, row in enumerate(predictions)]
     )
     result = epmvg.score(own, data=str(data), against=worse)
     alone = epmvg.score(worse, data=str(data))
-    for name in FIGURES:
-        gap = result["against"]["figures"][name]
+    for name in METRICS:
+        gap = result["against"]["metrics"][name]
         assert gap["points"] == pytest.approx(100 * (result[name] - alone[name]))
         assert gap["low"] <= gap["points"] <= gap["high"] and 0 < gap["p"] <= 1
-    assert result["against"]["figures"]["miou"]["p"] < 0.05
-    same = epmvg.score(own, data=str(data), against=own)["against"]["figures"]
+    assert result["against"]["metrics"]["miou"]["p"] < 0.05
+    same = epmvg.score(own, data=str(data), against=own)["against"]["metrics"]
     assert all((gap["points"], gap["low"], gap["high"], gap["p"]) == (0, 0, 0, 1) for gap in same.values())
 
 
@@ -291,32 +266,32 @@ def test_two_systems_are_compared_on_the_same_rows(known: tuple[Path, Rows], tmp
 
 
 def test_what_cannot_be_read_is_a_miss_and_listed(known: tuple[Path, Rows], tmp_path: Path) -> None:
-    data, said = known
-    texts = [{"id": row["id"], "answer": str(row["box"])} for row in said]
+    data, predictions = known
+    texts = [{"id": row["id"], "answer": str(row["box"])} for row in predictions]
     texts[0]["answer"], texts[1]["answer"], texts[2]["answer"] = (
         "I cannot see it.",
         None,
         texts[2]["answer"] + "[1,2,3,4]",
     )
     got = epmvg.score(write(tmp_path / "t.jsonl", texts), data=str(data), form="text", coordinates="pixels:xyxy")
-    assert [one["where"].split()[-1] for one in got["unreadable"]] == ["1", "2"] and got["several"] == 1
-    gone = [row | ({"box": None, "error": "gone"} if i < 2 else {}) for i, row in enumerate(said)]
+    assert [one["where"].split()[-1] for one in got["unreadable"]] == ["1", "2"] and got["multiple_boxes"] == 1
+    gone = [row | ({"box": None, "error": "gone"} if i < 2 else {}) for i, row in enumerate(predictions)]
     gone[1]["box"] = [-1e300, 5, 1e300, float("nan")]
     rows = epmvg.score(write(tmp_path / "r.jsonl", gone), data=str(data))
-    assert figures(rows) == figures(got) and rows["n"] == 30
-    part = epmvg.score(write(tmp_path / "p.jsonl", said[2:]), data=str(data), allow_partial=True)
-    assert figures(part) == figures(got) and len(part["missing"]) == 2
+    assert metrics_of(rows) == metrics_of(got) and rows["n"] == 30
+    part = epmvg.score(write(tmp_path / "p.jsonl", predictions[2:]), data=str(data), allow_partial=True)
+    assert metrics_of(part) == metrics_of(got) and len(part["missing"]) == 2
 
 
 def test_one_of_several_boxes_counts_and_says_so(known: tuple[Path, Rows], tmp_path: Path) -> None:
-    data, said = known
-    texts = [{"id": row["id"], "answer": f"{row['box']} or [1, 2, 3, 4]"} for row in said]
+    data, predictions = known
+    texts = [{"id": row["id"], "answer": f"{row['box']} or [1, 2, 3, 4]"} for row in predictions]
     file = write(tmp_path / "t.jsonl", texts)
 
-    rows = epmvg.score(write(tmp_path / "rows.jsonl", said), data=str(data))
+    rows = epmvg.score(write(tmp_path / "rows.jsonl", predictions), data=str(data))
     scored = epmvg.score(file, data=str(data), form="text", coordinates="pixels:xyxy")
-    assert figures(scored) == figures(rows)
-    assert "30 of 30 answers hold several boxes" in scored["warnings"][0]
+    assert metrics_of(scored) == metrics_of(rows)
+    assert "30 of 30 outputs have several boxes" in scored["warnings"][0]
 
 
 def test_phrases_in_other_letters_and_an_id_of_zero_are_the_same_question(tmp_path: Path) -> None:
@@ -332,51 +307,34 @@ def test_phrases_in_other_letters_and_an_id_of_zero_are_the_same_question(tmp_pa
     assert epmvg.score(own, data=str(alone))["miou"] == 1
 
 
-def read_as(data: Path, said: Rows, made: str, named: str, folder: Path) -> dict[str, Any]:
-    """Score predictions made in one convention and said to be of another."""
+def read_as(data: Path, predictions: Rows, made: str, named: str, folder: Path) -> dict[str, Any]:
+    """Score predictions made in one convention and predictions to be of another."""
     (unit, order), size = made.split(":"), (8000, 4000)
-    rows = [row | {"box": as_numbers(row["box"], unit, order, size, size)} for row in said]
+    rows = [row | {"box": as_numbers(row["box"], unit, order, size, size)} for row in predictions]
     return epmvg.score(write(folder / "made.jsonl", rows), data=str(data), coordinates=named)
 
 
-@pytest.mark.parametrize(
-    ("made", "named", "words"),
-    [
-        ("0-1:cxcywh", "0-1:xywh", "if the numbers were 0-1:cxcywh"),
-        ("0-1000:xyxy", "pixels:xyxy", "if the numbers were 0-1000:xyxy"),
-        ("pixels:xyxy", "pixels:xywh", "reach beyond their image"),
-        ("pixels:xyxy", "pixels:yxyx", "if the numbers were pixels:xyxy"),
-    ],
-)
-def test_a_wrong_convention_is_warned_of_with_the_one_that_fits(
-    made: str, named: str, words: str, known: tuple[Path, Rows], tmp_path: Path
-) -> None:
-    data, said = known
-    right, wrong = read_as(data, said, made, made, tmp_path), read_as(data, said, made, named, tmp_path)
-    assert right["warnings"] == [] and right["fit"]["better"] is None and right["fit"]["boxes"] == 30
-    assert right["fit"]["inverted"] == right["fit"]["beyond"] == 0
-    assert words in wrong["warnings"][0] and made in wrong["warnings"][0] and made == wrong["fit"]["better"]
-
-
-def test_data_whose_own_boxes_do_not_fit_is_warned_of(known: tuple[Path, Rows], tmp_path: Path) -> None:
-    data, said = known
-    rows = [json.loads(line) for line in data.read_text().splitlines()]
-    corners = [row | {"bbox": [6000, 3000, 6000 + row["bbox"][2] // 4, 3000 + row["bbox"][3] // 4]} for row in rows]
-    got = epmvg.score(write(tmp_path / "own.jsonl", said), data=str(write(tmp_path / "corners.jsonl", corners)))
-    assert "30 of 30 boxes of the data reach beyond their image" in got["warnings"][-1]
-    assert not epmvg.score(tmp_path / "own.jsonl", data=str(data))["warnings"]
+def test_implausible_boxes_are_a_warning(known: tuple[Path, Rows], tmp_path: Path) -> None:
+    data, predictions = known
+    right, wrong = (
+        read_as(data, predictions, "pixels:xyxy", f"pixels:{order}", tmp_path) for order in ("xyxy", "xywh")
+    )
+    assert right["warnings"] == [] and "reach beyond their image" in wrong["warnings"][0]
+    inverted = [row | ({"box": [600, 500, 90, 80]} if i < 4 else {}) for i, row in enumerate(predictions)]
+    some = epmvg.score(write(tmp_path / "inverted.jsonl", inverted), data=str(data))
+    assert "4 of 30 boxes end before they begin" in some["warnings"][0]
 
 
 def test_boxes_that_end_before_they_begin_are_refused(known: tuple[Path, Rows], tmp_path: Path) -> None:
-    data, said = known
-    right = [row | {"box": [600, 500, 90, 80]} for row in said]
+    data, predictions = known
+    right = [row | {"box": [600, 500, 90, 80]} for row in predictions]
     with pytest.raises(InputError, match="30 of 30 boxes end before they begin"):
         epmvg.score(write(tmp_path / "a.jsonl", right), data=str(data))
 
 
 def test_outputs_replace_no_inputs(known: tuple[Path, Rows], tmp_path: Path) -> None:
-    data, said = known
-    own, other = write(tmp_path / "own.jsonl", said), write(tmp_path / "other.jsonl", said)
+    data, predictions = known
+    own, other = write(tmp_path / "own.jsonl", predictions), write(tmp_path / "other.jsonl", predictions)
     for file in (data, own, other):
         before = file.read_bytes()
         with pytest.raises(InputError, match="overwrite"):
@@ -384,54 +342,61 @@ def test_outputs_replace_no_inputs(known: tuple[Path, Rows], tmp_path: Path) -> 
         assert file.read_bytes() == before
 
 
-def refusals(data: Path, said: Rows, folder: Path) -> dict[str, tuple[list[object], str]]:
+def refusals(data: Path, predictions: Rows, folder: Path) -> dict[str, tuple[list[object], str]]:
     """Mistakes by name: arguments of the command line, and words of the refusal."""
 
     def rows(name: str, changed: Sequence[dict[str, Any]]) -> Path:
         return write(folder / f"{name}.jsonl", changed)
 
     def text(name: str, answer: str, **more: Any) -> Path:
-        return rows(name, [{"id": row["id"], "answer": answer} | more for row in said])
+        return rows(name, [{"id": row["id"], "answer": answer} | more for row in predictions])
 
-    own, first = rows("own", said), said[0]
+    own, first = rows("own", predictions), predictions[0]
     listed = folder / "results.json"
     listed.write_text(json.dumps([{"image_id": 77, "caption": "it", "bbox": [1, 2, 3, 4]}]))
     no_size = [{"image": "gone.jpg", "phrase": "it", "bbox": [1, 2, 3, 4]}]
     shares = rows("shares", [{"image": "gone.jpg", "phrase": "it", "answer": "[0,0,1,1]"}])
     twice = write(folder / "twice.jsonl", [no_size[0], no_size[0] | {"bbox": [5, 5, 9, 9]}])
     lost = write(folder / "lost.jsonl", [no_size[0] | {"id": "a/0", "n_boxes": 3}])
+    other = rows("single", [{"id": "a/0", "box": [1, 2, 3, 4]}])
     unlike = [{"image": "gone.jpg", "phrase": "it", "box": [1, 2, 3, edge]} for edge in (4, 5)]
     name = ["--format", "text", "--coordinates"]
     return {
         "given twice": (
-            [rows("double", [*said, first]), "--data", data],
-            "answers id 'r0', 'the thing 0' of 0.jpg again",
+            [rows("double", [*predictions, first]), "--data", data],
+            "predicts id 'r0', 'the thing 0' of 0.jpg again",
         ),
-        "left out": ([rows("few", said[1:]), "--data", data], "leaves 1 of the 30 rows of data unanswered"),
-        "of other data": ([rows("other", [first | {"id": "x"}]), "--data", data], "answers id 'x', which"),
-        "of other words": ([rows("words", [first | {"phrase": "a cat"}]), "--data", data], "names another phrase"),
+        "left out": ([rows("few", predictions[1:]), "--data", data], "has no prediction for 1 of the 30 samples"),
+        "of other data": ([rows("other", [first | {"id": "x"}]), "--data", data], "no sample with this id 'x'"),
+        "of other words": ([rows("words", [first | {"phrase": "a cat"}]), "--data", data], "('a cat')"),
         "of no row": (
             [rows("void", [{"image": "9.jpg", "phrase": "a cat", "box": [1, 2, 3, 4]}]), "--data", data],
             "'a cat'",
         ),
-        "answers nothing": ([rows("blank", [{"box": [1, 2, 3, 4]}]), "--data", data], "does not say what it answers"),
+        "answers nothing": ([rows("blank", [{"box": [1, 2, 3, 4]}]), "--data", data], "names no sample"),
         "no convention": ([text("t", "[1,2,3,4]"), "--data", data, "--format", "text"], "needs --coordinates"),
-        "unknown convention": ([folder / "t.jsonl", "--data", data, *name, "percent"], "percent is no convention"),
-        "wrong convention": ([text("w", "[9,20,30,40]"), "--data", data, *name, "0-1:xyxy"], "30 of 30 boxes lie far"),
-        "shares as pixels": ([text("s", "[0,0,1,.5]"), "--data", data, *name, "pixels:xyxy"], "no number exceeds 1"),
+        "unknown convention": ([folder / "t.jsonl", "--data", data, *name, "percent"], "percent is not known"),
+        "wrong convention": (
+            [text("w", "[9,20,30,40]"), "--data", data, *name, "0-1:xyxy"],
+            "30 of 30 boxes are outside 0 to 1",
+        ),
+        "shares as pixels": ([text("s", "[0,0,1,.5]"), "--data", data, *name, "pixels:xyxy"], "have no number above 1"),
         "no input size": ([folder / "t.jsonl", "--data", data, *name, "input-pixels:xyxy"], '"input_width"'),
         "no size at all": ([shares, "--data", write(folder / "one.jsonl", no_size), *name, "0-1:xyxy"], "gone.jpg"),
-        "no box": ([folder / "t.jsonl", "--data", data], 'has no "box": name what the file is with --format'),
+        "no box": ([folder / "t.jsonl", "--data", data], 'has no "box": name the format of the file with --format'),
         "three numbers": ([rows("three", [first | {"box": [1, 2, 3]}]), "--data", data], "must be four numbers"),
-        "no answer": ([own, "--data", data, *name, "pixels:xyxy"], 'has no "answer"'),
+        "no answer": ([own, "--data", data, *name, "pixels:xyxy"], '"answer" is None'),
         "a row for results": ([own, "--data", data, "--format", "coco"], "is not JSON"),
-        "an unknown image": ([listed, "--data", data, "--format", "coco"], "image_id 77 names no image"),
-        "asked twice, alike": ([rows("unlike", unlike), "--data", twice], 'give each answer the "id"'),
-        "boxes lost": ([own, "--data", lost, "--targets", "any"], "has 3 boxes, but 1 of them"),
-        "other system partial": ([own, "--data", data, "--against", folder / "few.jsonl"], "few.jsonl leaves 1 of"),
+        "an unknown image": ([listed, "--data", data, "--format", "coco"], "has no image_id 77"),
+        "asked twice, alike": ([rows("unlike", unlike), "--data", twice], 'give each prediction the "id"'),
+        "boxes lost": ([other, "--data", lost, "--targets", "any"], "has 3 boxes, but its row holds 1"),
+        "other system partial": (
+            [own, "--data", data, "--against", folder / "few.jsonl"],
+            "few.jsonl has no prediction for 1",
+        ),
         "nothing readable": (
             [text("u", "I see no dog."), "--data", data, *name, "pixels:xyxy"],
-            "not one of 30 answers holds a box",
+            "none of 30 outputs holds a box",
         ),
         "nothing there": ([write(folder / "no.jsonl", []), "--data", data], "holds no predictions"),
     }
@@ -443,32 +408,32 @@ def test_mistakes_are_refused_by_name(
     for case, (arguments, words) in refusals(*known, tmp_path).items():
         with pytest.raises(SystemExit) as ended:
             main(["score", *map(str, arguments), "--rows", str(tmp_path / "out.jsonl")])
-        said = capsys.readouterr().err
-        assert ended.value.code == 2 and words in said, f"{case}: {said}"
-        assert said.count("\n") == 1 and not (tmp_path / "out.jsonl").exists(), case
+        predictions = capsys.readouterr().err
+        assert ended.value.code == 2 and words in predictions, f"{case}: {predictions}"
+        assert predictions.count("\n") == 1 and not (tmp_path / "out.jsonl").exists(), case
 
 
 def test_the_command_line_says_it_in_a_table_and_in_json(
     known: tuple[Path, Rows], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, said = known
-    file = write(tmp_path / "own.jsonl", said)
+    data, predictions = known
+    file = write(tmp_path / "own.jsonl", predictions)
     arguments = ["score", str(file), "--data", str(data), "--against", str(file)]
     for more in ([], ["--json"]):
         with pytest.raises(SystemExit) as ended:
             main(arguments + more)
         assert not ended.value.code
     out = capsys.readouterr().out
-    assert all(name in out for name in FIGURES) and "IoU >= 0.5" in out
-    assert json.loads(out.splitlines()[-1])["against"]["figures"]["acc50"]["p"] == 1
+    assert all(name in out for name in METRICS) and "IoU >= 0.5" in out
+    assert json.loads(out.splitlines()[-1])["against"]["metrics"]["acc50"]["p"] == 1
 
 
 def test_a_file_of_nonsense_is_one_sentence(known: tuple[Path, Rows], tmp_path: Path) -> None:
-    data, said = known
+    data, predictions = known
     dice = random.Random(1)
     values: list[Any] = [None, True, -1, 10**400, 1e308, "", "x", [], [1, 2, 3, 4], {}, [[1]], "[1,2,3,4]"]
     for _ in range(60):
-        rows = [dict(row) for row in said[: dice.randrange(1, 4)]]
+        rows = [dict(row) for row in predictions[: dice.randrange(1, 4)]]
         for row in rows:
             for key in dice.sample(["image", "phrase", "id", "box", "score", "answer", "target", "input_width"], 3):
                 row[key] = dice.choice(values)
@@ -478,9 +443,3 @@ def test_a_file_of_nonsense_is_one_sentence(known: tuple[Path, Rows], tmp_path: 
                 epmvg.score(file, data=str(data), form=form, coordinates="pixels:xyxy")
             except InputError:
                 continue
-
-
-@pytest.mark.parametrize("name", ["", "0-1", "0-1:", ":xyxy", "0-10:xyxy", "pixels:cxcy", "0-1:xyxy:"])
-def test_conventions_are_named_whole(name: str) -> None:
-    with pytest.raises(InputError, match="is no convention"):
-        Coordinates.named(name)

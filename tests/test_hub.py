@@ -112,10 +112,10 @@ def test_default_is_scored_here_and_yields_to_a_folder_of_that_name(
     rows = (tmp_path / "runs" / "default" / said["rows"]).read_text().splitlines()
     assert said["n"] == len(rows) == 24
     assert epmvg.write_report(["runs/default"], tmp_path / "report.html").exists()
-    with pytest.raises(InputError, match="no folder of yours"):
+    with pytest.raises(InputError, match="cannot be changed"):
         epmvg.calibrate("default", data=str(squares), split="val")
     save(create_model("tiny-resnet"), tmp_path / "runs" / "default")
-    with pytest.raises(InputError, match="holds a model of its own"):
+    with pytest.raises(InputError, match="holds another model"):
         epmvg.evaluate("default", data=str(squares), split="val")
     (tmp_path / "runs" / "default").rename(tmp_path / "default")
     assert epmvg.load("default").settings["visual_encoder"]["backbone"] == "resnet10t"

@@ -1,6 +1,6 @@
-"""Answers as published systems write them, and the convention of docs/score.md that reads each.
+"""Outputs of published systems, and the coordinate convention of docs/evaluate.md for each.
 
-`decode` is what the system's own code makes of its numbers; the sources stand in docs/score.md.
+`decode` converts numbers as the system's own code does; docs/evaluate.md names the sources.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from transformers.image_transforms import center_to_corners_format
 
 import epmvg
 from epmvg.core.types import Box
-from epmvg.evaluation.external.coordinates import Coordinates
-from epmvg.evaluation.external.text import read_boxes
+from epmvg.evaluation.external_formats import Coordinates, parse_boxes
 
 Numbers = tuple[float, float, float, float]
 Size = tuple[int, int]
 SIZES: list[Size] = [(640, 427), (333, 500), (512, 512)]
-SEEN: Size = (1008, 756)
-"""The picture that a system with pixels of its own resized ours to."""
+INPUT: Size = (1008, 756)
+"""The size that a system with pixels of its own resizes images to."""
 
 
-def shares(numbers: Numbers, size: Size, of: float) -> Box:
-    """The share of each side that a number is, times that side."""
+def fractions(numbers: Numbers, size: Size, of: float) -> Box:
+    """Numbers as fractions of the sides, in pixels."""
     x0, y0, x1, y1 = numbers
     width, height = size
     return x0 / of * width, y0 / of * height, x1 / of * width, y1 / of * height
@@ -38,21 +37,21 @@ def shares(numbers: Numbers, size: Size, of: float) -> Box:
 
 def rows_first(numbers: Numbers, size: Size, of: float) -> Box:
     y0, x0, y1, x1 = numbers
-    return shares((x0, y0, x1, y1), size, of)
+    return fractions((x0, y0, x1, y1), size, of)
 
 
 def bin_middles(numbers: Numbers, size: Size) -> Box:
     x0, y0, x1, y1 = (number + 0.5 for number in numbers)
-    return shares((x0, y0, x1, y1), size, 1000)
+    return fractions((x0, y0, x1, y1), size, 1000)
 
 
 def resized(numbers: Numbers, size: Size) -> Box:
     x0, y0, x1, y1 = numbers
-    return x0 / SEEN[0] * size[0], y0 / SEEN[1] * size[1], x1 / SEEN[0] * size[0], y1 / SEEN[1] * size[1]
+    return x0 / INPUT[0] * size[0], y0 / INPUT[1] * size[1], x1 / INPUT[0] * size[0], y1 / INPUT[1] * size[1]
 
 
 def padded(numbers: Numbers, size: Size) -> Box:
-    """The picture is pasted into the middle of a square, in whole pixels."""
+    """The image is pasted into the middle of a square, in whole pixels."""
     width, height = size
     x0, y0, x1, y1 = (number * max(size) for number in numbers)
     if width > height:
@@ -60,14 +59,6 @@ def padded(numbers: Numbers, size: Size) -> Box:
         return x0, y0 - above, x1, y1 - above
     before = (height - width) // 2
     return x0 - before, y0, x1 - before, y1
-
-
-def cells(numbers: Numbers, size: Size) -> Box:
-    """Numbers are columns and rows of a grid of 32: from middle to middle, or whole cells where there is but one."""
-    x0, y0, x1, y1 = numbers
-    if x0 == x1 or y0 == y1:
-        return shares((x0, y0, x1 + 1, y1 + 1), size, 32)
-    return shares((x0 + 0.5, y0 + 0.5, x1 + 0.5, y1 + 0.5), size, 32)
 
 
 @dataclass(frozen=True)
@@ -79,18 +70,13 @@ class System:
     form: str = "d"
 
 
-def patches(n: list[str]) -> str:
-    first, last = int(n[1]) * 32 + int(n[0]), int(n[3]) * 32 + int(n[2])
-    return f"<phrase> a cup</phrase><object><patch_index_{first:04d}><patch_index_{last:04d}></object>"
-
-
 SYSTEMS = {
-    "CogVLM": System("0-1000:xyxy", 999, lambda n: f"[[{','.join(n)}]]", lambda n, s: shares(n, s, 1000), "03d"),
+    "CogVLM": System("0-1000:xyxy", 999, lambda n: f"[[{','.join(n)}]]", lambda n, s: fractions(n, s, 1000), "03d"),
     "DeepSeek-VL2": System(
         "0-999:xyxy",
         999,
         lambda n: f"<|ref|>the cup<|/ref|><|det|>[[{', '.join(n)}]]<|/det|>",
-        lambda n, s: shares(n, s, 999),
+        lambda n, s: fractions(n, s, 999),
     ),
     "Florence-2": System(
         "1000-bins:xyxy", 999, lambda n: "the cup" + "".join(f"<loc_{value}>" for value in n), bin_middles
@@ -105,30 +91,29 @@ SYSTEMS = {
         "0-1000:xyxy",
         999,
         lambda n: f"It is at <|begin_of_box|>[[{','.join(n)}]]<|end_of_box|>.",
-        lambda n, s: shares(n, s, 1000),
+        lambda n, s: fractions(n, s, 1000),
     ),
     "InternVL": System(
         "0-1000:xyxy",
         1000,
         lambda n: f"<ref>the cup</ref><box>[[{', '.join(n)}]]</box>",
-        lambda n, s: shares(n, s, 1000),
+        lambda n, s: fractions(n, s, 1000),
     ),
-    "Kosmos-2": System("32-cells:xyxy", 31, patches, cells),
     "LLaVA-1.5": System("0-1-square:xyxy", 1, lambda n: f"[{', '.join(n)}]", padded, ".2f"),
     "MiniCPM-V": System(
         "0-1000:xyxy",
         999,
         lambda n: f"<ref>the cup</ref><box>{' '.join(n)}</box>",
-        lambda n, s: shares(n, s, 1000),
+        lambda n, s: fractions(n, s, 1000),
     ),
     "MiniGPT-v2": System(
         "0-100:xyxy",
         100,
         lambda n: "<p>the cup</p> {" + "".join(f"<{value}>" for value in n) + "}",
-        lambda n, s: shares(n, s, 100),
+        lambda n, s: fractions(n, s, 100),
     ),
     "OFA": System(
-        "0-999:xyxy", 999, lambda n: " ".join(f"<bin_{value}>" for value in n), lambda n, s: shares(n, s, 999)
+        "0-999:xyxy", 999, lambda n: " ".join(f"<bin_{value}>" for value in n), lambda n, s: fractions(n, s, 999)
     ),
     "PaliGemma": System(
         "1024-bins:yxyx",
@@ -141,7 +126,7 @@ SYSTEMS = {
         "0-1000:xyxy",
         999,
         lambda n: f"<ref>the cup</ref><box>({n[0]},{n[1]}),({n[2]},{n[3]})</box>",
-        lambda n, s: shares(n, s, 1000),
+        lambda n, s: fractions(n, s, 1000),
     ),
     "Qwen2-VL": System(
         "0-1000:xyxy",
@@ -149,7 +134,7 @@ SYSTEMS = {
         lambda n: (
             f"<|object_ref_start|>the cup<|object_ref_end|><|box_start|>({n[0]},{n[1]}),({n[2]},{n[3]})<|box_end|>"
         ),
-        lambda n, s: shares(n, s, 1000),
+        lambda n, s: fractions(n, s, 1000),
     ),
     "Qwen2.5-VL": System(
         "input-pixels:xyxy",
@@ -161,14 +146,14 @@ SYSTEMS = {
         "0-1000:xyxy",
         1000,
         lambda n: f'```json\n[\n\t{{"bbox_2d": [{", ".join(n)}], "label": "the cup"}}\n]\n```',
-        lambda n, s: shares(n, s, 1000),
+        lambda n, s: fractions(n, s, 1000),
     ),
     "Shikra": System("0-1-square:xyxy", 1, lambda n: f"It is at [{','.join(n)}].", padded, ".3f"),
 }
 CONVENTIONS = sorted({system.coordinates for system in SYSTEMS.values()})
 
 
-def answers(system: System) -> list[tuple[str, Size, Box]]:
+def outputs(system: System) -> list[tuple[str, Size, Box]]:
     """Texts with random boxes, the size of the picture, and where the system's own code sees the box."""
     dice = random.Random(7)
     made = []
@@ -185,15 +170,15 @@ def answers(system: System) -> list[tuple[str, Size, Box]]:
 
 def read(text: str, size: Size, coordinates: str) -> Box | None:
     convention = Coordinates.named(coordinates)
-    found = read_boxes(text, convention)
-    return convention.to_pixels(found[0], size, SEEN) if found else None
+    found = parse_boxes(text, convention)
+    return convention.to_pixels(found[0], size, INPUT) if found else None
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_each_system_is_read_as_it_reads_itself_and_in_no_other_convention(name: str) -> None:
+def test_each_system_needs_its_own_convention(name: str) -> None:
     system = SYSTEMS[name]
     for coordinates in CONVENTIONS:
-        for text, size, box in answers(system):
+        for text, size, box in outputs(system):
             found = read(text, size, coordinates)
             alike = size[0] == size[1] and system.coordinates.startswith("0-1")  # a square has nothing padded
             if coordinates == system.coordinates:
@@ -205,27 +190,17 @@ def test_each_system_is_read_as_it_reads_itself_and_in_no_other_convention(name:
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_file_of_each_system_scores_one(name: str, tmp_path: Path) -> None:
     system = SYSTEMS[name]
-    rows, said = [], []
-    for number, (text, (width, height), (x0, y0, x1, y1)) in enumerate(answers(system)):
+    rows, predictions = [], []
+    for number, (text, (width, height), (x0, y0, x1, y1)) in enumerate(outputs(system)):
         row = {"image": f"{number}.jpg", "phrase": "the cup", "id": str(number)}
         rows.append(row | {"bbox": [x0, y0, x1 - x0, y1 - y0], "width": width, "height": height})
-        said.append(row | {"answer": text, "input_width": SEEN[0], "input_height": SEEN[1]})
-    for file, content in (("data.jsonl", rows), ("said.jsonl", said)):
+        predictions.append(row | {"answer": text, "input_width": INPUT[0], "input_height": INPUT[1]})
+    for file, content in (("data.jsonl", rows), ("predictions.jsonl", predictions)):
         (tmp_path / file).write_text("".join(json.dumps(one) + "\n" for one in content))
     score = epmvg.score(
-        tmp_path / "said.jsonl", data=str(tmp_path / "data.jsonl"), form="text", coordinates=system.coordinates
+        tmp_path / "predictions.jsonl", data=str(tmp_path / "data.jsonl"), form="text", coordinates=system.coordinates
     )
     assert score["miou"] == pytest.approx(1) and score["acc90"] == 1 and not score["unreadable"]
-
-
-def test_one_row_or_column_of_cells_is_whole() -> None:
-    """Kosmos-2's own example: cells 44 and 863 of a snowman, here also a box of one column and of one cell."""
-    size = (320, 320)
-    found = [
-        read(f"<patch_index_{a:04d}><patch_index_{b:04d}>", size, "32-cells:xyxy")
-        for a, b in ((44, 863), (33, 97), (33, 33))
-    ]
-    assert found == [(125, 15, 315, 265), (10, 10, 20, 40), (10, 10, 20, 20)]
 
 
 @pytest.mark.parametrize(
@@ -238,7 +213,7 @@ def test_one_row_or_column_of_cells_is_whole() -> None:
 )
 def test_points_are_no_boxes(text: str) -> None:
     """Molmo points, and Qwen3-VL may be asked to."""
-    assert all(read_boxes(text, Coordinates.named(one)) == [] for one in ("0-1000:xyxy", "32-cells:xyxy"))
+    assert all(parse_boxes(text, Coordinates.named(one)) == [] for one in ("0-1000:xyxy", "0-100:xyxy"))
 
 
 to_corners: Any = center_to_corners_format
@@ -246,7 +221,6 @@ TENSORS: dict[str, tuple[str, Callable[[torch.Tensor, Size], Any]]] = {  # boxes
     "DETR, MDETR": ("0-1:cxcywh", lambda box, size: to_corners(box) * torch.tensor(size * 2)),
     "Grounding DINO, MM-Grounding-DINO": ("0-1:cxcywh", lambda box, size: to_corners(box) * torch.tensor(size * 2)),
     "OWL-ViT": ("0-1:cxcywh", lambda box, size: to_corners(box) * torch.tensor(size * 2)),
-    "OWLv2": ("0-1-padded:cxcywh", lambda box, size: to_corners(box) * max(size)),
 }
 
 
@@ -256,17 +230,18 @@ def test_boxes_of_detectors_are_read_as_their_library_reads_them(name: str) -> N
     for size in SIZES:
         box = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
         a, b, c, d = box[0].tolist()
-        found = Coordinates.named(convention).to_pixels((a, b, c, d), size)
+        named = Coordinates.named(convention)
+        found = named.to_pixels(named.corners((a, b, c, d)), size)
         assert found == pytest.approx(decode(box, size)[0].tolist(), abs=1e-3)
 
 
-def test_the_table_of_the_documents_names_these_detectors() -> None:
+def test_docs_list_these_detectors() -> None:
     page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text("utf-8")
-    told = dict(re.findall(r"^\| ([^|`]+) \| `pred_boxes` \| `([\w-]+:\w+)` \|", page, re.MULTILINE))
-    assert told == {name: convention for name, (convention, _) in TENSORS.items()}
+    listed = dict(re.findall(r"^\| ([^|`]+) \| `pred_boxes` \| `([\w-]+:\w+)` \|", page, re.MULTILINE))
+    assert listed == {name: convention for name, (convention, _) in TENSORS.items()}
 
 
-def test_the_table_of_the_documents_names_what_is_tested() -> None:
+def test_docs_list_these_systems() -> None:
     page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text("utf-8")
-    told = dict(re.findall(r"^\| ([\w.-]+) \| `(?!pred_boxes).+?` \| `([\w-]+:\w+)` \|", page, re.MULTILINE))
-    assert told == {name: system.coordinates for name, system in SYSTEMS.items()}
+    listed = dict(re.findall(r"^\| ([\w.-]+) \| `(?!pred_boxes).+?` \| `([\w-]+:\w+)` \|", page, re.MULTILINE))
+    assert listed == {name: system.coordinates for name, system in SYSTEMS.items()}

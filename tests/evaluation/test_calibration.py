@@ -14,13 +14,14 @@ import torch
 
 import epmvg
 from epmvg.config.settings import Recipe
-from epmvg.core.calibration import CONFIDENCE_FILE, Calibration, calibration_error
+from epmvg.core.calibration import CONFIDENCE_FILE, Calibration, read_calibration
 from epmvg.core.files import write_rows
 from epmvg.core.types import InputError
 from epmvg.data.registry import open_samples
 from epmvg.distill.losses import iou_head_loss
-from epmvg.evaluation.calibration import fit_score_head, remark
+from epmvg.evaluation.calibration import fit_calibration, fit_iou_head, remark, threshold_for
 from epmvg.evaluation.evaluate import evaluation_loader, predict_rows
+from epmvg.evaluation.statistics import calibration_error
 from epmvg.models.factory import create_model, load, save
 
 NOUNS = {"red": "apple", "green": "frog", "blue": "whale", "yellow": "lemon"}
@@ -51,7 +52,7 @@ def train(named: Path, out: Path, *settings: str) -> Path:
     return epmvg.train(Recipe.load("scenes", f"data.name={named}", *tiny, *settings), out)
 
 
-def test_a_score_head_changes_nothing_else(named: Path, tmp_path: Path) -> None:
+def test_a_iou_head_changes_nothing_else(named: Path, tmp_path: Path) -> None:
     """Same seed with dropout and clipped gradients: without it, with it, and with absent phrases too."""
     plain = train(named, tmp_path / "plain")
     scored = train(named, tmp_path / "scored", "model.iou_head=true", "train.negatives_per_phrase=0")
@@ -106,7 +107,7 @@ def test_a_calibrated_run_says_the_same_everywhere(named: Path, tmp_path: Path, 
     before = epmvg.Predictor(run)(photo, ["the frog", "the lemon"])
     with pytest.raises(InputError, match="epmvg calibrate"):
         epmvg.Predictor(run)(photo, "the frog", min_score="auto")
-    done = epmvg.calibrate(run, fit_head=fit_head, false_alarms=0.3)
+    done = epmvg.calibrate(run, fit_head=fit_head, false_positive_rate=0.3)
     model = load(run)
     assert (model.iou_head is not None) == fit_head and model.calibration is not None
     assert json.loads((run / CONFIDENCE_FILE).read_text()) == done and done["fitted"]["n"] == 12
@@ -121,12 +122,12 @@ def test_a_calibrated_run_says_the_same_everywhere(named: Path, tmp_path: Path, 
     assert score == pytest.approx(asked, abs=1e-3)
     correct = np.array([row["iou"] >= 0.5 for row in rows], np.float64)
     scores = np.array([row["score"] for row in rows], np.float64)
-    assert result["confidence"]["calibrated"] and result["n"] == 12 == len(rows)
-    assert result["confidence"]["ece"]["value"] == pytest.approx(
+    assert result["confidence"]["calibrated"] == (done["method"] != "none") and result["n"] == 12 == len(rows)
+    assert result["confidence"]["ece"] == pytest.approx(
         calibration_error(scores, correct), abs=1e-5
     )  # scores of a file are rounded
-    absent = [json.loads(line) for line in (run / "absent-annotations-val.jsonl").read_text().splitlines()]
-    assert len(absent) == result["confidence"]["absent"] > 0
+    absent = [json.loads(line) for line in (run / "negatives-annotations-val.jsonl").read_text().splitlines()]
+    assert len(absent) == result["confidence"]["negatives"] > 0
     assert not {(row["image"], row["phrase"]) for row in rows} & {(row["image"], row["phrase"]) for row in absent}
 
     assert result["confidence"]["calibrated_on_these_rows"] and result["weights"] == done["weights"]
@@ -154,7 +155,7 @@ def test_what_cannot_be_calibrated_is_refused(named: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match="for reporting"):
         epmvg.calibrate(run, fit_head=True, split="test")
     with pytest.raises(InputError, match="between 0 and 1"):
-        epmvg.calibrate(run, fit_head=True, false_alarms=2.0)
+        epmvg.calibrate(run, fit_head=True, false_positive_rate=2.0)
     with pytest.raises(InputError, match=r"trained on all images of .* train"):
         epmvg.calibrate(run, fit_head=True, split="train")
     copy = tmp_path / "copy"  # the same images under other names
@@ -167,12 +168,12 @@ def test_what_cannot_be_calibrated_is_refused(named: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match="trained on all images"):
         epmvg.calibrate(run, data=str(copy / "copies.jsonl"), fit_head=True)
     with pytest.raises(InputError, match="at least two images"):
-        fit_score_head(load(run), open_samples(str(named), split="val")[:2])
+        fit_iou_head(load(run), open_samples(str(named), split="val")[:2])
     epmvg.calibrate(run, fit_head=True, device="cpu")  # the paper's head can be judged as well
     assert 0 < epmvg.Predictor(run)(named.parent / "1.png", "the frog")[0].score < 1
 
 
-def test_a_start_with_or_without_a_score_head_fits(named: Path, tmp_path: Path) -> None:
+def test_a_start_with_or_without_a_iou_head_fits(named: Path, tmp_path: Path) -> None:
     for number, (first, second) in enumerate((("true", "false"), ("false", "true"))):
         start = train(named, tmp_path / f"start{number}", f"model.iou_head={first}", "train.epochs=0.5")
         end = train(named, tmp_path / f"end{number}", f"model.iou_head={second}", f"model.init_from={start}")
@@ -202,3 +203,53 @@ def test_scores_reach_calibration_and_thresholds_unrounded(named: Path, tmp_path
     with pytest.raises(InputError, match="not a finite number"):
         write_rows(tmp_path / "bad.jsonl", [rows[0] | {"box": [float("nan")] * 4}])
     assert not (tmp_path / "bad.jsonl").exists()
+
+
+# Fitting
+
+
+@pytest.mark.parametrize(("a", "b", "c"), [(1.0, 1.0, 0.0), (0.4, 0.4, -0.8), (2.5, 0.6, 0.7)])
+def test_calibration_undoes_what_was_done_to_probabilities(a: float, b: float, c: float) -> None:
+    random = np.random.default_rng(2)
+    score = random.uniform(0.02, 0.98, 6000)
+    truth = Calibration("beta", a, b, c)(score)
+    correct = (random.random(6000) < truth).astype(float)
+    found, held_out = fit_calibration(score, correct, [str(i // 3) for i in range(6000)])
+    assert np.abs(found(score) - truth).mean() < 0.02
+    assert calibration_error(held_out, correct) < 0.03
+    order = np.argsort(score)
+    assert (np.diff(found(score)[order]) >= 0).all()
+
+
+def test_a_score_that_says_nothing_becomes_the_base_rate() -> None:
+    """Higher scores for wrong boxes: a mapping may flatten them, but never turn them round."""
+    random = np.random.default_rng(3)
+    correct = (random.random(900) < 0.3).astype(float)
+    score = np.clip(0.8 - 0.3 * correct + 0.1 * random.standard_normal(900), 0, 1)
+    found, held_out = fit_calibration(score, correct, [str(i) for i in range(900)])
+    assert found.a >= 0 and found.b >= 0
+    assert np.abs(held_out - correct.mean()).max() < 0.1
+
+
+def test_the_threshold_keeps_its_promise_on_new_phrases() -> None:
+    random = np.random.default_rng(4)
+    passed = []
+    for _ in range(400):
+        negative, new = np.split(random.random(139), [39])
+        threshold = threshold_for(0.1, negative)
+        assert threshold is not None
+        passed.append((new >= threshold).mean())
+    assert 0.07 < np.mean(passed) <= 0.105
+    assert threshold_for(0.1, np.full(8, 0.5)) is None
+    tied = threshold_for(0.1, np.full(50, 0.5))
+    assert tied is not None and tied > 0.5
+
+
+def test_a_calibration_survives_its_file_and_a_torn_one_is_named(tmp_path: Path) -> None:
+    assert read_calibration(tmp_path) is None
+    made = Calibration("beta", 1.5, 0.25, -0.125, 0.1 + 0.2, 0.1, {"n": 3})
+    (tmp_path / CONFIDENCE_FILE).write_text(made.dump())
+    assert read_calibration(tmp_path) == made
+    (tmp_path / CONFIDENCE_FILE).write_text(made.dump()[:40])
+    with pytest.raises(InputError, match=r"confidence\.json cannot be read"):
+        read_calibration(tmp_path)
