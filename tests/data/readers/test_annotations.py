@@ -1,4 +1,4 @@
-"""One malformed row costs one row, in every reader: counted, named, and refused where nothing may be left out."""
+"""One malformed annotation costs one annotation in every reader: counted, named, rejected where none may be skipped."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from epmvg.cli import app
 from epmvg.core.types import InputError
 from epmvg.data.readers.annotations import MALFORMED, Skipped
 from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.registry import open_samples
 
-ROW = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
+ANNOTATION = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
+
+
 BOX = [1, 2, 3, 4]
 
 
@@ -30,17 +30,25 @@ def coco(*annotations: Any) -> bytes:
 
 
 NOTE = {"id": 1, "image_id": 1, "bbox": BOX, "phrase": "a cup"}
+
+
 SPAN = {"id": 1, "image_id": 1, "bbox": BOX, "tokens_positive": [[0, 5]]}
+
+
 MDETR = {"images": [{"id": 1, "file_name": "a.jpg", "caption": "a cup"}]}
+
+
 REGION = {"phrase": "a cup", "bbox": BOX}
+
+
 FILES: dict[str, Callable[[], bytes]] = {
-    "torn.jsonl": lambda: lines(ROW, b'{"image": "a.jpg",', ROW),
-    "list.jsonl": lambda: lines(ROW, [1], ROW),
-    "key.jsonl": lambda: lines(ROW, {"image": "a.jpg"}, ROW),
-    "type.jsonl": lambda: lines(ROW, ROW | {"bbox": "wide"}, ROW),
-    "size.jsonl": lambda: lines(ROW, ROW | {"width": "wide", "height": 3}, ROW),
-    "split.jsonl": lambda: lines(ROW, ROW | {"split": ["val"]}, ROW),
-    "path.jsonl": lambda: lines(ROW, ROW | {"image": "../a.jpg"}, ROW),
+    "torn.jsonl": lambda: lines(ANNOTATION, b'{"image": "a.jpg",', ANNOTATION),
+    "list.jsonl": lambda: lines(ANNOTATION, [1], ANNOTATION),
+    "key.jsonl": lambda: lines(ANNOTATION, {"image": "a.jpg"}, ANNOTATION),
+    "type.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"bbox": "wide"}, ANNOTATION),
+    "size.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"width": "wide", "height": 3}, ANNOTATION),
+    "split.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"split": ["val"]}, ANNOTATION),
+    "path.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"image": "../a.jpg"}, ANNOTATION),
     "image.json": lambda: coco(NOTE, NOTE | {"image_id": 9}, NOTE),
     "phrase.json": lambda: coco(NOTE, {"id": 2, "image_id": 1, "bbox": BOX}, NOTE),
     "note.json": lambda: coco(NOTE, 7, NOTE),
@@ -48,7 +56,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "odvg.jsonl": lambda: lines(
         {"filename": "a.jpg", "grounding": {"regions": [REGION]}}, {"filename": "a.jpg", "detection": {}}
     ),
-    "rows.json": lambda: json.dumps([ROW, {"phrase": "a cup"}, ROW]).encode(),
+    "rows.json": lambda: json.dumps([ANNOTATION, {"phrase": "a cup"}, ANNOTATION]).encode(),
     "unc/unc_val.pkl": lambda: pickle.dumps([("a.jpg", "m", BOX, "a cup", None), ("a.jpg", "m", BOX)], protocol=2),
     "folder/metadata.jsonl": lambda: lines(
         {"file_name": "a.jpg", "phrase": "a cup", "bbox": BOX}, {"file_name": 7, "phrase": "a cup", "bbox": BOX}
@@ -57,7 +65,7 @@ FILES: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_one_malformed_row_is_counted_and_named(tmp_path: Path, name: str) -> None:
+def test_one_malformed_annotation_is_counted_and_named(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(FILES[name]())
@@ -71,7 +79,7 @@ def test_one_malformed_row_is_counted_and_named(tmp_path: Path, name: str) -> No
     assert str(refused.value) == skipped.first[MALFORMED]
 
 
-def test_published_layouts_lose_one_row_too(tmp_path: Path) -> None:
+def test_published_layouts_skip_one_annotation_too(tmp_path: Path) -> None:
     instances = {
         "images": [{"id": 3, "file_name": "a.jpg"}, {"id": 4, "file_name": 7}],
         "annotations": [{"id": 1, "bbox": BOX}, {"id": 2, "bbox": "wide"}],
@@ -96,56 +104,27 @@ def test_published_layouts_lose_one_row_too(tmp_path: Path) -> None:
     assert skipped.counts == {MALFORMED: 2}
 
 
-def test_a_file_of_malformed_rows_alone_says_what_is_wrong(tmp_path: Path) -> None:
+def test_a_file_of_malformed_annotations_names_the_first(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(lines([1], [2]))
     with pytest.raises(InputError, match=r"no usable annotations: 2 annotations skipped: .* \(first: .*line 1 is"):
         read_jsonl(file, skipped=Skipped())
 
 
-def test_stats_and_convert_go_on_with_the_rest(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_bytes(FILES["torn.jsonl"]())
-    for verb in (["stats"], ["convert", "--to", str(tmp_path / "out.json")]):
-        done = CliRunner().invoke(app, ["data", *verb, str(file), "--json"])
-        assert done.exit_code == 0 and json.loads(done.stdout)["skipped"] == {MALFORMED: 1}
-
-
 def test_numbers_in_text_are_numbers(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_bytes(lines(ROW | {"bbox": ["1", "2.5", 3, "4"], "width": "640", "height": "480"}))
-    (record,) = read_jsonl(file)
-    assert record.box == (1, 2.5, 4, 6.5) and record.size == (640, 480)
+    file.write_bytes(lines(ANNOTATION | {"bbox": ["1", "2.5", 3, "4"], "width": "640", "height": "480"}))
+    (sample,) = read_jsonl(file)
+    assert sample.box == (1, 2.5, 4, 6.5) and sample.size == (640, 480)
 
 
 def test_splits_are_compared_as_text_and_existing_ones_are_named(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_bytes(lines(ROW | {"split": 0}, ROW | {"split": "1"}))
+    file.write_bytes(lines(ANNOTATION | {"split": 0}, ANNOTATION | {"split": "1"}))
     assert len(read_jsonl(file, split="0")) == len(read_jsonl(file, split="1")) == 1
-    file.write_bytes(lines(ROW | {"split": "training"}, ROW | {"split": "valid"}))
+    file.write_bytes(lines(ANNOTATION | {"split": "training"}, ANNOTATION | {"split": "valid"}))
     with pytest.raises(InputError, match=r"of split 'val' \(there are training, valid\)"):
         read_jsonl(file, split="val")
-    file.write_bytes(lines({key: ROW[key] for key in ("image", "phrase", "bbox")}))
+    file.write_bytes(lines({key: ANNOTATION[key] for key in ("image", "phrase", "bbox")}))
     with pytest.raises(InputError, match="none names a split: `epmvg data split` adds them"):
         read_jsonl(file, split="val")
-
-
-@pytest.mark.parametrize("name", ["rows.JSONL", "rows.json", "rows.Json"])
-def test_content_and_not_the_suffix_tells_rows_from_json(tmp_path: Path, name: str) -> None:
-    for content in (lines(ROW, ROW), json.dumps([ROW, ROW], indent=1).encode(), coco(NOTE, NOTE), lines([ROW, ROW])):
-        (tmp_path / name).write_bytes(content)
-        assert [record.phrase for record in open_samples(str(tmp_path / name), split=None)] == ["a cup", "a cup"]
-
-
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet", "unc/unc_val.json", "unc/unc_val.pth"])
-def test_git_lfs_pointers_are_named(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
-    with pytest.raises(InputError, match=r"is a Git LFS pointer.*git lfs pull"):
-        open_samples(str(tmp_path / name), split=None)
-
-
-def test_another_encoding_is_named(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n", encoding="utf-16")
-    with pytest.raises(InputError, match="save the file as UTF-8"):
-        open_samples(str(tmp_path / "rows.jsonl"), split=None)
