@@ -1,4 +1,4 @@
-"""Exported folders: they answer as the run does, for any number of images and phrases, without torch, or not at all."""
+"""Exported folders predict as the run, for any number of images and phrases, without torch, or are not written."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from epmvg.cli import main
 from epmvg.core.geometry import Letterbox
 from epmvg.core.types import InputError
 from epmvg.evaluation.evaluate import evaluate
+from epmvg.export import graphs
 from epmvg.export.parity import largest_difference
 from epmvg.inference.batch import predict_many
 from epmvg.inference.predictor import Predictor
@@ -30,29 +31,31 @@ from epmvg.models.factory import create_model, save
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
+from epmvg.export import int8
+
 PHRASES = ["dog", "the woman in the tan jacket", "a red car behind the second tree from the right"]
 
 BEYOND: dict[str, Any] = {"dense_head": True, "similarity": True, "normalize": True, "vls": "mean", "position": "sine"}
-STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper": ("tiny-resnet", {}),
     "beyond": ("tiny-resnet", BEYOND),
     "swin": ("tiny-swin", {"visual_encoder": {"gates": "off"}}),
     "query-aware": ("tiny-swin", {}),
-    "query-aware beyond": ("tiny-swin", BEYOND | {"visual_encoder": {"strides": [8], "pool": "content"}}),
+    "query-aware beyond": ("tiny-swin", BEYOND | {"visual_encoder": {"strides": [8]}}),
 }
 
 
-def photo(seed: int, size: tuple[int, int] = (90, 60)) -> Image.Image:
+def random_image(seed: int, size: tuple[int, int] = (90, 60)) -> Image.Image:
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
-def canvases(runtime: GrounderRuntime, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures of different shapes on their canvases: image [I, 3, S, S], pad [I, S, S]."""
+def model_inputs(runtime: GrounderRuntime, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of different shapes on their model_inputs: image [I, 3, S, S], pad [I, S, S]."""
     drawn = []
     for seed in seeds:
         letterbox = Letterbox.fit(90 - 20 * seed, 60, runtime.image_size)
-        drawn.append(letterbox.pad(letterbox.resize(photo(seed, (90 - 20 * seed, 60)))))
+        drawn.append(letterbox.pad(letterbox.resize(random_image(seed, (90 - 20 * seed, 60)))))
     return np.stack([image for image, _ in drawn]), np.stack([image_mask for _, image_mask in drawn])
 
 
@@ -74,21 +77,21 @@ def exported(run: Path) -> Path:
 
 @pytest.fixture
 def quick(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `export_run` take graphs that were written before: tracing takes seconds."""
+    """Let `export_run` copy graphs that were written before, since tracing takes seconds."""
 
-    def take(model: object, folder: Path) -> None:
+    def copy_graphs(model: object, folder: Path) -> None:
         for graph in exported.glob("*.onnx"):
             shutil.copy(graph, folder)
 
-    monkeypatch.setattr(export, "write_onnx", take)
+    monkeypatch.setattr(graphs, "write_onnx", copy_graphs)
 
 
 @pytest.fixture
-def photos(squares: Path) -> export.Photos:
-    return export.Photos(str(squares), images=3)
+def calibration_data(squares: Path) -> export.CalibrationData:
+    return export.CalibrationData(str(squares), max_images=3)
 
 
-def test_bulk_prediction_takes_an_exported_folder(run: Path, exported: Path, squares: Path, tmp_path: Path) -> None:
+def test_bulk_prediction_from_an_exported_folder(run: Path, exported: Path, squares: Path, tmp_path: Path) -> None:
     for folder in (run, exported):
         predict_many(folder, squares, tmp_path / f"{folder.name}.jsonl", batch_size=5)
     ours, theirs = (
@@ -100,16 +103,16 @@ def test_bulk_prediction_takes_an_exported_folder(run: Path, exported: Path, squ
         assert other["box"] == pytest.approx(one["box"], abs=0.05) and other["phrase"] == one["phrase"]
 
 
-def test_an_export_is_named_where_the_run_is_needed(exported: Path, squares: Path) -> None:
+def test_evaluate_rejects_an_export(exported: Path, squares: Path) -> None:
     with pytest.raises(InputError, match="is an export, which `epmvg predict` and `serve` take"):
         evaluate(exported, data=str(squares), split="val")
 
 
-def test_the_folder_answers_as_the_run(run: Path, exported: Path) -> None:
+def test_an_exported_folder_predicts_as_the_run(run: Path, exported: Path) -> None:
     ground, ours = Predictor(exported), Predictor(run)
     assert ground.domain == ours.domain == "noise"
     for seed, size in enumerate([(90, 60), (60, 90), (200, 30), (64, 64)]):
-        found, expected = (each(photo(seed, size), PHRASES) for each in (ground, ours))
+        found, expected = (each(random_image(seed, size), PHRASES) for each in (ground, ours))
         for one, other in zip(found, expected, strict=True):
             assert one.box == pytest.approx(other.box, abs=0.05)
             assert one.score == pytest.approx(other.score, abs=1e-4)
@@ -119,11 +122,11 @@ def test_the_folder_answers_as_the_run(run: Path, exported: Path) -> None:
         "phrases.onnx",
         "tokenizer.json",
     ]
-    assert json.loads((exported / SETTINGS).read_text())["difference_px"] <= export.BOUND
+    assert json.loads((exported / SETTINGS).read_text())["difference_px"] <= export.MAX_BOX_DIFFERENCE
 
 
-def test_it_answers_without_torch(run: Path, exported: Path, tmp_path: Path) -> None:
-    photo(0).save(tmp_path / "photo.png")
+def test_an_exported_folder_runs_without_torch(run: Path, exported: Path, tmp_path: Path) -> None:
+    random_image(0).save(tmp_path / "photo.png")
     script = """
 import json, sys
 import epmvg
@@ -139,9 +142,9 @@ print(json.dumps({"boxes": [one.box for one in found], "heavy": sorted(heavy)}))
     assert np.array(answer["boxes"]) == pytest.approx(np.array([one.box for one in expected]), abs=0.05)
 
 
-def test_images_and_phrases_may_be_any_number(exported: Path) -> None:
+def test_images_and_phrases_are_dynamic(exported: Path) -> None:
     runtime = ExportedRuntime(exported)
-    image, image_mask = canvases(runtime, [0, 1, 2])
+    image, image_mask = model_inputs(runtime, [0, 1, 2])
     phrases = [*PHRASES, "sky", "it"]
     image_index = np.array([2, 0, 0, 1, 2])
     together, _, _ = runtime.query_features(runtime.encode_pixels(image, image_mask), image_mask, phrases, image_index)
@@ -166,19 +169,19 @@ class Changed:
         return getattr(self.runtime, name)
 
 
-def test_wrong_scores_and_numbers_that_are_none_are_differences(exported: Path) -> None:
+def test_wrong_confidences_and_nan_are_differences(exported: Path) -> None:
     ours: Any = ExportedRuntime(exported)
     changed: Any = Changed
     assert largest_difference(ours, ours) == (0.0, 0.0)
     edges, scores = largest_difference(ours, changed(ours, score=0.5))
-    assert edges == 0.0 and scores > export.SCORE_BOUND
+    assert edges == 0.0 and scores > export.MAX_CONFIDENCE_DIFFERENCE
     assert np.isnan(largest_difference(ours, changed(ours, box=np.nan))[0])
     assert np.isnan(largest_difference(changed(ours, score=np.nan), ours)[1])
 
 
 @pytest.mark.parametrize("wrong", [{"box": np.nan}, {"score": 0.5}, {"score": np.nan}])
 @pytest.mark.usefixtures("quick")
-def test_an_export_that_predicts_otherwise_is_refused(
+def test_an_export_with_other_predictions_is_rejected(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, float]
 ) -> None:
     monkeypatch.setattr(export, "ExportedRuntime", lambda folder: Changed(ExportedRuntime(folder), **wrong))
@@ -188,7 +191,9 @@ def test_an_export_that_predicts_otherwise_is_refused(
 
 
 @pytest.mark.usefixtures("quick")
-def test_openvino_answers_alike(run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_openvino_predicts_the_same(
+    run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("openvino")
     folder = tmp_path / "openvino"
     with pytest.raises(SystemExit) as stopped:
@@ -196,7 +201,7 @@ def test_openvino_answers_alike(run: Path, exported: Path, tmp_path: Path, capsy
     printed = capsys.readouterr()
     assert stopped.value.code == 0, printed.err
     assert f"The export is in {folder}" in printed.out
-    assert "largest difference from the run: a box's edge" in printed.err
+    assert "largest difference from the run: box edge" in printed.err
     names = ["image.bin", "image.xml", "phrases.bin", "phrases.xml"]
     assert sorted(file.name for file in folder.iterdir()) == [SETTINGS, *names, "tokenizer.json"]
     edges, scores = largest_difference(ExportedRuntime(folder), ExportedRuntime(exported))
@@ -204,12 +209,12 @@ def test_openvino_answers_alike(run: Path, exported: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.usefixtures("quick")
-def test_int8_is_smaller_near_and_scored(
-    run: Path, exported: Path, photos: export.Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_int8_is_smaller_close_and_evaluated(
+    run: Path, exported: Path, calibration_data: export.CalibrationData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "MOST_LOSS", -1.0)  # whatever it loses is accepted
+    monkeypatch.setattr(int8, "MAX_ACCURACY_DROP", 1.0)
     lines: list[str] = []
-    settings = export.export_run(run, tmp_path / "int8", photos=photos, accept_loss=True, say=lines.append)
+    settings = export.export_run(run, tmp_path / "int8", calibration_data=calibration_data, report=lines.append)
     assert [file.name for file in tmp_path.iterdir() if file.is_dir()] == ["int8"]
     assert settings["precision"] == "int8"
     assert settings["calibrated_on"] == 3
@@ -217,21 +222,21 @@ def test_int8_is_smaller_near_and_scored(
     assert any("Acc@0.5 on 36 phrases" in line for line in lines)
     assert 0 < settings["int8_difference_px"] < 6.4  # a tenth of the canvas of these random weights
     assert (tmp_path / "int8" / "image.onnx").stat().st_size < 0.4 * (exported / "image.onnx").stat().st_size
-    assert Predictor(tmp_path / "int8")(photo(0), "dog")[0].box[2] <= 90
+    assert Predictor(tmp_path / "int8")(random_image(0), "dog")[0].box[2] <= 90
 
 
 @pytest.mark.usefixtures("quick")
-def test_int8_that_loses_too_much_is_refused(
-    run: Path, photos: export.Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_int8_that_loses_accuracy_is_rejected(
+    run: Path, calibration_data: export.CalibrationData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "MOST_LOSS", -1.0)
-    with pytest.raises(InputError, match=r"int8 loses 0\.0000 of Acc@0\.5.*accept_loss"):
-        export.export_run(run, tmp_path / "out" / "int8", photos=photos)
+    monkeypatch.setattr(int8, "MAX_ACCURACY_DROP", -1.0)
+    with pytest.raises(InputError, match=r"int8 loses 0\.0000 of Acc@0\.5.*calibrate on more images"):
+        export.export_run(run, tmp_path / "out" / "int8", calibration_data=calibration_data)
     assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.usefixtures("quick")
-def test_graphs_that_answer_otherwise_are_refused(exported: Path, tmp_path: Path) -> None:
+def test_graphs_of_other_weights_are_rejected(exported: Path, tmp_path: Path) -> None:
     """An earlier export stays as it was."""
     torch.manual_seed(1)
     other = tmp_path / "other"
@@ -244,7 +249,7 @@ def test_graphs_that_answer_otherwise_are_refused(exported: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("quick")
-def test_what_is_no_export_is_not_replaced(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_an_export_is_replaced(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "letters").mkdir()
     for arguments, sentence in {
         ("--out", str(tmp_path / "letters")): "letters exists and is no exported folder",
@@ -259,7 +264,7 @@ def test_what_is_no_export_is_not_replaced(run: Path, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("fault", ["settings", "format", "graph", "torn", "tokenizer", "bf16", "device"])
-def test_an_unusable_folder_is_named(exported: Path, tmp_path: Path, fault: str) -> None:
+def test_an_unusable_folder_is_rejected(exported: Path, tmp_path: Path, fault: str) -> None:
     folder = tmp_path / "mine"
     shutil.copytree(exported, folder)
     options: dict[str, Any] = {}
@@ -280,16 +285,16 @@ def test_an_unusable_folder_is_named(exported: Path, tmp_path: Path, fault: str)
         Predictor(folder, **options)
 
 
-@pytest.mark.parametrize("name", list(STUDENTS))
-def test_padding_carried_changes_no_answer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", list(MODELS))
+def test_keeping_padded_tokens_changes_no_prediction(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    preset, overrides = STUDENTS[name]
+    preset, overrides = MODELS[name]
     runtime = TorchRuntime(create_model(preset, **overrides))
-    image, image_mask = canvases(runtime, [0, 1])
+    image, image_mask = model_inputs(runtime, [0, 1])
     image_index = np.array([0, 1, 1])
     answers = []
-    for carried in (False, True):
-        monkeypatch.setattr(torch.compiler, "is_exporting", lambda carried=carried: carried)
+    for exporting in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_exporting", lambda exporting=exporting: exporting)
         features = runtime.encode_pixels(image, image_mask)
         answers.append(runtime.query_features(features, image_mask, PHRASES, image_index))
     np.testing.assert_allclose(answers[0][0], answers[1][0], atol=1e-5)
@@ -297,10 +302,10 @@ def test_padding_carried_changes_no_answer(name: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(STUDENTS))
-def test_every_student_exports(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", list(MODELS))
+def test_every_kind_of_model_exports(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    preset, overrides = STUDENTS[name]
+    preset, overrides = MODELS[name]
     save(create_model(preset, **overrides), tmp_path / "run")
-    settings = export.export_run(tmp_path / "run", tmp_path / "out", kind="openvino")
-    assert settings["difference_px"] < export.BOUND
+    settings = export.export_run(tmp_path / "run", tmp_path / "out", format="openvino")
+    assert settings["difference_px"] < export.MAX_BOX_DIFFERENCE
