@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from epmvg.core.files import atomic_write, check_not_input, disk_errors, write_text
+from epmvg.core.files import atomic_write, check_not_input, disk_errors, write_json, write_rows, write_text
 from epmvg.core.types import InputError
 
 
@@ -88,3 +88,21 @@ def test_an_output_is_never_an_input_however_it_is_spelled(tmp_path: Path, monke
         with pytest.raises(InputError, match="would overwrite the input"):
             check_not_input(out, None, source)
     check_not_input("other.jsonl", source, None, "not/there", "x" * 300, "nul\0")
+
+
+def test_disk_errors_name_the_file_and_the_advice(tmp_path: Path) -> None:
+    for error in (OSError(28, "full"), RuntimeError("cannot serialize (os error 28)")):
+        with pytest.raises(InputError, match=r"out could not be written .*Free some space"), disk_errors(Path("out")):
+            raise error
+    with pytest.raises(InputError, match="is a folder"):
+        write_text(tmp_path, "x")
+
+
+def test_results_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [{"score": 0.12345678, "id": "a"}])
+    assert (tmp_path / "rows.jsonl").read_text() == '{"score": 0.123457, "id": "a"}\n'
+    with pytest.raises(InputError, match="NaN or Inf"):
+        write_json(tmp_path / "bad.json", {"x": float("nan")})
+    with pytest.raises(InputError, match="NaN or Inf"):
+        write_rows(tmp_path / "bad.json", [{"x": float("inf")}])
+    assert not (tmp_path / "bad.json").exists()

@@ -71,3 +71,24 @@ def test_counting_is_seen_on_a_terminal_only(terminal: bool) -> None:
         for done in range(6):
             count(done, 5)
     assert ("Scoring" in out.getvalue() and "5/5" in out.getvalue()) == terminal and bool(out.getvalue()) == terminal
+
+
+def test_the_begin_and_the_end_of_a_training_are_a_line_each() -> None:
+    out = io.StringIO()
+    begin = {
+        "event": "begin",
+        "data": "scenes",
+        "train": "1 image",
+        "val": "2 images",
+        "start": "mini",
+        "device": "cpu",
+    }
+    end = {"event": "end", "split": "val", "best": 0.5, "best_step": 3, "steps": 9, "folder": "runs/a"}
+    with TrainingProgress(Console(file=out, width=300)) as progress:
+        progress(begin | {"processes": 2, "step": 4, "steps": 9, "folder": "runs/a"})
+        progress(begin | {"processes": 1, "step": 0, "steps": 9, "folder": "runs/a"})
+        progress(end)
+        progress({"event": "other"})
+    resumed, started, best = out.getvalue().splitlines()
+    assert "2 processes; resumed at step 4 of 9" in resumed and "device cpu; 9 steps" in started
+    assert best.startswith("best on val: Acc@0.5 0.500 at step 3 of 9")

@@ -354,3 +354,37 @@ def test_what_is_wrong_before_a_model_is_needed_is_said_without_torch(photos: Pa
     words = json.dumps([[str(word) for word in line] for line in wrong])
     done = subprocess.run([sys.executable, "-c", script, words], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and len(done.stderr.splitlines()) == len(wrong), done.stderr
+
+
+def test_phrases_replace_those_of_a_file_and_progress_is_reported(run: Path, squares: Path, tmp_path: Path) -> None:
+    squares.write_text(squares.read_text() + "{oops\n")
+    counts: list[int] = []
+    predict_many(run, squares, tmp_path / "out.jsonl", phrases=["it"], progress=lambda done, _: counts.append(done))
+    found = lines(tmp_path / "out.jsonl")
+    assert len(found) == 13 == counts[-1] and "is not JSON" in found[-1]["error"]
+    assert all(row["phrase"] == "it" for row in found[:-1])
+
+
+def test_an_interrupted_prediction_names_what_is_kept(run: Path, squares: Path, tmp_path: Path, predicted: Any) -> None:
+    out = tmp_path / "out.jsonl"
+    for stop, words in ((0, "before the first row"), (2, "16 finished rows are kept")):
+        predicted(stop, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt, match=words):
+            predict_many(run, squares, out, batch_size=2)
+        assert (tmp_path / "out.jsonl.part").exists() == (stop > 0)
+
+
+def test_images_that_vanish_and_other_suffixes_are_drawn_or_skipped(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (40, 30), "red").save(photos / "0.bmp")
+
+    def vanish(done: int, total: int) -> None:
+        (photos / "1.png").unlink(missing_ok=True)
+
+    drawn = tmp_path / "drawn"
+    predict_many(run, photos, tmp_path / "out.jsonl", phrases=["it"], draw=drawn, progress=vanish)
+    assert sorted(file.name for file in drawn.iterdir()) == ["0.bmp.png", *(f"{n}.png" for n in (0, 2, 3, 4, 5))]
+    monkeypatch.setattr(Path, "iterdir", lambda self: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    with pytest.raises(InputError, match="cannot be listed"):
+        list(Sources([photos], ["it"]).queries())
