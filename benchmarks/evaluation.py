@@ -26,8 +26,8 @@ from epmvg.core.geometry import Letterbox
 from epmvg.core.images import open_image
 from epmvg.core.types import Sample
 from epmvg.data.synthetic.scenes import draw_scene
-from epmvg.evaluation.evaluate import Row, answered_row, evaluation_loader, overlaps, predict_rows
-from epmvg.evaluation.metrics import Scores
+from epmvg.evaluation.evaluate import Row, evaluation_loader, ious, predict_rows, prediction_row
+from epmvg.evaluation.metrics import Metrics
 from reference.machine import machine
 from reference.plain import PlainGrounder
 from reference.work import Work
@@ -54,7 +54,7 @@ def draw(folder: Path, photos: int) -> list[Sample]:
 def ours(work: Work, records: list[Sample]) -> list[Row]:
     """Evaluate as `epmvg evaluate` does."""
     rows = predict_rows(work.student, evaluation_loader(work.student, records).batches(0))
-    Scores.of(rows)
+    Metrics.of(rows)
     return rows
 
 
@@ -68,8 +68,8 @@ def plainly(work: Work, plain: PlainGrounder, records: list[Sample]) -> list[Row
         image, image_mask = (torch.from_numpy(part)[None] for part in letterbox.pad(letterbox.resize(photo)))
         answered = plain(image, image_mask, *work.full_length([record.phrase]))
         box = letterbox.to_image(answered.double()).tolist()
-        rows.append(answered_row(record, box[0], overlaps(box, [record.box])[0], score=None))
-    Scores.of(rows)
+        rows.append(prediction_row(record, box[0], ious(box, [record.box])[0], score=None))
+    Metrics.of(rows)
     return rows
 
 

@@ -1,9 +1,9 @@
-"""How much faster training is when phrases of one image share its encoding.
+"""Speedup of training from encoding an image once for several phrases.
 
-Times whole training steps (forward, loss, backward, optimiser) of one model on random pixels and real phrase lengths,
-at one phrase an image and at several, taking turns, and prints the medians and their ratio as JSON.
+Times training steps (forward, loss, backward, optimizer) of a model on random pixels with one and with several phrases
+per image, alternately, and prints the medians and their ratio as JSON.
 
-    python benchmarks/grouping.py [--model mini] [--phrases 8] [--batch 32] [--rounds 5]
+    python benchmarks/grouping.py [--model mini] [--phrases 8] [--batch-size 32] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -28,20 +28,24 @@ PHRASES = ["a man in a blue shirt", "his dog", "the woman on the left", "a red b
 
 
 def seconds_of_step(
-    model: Grounder, optimizer: torch.optim.Optimizer, memory: TextFeatureCache | None, batch: int, phrases: int
+    model: Grounder,
+    optimizer: torch.optim.Optimizer,
+    text_cache: TextFeatureCache | None,
+    batch_size: int,
+    phrases: int,
 ) -> float:
-    """Time one training step over `batch` phrases asked of batch / phrases images."""
-    images = max(1, batch // phrases)
+    """Time one training step over `batch_size` phrases, `phrases` per image."""
+    images = max(1, batch_size // phrases)
     side = model.image_size
     image = torch.rand(images, 3, side, side)
     image_mask = torch.zeros(images, side, side, dtype=torch.bool)
     image_mask[:, : side // 8] = image_mask[:, -side // 8 :] = True  # a 4:3 photo
-    tokens, token_mask = model.tokenize([PHRASES[i % len(PHRASES)] for i in range(batch)])
-    image_index = torch.arange(batch) // phrases
-    target = torch.rand(batch, 4) * 0.4 + 0.3
+    tokens, token_mask = model.tokenize([PHRASES[i % len(PHRASES)] for i in range(batch_size)])
+    image_index = torch.arange(batch_size) // phrases
+    target = torch.rand(batch_size, 4) * 0.4 + 0.3
     start = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
-        states = memory(tokens, token_mask) if memory else None
+        states = text_cache(tokens, token_mask) if text_cache else None
         output = model(image, image_mask, tokens, token_mask, image_index, text_features=states)
     GroundingLoss()(output, target).total.backward()
     optimizer.step()
@@ -53,19 +57,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--phrases", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     model = create_model(arguments.model).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    memory = TextFeatureCache(model.text_encoder) if model.text_encoder.frozen else None
+    text_cache = TextFeatureCache(model.text_encoder) if model.text_encoder.frozen else None
     times: dict[int, list[float]] = {1: [], arguments.phrases: []}
     for round_ in range(arguments.rounds + 1):
         for phrases, taken in times.items():
-            seconds = seconds_of_step(model, optimizer, memory, arguments.batch, phrases)
+            seconds = seconds_of_step(model, optimizer, text_cache, arguments.batch_size, phrases)
             if round_:  # the first warms up
                 taken.append(seconds)
-    rates = {phrases: arguments.batch / statistics.median(taken) for phrases, taken in times.items()}
+    rates = {phrases: arguments.batch_size / statistics.median(taken) for phrases, taken in times.items()}
     print(
         json.dumps(
             {

@@ -1,12 +1,12 @@
-"""How fast training views at 640 px come from JPEG files, against a plain pipeline of one phrase at a time.
+"""Speed of loading training images at 640 px from JPEG files, against a reference that loads one phrase at a time.
 
-The plain pipeline is TransVG's, written plainly: Pillow decodes, scales and jitters, torchvision turns to a tensor and
-normalises, and the picture is padded, all of it again for each phrase. Ours is timed to the same end, the student's
-normalisation included; words are tokenised in neither. Both run in this process on one thread, and take turns.
+The reference re-creates TransVG's pipeline: for each phrase Pillow decodes, resizes and jitters, torchvision converts
+to a tensor and normalizes, and the image is padded. The loader's time includes the student's normalization; neither
+tokenizes. Both run alternately in this process on one thread.
 
     python benchmarks/loader.py [--photos FOLDER] [--size 640x480] [--phrases 7] [--rounds 7] [--json FILE]
 
-Without --photos it draws cloudy pictures of `--size` that take about as many bytes as photos do.
+Without --photos it draws images of `--size` whose files are about as large as those of photos.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from epmvg.data.transforms import Augment
 
 SIDE = 640
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-BATCH = 8  # images
+IMAGES = 8  # per batch
 
 
 def draw_photos(folder: Path, count: int, width: int, height: int) -> list[Path]:
-    """Write JPEGs of clouds in several sizes, with grain."""
+    """Write JPEGs of noise at several scales, with grain."""
     drawn = np.random.default_rng(0)
     files = []
     for number in range(count):
@@ -53,8 +53,8 @@ def draw_photos(folder: Path, count: int, width: int, height: int) -> list[Path]
     return files
 
 
-def plain_view(file: Path, box: Box) -> tuple[Tensor, Tensor, Tensor]:
-    """One phrase's picture [3, S, S], padding [S, S] and box [4], as published: resize, jitter, flip, tensor, pad."""
+def reference_example(file: Path, box: Box) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the image [3, S, S], mask [S, S] and box [4] of one phrase, as published."""
     image: Image.Image = Image.open(file).convert("RGB")
     ratio = SIDE / max(image.size)
     image = image.resize((round(image.width * ratio), round(image.height * ratio)), Image.Resampling.BILINEAR)
@@ -75,31 +75,31 @@ def plain_view(file: Path, box: Box) -> tuple[Tensor, Tensor, Tensor]:
     return image_size, image_mask, torch.cat([(target[:2] + target[2:]) / 2, target[2:] - target[:2]]) / SIDE
 
 
-def plain_epoch(records: list[Sample]) -> None:
-    for start in range(0, len(records), BATCH):
-        views = [plain_view(record.image, record.box) for record in records[start : start + BATCH]]
-        for parts in zip(*views, strict=True):
+def reference_epoch(samples: list[Sample]) -> None:
+    for start in range(0, len(samples), IMAGES):
+        examples = [reference_example(sample.image, sample.box) for sample in samples[start : start + IMAGES]]
+        for parts in zip(*examples, strict=True):
             torch.stack(parts)
 
 
-def our_epoch(loader: GroundingLoader, epoch: int) -> None:
+def loader_epoch(loader: GroundingLoader, epoch: int) -> None:
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     for batch in loader.batches(epoch):
-        batch.images.sub_(mean).div_(std)  # the student's own first step
+        batch.images.sub_(mean).div_(std)  # the student's first step
 
 
-def untokenised(phrases: list[str]) -> tuple[Tensor, Tensor]:
+def no_tokens(phrases: list[str]) -> tuple[Tensor, Tensor]:
     return torch.zeros(len(phrases), 1, dtype=torch.long), torch.zeros(len(phrases), 1, dtype=torch.bool)
 
 
-def records_of(files: list[Path], phrases: int) -> list[Sample]:
+def samples_of(files: list[Path], phrases: int) -> list[Sample]:
     rows = []
     for file in files:
         with Image.open(file) as image:
             width, height = image.size
         for number in range(phrases):
             x, y = width * number / (2 * phrases), height * number / (2 * phrases)
-            rows.append(Sample(file, f"a thing of colour {number}", (x, y, x + width / 3, y + height / 3)))
+            rows.append(Sample(file, f"a thing of color {number}", (x, y, x + width / 3, y + height / 3)))
     return rows
 
 
@@ -121,41 +121,41 @@ def main() -> None:
         else:
             files = draw_photos(Path(scratch), arguments.count, width, height)
         result = compare(files, arguments.phrases, arguments.rounds)
-    print(f"{'pipeline':<36}{'ms an image':>14}{'ms a phrase':>14}")
+    print(f"{'pipeline':<36}{'ms/image':>14}{'ms/phrase':>14}")
     for name, row in result["rows"].items():
         print(f"{name:<36}{row['ms_image']:>14.2f}{row['ms_phrase']:>14.2f}")
-    print(f"ours against plain: {result['ratio_image']} times an image, {result['ratio_phrase']} times a phrase")
-    print(f"with kept pictures: {result['ratio_image_kept']} times an image, {result['ratio_phrase_kept']} a phrase")
+    print(f"speedup per image: {result['ratio_image']}, per phrase: {result['ratio_phrase']}")
+    print(f"with the disk cache: {result['ratio_image_cached']} and {result['ratio_phrase_cached']}")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def compare(files: list[Path], phrases: int, rounds: int) -> dict[str, Any]:
-    """Time the pipelines in turn; medians of rounds, and ratios of medians."""
-    one, many = records_of(files, 1), records_of(files, phrases)
+    """Time the pipelines alternately; return medians over rounds and ratios of medians."""
+    one, many = samples_of(files, 1), samples_of(files, phrases)
     augment = Augment(horizontal_flip=0.5, color_jitter=0.8, translate=1.0)
 
-    def ours(records: list[Sample], cache_gb: float) -> Callable[[int], None]:
-        loader = GroundingLoader(
-            records,
-            untokenised,
+    def loader(samples: list[Sample], cache_gb: float) -> Callable[[int], None]:
+        grounding_loader = GroundingLoader(
+            samples,
+            no_tokens,
             image_size=SIDE,
-            batch_size=BATCH * len(records) // len(files),
+            batch_size=IMAGES * len(samples) // len(files),
             phrases_per_image=phrases,
             augment=augment,
             shuffle=True,
             cache_gb=cache_gb,
         )
-        return lambda epoch: our_epoch(loader, epoch)
+        return lambda epoch: loader_epoch(grounding_loader, epoch)
 
-    several = f"{phrases} phrases an image"
+    several = f"{phrases} phrases per image"
     pipelines: dict[str, tuple[int, Callable[[int], None]]] = {
-        "plain, 1 phrase an image": (1, lambda _: plain_epoch(one)),
-        "ours, 1 phrase an image": (1, ours(one, 0)),
-        "ours, kept, 1 phrase an image": (1, ours(one, 4.0)),
-        f"plain, {several}": (phrases, lambda _: plain_epoch(many)),
-        f"ours, {several}": (phrases, ours(many, 0)),
-        f"ours, kept, {several}": (phrases, ours(many, 4.0)),
+        "reference, 1 phrase per image": (1, lambda _: reference_epoch(one)),
+        "loader, 1 phrase per image": (1, loader(one, 0)),
+        "loader with cache, 1 phrase per image": (1, loader(one, 4.0)),
+        f"reference, {several}": (phrases, lambda _: reference_epoch(many)),
+        f"loader, {several}": (phrases, loader(many, 0)),
+        f"loader with cache, {several}": (phrases, loader(many, 4.0)),
     }
     taken: dict[str, list[float]] = {name: [] for name in pipelines}
     for round_ in range(rounds + 1):
@@ -165,16 +165,16 @@ def compare(files: list[Path], phrases: int, rounds: int) -> dict[str, Any]:
             if round_:  # the first warms up and fills the cache
                 taken[name].append(time.perf_counter() - start)
     rows = {}
-    for name, (asked, _) in pipelines.items():
-        an_image = statistics.median(taken[name]) / len(files) * 1000
-        rows[name] = {"ms_image": round(an_image, 3), "ms_phrase": round(an_image / asked, 3)}
-    plain_one, our_one, kept_one, plain_many, our_many, kept_many = (row["ms_phrase"] for row in rows.values())
+    for name, (count, _) in pipelines.items():
+        per_image = statistics.median(taken[name]) / len(files) * 1000
+        rows[name] = {"ms_image": round(per_image, 3), "ms_phrase": round(per_image / count, 3)}
+    ref_one, own_one, cached_one, ref_many, own_many, cached_many = (row["ms_phrase"] for row in rows.values())
     return {
         "rows": rows,
-        "ratio_image": round(plain_one / our_one, 2),
-        "ratio_phrase": round(plain_many / our_many, 2),
-        "ratio_image_kept": round(plain_one / kept_one, 2),
-        "ratio_phrase_kept": round(plain_many / kept_many, 2),
+        "ratio_image": round(ref_one / own_one, 2),
+        "ratio_phrase": round(ref_many / own_many, 2),
+        "ratio_image_cached": round(ref_one / cached_one, 2),
+        "ratio_phrase_cached": round(ref_many / cached_many, 2),
         "images": len(files),
         "kilobytes_image": round(sum(file.stat().st_size for file in files) / len(files) / 1000),
         "rounds": rounds,

@@ -35,8 +35,13 @@ class Mutant:
 MUTANTS = [
     Mutant("core/boxes.py", "/ union.clamp(", "* union.clamp(", "core/test_boxes.py"),
     Mutant("core/geometry.py", "y0 * self.scale_y + self.top", "y0 * self.scale_y - self.top", "core/test_boxes.py"),
-    Mutant("evaluation/metrics.py", 'float(row["iou"]) >= bound', 'float(row["iou"]) > bound', "test_scores.py"),
-    Mutant("core/calibration.py", "loss < best[0]", "loss > best[0]", "test_confidence.py"),
+    Mutant(
+        "evaluation/metrics.py",
+        'float(row["iou"]) >= threshold',
+        'float(row["iou"]) > threshold',
+        "evaluation/test_metrics.py",
+    ),
+    Mutant("evaluation/calibration.py", "loss < best[0]", "loss > best[0]", "evaluation/test_calibration.py"),
     Mutant("data/loader.py", "-(-len(order) // self", "(len(order) // self", "data/test_loader.py", "not workers"),
     Mutant("data/transforms.py", 'word.lower() == "left"', 'word.lower() != "left"', "data/test_transforms.py", "side"),
     Mutant("data/readers/files.py", 'and ".." not in path.parts', "", "test_security.py", "path"),

@@ -111,7 +111,7 @@ def make_world(folder: Path) -> None:
     )
     model = create_model("tiny-resnet", **STUDENT)
     model.calibration = Calibration("platt", 1.5, 1.5, -0.5, 0.25, 0.1, {"data": "my", "split": "val"})
-    model.calibration.fitted.update(answered=0.5)  # type: ignore[union-attr]
+    model.calibration.fitted.update(coverage=0.5)  # type: ignore[union-attr]
     save(model, folder / "run")
     recipe = epmvg.Recipe.load("flickr-mini", "data.name=my.jsonl", *TRAINING)
     (folder / "run" / "config.yaml").write_text(recipe.dump())

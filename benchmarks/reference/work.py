@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from epmvg.core.hardware import cpu_has_bf16
 from epmvg.core.types import InputError
-from epmvg.export import to_openvino, write_folder
+from epmvg.export.graphs import to_openvino, write_folder
 from epmvg.inference.runtimes.exported import ExportedRuntime, import_extra
 from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import create_model

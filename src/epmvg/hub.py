@@ -1,26 +1,16 @@
-"""Puts a trained run into hands: a folder for the Hugging Face hub, with a model card that states what is known.
-
-Weights travel as safetensors only. The card repeats what the run's folder measured, and says so where nothing did.
-"""
+"""Publish a trained run on the Hugging Face hub, with a model card that states its settings and measured accuracy."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import platform
 import shutil
-import statistics
 import tempfile
-import time
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
 from epmvg.config.settings import Recipe
 from epmvg.core.calibration import Calibration
@@ -28,18 +18,17 @@ from epmvg.core.files import write_text
 from epmvg.core.locate import FILES, fetch
 from epmvg.core.types import InputError
 from epmvg.core.version import __version__
-from epmvg.evaluation.leakage import shared_images, training_images
-from epmvg.inference.predictor import Predictor
+from epmvg.evaluation.samples import shared_images, training_images
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
 from epmvg.models.weights_file import WEIGHTS, weights_digest
 
-_PATHS = (("data", "root"), ("data", "name"), ("distill", "teacher"), ("distill", "pretrained"), ("model", "start"))
-"""Settings that may name a place on the trainer's disk, which is nobody's business."""
+_PATHS = (("data", "root"), ("data", "name"), ("distill", "teacher"), ("distill", "pretrained"), ("model", "init_from"))
+"""Settings that may be local paths, of which only the last part is published."""
 
 
 def from_pretrained(name: Path | str, *, revision: str | None = None, token: str | None = None) -> Grounder:
-    """Load a grounder from a folder, or from the Hugging Face hub at a revision of it.
+    """Load a grounder from a folder, or from the Hugging Face hub.
 
     Args:
         name: a folder that training or `save_pretrained` wrote, or OWNER/NAME on the hub.
@@ -52,98 +41,78 @@ def from_pretrained(name: Path | str, *, revision: str | None = None, token: str
     return load(fetch(name, revision=revision, token=token))
 
 
-def save_pretrained(
-    run: Path | str,
-    folder: Path | str,
-    *,
-    licence: str | None = None,
-    measure_latency: bool = False,
-) -> Path:
-    """Write what the hub wants of a run: weights, tokenizer, settings, calibration and a model card.
+def save_pretrained(run: Path | str, folder: Path | str, *, licence: str | None = None) -> Path:
+    """Write a run as a folder for the hub: weights (safetensors), tokenizer, settings, calibration and a model card.
 
     Args:
         run: a folder that training wrote.
         folder: a new or empty folder.
-        licence: of the weights, by the hub's name for it, for example "apache-2.0"; the card says if none is stated.
-        measure_latency: time the model on this machine for the card.
+        licence: of the weights, by the hub's name for it, for example "apache-2.0".
 
     Raises:
-        InputError: the run cannot be read, or the folder is in use.
+        InputError: the run cannot be read, or the folder is not empty.
     """
     run, folder = fetch(run), Path(folder)
     model = load(run)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: name a new folder.")
-    latency = time_model(model) if measure_latency else None
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        whole = Path(temporary) / "model"
-        save(model, whole)
-        write_text(whole / "README.md", model_card(run, name=folder.name, licence=licence, latency=latency))
+        written = Path(temporary) / "model"
+        save(model, written)
+        write_text(written / "README.md", model_card(run, name=folder.name, licence=licence))
         settings = _public_settings(run)
         if settings is not None:
-            write_text(whole / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+            write_text(written / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         if folder.exists():
             folder.rmdir()
-        shutil.move(whole, folder)
+        shutil.move(written, folder)
     return folder
 
 
 def push_to_hub(
-    run: Path | str,
-    name: str,
-    *,
-    private: bool = False,
-    token: str | None = None,
-    licence: str | None = None,
-    measure_latency: bool = False,
+    run: Path | str, name: str, *, private: bool = False, token: str | None = None, licence: str | None = None
 ) -> str:
     """Publish a run on the Hugging Face hub, as `save_pretrained` writes it, and return its address.
 
     Args:
-        name: OWNER/NAME; made if it is not there.
-        private: whether only its owner sees a new one.
-        token: that may write; the one that `hf auth login` stored by default.
+        run: a folder that training wrote.
+        name: OWNER/NAME; created if it does not exist.
+        private: whether a new one is visible to its owner only.
+        token: with write access; the one that `hf auth login` stored by default.
+        licence: as for `save_pretrained`.
 
     Raises:
-        InputError: the run cannot be read, or the hub cannot be reached or refuses.
+        InputError: the run cannot be read, or the hub cannot be reached or rejects it.
     """
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / name.rpartition("/")[-1]
-        save_pretrained(run, folder, licence=licence, measure_latency=measure_latency)
+        folder = save_pretrained(run, Path(temporary) / name.rpartition("/")[-1], licence=licence)
         api = HfApi(token=token)
         try:
-            made = api.create_repo(name, private=private, exist_ok=True)
+            repository = api.create_repo(name, private=private, exist_ok=True)
             api.upload_folder(
-                repo_id=made.repo_id,
+                repo_id=repository.repo_id,
                 folder_path=folder,
                 commit_message=f"epmvg {__version__}",
-                delete_patterns=FILES,  # what an earlier model left there, such as its calibration
+                delete_patterns=FILES,  # files of an earlier model, such as its calibration
             )
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{name} could not be published on the Hugging Face hub ({type(error).__name__}): "
                 "check the network, the name, and that `hf auth login` was done."
             ) from error
-    return str(made)
+    return str(repository)
 
 
-def model_card(
-    run: Path | str,
-    *,
-    name: str | None = None,
-    licence: str | None = None,
-    latency: Latency | None = None,
-) -> str:
+def model_card(run: Path | str, *, name: str | None = None, licence: str | None = None) -> str:
     """Return a run's model card: settings, measured accuracy with intervals, teacher, leakage, licence.
 
     Args:
         run: as for `save_pretrained`.
-        name: what the model is called; as the run's folder by default.
+        name: of the model; that of the run's folder by default.
         licence: of the weights.
-        latency: as `time_model` measured it.
 
     Raises:
         InputError: a file of the run cannot be read.
@@ -153,18 +122,18 @@ def model_card(
     run = fetch(run)
     model = load(run)
     settings = _public_settings(run)
-    about = ModelCardData(
+    metadata = ModelCardData(
         license=licence or "unknown",
         library_name="epmvg",
         language="en",
         tags=["visual-grounding", "referring-expression-comprehension", "phrase-grounding"],
         domain=model.domain,
     )
+    # Not `ModelCard.from_template`: it does not escape what names and settings of others hold.
     environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    template = (resources.files("epmvg") / "card.md").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
-        front=about.to_yaml(),
+    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.1f} %"
+    return environment.from_string((resources.files("epmvg") / "card.md").read_text(encoding="utf-8")).render(
+        front=metadata.to_yaml(),
         name=name or run.resolve().name,
         version=__version__,
         licence=licence,
@@ -174,59 +143,28 @@ def model_card(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         evaluations=_evaluations(run, model.calibration),
         calibration=model.calibration,
-        latency=latency,
-        leaks=_leaks(run),
+        leakage=_leakage(run),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Median milliseconds for a new picture with one phrase, and for each further phrase about it."""
-
-    first: float
-    further: float
-    where: str
-
-
-def time_model(model: Grounder, rounds: int = 15) -> Latency:
-    """Time a model on this machine, on new images of 640 x 480 pixels with new phrases: nothing is remembered."""
-    ground = Predictor(model, cache_mb=0)
-    image = Image.new("RGB", (640, 480), (120, 120, 120))
-    numbers = itertools.count()
-
-    def median_of(count: int) -> float:
-        times = []
-        for _ in range(rounds + 1):
-            phrases = [f"a man in a blue shirt {next(numbers)}" for _ in range(count)]
-            start = time.perf_counter()
-            ground(image, phrases)
-            times.append(time.perf_counter() - start)
-        return 1000 * statistics.median(times[1:])
-
-    one, nine = median_of(1), median_of(9)
-    threads = torch.get_num_threads()
-    where = f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}"
-    return Latency(one, (nine - one) / 8, where)
-
-
 def _evaluations(run: Path, calibration: Calibration | None) -> list[dict[str, Any]]:
-    """Read what these very weights were scored on, test splits first; without figures of another calibration."""
+    """Read the evaluations of these weights, test splits first; without confidence metrics of another calibration."""
     weights, found = weights_digest(run / WEIGHTS), []
     for file in sorted(run.glob("evaluation-*.json")):
         try:
-            said = json.loads(file.read_text(encoding="utf-8"))
-            if said.get("weights") != weights:
+            result = json.loads(file.read_text(encoding="utf-8"))
+            if result.get("weights") != weights:
                 continue
-            if said["confidence"]["mapping"] != (calibration and calibration.mapping):
-                said["confidence"] = None
-            found.append(said | {"name": f"{said['data']} {said['split']}", "n": said["n"], "acc50": said["acc50"]})
+            if result["confidence"]["mapping"] != (calibration and calibration.mapping):
+                result["confidence"] = None
+            found.append(result | {"name": f"{result['data']} {result['split']}", "n": result["n"]})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} cannot be read: run `epmvg evaluate` again.") from error
-    return sorted(found, key=lambda said: (not said["split"].startswith("test"), said["name"]))
+    return sorted(found, key=lambda result: (not result["split"].startswith("test"), result["name"]))
 
 
 def _public_settings(run: Path) -> dict[str, Any] | None:
-    """Read the run's recipe with places on the trainer's disk cut to their last name; None if it has none."""
+    """Read the run's recipe with local paths cut to their last part; None without a recipe."""
     if not (run / "config.yaml").exists():
         return None
     settings = Recipe.load(run / "config.yaml").model_dump()
@@ -237,16 +175,14 @@ def _public_settings(run: Path) -> dict[str, Any] | None:
     return settings
 
 
-def _leaks(run: Path) -> list[dict[str, Any]]:
-    """Count the images of each scored split that were trained on, by content; nothing where the data is not at hand."""
+def _leakage(run: Path) -> list[dict[str, Any]]:
+    """Count the images of each evaluated split that were trained on, by content; none if the data cannot be read."""
     learned = training_images(run)
-    if learned is None:
-        return []
     found = []
-    for file in sorted(run.glob("predictions-*.jsonl")):
+    for file in sorted(run.glob("predictions-*.jsonl")) if learned is not None else []:
         with file.open(encoding="utf-8") as lines:
-            asked = {Path(json.loads(line)["image"]) for line in lines}
+            images = {Path(json.loads(line)["image"]) for line in lines}
+        shared = len(shared_images(images, learned or ()))
         name = file.stem.removeprefix("predictions-").replace("-", " ")
-        shared = len(shared_images(asked, learned))
-        found.append({"name": name, "images": len(asked), "shared": shared, "learned": len(learned)})
+        found.append({"name": name, "images": len(images), "shared": shared, "learned": len(learned or ())})
     return found

@@ -206,7 +206,7 @@ def test_evaluate_and_report(run: Path, squares: Path) -> None:
     rows = [json.loads(line) for line in (run / "predictions-annotations-val.jsonl").read_text().splitlines()]
     assert sum(row["iou"] >= 0.5 for row in rows) / 24 == result["acc50"]
     own = epmvg.evaluate(run, data=str(squares))  # not the rows that it has learned from
-    assert (own["split"], own["stamp"]) == ("val", result["stamp"])
+    assert (own["split"], own["metadata"]) == ("val", result["metadata"])
     done = epmvg_command("report", run, "--out", run / "report.html")
     assert done.returncode == 0, done.stderr
     assert "<html" in (run / "report.html").read_text()
@@ -243,7 +243,7 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
             "--split applies to --int8",
         ),
         "a report onto its run": (["report", run, "--out", run / "model.yaml"], "would overwrite the input"),
-        "a report of one run twice": (["report", run, run], "named twice"),
+        "a report of one run twice": (["report", run, run], "given twice"),
         "images as phrases": (["predict", run, photo, squares.parent / "1.png", "it"], "--phrase"),
         "several images without a file to write": (["predict", run, photo, photo, "-p", "it"], "Give --out"),
         "a pattern without a file to write": (["predict", run, squares.parent / "*.png", "it"], "Give --out"),

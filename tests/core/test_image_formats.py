@@ -13,7 +13,7 @@ from epmvg.core.images import open_image
 from epmvg.core.types import InputError
 
 
-def photo_like(width: int, height: int) -> Image.Image:
+def draw_image(width: int, height: int) -> Image.Image:
     """A picture with broad colours and fine detail."""
     random = np.random.default_rng(0)
     broad = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), 3)
@@ -56,7 +56,7 @@ def test_sixteen_bits_in_a_png(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
 def test_damaged_photos_open_or_are_named(tmp_path: Path, kind: str) -> None:
     """Whatever the damage, it is a picture or an InputError with the file's name."""
-    whole = bytes_of(photo_like(40, 30), kind)
+    whole = bytes_of(draw_image(40, 30), kind)
     random = np.random.default_rng(0)
     file = tmp_path / "photo.bin"
     for number in range(60):

@@ -17,7 +17,7 @@ from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.transforms import Augment
 
 
-def photo(file: Path, seed: int, size: tuple[int, int] = (200, 100), turned: bool = False) -> Path:
+def write_image(file: Path, seed: int, size: tuple[int, int] = (200, 100), turned: bool = False) -> Path:
     noise = np.random.default_rng(seed).integers(0, 256, (5, 10, 3), dtype=np.uint8)
     exif = Image.Exif()
     if turned:
@@ -27,13 +27,13 @@ def photo(file: Path, seed: int, size: tuple[int, int] = (200, 100), turned: boo
 
 
 def decode(cache: ImageCache, path: Path) -> tuple[Image.Image, tuple[int, int]]:
-    with cache.open(path) as photo:
-        return photo.decode(), photo.size
+    with cache.open(path) as image:
+        return image.decode(), image.size
 
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_second_time_is_like_the_first(tmp_path: Path, turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = photo(tmp_path / "photo.jpg", 0, turned=turned)
+    file = write_image(tmp_path / "photo.jpg", 0, turned=turned)
     cache = ImageCache(tmp_path / "images.sqlite", 1.0, longest_side=80)
     first, size = decode(cache, file)
     monkeypatch.setattr(ImageFile, "decode", lambda *_: pytest.fail("decoded again"))
@@ -44,13 +44,13 @@ def test_the_second_time_is_like_the_first(tmp_path: Path, turned: bool, monkeyp
 
 def test_a_changed_image_is_decoded_again(tmp_path: Path) -> None:
     cache = ImageCache(tmp_path / "images.sqlite", 1.0, longest_side=80)
-    before, _ = decode(cache, photo(tmp_path / "photo.jpg", 0))
-    after, size = decode(cache, photo(tmp_path / "photo.jpg", 1, size=(90, 60)))
+    before, _ = decode(cache, write_image(tmp_path / "photo.jpg", 0))
+    after, size = decode(cache, write_image(tmp_path / "photo.jpg", 1, size=(90, 60)))
     assert before.tobytes() != after.tobytes() and size == (90, 60)
 
 
 def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
-    files = [photo(tmp_path / f"{number}.jpg", number, size=(200, 150)) for number in range(12)]
+    files = [write_image(tmp_path / f"{number}.jpg", number, size=(200, 150)) for number in range(12)]
     cache = ImageCache(tmp_path / "images.sqlite", 500_000 / 1e9, longest_side=200)
     for file in files:
         decode(cache, file)
@@ -61,12 +61,12 @@ def test_a_limit_too_small_for_an_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cache_gb=0\.001 .* set 0\.005 or more"):
         ImageCache(tmp_path / "images.sqlite", 0.001, longest_side=1067)
     cache = ImageCache(tmp_path / "images.sqlite", 0.005, longest_side=1067)
-    decode(cache, photo(tmp_path / "square.jpg", 0, size=(1100, 1100)))
+    decode(cache, write_image(tmp_path / "square.jpg", 0, size=(1100, 1100)))
     assert len(cache.arrays) == 1
 
 
 def test_a_damaged_cache_is_refused_at_first_and_costs_only_time_later(tmp_path: Path) -> None:
-    file, store = photo(tmp_path / "photo.jpg", 0), tmp_path / "images.sqlite"
+    file, store = write_image(tmp_path / "photo.jpg", 0), tmp_path / "images.sqlite"
     cache = ImageCache(store, 1.0, longest_side=80)
     whole, _ = decode(cache, file)
     store.write_bytes(b"no database" * 1000)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from epmvg.core.geometry import Letterbox
 from epmvg.core.types import Batch, InputError, Sample
-from epmvg.data.loader import Example, GroundingLoader, collate
+from epmvg.data.loader import Example, GroundingLoader, collate, make_loader
 from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.transforms import Augment
+from epmvg.models.grounder import Grounder
 
 VARIED = Augment(horizontal_flip=0.5, crop=0.8, scale=0.7, translate=1.0, color_jitter=0.5)
 
@@ -190,3 +191,14 @@ def test_collate_joins_examples() -> None:
     assert batch.image_index.tolist() == [0, 0, 1] and batch.phrases == ["one", "two", "three"]
     assert batch.tokens.tolist() == [[3], [3], [5]] and batch.boxes[:, 0].tolist() == [0, 0, 1]
     assert batch.image_mask[0].sum() == 0 and batch.image_mask[1].all() and batch.samples == samples
+
+
+def test_make_loader_augments_training_splits_only(squares: Path, tiny: Grounder) -> None:
+    train, val = (
+        make_loader(str(squares), split=split, tokenizer=tiny.tokenizer, image_size=64, max_length=12, batch_size=6)
+        for split in ("train", "val")
+    )
+    assert train.shuffle and train.augment is not None and not val.shuffle and val.augment is None
+    batch = next(iter(val))
+    assert len(batch.samples) == 6 and batch.images.shape[2:] == (64, 64) and batch.tokens.shape[1] <= 12
+    assert torch.equal(batch.tokens, tiny.tokenize(batch.phrases)[0])

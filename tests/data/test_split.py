@@ -20,14 +20,14 @@ from epmvg.data.validation import check
 
 def make(folder: Path, images: int = 20) -> Path:
     """Samples without splits, three per image; images 0 and 1 look the same."""
-    rows = []
+    annotations = []
     for number in range(images):
         noise = np.random.default_rng(max(number, 1)).integers(0, 256, (7, 9, 3), dtype=np.uint8)
-        picture = Image.fromarray(noise).resize((60 + number, 45), Image.Resampling.BICUBIC)
-        picture.save(folder / f"{number}.jpg")
-        rows += [{"image": f"{number}.jpg", "phrase": f"cup {n}", "bbox": [1 + n, 2, 30, 20]} for n in range(3)]
-    file = folder / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        image = Image.fromarray(noise).resize((60 + number, 45), Image.Resampling.BICUBIC)
+        image.save(folder / f"{number}.jpg")
+        annotations += [{"image": f"{number}.jpg", "phrase": f"cup {n}", "bbox": [1 + n, 2, 30, 20]} for n in range(3)]
+    file = folder / "annotations.jsonl"
+    file.write_text("".join(json.dumps(annotation) + "\n" for annotation in annotations))
     return file
 
 

@@ -21,8 +21,8 @@ STRONG = Augment(horizontal_flip=0.5, crop=1.0, min_crop=0.4, scale=0.5, color_j
 TRANSVG = Augment(horizontal_flip=0.5, crop=0.5, scale=0.7, color_jitter=0.8, translate=1.0, recipe="transvg")
 
 
-def photo_like(width: int, height: int) -> Image.Image:
-    """A picture with broad colours and fine detail."""
+def draw_image(width: int, height: int) -> Image.Image:
+    """An image with broad colors and fine detail."""
     random = np.random.default_rng(0)
     broad = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), 3)
     grain = random.normal(0, 6, (height, width, 1))
@@ -33,9 +33,9 @@ def test_evaluation_transform_is_the_published_one(shared: Path) -> None:
     """Pixels and mask are TransVG's; ours is before normalization, with the mean color as padding."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     for case in torch.load(shared / "parity" / "data_pipeline.pt", weights_only=True)["eval_transform"]:
-        picture = Image.fromarray(case["input_u8"].numpy())
-        letterbox = Letterbox.fit(*picture.size, 640)
-        pixels, mask = letterbox.pad(letterbox.resize(picture))
+        image = Image.fromarray(case["input_u8"].numpy())
+        letterbox = Letterbox.fit(*image.size, 640)
+        pixels, mask = letterbox.pad(letterbox.resize(image))
         assert np.array_equal(mask[::4, ::4], case["mask"].bool().numpy())
         assert mask.sum() == case["mask_sum"]
         ours = (torch.from_numpy(pixels) - mean) / std
@@ -69,12 +69,12 @@ def test_phrases_by_place_are_never_cropped() -> None:
 
 def test_a_transformed_object_lies_in_its_box() -> None:
     """The pixels of a white object on black stay in the transformed box."""
-    picture = Image.new("RGB", (120, 90))
-    picture.paste((255, 255, 255), (30, 20, 80, 70))
+    image = Image.new("RGB", (120, 90))
+    image.paste((255, 255, 255), (30, 20, 80, 70))
     quiet = Augment(horizontal_flip=0.5, crop=1.0, min_crop=0.6, scale=0.6, translate=1.0)
     for seed in range(20):
         transform = draw_transform((120, 90), 128, [(30, 20, 80, 70)], ["it"], quiet, np.random.default_rng(seed))
-        white = (apply_transform(picture, transform).min(0).values > 0.5).nonzero().float()
+        white = (apply_transform(image, transform).min(0).values > 0.5).nonzero().float()
         box = (to_xyxy(transform.letterbox.to_input(torch.tensor([30.0, 20, 80, 70]))) * 128).tolist()
         left, top, right, bottom = transform.content
         seen = torch.tensor([max(box[0], left), max(box[1], top), min(box[2], right), min(box[3], bottom)])
@@ -84,7 +84,7 @@ def test_a_transformed_object_lies_in_its_box() -> None:
 
 
 def test_published_sizes_and_crops() -> None:
-    """Longer sides step by 32; crops measure 384 to 600 in a picture whose shorter side is 400, 500 or 600."""
+    """Longer sides step by 32; crops measure 384 to 600 in an image whose shorter side is 400, 500 or 600."""
     random = np.random.default_rng(0)
     sides, shares = set(), []
     for _ in range(300):
@@ -114,44 +114,44 @@ def test_crops_clip_boxes_as_published(shared: Path) -> None:
         torch.testing.assert_close(to_xyxy(boxes)[0].float() * 1000, torch.as_tensor(expected).float())
 
 
-def in_steps(picture: Image.Image, transform: ImageTransform) -> Image.Image:
+def in_steps(image: Image.Image, transform: ImageTransform) -> Image.Image:
     """Apply a transform's crop, size, jitter and flip step by step with Pillow."""
     x0, y0, x1, y1 = transform.crop
     width, height = transform.letterbox.width, transform.letterbox.height
     if transform.letterbox.flip:
         x0, x1 = width - x1, width - x0
-    across, down = picture.width / width, picture.height / height
-    picture = picture.crop((round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down)))
-    picture = picture.resize(transform.size, Image.Resampling.BILINEAR)
+    across, down = image.width / width, image.height / height
+    image = image.crop((round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down)))
+    image = image.resize(transform.size, Image.Resampling.BILINEAR)
     for name, factor in transform.color_jitter:
-        picture = getattr(ImageEnhance, name)(picture).enhance(factor)
-    return ImageOps.mirror(picture) if transform.letterbox.flip else picture
+        image = getattr(ImageEnhance, name)(image).enhance(factor)
+    return ImageOps.mirror(image) if transform.letterbox.flip else image
 
 
 def test_transforms_agree_with_pillow() -> None:
-    picture = photo_like(400, 300)
+    image = draw_image(400, 300)
     for seed in range(12):
         random = np.random.default_rng(seed)
-        transform = draw_transform(picture.size, 256, [(100, 100, 200, 180)], ["it"], STRONG, random)
+        transform = draw_transform(image.size, 256, [(100, 100, 200, 180)], ["it"], STRONG, random)
         left, top, right, bottom = transform.content
-        expected = torch.from_numpy(np.array(in_steps(picture, transform))).permute(2, 0, 1)
-        apart = (apply_transform(picture, transform)[:, top:bottom, left:right] * 255 - expected).abs()
+        expected = torch.from_numpy(np.array(in_steps(image, transform))).permute(2, 0, 1)
+        apart = (apply_transform(image, transform)[:, top:bottom, left:right] * 255 - expected).abs()
         assert apart.max() < 6 and apart.mean() < 2  # Pillow cuts to whole levels after each of three enhancers
 
 
 def test_transforming_into_a_given_tensor() -> None:
-    picture, out = photo_like(90, 60), torch.full((3, 64, 64), math.nan)
+    image, out = draw_image(90, 60), torch.full((3, 64, 64), math.nan)
     for augment in (STRONG, TRANSVG):
-        transform = draw_transform(picture.size, 64, [(9, 9, 80, 50)], ["it"], augment, np.random.default_rng(1))
-        apply_transform(picture, transform, out)
-        assert torch.equal(out, apply_transform(picture, transform))
+        transform = draw_transform(image.size, 64, [(9, 9, 80, 50)], ["it"], augment, np.random.default_rng(1))
+        apply_transform(image, transform, out)
+        assert torch.equal(out, apply_transform(image, transform))
 
 
 def test_an_image_is_decoded_as_finely_as_its_transform_needs(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = photo_like(900, 1600).resize((1600, 900))
-    picture.save(tmp_path / "turned.jpg", quality=95, exif=exif.tobytes())
+    image = draw_image(900, 1600).resize((1600, 900))
+    image.save(tmp_path / "turned.jpg", quality=95, exif=exif.tobytes())
     whole = open_image(tmp_path / "turned.jpg")
     for seed in range(8):
         with ImageFile(tmp_path / "turned.jpg") as photo:

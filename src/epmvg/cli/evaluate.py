@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from epmvg.cli.console import Device, Json, Root, Run, RunData, Split, console, error_console, is_first, print_table
-from epmvg.core.files import check_not_input, write_text
+from epmvg.core.files import check_not_input
 from epmvg.core.locate import locate
 from epmvg.core.progress import progress_bar
 from epmvg.core.types import InputError
@@ -24,7 +24,6 @@ class Format(StrEnum):
 
 class Targets(StrEnum):
     rows = "rows"
-    merged = "merged"
     any = "any"
 
 
@@ -60,43 +59,30 @@ def evaluate(
     if as_json:
         print(json.dumps(result))
         return
-    parts = {f"{result['data']} {result['split']}": result} | result.get("parts", {})
+    parts = {f"{result['data']} {result['split']}": result} | result["slices"].get("Data set", {})
     rows = [{"data": name} | {key: part[key] for key in ("n", "acc50", "miou")} for name, part in parts.items()]
     print_table(str(run), rows)
-    confidence = {name: _interval(value) for name, value in result["confidence"].items() if name in CONFIDENCE}
-    print_table("Confidence", [confidence])
+    print_table("Confidence", [{name: result["confidence"][name] for name in CONFIDENCE}])
     console.print(f"Predictions: {results_folder(run) / result['rows']}")
 
 
-CONFIDENCE = ("ece", "aurc", "auroc_correct", "auroc_belongs")
-
-
-def _interval(metric: dict[str, Any] | None) -> str | None:
-    if metric is None:
-        return None
-    return f"{metric['value']:.3f}" + ("" if metric["low"] is None else f" ({metric['low']:.3f}-{metric['high']:.3f})")
+CONFIDENCE = ("ece", "aurc", "auroc_correct", "auroc_negative")
 
 
 def _evaluate_robustness(run: Path, source: dict[str, Any], limit: int | None, as_json: bool) -> None:
     from epmvg.evaluation.robustness import LIMIT, measure_robustness
-    from epmvg.evaluation.samples import results_folder
-    from epmvg.report.robustness import robustness_page
 
     with progress_bar(error_console, "Perturbing") as progress:
-        result, rows = measure_robustness(run, **source, limit=limit or LIMIT, progress=progress)
-    page = results_folder(run) / Path(result["rows"]).with_suffix(".html")
-    write_text(page, robustness_page(run.resolve().name, result, rows))
+        result = measure_robustness(run, **source, limit=limit or LIMIT, progress=progress)
     if as_json:
         print(json.dumps(result))
         return
-    clean, negative = result["clean"], result["absent"]
+    clean = result["clean"]
     title = f"{run} on {result['data']} {result['split']}: Acc@0.5 {clean['acc50']:.4f} of {clean['n']:,} phrases"
     columns = ("name", "n", "clean_acc50", "acc50", "moved")
     print_table(title, [{key: row.get(key) for key in columns} for row in result["perturbations"]])
-    console.print(f"Negative phrases: {negative}")
     for image in result["skipped"][:1]:
         console.print(f"Skipped images: {len(result['skipped'])}; the first: {image}")
-    console.print(f"Failure cases: {page}")
 
 
 def score(
@@ -111,7 +97,7 @@ def score(
         str | None, typer.Option(help="UNIT:ORDER of the boxes, for example 0-1000:xyxy; required for text.")
     ] = None,
     targets: Annotated[
-        Targets, typer.Option(help="Of a phrase with several boxes: each row's own, their union, or any.")
+        Targets, typer.Option(help="Of a phrase with several boxes: the row's own, or any.")
     ] = Targets.rows,
     against: Annotated[Path | None, typer.Option(help="Rows of another system to compare with.")] = None,
     rows: Annotated[Path | None, typer.Option(help="Write the evaluated predictions to this JSONL file.")] = None,
@@ -144,7 +130,7 @@ def score(
     ]
     if result.get("against"):
         for row in metrics:
-            row |= {key: result["against"]["figures"][row["metric"]][key] for key in ("points", "low", "high", "p")}
+            row |= {key: result["against"]["metrics"][row["metric"]][key] for key in ("points", "low", "high", "p")}
     print_table(f"{result['data']} {result['split']}, {result['n']:,} phrases", metrics)
     for name, part in parts.items():
         for kind in ("missing", "unreadable"):
@@ -152,9 +138,7 @@ def score(
                 console.print(
                     f"Predictions{name} counted as misses, {kind}: {len(part[kind]):,}; the first: {part[kind][0]}"
                 )
-        if part["several"]:
-            console.print(f"Predictions{name} with several boxes, of which one counts: {part['several']:,}")
-    console.print(f"{result['protocol']}; data {result['stamp']['data_sha256'][:16]}")
+    console.print(f"{result['protocol']}; data {result['metadata']['data_sha256'][:16]}")
 
 
 def calibrate(
@@ -162,7 +146,7 @@ def calibrate(
     data: RunData = None,
     split: Split = None,
     fit_head: Annotated[bool, typer.Option("--fit-head", help="First fit an IoU head on the training split.")] = False,
-    false_alarms: Annotated[
+    false_positive_rate: Annotated[
         float, typer.Option(min=0, max=1, help="Fraction of negative phrases that may reach the threshold.")
     ] = 0.1,
     device: Device = "auto",
@@ -175,7 +159,7 @@ def calibrate(
     from epmvg.evaluation.calibration import calibrate as run_calibration
     from epmvg.evaluation.calibration import remark
 
-    options: dict[str, Any] = {"fit_head": fit_head, "false_alarms": false_alarms, "device": device}
+    options: dict[str, Any] = {"fit_head": fit_head, "false_positive_rate": false_positive_rate, "device": device}
     with progress_bar(error_console, "Calibrating") as progress:
         done = run_calibration(run, data=data, split=split, **options, progress=progress)
     if (warning := remark(done)) is not None:

@@ -52,12 +52,12 @@ def export(
 ) -> None:
     """Export a run for ONNX Runtime or OpenVINO, and check that its predictions are those of the run."""
     locate(run)  # a wrong name is rejected before torch is imported
-    from epmvg.export import Photos, export_run
+    from epmvg.export import CalibrationData, export_run
 
     if int8 is None:
         reject_options("applies to --int8", split=split, root=root)
-    photos = None if int8 is None else Photos(int8, split, root)
-    export_run(run, out, kind=kind.value, photos=photos, say=error_console.print)
+    data = None if int8 is None else CalibrationData(int8, split, root)
+    export_run(run, out, format=kind.value, calibration_data=data, report=error_console.print)
     console.print(f"The export is in {out}")
 
 

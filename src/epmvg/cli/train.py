@@ -65,7 +65,7 @@ def train(
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="Table of the paper, 1 to 7, or a study: data, mends, teacher, vls.")],
+    table: Annotated[str, typer.Argument(help="Table of the paper, 1 to 7, or a study: data, targets, teacher, vls.")],
     settings: Settings = None,
     scale: Annotated[Scale, typer.Option(help="scenes and mini fit a laptop; paper is the paper's.")] = Scale.scenes,
     seeds: Annotated[int, typer.Option(help="Trainings of each setting.")] = 1,
@@ -82,11 +82,11 @@ def reproduce(
         result = run_table(table, settings or [], **options, report=progress)
     if not dry_run:
         file = out / scale.value / f"table-{table}.md"
-        console.print(f"{file.read_text(encoding='utf-8')}\nThe table is in {file}, .html and .json")
+        console.print(f"{file.read_text(encoding='utf-8')}\nThe table is in {file} and .json")
         return
     plan = result["plan"]
-    columns = ("folder", "state", "phrases", "epochs", "steps", "gpu_hours")
-    title = f"{plan['to_run']} trainings to run, about {plan['gpu_hours']:g} GPU-hours ({plan['assumes']})"
+    columns = ("folder", "state", "phrases", "epochs", "steps")
+    title = f"{plan['to_run']} trainings to run"
     print_table(title, [{key: run[key] for key in columns} for run in plan["runs"]])
     for missing in dict.fromkeys(run["missing"] for run in plan["runs"] if run["missing"]):
         console.print(f"Missing: {missing}")

@@ -46,16 +46,16 @@ class GroundingLoader:
         tokenize: phrases -> tokens int64 [P, L], token_mask bool [P, L].
         image_size: S, the side of the network's input in pixels.
         batch_size: samples of a batch over all ranks; the last batch of an epoch may have fewer.
-        phrases_per_image: most samples of a group.
-        augment: how training transforms vary; None gives evaluation transforms.
-        shuffle: shuffle groups, and samples within their image, anew in each epoch.
+        phrases_per_image: maximum samples of a group.
+        augment: settings of training transforms; None gives evaluation transforms.
+        shuffle: shuffle groups, and samples within their image, in each epoch.
         seed: of order and transforms.
-        num_workers: processes that load batches ahead of the loop; 0 loads them in the loop.
+        num_workers: processes that load batches ahead; 0 loads them in the loop.
         rank, world_size: of this process. With `shuffle` each rank takes an equal contiguous part of every batch;
-            without, each takes every `world_size`-th batch.
-        skip_unreadable: skip images that cannot be read and name them in `Batch.skipped`, instead of raising; a batch
-            of such images alone has no samples.
-        cached: features [images, ...] by name, in the order of `images`; the images are then not opened.
+            without, every `world_size`-th batch.
+        skip_unreadable: name images that cannot be read in `Batch.skipped` instead of raising; a batch of such images
+            alone has no samples.
+        cached: features [images, ...] by name, in the order of `images`, which are then not decoded.
         cache_gb: size limit of a disk cache of decoded training images; 0 keeps none.
 
     Attributes:
@@ -83,33 +83,25 @@ class GroundingLoader:
         cached: dict[str, Tensor] | None = None,
         cache_gb: float = 0.0,
     ) -> None:
-        self.samples = samples
-        self.tokenize = tokenize
-        self.image_size = image_size
-        self.batch_size = batch_size
-        self.augment = augment
-        self.shuffle = shuffle
-        self.seed = seed
-        self.num_workers = num_workers
-        self.rank, self.world_size = rank, world_size
-        self.skip_unreadable = skip_unreadable
-        self.cached = cached or {}
+        self.samples, self.tokenize, self.image_size = samples, tokenize, image_size
+        self.batch_size, self.augment, self.shuffle, self.seed = batch_size, augment, shuffle, seed
+        self.num_workers, self.rank, self.world_size = num_workers, rank, world_size
+        self.skip_unreadable, self.cached = skip_unreadable, cached or {}
         self.epoch = 0
         by_image = group_by_image(samples)
         self.images = list(by_image)
-        self._samples_of = np.array([len(numbers) for numbers in by_image.values()], dtype=np.int64)
-        self._image_of = np.empty(len(samples), dtype=np.int64)
+        self.image_of = np.empty(len(samples), dtype=np.int64)  # number of each sample's image
         for image, numbers in enumerate(by_image.values()):
-            self._image_of[numbers] = image
-        self._groups_of = -(-self._samples_of // phrases_per_image)
+            self.image_of[numbers] = image
+        self._sample_counts = np.array([len(numbers) for numbers in by_image.values()], dtype=np.int64)
+        self._group_counts = -(-self._sample_counts // phrases_per_image)
         self.cache: ImageCache | None = None
         if cache_gb and augment is not None:
             self.cache = ImageCache(cache_folder() / "images.sqlite", cache_gb, augment.longest_side(image_size))
 
     def __len__(self) -> int:
         """Number of batches per epoch on this rank."""
-        batches = -(-len(self.samples) // self.batch_size)
-        return batches if self.shuffle else len(range(self.rank, batches, self.world_size))
+        return len(self.spans())
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of one epoch; the next call yields those of the next epoch."""
@@ -135,80 +127,23 @@ class GroundingLoader:
         """Return the sample numbers of an epoch in their order [P], and the group of each [P]."""
         random = np.random.default_rng([self.seed, epoch])
         within_image = random.random(len(self.samples)) if self.shuffle else np.arange(len(self.samples))
-        order = np.lexsort((within_image, self._image_of))
-        image = self._image_of[order]
-        position = np.arange(len(order)) - _starts(self._samples_of)[image]  # of a sample among those of its image
-        group = _starts(self._groups_of)[image] + position * self._groups_of[image] // self._samples_of[image]
+        order = np.lexsort((within_image, self.image_of))
+        image = self.image_of[order]
+        position = np.arange(len(order)) - _starts(self._sample_counts)[image]  # of a sample among those of its image
+        part = position * self._group_counts[image] // self._sample_counts[image]
+        group = _starts(self._group_counts)[image] + part
         if self.shuffle:
-            shuffled = np.argsort(random.permutation(self._groups_of.sum())[group], kind="stable")
+            shuffled = np.argsort(random.permutation(self._group_counts.sum())[group], kind="stable")
             order, group = order[shuffled], group[shuffled]
         return order, group
 
-    def bounds(self, number: int) -> tuple[int, int]:
-        """Return where this rank's batch `number` starts and stops in the order of an epoch."""
+    def spans(self) -> list[tuple[int, int]]:
+        """Return where this rank's batches start and stop in the order of an epoch."""
+        count, rank, ranks = len(self.samples), self.rank, self.world_size
+        spans = [(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
         if not self.shuffle:
-            number = self.rank + number * self.world_size
-        start = number * self.batch_size
-        length = min(self.batch_size, len(self.samples) - start)
-        if not self.shuffle:
-            return start, start + length
-        return start + length * self.rank // self.world_size, start + length * (self.rank + 1) // self.world_size
-
-    def load(self, epoch: int, parts: Sequence[GroupPart]) -> Batch:
-        """Load the batch of some parts of groups of an epoch."""
-        shape = (len(parts), 3, self.image_size, self.image_size)
-        images = torch.from_numpy((np.zeros if self.cached else np.empty)(shape, np.float32))  # in huge pages, by numpy
-        examples: list[Example] = []
-        read: list[int] = []  # numbers of the images of `examples`
-        skipped: list[str] = []
-        for part in parts:
-            try:
-                examples.append(self._example(epoch, part, images[len(examples)]))
-                read.append(int(self._image_of[part.members[0]]))
-            except InputError as error:
-                if not self.skip_unreadable:
-                    raise
-                skipped.append(str(error))
-        batch = collate(examples, images[: len(examples)], self.tokenize)
-        batch.cached = {name: features[read] for name, features in self.cached.items()}
-        batch.skipped = skipped
-        return batch
-
-    def _example(self, epoch: int, part: GroupPart, out: Tensor) -> Example:
-        """Load the image of a group into `out` [3, S, S]; transform the boxes and phrases of a part of it."""
-        group = [self.samples[number] for number in part.members]
-        samples = group[part.inside]
-        boxes = torch.tensor([sample.box for sample in samples], dtype=torch.float64)
-        phrases = [sample.phrase for sample in samples]
-        path = group[0].image
-        with ImageFile(path) if self.cache is None else self.cache.open(path) as image:
-            if self.augment is None:
-                letterbox = Letterbox.fit(*image.size, self.image_size)
-                if not self.cached:
-                    out.copy_(torch.from_numpy(letterbox.pad(letterbox.resize(image.decode()))[0]))
-                mask = torch.from_numpy(letterbox.mask())
-                return Example(samples, phrases, letterbox.to_input(boxes), letterbox, mask)
-            transform = draw_transform(
-                image.size,
-                self.image_size,
-                [sample.box for sample in group],
-                [sample.phrase for sample in group],
-                self.augment,
-                np.random.default_rng([self.seed, epoch, part.group, 1]),
-            )
-            apply_transform(image.decode(transform.min_size), transform, out)
-        if transform.letterbox.flip:
-            phrases = [swap_sides(phrase) for phrase in phrases]
-        return Example(samples, phrases, transform.boxes(boxes), transform.letterbox, transform.mask())
-
-
-@dataclass(frozen=True, slots=True)
-class GroupPart:
-    """The part of a group that is in a batch."""
-
-    group: int
-    members: NDArray[np.int64]  # the sample numbers of the whole group, for which its transform is drawn
-    inside: slice  # of `members`
+            return spans[rank::ranks]
+        return [(a + (b - a) * rank // ranks, a + (b - a) * (rank + 1) // ranks) for a, b in spans]
 
 
 @dataclass(slots=True)
@@ -227,14 +162,13 @@ def collate(examples: Sequence[Example], images: Tensor, tokenize: Tokenize) -> 
     phrases = [phrase for example in examples for phrase in example.phrases]
     no_tokens = torch.empty(0, 1, dtype=torch.int64)
     tokens, token_mask = tokenize(phrases) if phrases else (no_tokens, no_tokens.bool())
+    image_index = [number for number, example in enumerate(examples) for _ in example.samples]
     return Batch(
         images=images,
         image_mask=torch.stack([example.mask for example in examples]) if examples else images[:, 0].bool(),
         tokens=tokens,
         token_mask=token_mask,
-        image_index=torch.arange(len(examples)).repeat_interleave(
-            torch.tensor([len(e.samples) for e in examples], dtype=torch.int64)
-        ),
+        image_index=torch.tensor(image_index, dtype=torch.int64),
         boxes=torch.cat([torch.empty(0, 4), *(example.boxes.float() for example in examples)]),
         phrases=phrases,
         letterboxes=[example.letterbox for example in examples],
@@ -243,34 +177,67 @@ def collate(examples: Sequence[Example], images: Tensor, tokenize: Tokenize) -> 
 
 
 class _Epoch(Dataset[Batch | InputError]):
-    """This rank's batches of an epoch; an error is returned, since a worker that raises adds its traceback."""
+    """This rank's batches of an epoch; errors are returned, since a worker that raises adds its traceback."""
 
     def __init__(self, loader: GroundingLoader, epoch: int, first: int) -> None:
-        self.loader, self.epoch, self.first = loader, epoch, first
+        self.loader, self.epoch = loader, epoch
+        self.spans = loader.spans()[first:]
         self.order, self.group = loader.epoch_order(epoch)
         self.borders = np.flatnonzero(np.diff(self.group, prepend=-1, append=-1))  # where groups start and stop
 
     def __len__(self) -> int:
-        return max(0, len(self.loader) - self.first)
+        return len(self.spans)
 
     def __getitem__(self, index: int) -> Batch | InputError:
         try:
-            return self.loader.load(self.epoch, self.parts(*self.loader.bounds(self.first + index)))
+            return self._batch(*self.spans[index])
         except InputError as error:
             return InputError(str(error))  # a subclass may not be picklable
 
-    def parts(self, start: int, stop: int) -> list[GroupPart]:
-        """Return the parts of groups between two positions in the order of the epoch."""
-        first = int(np.searchsorted(self.borders, start, side="right")) - 1
-        last = int(np.searchsorted(self.borders, stop, side="left"))
-        return (
-            [
-                GroupPart(int(self.group[low]), self.order[low:high], slice(max(start - low, 0), stop - low))
-                for low, high in pairwise(self.borders[first : last + 1].tolist())
-            ]
-            if start < stop
-            else []
-        )
+    def _batch(self, start: int, stop: int) -> Batch:
+        """Load the samples between two positions in the order of the epoch."""
+        loader, borders = self.loader, self.borders
+        cuts = [start, *borders[(borders > start) & (borders < stop)].tolist(), stop] if start < stop else []
+        shape = (max(0, len(cuts) - 1), 3, loader.image_size, loader.image_size)
+        images = torch.from_numpy((np.zeros if loader.cached else np.empty)(shape, np.float32))  # numpy: huge pages
+        examples: list[Example] = []
+        read: list[int] = []  # numbers of the images of `examples`
+        skipped: list[str] = []
+        for low, high in pairwise(cuts):
+            try:
+                examples.append(self._example(low, high, images[len(examples)]))
+                read.append(int(loader.image_of[self.order[low]]))
+            except InputError as error:
+                if not loader.skip_unreadable:
+                    raise
+                skipped.append(str(error))
+        batch = collate(examples, images[: len(examples)], loader.tokenize)
+        batch.cached = {name: features[read] for name, features in loader.cached.items()}
+        batch.skipped = skipped
+        return batch
+
+    def _example(self, low: int, high: int, out: Tensor) -> Example:
+        """Load the image of the samples between two positions into `out` [3, S, S]; they are all or part of a group."""
+        loader = self.loader
+        border = int(np.searchsorted(self.borders, low, side="right"))
+        first, last = self.borders[border - 1 : border + 1].tolist()
+        group = [loader.samples[number] for number in self.order[first:last]]
+        boxes, phrases = [sample.box for sample in group], [sample.phrase for sample in group]
+        part = slice(low - first, high - first)
+        own = torch.tensor(boxes[part], dtype=torch.float64)
+        with (loader.cache.open if loader.cache else ImageFile)(group[0].image) as image:
+            if loader.augment is None:
+                letterbox = Letterbox.fit(*image.size, loader.image_size)
+                if not loader.cached:
+                    out.copy_(torch.from_numpy(letterbox.pad(letterbox.resize(image.decode()))[0]))
+                mask = torch.from_numpy(letterbox.mask())
+                return Example(group[part], phrases[part], letterbox.to_input(own), letterbox, mask)
+            random = np.random.default_rng([loader.seed, self.epoch, int(self.group[low]), 1])
+            transform = draw_transform(image.size, loader.image_size, boxes, phrases, loader.augment, random)
+            apply_transform(image.decode(transform.min_size), transform, out)
+        if transform.letterbox.flip:
+            phrases = [swap_sides(phrase) for phrase in phrases]
+        return Example(group[part], phrases[part], transform.boxes(own), transform.letterbox, transform.mask())
 
 
 def _ignore_signals(_: int) -> None:
@@ -311,11 +278,8 @@ def make_loader(
     Args:
         name, split, root: as for `open_samples`.
         tokenizer: of transformers, for example `student.tokenizer`.
-        image_size: S, the side of the network's input in pixels.
-        max_length: most tokens of a phrase, [CLS] and [SEP] included.
-        batch_size: image-phrase pairs of a batch.
-        phrases_per_image: most phrases with which an image is in a batch.
-        seed: of order and transforms.
+        max_length: maximum tokens of a phrase, [CLS] and [SEP] included.
+        image_size, batch_size, phrases_per_image, seed: as for `GroundingLoader`.
 
     Raises:
         InputError: as `open_samples`.

@@ -1,10 +1,8 @@
-"""Gives a trained run a score that is a probability: a score head if it has none, a mapping chosen on val, a threshold.
-
-Only the score head is fitted, with everything else frozen: boxes stay as they were.
-"""
+"""Fit the calibration of a run: an IoU head if it has none, a mapping of scores to probabilities, a threshold."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,25 +13,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from epmvg.config.settings import DataSettings
 from epmvg.core.boxes import paired_iou, to_xyxy
-from epmvg.core.calibration import CONFIDENCE_FILE, auroc, calibration_error, fit_calibration, threshold_for
+from epmvg.core.calibration import CONFIDENCE_FILE, Array, Calibration, Method, log_features
 from epmvg.core.files import write_text
 from epmvg.core.hardware import select_device
 from epmvg.core.types import InputError, Progress, Sample
 from epmvg.data.negatives import negative_samples
-from epmvg.data.registry import open_samples
-from epmvg.evaluation.evaluate import evaluation_loader, predict_rows, split_absent
-from epmvg.evaluation.leakage import shared_images, training_images
-from epmvg.evaluation.metrics import stamp
-from epmvg.evaluation.samples import data_of, of_some_images
+from epmvg.evaluation.evaluate import Row, evaluation_loader, predict_rows, split_negatives
+from epmvg.evaluation.metrics import evaluation_metadata
+from epmvg.evaluation.samples import data_settings, limit_to_images, open_split, shared_images, training_images
+from epmvg.evaluation.statistics import calibration_error, confidence_metrics
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
 from epmvg.models.text_cache import TextFeatureCache
 from epmvg.models.weights_file import WEIGHTS, weights_digest
 
-ABSENT = 0.5  # absent phrases a phrase, in fitting and calibrating
-FEW = 300  # phrases below which a mapping can hardly be told from chance
+NEGATIVES = 0.5  # negative pairs per phrase, in fitting and calibrating
+MIN_PHRASES = 300  # fewer can hardly support a mapping
+FOLDS = 5
 
 
 def calibrate(
@@ -43,77 +40,53 @@ def calibrate(
     split: str | None = None,
     root: str | None = None,
     fit_head: bool = False,
-    false_alarms: float = 0.1,
+    false_positive_rate: float = 0.1,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Calibrate a run's scores on validation data and store the mapping in its folder, where `load` applies it.
+    """Calibrate a run's confidence on validation data and write `confidence.json`, which `load` applies.
 
     Args:
         run: a folder that training wrote.
         data: a data set's name or file; the run's own by default.
-        split: of that data to calibrate on; the run's validation split by default. Never a test split, nor images that
-            the run was trained on.
+        split: of that data; the run's validation split by default. Test splits and images that the run was trained on
+            are rejected.
         root: as for `evaluate`.
-        fit_head: first fit a fresh score head on the training split of the same data.
-        false_alarms: share of absent phrases that may be answered at the stored threshold.
+        fit_head: first fit a new IoU head on the training split of the same data.
+        false_positive_rate: fraction of negative phrases that may reach the stored threshold.
         device: as for `hardware.select_device`.
+        progress: called with (phrases done, all of them).
 
     Returns:
-        What `confidence.json` holds: method ("none" leaves scores raw), threshold, false_alarms, and how scores did on
-        this split before and after (after: on rows that the mapping was not fitted to).
+        The content of `confidence.json`: method ("none" leaves scores raw), mapping, threshold, and metrics on this
+        split before and after (after: on rows that the mapping was not fitted to).
 
     Raises:
-        InputError: the run or the data cannot be read, or there is nothing to calibrate.
+        InputError: the run or the data cannot be read, or the run cannot be calibrated on it.
     """
-    if not 0 < false_alarms < 1:
-        raise InputError(f"false_alarms={false_alarms:g} is not a share: give a number between 0 and 1.")
+    if not 0 < false_positive_rate < 1:
+        raise InputError(f"false_positive_rate={false_positive_rate:g} is not between 0 and 1: give for example 0.1.")
     run = Path(run)
     model = load(run)
     if not run.is_dir():
-        raise InputError(f"{run} is no folder of yours: calibrate a copy (`epmvg publish {run} --to FOLDER`).")
+        raise InputError(f"{run} cannot be changed: calibrate a copy (`epmvg publish {run} --to FOLDER`).")
     model.calibration = None
     if not fit_head and model.iou_head is None and not model.dense_head:
-        raise InputError(f"{run} has neither a score head nor a where-map to score by: fit a head with --fit-head.")
-    settings = data_of(run, data, root, None)
+        raise InputError(f"{run} has neither an IoU head nor a heatmap to score by: fit a head with --fit-head.")
+    settings, _ = data_settings(run, data, root)
     split = split or settings.val_split
-    if split.startswith("test"):
-        raise InputError(f"split {split} is for reporting: calibrate on a validation split.")
-    val = _open(settings, split)
-    images = {record.image for record in val}
-    if len(images) < 2:
-        raise InputError(f"{settings.name} {split} has a single image: calibrate on more.")
-    if len(shared_images(images, training_images(run) or set())) == len(images):
-        raise InputError(f"{run} was trained on all images of {settings.name} {split}: calibrate on others.")
+    samples = _validation_samples(run, settings, split)
     model.to(select_device(device))
     if fit_head:
-        fit_score_head(model, _open(settings, settings.train_split), batch_size=settings.batch_size, progress=progress)
-    asked = [*val, *negative_samples(val, ABSENT)]
-    loader = evaluation_loader(model, asked, batch_size=settings.batch_size)
-    rows, absent = split_absent(predict_rows(model, loader.batches(0), progress=progress, total=len(asked)))
-
-    score = np.array([row["score"] for row in rows])
-    correct = np.array([row["iou"] >= 0.5 for row in rows], np.float64)
-    calibration, held_out = fit_calibration(score, correct, [row["image"] for row in rows])
-    raw = np.array([row["score"] for row in absent], np.float64)
-    threshold = threshold_for(false_alarms, calibration(raw))
-    sure = held_out >= (2.0 if threshold is None else threshold)
-    fitted = {
-        "data": Path(settings.name).stem,
-        "split": split,
-        "n": len(rows),
-        "images": len(images),
-        "absent": len(absent),
-        "data_sha256": stamp(rows)["data_sha256"],
-        "acc50": float(correct.mean()),
-        "ece_before": calibration_error(score, correct),
-        "ece_after": calibration_error(held_out, correct),
-        "auroc_correct": _number(auroc(score, correct)),
-        "auroc_belongs": _number(auroc(np.concatenate([score, raw]), np.repeat([1.0, 0.0], [len(rows), len(raw)]))),
-        "answered": float(sure.mean()),
-        "answered_and_wrong": float((1 - correct[sure]).mean()) if sure.any() else None,
-    }
-    calibration = replace(calibration, threshold=threshold, false_alarms=false_alarms, fitted=fitted)
+        fit_iou_head(
+            model, open_split(settings, settings.train_split), batch_size=settings.batch_size, progress=progress
+        )
+    queries = [*samples, *negative_samples(samples, NEGATIVES)]
+    loader = evaluation_loader(model, queries, batch_size=settings.batch_size)
+    rows = predict_rows(model, loader.batches(0), progress=progress, total=len(queries))
+    calibration = calibration_of(*split_negatives(rows), false_positive_rate)
+    about = {"data": Path(settings.name).stem, "split": split}
+    calibration = replace(calibration, fitted=about | (calibration.fitted or {}))
     if fit_head:
         model.calibration = calibration
         save(model, run)
@@ -122,19 +95,123 @@ def calibrate(
     return asdict(calibration)
 
 
+def _validation_samples(run: Path, settings: Any, split: str) -> list[Sample]:
+    """Read the samples to calibrate on; raise InputError for a test split, one image, or images of the training."""
+    if split.startswith("test"):
+        raise InputError(f"split {split} is for reporting: calibrate on a validation split.")
+    samples = open_split(settings, split)
+    images = {sample.image for sample in samples}
+    if len(images) < 2:
+        raise InputError(f"{settings.name} {split} has a single image: calibrate on more.")
+    if len(shared_images(images, training_images(run) or set())) == len(images):
+        raise InputError(f"{run} was trained on all images of {settings.name} {split}: calibrate on others.")
+    return samples
+
+
+def calibration_of(rows: Sequence[Row], negatives: Sequence[Row], false_positive_rate: float) -> Calibration:
+    """Fit a calibration and its threshold to prediction rows with raw scores, and to rows of negative pairs."""
+    score = np.array([row["score"] for row in rows], np.float64)
+    correct = np.array([row["iou"] >= 0.5 for row in rows], np.float64)
+    images = [row["image"] for row in rows]
+    calibration, held_out = fit_calibration(score, correct, images)
+    raw = np.array([row["score"] for row in negatives], np.float64)
+    threshold = threshold_for(false_positive_rate, calibration(raw))
+    found = held_out >= (math.inf if threshold is None else threshold)
+    before = confidence_metrics(rows, negatives)
+    fitted = {
+        "n": len(rows),
+        "images": len(set(images)),
+        "negatives": len(raw),
+        "data_sha256": evaluation_metadata(rows)["data_sha256"],
+        "acc50": float(correct.mean()),
+        "ece_before": before["ece"],
+        "ece_after": calibration_error(held_out, correct),
+        "auroc_correct": before["auroc_correct"],
+        "auroc_negative": before["auroc_negative"],
+        "coverage": float(found.mean()),
+        "risk": float((1 - correct[found]).mean()) if found.any() else None,
+    }
+    return replace(calibration, threshold=threshold, false_positive_rate=false_positive_rate, fitted=fitted)
+
+
 def remark(calibration: dict[str, Any]) -> str | None:
-    """Return a sentence that says why scores stay raw, None where they became probabilities."""
+    """Return a sentence that states why scores stay raw, None where they became probabilities."""
     if calibration["method"] != "none":
         return None
     n, images = calibration["fitted"]["n"], calibration["fitted"]["images"]
-    if n < FEW:
+    if n < MIN_PHRASES:
         return f"{n} phrases of {images} images are too few to calibrate on: scores remain raw, no probabilities."
     return "No mapping predicts better than the raw scores: they remain as they are."
 
 
-def fit_score_head(
+IDENTITY = Calibration("none", 1.0, 1.0, 0.0)
+
+_METHODS: dict[Method, Array] = {  # parameters a and b from the coefficients of a logistic regression
+    "platt": np.array([[1.0], [1.0]]),
+    "beta": np.eye(2),
+}
+
+
+def fit_calibration(score: Array, correct: Array, images: Sequence[str], *, seed: int = 0) -> tuple[Calibration, Array]:
+    """Choose a method by cross-validation over images and fit it to all rows.
+
+    Args:
+        score: raw scores [n]; correct: 0 or 1 [n].
+        correct: whether each box is correct, 0 or 1 [n].
+        images: [n], the image of each row; rows of one image stay in one fold.
+        seed: of the folds.
+
+    Returns:
+        The calibration with the lowest log loss on held-out rows, and the probabilities [n] of these.
+    """
+    from sklearn.metrics import log_loss
+    from sklearn.model_selection import GroupKFold
+
+    splitter = GroupKFold(min(FOLDS, len(set(images))), shuffle=True, random_state=seed)
+    folds = list(splitter.split(score, groups=images))
+    best: tuple[float, Method, Array] | None = None
+    for method in ("none", *_METHODS):
+        held_out = np.empty(len(score))
+        for train, test in folds:
+            held_out[test] = _fit(method, score[train], correct[train])(score[test])
+        loss = float(log_loss(correct, held_out, labels=[0, 1]))
+        if best is None or loss < best[0]:
+            best = loss, method, held_out
+    assert best is not None
+    return _fit(best[1], score, correct), best[2]
+
+
+def _fit(method: Method, score: Array, correct: Array) -> Calibration:
+    """Fit a method by logistic regression; a negative slope, which would reverse the order, becomes 0 (Kull et al.)."""
+    from sklearn.linear_model import LogisticRegression
+
+    if method == "none" or correct.min() == correct.max():
+        return IDENTITY
+    to_slopes = _METHODS[method]
+    while True:
+        model = LogisticRegression(C=np.inf, max_iter=1000)  # C=inf: no penalty
+        model.fit(log_features(score) @ to_slopes, correct)
+        if (model.coef_[0] >= 0).all():
+            a, b = to_slopes @ model.coef_[0]
+            return Calibration(method, float(a), float(b), float(model.intercept_[0]))
+        to_slopes = to_slopes * (model.coef_[0] >= 0)
+
+
+def threshold_for(false_positive_rate: float, negative: Array) -> float | None:
+    """Return the lowest score that a new negative phrase reaches with at most the given probability.
+
+    The bound holds for phrases drawn like those of `negative` [n], whatever their distribution (split conformal
+    prediction: Vovk et al., Algorithmic Learning in a Random World, 2005); None where n is too small for it.
+    """
+    allowed = math.floor(false_positive_rate * (len(negative) + 1))  # of n + 1 exchangeable scores
+    if allowed < 1:
+        return None
+    return float(np.nextafter(np.sort(negative)[-allowed], 2.0)) if allowed <= len(negative) else 0.0
+
+
+def fit_iou_head(
     model: Grounder,
-    records: Sequence[Sample],
+    samples: Sequence[Sample],
     *,
     batch_size: int = 64,
     limit: int = 20_000,
@@ -142,77 +219,67 @@ def fit_score_head(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Give a trained student a fresh score head, fitted with everything else frozen, in place.
+    """Fit a new IoU head with everything else frozen, in place: boxes stay as they are.
 
-    The student is asked once; the head then learns from what it saw, and is kept as it was after the epoch that did
-    best on a tenth of the images.
+    The features are computed once; the head of the epoch with the lowest loss on a tenth of the images is kept.
 
     Args:
-        model: the student.
-        records: what it was trained on.
+        model: the trained model.
+        samples: what it was trained on.
         batch_size: image-phrase pairs in a batch.
-        limit: most phrases asked, of images drawn at random.
+        limit: most phrases, of images drawn at random.
         epochs: of the head.
-        seed: of draws and order.
-        progress: told about asking, which is nearly all of the time.
+        seed: of images and order.
+        progress: called with (phrases done, all of them) while features are computed, which takes nearly all the time.
 
     Raises:
-        InputError: the records are of a single image, so that none can be held out.
+        InputError: the samples are of a single image, so that none can be held out.
     """
-    records = of_some_images(records, limit, seed)
-    if len({record.image for record in records}) < 2:
-        raise InputError("A score head is fitted on some images and checked on others: give at least two images.")
+    samples = limit_to_images(samples, limit, seed)
+    if len({sample.image for sample in samples}) < 2:
+        raise InputError("An IoU head is fitted on some images and validated on others: give at least two images.")
     device = next(model.parameters()).device
     model.iou_head = model.new_iou_head().to(device)
     model.settings = model.settings | {"iou_head": True}
-    iou_features, iou, held_out = _ask(model, records, batch_size, progress)
+    features, iou, held_out = _iou_features(model, samples, batch_size, progress)
     head = model.iou_head.cpu()
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-2)
-    learn, check = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+    train, val = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     order = torch.Generator().manual_seed(seed)
-    best, kept = float("inf"), head.state_dict()
+    lowest, best = math.inf, head.state_dict()
     for _ in range(epochs):
-        for part in learn[torch.randperm(len(learn), generator=order)].split(256):
-            loss = F.binary_cross_entropy_with_logits(head(iou_features[part]), iou[part])
+        for part in train[torch.randperm(len(train), generator=order)].split(256):
+            loss = F.binary_cross_entropy_with_logits(head(features[part]), iou[part])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            iou_box = F.binary_cross_entropy_with_logits(head(iou_features[check]), iou[check]).item()
-        if iou_box < best:
-            best, kept = iou_box, {name: value.clone() for name, value in head.state_dict().items()}
-    head.load_state_dict(kept)
+            val_loss = F.binary_cross_entropy_with_logits(head(features[val]), iou[val]).item()
+        if val_loss < lowest:
+            lowest, best = val_loss, {name: value.clone() for name, value in head.state_dict().items()}
+    head.load_state_dict(best)
     model.to(device).eval()
 
 
 @torch.no_grad()
-def _ask(
-    model: Grounder, records: Sequence[Sample], batch_size: int, progress: Progress | None
+def _iou_features(
+    model: Grounder, samples: Sequence[Sample], batch_size: int, progress: Progress | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather evidence [n, F], the IoU to predict [n] and which rows are held out [n], a tenth of the images."""
+    """Return features of the IoU head [n, F], the IoU to predict [n], and a mask of held-out rows [n]."""
     model.eval()
-    asked = [*records, *negative_samples(records, ABSENT)]
-    numbers = {image: number for number, image in enumerate(dict.fromkeys(record.image for record in records))}
-    memory = TextFeatureCache(model.text_encoder) if model.text_encoder.frozen else None
-    iou_features, ious, held_out, done = [], [], [], 0
+    queries = [*samples, *negative_samples(samples, NEGATIVES)]
+    numbers = {image: number for number, image in enumerate(dict.fromkeys(sample.image for sample in samples))}
+    text_cache = TextFeatureCache(model.text_encoder) if model.text_encoder.frozen else None
+    features, targets, held_out = [], [], []
     device = next(model.parameters()).device
-    for batch in (each.to(device) for each in evaluation_loader(model, asked, batch_size=batch_size).batches(0)):
-        states = memory(batch.tokens, batch.token_mask) if memory else None
+    for batch in (each.to(device) for each in evaluation_loader(model, queries, batch_size=batch_size).batches(0)):
+        states = text_cache(batch.tokens, batch.token_mask) if text_cache else None
         output = model(*batch.inputs, text_features=states)
         assert output.iou_features is not None and output.iou_box is not None
-        belongs = torch.tensor(["absent" not in record.extra for record in batch.samples])
-        iou_features.append(output.iou_features.cpu())
-        ious.append(paired_iou(to_xyxy(output.iou_box), to_xyxy(batch.boxes)).clamp(0, 1).cpu() * belongs)
-        held_out += [numbers[record.image] % 10 == 0 for record in batch.samples]
-        done += len(batch.samples)
+        positive = torch.tensor(["absent" not in sample.extra for sample in batch.samples])
+        features.append(output.iou_features.cpu())
+        targets.append(paired_iou(to_xyxy(output.iou_box), to_xyxy(batch.boxes)).clamp(0, 1).cpu() * positive)
+        held_out += [numbers[sample.image] % 10 == 0 for sample in batch.samples]
         if progress:
-            progress(done, len(asked))
-    return torch.cat(iou_features), torch.cat(ious), torch.tensor(held_out)
-
-
-def _open(settings: DataSettings, split: str) -> list[Sample]:
-    return open_samples(settings.name, split=split, root=settings.root, split_key=settings.split_key)
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else value
+            progress(len(held_out), len(queries))
+    return torch.cat(features), torch.cat(targets), torch.tensor(held_out)

@@ -1,7 +1,7 @@
-"""What a row of predictions counts in each figure of an evaluation, and the stamp that says what was asked and how.
+"""Metrics of prediction rows: accuracy at IoU thresholds and mean IoU, also by slices of a split.
 
-A row is a mapping with image, phrase, box, target and iou; `targets`, where it has them, are several boxes of which
-any counts, and a box of None is a miss.
+A prediction row is a mapping with image, phrase, box, target and iou. `targets` are several boxes of which any counts;
+a box of None is a miss.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
@@ -22,23 +24,22 @@ from epmvg.core.version import __version__
 
 Row = Mapping[str, Any]
 
-BOUNDS = {"acc25": 0.25, "acc50": 0.5, "acc75": 0.75, "acc90": 0.9}
-FIGURES = (*BOUNDS, "macc", "miou", "centre")
+IOU_THRESHOLDS = {"acc25": 0.25, "acc50": 0.5, "acc75": 0.75, "acc90": 0.9}
+METRICS = (*IOU_THRESHOLDS, "macc", "miou")
 
-Targets = Literal["rows", "merged", "any"]
+Targets = Literal["rows", "any"]
 TARGETS: dict[Targets, str] = {
     "rows": "each row's own box",
-    "merged": "the union of a phrase's boxes",
     "any": "that box of a phrase which overlaps most",
 }
 """What the target of a phrase with several boxes is."""
 
-BOXES = "x0, y0, x1, y1 as float in pixels of the original upright image"
+BOX_FORMAT = "x0, y0, x1, y1 as float in pixels of the original upright image"
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """Figures over n phrases; shares in 0..1."""
+class Metrics:
+    """Metrics over n phrases, in 0..1."""
 
     n: int
     acc50: float
@@ -47,64 +48,56 @@ class Scores:
     acc90: float
     macc: float  # mean of the four accuracies
     miou: float
-    centre: float  # the predicted box's centre lies in the true box
 
     @classmethod
-    def of(cls, rows: Sequence[Row], *, strict: bool = False) -> Scores:
-        """Score rows of predictions; the sums are exact, so their order does not matter.
+    def of(cls, rows: Sequence[Row], *, strict: bool = False) -> Metrics:
+        """Compute the metrics of prediction rows; sums are exact, so the order of rows does not matter.
 
         Args:
-            strict: count IoU > bound instead of IoU >= bound.
+            rows: prediction rows.
+            strict: count IoU > threshold instead of IoU >= threshold.
 
         Raises:
             InputError: there are no rows.
         """
         if not rows:
             raise InputError("There are no rows to score: give predictions of at least one phrase.")
-        return cls(len(rows), **{name: math.fsum(part) / len(rows) for name, part in parts_of(rows, strict).items()})
+        return cls(len(rows), **{name: math.fsum(v) / len(rows) for name, v in row_metrics(rows, strict).items()})
 
 
-def parts_of(rows: Sequence[Row], strict: bool = False) -> dict[str, NDArray[np.float64]]:
-    """Return what each row counts in each figure, [n] in 0..1; a figure is the mean of its own."""
-    parts = {name: np.array([is_hit(row, bound, strict) for row in rows], float) for name, bound in BOUNDS.items()}
-    return parts | {
-        "macc": sum(parts.values(), np.zeros(len(rows))) / len(parts),
+def row_metrics(rows: Sequence[Row], strict: bool = False) -> dict[str, NDArray[np.float64]]:
+    """Return the value of each row in each metric, [n] in 0..1, of which the metric is the mean."""
+    hits = {
+        name: np.array([is_correct(row, threshold, strict) for row in rows], float)
+        for name, threshold in IOU_THRESHOLDS.items()
+    }
+    return hits | {
+        "macc": sum(hits.values(), np.zeros(len(rows))) / len(hits),
         "miou": np.array([row["iou"] for row in rows], float),
-        "centre": np.array([finds_centre(row) for row in rows], float),
     }
 
 
-def is_hit(row: Row, bound: float = BOUNDS["acc50"], strict: bool = False) -> bool:
-    """Say whether a row counts in the accuracy at a bound: IoU >= bound, or > where that is asked for."""
-    return float(row["iou"]) > bound if strict else float(row["iou"]) >= bound
+def is_correct(row: Row, threshold: float = IOU_THRESHOLDS["acc50"], strict: bool = False) -> bool:
+    """Return whether the IoU of a row reaches a threshold; if `strict`, whether it exceeds it."""
+    return float(row["iou"]) > threshold if strict else float(row["iou"]) >= threshold
 
 
-def finds_centre(row: Row) -> bool:
-    """Say whether the centre of a row's box lies in its target, the edge included; an inverted box has none."""
-    if row["box"] is None:
-        return False
-    x0, y0, x1, y1 = row["box"]
-    x, y = (x0 + x1) / 2, (y0 + y1) / 2
-    there = any(a <= x <= c and b <= y <= d for a, b, c, d in row.get("targets") or [row["target"]])
-    return bool(there and x0 <= x1 and y0 <= y1)
+def evaluation_metadata(rows: Sequence[Row], *, strict: bool = False, targets: Targets = "rows") -> dict[str, Any]:
+    """Return what was evaluated and how; equal for the same samples in any order, whatever was predicted.
 
-
-def stamp(rows: Sequence[Row], *, strict: bool = False, targets: Targets = "rows") -> dict[str, Any]:
-    """Say what was asked and how it was judged; the same for the same rows in any order, whatever was answered.
-
-    The hash is of image names, phrases and targets: not of answers, ids or the folders that the images lie in.
+    The hash is of image names, phrases and targets: not of predictions, ids or the folders of the images.
     """
-    questions = sorted(
+    samples = sorted(
         json.dumps([PurePath(row["image"]).name, row["phrase"], sorted(_floats(box) for box in boxes)])
         for row in rows
         for boxes in [row.get("targets") or [row["target"]]]
     )
     return {
-        "data_sha256": hashlib.sha256("\n".join(questions).encode()).hexdigest(),
+        "data_sha256": hashlib.sha256("\n".join(samples).encode()).hexdigest(),
         "images": len({row["image"] for row in rows}),
         "phrases": len(rows),
-        "correct": f"IoU {'>' if strict else '>='} bound",
-        "boxes": BOXES,
+        "correct": f"IoU {'>' if strict else '>='} threshold",
+        "boxes": BOX_FORMAT,
         "targets": TARGETS[targets],
         "epmvg": __version__,
     }
@@ -112,3 +105,88 @@ def stamp(rows: Sequence[Row], *, strict: bool = False, targets: Targets = "rows
 
 def _floats(box: Sequence[float]) -> list[float]:
     return [float(edge) + 0.0 for edge in box]  # -0.0 is 0.0
+
+
+# Slices
+
+MAX_NAMES = 12  # of a slicing; the rest is rare
+
+COLOUR_WORDS = (
+    r"black|white|gr[ae]y|red|blue|green|yellow|orange|brown|pink|purple|violet|tan|beige|turquoise|maroon|navy|teal|"
+    r"gold(en)?|silver|blonde?|colou?rful|multi-?colou?red"
+)
+SIDE_WORDS = r"(left|right|top|bottom|upper|lower|front|back)(most|hand)?|middle|mid|cent(er|re|ral)|corner|edge|side"
+RELATION_WORDS = (
+    r"next to|besides?|near(est|by)?|clos(e|er|est) to|behind|in front of|between|under(neath)?|beneath|above|below|"
+    r"on top of|(left|right) of|against|around|facing|holding|wearing|carrying|riding|touching|talking to|looking at"
+)
+LENGTHS = {2: "1 or 2 words", 4: "3 or 4 words", 8: "5 to 8 words", math.inf: "9 words or more"}
+AREAS = {32**2: "small (< 32² px)", 96**2: "medium (< 96² px)", math.inf: "large"}  # COCO's, in original pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Slicing:
+    """A division of rows into named slices, which may overlap."""
+
+    title: str
+    names_of: Callable[[Row], Sequence[str]]
+    order: tuple[str, ...] = ()  # of the names; by number of rows where empty
+
+    def names(self, rows: Sequence[Row]) -> list[str]:
+        """Return the names that occur."""
+        counts = Counter(name for row in rows for name in self.names_of(row))
+        if self.order:
+            return [name for name in self.order if name in counts]
+        return [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))][:MAX_NAMES]
+
+    def select(self, rows: Sequence[Row], name: str) -> list[Row]:
+        """Return the rows of a slice."""
+        return [row for row in rows if name in self.names_of(row)]
+
+
+def slicings(rows: Sequence[Row]) -> Iterator[tuple[Slicing, list[str]]]:
+    """Yield the slicings that divide these rows into at least two slices, with the names of these."""
+    for slicing in SLICINGS:
+        names = slicing.names(rows)
+        if len(names) > 1:
+            yield slicing, names
+
+
+def _data_set(row: Row) -> list[str]:
+    return [f"{row['dataset']} {row.get('split', '')}".strip()] if row.get("dataset") else []
+
+
+def _values(key: str) -> Callable[[Row], list[str]]:
+    def names_of(row: Row) -> list[str]:
+        value: Any = row.get(key)
+        return [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str) and name]
+
+    return names_of
+
+
+def _words(title: str, pattern: str) -> Slicing:
+    known = re.compile(rf"\b({pattern})\b", re.IGNORECASE)
+    return Slicing(title, lambda row: ["with" if known.search(row["phrase"]) else "without"], ("with", "without"))
+
+
+def _length(row: Row) -> list[str]:
+    words = len(row["phrase"].split())
+    return [next(name for longest, name in LENGTHS.items() if words <= longest)]
+
+
+def _area(row: Row) -> list[str]:
+    x0, y0, x1, y1 = row["target"]
+    return [next(name for bound, name in AREAS.items() if (x1 - x0) * (y1 - y0) < bound)]
+
+
+SLICINGS = (
+    Slicing("Data set", _data_set),
+    Slicing("Kind of phrase", _values("kind")),
+    Slicing("Type of object", _values("types")),
+    _words("Side words", SIDE_WORDS),
+    _words("Colour words", COLOUR_WORDS),
+    _words("Relation words", RELATION_WORDS),
+    Slicing("Length of the phrase", _length, tuple(LENGTHS.values())),
+    Slicing("Truncation", lambda row: ["truncated" if row.get("truncated") else "whole"], ("whole", "truncated")),
+    Slicing("Size of the target", _area, tuple(AREAS.values())),
+)

@@ -1,4 +1,4 @@
-"""Perturbations of phrases and images: what typing, wording, cameras and compression do to a query."""
+"""Perturbations of phrases and images: typing, wording, cameras and compression."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Generic, Literal, TypeVar
 from zlib import crc32
 
@@ -15,24 +14,22 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from epmvg.data.side_words import cased_like, swap_sides
 from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
-from epmvg.evaluation.slices import COLOUR_WORDS
+from epmvg.evaluation.metrics import COLOUR_WORDS
 
 Input = TypeVar("Input", str, Image.Image)
 
 
 @dataclass(frozen=True)  # no slots: Python 3.11 cannot make a frozen, generic class that has them
 class Perturbation(Generic[Input]):
-    """One way to make a query harder.
+    """A change of a phrase or an image.
 
-    `apply` is pure: its result depends on its arguments alone. It returns None, or what it was given, where there is
-    nothing to change; `needs` then completes the sentence "none has ...".
+    `apply` is pure; it returns None, or its input, where there is nothing to change. `expects` is "other" where the
+    phrase means another box afterwards.
     """
 
     name: str
-    about: str
     apply: Callable[[Input, np.random.Generator], Input | None]
-    needs: str
-    expects: Literal["same", "other"] = "same"  # whether the box should stay or move
+    expects: Literal["same", "other"] = "same"
 
 
 def generator(seed: int, name: str, subject: str) -> np.random.Generator:
@@ -41,16 +38,12 @@ def generator(seed: int, name: str, subject: str) -> np.random.Generator:
 
 
 _KEY_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-NEIGHBOURS = {
-    key: row[max(0, place - 1) : place] + row[place + 1 : place + 2]
-    for row in _KEY_ROWS
-    for place, key in enumerate(row)
-}
+NEIGHBOURS = {key: row[max(0, i - 1) : i] + row[i + 1 : i + 2] for row in _KEY_ROWS for i, key in enumerate(row)}
 """The keys beside each key of an English keyboard."""
 
 _WORD = re.compile(r"[^\W\d_]{3,}")  # a typo in "a" or "of" would leave nothing of the word
 _PALETTE = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
-_FAMILIES = {
+_SIMILAR = {
     "violet": ("purple", "blue", "pink"),
     "tan": ("brown", "orange", "yellow", "white"),
     "beige": ("brown", "orange", "yellow", "white"),
@@ -64,13 +57,13 @@ _FAMILIES = {
     "blond": ("yellow", "brown", "white"),
     "blonde": ("yellow", "brown", "white"),
 }
-"""Colour words outside the palette, and the colours of it that people call by the same word."""
+"""Colour words outside the palette, with the palette's colours that people call by the same word."""
 _COLOUR = re.compile(rf"\b({COLOUR_WORDS})\b", re.IGNORECASE)
 _ARTICLE = re.compile(r"(a|an|the|this|that|his|her|its|their|one|two|three|another|some)\b", re.IGNORECASE)
 
 
 def typo(phrase: str, random: np.random.Generator) -> str | None:
-    """Make one typo in one word: the key beside a letter, a missed letter or a doubled one."""
+    """Make one typo in one word: a neighbouring key, a missing letter or a doubled one."""
     words = list(_WORD.finditer(phrase))
     if not words:
         return None
@@ -98,9 +91,9 @@ def swap_colours(phrase: str, random: np.random.Generator) -> str:
 
     def other(match: re.Match[str]) -> str:
         word = match.group().lower().replace("gray", "grey")
-        if word not in _PALETTE and word not in _FAMILIES:  # "colourful" has no other
+        if word not in _PALETTE and word not in _SIMILAR:  # "colourful" has no other
             return match.group()
-        own = _FAMILIES.get(word, (word,))
+        own = _SIMILAR.get(word, (word,))
         apart = [c for c in _PALETTE if c not in own and not any(frozenset((c, each)) in CLOSE_COLOURS for each in own)]
         return cased_like(match.group(), apart[int(random.integers(len(apart)))])
 
@@ -108,78 +101,45 @@ def swap_colours(phrase: str, random: np.random.Generator) -> str:
 
 
 def negate(phrase: str, _: np.random.Generator) -> str:
-    """Query anything but what the phrase means."""
+    """Prefix the phrase with "not"."""
     return f"not {phrase}" if _ARTICLE.match(phrase) else f"not the {phrase}"
 
 
-def _worded(phrase: str, _: np.random.Generator, *, template: str) -> str:
-    return template.format(phrase)
-
-
-def blur(image: Image.Image, _: np.random.Generator) -> Image.Image:
-    """Blur with a Gaussian whose standard deviation is 2 % of the longer side."""
-    return image.filter(ImageFilter.GaussianBlur(0.02 * max(image.size)))
-
-
 def add_noise(image: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Add Gaussian noise of 60 grey levels to each pixel's colours."""
+    """Add Gaussian noise with a standard deviation of 60 grey levels."""
     pixels = np.asarray(image, np.float32)
     noise = random.standard_normal(pixels.shape, np.float32) * 60
     return Image.fromarray((pixels + noise).round().clip(0, 255).astype(np.uint8))
 
 
 def compress(image: Image.Image, _: np.random.Generator) -> Image.Image:
-    """Save as a JPEG of quality 5."""
+    """Save as JPEG with quality 5."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=5)
     return Image.open(file).convert("RGB")
 
 
-def darken(image: Image.Image, _: np.random.Generator) -> Image.Image:
-    """Keep 10 % of the brightness."""
-    return ImageEnhance.Brightness(image).enhance(0.1)
-
-
-def to_grey(image: Image.Image, _: np.random.Generator) -> Image.Image:
-    """Remove the colours."""
-    return image.convert("L").convert("RGB")
-
-
-SMALL = 64  # pixels, the longer side
-
-
 def shrink(image: Image.Image, _: np.random.Generator) -> Image.Image | None:
-    """Scale the longer side down to 64 pixels; None for an image that is no larger."""
-    scale = SMALL / max(image.size)
+    """Resize the longer side to 64 pixels; None for an image that is no larger."""
+    scale = 64 / max(image.size)
     if scale >= 1:
         return None
     return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
 
 
 PHRASE_PERTURBATIONS: tuple[Perturbation[str], ...] = (
-    Perturbation("typo", "One typo in one word: a neighbouring key, a missed or a doubled letter.", typo, "a word"),
-    Perturbation(
-        "long prefix",
-        "what can be seen in this picture here is ...",
-        partial(_worded, template="what can be seen in this picture here is {}"),
-        "words",
-    ),
-    Perturbation("words shuffled", "The same words in another order.", shuffle_words, "two different words"),
-    Perturbation("colours swapped", "Another colour for each colour.", swap_colours, "a colour word", "other"),
-    Perturbation(
-        "sides swapped",
-        "left for right, right for left.",
-        lambda phrase, _: swap_sides(phrase),
-        "left or right",
-        "other",
-    ),
-    Perturbation("negated", "not the ...: anything else would do.", negate, "words", "other"),
+    Perturbation("typo", typo),
+    Perturbation("long prefix", lambda phrase, _: f"what can be seen in this picture here is {phrase}"),
+    Perturbation("words shuffled", shuffle_words),
+    Perturbation("colours swapped", swap_colours, "other"),
+    Perturbation("sides swapped", lambda phrase, _: swap_sides(phrase), "other"),
+    Perturbation("negated", negate, "other"),
 )
 IMAGE_PERTURBATIONS: tuple[Perturbation[Image.Image], ...] = (
-    Perturbation("blur", "Gaussian, 2 % of the longer side.", blur, "pixels"),
-    Perturbation("noise", "Gaussian, 60 grey levels.", add_noise, "pixels"),
-    Perturbation("JPEG", "Saved with quality 5.", compress, "pixels"),
-    Perturbation("dark", "10 % of the brightness.", darken, "pixels"),
-    Perturbation("greyscale", "No colours.", to_grey, "pixels"),
-    Perturbation("small", f"Scaled down to {SMALL} px.", shrink, f"more than {SMALL} px"),
+    Perturbation("blur", lambda image, _: image.filter(ImageFilter.GaussianBlur(0.02 * max(image.size)))),
+    Perturbation("noise", add_noise),
+    Perturbation("JPEG", compress),
+    Perturbation("dark", lambda image, _: ImageEnhance.Brightness(image).enhance(0.1)),
+    Perturbation("greyscale", lambda image, _: image.convert("L").convert("RGB")),
+    Perturbation("small", shrink),
 )

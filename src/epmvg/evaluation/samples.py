@@ -1,4 +1,4 @@
-"""Which samples a run is evaluated on, and where and under which names its results are written."""
+"""The samples a run is evaluated on, the files its results go to, and images it shares with its training data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +19,22 @@ from epmvg.data.registry import open_samples
 from epmvg.data.samples import SAMPLES, SampleDigest
 
 
-def results_folder(run: Path | str) -> Path:
-    """Return where what is measured of a run is written: its own folder, or `runs/NAME` for `default` or a hub's model.
+def results_folder(run: Path | str, *, create: bool = False) -> Path:
+    """Return the folder for results of a run: its own, or `runs/NAME` for `default` and models of the hub.
+
+    Args:
+        run: the run, as `load` takes it.
+        create: make a folder that is missing, with the run's recipe, which `report` reads.
 
     Raises:
-        InputError: a model of one's own lies there.
+        InputError: another model lies in `runs/NAME`, or the folder cannot be made.
     """
     if Path(run).exists():
         return Path(run)
     folder = Path("runs") / Path(run).name
     if (folder / "model.yaml").exists():
-        raise InputError(f"{folder} holds a model of its own, so the results of {run} cannot go there: rename it.")
-    return folder
-
-
-def make_results_folder(run: Path | str) -> Path:
-    """Make `results_folder`; a new one gets the run's recipe, so that `report` knows what was measured."""
-    folder = results_folder(run)
-    if not folder.exists():
+        raise InputError(f"{folder} holds another model, so results of {run} cannot be written there: rename it.")
+    if create and not folder.exists():
         with disk_errors(folder):
             folder.mkdir(parents=True)
         config = fetch(run) / "config.yaml"
@@ -45,87 +43,106 @@ def make_results_folder(run: Path | str) -> Path:
     return folder
 
 
-def data_of(run: Path | str, data: str | None, root: str | None, split_key: str | None) -> DataSettings:
-    """Return a run's own data settings, with what is asked for instead; another data set does not lie in its root.
+def data_settings(
+    run: Path | str, data: str | None = None, root: str | None = None, split_key: str | None = None
+) -> tuple[DataSettings, bool]:
+    """Return data settings of a run, overridden by the arguments, and whether they name the data of its training.
 
     Raises:
-        InputError: the run was converted, not trained, so that it has no data of its own, and none is named.
+        InputError: the run was converted, so it has no data of its own, and `data` is not given.
     """
     config = fetch(run) / "config.yaml"
     if not config.exists():
         if data is None:
             raise InputError(f"{run} was converted, not trained, and has no data of its own: name some with --data.")
-        return DataSettings(name=data, root=root, split_key=split_key or "split")
+        return DataSettings(name=data, root=root, split_key=split_key or "split"), False
     own = Recipe.load(config).data
-    if data is not None and Path(data).resolve() == Path(own.name).resolve():
-        data = own.name  # under another spelling
-    root = root or (own.root if data in (None, own.name) else None)
-    return own.model_copy(update={"name": data or own.name, "root": root, "split_key": split_key or own.split_key})
+    is_own = data is None or data == own.name or Path(data).resolve() == Path(own.name).resolve()
+    name = own.name if is_own or data is None else data
+    changed = {"name": name, "root": root or (own.root if is_own else None), "split_key": split_key or own.split_key}
+    return own.model_copy(update=changed), is_own
 
 
-def rows_to_ask(
+def open_split(settings: DataSettings, split: str | None) -> list[Sample]:
+    """Read the samples of a split, all if it is None."""
+    return open_samples(settings.name, split=split, root=settings.root, split_key=settings.split_key)
+
+
+def evaluation_samples(
     run: Path | str, data: str | None, split: str | None, root: str | None, split_key: str | None
 ) -> tuple[DataSettings, str | None, list[Sample]]:
-    """Return the data a run is scored on, which split of it (None: all) and its rows.
+    """Return the data settings, split (None: all) and samples that a run is evaluated on.
 
-    Without a split it is the validation split where the data is the run's own, whose other rows it has learned from.
+    By default these are the validation split of the run's own data, whose other samples it was trained on.
 
     Raises:
         InputError: the run has no settings, or the data cannot be read.
     """
-    settings = data_of(run, data, root, split_key)
-    own = _is_own(run, settings)
-    if split is None and own:
+    settings, is_own = data_settings(run, data, root, split_key)
+    if split is None and is_own:
         split = settings.val_split
-    records = open_samples(settings.name, split=split, root=settings.root, split_key=settings.split_key)
-    if own and split == settings.val_split:
-        _warn_of_changes(fetch(run), settings, records)
-    return settings, split, records
+    samples = open_split(settings, split)
+    file = fetch(run) / SAMPLES
+    if is_own and split == settings.val_split and file.exists():
+        before, now = SampleDigest(**json.loads(file.read_text(encoding="utf-8"))["val"]), SampleDigest.of(samples)
+        if now != before:
+            warnings.warn(
+                f"The {split} samples of {settings.name} changed since {run} was trained ({before} then, {now} now): "
+                "metrics before and after cannot be compared.",
+                stacklevel=3,
+            )
+    return settings, split, samples
 
 
-def _warn_of_changes(run: Path, settings: DataSettings, records: Sequence[Sample]) -> None:
-    """Warn where the validation samples of a run's own data are not those of its training any more."""
-    if not (run / SAMPLES).exists():
-        return
-    before = SampleDigest(**json.loads((run / SAMPLES).read_text(encoding="utf-8"))["val"])
-    now = SampleDigest.of(records)
-    if now != before:
-        warnings.warn(
-            f"The {settings.val_split} samples of {settings.name} changed since {run} was trained "
-            f"({before} then, {now} now): scores before and after cannot be compared.",
-            stacklevel=3,
-        )
-
-
-def _is_own(run: Path | str, settings: DataSettings) -> bool:
-    """Return whether data settings name the data that a run was trained on."""
-    if not (fetch(run) / "config.yaml").exists():
-        return False
-    own = data_of(run, None, None, None).name
-    return settings.name == own or Path(settings.name).resolve() == Path(own).resolve()
-
-
-def of_some_images(records: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
-    """Keep the records of images drawn at random, until they are `limit`."""
-    photos = list(dict.fromkeys(record.image for record in records))
-    place = {photos[i]: rank for rank, i in enumerate(np.random.default_rng(seed).permutation(len(photos)).tolist())}
-    return sorted(records, key=lambda record: place[record.image])[:limit]
+def limit_to_images(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
+    """Return the samples of images drawn at random, at most `limit`."""
+    images = list(dict.fromkeys(sample.image for sample in samples))
+    order = {images[i]: rank for rank, i in enumerate(np.random.default_rng(seed).permutation(len(images)).tolist())}
+    return sorted(samples, key=lambda sample: order[sample.image])[:limit]
 
 
 def short_name(data: str) -> str:
-    """Return what a data set or file is called in the names of a run's files."""
+    """Return the name of a data set or file in file names."""
     return Path(data).stem.replace("*", "all")
 
 
-def stem_of(run: Path | str, settings: DataSettings, split: str | None) -> str:
-    """Return what the files of a split's results are called, without characters that a file's name cannot have.
+def results_stem(run: Path | str, settings: DataSettings, split: str | None) -> str:
+    """Return the stem of a split's result files, without characters that a file name cannot have.
 
-    Files of one name in different folders are told apart by four digits of a digest of their path.
+    Files of the same name in other folders get four digits of a digest of their path.
     """
     stem = f"{short_name(settings.name)}-{split or 'all'}"
     plain = re.sub(r"[^\w.-]+", "-", stem).lstrip(".")
-    elsewhere = Path(settings.name).is_file() and not _is_own(run, settings)
+    elsewhere = Path(settings.name).is_file() and not data_settings(run, settings.name)[1]
     if plain == stem and not elsewhere:
         return stem
     whole = f"{Path(settings.name).resolve() if elsewhere else ''} {stem}"
     return f"{plain}-{hashlib.sha256(whole.encode()).hexdigest()[:4]}"
+
+
+def training_images(run: Path | str) -> set[Path] | None:
+    """Return the images of a run's training split; None if it has no recipe or its data cannot be read."""
+    try:
+        settings, _ = data_settings(run)
+        return {sample.image for sample in open_split(settings, settings.train_split)}
+    except InputError:
+        return None
+
+
+def shared_images(images: Iterable[Path], others: Iterable[Path]) -> set[Path]:
+    """Return those of `images` whose bytes are those of one of `others`, under any name; missing files have none."""
+    first, second = ({image: _size(image) for image in set(paths)} for paths in (images, others))
+    sizes = set(first.values()) & set(second.values()) - {None}
+    known = {_digest(image) for image, size in second.items() if size in sizes}  # few have to be read
+    return {image for image, size in first.items() if size in sizes and _digest(image) in known}
+
+
+def _size(image: Path) -> int | None:
+    try:
+        return image.stat().st_size
+    except OSError:
+        return None
+
+
+def _digest(image: Path) -> bytes:
+    return hashlib.sha256(image.read_bytes()).digest()

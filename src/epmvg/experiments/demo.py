@@ -1,4 +1,4 @@
-"""The main job from start to report, on drawn scenes: a teacher, a plain and a distilled student, scores, pictures."""
+"""The demo: a teacher, a baseline and a distilled student on synthetic scenes, their metrics, a drawing, a report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from epmvg.config.settings import Recipe
 from epmvg.core.files import write_json
 from epmvg.core.hardware import cpu_threads
 from epmvg.core.images import open_image
-from epmvg.core.types import InputError
+from epmvg.core.types import InputError, Progress
 from epmvg.data.registry import open_samples
 from epmvg.data.synthetic.scenes import DEFAULT_SIZES, write_scenes
 from epmvg.distill.pretrain import train_teacher
@@ -31,113 +31,117 @@ from epmvg.inference.predictor import Predictor
 from epmvg.report import write_report
 from epmvg.training import Report, train
 
-MARK = "demo.json"
-"""Marks a folder that the demo made: an earlier demo in it is replaced."""
+MARKER = "demo.json"
+"""Marks a folder of the demo, whose files a later demo replaces."""
 
 FOLDERS = ("scenes", "teacher", "plain", "distilled")
 FILES = ("summary.json", "prediction.png", "report.html")
-"""What the demo leaves in its folder, besides the mark."""
+"""What the demo writes to its folder, besides the marker."""
 
-TEACHER_SETTINGS: dict[str, Any] = {
-    "side": 160,
-    "epochs": 20,
-    "mirror": False,
-}  # the students' scenes are not mirrored either
-
+TEACHER_SETTINGS: dict[str, Any] = {"side": 160, "epochs": 20, "mirror": False}  # scenes are not mirrored anywhere
 QUICK_SIZES = {"train": 120, "val": 20, "test": 20, "open": 20, "captions": 60}
 QUICK_SETTINGS = ("train.epochs=1", "train.warmup_steps=5")
 
 
 def run_demo(out: Path, *, quick: bool = False, report: Report | None = None) -> dict[str, Any]:
-    """Run the demo and return what it leaves in `summary.json`.
+    """Run the demo and return the content of `summary.json`.
 
     Args:
-        out: folder for everything; an earlier demo there is replaced, other files beside it are kept.
-        quick: a small version that shows the way, not the result.
-        report: told what goes on.
+        out: folder for all files; those of an earlier demo are replaced, others are kept.
+        quick: a small version that shows the steps, not the result.
+        report: called with the rows of metrics.
 
     Raises:
         InputError: the folder holds something else.
     """
-    tell = report or (lambda row: None)
+    report = report or (lambda row: None)
     start = time.monotonic()
-    _claim(out)
-    scenes = out / "scenes"
-    workers = cpu_threads()
-    tell({"event": "say", "text": "1. Drawing scenes with true phrases"})
+    _prepare_folder(out)
+    memory = _PeakMemory()
+    report({"event": "say", "text": "1. Generating synthetic scenes with phrases"})
     sizes = QUICK_SIZES if quick else DEFAULT_SIZES
-    write_scenes(scenes, sizes=sizes, workers=min(workers, 4), progress=_telling(tell, "drawing"))
-    tell({"event": "say", "text": "2. Training a plain student, and beside it a teacher and its distilled student"})
-    memory = _Memory()
-    summary = _side_by_side({"plain": _plain, "distilled": _distilled}, out, quick, workers, tell, memory)
-    better = max(("plain", "distilled"), key=lambda name: float(summary[name]["acc50"]))
-    tell({"event": "say", "text": "3. Drawing a prediction and writing the report"})
-    _draw(out / better, scenes, out / "prediction.png")
+    write_scenes(out / "scenes", sizes=sizes, workers=min(cpu_threads(), 4), progress=_progress(report, "scenes"))
+    report({"event": "say", "text": "2. Training a baseline, and in parallel a teacher and its distilled student"})
+    summary = _run_parallel({"plain": _plain, "distilled": _distilled}, out, quick, report, memory)
+    best = max(("plain", "distilled"), key=lambda name: float(summary[name]["acc50"]))
+    report({"event": "say", "text": "3. Drawing a prediction and writing the report"})
+    _draw(out / best, out / "scenes", out / "prediction.png")
     write_report([out / "plain", out / "distilled"], out / "report.html")
-    memory.look()
-    summary["peak_rss_mb"] = memory.peak
-    summary["seconds"] = round(time.monotonic() - start, 1)
+    memory.sample()
+    summary |= {"peak_rss_mb": memory.peak_mb, "seconds": round(time.monotonic() - start, 1)}
     write_json(out / "summary.json", summary)
     return summary
 
 
-Part = Callable[[Path, bool, Report], dict[str, Any]]
+def _prepare_folder(out: Path) -> None:
+    """Remove the files of an earlier demo, and nothing else."""
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARKER).exists():
+            raise InputError(f"{out} is not empty and holds no earlier demo: choose another --out.")
+        for name in FOLDERS:
+            if (out / name).exists():
+                shutil.rmtree(out / name)
+        for name in FILES:
+            (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / MARKER, {"made_by": "epmvg demo"})
 
 
-class _Memory:
-    """The most memory, MB, that this process and those it started have held together; looked at every second.
+class _PeakMemory:
+    """Peak memory in MB of this process and its children together, sampled at most once a second.
 
-    A page that several processes share counts once where the system can tell (Linux).
+    Pages that processes share count once where the system knows it (Linux).
     """
 
     def __init__(self) -> None:
-        self.peak = 0
-        self.next = 0.0
+        self.peak_mb = 0
+        self.due = 0.0
 
-    def look(self) -> None:
-        if time.monotonic() < self.next:
+    def sample(self) -> None:
+        """Update the peak."""
+        if time.monotonic() < self.due:
             return
-        self.next = time.monotonic() + 1
+        self.due = time.monotonic() + 1
         own = psutil.Process()
-        held = 0
+        total = 0
         for process in (own, *own.children(recursive=True)):
             with contextlib.suppress(psutil.Error):  # it has just ended
                 memory = process.memory_full_info()
-                held += getattr(memory, "pss", memory.rss)
-        self.peak = max(self.peak, round(held / 1e6))
+                total += getattr(memory, "pss", memory.rss)
+        self.peak_mb = max(self.peak_mb, round(total / 1e6))
 
 
-def _side_by_side(
-    parts: dict[str, Part], out: Path, quick: bool, threads: int, tell: Report, memory: _Memory
+Part = Callable[[Path, bool, Report], dict[str, Any]]
+"""A part of the demo: called with the demo's folder, `quick` and a report."""
+
+
+def _run_parallel(
+    parts: dict[str, Part], out: Path, quick: bool, report: Report, memory: _PeakMemory
 ) -> dict[str, Any]:
-    """Run each part in a process of its own, with its share of the threads; merge what they return.
+    """Run each part in a process with its fraction of the cores, and merge their results.
 
-    Where one part fails the others stop at their next report.
-
-    Two processes use two cores far better than the threads of one: these networks are small.
+    Two processes use two cores better than the threads of one: the networks are small. When a part fails, the others
+    stop at their next report.
     """
     context = multiprocessing.get_context("spawn")
-    each_has = max(1, threads // len(parts))
+    threads = max(1, cpu_threads() // len(parts))
     with context.Manager() as manager, ProcessPoolExecutor(len(parts), mp_context=context) as pool:
         rows: queue.Queue[dict[str, Any]] = manager.Queue()
         failed = manager.Event()
         running = [
-            pool.submit(_run_part, name, part, out, quick, each_has, rows, failed) for name, part in parts.items()
+            pool.submit(_run_part, name, part, out, quick, threads, rows, failed) for name, part in parts.items()
         ]
-        summary: dict[str, Any] = {}
         while not all(each.done() for each in running) or not rows.empty():
             try:
-                tell(rows.get(timeout=0.2))
+                report(rows.get(timeout=0.2))
             except queue.Empty:
-                memory.look()
+                memory.sample()
             if any(each.done() and each.exception() for each in running):
                 failed.set()
-        faults = [error for each in running if (error := each.exception())]
-        if faults:
-            raise next((error for error in faults if not isinstance(error, _Stopped)), faults[0])
-        for each in running:
-            summary |= each.result()
-    return summary
+        errors = [error for each in running if (error := each.exception())]
+        if errors:
+            raise next((error for error in errors if not isinstance(error, _Stopped)), errors[0])
+        return {name: value for each in running for name, value in each.result().items()}
 
 
 def _run_part(
@@ -149,62 +153,41 @@ def _run_part(
     rows: queue.Queue[dict[str, Any]],
     failed: threading.Event,
 ) -> dict[str, Any]:
-    def tell(row: dict[str, Any]) -> None:
+    def report(row: dict[str, Any]) -> None:
         if failed.is_set():
             raise _Stopped
         rows.put(row | {"who": name})
 
     torch.set_num_threads(threads)
-    return part(out, quick, tell)
+    return part(out, quick, report)
 
 
-class _Stopped(Exception):  # noqa: N818  # no error: another part's is what is reported
-    """This part of the demo stops because another failed."""
+class _Stopped(Exception):  # noqa: N818  # the error of another part is raised instead
+    """A part of the demo stops because another failed."""
 
 
-def _plain(out: Path, quick: bool, tell: Report) -> dict[str, Any]:
-    return {"plain": _student("distill=null", out, out / "plain", quick, tell)}
+def _plain(out: Path, quick: bool, report: Report) -> dict[str, Any]:
+    return {"plain": _train_student("distill=null", out, out / "plain", quick, report)}
 
 
-def _distilled(out: Path, quick: bool, tell: Report) -> dict[str, Any]:
-    teacher = _teacher(out / "scenes", out / "teacher", tell, quick)
-    student = _student(f"distill={out / 'teacher'}", out, out / "distilled", quick, tell)
+def _distilled(out: Path, quick: bool, report: Report) -> dict[str, Any]:
+    start = time.monotonic()
+    settings = TEACHER_SETTINGS | ({"epochs": 1} if quick else {})
+    captions = out / "scenes" / "captions.jsonl"
+    metrics = train_teacher(captions, out / "teacher", **settings, progress=_progress(report, "teacher"))
+    teacher = asdict(metrics) | {"seconds": round(time.monotonic() - start, 1)}
+    student = _train_student(f"distill={out / 'teacher'}", out, out / "distilled", quick, report)
     return {"teacher": teacher, "distilled": student}
 
 
-def _claim(out: Path) -> None:
-    """Remove what an earlier demo made, and nothing else."""
-    if out.exists() and any(out.iterdir()):
-        if not (out / MARK).exists():
-            raise InputError(f"{out} is not empty and holds no earlier demo: choose another --out.")
-        for name in FOLDERS:
-            if (out / name).exists():
-                shutil.rmtree(out / name)
-        for name in FILES:
-            (out / name).unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / MARK, {"made_by": "epmvg demo"})
+def _progress(report: Report, name: str) -> Progress:
+    return lambda done, total: report({"event": "store", "name": name, "done": done, "total": total})
 
 
-def _telling(tell: Report, title: str) -> Any:
-    return lambda done, total: tell({"event": "store", "name": title, "done": done, "total": total})
-
-
-def _teacher(scenes: Path, folder: Path, tell: Report, quick: bool) -> dict[str, Any]:
-    start = time.monotonic()
-    metrics = train_teacher(
-        scenes / "captions.jsonl",
-        folder,
-        **(TEACHER_SETTINGS | ({"epochs": 1} if quick else {})),
-        progress=_telling(tell, "teacher"),
-    )
-    return asdict(metrics) | {"seconds": round(time.monotonic() - start, 1)}
-
-
-def _student(distill: str, out: Path, folder: Path, quick: bool, tell: Report) -> dict[str, Any]:
+def _train_student(distill: str, out: Path, folder: Path, quick: bool, report: Report) -> dict[str, Any]:
     recipe = Recipe.load("scenes", distill, f"data.root={out / 'scenes'}", *(QUICK_SETTINGS if quick else ()))
     start = time.monotonic()
-    train(recipe, folder, report=tell)
+    train(recipe, folder, report=report)
     seconds = time.monotonic() - start
     test, unseen = (evaluate(folder, split=split) for split in ("test", "open"))
     return {
@@ -216,11 +199,10 @@ def _student(distill: str, out: Path, folder: Path, quick: bool, tell: Report) -
 
 
 def _draw(run: Path, scenes: Path, file: Path) -> None:
-    """Draw what a run finds for the phrases of the first test scene."""
-    records = open_samples("scenes", split="test", root=scenes)
-    asked = [record for record in records if record.image == records[0].image]
-    picture = open_image(asked[0].image)
-    found = Predictor(run)(picture, [record.phrase for record in asked])
-    large = picture.resize((picture.width * 3, picture.height * 3))  # a scene is small beside its labels
-    boxes = [(x0 * 3, y0 * 3, x1 * 3, y1 * 3) for x0, y0, x1, y1 in (one.box for one in found)]
-    draw_boxes(large, boxes, [one.phrase for one in found]).save(file)
+    """Draw the predictions of a run for the first test scene."""
+    samples = open_samples("scenes", split="test", root=scenes)
+    image = open_image(samples[0].image)
+    predictions = Predictor(run)(image, [sample.phrase for sample in samples if sample.image == samples[0].image])
+    enlarged = image.resize((image.width * 3, image.height * 3))  # a scene is small beside its labels
+    boxes = [(x0 * 3, y0 * 3, x1 * 3, y1 * 3) for x0, y0, x1, y1 in (one.box for one in predictions)]
+    draw_boxes(enlarged, boxes, [one.phrase for one in predictions]).save(file)

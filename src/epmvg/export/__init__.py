@@ -1,247 +1,129 @@
-"""A run as two graphs for ONNX Runtime or OpenVINO, in a folder that `Predictor` runs without torch."""
+"""Export of a run as two graphs for ONNX Runtime or OpenVINO, in a folder that `Predictor` runs without torch."""
 
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 
-from epmvg.core.calibration import CONFIDENCE_FILE
-from epmvg.core.files import write_json, write_text
-from epmvg.core.geometry import Letterbox
-from epmvg.core.images import open_image
+from epmvg.core.files import write_json
 from epmvg.core.types import InputError, Sample
-from epmvg.core.version import __version__
-from epmvg.data.loader import group_by_image
 from epmvg.data.registry import open_samples
-from epmvg.evaluation.evaluate import answered_row, overlaps
-from epmvg.evaluation.metrics import Scores
-from epmvg.evaluation.samples import of_some_images
-from epmvg.export.graphs import write_onnx
+from epmvg.evaluation.samples import limit_to_images
+from epmvg.export.graphs import Format, write_folder
 from epmvg.export.parity import largest_difference
-from epmvg.inference.predictor import Predictor
-from epmvg.inference.runtimes.exported import (
-    IMAGE,
-    PHRASES,
-    SETTINGS,
-    SUFFIX,
-    ExportedRuntime,
-    import_extra,
-    is_exported,
-)
+from epmvg.inference.runtimes.exported import SETTINGS, ExportedRuntime, import_extra, is_exported
 from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder
 
-Format = Literal["onnx", "openvino"]
+MAX_BOX_DIFFERENCE = 0.05
+"""Pixels of the input by which a box's edge may differ between a float export and the run."""
 
-BOUND = 0.05
-"""Pixels of the canvas by which a float export may differ from the run."""
-
-SCORE_BOUND = 0.001
-"""By which raw scores of a float export may differ from the run's."""
-
-MOST_LOSS = 0.005
-"""Acc@0.5 that int8 may lose."""
+MAX_CONFIDENCE_DIFFERENCE = 0.001
+"""By which raw confidences may differ between a float export and the run."""
 
 
 @dataclass(frozen=True, slots=True)
-class Photos:
-    """Real photos to calibrate int8 on, and others to score it on.
+class CalibrationData:
+    """Images to calibrate int8 on, and others to evaluate it on.
 
     Args:
-        data: a data set's name or file of rows.
-        split: of that data; None takes all rows.
-        root: where the data lies.
-        images: to calibrate on, at most, and at most half of them all.
-        phrases: to score, at most, all about other photos.
+        data: a data set's name or an annotation file.
+        split: of that data; None takes all samples.
+        root: the data set's folder.
+        max_images: to calibrate on, and at most half of them all.
+        max_samples: to evaluate, all of other images.
     """
 
     data: str
     split: str | None = None
     root: str | None = None
-    images: int = 64
-    phrases: int = 1000
+    max_images: int = 64
+    max_samples: int = 1000
 
     def read(self) -> tuple[list[Path], list[Sample]]:
-        """Return the photos to calibrate on and the rows to score.
+        """Return the images to calibrate on and the samples to evaluate.
 
         Raises:
-            InputError: the data cannot be read, or names no other photos to score on.
+            InputError: the data cannot be read, or has too few images.
         """
-        records = open_samples(self.data, split=self.split, root=self.root)
-        photos = list(dict.fromkeys(record.image for record in records))
-        most = min(self.images, len(photos) // 2)
-        chosen = [photos[number] for number in np.random.default_rng(0).permutation(len(photos))[:most]]
-        known = set(chosen)
-        others = [record for record in records if record.image not in known]
+        samples = open_samples(self.data, split=self.split, root=self.root)
+        images = list(dict.fromkeys(sample.image for sample in samples))
+        count = min(self.max_images, len(images) // 2)
+        chosen = [images[number] for number in np.random.default_rng(0).permutation(len(images))[:count]]
+        others = [sample for sample in samples if sample.image not in set(chosen)]
         if not chosen or not others:
-            raise InputError(f"{self.data} names too few photos: int8 is calibrated on some and scored on others.")
-        return chosen, of_some_images(others, self.phrases, seed=0)
+            raise InputError(f"{self.data} has too few images: int8 is calibrated on some and evaluated on others.")
+        return chosen, limit_to_images(others, self.max_samples, seed=0)
 
 
 def export_run(
     run: Path | str,
     out: Path | str,
     *,
-    kind: Format = "onnx",
-    photos: Photos | None = None,
-    accept_loss: bool = False,
-    say: Callable[[str], None] = lambda line: None,
+    format: Format = "onnx",
+    calibration_data: CalibrationData | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Export a run into a folder that needs neither torch nor the run.
 
     Args:
         run: a folder that training wrote.
-        out: the folder to write; an earlier export there is replaced when the new one is whole.
-        kind: which runtime the folder is for.
-        photos: quantise to int8, calibrated and scored on these; None keeps float weights.
-        accept_loss: write an int8 export whose Acc@0.5 falls by more than `MOST_LOSS`, too.
-        say: called with a line about each thing measured.
+        out: the folder to write; an earlier export there is replaced once the new one is complete.
+        format: the runtime that the folder is for.
+        calibration_data: quantise to int8, calibrated and evaluated on these; None keeps float weights.
+        report: called with a line about each measurement.
 
     Returns:
         what `export.json` holds.
 
     Raises:
-        InputError: the run or the photos cannot be read, `out` is something else, a package is missing, the graphs do
-            not answer as the run does, or int8 loses too much. Nothing is written then.
+        InputError: the run or the data cannot be read, `out` is something else, a package is missing, the graphs'
+            predictions differ from the run's, or int8 loses too much accuracy. Nothing is written then.
     """
     out = Path(out)
     if out.exists() and not is_exported(out):
         raise InputError(f"{out} exists and is no exported folder: give another --out.")
-    for package in ("onnx", "onnxscript", "onnxruntime", *(["openvino"] if kind == "openvino" else [])):
+    for package in ("onnx", "onnxscript", "onnxruntime", *(["openvino"] if format == "openvino" else [])):
         import_extra(package)
     model = load(run)
-    chosen, rows = photos.read() if photos else ([], [])
-    with _workshop(out) as folder:
-        plain = folder / "fp32"
-        settings = write_folder(model, plain, kind)
-        moved, rescored = largest_difference(TorchRuntime(copy.deepcopy(model)), ExportedRuntime(plain))
-        say(
-            f"largest difference from the run: a box's edge {moved:.5f} of {model.image_size} px, "
-            f"a score {rescored:.6f}"
-        )
-        if not (moved <= BOUND and rescored <= SCORE_BOUND):  # nan is no match
-            raise InputError(
-                f"The exported {run} differs from the run by {moved:.3f} px and {rescored:.4f} in score, more than "
-                f"{BOUND} px or {SCORE_BOUND}: export with other versions of torch, onnxscript and the runtime."
-            )
-        settings |= {"difference_px": round(moved, 6), "difference_score": round(rescored, 6)}
-        done = plain
-        if photos:
-            done = folder / "int8"
-            settings |= _quantize(plain, done, settings, (chosen, rows), accept_loss, say)
+    data = None if calibration_data is None else calibration_data.read()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:  # on the same disk
+        temporary = Path(beside)
+        done = temporary / "fp32"
+        settings = write_folder(model, done, format)
+        settings |= _check_parity(model, done, run, report)
+        if data is not None:
+            from epmvg.export.int8 import quantize_and_evaluate
+
+            done = temporary / "int8"
+            shutil.copytree(temporary / "fp32", done)
+            settings |= quantize_and_evaluate(temporary / "fp32", done, settings, *data, report)
         write_json(done / SETTINGS, settings)
-        for file in [done / f"{name}.onnx" for name in (IMAGE, PHRASES) if kind != "onnx"]:
-            file.unlink()
+        for graph in done.glob("*.onnx") if format != "onnx" else ():
+            graph.unlink()
         if out.exists():
-            out.rename(folder / "earlier")
+            out.rename(temporary / "replaced")
         done.rename(out)
     return settings
 
 
-def write_folder(model: Grounder, folder: Path, kind: Format) -> dict[str, Any]:
-    """Write a model's graphs, tokenizer and settings, and return these; the ONNX graphs stay beside OpenVINO's.
-
-    Nothing is measured, so nothing is refused: that is what `export_run` is for.
-    """
-    folder.mkdir()
-    write_onnx(model, folder)
-    if model.calibration is not None:
-        write_text(folder / CONFIDENCE_FILE, model.calibration.dump())
-    model.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"format": "onnx", "precision": "fp32", "image_size": model.image_size, "max_length": model.max_length}
-    settings |= {"pad_id": model.tokenizer.pad_token_id or 0}
-    settings |= {"epmvg": __version__, "torch": torch.__version__}
-    if model.domain is not None:
-        settings["domain"] = model.domain
-    write_json(folder / SETTINGS, settings)
-    return to_openvino(folder) if kind == "openvino" else settings
-
-
-def _quantize(
-    plain: Path,
-    folder: Path,
-    settings: dict[str, Any],
-    photos: tuple[Sequence[Path], Sequence[Sample]],
-    accept_loss: bool,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Write the int8 twin of a float export and score both; return the settings that differ."""
-    from epmvg.export.int8 import quantize
-
-    chosen, rows = photos
-    shutil.copytree(plain, folder)
-    quantize(folder, (_canvas(photo, settings["image_size"]) for photo in chosen))
-    if settings["format"] == "openvino":
-        to_openvino(folder)
-    moved, rescored = largest_difference(ExportedRuntime(plain), ExportedRuntime(folder))
-    image_size = settings["image_size"]
-    say(f"largest difference of int8 from float: a box's edge {moved:.2f} of {image_size} px, a score {rescored:.3f}")
-    if not np.isfinite([moved, rescored]).all():
-        raise InputError("int8 gives boxes or scores that are not numbers: calibrate on other images.")
-    before, after = score(Predictor(plain), rows), score(Predictor(folder), rows)
-    say(f"Acc@0.5 on {before.n} phrases: {before.acc50:.4f} in float, {after.acc50:.4f} in int8")
-    say(f"mean IoU: {before.miou:.4f} in float, {after.miou:.4f} in int8")
-    if round(before.acc50 - after.acc50, 9) > MOST_LOSS and not accept_loss:
+def _check_parity(model: Grounder, folder: Path, run: Path | str, report: Callable[[str], None]) -> dict[str, float]:
+    """Compare a float export with its model and return the differences for `export.json`."""
+    box, confidence = largest_difference(TorchRuntime(copy.deepcopy(model)), ExportedRuntime(folder))
+    report(f"largest difference from the run: box edge {box:.5f} of {model.image_size} px, confidence {confidence:.6f}")
+    if not (box <= MAX_BOX_DIFFERENCE and confidence <= MAX_CONFIDENCE_DIFFERENCE):  # nan fails too
         raise InputError(
-            f"int8 loses {before.acc50 - after.acc50:.4f} of Acc@0.5 ({before.acc50:.4f} to {after.acc50:.4f}), "
-            f"more than {MOST_LOSS}: calibrate on more photos like those it will meet, or give accept_loss=True."
+            f"The exported {run} differs from the run by {box:.3f} px and {confidence:.4f} in confidence, more than "
+            f"{MAX_BOX_DIFFERENCE} px or {MAX_CONFIDENCE_DIFFERENCE}: "
+            "export with other versions of torch, onnxscript and the runtime."
         )
-    scores = {"n": before.n, "acc50": {"fp32": before.acc50, "int8": after.acc50}}
-    found = {"precision": "int8", "calibrated_on": len(chosen)}
-    return found | {"int8_difference_px": round(moved, 3), "scores": scores}
-
-
-def score(ground: Predictor, records: Sequence[Sample]) -> Scores:
-    """Score whatever a `Predictor` runs; every photo is encoded once."""
-    answered = []
-    for image, numbers in group_by_image(records).items():
-        rows = [records[number] for number in numbers]
-        boxes, _ = ground.predict_boxes(image, [row.phrase for row in rows])
-        ious = overlaps(boxes, [row.box for row in rows])
-        answered += [answered_row(*each, score=None) for each in zip(rows, boxes, ious, strict=True)]
-    return Scores.of(answered)
-
-
-def _canvas(photo: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
-    image = open_image(photo)
-    letterbox = Letterbox.fit(*image.size, side)
-    pixels, image_mask = letterbox.pad(letterbox.resize(image))
-    return pixels[None], image_mask[None]
-
-
-def to_openvino(folder: Path) -> dict[str, Any]:
-    """Write OpenVINO's graphs beside the ONNX graphs of a folder, weights as they are, and return its new settings.
-
-    Raises:
-        InputError: OpenVINO is not installed.
-    """
-    openvino = import_extra("openvino")
-    core = openvino.Core()  # its own reader; `openvino.convert_model` would tell its maker that it was used
-    for name in (IMAGE, PHRASES):
-        graph = core.read_model(str(folder / f"{name}{SUFFIX['onnx']}"))
-        openvino.save_model(graph, str(folder / f"{name}{SUFFIX['openvino']}"), compress_to_fp16=False)
-    settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8")) | {"format": "openvino"}
-    write_json(folder / SETTINGS, settings)
-    return settings
-
-
-@contextmanager
-def _workshop(out: Path) -> Iterator[Path]:
-    """Make a folder beside `out` that is gone afterwards, whatever happened."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return {"difference_px": round(box, 6), "difference_score": round(confidence, 6)}

@@ -1,26 +1,32 @@
-"""A grounder as two ONNX graphs, cut where an image is known and a phrase is not yet: *image* and *phrases*."""
+"""A grounder as two ONNX graphs: *image* encodes images as far as no phrase is needed, *phrases* queries them."""
 
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from epmvg.inference.runtimes.exported import IMAGE, PHRASES
+from epmvg.core.calibration import CONFIDENCE_FILE
+from epmvg.core.files import write_json, write_text
+from epmvg.core.version import __version__
+from epmvg.inference.runtimes.exported import IMAGE, PHRASES, SETTINGS, SUFFIX, import_extra
 from epmvg.models.grounder import EncodedImages, Grounder
 from epmvg.models.iou_head import raw_confidence
 
+Format = Literal["onnx", "openvino"]
+
 
 class ImageGraph(nn.Module):
-    """image float [I, 3, S, S], pad bool [I, S, S] -> features [I, ...]."""
+    """image float [I, 3, S, S], image_mask bool [I, S, S] -> features [I, ...]."""
 
     def __init__(self, model: Grounder) -> None:
         super().__init__()
@@ -31,9 +37,9 @@ class ImageGraph(nn.Module):
 
 
 class PhraseGraph(nn.Module):
-    """Features, mask, tokens, token mask and image index -> box, score.
+    """features [I, ...], image_mask [I, S, S], tokens and token_mask [P, L], image_index [P] -> box, score.
 
-    The box is float [P, 4], cxcywh in 0..1 of the canvas; the score float [P].
+    box float [P, 4] is cxcywh in 0..1 of the input, score float [P] the raw confidence.
     """
 
     def __init__(self, model: Grounder) -> None:
@@ -43,54 +49,98 @@ class PhraseGraph(nn.Module):
     def forward(
         self, features: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor, image_index: Tensor
     ) -> tuple[Tensor, Tensor]:
-        states = self.model.text_encoder(tokens, token_mask)
-        output = self.model.query(EncodedImages(features, image_mask), states, token_mask, image_index)
+        text_features = self.model.text_encoder(tokens, token_mask)
+        output = self.model.query(EncodedImages(features, image_mask), text_features, token_mask, image_index)
         return output.box, raw_confidence(output)
+
+
+def write_folder(model: Grounder, folder: Path, format: Format) -> dict[str, Any]:
+    """Write a model's graphs, tokenizer and settings without any check; the ONNX graphs stay beside OpenVINO's.
+
+    Returns:
+        what `export.json` holds.
+    """
+    folder.mkdir()
+    write_onnx(model, folder)
+    if model.calibration is not None:
+        write_text(folder / CONFIDENCE_FILE, model.calibration.dump())
+    model.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "format": "onnx",
+        "precision": "fp32",
+        "image_size": model.image_size,
+        "max_length": model.max_length,
+        "pad_id": model.tokenizer.pad_token_id or 0,
+        "epmvg": __version__,
+        "torch": torch.__version__,
+    }
+    if model.domain is not None:
+        settings["domain"] = model.domain
+    write_json(folder / SETTINGS, settings)
+    return to_openvino(folder) if format == "openvino" else settings
+
+
+def to_openvino(folder: Path) -> dict[str, Any]:
+    """Write OpenVINO's graphs beside the ONNX graphs of a folder, weights as they are, and return its new settings.
+
+    Raises:
+        InputError: OpenVINO is not installed.
+    """
+    openvino = import_extra("openvino")
+    core = openvino.Core()  # not `openvino.convert_model`, which sends usage data to its maker
+    for name in (IMAGE, PHRASES):
+        graph = core.read_model(str(folder / f"{name}{SUFFIX['onnx']}"))
+        openvino.save_model(graph, str(folder / f"{name}{SUFFIX['openvino']}"), compress_to_fp16=False)
+    settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8")) | {"format": "openvino"}
+    write_json(folder / SETTINGS, settings)
+    return settings
 
 
 @torch.no_grad()
 def write_onnx(model: Grounder, folder: Path) -> None:
-    """Write image.onnx and phrases.onnx into a folder; images, phrases and word pieces may be any number."""
+    """Write image.onnx and phrases.onnx into a folder; images, phrases and word pieces are dynamic dimensions."""
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     model.visual_encoder.fuse_norms()
-    images, phrases, pieces = Dim("images"), Dim("phrases"), Dim("pieces", min=2, max=model.max_length)
-    image = torch.full((2, 3, model.image_size, model.image_size), 0.5)  # sizes of 1 would be taken for fixed ones
+    images, phrases, length = Dim("images"), Dim("phrases"), Dim("length", min=2, max=model.max_length)
+    image = torch.full((2, 3, model.image_size, model.image_size), 0.5)  # sizes of 1 would become constants
     image_mask = torch.zeros(2, model.image_size, model.image_size, dtype=torch.bool)
     image_mask[:, : model.image_size // 8] = True
-    features = model.encode_images(image, image_mask).features
     tokens = torch.ones(3, model.max_length // 2, dtype=torch.int64)
     token_mask = torch.zeros_like(tokens, dtype=torch.bool)
     token_mask[0, -1] = True
-    image_index = torch.tensor([0, 1, 1])
     _write(
         ImageGraph(model),
         folder / f"{IMAGE}.onnx",
         {"image": (image, {0: images}), "image_mask": (image_mask, {0: images})},
         ["features"],
     )
-    asked = {
-        "features": (features, {0: images}),
-        "image_mask": (image_mask, {0: images}),
-        "tokens": (tokens, {0: phrases, 1: pieces}),
-        "token_mask": (token_mask, {0: phrases, 1: pieces}),
-        "image_index": (image_index, {0: phrases}),
-    }
-    _write(PhraseGraph(model), folder / f"{PHRASES}.onnx", asked, ["box", "score"])
+    _write(
+        PhraseGraph(model),
+        folder / f"{PHRASES}.onnx",
+        {
+            "features": (model.encode_images(image, image_mask).features, {0: images}),
+            "image_mask": (image_mask, {0: images}),
+            "tokens": (tokens, {0: phrases, 1: length}),
+            "token_mask": (token_mask, {0: phrases, 1: length}),
+            "image_index": (torch.tensor([0, 1, 1]), {0: phrases}),
+        },
+        ["box", "score"],
+    )
 
 
-def _write(graph: nn.Module, file: Path, given: dict[str, tuple[Tensor, dict[int, Any]]], answers: list[str]) -> None:
-    """Write one graph; `given` holds an example of each argument, and its dimensions that may be any number."""
+def _write(graph: nn.Module, file: Path, inputs: dict[str, tuple[Tensor, dict[int, Any]]], outputs: list[str]) -> None:
+    """Write one graph; `inputs` holds an example of each argument, and its dynamic dimensions."""
     with quiet():
         program = torch.export.export(
             graph,
-            tuple(example for example, _ in given.values()),
-            dynamic_shapes=tuple(free for _, free in given.values()),
+            tuple(example for example, _ in inputs.values()),
+            dynamic_shapes=tuple(dynamic for _, dynamic in inputs.values()),
         )
         torch.onnx.export(
             program,
             f=file,
-            input_names=list(given),
-            output_names=answers,
+            input_names=list(inputs),
+            output_names=outputs,
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -99,7 +149,7 @@ def _write(graph: nn.Module, file: Path, given: dict[str, tuple[Tensor, dict[int
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what exporters and quantisers say to their makers off the terminal; what fails still raises."""
+    """Suppress warnings and logs of exporters and quantisers; errors are still raised."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

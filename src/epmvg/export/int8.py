@@ -1,96 +1,162 @@
-"""Eight-bit graphs: the image's quantised statically after looking at photos, the phrase's text encoder dynamically.
+"""Int8 graphs: the image graph quantised statically, calibrated on images, the text encoder dynamically.
 
-Weights are symmetric and per channel, activations of the image graph asymmetric with ranges seen while calibrating.
-What reads the boxes, and all that attends, stays in float; so do the first convolution and depthwise ones.
+Weights are symmetric and per channel, activations of the image graph asymmetric. Fusion and heads stay in float, and
+so do the first convolution and the depthwise ones.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from epmvg.export.graphs import quiet
-from epmvg.inference.runtimes.exported import IMAGE, PHRASES
+from epmvg.core.boxes import paired_iou
+from epmvg.core.geometry import Letterbox
+from epmvg.core.images import open_image
+from epmvg.core.types import InputError, Sample
+from epmvg.data.loader import group_by_image
+from epmvg.export.graphs import quiet, to_openvino
+from epmvg.export.parity import largest_difference
+from epmvg.inference.predictor import Predictor
+from epmvg.inference.runtimes.exported import IMAGE, PHRASES, ExportedRuntime
 
-Canvas = tuple[NDArray[np.float32], NDArray[np.bool_]]
-"""image [1, 3, S, S] and pad [1, S, S]."""
+Input = tuple[NDArray[np.float32], NDArray[np.bool_]]
+"""image [1, 3, S, S] and image_mask [1, S, S]."""
 
-TEXT = "model.text_encoder"
-"""Whose products are quantised in the phrase graph."""
+MAX_ACCURACY_DROP = 0.005
+"""Acc@0.5 that int8 may lose."""
 
-
-class _Photos(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, canvases: Iterable[Canvas]) -> None:
-        self._left = iter(canvases)
-
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        image_size = next(self._left, None)
-        return None if image_size is None else {"image": image_size[0], "image_mask": image_size[1]}
+_TEXT_ENCODER = "model.text_encoder"
 
 
-def quantize(folder: Path, canvases: Iterable[Canvas]) -> None:
-    """Replace image.onnx and phrases.onnx of a folder by eight-bit ones, calibrated on canvases."""
+def quantize_and_evaluate(
+    float_folder: Path,
+    folder: Path,
+    settings: dict[str, Any],
+    images: Sequence[Path],
+    samples: Sequence[Sample],
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """Quantise a copy of a float export and evaluate both; return the settings that differ.
+
+    Args:
+        float_folder: the float export.
+        folder: its copy.
+        settings: of the float export.
+        images: to calibrate on.
+        samples: to evaluate, of other images.
+        report: called with a line about each measurement.
+
+    Raises:
+        InputError: predictions are not finite, or int8 loses more than `MAX_ACCURACY_DROP`.
+    """
+    size = settings["image_size"]
+    quantize(folder, (_read_input(image, size) for image in images))
+    if settings["format"] == "openvino":
+        to_openvino(folder)
+    box, confidence = largest_difference(ExportedRuntime(float_folder), ExportedRuntime(folder))
+    report(f"largest difference of int8 from float: box edge {box:.2f} of {size} px, confidence {confidence:.3f}")
+    if not np.isfinite([box, confidence]).all():
+        raise InputError("The int8 graphs predict NaN or Inf: calibrate on other images.")
+    before, after = (_ious(each, samples) for each in (float_folder, folder))
+    accuracy = {"fp32": float((before >= 0.5).mean()), "int8": float((after >= 0.5).mean())}
+    report(f"Acc@0.5 on {len(samples)} phrases: {accuracy['fp32']:.4f} in float, {accuracy['int8']:.4f} in int8")
+    report(f"mean IoU: {before.mean():.4f} in float, {after.mean():.4f} in int8")
+    drop = accuracy["fp32"] - accuracy["int8"]
+    if round(drop, 9) > MAX_ACCURACY_DROP:
+        raise InputError(
+            f"int8 loses {drop:.4f} of Acc@0.5 ({accuracy['fp32']:.4f} to {accuracy['int8']:.4f}), more than "
+            f"{MAX_ACCURACY_DROP}: calibrate on more images like those that it will be used on."
+        )
+    return {
+        "precision": "int8",
+        "calibrated_on": len(images),
+        "int8_difference_px": round(box, 3),
+        "scores": {"n": len(samples), "acc50": accuracy},
+    }
+
+
+def quantize(folder: Path, inputs: Iterable[Input]) -> None:
+    """Replace image.onnx and phrases.onnx of a folder by int8 graphs, calibrated on inputs."""
     image, phrases = folder / f"{IMAGE}.onnx", folder / f"{PHRASES}.onnx"
     weights: dict[str, Any] = {"per_channel": True, "weight_type": QuantType.QInt8}
     weights["extra_options"] = {"MatMulConstBOnly": True}
     with quiet():
-        prepared = _prepared(image)
+        prepared = _prepare(image)
         quantize_static(
             prepared,
             image,
-            _Photos(canvases),
+            _InputReader(inputs),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "MatMul"],
-            nodes_to_exclude=_kept_in_float(prepared),
+            nodes_to_exclude=_first_and_depthwise(prepared),
             activation_type=QuantType.QUInt8,
             **weights,
         )
         prepared.unlink()
-        text = _products(phrases, TEXT)
-        prepared = _prepared(phrases)
-        quantize_dynamic(
-            prepared,
-            phrases,
-            op_types_to_quantize=["MatMul"],
-            nodes_to_quantize=text,
-            **weights,
-        )
+        nodes = _products_of(phrases, _TEXT_ENCODER)
+        prepared = _prepare(phrases)
+        quantize_dynamic(prepared, phrases, op_types_to_quantize=["MatMul"], nodes_to_quantize=nodes, **weights)
         prepared.unlink()
 
 
-def _prepared(file: Path) -> Path:
-    """Write a graph with its shapes known and its constants folded beside it, as quantisation wants it."""
+class _InputReader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, inputs: Iterable[Input]) -> None:
+        self._inputs = iter(inputs)
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        following = next(self._inputs, None)
+        return None if following is None else {"image": following[0], "image_mask": following[1]}
+
+
+def _read_input(image: Path, size: int) -> Input:
+    opened = open_image(image)
+    letterbox = Letterbox.fit(*opened.size, size)
+    pixels, mask = letterbox.pad(letterbox.resize(opened))
+    return pixels[None], mask[None]
+
+
+def _ious(folder: Path, samples: Sequence[Sample]) -> NDArray[np.float64]:
+    """Return the IoU of each predicted box of an exported folder, [n]; every image is encoded once."""
+    predictor, predicted, targets = Predictor(folder), [], []
+    for image, numbers in group_by_image(samples).items():
+        predicted += predictor.predict_boxes(image, [samples[number].phrase for number in numbers])[0]
+        targets += [samples[number].box for number in numbers]
+    boxes = [torch.tensor(each, dtype=torch.float64) for each in (predicted, targets)]
+    ious: NDArray[np.float64] = paired_iou(*boxes).numpy()
+    return ious
+
+
+def _prepare(file: Path) -> Path:
+    """Write a graph with its shapes inferred and its constants folded beside it, as quantisation needs it."""
     prepared = file.with_suffix(".prepared.onnx")
     model = onnx.load(file)
-    del model.graph.value_info[:]  # shapes are inferred anew: of torch 2.8's a few are wrong
+    del model.graph.value_info[:]  # shapes are inferred anew: a few of torch 2.8's are wrong
     onnx.save(model, file)
     quant_pre_process(file, prepared, skip_symbolic_shape=True)
     return prepared
 
 
-def _kept_in_float(file: Path) -> list[str]:
-    """Names of the convolution that reads the picture and of those that take each channel by itself.
-
-    They are a few of the products and, where a network is built of them, most of the loss (docs/export.md).
-    """
+def _first_and_depthwise(file: Path) -> list[str]:
+    """Return the names of the first convolution and of the depthwise ones: little work, much loss (docs/export.md)."""
     first, *others = (node for node in onnx.load(file).graph.node if node.op_type == "Conv")
     grouped = [node for node in others if any(given.name == "group" and given.i > 1 for given in node.attribute)]
     return [node.name for node in (first, *grouped)]
 
 
-def _products(file: Path, scope: str) -> list[str]:
-    """Names of the matrix products that a module and its parts compute."""
+def _products_of(file: Path, module: str) -> list[str]:
+    """Return the names of the matrix products of a module and its parts."""
     names = []
     for node in onnx.load(file).graph.node:
         scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
-        if node.op_type == "MatMul" and scope in ast.literal_eval(scopes):
+        if node.op_type == "MatMul" and module in ast.literal_eval(scopes):
             names.append(node.name)
     return names

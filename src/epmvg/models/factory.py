@@ -22,12 +22,11 @@ from epmvg.core.locate import fetch, locate, read_domain
 from epmvg.core.tokenizer import bert_vocabulary
 from epmvg.core.types import InputError
 from epmvg.models.grounder import Grounder
-from epmvg.models.presets import preset
+from epmvg.models.presets import preset, validated
 from epmvg.models.pretrained import load_pretrained, read_packaged_weights
-from epmvg.models.settings import validated
 from epmvg.models.swin import SwinEncoder
 from epmvg.models.text_encoder import TextEncoder
-from epmvg.models.visual_encoder import IMAGENET_MEAN, IMAGENET_STD, BaseVisualEncoder, VisualEncoder
+from epmvg.models.visual_encoder import BaseVisualEncoder, VisualEncoder
 from epmvg.models.weights_file import WEIGHTS, read_weights, weights_digest, write_weights
 
 SETTINGS_FILE = "model.yaml"
@@ -228,16 +227,10 @@ def _check_settings(model: Grounder, saved: Grounder, folder: Path, new: set[str
 
 def _settings_behind_weights(settings: dict[str, Any]) -> dict[tuple[str, str], Any]:
     """Return the settings that weights depend on without a trace in their shapes, each with its part of the model."""
-    visual = settings["visual_encoder"]
-    backbone = {
-        "backbone": visual["backbone"].partition(".")[0],
-        "strides": sorted(visual["strides"]),
-        "mean": list(visual.get("mean", IMAGENET_MEAN)),
-        "std": list(visual.get("std", IMAGENET_STD)),
-    }
+    visual = settings["visual_encoder"] | {"backbone": settings["visual_encoder"]["backbone"].partition(".")[0]}
+    backbone = {key: visual[key] for key in ("backbone", "strides", "mean", "std")}
     return {("visual_encoder.backbone", f"visual_encoder.{key}"): value for key, value in backbone.items()} | {
         ("visual_encoder.encoder", "visual_encoder.heads"): visual.get("heads"),
-        ("visual_encoder.stage_gates", "visual_encoder.pool"): visual.get("pool"),
         ("text_encoder", "text_encoder.heads"): settings["text_encoder"]["heads"],
         ("fusion", "fusion.heads"): settings["fusion"]["heads"],
         ("fusion", "vls"): settings["vls"],

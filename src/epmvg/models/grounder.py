@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.core.types import GroundingOutput, InputError
 from epmvg.models.dense_head import DenseHead, TokenPhraseSimilarity, mean_box, median_box
 from epmvg.models.iou_head import IouHead, iou_features
+from epmvg.models.presets import Position, Vls
 from epmvg.models.swin import SwinEncoder
 from epmvg.models.text_encoder import TextEncoder
 from epmvg.models.transformer import (
@@ -31,9 +32,6 @@ from epmvg.models.transformer import (
 )
 from epmvg.models.visual_encoder import BaseVisualEncoder
 
-Vls = Literal["first", "mean"]
-Position = Literal["learned", "sine"]
-
 
 @dataclass(slots=True)
 class EncodedImages:
@@ -41,9 +39,6 @@ class EncodedImages:
 
     features: Tensor  # visual tokens [I, N, C], or what a query-aware encoder starts from [I, ...]
     image_mask: Tensor  # bool [I, S, S]
-
-    def select(self, index: Tensor) -> EncodedImages:
-        return EncodedImages(self.features[index], self.image_mask[index])
 
 
 @dataclass(slots=True)

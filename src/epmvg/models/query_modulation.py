@@ -5,12 +5,10 @@ From "Shifting More Attention to Visual Backbone" (Ye et al., CVPR 2022), sectio
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-VInit = Literal["zero_init", "normal_init"]
+from epmvg.models.presets import Gates
 
 FACTORS = 30  # K: rank of the generated weights
 REDUCTION = 16  # of the channel gate's hidden layer
@@ -39,8 +37,8 @@ class DynamicLinear(nn.Module):
 class QueryGate(nn.Module):
     """Scale a feature map's channels, then its tokens, depending on a query (QD-ATT).
 
-    Without a mask the channel gate pools over the whole map, padding included: in published QRNet the output depends a
-    little on where the image lies in the padded input.
+    As published, the channel gate pools over the whole map, padding included: the output depends a little on where the
+    image lies in the padded input.
 
     Args:
         query: width of the query vector.
@@ -50,33 +48,17 @@ class QueryGate(nn.Module):
             V at a small standard deviation.
     """
 
-    def __init__(self, query: int, width: int, init: VInit = "normal_init") -> None:
+    def __init__(self, query: int, width: int, init: Gates = "normal_init") -> None:
         super().__init__()
         hidden = width // REDUCTION
         self.squeeze = DynamicLinear(query, width, hidden, std=0.0 if init == "zero_init" else 0.02)
         self.excite = DynamicLinear(query, hidden, width)
         self.spatial = DynamicLinear(query, width, 1)
 
-    def forward(self, features: Tensor, query: Tensor, image_index: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Gate features [I, H, W, C], one copy per phrase.
-
-        Args:
-            features: float [I, H, W, C].
-            query: float [P, Q].
-            image_index: int64 [P], the feature map of each phrase.
-            mask: bool [I, H, W], True where tokens are left out of the pooling.
-
-        Returns:
-            float [P, H, W, C].
-        """
+    def forward(self, features: Tensor, query: Tensor, image_index: Tensor) -> Tensor:
+        """Gate features [I, H, W, C] for queries [P, Q] of images `image_index` [P] -> [P, H, W, C]."""
         tokens = features.flatten(1, 2)  # [I, H * W, C]
-        if mask is None:
-            mean, peak = tokens.mean(1), tokens.amax(1)
-        else:
-            valid = (~mask).flatten(1)[..., None]  # [I, H * W, 1]
-            mean = (tokens * valid).sum(1) / valid.sum(1).clamp(min=1)
-            peak = tokens.masked_fill(~valid, torch.finfo(tokens.dtype).min).amax(1)
-        pooled = torch.stack([mean, peak], 1)[image_index]  # [P, 2, C]
+        pooled = torch.stack([tokens.mean(1), tokens.amax(1)], 1)[image_index]  # [P, 2, C]
         weight, bias = self.squeeze(query)
         hidden = torch.baddbmm(bias[:, None], pooled, weight).relu()  # [P, 2, C / 16]
         weight, bias = self.excite(query)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import MethodType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
@@ -13,17 +13,9 @@ from torch.nn import functional as F
 from torchvision.models.swin_transformer import shifted_window_attention
 
 from epmvg.core.types import InputError
+from epmvg.models.presets import IMAGENET_MEAN, IMAGENET_STD, Gates
 from epmvg.models.query_modulation import QueryGate
-from epmvg.models.visual_encoder import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    BaseVisualEncoder,
-    create_backbone,
-    downsample_mask,
-)
-
-Gates = Literal["off", "zero_init", "normal_init"]
-Pool = Literal["input", "content"]
+from epmvg.models.visual_encoder import BaseVisualEncoder, create_backbone
 
 _STRIDES = (4, 8, 16, 32, 64)
 """Of the four stages, and of every second token of the last."""
@@ -40,7 +32,6 @@ class SwinEncoder(BaseVisualEncoder):
         strides: of the feature levels that become tokens, out of 4, 8, 16, 32 and 64.
         width: C, of the neck.
         gates: `off`, or how the first layer of channel gates is initialised (`QueryGate`).
-        pool: what gates pool over: the whole `input`, padding included, as published, or the `content`.
         drop_path: stochastic depth of the last block.
         frozen: names of backbone modules that never train, or "all"; a string is one name.
         mean, std: of the pixels, RGB in 0..1.
@@ -59,7 +50,6 @@ class SwinEncoder(BaseVisualEncoder):
         strides: Sequence[int],
         width: int,
         gates: Gates = "normal_init",
-        pool: Pool = "input",
         drop_path: float = 0.2,
         frozen: Sequence[str] | str = (),
         mean: Sequence[float] = IMAGENET_MEAN,
@@ -69,7 +59,6 @@ class SwinEncoder(BaseVisualEncoder):
         super().__init__(swin, width, strides, mean, std)
         channels = [int(stage["num_chs"]) for stage in cast(Any, swin.feature_info)]
         self.query_aware = gates != "off"
-        self.pool = pool
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
         self.lateral = nn.ModuleList(nn.Linear(c, width) for c in channels)
         for layer in self.lateral:
@@ -108,37 +97,20 @@ class SwinEncoder(BaseVisualEncoder):
             x = x if number == 0 else stage(x)
             if self.query_aware:
                 assert query is not None and image_index is not None
-                x = self._modulate(self.stage_gates[number], x, image_mask, query, image_index)
-                image_mask = image_mask[image_index]  # from here on there is one map per phrase
-                image_index = torch.arange(x.shape[0], device=x.device)
+                x = self.stage_gates[number](x, query, image_index)
+                image_index = torch.arange(x.shape[0], device=x.device)  # from here on one map per phrase
             levels.append(self.lateral[number](self.norms[number](x)))  # [P, S/4, S/4, C] to [P, S/32, S/32, C]
-        levels = self._fuse_levels(levels, image_mask, query)
+        for fine in (2, 1, 0):
+            levels[fine] = levels[fine] + _upsample(levels[fine + 1])
+        for fine in range(self.num_downsamplings):
+            x = self.neck_gates[fine](levels[fine], query, image_index) if self.query_aware else levels[fine]
+            levels[fine + 1] = levels[fine + 1] + _downsample(x)
+        levels.append(levels[3][:, ::2, ::2])
         tokens = []
         for stride in self.strides:
             number = _STRIDES.index(stride)
             tokens.append(levels[number].flatten(1, 2) + self.scale_embed.weight[number])
         return torch.cat(tokens, 1)
-
-    def _fuse_levels(self, levels: list[Tensor], image_mask: Tensor, query: Tensor | None) -> list[Tensor]:
-        """Add each of four levels [P, H, W, C] to the next finer one, then back to the next coarser; add a fifth."""
-        levels = list(levels)
-        for fine in (2, 1, 0):
-            levels[fine] = levels[fine] + _upsample(levels[fine + 1])
-        for fine in range(self.num_downsamplings):
-            x = levels[fine]
-            if self.query_aware:
-                assert query is not None
-                own = torch.arange(x.shape[0], device=x.device)
-                x = self._modulate(self.neck_gates[fine], x, image_mask, query, own)
-            levels[fine + 1] = levels[fine + 1] + _downsample(x)
-        return [*levels, levels[3][:, ::2, ::2]]
-
-    def _modulate(self, gate: nn.Module, x: Tensor, image_mask: Tensor, query: Tensor, image_index: Tensor) -> Tensor:
-        """Gate features x [I, H, W, C] for each phrase -> [P, H, W, C]."""
-        stride = image_mask.shape[1] // x.shape[1]
-        mask = downsample_mask(image_mask, stride) if self.pool == "content" else None
-        gated: Tensor = gate(x, query, image_index, mask)
-        return gated
 
     def pretrained_modules(self) -> dict[str, list[nn.Module]]:
         return {"backbone": [self.backbone, self.norms], "encoder": [self.lateral]}

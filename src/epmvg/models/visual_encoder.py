@@ -18,9 +18,8 @@ from torch.nn import functional as F
 from epmvg.core.types import InputError
 from epmvg.models.freezing import freeze
 from epmvg.models.norms import fuse_norms
+from epmvg.models.presets import IMAGENET_MEAN, IMAGENET_STD
 from epmvg.models.transformer import TransformerEncoder, gather_tokens, sine_position, unpadded_indices
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class BaseVisualEncoder(nn.Module):

@@ -1,4 +1,4 @@
-"""Hits and misses to look at: which rows are shown, and their photos small enough to travel inside the page."""
+"""Correct and wrong boxes to look at: which phrases are shown, with images small enough to be part of the page."""
 
 from __future__ import annotations
 
@@ -11,163 +11,124 @@ from pathlib import Path
 
 from PIL import Image
 
-from epmvg.core import images as photos
-from epmvg.core.types import Box, InputError
-from epmvg.evaluation.metrics import Row, is_hit
+from epmvg.core.images import ImageFile
+from epmvg.core.types import InputError
+from epmvg.evaluation.metrics import Row, is_correct
 from epmvg.evaluation.statistics import pair
 from epmvg.report.runs import Run, SplitName
 
-SIDE = 360  # px, the longer side of a thumbnail: sharp at a card's width, about 20 kB
+THUMBNAIL = 360  # px, the longer side: sharp at a card's width, about 20 kB
 
-Question = tuple[Row, ...]
-"""The rows of one phrase, one a run."""
+Rows = tuple[Row, ...]
+"""The prediction rows of one phrase, one per run."""
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
-    """A photo as the page shows it, in the pixels of the original."""
+class Thumbnail:
+    """An image as the page shows it, in the pixels of the original."""
 
     width: float
     height: float
-    data: str  # a data: address, "" where the photo could not be opened
+    src: str  # a data: address, "" where the image cannot be opened
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One phrase in one photo, with the true box and every run's."""
+    """One phrase and its image, with the target and every run's box."""
 
-    rows: Question
-    photo: Photo
-
-    @property
-    def phrase(self) -> str:
-        return str(self.rows[0]["phrase"])
-
-    @property
-    def file(self) -> str:
-        return Path(self.rows[0]["image"]).name
-
-    @property
-    def target(self) -> Box:
-        return _box(self.rows[0], "target")
-
-    @property
-    def boxes(self) -> list[tuple[Box, float, bool]]:
-        """Box, IoU and whether it is a hit, a run."""
-        return [(_box(row, "box"), float(row["iou"]), is_hit(row)) for row in self.rows]
+    rows: Rows
+    image: Thumbnail
 
 
-def make_gallery(runs: Sequence[Run], split: SplitName, count: int) -> list[tuple[str, int, list[Card]]]:
-    """Choose at most `count` phrases of each group: its title, how many phrases it has, and the chosen ones."""
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Cards under a title."""
+
+    title: str
+    total: int  # of the phrases that the cards are chosen from
+    cards: list[Card]
+
+
+def make_gallery(runs: Sequence[Run], split: SplitName, count: int) -> list[Group]:
+    """Choose at most `count` phrases at random of each group: by which runs are correct."""
+    names = [run.name for run in runs]
+    groups: dict[tuple[bool, ...], list[Rows]] = {}
+    for rows in _paired(runs, split):
+        groups.setdefault(tuple(is_correct(row) for row in rows), []).append(rows)
     shown = []
-    for title, questions in _groups(runs, _questions(runs, split)):
-        chosen = _choose(questions, count, f"{split} {title}")
+    for pattern, members in sorted(groups.items(), key=lambda item: (sum(item[0]) in (0, len(runs)), item[0])):
+        correct = [name for name, hit in zip(names, pattern, strict=True) if hit]
+        title = "All correct" if len(correct) == len(runs) else f"Correct: {', '.join(correct) or 'none'}"
+        chosen = _draw(members, count, f"{split} {pattern}")
         if chosen:
-            shown.append((title, len(questions), _cards(runs, chosen)))
+            shown.append(Group(title, len(members), _cards(runs, chosen)))
     return shown
 
 
-def make_comparison(
-    runs: Sequence[Run], split: SplitName, count: int, phrases: Sequence[str]
-) -> tuple[str, list[Card]]:
-    """Choose what is shown run beside run (Fig. 3): rows with one of `phrases`, or those that improved most.
-
-    Improved is the IoU of the last run over the first; at most `count` are shown, one an image.
-    """
-    questions = _questions(runs, split)
+def make_comparison(runs: Sequence[Run], split: SplitName, count: int, phrases: Sequence[str]) -> Group:
+    """Choose rows with one of `phrases`, or at most `count` whose IoU improves most from the first run to the last."""
+    every = _paired(runs, split)
     if phrases:
         wanted = {plain(phrase) for phrase in phrases}
-        return "Chosen phrases", _cards(runs, [rows for rows in questions if plain(rows[0]["phrase"]) in wanted])
-    best: dict[str, Question] = {}  # of each image, most improved first
-    for rows in sorted(questions, key=lambda rows: rows[0]["iou"] - rows[-1]["iou"]):
+        chosen = [rows for rows in every if plain(rows[0]["phrase"]) in wanted]
+        return Group("Chosen phrases", len(chosen), _cards(runs, chosen))
+    improved: dict[str, Rows] = {}  # one per image, most improved first
+    for rows in sorted(every, key=lambda rows: rows[0]["iou"] - rows[-1]["iou"]):
         if rows[-1]["iou"] > rows[0]["iou"]:
-            best.setdefault(rows[0]["image"], rows)
+            improved.setdefault(rows[0]["image"], rows)
     title = f"Where {runs[-1].name} improves most on {runs[0].name}"
-    return title, _cards(runs, list(best.values())[:count])
+    return Group(title, len(improved), _cards(runs, list(improved.values())[:count]))
 
 
 def plain(phrase: str) -> str:
-    """Return what a phrase is compared by: its words, whatever their case and spaces."""
+    """Return a phrase without differences of letter case and spaces."""
     return " ".join(phrase.casefold().split())
 
 
-def _cards(runs: Sequence[Run], questions: Sequence[Question]) -> list[Card]:
-    return [Card(rows, _photo(rows, _locate(rows[0]["image"], runs[0].folder))) for rows in questions]
-
-
-def _questions(runs: Sequence[Run], split: SplitName) -> list[Question]:
-    """The phrases that every run answered, with all answers."""
-    questions: list[Question] = [(row,) for row in runs[0].answers[split]]
+def _paired(runs: Sequence[Run], split: SplitName) -> list[Rows]:
+    """Return the rows of phrases that every run predicted."""
+    paired: list[Rows] = [(row,) for row in runs[0].predictions[split]]
     for run in runs[1:]:
-        met = pair([rows[0] for rows in questions], run.answers[split])
-        earlier = {id(rows[0]): rows for rows in questions}
-        questions = [(*earlier[id(first)], row) for first, row in met]
-    return questions
+        before = {id(rows[0]): rows for rows in paired}
+        pairs = pair([rows[0] for rows in paired], run.predictions[split])
+        paired = [(*before[id(first)], row) for first, row in pairs]
+    return paired
 
 
-def _groups(runs: Sequence[Run], questions: Sequence[Question]) -> list[tuple[str, list[Question]]]:
-    """Sort questions by which runs are right about them."""
-    right = {id(rows): tuple(is_hit(row) for row in rows) for rows in questions}
-
-    def where(*patterns: tuple[bool, ...]) -> list[Question]:
-        return [rows for rows in questions if right[id(rows)] in patterns]
-
-    every, none = (True,) * len(runs), (False,) * len(runs)
-    if len(runs) == 1:
-        return [("Hits", where(every)), ("Misses", where(none))]
-    if len(runs) == 2:
-        return [
-            (f"Only {runs[1].name} is right", where((False, True))),
-            (f"Only {runs[0].name} is right", where((True, False))),
-            ("Both are right", where(every)),
-            ("Neither is right", where(none)),
-        ]
-    apart = [pattern for pattern in set(right.values()) if pattern not in (every, none)]
-    return [("The runs disagree", where(*apart)), ("All are right", where(every)), ("None is right", where(none))]
+def _draw(phrases: Sequence[Rows], count: int, seed: str) -> list[Rows]:
+    """Draw phrases at random, the same at every call, of different images as long as there are any."""
+    drawn = random.Random(seed).sample(list(phrases), len(phrases))
+    first = {id(rows) for rows in {rows[0]["image"]: rows for rows in reversed(drawn)}.values()}
+    return sorted(drawn, key=lambda rows: id(rows) not in first)[:count]
 
 
-def _choose(questions: Sequence[Question], count: int, seed: str) -> list[Question]:
-    """Draw some at random, the same at every call, one an image as long as there are images."""
-    drawn = random.Random(seed).sample(list(questions), len(questions))
-    first = {rows[0]["image"]: rows for rows in reversed(drawn)}
-    ahead = {id(rows) for rows in first.values()}
-    return sorted(drawn, key=lambda rows: id(rows) not in ahead)[:count]
+def _cards(runs: Sequence[Run], phrases: Sequence[Rows]) -> list[Card]:
+    return [Card(rows, _image(rows, runs[0].folder)) for rows in phrases]
 
 
-def _locate(image: str, run: Path) -> Path | None:
-    """Find an image where the row says, seen from the run or from here."""
-    return next((place for place in (run / image, Path(image)) if place.is_file()), None)
-
-
-def _photo(rows: Question, file: Path | None) -> Photo:
-    if file is not None:
-        try:
+def _image(rows: Rows, folder: Path) -> Thumbnail:
+    """Open the image of a phrase, relative to the run or to the current folder."""
+    path = rows[0]["image"]
+    file = next((file for file in (folder / path, Path(path)) if file.is_file()), None)
+    try:
+        if file is not None:
             return thumbnail(file)
-        except InputError:
-            pass  # a photo that cannot be opened is shown as one that is not there
-    boxes = [_box(rows[0], "target"), *(_box(row, "box") for row in rows)]
-    return Photo(max(4.0, *(box[2] for box in boxes)) * 1.05, max(3.0, *(box[3] for box in boxes)) * 1.05, "")
+    except InputError:
+        pass  # shown like an image that is missing
+    boxes = [rows[0]["target"], *(row["box"] for row in rows if row["box"])]
+    return Thumbnail(max(box[2] for box in boxes) * 1.05 + 4, max(box[3] for box in boxes) * 1.05 + 4, "")
 
 
-def thumbnail(file: Path) -> Photo:
-    """Return a photo small, upright by its EXIF orientation, with its own width and height.
+def thumbnail(file: Path) -> Thumbnail:
+    """Return a small copy of an image, upright by its EXIF orientation, with the width and height of the original.
 
     Raises:
         InputError: it cannot be opened.
     """
-    with photos.ImageFile(file) as opened:
-        return shrink(opened.decode((2 * SIDE, 2 * SIDE)), opened.size)  # a JPEG decodes at a fraction of its size
-
-
-def shrink(picture: Image.Image, size: tuple[float, float]) -> Photo:
-    """Return a picture small, to be shown in the pixels of an original of (width, height)."""
-    small = picture.copy()
-    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    with ImageFile(file) as photo:
+        small = photo.decode((2 * THUMBNAIL, 2 * THUMBNAIL)).copy()  # a JPEG decodes at a fraction of its size
+        size = photo.size
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     jpeg = io.BytesIO()
     small.save(jpeg, "JPEG", quality=80, optimize=True)
-    return Photo(*size, "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode("ascii"))
-
-
-def _box(row: Row, key: str) -> Box:
-    x0, y0, x1, y1 = row[key]
-    return x0, y0, x1, y1
+    return Thumbnail(*size, "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode("ascii"))

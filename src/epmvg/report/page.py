@@ -1,4 +1,4 @@
-"""Puts the page together: what is read, scored, drawn and chosen becomes one HTML text."""
+"""The page of a report: metrics, charts and cards of runs, rendered by one template."""
 
 from __future__ import annotations
 
@@ -7,34 +7,33 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from epmvg.core.calibration import BINS, Trust, measure_trust
-from epmvg.core.types import InputError
-from epmvg.evaluation.metrics import Row
-from epmvg.evaluation.slices import groupings
-from epmvg.evaluation.statistics import FEWEST_IMAGES, PairedDifference, accuracy, bootstrap, compare, mean_iou, pair
-from epmvg.report.charts import Chart, accuracy_charts, iou_histogram, loss_charts, trust_charts
-from epmvg.report.gallery import Card, make_comparison, make_gallery, plain
-from epmvg.report.runs import Run, SplitName, is_number
-from epmvg.report.template import count, fill, percent, points
+from jinja2 import Environment, StrictUndefined
 
-THIN = "\N{NARROW NO-BREAK SPACE}"
-COMPARED = 4  # phrases that are shown run beside run where none are asked for
+from epmvg.core.types import InputError
+from epmvg.evaluation.metrics import Row, slicings
+from epmvg.evaluation.statistics import (
+    BINS,
+    MIN_IMAGES,
+    PairedDifference,
+    accuracy,
+    bootstrap,
+    compare,
+    confidence_metrics,
+    pair,
+)
+from epmvg.report.charts import Chart, colour, confidence_charts, iou_histogram, training_charts
+from epmvg.report.gallery import Group, make_comparison, make_gallery, plain
+from epmvg.report.runs import Run, SplitName, is_number
+
+COMPARED = 4  # phrases in the comparison where none are given
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """A mean in 0..1 with its 95 % interval."""
+class Mean:
+    """A mean in 0..1 with its 95 % interval, which is None where there are too few images for it."""
 
     value: float
-    low: float
-    high: float
-    n: int
-    images: int
-
-    @property
-    def has_interval(self) -> bool:
-        """Whether there are enough images for the interval to be shown."""
-        return self.images >= FEWEST_IMAGES
+    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +41,12 @@ class Result:
     """One run on one split."""
 
     run: int
-    acc50: Score
-    miou: Score
+    phrases: int
     images: int
-    difference: PairedDifference | None  # from the first run, where both answered
-
-
-@dataclass(frozen=True, slots=True)
-class SliceRow:
-    """One part of a split: Acc@0.5 a run, None where a run has no such row."""
-
-    name: str
-    n: int
-    scores: list[Score | None]
+    acc50: Mean
+    miou: Mean
+    difference: PairedDifference | None  # from the first run, on phrases of both
+    confidence: dict[str, float | None] | None  # None where all scores are equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,145 +54,128 @@ class Section:
     """Everything about one split."""
 
     split: SplitName
-    runs: list[int]  # numbers of the runs that answered it
-    results: list[Result]
     protocol: str
-    histogram: str
-    slices: list[tuple[str, list[SliceRow]]]
-    comparison: tuple[str, list[Card]]  # a title, and what is shown run beside run
-    gallery: list[tuple[str, int, list[Card]]]
-    trust: list[tuple[int, Trust]]  # of the runs whose scores differ from row to row
-    trust_charts: list[Chart]
-
-    @property
-    def missing(self) -> int:
-        """Cards whose photo could not be opened."""
-        return sum(not card.photo.data for _, _, cards in self.gallery for card in cards)
+    results: list[Result]
+    slices: list[tuple[str, list[tuple[str, int, list[Mean | None]]]]]  # title, then name, phrases, Acc@0.5 per run
+    charts: list[Chart]
+    comparison: Group
+    gallery: list[Group]
 
 
 def render(runs: Sequence[Run], gallery: int, phrases: Sequence[str]) -> str:
-    """Return the page about some runs as HTML.
+    """Return the page as HTML; every value is escaped.
 
     Raises:
-        InputError: no run answered one of `phrases`.
+        InputError: no run predicted one of `phrases`.
     """
-    splits = sorted({split for run in runs for split in run.answers})
-    pictures = max(1, gallery // len(splits)) if gallery else 0
-    sections = [_section(runs, split, pictures, phrases) for split in splits]
-    _check_found(phrases, sections)
-    return fill(
-        (resources.files("epmvg.report") / "page.html").read_text(encoding="utf-8"),
-        {"clock": _clock, "setting": _setting},
-        runs=runs,
-        sections=sections,
-        headline=_headline(runs, sections[0]),
-        protocols=dict.fromkeys(section.protocol for section in sections if section.protocol),
-        differing=_differing(runs),
-        accuracy=accuracy_charts(runs),
-        losses=loss_charts(runs),
-        bins=BINS,
-    )
-
-
-def _check_found(phrases: Sequence[str], sections: Sequence[Section]) -> None:
-    found = {plain(card.phrase) for section in sections for card in section.comparison[1]}
+    splits = sorted({split for run in runs for split in run.predictions})
+    images = max(1, gallery // len(splits)) if gallery else 0
+    sections = [_section(runs, split, images, phrases) for split in splits]
+    found = {plain(card.rows[0]["phrase"]) for section in sections for card in section.comparison.cards}
     for phrase in phrases:
         if plain(phrase) not in found:
-            raise InputError(f"No phrase of the runs is {phrase!r}: give one that their predictions hold, whole.")
+            raise InputError(f"No run predicted the phrase {phrase!r}: give a whole phrase of their predictions.")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "points": points, "clock": clock, "colour": colour, "setting": setting}
+    template, style = (
+        (resources.files("epmvg.report") / name).read_text(encoding="utf-8") for name in ("page.html", "style.css")
+    )
+    values: dict[str, Any] = {"runs": runs, "sections": sections, "headline": _headline(runs, sections[0])}
+    values |= {"differing": _differing(runs), "charts": training_charts(runs), "bins": BINS, "style": style}
+    return environment.from_string(template).render(**values).strip() + "\n"
 
 
-def _section(runs: Sequence[Run], split: SplitName, pictures: int, phrases: Sequence[str]) -> Section:
-    numbers = [number for number, run in enumerate(runs) if split in run.answers]
-    asked = [runs[number] for number in numbers]
-    rows = [run.answers[split] for run in asked]
-    scored = [number for number in numbers if _has_scores(runs[number].answers[split])]
-    protocols = sorted({run.protocols[split] for run in asked if split in run.protocols})
+def _section(runs: Sequence[Run], split: SplitName, images: int, phrases: Sequence[str]) -> Section:
+    numbers = [number for number, run in enumerate(runs) if split in run.predictions]
+    own = [runs[number] for number in numbers]
+    rows = [(number, runs[number].predictions[split]) for number in numbers]
+    scored = [(number, part) for number, part in rows if _has_scores(part)]
     return Section(
         split=split,
-        runs=numbers,
+        protocol="; ".join(sorted({run.protocols[split] for run in own} - {""})),
         results=[_result(runs, number, split) for number in numbers],
-        protocol="; ".join(protocols),
-        histogram=iou_histogram(list(zip(numbers, rows, strict=True)), split).svg,
-        slices=_slices(rows),
-        comparison=make_comparison(asked, split, min(pictures, COMPARED), phrases),
-        gallery=make_gallery(asked, split, pictures),
-        trust=[(n, measure_trust(runs[n].answers[split], runs[n].absent.get(split, []))) for n in scored],
-        trust_charts=trust_charts([(n, runs[n].answers[split]) for n in scored]) if scored else [],
+        slices=_slices([part for _, part in rows]),
+        charts=[iou_histogram(rows, split), *(confidence_charts(scored) if scored else [])],
+        comparison=make_comparison(own, split, min(images, COMPARED), phrases),
+        gallery=make_gallery(own, split, images),
     )
 
 
 def _has_scores(rows: Sequence[Row]) -> bool:
-    """Say whether every row has a score and they are not all the same, which would say nothing."""
+    """Return whether all rows have a score, and not all the same."""
     return all(is_number(row.get("score")) for row in rows) and len({row["score"] for row in rows}) > 1
 
 
 def _result(runs: Sequence[Run], number: int, split: SplitName) -> Result:
-    rows = runs[number].answers[split]
-    first = runs[0].answers.get(split, [])
-    difference = compare(first, rows) if number and pair(first, rows) else None
-    miou = Score(mean_iou(rows), *bootstrap(rows, score=lambda row: row["iou"]), len(rows), _images(rows))
-    return Result(number, _score(rows), miou, _images(rows), difference)
+    rows, first = runs[number].predictions[split], runs[0].predictions.get(split, [])
+    images = len({row["image"] for row in rows})
+    miou = sum(row["iou"] for row in rows) / len(rows)
+    interval = bootstrap(rows, value=lambda row: row["iou"]) if images >= MIN_IMAGES else None
+    return Result(
+        run=number,
+        phrases=len(rows),
+        images=images,
+        acc50=_accuracy(rows),
+        miou=Mean(miou, interval),
+        difference=compare(first, rows) if number and pair(first, rows) else None,
+        confidence=confidence_metrics(rows, runs[number].negatives[split]) if _has_scores(rows) else None,
+    )
 
 
-def _score(rows: Sequence[Row]) -> Score:
-    return Score(accuracy(rows), *bootstrap(rows), len(rows), _images(rows))
+def _accuracy(rows: Sequence[Row]) -> Mean:
+    enough = len({row["image"] for row in rows}) >= MIN_IMAGES
+    return Mean(accuracy(rows), bootstrap(rows) if enough else None)
 
 
-def _images(rows: Sequence[Row]) -> int:
-    return len({row["image"] for row in rows})
-
-
-def _slices(answers: Sequence[Sequence[Row]]) -> list[tuple[str, list[SliceRow]]]:
-    """Score the parts of a split that its first run's rows show."""
+def _slices(parts: Sequence[Sequence[Row]]) -> list[tuple[str, list[tuple[str, int, list[Mean | None]]]]]:
+    """Compute Acc@0.5 of the slices that the first run's rows show, for every run."""
     tables = []
-    for grouping, names in groupings(answers[0]):
-        parts = [[grouping.select(rows, name) for rows in answers] for name in names]
-        tables.append(
-            (
-                grouping.title,
-                [
-                    SliceRow(name, len(part[0]), [_score(rows) if rows else None for rows in part])
-                    for name, part in zip(names, parts, strict=True)
-                ],
-            )
-        )
+    for slicing, names in slicings(parts[0]):
+        selected = [(name, [slicing.select(rows, name) for rows in parts]) for name in names]
+        table = [(name, len(rows[0]), [_accuracy(part) if part else None for part in rows]) for name, rows in selected]
+        tables.append((slicing.title, table))
     return tables
 
 
 def _headline(runs: Sequence[Run], section: Section) -> str:
-    """Say in a sentence or two what the first split shows."""
-    named = [(runs[result.run].name, result) for result in section.results]
-    name, result = named[-1] if len(named) == 2 else max(named, key=lambda item: item[1].acc50.value)
-    found = f"{name} finds {percent(result.acc50.value)} of the {count(result.acc50.n)} phrases of {section.split}"
+    """Return the result on the first split in a sentence."""
+    results = section.results
+    result = results[-1] if len(results) == 2 else max(results, key=lambda one: one.acc50.value)
+    name = runs[result.run].name
+    text = f"{name}: Acc@0.5 {percent(result.acc50.value)} on {result.phrases:,} phrases of {section.split}"
     difference = result.difference
     if difference is None:
-        return f"{found}, with a mean IoU of {percent(result.miou.value)}."
+        return f"{text}, mean IoU {percent(result.miou.value)}."
     interval = f"95% interval {points(difference.low)} to {points(difference.high)}"
-    gap = points(difference.points)
-    if not difference.clear:
-        return f"{found}; {gap} points from {runs[0].name}, which may be chance ({interval})."
-    more = "more" if difference.points > 0 else "fewer"
-    return f"{found}, {abs(difference.points):.1f} points {more} than {runs[0].name} ({interval})."
+    doubt = "" if difference.significant else ", not significant"
+    return f"{text}, {points(difference.points)} points from {runs[0].name} ({interval}{doubt})."
 
 
 def _differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
-    """List the settings that are not the same in all runs, a value a run."""
+    """Return the settings that are not the same in all runs, with the value of each run."""
     keys = dict.fromkeys(key for run in runs for key in run.settings if key not in ("name", "about"))
     rows = [(key, [run.settings.get(key) for run in runs]) for key in keys]
     return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
 
 
-def _clock(seconds: float) -> str:
-    """3 h 05 min, 12 min 30 s or 45 s."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600}{THIN}h {whole % 3600 // 60:02d}{THIN}min"
-    return f"{whole // 60}{THIN}min {whole % 60:02d}{THIN}s" if whole >= 60 else f"{whole}{THIN}s"
+def percent(fraction: float) -> str:
+    """Return 0.123 as 12.3%."""
+    return f"{100 * fraction:.1f}%"
 
 
-def _setting(value: Any) -> str:
+def points(difference: float) -> str:
+    """Return a difference with its sign, +1.2."""
+    return f"{difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def clock(seconds: float) -> str:
+    """Return 3 h 05 min, or 12 min 30 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+def setting(value: Any) -> str:
+    """Return a value of a recipe as YAML writes it; a dash for null."""
     if value is None:
         return "\N{EN DASH}"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

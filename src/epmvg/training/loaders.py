@@ -14,7 +14,7 @@ from epmvg.data.registry import fraction_of, open_samples
 from epmvg.data.samples import SampleDigest
 from epmvg.data.transforms import Augment
 from epmvg.evaluation.evaluate import evaluation_loader
-from epmvg.evaluation.samples import of_some_images
+from epmvg.evaluation.samples import limit_to_images
 from epmvg.models.grounder import Grounder
 from epmvg.training.checks import check_boxes, check_images
 from epmvg.training.feature_cache import stored_maps
@@ -38,7 +38,7 @@ def loaders_of(
     val = open_samples(data.name, split=data.val_split, root=data.root, split_key=data.split_key)
     val_samples = SampleDigest.of(val)
     if settings.eval_limit is not None and settings.eval_limit < len(val):
-        val = of_some_images(val, settings.eval_limit, seed=0)  # the same ones whatever train.seed is
+        val = limit_to_images(val, settings.eval_limit, seed=0)  # the same ones whatever train.seed is
     image_size = data.image_size or student.image_size
     if image_size != student.image_size and (settings.cache_features or not student.sine_position):
         raise InputError(f"data.image_size={image_size} needs model.position=sine and train.cache_features=false.")

@@ -16,7 +16,7 @@ from epmvg.core.hardware import use_bf16
 from epmvg.core.types import Batch, InputError
 from epmvg.distill.losses import Loss
 from epmvg.evaluation.evaluate import predict_rows, with_misses
-from epmvg.evaluation.metrics import Scores
+from epmvg.evaluation.metrics import Metrics
 from epmvg.evaluation.samples import short_name
 from epmvg.models.factory import save
 from epmvg.training.checkpoint import save_state
@@ -179,7 +179,7 @@ def _score(run: Run) -> None:
     if not run.accelerator.is_main_process:
         return
     rows = with_misses(rows, run.val.samples)
-    scores = Scores.of(rows)
+    scores = Metrics.of(rows)
     name, split, everything = short_name(run.recipe.data.name), run.recipe.data.val_split, run.samples["val"].phrases
     sample = {"sample_of": everything} if len(rows) < everything else {}
     write_row(run, {"event": "evaluate", "data": name, "split": split} | sample | asdict(scores))

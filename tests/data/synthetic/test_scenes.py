@@ -122,9 +122,9 @@ def test_several_processes_draw_the_same_bytes(tmp_path: Path) -> None:
 
 def test_written_scenes_are_a_data_set_like_any_other(tmp_path: Path) -> None:
     folder = write_scenes(tmp_path / "scenes", sizes=SMALL)
-    records = read_jsonl(folder / "annotations.jsonl")
-    assert {record.split for record in records} == {"train", "val", "test", "open"}
-    assert all(record.image.is_file() and record.extra["kind"] for record in records)
+    samples = read_jsonl(folder / "annotations.jsonl")
+    assert {sample.split for sample in samples} == {"train", "val", "test", "open"}
+    assert all(sample.image.is_file() and sample.extra["kind"] for sample in samples)
     captions = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     assert {row["split"] for row in captions} == {"train", "val"}
     assert not any("test" in row["image"] or "open" in row["image"] for row in captions)

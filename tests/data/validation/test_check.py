@@ -22,55 +22,60 @@ from epmvg.data.validation.issues import printable
 WIDTH, HEIGHT = 120, 90
 NOUNS = ("cup", "dog", "tree", "car", "boat", "lamp", "chair", "kite", "clock", "bird", "shoe", "fence")
 PLACES = ((4, 6, 50, 40), (60, 10, 40, 60), (30, 50, 60, 36), (80, 5, 36, 30))
-Rows = list[dict[str, Any] | bytes]
-Planter = Callable[[Path, Rows], None]
+Lines = list[dict[str, Any] | bytes]
+Planter = Callable[[Path, Lines], None]
 
 
-def picture(seed: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
+def draw_image(seed: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
     """Draw an image that differs from those of other seeds."""
     coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> Rows:
+def lines(tmp_path: Path) -> Lines:
     """A correct data set: 36 images in three splits, four phrases each."""
     (tmp_path / "images").mkdir()
-    made: Rows = []
+    made: Lines = []
     for number in range(36):
-        picture(number).save(tmp_path / f"images/{number}.jpg")
+        draw_image(number).save(tmp_path / f"images/{number}.jpg")
         split = "train" if number < 24 else "val" if number < 30 else "test"
         for place, box in enumerate(PLACES):
             phrase = f"the {NOUNS[(number + place) % 12]} {('in front', 'behind', 'below', 'above')[place]}"
-            row = {"image": f"images/{number}.jpg", "phrase": phrase, "bbox": list(box), "split": split}
-            made.append(row | {"id": f"{number}-{place}", "width": WIDTH, "height": HEIGHT})
+            annotation = {"image": f"images/{number}.jpg", "phrase": phrase, "bbox": list(box), "split": split}
+            made.append(annotation | {"id": f"{number}-{place}", "width": WIDTH, "height": HEIGHT})
     return made
 
 
-def write(folder: Path, rows: Rows) -> Path:
+def write(folder: Path, lines: Lines) -> Path:
     file = folder / "annotations.jsonl"
-    file.write_bytes(b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows))
+    file.write_bytes(
+        b"".join(
+            (annotation if isinstance(annotation, bytes) else json.dumps(annotation).encode()) + b"\n"
+            for annotation in lines
+        )
+    )
     return file
 
 
 def put(**values: Any) -> Planter:
-    """Plant values in one row."""
+    """Change values of one annotation."""
 
-    def plant(folder: Path, rows: Rows) -> None:
-        rows[7] = at(rows, 7) | values
+    def plant(folder: Path, lines: Lines) -> None:
+        lines[7] = at(lines, 7) | values
 
     return plant
 
 
-def at(rows: Rows, number: int) -> dict[str, Any]:
-    row = rows[number]
-    assert isinstance(row, dict)
-    return row
+def at(lines: Lines, number: int) -> dict[str, Any]:
+    annotation = lines[number]
+    assert isinstance(annotation, dict)
+    return annotation
 
 
 def line(text: bytes) -> Planter:
-    def plant(folder: Path, rows: Rows) -> None:
-        rows[7] = text
+    def plant(folder: Path, lines: Lines) -> None:
+        lines[7] = text
 
     return plant
 
@@ -78,16 +83,16 @@ def line(text: bytes) -> Planter:
 def boxes(turn: Callable[[float, float, float, float], tuple[float, ...]]) -> Planter:
     """Write every box of the file in another convention."""
 
-    def plant(folder: Path, rows: Rows) -> None:
-        for i in range(len(rows)):
-            at(rows, i)["bbox"] = list(turn(*at(rows, i)["bbox"]))
+    def plant(folder: Path, lines: Lines) -> None:
+        for i in range(len(lines)):
+            at(lines, i)["bbox"] = list(turn(*at(lines, i)["bbox"]))
 
     return plant
 
 
 def image_file(data: bytes | None) -> Planter:
-    def plant(folder: Path, rows: Rows) -> None:
-        file = folder / at(rows, 7)["image"]
+    def plant(folder: Path, lines: Lines) -> None:
+        file = folder / at(lines, 7)["image"]
         file.unlink()
         if data is not None:
             file.write_bytes(data)
@@ -95,84 +100,84 @@ def image_file(data: bytes | None) -> Planter:
     return plant
 
 
-def truncated(folder: Path, rows: Rows) -> None:
-    file = folder / at(rows, 7)["image"]
+def truncated(folder: Path, lines: Lines) -> None:
+    file = folder / at(lines, 7)["image"]
     file.write_bytes(file.read_bytes()[:-400])
 
 
-def bomb(folder: Path, rows: Rows) -> None:
+def bomb(folder: Path, lines: Lines) -> None:
     """A PNG of a few bytes whose header states 900 million pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
     header = (30_000).to_bytes(4, "big") * 2 + bytes((8, 0, 0, 0, 0))
-    file = folder / at(rows, 7)["image"]
+    file = folder / at(lines, 7)["image"]
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
 
 
-def turned(folder: Path, rows: Rows) -> None:
-    """The stored pixels lie on their side, and the boxes with them."""
+def turned(folder: Path, lines: Lines) -> None:
+    """The stored pixels are turned by EXIF, and the boxes are those of the stored pixels."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(1).save(folder / "images/1.jpg", exif=exif)
+    draw_image(1).save(folder / "images/1.jpg", exif=exif)
     for i in range(4, 8):
-        del at(rows, i)["width"], at(rows, i)["height"]
+        del at(lines, i)["width"], at(lines, i)["height"]
 
 
-def copied(folder: Path, rows: Rows) -> None:
-    rows.append(at(rows, 7))
+def copied(folder: Path, lines: Lines) -> None:
+    lines.append(at(lines, 7))
 
 
-def two_boxes(folder: Path, rows: Rows) -> None:
-    rows.append(at(rows, 7) | {"bbox": [10, 10, 20, 20], "id": "other"})
+def two_boxes(folder: Path, lines: Lines) -> None:
+    lines.append(at(lines, 7) | {"bbox": [10, 10, 20, 20], "id": "other"})
 
 
-def in_two_splits(folder: Path, rows: Rows) -> None:
-    rows[7] = at(rows, 7) | {"split": "test"}
+def in_two_splits(folder: Path, lines: Lines) -> None:
+    lines[7] = at(lines, 7) | {"split": "test"}
 
 
-def saved_again(folder: Path, rows: Rows) -> None:
-    """A photo of train is in test too, smaller and under another name."""
-    picture(3).resize((96, 72)).save(folder / "images/new.jpg", quality=60)
-    rows.append({"image": "images/new.jpg", "phrase": "a kite", "bbox": [5, 5, 40, 40], "split": "test"})
+def saved_again(folder: Path, lines: Lines) -> None:
+    """An image of train is in test too, smaller and under another name."""
+    draw_image(3).resize((96, 72)).save(folder / "images/new.jpg", quality=60)
+    lines.append({"image": "images/new.jpg", "phrase": "a kite", "bbox": [5, 5, 40, 40], "split": "test"})
 
 
-def empty(folder: Path, rows: Rows) -> None:
-    rows.clear()
+def empty(folder: Path, lines: Lines) -> None:
+    lines.clear()
 
 
-def copied_under_another_id(folder: Path, rows: Rows) -> None:
-    rows.append(at(rows, 7) | {"id": "copy"})
+def copied_under_another_id(folder: Path, lines: Lines) -> None:
+    lines.append(at(lines, 7) | {"id": "copy"})
 
 
-def one_id_for_two(folder: Path, rows: Rows) -> None:
-    rows[7] = at(rows, 7) | {"id": at(rows, 6)["id"]}
+def one_id_for_two(folder: Path, lines: Lines) -> None:
+    lines[7] = at(lines, 7) | {"id": at(lines, 6)["id"]}
 
 
 def split_called(old: str, new: str) -> Planter:
-    def plant(folder: Path, rows: Rows) -> None:
-        for i in range(len(rows)):
-            if at(rows, i)["split"] == old:
-                at(rows, i)["split"] = new
+    def plant(folder: Path, lines: Lines) -> None:
+        for i in range(len(lines)):
+            if at(lines, i)["split"] == old:
+                at(lines, i)["split"] = new
 
     return plant
 
 
-def no_split_at_all(folder: Path, rows: Rows) -> None:
-    for i in range(len(rows)):
-        del at(rows, i)["split"]
+def no_split_at_all(folder: Path, lines: Lines) -> None:
+    for i in range(len(lines)):
+        del at(lines, i)["split"]
 
 
-def animated(folder: Path, rows: Rows) -> None:
-    picture(1).save(folder / "images/1.gif", save_all=True, append_images=[picture(40)])
+def animated(folder: Path, lines: Lines) -> None:
+    draw_image(1).save(folder / "images/1.gif", save_all=True, append_images=[draw_image(40)])
     for i in range(4, 8):
-        at(rows, i)["image"] = "images/1.gif"
+        at(lines, i)["image"] = "images/1.gif"
 
 
 def without(key: str) -> Planter:
-    def plant(folder: Path, rows: Rows) -> None:
-        del at(rows, 7)[key]
+    def plant(folder: Path, lines: Lines) -> None:
+        del at(lines, 7)[key]
 
     return plant
 
@@ -255,56 +260,56 @@ FAULTS: dict[str, tuple[str, str, Planter]] = {
 }
 
 
-def test_a_correct_data_set_has_no_issues(tmp_path: Path, rows: Rows) -> None:
-    report = check(str(write(tmp_path, rows)))
+def test_a_correct_data_set_has_no_issues(tmp_path: Path, lines: Lines) -> None:
+    report = check(str(write(tmp_path, lines)))
     assert report.issues == {} and report.clean
     assert report.splits["train"] == {"images": 24, "phrases": 96}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_planted_fault_is_found_alone(fault: str, tmp_path: Path, rows: Rows) -> None:
+def test_each_planted_fault_is_found_alone(fault: str, tmp_path: Path, lines: Lines) -> None:
     kind, note, plant = FAULTS[fault]
-    plant(tmp_path, rows)
-    report = check(str(write(tmp_path, rows)))
+    plant(tmp_path, lines)
+    report = check(str(write(tmp_path, lines)))
     assert list(report.issues) == [kind]
     assert note in report.issues[kind][0].note
     json.dumps(report.as_dict())
-    "".join("".join(row.values()) for row in report.table()).encode()
+    "".join("".join(annotation.values()) for annotation in report.table()).encode()
 
 
 @pytest.mark.parametrize("line", ["images/33.jpg", "33", "0000000033.jpg"])
-def test_a_list_is_compared_with_evaluation_splits_only(line: str, tmp_path: Path, rows: Rows) -> None:
+def test_a_list_is_compared_with_evaluation_splits_only(line: str, tmp_path: Path, lines: Lines) -> None:
     for number in (3, 33):  # one of train, one of test
         name = f"images/COCO_{number:012d}.jpg" if line.startswith("000") or line == "33" else f"images/{number}.jpg"
         (tmp_path / f"images/{number}.jpg").rename(tmp_path / name)
         for place in range(4 * number, 4 * number + 4):
-            at(rows, place)["image"] = name
+            at(lines, place)["image"] = name
     listed = tmp_path / "list.txt"
     listed.write_text(f"{line}\n{line.replace('33', '3')}\nother.jpg\n")
-    issues = check(str(write(tmp_path, rows)), against=listed).issues
+    issues = check(str(write(tmp_path, lines)), against=listed).issues
     assert {kind: len(found) for kind, found in issues.items()} == {"list-same-image": 1}
 
 
-def test_images_of_a_list_are_compared_by_look(tmp_path: Path, rows: Rows) -> None:
-    picture(33).resize((60, 45)).save(tmp_path / "seen-in-training.jpg")
+def test_images_of_a_list_are_compared_by_look(tmp_path: Path, lines: Lines) -> None:
+    draw_image(33).resize((60, 45)).save(tmp_path / "seen-in-training.jpg")
     listed = tmp_path / "list.txt"
     listed.write_text("seen-in-training.jpg\n")
-    issues = check(str(write(tmp_path, rows)), against=listed).issues
+    issues = check(str(write(tmp_path, lines)), against=listed).issues
     assert {kind: len(found) for kind, found in issues.items()} == {"list-similar-image": 1}
 
 
-def test_a_named_data_set_lacks_splits(tmp_path: Path, rows: Rows) -> None:
-    kept: Rows = [at(rows, i) | {"mini_split": at(rows, i)["split"]} for i in range(96)]
+def test_a_named_data_set_lacks_splits(tmp_path: Path, lines: Lines) -> None:
+    kept: Lines = [at(lines, i) | {"mini_split": at(lines, i)["split"]} for i in range(96)]
     write(tmp_path, kept)
     issues = check("flickr-mini", root=tmp_path).issues
     assert [issue.note for issue in issues.pop("split-missing")] == ["val", "test"] and not issues
 
 
-def test_other_formats_keep_samples_with_unusable_boxes(tmp_path: Path, rows: Rows) -> None:
-    at(rows, 7)["bbox"] = [10, 10, 0, 20]
-    (tmp_path / "metadata.jsonl").write_bytes(write(tmp_path, rows).read_bytes().replace(b'"image"', b'"file_name"'))
+def test_other_formats_keep_samples_with_unusable_boxes(tmp_path: Path, lines: Lines) -> None:
+    at(lines, 7)["bbox"] = [10, 10, 0, 20]
+    (tmp_path / "metadata.jsonl").write_bytes(write(tmp_path, lines).read_bytes().replace(b'"image"', b'"file_name"'))
     report = check(str(tmp_path))
-    assert list(report.issues) == ["box-invalid"] and report.samples == len(rows)
+    assert list(report.issues) == ["box-invalid"] and report.samples == len(lines)
 
 
 def test_issues_of_real_photos_are_known(shared: Path) -> None:
@@ -315,10 +320,14 @@ def test_issues_of_real_photos_are_known(shared: Path) -> None:
 
 @pytest.mark.parametrize(("fault", "status"), [({}, 0), ({"phrase": ""}, 3), (None, 2)])
 def test_exit_status_of_the_command(
-    fault: dict[str, Any] | None, status: int, tmp_path: Path, rows: Rows, capsys: pytest.CaptureFixture[str]
+    fault: dict[str, Any] | None,
+    status: int,
+    tmp_path: Path,
+    lines: Lines,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    put(**(fault or {}))(tmp_path, rows)
-    file = write(tmp_path, rows) if fault is not None else tmp_path / "absent.jsonl"
+    put(**(fault or {}))(tmp_path, lines)
+    file = write(tmp_path, lines) if fault is not None else tmp_path / "absent.jsonl"
     with pytest.raises(SystemExit) as ended:
         main(["data", "check", str(file), "--json"])
     assert ended.value.code == status
@@ -327,25 +336,27 @@ def test_exit_status_of_the_command(
         assert "absent.jsonl" in printed.err and len(printed.err.splitlines()) == 1
     else:
         found = json.loads(printed.out)
-        assert found["clean"] == (status == 0) and found["samples"] == len(rows)
+        assert found["clean"] == (status == 0) and found["samples"] == len(lines)
 
 
-def test_warnings_pass_and_evaluation_alone_needs_no_training_splits(tmp_path: Path, rows: Rows) -> None:
-    copied(tmp_path, rows)
-    file = write(tmp_path, rows)
+def test_warnings_pass_and_evaluation_alone_needs_no_training_splits(tmp_path: Path, lines: Lines) -> None:
+    copied(tmp_path, lines)
+    file = write(tmp_path, lines)
     assert CliRunner().invoke(app, ["data", "check", str(file)]).exit_code == 0
-    assert check(str(write(tmp_path, [row for row in rows if b"test" in json.dumps(row).encode()]))).usable
+    assert check(
+        str(write(tmp_path, [annotation for annotation in lines if b"test" in json.dumps(annotation).encode()]))
+    ).usable
 
 
-def test_every_sample_with_an_error_is_listed_and_the_rest_is_written(tmp_path: Path, rows: Rows) -> None:
+def test_every_sample_with_an_error_is_listed_and_the_rest_is_written(tmp_path: Path, lines: Lines) -> None:
     for number in range(0, 40, 4):
-        at(rows, number)["phrase"] = " "
-    rows[50] = b"{torn"
-    at(rows, 60)["bbox"] = [1, 2, -3, 4]
-    copied(tmp_path, rows)
-    copied_under_another_id(tmp_path, rows)  # stays: two annotators may agree
-    (tmp_path / at(rows, 100)["image"]).unlink()
-    file, clean = write(tmp_path, rows), tmp_path / "clean.jsonl"
+        at(lines, number)["phrase"] = " "
+    lines[50] = b"{torn"
+    at(lines, 60)["bbox"] = [1, 2, -3, 4]
+    copied(tmp_path, lines)
+    copied_under_another_id(tmp_path, lines)  # stays: two annotators may agree
+    (tmp_path / at(lines, 100)["image"]).unlink()
+    file, clean = write(tmp_path, lines), tmp_path / "clean.jsonl"
     run = CliRunner().invoke(app, ["data", "check", str(file), "--json", "--write-clean", str(clean)])
     printed = json.loads(run.stdout)
     samples = {issue["kind"]: issue["samples"] for issue in printed["issues"]}
@@ -356,40 +367,40 @@ def test_every_sample_with_an_error_is_listed_and_the_rest_is_written(tmp_path: 
     assert again.samples == printed["written"] and list(again.issues) == ["sample-duplicate"]
 
 
-def test_clean_samples_of_other_formats_are_written_too(tmp_path: Path, rows: Rows) -> None:
-    at(rows, 7)["bbox"] = [100, 10, 60, 20]
-    at(rows, 9)["bbox"] = [1, 2, 0, 4]
-    convert_data(str(write(tmp_path, rows)), tmp_path / "rows.json")
-    report = check(str(tmp_path / "rows.json"), clean=tmp_path / "clean.odvg.jsonl")
+def test_clean_samples_of_other_formats_are_written_too(tmp_path: Path, lines: Lines) -> None:
+    at(lines, 7)["bbox"] = [100, 10, 60, 20]
+    at(lines, 9)["bbox"] = [1, 2, 0, 4]
+    convert_data(str(write(tmp_path, lines)), tmp_path / "coco.json")
+    report = check(str(tmp_path / "coco.json"), clean=tmp_path / "clean.odvg.jsonl")
     assert report.written == 142 and check(str(tmp_path / "clean.odvg.jsonl")).clean
 
 
-def test_no_output_of_the_check_is_an_input(tmp_path: Path, rows: Rows) -> None:
-    file = write(tmp_path, rows)
+def test_no_output_of_the_check_is_an_input(tmp_path: Path, lines: Lines) -> None:
+    file = write(tmp_path, lines)
     before = file.read_bytes()
     run = CliRunner().invoke(app, ["data", "check", str(file), "--write-clean", str(file)])
     assert isinstance(run.exception, InputError) and "would overwrite" in str(run.exception)
     assert file.read_bytes() == before
-    boxes(lambda x, y, w, h: (x, y, x + w, y + h))(tmp_path, rows)
+    boxes(lambda x, y, w, h: (x, y, x + w, y + h))(tmp_path, lines)
     with pytest.raises(InputError, match=r"was not written: .*bbox looks like"):
-        check(str(write(tmp_path, rows)), clean=tmp_path / "clean.jsonl")
-    for i in range(len(rows)):
-        at(rows, i)["phrase"] = ""
+        check(str(write(tmp_path, lines)), clean=tmp_path / "clean.jsonl")
+    for i in range(len(lines)):
+        at(lines, i)["phrase"] = ""
     with pytest.raises(InputError, match="was not written: all samples have errors"):
-        check(str(write(tmp_path, rows[:4])), clean=tmp_path / "clean.jsonl")
+        check(str(write(tmp_path, lines[:4])), clean=tmp_path / "clean.jsonl")
     assert not (tmp_path / "clean.jsonl").exists()
 
 
-def test_a_list_with_a_line_that_is_no_file_name_is_read(tmp_path: Path, rows: Rows) -> None:
+def test_a_list_with_a_line_that_is_no_file_name_is_read(tmp_path: Path, lines: Lines) -> None:
     (tmp_path / "list.txt").write_text("x" * 5000 + "\nimages/33.jpg\n")
-    issues = check(str(write(tmp_path, rows)), against=tmp_path / "list.txt").issues
+    issues = check(str(write(tmp_path, lines)), against=tmp_path / "list.txt").issues
     assert list(issues) == ["list-same-image"]
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path, rows: Rows) -> None:
+def test_files_that_cannot_be_read_are_named(tmp_path: Path, lines: Lines) -> None:
     with pytest.raises(InputError, match="cannot be opened"):
         check(str(tmp_path / "nowhere.jsonl"))
-    file = write(tmp_path, rows)
+    file = write(tmp_path, lines)
     with pytest.raises(InputError, match="list"):
         check(str(file), against=tmp_path / "list.txt")
 

@@ -20,8 +20,8 @@ from epmvg.models.iou_head import raw_confidence
 from epmvg.models.text_cache import TextFeatureCache
 from epmvg.models.transformer import Attention
 
-CACHED_PHRASES = 2_000
-"""25 KB each for BERT-base and eight word pieces."""
+TEXT_CACHE_BYTES = 50_000_000
+"""2,000 phrases of eight word pieces through BERT-base."""
 
 _MATRIX_MODULES = (nn.Linear, nn.Conv2d, Attention)
 """Modules whose parameters autocast would convert to bfloat16 in every call."""
@@ -59,7 +59,7 @@ class TorchRuntime(GrounderRuntime):
             self.model.visual_encoder.to(memory_format=torch.channels_last)
             if self.bf16:
                 _convert_to_bf16(self.model)
-        self.texts = TextFeatureCache(self.model.text_encoder, CACHED_PHRASES, torch.float32)
+        self.texts = TextFeatureCache(self.model.text_encoder, TEXT_CACHE_BYTES, torch.float32)
         self._encode: Any = self.model.encode_images
         self._query: Any = self.model.query
         if compile:

@@ -1,0 +1,239 @@
+"""From a table to trainings: the recipe of each row at a scale, and the size of its trainings."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from epmvg.config.settings import DataSettings, Recipe
+from epmvg.core.types import InputError, Sample
+from epmvg.data.readers.annotations import Skipped
+from epmvg.data.registry import DATASETS, fraction_of, open_samples
+from epmvg.experiments.demo import TEACHER_SETTINGS
+from epmvg.experiments.tables import Row, Table, published_phrases
+from epmvg.models.presets import preset
+from epmvg.training.optimizer import StepCount
+
+OWN_TEACHER = "own-teacher"
+"""Folder, in a scale's, of the teacher that small scales train for themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The data and size of a reproduction."""
+
+    name: str
+    about: str
+    recipe: str | None = None  # None: each published data set has a recipe of its name
+    splits: tuple[str, ...] = ()  # evaluated where the recipe is not a column's own
+    teacher: dict[str, Any] | None = None  # settings of `train_teacher`; None: the recipe names a teacher
+
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            "scenes",
+            "Synthetic scenes and the demo's recipe. This is not the paper's data: compare rows with each other only.",
+            "scenes",
+            ("val", "test", "open"),
+            TEACHER_SETTINGS,
+        ),
+        Scale(
+            "mini",
+            "6,156 photos. These are not the paper's splits: compare rows with each other only.",
+            "flickr-mini",
+            ("val", "test"),
+            {},
+        ),
+        Scale("paper", "The paper's data, sizes and schedule (sec. 4.2)."),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training: a setting on a data set with a seed."""
+
+    recipe: Recipe
+    splits: tuple[str, ...]
+    folder: Path
+    settings: str  # their hash: the same for all seeds
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.train.seed
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A row on one data set: its trainings, or a remark why there are none."""
+
+    data: str
+    splits: tuple[str, ...]
+    jobs: tuple[Job, ...]
+    remark: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its trainings, which equal settings share."""
+        return self.jobs[0].folder.parent if self.jobs else Path(self.data)
+
+
+def plan_row(
+    row: Row, table: Table, scale: Scale, *, seeds: int, out: Path, root: str | None, overrides: Sequence[str]
+) -> list[Setting]:
+    """Return the trainings of a row, one setting per data set; a cited system has none.
+
+    Raises:
+        InputError: an override that does not fit.
+    """
+    if row.student is None:
+        return []
+    if scale.recipe is not None and row.student != "transvg-r50":
+        remark = "no counterpart: mini is the only student at this scale, in TransVG's place"
+        return [Setting(scale.recipe, scale.splits, (), remark)]
+    settings = []
+    for data in dict.fromkeys([scale.recipe] if scale.recipe else [name for name, _ in table.columns]):
+        splits = scale.splits or tuple(split for name, split in table.columns if name == data)
+        base = _recipe(row, scale, data, out, root, overrides)
+        key = settings_hash(base)
+        jobs = []
+        for seed in range(base.train.seed, base.train.seed + seeds):
+            recipe = base.model_copy(update={"train": base.train.model_copy(update={"seed": seed})})
+            kind = "baseline" if base.distill is None else "distilled"
+            folder = out / scale.name / f"{data}-{base.model.name}-{kind}-{key}" / f"seed-{seed}"
+            jobs.append(Job(recipe, splits, folder, key))
+        settings.append(Setting(data, splits, tuple(jobs), _remark(row, scale, base)))
+    return settings
+
+
+def _recipe(row: Row, scale: Scale, data: str, out: Path, root: str | None, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe of a row on a data set; the row's settings take precedence over `overrides`."""
+    settings = [f"data.root={root}"] if root else []
+    own = [_override(key, value) for key, value in row.settings.items()]
+    if row.distill is None:
+        settings += ["distill=null", *(each for each in overrides if not each.startswith("distill")), *own]
+    else:
+        if scale.teacher is not None:  # without what a recipe of ours adds to the paper's settings
+            settings += ["distill=null", f"distill.teacher={out / scale.name / OWN_TEACHER}"]
+        settings += overrides
+        settings += [*own, *(_override(f"distill.{key}", value) for key, value in row.distill.items())]
+        if _is_letterboxed(row):
+            settings.append("train.cache_features=false")  # cached features open no images, which this teacher needs
+    if scale.recipe is None:
+        settings.append(f"model.name={row.student}")
+    values = Recipe.load(data, *settings).model_dump()
+    values["loss"]["giou_weight"] *= row.giou
+    values["train"]["epochs"] *= row.epochs
+    values["train"]["eval_interval"] *= row.epochs
+    return Recipe.model_validate(values)
+
+
+def _override(key: str, value: Any) -> str:
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _remark(row: Row, scale: Scale, recipe: Recipe) -> str:
+    """Return where a row's setting differs from the paper."""
+    remarks = []
+    if row.distill is not None and not row.distill.get("frozen", True):
+        remarks.append(
+            f"train.lr_teacher={recipe.train.lr_teacher:g} is ours; the paper names 1e-5 for pretrained parts"
+        )
+    if scale.recipe is None:
+        if preset(recipe.model.name, **recipe.model.overrides)["visual_encoder"].get("gates") == "normal_init":
+            remarks.append("gates not initialised with 0 as published (docs/paper.md)")
+        return "; ".join(remarks)
+    remarks.append("mini in TransVG's place")
+    if row.giou != 1:
+        remarks.append("lambda multiplies the recipe's own weight of GIoU")
+    if _is_letterboxed(row):
+        remarks.append("the teacher sees the student's input, and no features are cached")
+    return "; ".join(remarks)
+
+
+def _is_letterboxed(row: Row) -> bool:
+    return row.distill is not None and row.distill.get("input") == "letterboxed"
+
+
+def settings_hash(recipe: Recipe) -> str:
+    """Return a hash of all that determines a training except its seed and the place of its files."""
+    values = recipe.model_dump(exclude={"name": True, "about": True})
+    values["train"].pop("seed")
+    for key in ("root", "num_workers", "cache_gb"):
+        values["data"].pop(key)
+    if values["distill"] and Path(values["distill"]["teacher"]).name == OWN_TEACHER:
+        values["distill"]["teacher"] = OWN_TEACHER
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def data_hash(recipe: Recipe, splits: Sequence[str]) -> str:
+    """Return a hash of the samples of training and evaluation: image names, phrases and boxes.
+
+    Raises:
+        InputError: the data cannot be read.
+    """
+    key = hashlib.sha256()
+    for split in dict.fromkeys((recipe.data.train_split, recipe.data.val_split, *splits)):
+        for sample in samples_of(recipe.data, split):
+            key.update(f"{split}\t{sample.image.name}\t{sample.phrase}\t{sample.box}\n".encode())
+    return key.hexdigest()[:8]
+
+
+def samples_of(data: DataSettings, split: str) -> tuple[Sample, ...]:
+    """Read a split as training does: unusable rows of the training split are skipped."""
+    return _read(data.name, data.root, data.split_key, split, split == data.train_split)
+
+
+def clear_cache() -> None:
+    """Read data again when it is needed next."""
+    _read.cache_clear()
+
+
+@functools.lru_cache(maxsize=8)
+def _read(name: str, root: str | None, split_key: str, split: str, tolerant: bool) -> tuple[Sample, ...]:
+    skipped = Skipped() if tolerant else None
+    return tuple(open_samples(name, split=split, root=root, split_key=split_key, skipped=skipped))
+
+
+def missing_data(recipe: Recipe, splits: Sequence[str]) -> str:
+    """Return what of a training's data is missing, "" for nothing."""
+    try:
+        for split in dict.fromkeys((recipe.data.train_split, recipe.data.val_split, *splits)):
+            images = {sample.image for sample in samples_of(recipe.data, split)}
+            if not any(image.is_file() for image in images):
+                return f"none of the {len(images):,} images of {recipe.data.name} {split} exists ({min(images)})"
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def is_not_generated(data: DataSettings) -> bool:
+    """Return whether opening the data would first generate it, which a plan does not do."""
+    folder = Path(data.root) if data.root else DATASETS["scenes"].default_root()
+    return data.name == "scenes" and folder is not None and not (folder / "annotations.jsonl").exists()
+
+
+def training_size(recipe: Recipe) -> dict[str, Any]:
+    """Return `phrases` of the training split, whether they were `counted` in the data (else published), and `steps`.
+
+    phrases and steps are None for data that is neither readable nor published.
+    """
+    data = recipe.data
+    try:
+        every = [] if is_not_generated(data) else list(samples_of(data, data.train_split))
+    except InputError:
+        every = []
+    samples = fraction_of(every, data.fraction)
+    published = published_phrases(data.name)
+    if not samples and published is None:
+        return {"phrases": None, "counted": False, "steps": None}
+    phrases = len(samples) or round((published or 0) * data.fraction)
+    steps = StepCount.of(-(-phrases // data.batch_size), recipe.train).total
+    return {"phrases": phrases, "counted": bool(samples), "steps": steps}

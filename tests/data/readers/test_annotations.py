@@ -1,0 +1,130 @@
+"""One malformed annotation costs one annotation in every reader: counted, named, rejected where none may be skipped."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from epmvg.core.types import InputError
+from epmvg.data.readers.annotations import MALFORMED, Skipped
+from epmvg.data.readers.jsonl import read_jsonl
+from epmvg.data.registry import open_samples
+
+ROW = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
+
+
+BOX = [1, 2, 3, 4]
+
+
+def lines(*rows: Any) -> bytes:
+    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
+
+
+def coco(*annotations: Any) -> bytes:
+    return json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": annotations}).encode()
+
+
+NOTE = {"id": 1, "image_id": 1, "bbox": BOX, "phrase": "a cup"}
+
+
+SPAN = {"id": 1, "image_id": 1, "bbox": BOX, "tokens_positive": [[0, 5]]}
+
+
+MDETR = {"images": [{"id": 1, "file_name": "a.jpg", "caption": "a cup"}]}
+
+
+REGION = {"phrase": "a cup", "bbox": BOX}
+
+
+FILES: dict[str, Callable[[], bytes]] = {
+    "torn.jsonl": lambda: lines(ROW, b'{"image": "a.jpg",', ROW),
+    "list.jsonl": lambda: lines(ROW, [1], ROW),
+    "key.jsonl": lambda: lines(ROW, {"image": "a.jpg"}, ROW),
+    "type.jsonl": lambda: lines(ROW, ROW | {"bbox": "wide"}, ROW),
+    "size.jsonl": lambda: lines(ROW, ROW | {"width": "wide", "height": 3}, ROW),
+    "split.jsonl": lambda: lines(ROW, ROW | {"split": ["val"]}, ROW),
+    "path.jsonl": lambda: lines(ROW, ROW | {"image": "../a.jpg"}, ROW),
+    "image.json": lambda: coco(NOTE, NOTE | {"image_id": 9}, NOTE),
+    "phrase.json": lambda: coco(NOTE, {"id": 2, "image_id": 1, "bbox": BOX}, NOTE),
+    "note.json": lambda: coco(NOTE, 7, NOTE),
+    "span.json": lambda: json.dumps(MDETR | {"annotations": [SPAN, SPAN | {"tokens_positive": [[2, 5], 7]}]}).encode(),
+    "odvg.jsonl": lambda: lines(
+        {"filename": "a.jpg", "grounding": {"regions": [REGION]}}, {"filename": "a.jpg", "detection": {}}
+    ),
+    "rows.json": lambda: json.dumps([ROW, {"phrase": "a cup"}, ROW]).encode(),
+    "unc/unc_val.pkl": lambda: pickle.dumps([("a.jpg", "m", BOX, "a cup", None), ("a.jpg", "m", BOX)], protocol=2),
+    "folder/metadata.jsonl": lambda: lines(
+        {"file_name": "a.jpg", "phrase": "a cup", "bbox": BOX}, {"file_name": 7, "phrase": "a cup", "bbox": BOX}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_malformed_annotation_is_counted_and_named(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(FILES[name]())
+    source = str(file.parent if name.startswith("folder") else file)
+    skipped = Skipped()
+    assert len(open_samples(source, split=None, skipped=skipped)) in (1, 2)
+    assert skipped.counts == {MALFORMED: 1} and len(skipped.every) == 1
+    assert str(file) in skipped.first[MALFORMED]
+    with pytest.raises(InputError) as refused:
+        open_samples(source, split=None)
+    assert str(refused.value) == skipped.first[MALFORMED]
+
+
+def test_published_layouts_skip_one_annotation_too(tmp_path: Path) -> None:
+    instances = {
+        "images": [{"id": 3, "file_name": "a.jpg"}, {"id": 4, "file_name": 7}],
+        "annotations": [{"id": 1, "bbox": BOX}, {"id": 2, "bbox": "wide"}],
+        "categories": [{"id": 9, "name": "cup"}],
+    }
+    ref = {"image_id": 3, "ann_id": 1, "category_id": 9, "split": "val", "sentences": [{"sent": "it", "sent_id": 5}]}
+    (tmp_path / "refcoco").mkdir()
+    (tmp_path / "refcoco" / "instances.json").write_text(json.dumps(instances))
+    refs = [ref, ref | {"image_id": 4}, ref | {"ann_id": 2}, ref | {"ann_id": 8}, 7]
+    (tmp_path / "refcoco" / "refs(unc).json").write_text(json.dumps(refs))
+    skipped = Skipped()
+    assert len(open_samples("refcoco", split="val", root=tmp_path, skipped=skipped)) == 1
+    assert skipped.counts == {MALFORMED: 4}
+    for name, content in (
+        ("bbox", {"1_1": BOX, "1_2": [1, 2]}),
+        ("imsize", {"1.jpg": [50, 40]}),
+        ("query_val", {"1_1": ["a cup"], "1_2": ["a dog"], "1_3": "a tree"}),
+    ):
+        (tmp_path / f"referit_{name}.json").write_text(json.dumps(content))
+    skipped = Skipped()
+    assert len(open_samples("referit", split="val", root=tmp_path, skipped=skipped)) == 1
+    assert skipped.counts == {MALFORMED: 2}
+
+
+def test_a_file_of_malformed_annotations_names_the_first(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(lines([1], [2]))
+    with pytest.raises(InputError, match=r"no usable annotations: 2 annotations skipped: .* \(first: .*line 1 is"):
+        read_jsonl(file, skipped=Skipped())
+
+
+def test_numbers_in_text_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(lines(ROW | {"bbox": ["1", "2.5", 3, "4"], "width": "640", "height": "480"}))
+    (record,) = read_jsonl(file)
+    assert record.box == (1, 2.5, 4, 6.5) and record.size == (640, 480)
+
+
+def test_splits_are_compared_as_text_and_existing_ones_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(lines(ROW | {"split": 0}, ROW | {"split": "1"}))
+    assert len(read_jsonl(file, split="0")) == len(read_jsonl(file, split="1")) == 1
+    file.write_bytes(lines(ROW | {"split": "training"}, ROW | {"split": "valid"}))
+    with pytest.raises(InputError, match=r"of split 'val' \(there are training, valid\)"):
+        read_jsonl(file, split="val")
+    file.write_bytes(lines({key: ROW[key] for key in ("image", "phrase", "bbox")}))
+    with pytest.raises(InputError, match="none names a split: `epmvg data split` adds them"):
+        read_jsonl(file, split="val")

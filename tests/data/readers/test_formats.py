@@ -1,0 +1,213 @@
+"""Any format is recognised and read as it means; round trips lose nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from epmvg.core.types import InputError, Sample
+from epmvg.data.convert import convert_data
+from epmvg.data.readers.formats import write_file
+from epmvg.data.registry import open_samples
+
+TARGETS = {"jsonl": "t.jsonl", "coco": "t.json", "odvg": "t.odvg.jsonl", "parquet": "t.parquet"}
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
+
+
+numbers = st.floats(0, 5000, allow_nan=False) | st.integers(0, 5000)
+
+
+facts = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | texts | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+OWN = {"image", "phrase", "bbox", "width", "height", "id", "split", "source_id"}
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Sample:
+    x, y, w, h = draw(numbers), draw(numbers), draw(st.floats(0.01, 900)), draw(st.integers(1, 900))
+    return Sample(
+        image=Path(draw(st.sampled_from(["a.jpg", "b/c.png", "b/ü x.jpg", "b/c.jpg"]))),
+        phrase=draw(texts.filter(str.strip)),
+        box=(float(x), float(y), float(x + w), float(y + h)),
+        split=draw(st.sampled_from(["", "train", "testA"])),
+        id=draw(texts | st.just("")),
+        size=draw(st.none() | st.just((6000, 6000))),
+        extra=draw(st.dictionaries(texts.filter(lambda key: key not in OWN), facts, max_size=3)),
+    )
+
+
+def under(root: Path, rows: Sequence[Sample]) -> list[Sample]:
+    return [replace(row, image=root / row.image) for row in rows]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(records(), min_size=1, max_size=8))
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_round_trip_loses_nothing(tmp_path_factory: pytest.TempPathFactory, kind: str, rows: list[Sample]) -> None:
+    folder = tmp_path_factory.getbasetemp() / kind
+    rows = under(folder, rows)
+    target = folder / TARGETS[kind]
+    assert write_file(target, rows, folder) == folder
+    assert open_samples(str(target), split=None) == rows
+
+
+def test_the_excerpts_survive_every_format(tmp_path: Path, shared: Path) -> None:
+    for name, root in (
+        ("refcoco", "."),
+        ("flickr30k", "flickr30k"),
+        ("referit", "referitgame"),
+        ("transvg-unc", "transvg_index"),
+    ):
+        source = (shared / "formats" / root).resolve()
+        rows = open_samples(name, split=None, root=source)
+        for target in TARGETS.values():
+            done = convert_data(name, tmp_path / target, root=source)
+            assert done["samples"] == len(rows) and done["root"] == str(source)
+            assert open_samples(str(tmp_path / target), split=None, root=source) == rows
+
+
+COCO = {
+    "images": [{"id": 3, "file_name": "p/a.jpg", "width": 50, "height": 40}],
+    "categories": [{"id": 9, "name": "cup"}],
+    "annotations": [
+        {"id": 1, "image_id": 3, "category_id": 9, "bbox": [1, 2, 3, 4], "phrase": "red cup", "split": "val"}
+    ],
+}
+
+
+TWO = [{"id": 1, "image_id": 3, "bbox": [1, 2, 3, 4], "tokens_positive": [[0, 8]]}]
+
+
+TWO += [{"id": 2, "image_id": 3, "bbox": [10, 2, 3, 4], "tokens_positive": [[0, 8]]}]
+
+
+TWO += [{"id": 3, "image_id": 3, "bbox": [0, 0, 50, 40], "tokens_positive": [[12, 13], [14, 19]]}]
+
+
+MDETR = {
+    "images": [{**COCO["images"][0], "caption": "two cups on a table", "dataset_name": "flickr"}],
+    "annotations": TWO,
+}
+
+
+REFEXP = {"images": [{**MDETR["images"][0], "dataset_name": "refcoco"}], "annotations": TWO[2:]}
+
+
+REGION = {"phrase": "cups", "bbox": [[1, 2, 4, 6], [10, 2, 13, 6]], "tokens_positive": [[4, 8]]}
+
+
+ODVG = {"filename": "p/a.jpg", "height": 40, "width": 50, "grounding": {"caption": "two cups", "regions": [REGION]}}
+
+
+SENTENCES = [{"img_id": "a_70", "sents": "red cup", "bbox": [1, 2, 3, 4], "width": 50, "height": 40}]
+
+
+@pytest.mark.parametrize(
+    ("content", "phrases", "first"),
+    [
+        (COCO, ["red cup"], (1, 2, 4, 6)),
+        (MDETR, ["two cups", "a table"], (1, 2, 13, 6)),
+        (REFEXP, ["two cups on a table"], (0, 0, 50, 40)),
+        (ODVG, ["cups"], (1, 2, 13, 6)),
+        (SENTENCES, ["red cup"], (1, 2, 4, 6)),
+    ],
+)
+def test_foreign_json_reads_as_it_means(
+    tmp_path: Path, content: Any, phrases: list[str], first: tuple[int, ...]
+) -> None:
+    (tmp_path / "rows_val.json").write_text(json.dumps(content))
+    rows = open_samples(str(tmp_path / "rows_val.json"), split=None)
+    assert [row.phrase for row in rows] == phrases
+    assert rows[0].box == first and rows[0].size == (50, 40) and rows[0].image.name == "a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [("t.xml", "means no format"), ("t.csv", "end it in .odvg.jsonl, .jsonl")],
+)
+def test_an_unknown_format_is_named(tmp_path: Path, squares: Path, target: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        convert_data(str(squares), tmp_path / target)
+    (tmp_path / target).write_text("x")
+    with pytest.raises(InputError, match="is a file of no known format"):
+        open_samples(str(tmp_path / target), split=None)
+
+
+IMAGE = {"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}
+
+
+NOTE = {"id": 7, "image_id": 1, "bbox": [100, 100, 200, 20], "phrase": "a stick", "split": "train", "category_id": 3}
+
+
+def task(*results: dict[str, Any], image: str = "/data/local-files/?d=p/my%20a.jpg", **own: Any) -> dict[str, Any]:
+    return {"id": 1, "data": {"image": image}, "annotations": [{"result": list(results)} | own]}
+
+
+def region(kind: str, value: dict[str, Any], name: str = "r1") -> dict[str, Any]:
+    place = {"x": 10.0, "y": 20.0, "width": 50.0, "height": 25.0, "rotation": 0}
+    return {"id": name, "type": kind, "original_width": 200, "original_height": 100, "value": place | value}
+
+
+BOX, TEXT = region("rectanglelabels", {"rectanglelabels": ["cup"]}), region("textarea", {"text": ["the red cup"]})
+
+
+def test_a_folder_without_annotations_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no annotations\.jsonl and no metadata\.jsonl"):
+        open_samples(str(tmp_path), split=None)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"images": [IMAGE], "annotations": [NOTE], "categories": 3}, '"categories" is 3'),
+        ({"images": [IMAGE], "annotations": [NOTE | {"rotation": "x"}]}, "\"rotation\" is 'x'"),
+        ({"images": [IMAGE], "annotations": [NOTE | {"image_id": True}]}, '"image_id" is True'),
+        ({"images": [IMAGE], "annotations": [NOTE | {"attributes": [1]}]}, '"attributes" is'),
+        ({"detections": []}, "is neither COCO-style"),
+        ([task(BOX, TEXT) | {"data": {"number": 3}}], "names no image"),
+        ([{"phrase": "a cup"}], 'neither "image" nor "img_id"'),
+    ],
+)
+def test_malformed_content_is_one_sentence(tmp_path: Path, content: Any, words: str) -> None:
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=re.escape(words)):
+        open_samples(str(tmp_path / "c.json"), split="none")
+
+
+ROW = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
+
+
+BOX = [1, 2, 3, 4]
+
+
+def lines(*rows: Any) -> bytes:
+    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
+
+
+def coco(*annotations: Any) -> bytes:
+    return json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": annotations}).encode()
+
+
+NOTE = {"id": 1, "image_id": 1, "bbox": BOX, "phrase": "a cup"}
+
+
+@pytest.mark.parametrize("name", ["rows.JSONL", "rows.json", "rows.Json"])
+def test_json_and_jsonl_are_recognised_by_content(tmp_path: Path, name: str) -> None:
+    for content in (lines(ROW, ROW), json.dumps([ROW, ROW], indent=1).encode(), coco(NOTE, NOTE), lines([ROW, ROW])):
+        (tmp_path / name).write_bytes(content)
+        assert [record.phrase for record in open_samples(str(tmp_path / name), split=None)] == ["a cup", "a cup"]

@@ -1,0 +1,61 @@
+"""Label Studio's export is read, also of what we wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from epmvg.core.types import Prediction
+from epmvg.data.readers.annotations import Skipped
+from epmvg.data.registry import open_samples
+from epmvg.inference.results import Predictions, to_label_studio
+
+
+def task(*results: dict[str, Any], image: str = "/data/local-files/?d=p/my%20a.jpg", **own: Any) -> dict[str, Any]:
+    return {"id": 1, "data": {"image": image}, "annotations": [{"result": list(results)} | own]}
+
+
+def region(kind: str, value: dict[str, Any], name: str = "r1") -> dict[str, Any]:
+    place = {"x": 10.0, "y": 20.0, "width": 50.0, "height": 25.0, "rotation": 0}
+    return {"id": name, "type": kind, "original_width": 200, "original_height": 100, "value": place | value}
+
+
+BOX, TEXT = region("rectanglelabels", {"rectanglelabels": ["cup"]}), region("textarea", {"text": ["the red cup"]})
+
+
+def test_label_studio_exports_are_read(tmp_path: Path) -> None:
+    turned = region("rectangle", {"rotation": 90}, "r2")
+    again = task(BOX, TEXT) | {"annotations": [{"result": []}, {"result": [BOX, TEXT]}, {"was_cancelled": True}]}
+    tasks = [task(BOX, TEXT, turned, region("textarea", {"text": "a stick"}, "r2")), again, task(BOX), task()]
+    (tmp_path / "ls.json").write_text(json.dumps(tasks))
+    rows = open_samples(str(tmp_path / "ls.json"), split=None)
+    assert [row.phrase for row in rows] == ["the red cup", "a stick", "the red cup", "cup"]
+    assert rows[0].box == rows[2].box == (20, 20, 120, 45) and rows[0].size == (200, 100)
+    assert rows[0].image == tmp_path / "p" / "my a.jpg"
+    assert rows[1].box == pytest.approx((-5, 20, 20, 120)) and rows[1].extra["rotated"] == 90
+    for image, name in (("http://[x", "[x"), ("/data/upload/3/a.jpg", "a.jpg"), ("http://host/p/b%20c.jpg", "b c.jpg")):
+        (tmp_path / "ls.json").write_text(json.dumps([task(BOX, TEXT, image=image)]))
+        assert open_samples(str(tmp_path / "ls.json"), split=None)[0].image.name == name
+
+
+def test_saved_predictions_that_we_wrote_are_read_back(tmp_path: Path) -> None:
+    found = [Prediction("the red cup", (20.0, 30.0, 60.0, 45.0), 0.9)]
+    about = Predictions(found, Image.new("RGB", (80, 60)), name="p/my #1.png")
+    for prefix in ("", "/data/local-files/?d="):
+        (written,) = to_label_studio([about], prefix)
+        saved = {"id": 1, "data": written["data"], "annotations": written["predictions"]}
+        (tmp_path / "ls.json").write_text(json.dumps([saved]))
+        (row,) = open_samples(str(tmp_path / "ls.json"), split=None)
+        assert row.phrase == "the red cup" and row.box == pytest.approx(found[0].box) and row.size == (80, 60)
+        assert prefix or row.image == tmp_path / "p" / "my #1.png"
+
+
+def test_a_rectangle_without_text_is_one_malformed_annotation(tmp_path: Path) -> None:
+    (tmp_path / "ls.json").write_text(json.dumps([task(BOX, TEXT), task(region("rectangle", {}))]))
+    skipped = Skipped()
+    assert len(open_samples(str(tmp_path / "ls.json"), split=None, skipped=skipped)) == 1
+    assert "has a rectangle and no text" in str(skipped)

@@ -1,0 +1,134 @@
+"""`data convert` of every format, there and back, and never over what it reads."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from epmvg.cli import app, main
+from epmvg.core.types import InputError, Sample
+from epmvg.data.convert import convert_data
+from epmvg.data.readers.annotations import MALFORMED
+from epmvg.data.readers.jsonl import read_jsonl
+
+TARGETS = {"jsonl": "t.jsonl", "coco": "t.json", "odvg": "t.odvg.jsonl", "parquet": "t.parquet"}
+
+
+def under(root: Path, rows: Sequence[Sample]) -> list[Sample]:
+    return [replace(row, image=root / row.image) for row in rows]
+
+
+@pytest.mark.parametrize("kind", [*TARGETS, "folder"])
+def test_there_and_back(tmp_path: Path, squares: Path, kind: str) -> None:
+    there, back = tmp_path / "other" / TARGETS.get(kind, "folder"), tmp_path / "back.jsonl"
+    result = CliRunner().invoke(app, ["data", "convert", str(squares), "--to", str(there), "--json"])
+    done = json.loads(result.stdout)
+    assert (done["samples"], done["images"], done["format"]) == (48, 12, kind)
+    root = done["root"]
+    assert CliRunner().invoke(app, ["data", "convert", str(there), "--root", root, "--to", str(back)]).exit_code == 0
+    ours, theirs = read_jsonl(squares), read_jsonl(back)
+    if kind == "folder":
+        theirs = under(tmp_path, [replace(row, image=Path(row.image.name)) for row in theirs])
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("verb", [["stats"], ["convert", "--to", "t.jsonl"]])
+def test_unusable_data_is_one_sentence(tmp_path: Path, verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for name, words in (("refcoc", "did you mean 'refcoco'?"), (str(tmp_path / "no.json"), "check the path")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["data", *verb, name])
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_no_conversion_overwrites_what_it_reads(tmp_path: Path, squares: Path) -> None:
+    source = tmp_path / "set"
+    source.mkdir()
+    convert_data(str(squares), source / "rows.jsonl")
+    convert_data(str(squares), source / "hub")
+    convert_data(str(squares), source / "s-00000.tar")
+    (source / "link.jsonl").symlink_to(source / "rows.jsonl")
+    (source / "refcoco").mkdir()
+    (source / "refcoco" / "instances.json").write_text("{}")
+    before = everything(source)
+    for name, target in (
+        ("rows.jsonl", "rows.jsonl"),
+        ("link.jsonl", "rows.jsonl"),
+        ("rows.jsonl", "link.jsonl"),
+        ("hub", "hub"),
+        ("hub", "hub/metadata.jsonl"),
+        ("s-00000.tar", "s-00000.tar"),
+    ):
+        with pytest.raises(InputError, match="would overwrite"):
+            convert_data(str(source / name), source / target)
+        assert everything(source) == before, (name, target)
+    with pytest.raises(InputError, match="would overwrite"):
+        convert_data("refcoco", source / "refcoco" / "instances.json", root=source)
+
+
+ROW = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
+
+
+BOX = [1, 2, 3, 4]
+
+
+def lines(*rows: Any) -> bytes:
+    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
+
+
+def coco(*annotations: Any) -> bytes:
+    return json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": annotations}).encode()
+
+
+NOTE = {"id": 1, "image_id": 1, "bbox": BOX, "phrase": "a cup"}
+
+
+SPAN = {"id": 1, "image_id": 1, "bbox": BOX, "tokens_positive": [[0, 5]]}
+
+
+MDETR = {"images": [{"id": 1, "file_name": "a.jpg", "caption": "a cup"}]}
+
+
+REGION = {"phrase": "a cup", "bbox": BOX}
+
+
+FILES: dict[str, Callable[[], bytes]] = {
+    "torn.jsonl": lambda: lines(ROW, b'{"image": "a.jpg",', ROW),
+    "list.jsonl": lambda: lines(ROW, [1], ROW),
+    "key.jsonl": lambda: lines(ROW, {"image": "a.jpg"}, ROW),
+    "type.jsonl": lambda: lines(ROW, ROW | {"bbox": "wide"}, ROW),
+    "size.jsonl": lambda: lines(ROW, ROW | {"width": "wide", "height": 3}, ROW),
+    "split.jsonl": lambda: lines(ROW, ROW | {"split": ["val"]}, ROW),
+    "path.jsonl": lambda: lines(ROW, ROW | {"image": "../a.jpg"}, ROW),
+    "image.json": lambda: coco(NOTE, NOTE | {"image_id": 9}, NOTE),
+    "phrase.json": lambda: coco(NOTE, {"id": 2, "image_id": 1, "bbox": BOX}, NOTE),
+    "note.json": lambda: coco(NOTE, 7, NOTE),
+    "span.json": lambda: json.dumps(MDETR | {"annotations": [SPAN, SPAN | {"tokens_positive": [[2, 5], 7]}]}).encode(),
+    "odvg.jsonl": lambda: lines(
+        {"filename": "a.jpg", "grounding": {"regions": [REGION]}}, {"filename": "a.jpg", "detection": {}}
+    ),
+    "rows.json": lambda: json.dumps([ROW, {"phrase": "a cup"}, ROW]).encode(),
+    "unc/unc_val.pkl": lambda: pickle.dumps([("a.jpg", "m", BOX, "a cup", None), ("a.jpg", "m", BOX)], protocol=2),
+    "folder/metadata.jsonl": lambda: lines(
+        {"file_name": "a.jpg", "phrase": "a cup", "bbox": BOX}, {"file_name": 7, "phrase": "a cup", "bbox": BOX}
+    ),
+}
+
+
+def test_stats_and_convert_continue_after_a_malformed_annotation(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(FILES["torn.jsonl"]())
+    for verb in (["stats"], ["convert", "--to", str(tmp_path / "out.json")]):
+        done = CliRunner().invoke(app, ["data", *verb, str(file), "--json"])
+        assert done.exit_code == 0 and json.loads(done.stdout)["skipped"] == {MALFORMED: 1}

@@ -1,0 +1,77 @@
+"""What an evaluation names, where it writes, and what it takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+
+import epmvg
+from epmvg.config.settings import DataSettings
+from epmvg.core.types import InputError
+from epmvg.evaluation.evaluate import evaluate
+from epmvg.evaluation.samples import results_stem
+from epmvg.models.factory import load, save
+from epmvg.models.grounder import Grounder
+from epmvg.training.loaders import loaders_of
+
+
+@pytest.fixture
+def converted(tiny: Grounder, tmp_path: Path) -> Path:
+    """A student as `epmvg convert` leaves it: without settings of a training."""
+    save(tiny, tmp_path / "converted")
+    return tmp_path / "converted"
+
+
+def test_a_converted_student_is_evaluated_on_named_data(converted: Path, squares: Path) -> None:
+    with pytest.raises(InputError, match="converted, not trained, and has no data of its own: name some with --data"):
+        evaluate(converted)
+    result = evaluate(converted, data=str(squares), split="val")
+    assert result["n"] == 24 and (converted / result["rows"]).exists()
+
+
+def test_files_of_one_name_and_splits_with_slashes_have_files_of_their_own(tiny: Grounder, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    save(tiny, run)
+    own = tmp_path / "own.jsonl"
+    files = [tmp_path / "a" / "test.jsonl", tmp_path / "b" / "test.jsonl"]
+    for file in [own, *files]:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("")
+    (run / "config.yaml").write_text(epmvg.Recipe.load("scenes", f"data.name={own}").dump())
+    named: list[tuple[str, str | None]] = [(str(name), "val") for name in (own, "scenes", *files)]
+    named += [(str(own), split) for split in ("val/x", "val-x", "../x", ".x", None)]
+    stems = [results_stem(run, DataSettings(name=name), split) for name, split in named]
+    assert len(set(stems)) == len(stems) and stems[:2] == ["own-val", "scenes-val"] and stems[-1] == "own-all"
+    assert all(Path(stem).name == stem and not stem.startswith(".") for stem in stems)
+
+
+def test_a_split_with_a_slash_is_written(converted: Path, squares: Path) -> None:
+    rows = [json.loads(line) for line in squares.read_text().splitlines()]
+    other = squares.with_name("other.jsonl")
+    other.write_text("".join(json.dumps(row | {"split": "val/x"}) + "\n" for row in rows[:4]))
+    result = evaluate(converted, data=str(other), split="val/x")
+    assert result["split"] == "val/x" and len((converted / result["rows"]).read_text().splitlines()) == result["n"] == 4
+
+
+def test_phrases_that_are_not_read_as_written_are_counted(converted: Path, squares: Path) -> None:
+    """By an evaluation, which gives those that were cut a slice of their own, and at the start of a training."""
+    rows = [json.loads(line) for line in squares.read_text().splitlines()]
+    for row, words in zip(rows, (30 * "very " + "long", "\N{DOG FACE}", 18 * "word "), strict=False):
+        row["phrase"] = words
+    squares.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = evaluate(converted, data=str(squares), split="train")
+    assert (result["truncated"], result["unknown"]) == (1, 1)
+    assert result["slices"]["Truncation"]["truncated"]["n"] == 1
+    marked = [json.loads(line) for line in (converted / result["rows"]).read_text().splitlines()]
+    assert [row["phrase"][:4] for row in marked if row.get("truncated")] == ["very"]
+    assert [row["phrase"] for row in marked if row.get("unknown")] == ["\N{DOG FACE}"]
+    told: list[dict[str, Any]] = []
+    recipe = epmvg.Recipe.load("scenes", f"data.name={squares}", "model.name=tiny-resnet", "train.cache_features=false")
+    loaders_of(recipe, load(converted), accelerate.PartialState(), told.append)
+    texts = [row["text"] for row in told if row["event"] == "say"]
+    assert any("1 of 24 training phrases are longer than 20 word pieces" in text for text in texts)
+    assert any("1 of 24 training phrases hold no word" in text for text in texts)

@@ -1,0 +1,54 @@
+"""Metrics of prediction rows, and the slices that a row belongs to."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from epmvg.core.types import InputError
+from epmvg.evaluation.evaluate import PROTOCOL
+from epmvg.evaluation.metrics import MAX_NAMES, SLICINGS, Metrics, slicings
+
+TARGET = [40.0, 30.0, 100.0, 90.0]
+
+
+def test_an_iou_of_exactly_the_threshold_counts() -> None:
+    box = (0.0, 0.0, 1.0, 1.0)
+    rows = [{"iou": iou, "box": box, "target": box} for iou in (math.nextafter(0.5, 0), 0.25, 0.5, 0.75)]
+    metrics, strict = Metrics.of(rows), Metrics.of(rows, strict=True)
+    assert (metrics.acc25, metrics.acc50, metrics.acc75) == (1.0, 0.5, 0.25)
+    assert (strict.acc25, strict.acc50, strict.acc75) == (0.75, 0.25, 0.0)
+    assert PROTOCOL.startswith("IoU >= 0.5")
+    with pytest.raises(InputError, match="no rows to score"):
+        Metrics.of([])
+
+
+@pytest.mark.parametrize(
+    ("title", "phrase", "name"),
+    [
+        ("Side words", "man on the LEFT", "with"),
+        ("Side words", "rightmost cup", "with"),
+        ("Side words", "a bright laptop on the desktop", "without"),
+        ("Colour words", "the grey-haired man", "with"),
+        ("Colour words", "a bored man", "without"),
+        ("Relation words", "the dog next to her", "with"),
+        ("Relation words", "woman holding a cup", "with"),
+        ("Relation words", "a dog", "without"),
+        ("Data set", "a dog", "refcoco testA"),
+        ("Type of object", "a dog", "animals"),
+        ("Length of the phrase", "a dog", "1 or 2 words"),
+        ("Size of the target", "a dog", "medium (< 96² px)"),
+    ],
+)
+def test_a_row_is_in_the_slices_it_names(title: str, phrase: str, name: str) -> None:
+    (slicing,) = [each for each in SLICINGS if each.title == title]
+    row = {"phrase": phrase, "target": TARGET, "dataset": "refcoco", "split": "testA", "types": ["animals"]}
+    assert list(slicing.names_of(row)) == [name]
+
+
+def test_only_slicings_with_several_names_are_shown_and_rare_names_are_not() -> None:
+    rows = [{"phrase": "a dog", "target": TARGET, "kind": f"kind {i}"} for i in range(20) for _ in range(20 - i)]
+    ((slicing, names),) = slicings(rows)
+    assert slicing.title == "Kind of phrase" and names == [f"kind {i}" for i in range(MAX_NAMES)]
+    assert len(slicing.select(rows, "kind 3")) == 17

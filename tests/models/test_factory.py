@@ -1,0 +1,111 @@
+"""Models are saved, loaded and initialized from one another without loss, or rejected in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from grounders import MODELS, assert_close, create, random_inputs
+
+from epmvg.core.types import InputError
+from epmvg.inference.predictor import Predictor
+from epmvg.models import presets
+from epmvg.models.factory import build, create_model, init_from, load, measure, save
+from epmvg.models.grounder import Grounder
+from epmvg.models.presets import PRESETS, preset
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_a_saved_model_gives_the_same_output(kind: str, tmp_path: Path) -> None:
+    model = create(kind)
+    save(model, tmp_path)
+    again = load(tmp_path)
+    with torch.no_grad():
+        assert_close(model(*random_inputs(model)), again(*random_inputs(again)))
+    assert again.settings == model.settings
+
+
+@pytest.mark.parametrize("damage", ["model.yaml", "model.safetensors", "tokenizer", "torn weights", "other weights"])
+def test_a_damaged_folder_is_rejected(tiny: Grounder, tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "run"
+    save(tiny, folder)
+    if damage == "torn weights":
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    elif damage == "other weights":
+        save(create_model("tiny-resnet"), tmp_path / "other")
+        (tmp_path / "other" / "model.safetensors").replace(folder / "model.safetensors")
+    else:
+        (folder / damage).rename(folder / "elsewhere")
+    with pytest.raises(InputError, match="run"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_builds_and_runs(name: str) -> None:
+    numbers = preset(name)
+    if numbers["text_encoder"]["width"] > 700:
+        numbers = preset(name, text_encoder={"layers": 1, "width": 96, "dim_feedforward": 96}, image_size=64)
+    model = build(numbers).eval()
+    image, image_mask, tokens, token_mask, image_index = random_inputs(model)
+    with torch.no_grad():
+        output = model(image, image_mask, tokens, token_mask, image_index)
+    one_map = len(model.visual_encoder.strides) == 1
+    assert output.grid == ((model.image_size // model.visual_encoder.strides[0],) * 2 if one_map else None)
+    assert output.box.shape == (4, 4) and ((output.box > -1) & (output.box < 2)).all()
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_sizes_json_is_up_to_date(name: str) -> None:
+    listed = json.loads((Path(presets.__file__).with_name("sizes.json")).read_text())[name]
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in create_model(name).parameters())
+    assert listed["parameters"] == parameters
+    if parameters < 50_000_000:
+        assert measure(create_model(name)) == listed
+
+
+@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-swin"])
+def test_load_is_independent_of_the_callers_defaults(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save(create_model(name, **({"dense_head": True, "similarity": True} if name == "tiny-resnet" else {})), tmp_path)
+    picture, phrases = np.full((40, 60, 3), 90, np.uint8), ["the red square", "dog"]
+    expected = Predictor(tmp_path, device="cpu")(picture, phrases)
+    state = torch.get_rng_state()
+    try:
+        for dtype, device in ((torch.float64, "cpu"), (torch.float32, "meta")):
+            torch.set_default_dtype(dtype)
+            torch.set_default_device(device)
+            ground = Predictor(tmp_path, device="cpu")
+            for one, other in zip(ground(picture, phrases), expected, strict=True):
+                assert one.box == pytest.approx(other.box, abs=0.011) and one.score == pytest.approx(
+                    other.score, abs=1e-5
+                )
+            assert ground.maps("attention", picture, "dog")[0].shape == (40, 60)
+            assert torch.get_default_dtype() == dtype and torch.get_default_device().type == device
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"visual_encoder": {"mean": [0.5] * 3, "std": [0.5] * 3}}, r"model\.visual_encoder\.mean=\[0\.5"),
+        ({"vls": "mean"}, r"model\.vls=mean and this model has first"),
+        ({"visual_encoder": {"heads": 4}}, r"model\.visual_encoder\.heads=4"),
+        ({"fusion": {"heads": 4}}, r"model\.fusion\.heads=4"),
+        ({"text_encoder": {"heads": 4}}, r"model\.text_encoder\.heads=4"),
+    ],
+)
+def test_init_from_other_settings_is_rejected(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    """Names and shapes agree; the pixels or the heads they were trained for do not."""
+    save(create_model("tiny-resnet", **changes), tmp_path / "start")
+    with pytest.raises(InputError, match=said):
+        init_from(create_model("tiny-resnet"), tmp_path / "start")
+    init_from(create_model("tiny-resnet", dropout=0.0, **changes), tmp_path / "start")
