@@ -52,7 +52,7 @@ def test_links_devices_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
     assert Path(os.devnull).is_char_device()
 
 
-def test_several_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+def test_several_writers_of_one_file_do_not_collide(tmp_path: Path) -> None:
     file = tmp_path / "same.txt"
     with atomic_write(file) as first, atomic_write(file) as second:
         first.write_text("first")
@@ -60,13 +60,13 @@ def test_several_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     assert file.read_text() == "first" and list(tmp_path.iterdir()) == [file]
 
 
-def test_a_name_as_long_as_the_disk_takes_can_be_written(tmp_path: Path) -> None:
+def test_the_longest_file_name_can_be_written(tmp_path: Path) -> None:
     file = tmp_path / ("ä" * 120 + "b" * 15)
     write_text(file, "x")
     assert file.read_text() == "x"
 
 
-def test_an_error_while_a_disk_error_was_handled_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_other_errors_are_not_reported_as_disk_errors(tmp_path: Path) -> None:
     def fails_for_a_reason_of_its_own() -> None:
         try:
             (tmp_path / "missing").read_text()

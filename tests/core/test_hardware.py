@@ -33,7 +33,7 @@ def test_an_absent_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select_device("auto") == select_device("cpu") == torch.device("cpu")
 
 
-def test_each_process_of_a_launcher_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_launched_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert select_device("auto") == torch.device("cuda", 0)
