@@ -35,7 +35,7 @@ def make_ref(number: int, annotation: int, split: str, *sentences: tuple[str, st
 
 
 def write_flickr(root: Path) -> Path:
-    """One picture, two sentences; chain 1 has two boxes, chain 2 one, chain 3 none."""
+    """One image, two sentences; chain 1 has two boxes, chain 2 one, chain 3 none."""
     for folder in ("Annotations", "Sentences"):
         (root / folder).mkdir(parents=True)
     objects = [("1", 1, 1, 10, 20), ("1", 31, 11, 40, 30), ("2", 5, 6, 5, 6)]

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from strategies import TARGETS, under
 from typer.testing import CliRunner
 
 from epmvg.cli import app, main
-from epmvg.core.types import InputError, Sample
+from epmvg.core.types import InputError
 from epmvg.data.convert import convert_data
 from epmvg.data.readers.annotations import MALFORMED
 from epmvg.data.readers.jsonl import read_jsonl
-
-TARGETS = {"jsonl": "t.jsonl", "coco": "t.json", "odvg": "t.odvg.jsonl", "parquet": "t.parquet"}
-
-
-def under(root: Path, rows: Sequence[Sample]) -> list[Sample]:
-    return [replace(row, image=root / row.image) for row in rows]
 
 
 @pytest.mark.parametrize("kind", [*TARGETS, "folder"])
@@ -77,7 +72,7 @@ def test_no_conversion_overwrites_what_it_reads(tmp_path: Path, squares: Path) -
         convert_data("refcoco", source / "refcoco" / "instances.json", root=source)
 
 
-ROW = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
+ANNOTATION = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
 
 
 BOX = [1, 2, 3, 4]
@@ -104,13 +99,13 @@ REGION = {"phrase": "a cup", "bbox": BOX}
 
 
 FILES: dict[str, Callable[[], bytes]] = {
-    "torn.jsonl": lambda: lines(ROW, b'{"image": "a.jpg",', ROW),
-    "list.jsonl": lambda: lines(ROW, [1], ROW),
-    "key.jsonl": lambda: lines(ROW, {"image": "a.jpg"}, ROW),
-    "type.jsonl": lambda: lines(ROW, ROW | {"bbox": "wide"}, ROW),
-    "size.jsonl": lambda: lines(ROW, ROW | {"width": "wide", "height": 3}, ROW),
-    "split.jsonl": lambda: lines(ROW, ROW | {"split": ["val"]}, ROW),
-    "path.jsonl": lambda: lines(ROW, ROW | {"image": "../a.jpg"}, ROW),
+    "torn.jsonl": lambda: lines(ANNOTATION, b'{"image": "a.jpg",', ANNOTATION),
+    "list.jsonl": lambda: lines(ANNOTATION, [1], ANNOTATION),
+    "key.jsonl": lambda: lines(ANNOTATION, {"image": "a.jpg"}, ANNOTATION),
+    "type.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"bbox": "wide"}, ANNOTATION),
+    "size.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"width": "wide", "height": 3}, ANNOTATION),
+    "split.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"split": ["val"]}, ANNOTATION),
+    "path.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"image": "../a.jpg"}, ANNOTATION),
     "image.json": lambda: coco(NOTE, NOTE | {"image_id": 9}, NOTE),
     "phrase.json": lambda: coco(NOTE, {"id": 2, "image_id": 1, "bbox": BOX}, NOTE),
     "note.json": lambda: coco(NOTE, 7, NOTE),
@@ -118,7 +113,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "odvg.jsonl": lambda: lines(
         {"filename": "a.jpg", "grounding": {"regions": [REGION]}}, {"filename": "a.jpg", "detection": {}}
     ),
-    "rows.json": lambda: json.dumps([ROW, {"phrase": "a cup"}, ROW]).encode(),
+    "rows.json": lambda: json.dumps([ANNOTATION, {"phrase": "a cup"}, ANNOTATION]).encode(),
     "unc/unc_val.pkl": lambda: pickle.dumps([("a.jpg", "m", BOX, "a cup", None), ("a.jpg", "m", BOX)], protocol=2),
     "folder/metadata.jsonl": lambda: lines(
         {"file_name": "a.jpg", "phrase": "a cup", "bbox": BOX}, {"file_name": 7, "phrase": "a cup", "bbox": BOX}

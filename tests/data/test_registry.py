@@ -55,7 +55,7 @@ Key = tuple[str, str, str]  # image, split, phrase
 
 @pytest.fixture(scope="module")
 def real(shared: Path) -> dict[str, dict[Key, list[Box]]]:
-    """Rows of real_grounding by set: key -> boxes (x0, y0, x1, y1) in the official picture."""
+    """Rows of real_grounding by set: key -> boxes (x0, y0, x1, y1) in the official image."""
     rows: dict[str, dict[Key, list[Box]]] = defaultdict(lambda: defaultdict(list))
     for line in (shared / "real_grounding" / "annotations.jsonl").read_bytes().splitlines():
         row = json.loads(line)
@@ -65,14 +65,14 @@ def real(shared: Path) -> dict[str, dict[Key, list[Box]]]:
     return rows
 
 
-def assert_twins(records: Iterable[Sample], twin: dict[Key, list[Box]], splits: set[str]) -> None:
-    """The records of the twin's pictures are the twin's rows, one for one, boxes within half a pixel."""
-    pictures = {(image, split) for image, split, _ in twin if split in splits}
+def assert_twins(samples: Iterable[Sample], twin: dict[Key, list[Box]], splits: set[str]) -> None:
+    """The samples of the twin's images are the twin's rows, one for one, boxes within half a pixel."""
+    images = {(image, split) for image, split, _ in twin if split in splits}
     found: dict[Key, list[Box]] = defaultdict(list)
-    for record in records:
-        image = record.image.stem.split("_")[-1]
-        if (image, record.split) in pictures:
-            found[image, record.split, record.phrase].append(record.box)
+    for sample in samples:
+        image = sample.image.stem.split("_")[-1]
+        if (image, sample.split) in images:
+            found[image, sample.split, sample.phrase].append(sample.box)
     shared_pictures = {(image, split) for image, split, _ in found}
     wanted = {key: boxes for key, boxes in twin.items() if key[:2] in shared_pictures}
     assert found.keys() == wanted.keys() and found
@@ -102,9 +102,9 @@ def test_excerpts_equal_their_jsonl(
     formats = shared / "formats"
     place = "transvg_index" if name.startswith("transvg") else {"flickr30k": "flickr30k"}.get(name, ".")
     place = "referitgame" if name == "referit" else place
-    records = open_samples(name, split=None, root=formats / place)
-    assert Counter(record.split for record in records) == counts
-    assert_twins(records, real[twin], set(counts))
+    samples = open_samples(name, split=None, root=formats / place)
+    assert Counter(sample.split for sample in samples) == counts
+    assert_twins(samples, real[twin], set(counts))
     for split, count in counts.items():
         assert len(open_samples(name, split=split, root=formats / place)) == count
 
@@ -158,18 +158,18 @@ def official_refer(shared: Path, name: str, root: Path) -> Path:
 def test_the_refcoco_family_has_the_published_counts(
     shared: Path, tmp_path: Path, real: dict[str, dict[Key, list[Box]]], name: str
 ) -> None:
-    records = open_samples(name, split=None, root=official_refer(shared, name, tmp_path))
-    assert Counter(record.split for record in records) == COUNTS[name]
-    assert_twins(records, real[name.removesuffix("-umd")], set(COUNTS[name]))
+    samples = open_samples(name, split=None, root=official_refer(shared, name, tmp_path))
+    assert Counter(sample.split for sample in samples) == COUNTS[name]
+    assert_twins(samples, real[name.removesuffix("-umd")], set(COUNTS[name]))
 
 
 def test_referit_has_its_counts(shared: Path, tmp_path: Path, real: dict[str, dict[Key, list[Box]]]) -> None:
     for file in (shared / "full_annotations").glob("referit_*.json.gz"):
         (tmp_path / file.name.removesuffix(".gz")).write_bytes(unpacked(file))
     skipped = Skipped()
-    records = open_samples("referit", split=None, root=tmp_path, skipped=skipped)
-    assert Counter(record.split for record in records) == COUNTS["referit"], str(skipped)
-    assert_twins(records, real["referitgame"], {"test"})
+    samples = open_samples("referit", split=None, root=tmp_path, skipped=skipped)
+    assert Counter(sample.split for sample in samples) == COUNTS["referit"], str(skipped)
+    assert_twins(samples, real["referitgame"], {"test"})
 
 
 def official_flickr(shared: Path, root: Path, splits: Iterable[str]) -> Path:
@@ -189,38 +189,38 @@ def official_flickr(shared: Path, root: Path, splits: Iterable[str]) -> Path:
 def test_flickr_test_has_the_published_count(
     shared: Path, tmp_path: Path, real: dict[str, dict[Key, list[Box]]]
 ) -> None:
-    records = open_samples("flickr30k", split="test", root=official_flickr(shared, tmp_path, ["test"]))
-    assert len(records) == COUNTS["flickr30k"]["test"] == 14_481
-    assert_twins(records, real["flickr30k"], {"test"})
+    samples = open_samples("flickr30k", split="test", root=official_flickr(shared, tmp_path, ["test"]))
+    assert len(samples) == COUNTS["flickr30k"]["test"] == 14_481
+    assert_twins(samples, real["flickr30k"], {"test"})
 
 
 @pytest.mark.slow
 def test_all_of_flickr_has_its_counts(shared: Path, tmp_path: Path, real: dict[str, dict[Key, list[Box]]]) -> None:
     skipped = Skipped()
     root = official_flickr(shared, tmp_path, ["train", "val", "test"])
-    records = open_samples("flickr30k", split=None, root=root, skipped=skipped)
-    assert Counter(record.split for record in records) == COUNTS["flickr30k"], str(skipped)
-    assert_twins(records, real["flickr30k"], set(COUNTS["flickr30k"]))
+    samples = open_samples("flickr30k", split=None, root=root, skipped=skipped)
+    assert Counter(sample.split for sample in samples) == COUNTS["flickr30k"], str(skipped)
+    assert_twins(samples, real["flickr30k"], set(COUNTS["flickr30k"]))
 
 
 def test_a_fraction_has_whole_images_and_is_part_of_a_larger_one() -> None:
-    records = [Sample(Path(f"{number // 3}.jpg"), f"phrase {number}", (0, 0, 1, 1)) for number in range(3000)]
+    samples = [Sample(Path(f"{number // 3}.jpg"), f"phrase {number}", (0, 0, 1, 1)) for number in range(3000)]
     smaller: set[str] = set()
     for share in (0.1, 0.3, 0.7, 1.0):
-        kept = fraction_of(records, share)
-        phrases = {record.phrase for record in kept}
-        assert kept == [record for record in records if record.phrase in phrases]
-        assert set(Counter(record.image for record in kept).values()) == {3}
-        assert abs(len(kept) / len(records) - share) < 0.05 and smaller <= phrases
+        kept = fraction_of(samples, share)
+        phrases = {sample.phrase for sample in kept}
+        assert kept == [sample for sample in samples if sample.phrase in phrases]
+        assert set(Counter(sample.image for sample in kept).values()) == {3}
+        assert abs(len(kept) / len(samples) - share) < 0.05 and smaller <= phrases
         smaller = phrases
     with pytest.raises(InputError, match="leaves none"):
-        fraction_of(records[:3], 1e-9)
+        fraction_of(samples[:3], 1e-9)
 
 
 def test_a_fraction_depends_on_paths_below_the_common_folder() -> None:
     def kept(top: str) -> set[str]:
-        records = [Sample(Path(f"{top}/c{number}/image.jpg"), "it", (0, 0, 1, 1)) for number in range(200)]
-        return {record.image.parent.name for record in fraction_of(records, 0.3)}
+        samples = [Sample(Path(f"{top}/c{number}/image.jpg"), "it", (0, 0, 1, 1)) for number in range(200)]
+        return {sample.image.parent.name for sample in fraction_of(samples, 0.3)}
 
     assert 30 < len(kept("/data/set")) < 90 and kept("/data/set") == kept("elsewhere")
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 from layouts import write_flickr
+from strategies import TARGETS
 from typer.testing import CliRunner
 
 from epmvg.cli import app
 from epmvg.data.convert import convert_data
 from epmvg.data.registry import open_samples
 from epmvg.data.stats import count_samples
-
-TARGETS = {"jsonl": "t.jsonl", "coco": "t.json", "odvg": "t.odvg.jsonl", "parquet": "t.parquet"}
 
 
 def test_stats_of_every_format(tmp_path: Path, squares: Path) -> None:

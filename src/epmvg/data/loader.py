@@ -83,10 +83,17 @@ class GroundingLoader:
         cached: dict[str, Tensor] | None = None,
         cache_gb: float = 0.0,
     ) -> None:
-        self.samples, self.tokenize, self.image_size = samples, tokenize, image_size
-        self.batch_size, self.augment, self.shuffle, self.seed = batch_size, augment, shuffle, seed
-        self.num_workers, self.rank, self.world_size = num_workers, rank, world_size
-        self.skip_unreadable, self.cached = skip_unreadable, cached or {}
+        self.samples = samples
+        self.tokenize = tokenize
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.augment = augment
+        self.shuffle = shuffle
+        self.seed = seed
+        self.num_workers = num_workers
+        self.rank, self.world_size = rank, world_size
+        self.skip_unreadable = skip_unreadable
+        self.cached = cached or {}
         self.epoch = 0
         by_image = group_by_image(samples)
         self.images = list(by_image)

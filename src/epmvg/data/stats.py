@@ -12,7 +12,7 @@ from epmvg.data.readers.annotations import Skipped
 from epmvg.data.registry import open_samples
 
 
-def count_samples(name: str, *, root: str | Path | None = None, split_key: str = "split") -> dict[str, Any]:
+def count_samples(name: str, *, root: str | Path | None = None) -> dict[str, Any]:
     """Count a data set by split, whether its images exist or not.
 
     Returns:
@@ -25,7 +25,7 @@ def count_samples(name: str, *, root: str | Path | None = None, split_key: str =
     """
     skipped = Skipped()
     splits: dict[str, list[Sample]] = {}
-    for sample in open_samples(name, split=None, root=root, split_key=split_key, skipped=skipped):
+    for sample in open_samples(name, split=None, root=root, skipped=skipped):
         splits.setdefault(sample.split, []).append(sample)
     counts = {split: _counts(samples) for split, samples in splits.items()}
     return {"data": name, "splits": counts} | skipped.as_dict()

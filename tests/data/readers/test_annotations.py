@@ -15,7 +15,7 @@ from epmvg.data.readers.annotations import MALFORMED, Skipped
 from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.registry import open_samples
 
-ROW = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
+ANNOTATION = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
 
 
 BOX = [1, 2, 3, 4]
@@ -42,13 +42,13 @@ REGION = {"phrase": "a cup", "bbox": BOX}
 
 
 FILES: dict[str, Callable[[], bytes]] = {
-    "torn.jsonl": lambda: lines(ROW, b'{"image": "a.jpg",', ROW),
-    "list.jsonl": lambda: lines(ROW, [1], ROW),
-    "key.jsonl": lambda: lines(ROW, {"image": "a.jpg"}, ROW),
-    "type.jsonl": lambda: lines(ROW, ROW | {"bbox": "wide"}, ROW),
-    "size.jsonl": lambda: lines(ROW, ROW | {"width": "wide", "height": 3}, ROW),
-    "split.jsonl": lambda: lines(ROW, ROW | {"split": ["val"]}, ROW),
-    "path.jsonl": lambda: lines(ROW, ROW | {"image": "../a.jpg"}, ROW),
+    "torn.jsonl": lambda: lines(ANNOTATION, b'{"image": "a.jpg",', ANNOTATION),
+    "list.jsonl": lambda: lines(ANNOTATION, [1], ANNOTATION),
+    "key.jsonl": lambda: lines(ANNOTATION, {"image": "a.jpg"}, ANNOTATION),
+    "type.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"bbox": "wide"}, ANNOTATION),
+    "size.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"width": "wide", "height": 3}, ANNOTATION),
+    "split.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"split": ["val"]}, ANNOTATION),
+    "path.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"image": "../a.jpg"}, ANNOTATION),
     "image.json": lambda: coco(NOTE, NOTE | {"image_id": 9}, NOTE),
     "phrase.json": lambda: coco(NOTE, {"id": 2, "image_id": 1, "bbox": BOX}, NOTE),
     "note.json": lambda: coco(NOTE, 7, NOTE),
@@ -56,7 +56,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "odvg.jsonl": lambda: lines(
         {"filename": "a.jpg", "grounding": {"regions": [REGION]}}, {"filename": "a.jpg", "detection": {}}
     ),
-    "rows.json": lambda: json.dumps([ROW, {"phrase": "a cup"}, ROW]).encode(),
+    "rows.json": lambda: json.dumps([ANNOTATION, {"phrase": "a cup"}, ANNOTATION]).encode(),
     "unc/unc_val.pkl": lambda: pickle.dumps([("a.jpg", "m", BOX, "a cup", None), ("a.jpg", "m", BOX)], protocol=2),
     "folder/metadata.jsonl": lambda: lines(
         {"file_name": "a.jpg", "phrase": "a cup", "bbox": BOX}, {"file_name": 7, "phrase": "a cup", "bbox": BOX}
@@ -113,18 +113,18 @@ def test_a_file_of_malformed_annotations_names_the_first(tmp_path: Path) -> None
 
 def test_numbers_in_text_are_numbers(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_bytes(lines(ROW | {"bbox": ["1", "2.5", 3, "4"], "width": "640", "height": "480"}))
-    (record,) = read_jsonl(file)
-    assert record.box == (1, 2.5, 4, 6.5) and record.size == (640, 480)
+    file.write_bytes(lines(ANNOTATION | {"bbox": ["1", "2.5", 3, "4"], "width": "640", "height": "480"}))
+    (sample,) = read_jsonl(file)
+    assert sample.box == (1, 2.5, 4, 6.5) and sample.size == (640, 480)
 
 
 def test_splits_are_compared_as_text_and_existing_ones_are_named(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_bytes(lines(ROW | {"split": 0}, ROW | {"split": "1"}))
+    file.write_bytes(lines(ANNOTATION | {"split": 0}, ANNOTATION | {"split": "1"}))
     assert len(read_jsonl(file, split="0")) == len(read_jsonl(file, split="1")) == 1
-    file.write_bytes(lines(ROW | {"split": "training"}, ROW | {"split": "valid"}))
+    file.write_bytes(lines(ANNOTATION | {"split": "training"}, ANNOTATION | {"split": "valid"}))
     with pytest.raises(InputError, match=r"of split 'val' \(there are training, valid\)"):
         read_jsonl(file, split="val")
-    file.write_bytes(lines({key: ROW[key] for key in ("image", "phrase", "bbox")}))
+    file.write_bytes(lines({key: ANNOTATION[key] for key in ("image", "phrase", "bbox")}))
     with pytest.raises(InputError, match="none names a split: `epmvg data split` adds them"):
         read_jsonl(file, split="val")

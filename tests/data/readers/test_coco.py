@@ -26,8 +26,8 @@ COCO = {
 
 def test_category_and_id_of_the_source_are_kept(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(COCO))
-    (row,) = open_samples(str(tmp_path / "rows.json"), split="val", root=tmp_path / "photos")
-    assert row.extra == {"ann_id": 1, "category": "cup"} and row.image == tmp_path / "photos" / "p" / "a.jpg"
+    (sample,) = open_samples(str(tmp_path / "rows.json"), split="val", root=tmp_path / "photos")
+    assert sample.extra == {"ann_id": 1, "category": "cup"} and sample.image == tmp_path / "photos" / "p" / "a.jpg"
 
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}
@@ -54,10 +54,10 @@ def test_attributes_never_override_what_the_annotation_states(tmp_path: Path) ->
         "category": "z",
         "image": "b",
     }
-    (row,) = read(tmp_path / "c.json", NOTE | {"attributes": attributes})
-    assert (row.split, row.size, row.phrase, row.image.name) == ("train", (640, 480), "a stick", "a.jpg")
-    assert row.extra["ann_id"] == 7 and row.extra["category"] == "stick" and row.extra["occluded"] is False
-    assert row.extra["attributes.width"] == 3
+    (sample,) = read(tmp_path / "c.json", NOTE | {"attributes": attributes})
+    assert (sample.split, sample.size, sample.phrase, sample.image.name) == ("train", (640, 480), "a stick", "a.jpg")
+    assert sample.extra["ann_id"] == 7 and sample.extra["category"] == "stick" and sample.extra["occluded"] is False
+    assert sample.extra["attributes.width"] == 3
 
 
 def test_size_and_path_of_the_image_win_in_every_format(tmp_path: Path) -> None:
@@ -70,16 +70,16 @@ def test_size_and_path_of_the_image_win_in_every_format(tmp_path: Path) -> None:
         json.dumps({"file_name": "a.jpg", "width": 640, "height": 480, "objects": objects}) + "\n"
     )
     for name in ("o.jsonl", "f"):
-        (row,) = open_samples(str(tmp_path / name), split=None)
-        assert row.size == (640, 480) and row.image.name == "a.jpg", name
+        (sample,) = open_samples(str(tmp_path / name), split=None)
+        assert sample.size == (640, 480) and sample.image.name == "a.jpg", name
 
 
 def test_one_id_for_two_images_is_refused_and_ids_may_be_text(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"images: id 1 stands for 'a\.jpg' and for 'b\.jpg'"):
         read(tmp_path / "c.json", NOTE, images=[IMAGE, IMAGE | {"file_name": "b.jpg"}])
     assert len(read(tmp_path / "c.json", NOTE, images=[IMAGE, IMAGE])) == 1
-    (row,) = read(tmp_path / "c.json", NOTE | {"image_id": "1", "category_id": "3"}, images=[IMAGE | {"id": "1"}])
-    assert row.image.name == "a.jpg" and row.extra["category"] == "stick"
+    (sample,) = read(tmp_path / "c.json", NOTE | {"image_id": "1", "category_id": "3"}, images=[IMAGE | {"id": "1"}])
+    assert sample.image.name == "a.jpg" and sample.extra["category"] == "stick"
 
 
 def test_one_annotation_id_for_two_boxes_is_found_by_the_data_check(tmp_path: Path) -> None:
@@ -99,18 +99,18 @@ def test_crowds_are_skipped_and_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["attributes", "annotation"])
 def test_a_rotated_rectangle_is_read_as_the_upright_one_around_it(tmp_path: Path, where: str) -> None:
-    turned = {"attributes": {"rotation": 90.0}} if where == "attributes" else {"rotation": 90.0}
-    (row,) = read(tmp_path / "c.json", NOTE | turned)
-    assert row.box == pytest.approx((190, 10, 210, 210)) and row.extra["rotated"] == 90
+    rotated = {"attributes": {"rotation": 90.0}} if where == "attributes" else {"rotation": 90.0}
+    (sample,) = read(tmp_path / "c.json", NOTE | rotated)
+    assert sample.box == pytest.approx((190, 10, 210, 210)) and sample.extra["rotated"] == 90
     assert "box-rotated" in check(str(tmp_path / "c.json")).issues
     convert_data(str(tmp_path / "c.json"), tmp_path / "again.json")
-    assert open_samples(str(tmp_path / "again.json"), split=None) == [row]  # and is not turned once more
+    assert open_samples(str(tmp_path / "again.json"), split=None) == [sample]  # and is not rotated once more
     assert enclosing_box((0, 0, 10, 10), 45, (5, 5)) == pytest.approx([5 - 50**0.5, 5 - 50**0.5, 200**0.5, 200**0.5])
 
 
 def test_an_angle_that_is_not_applied_is_found_by_the_data_check(tmp_path: Path) -> None:
-    (row,) = read(tmp_path / "c.json", NOTE | {"attributes": {"angle": 0.5}})
-    assert row.box == (100, 100, 300, 120)
+    (sample,) = read(tmp_path / "c.json", NOTE | {"attributes": {"angle": 0.5}})
+    assert sample.box == (100, 100, 300, 120)
     (issue,) = check(str(tmp_path / "c.json")).issues["box-rotated"]
     assert "not applied" in issue.note
 

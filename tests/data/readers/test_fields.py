@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from hypothesis import given
-from hypothesis import strategies as st
+from strategies import numbers
 
 from epmvg.data.readers.fields import length
-
-numbers = st.floats(0, 5000, allow_nan=False) | st.integers(0, 5000)
 
 
 @given(numbers, numbers)

@@ -26,7 +26,7 @@ def test_paths_may_go_up_and_down_inside_the_root(tmp_path: Path) -> None:
         {"image": str(image), "phrase": "a cup", "bbox": [1, 2, 3, 4]} for image in ("a/../b.jpg", tmp_path / "b.jpg")
     ]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert {record.image for record in open_samples(str(tmp_path / "t.jsonl"), split=None)} == {tmp_path / "b.jpg"}
+    assert {sample.image for sample in open_samples(str(tmp_path / "t.jsonl"), split=None)} == {tmp_path / "b.jpg"}
 
 
 def test_a_root_for_annotations_in_another_folder(tmp_path: Path, squares: Path) -> None:
@@ -45,7 +45,7 @@ def test_names_that_no_file_can_have_do_not_exist(tmp_path: Path, name: str) -> 
         open_samples(f"{name}.jsonl", split=None)
 
 
-ROW = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
+ANNOTATION = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet", "unc/unc_val.json", "unc/unc_val.pth"])
@@ -57,6 +57,6 @@ def test_git_lfs_pointers_are_named(tmp_path: Path, name: str) -> None:
 
 
 def test_another_encoding_is_named(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n", encoding="utf-16")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ANNOTATION) + "\n", encoding="utf-16")
     with pytest.raises(InputError, match="save the file as UTF-8"):
         open_samples(str(tmp_path / "rows.jsonl"), split=None)

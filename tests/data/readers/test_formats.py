@@ -4,59 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import TARGETS, samples, under
 
 from epmvg.core.types import InputError, Sample
 from epmvg.data.convert import convert_data
 from epmvg.data.readers.formats import write_file
 from epmvg.data.registry import open_samples
 
-TARGETS = {"jsonl": "t.jsonl", "coco": "t.json", "odvg": "t.odvg.jsonl", "parquet": "t.parquet"}
-
-
-texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
-
-
-numbers = st.floats(0, 5000, allow_nan=False) | st.integers(0, 5000)
-
-
-facts = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | texts | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-    max_leaves=5,
-)
-
-
-OWN = {"image", "phrase", "bbox", "width", "height", "id", "split", "source_id"}
-
-
-@st.composite
-def records(draw: st.DrawFn) -> Sample:
-    x, y, w, h = draw(numbers), draw(numbers), draw(st.floats(0.01, 900)), draw(st.integers(1, 900))
-    return Sample(
-        image=Path(draw(st.sampled_from(["a.jpg", "b/c.png", "b/ü x.jpg", "b/c.jpg"]))),
-        phrase=draw(texts.filter(str.strip)),
-        box=(float(x), float(y), float(x + w), float(y + h)),
-        split=draw(st.sampled_from(["", "train", "testA"])),
-        id=draw(texts | st.just("")),
-        size=draw(st.none() | st.just((6000, 6000))),
-        extra=draw(st.dictionaries(texts.filter(lambda key: key not in OWN), facts, max_size=3)),
-    )
-
-
-def under(root: Path, rows: Sequence[Sample]) -> list[Sample]:
-    return [replace(row, image=root / row.image) for row in rows]
-
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(records(), min_size=1, max_size=8))
+@given(st.lists(samples(), min_size=1, max_size=8))
 @pytest.mark.parametrize("kind", TARGETS)
 def test_a_round_trip_loses_nothing(tmp_path_factory: pytest.TempPathFactory, kind: str, rows: list[Sample]) -> None:
     folder = tmp_path_factory.getbasetemp() / kind
@@ -189,7 +152,7 @@ def test_malformed_content_is_one_sentence(tmp_path: Path, content: Any, words: 
         open_samples(str(tmp_path / "c.json"), split="none")
 
 
-ROW = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
+ANNOTATION = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
 
 
 BOX = [1, 2, 3, 4]
@@ -208,6 +171,11 @@ NOTE = {"id": 1, "image_id": 1, "bbox": BOX, "phrase": "a cup"}
 
 @pytest.mark.parametrize("name", ["rows.JSONL", "rows.json", "rows.Json"])
 def test_json_and_jsonl_are_recognised_by_content(tmp_path: Path, name: str) -> None:
-    for content in (lines(ROW, ROW), json.dumps([ROW, ROW], indent=1).encode(), coco(NOTE, NOTE), lines([ROW, ROW])):
+    for content in (
+        lines(ANNOTATION, ANNOTATION),
+        json.dumps([ANNOTATION, ANNOTATION], indent=1).encode(),
+        coco(NOTE, NOTE),
+        lines([ANNOTATION, ANNOTATION]),
+    ):
         (tmp_path / name).write_bytes(content)
-        assert [record.phrase for record in open_samples(str(tmp_path / name), split=None)] == ["a cup", "a cup"]
+        assert [sample.phrase for sample in open_samples(str(tmp_path / name), split=None)] == ["a cup", "a cup"]

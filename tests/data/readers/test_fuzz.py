@@ -1,4 +1,4 @@
-"""Annotation files of any make: a reader gives records or one sentence; never a traceback, a hang, or a file outside
+"""Annotation files of any make: a reader returns samples or one sentence; never a traceback, a hang, or a file outside
 its root.
 
 Each case takes a good set, changes some values or bytes of it, and reads it as a user would. The default suite tries
@@ -34,7 +34,15 @@ from epmvg.data.stats import count_samples
 CASES = 11_000
 SECONDS = 20  # for one case; a good one takes milliseconds
 
-ROW = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "width": 50, "height": 40, "split": "val", "id": "7"}
+ANNOTATION = {
+    "image": "a.jpg",
+    "phrase": "a cup",
+    "bbox": [1, 2, 3, 4],
+    "width": 50,
+    "height": 40,
+    "split": "val",
+    "id": "7",
+}
 PICTURE = {"id": 3, "file_name": "a.jpg", "width": 50, "height": 40}
 NOTE = {"id": 1, "image_id": 3, "category_id": 9, "bbox": [1, 2, 3, 4]}
 SENTENCE = {"sent": "a cup", "raw": "A cup", "sent_id": 5}
@@ -65,16 +73,16 @@ class GoodSet:
 
 INDEX = ("a.jpg", "a_1.pth", [1, 2, 3, 4], "a cup", None)
 SETS = [
-    GoodSet("rows.jsonl", {"rows.jsonl": [ROW, ROW]}),
+    GoodSet("rows.jsonl", {"rows.jsonl": [ANNOTATION, ANNOTATION]}),
     GoodSet("rows.json", {"rows.json": {"images": [PICTURE], "annotations": [{**NOTE, "phrase": "a cup"}]}}),
     GoodSet("rows.json", {"rows.json": {"images": [{**PICTURE, "caption": "a cup"}], "annotations": [SPAN, SPAN]}}),
     GoodSet("rows.json", {"rows.json": [{"img_id": "a_1", "sents": "a cup", "bbox": [1, 2, 3, 4]}]}),
-    GoodSet("rows.json", {"rows.json": [ROW, ROW]}),
+    GoodSet("rows.json", {"rows.json": [ANNOTATION, ANNOTATION]}),
     GoodSet("rows.json", {"rows.json": [{"data": {"image": "a.jpg"}, "annotations": [{"result": TASK}]}]}),
     GoodSet("o.jsonl", {"o.jsonl": [{"filename": "a.jpg", "grounding": {"caption": "a cup", "regions": [REGION]}}]}),
     GoodSet("hub", {"hub/metadata.jsonl": [{"file_name": "a.jpg", "width": 50, "height": 40, "objects": COLUMNS}]}),
     GoodSet("hub", {"hub/val/metadata.jsonl": [{"file_name": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4]}]}),
-    GoodSet("rows.parquet", {"rows.parquet": [ROW, ROW]}),
+    GoodSet("rows.parquet", {"rows.parquet": [ANNOTATION, ANNOTATION]}),
     GoodSet(
         "refcoco",
         {
@@ -164,16 +172,16 @@ def nodes(value: Any, above: Any = None, key: Any = None) -> Iterator[tuple[Any,
         yield from nodes(value[inner], value, inner)
 
 
-def thawed(value: Any) -> Any:
+def with_lists(value: Any) -> Any:
     """Return a copy whose tuples are lists."""
     if isinstance(value, dict):
-        return {key: thawed(inner) for key, inner in value.items()}
-    return [thawed(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: with_lists(inner) for key, inner in value.items()}
+    return [with_lists(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def changed(value: Any, how: str, place: int, new: Any) -> Any:
     """Return a value with one of its inner values set, dropped or doubled."""
-    value = thawed([value])
+    value = with_lists([value])
     found = list(nodes(value))
     above, key = found[place % len(found)]
     if how == "set":
@@ -220,7 +228,7 @@ def table_of(value: Any) -> bytes:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-    plain = [{key: str(item)[:99] for key, item in ROW.items()}]
+    plain = [{key: str(item)[:99] for key, item in ANNOTATION.items()}]
     for tried in (rows or [{}], plain):  # Arrow cannot hold or write all that JSON can
         out = io.BytesIO()
         with contextlib.suppress(pyarrow.ArrowException, ValueError, OverflowError, TypeError):
@@ -234,11 +242,11 @@ def opened() -> list[str]:
     """The names of all files that are opened from now on."""
     names: list[str] = []
 
-    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
             names.append(os.fsdecode(arguments[0]))
 
-    sys.addaudithook(hear)
+    sys.addaudithook(note)
     return names
 
 
@@ -257,7 +265,7 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 
 def attempt(act: Callable[[], object]) -> bool:
-    """Say whether it worked; a refusal must be one line that says something."""
+    """Return whether it worked; the message of an error must be one line."""
     try:
         act()
     except InputError as error:
@@ -295,21 +303,21 @@ def try_case(case: Any, root: Path, opened: list[str]) -> None:
 
 @given(cases)
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-def test_a_spoilt_file_is_one_sentence(tmp_path_factory: pytest.TempPathFactory, opened: list[str], case: Any) -> None:
-    try_case(case, tmp_path_factory.getbasetemp() / "spoilt", opened)
+def test_a_damaged_file_is_one_sentence(tmp_path_factory: pytest.TempPathFactory, opened: list[str], case: Any) -> None:
+    try_case(case, tmp_path_factory.getbasetemp() / "damaged", opened)
 
 
 @pytest.mark.slow
 @given(cases)
 @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
-def test_ten_thousand_spoilt_files_are_one_sentence_each(
+def test_ten_thousand_damaged_files_are_one_sentence_each(
     tmp_path_factory: pytest.TempPathFactory, opened: list[str], case: Any
 ) -> None:
-    try_case(case, tmp_path_factory.getbasetemp() / "spoilt", opened)
+    try_case(case, tmp_path_factory.getbasetemp() / "damaged", opened)
 
 
 @pytest.mark.parametrize("good", SETS, ids=lambda good: good.name)
-def test_the_unspoilt_sets_are_good(tmp_path: Path, opened: list[str], good: GoodSet) -> None:
+def test_the_undamaged_sets_are_good(tmp_path: Path, opened: list[str], good: GoodSet) -> None:
     try_case((good, 0, [], [], 2), tmp_path / "set", opened)
     name = str(tmp_path / "set" / good.name) if "." in good.name or good.name == "hub" else good.name
     assert open_samples(name, split=None, root=tmp_path / "set")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from strategies import samples, under
 
 from epmvg.core.types import InputError, Sample
 from epmvg.data.convert import convert_data
@@ -21,56 +21,23 @@ from epmvg.data.readers.formats import write_file
 from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.registry import open_samples
 
-texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
-
-
-numbers = st.floats(0, 5000, allow_nan=False) | st.integers(0, 5000)
-
-
-facts = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | texts | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-    max_leaves=5,
-)
-
-
-OWN = {"image", "phrase", "bbox", "width", "height", "id", "split", "source_id"}
-
-
-@st.composite
-def records(draw: st.DrawFn) -> Sample:
-    x, y, w, h = draw(numbers), draw(numbers), draw(st.floats(0.01, 900)), draw(st.integers(1, 900))
-    return Sample(
-        image=Path(draw(st.sampled_from(["a.jpg", "b/c.png", "b/ü x.jpg", "b/c.jpg"]))),
-        phrase=draw(texts.filter(str.strip)),
-        box=(float(x), float(y), float(x + w), float(y + h)),
-        split=draw(st.sampled_from(["", "train", "testA"])),
-        id=draw(texts | st.just("")),
-        size=draw(st.none() | st.just((6000, 6000))),
-        extra=draw(st.dictionaries(texts.filter(lambda key: key not in OWN), facts, max_size=3)),
-    )
-
-
-def under(root: Path, rows: Sequence[Sample]) -> list[Sample]:
-    return [replace(row, image=root / row.image) for row in rows]
-
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(records(), min_size=1, max_size=8))
+@given(st.lists(samples(), min_size=1, max_size=8))
 def test_an_image_folder_loses_nothing(tmp_path_factory: pytest.TempPathFactory, rows: list[Sample]) -> None:
-    source, target = tmp_path_factory.getbasetemp() / "pictures", tmp_path_factory.getbasetemp() / "folder"
-    sizes: dict[Path, tuple[int, int] | None] = {}  # a picture has one
-    rows = [replace(row, size=sizes.setdefault(row.image, row.size)) for row in rows]
-    for row in rows:
-        (source / row.image).parent.mkdir(parents=True, exist_ok=True)
-        (source / row.image).write_bytes(row.image.name.encode())
+    source, target = tmp_path_factory.getbasetemp() / "images", tmp_path_factory.getbasetemp() / "folder"
+    sizes: dict[Path, tuple[int, int] | None] = {}  # a image has one
+    rows = [replace(sample, size=sizes.setdefault(sample.image, sample.size)) for sample in rows]
+    for sample in rows:
+        (source / sample.image).parent.mkdir(parents=True, exist_ok=True)
+        (source / sample.image).write_bytes(sample.image.name.encode())
     write_file(target, under(source, rows), source)
     read = open_samples(str(target), split=None)
     written = under(target, rows)
     for image in sizes:  # the samples of an image follow each other
         assert [one for one in read if one.image == target / image] == [r for r in written if r.image == target / image]
     assert len(read) == len(written)
-    assert all(record.image.read_bytes() == record.image.name.encode() for record in read)
+    assert all(sample.image.read_bytes() == sample.image.name.encode() for sample in read)
 
 
 def test_plain_metadata_lines_and_split_folders_are_read(tmp_path: Path) -> None:
@@ -78,8 +45,8 @@ def test_plain_metadata_lines_and_split_folders_are_read(tmp_path: Path) -> None
         (tmp_path / split).mkdir()
         line = {"file_name": name, "phrase": "a cup", "bbox": [1, 2, 3, 4]}
         (tmp_path / split / "metadata.jsonl").write_text(json.dumps(line) + "\n")
-    (row,) = open_samples(str(tmp_path), split="val")
-    assert row.image == tmp_path / "validation" / "b.jpg" and row.box == (1, 2, 4, 6)
+    (sample,) = open_samples(str(tmp_path), split="val")
+    assert sample.image == tmp_path / "validation" / "b.jpg" and sample.box == (1, 2, 4, 6)
 
 
 def test_datasets_loads_what_we_write(tmp_path: Path, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +115,7 @@ def test_an_image_folder_never_replaces_other_images(tmp_path: Path, squares: Pa
     convert_data(str(squares), target)
     convert_data(str(squares), target)  # the same images are no others
     name = read_jsonl(squares)[-1].image.name
-    (target / name).write_bytes(b"another picture")
+    (target / name).write_bytes(b"another image")
     before = everything(target)
     with pytest.raises(InputError, match=rf"{name} is another file than .*: choose another folder"):
         convert_data(str(squares), target)
@@ -166,4 +133,4 @@ def test_image_folders_with_several_metadata_files_and_split_names(tmp_path: Pat
         line = {"file_name": f"{number}.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4]}
         (tmp_path / place / "metadata.jsonl").write_text(json.dumps(line) + "\n")
     rows = open_samples(str(tmp_path), split=None)
-    assert {row.image.relative_to(tmp_path).parent.as_posix(): row.split for row in rows} == places
+    assert {sample.image.relative_to(tmp_path).parent.as_posix(): sample.split for sample in rows} == places

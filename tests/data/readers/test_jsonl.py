@@ -1,4 +1,4 @@
-"""JSONL: rows survive a round trip, unusable ones are named."""
+"""JSONL: samples survive a round trip, unusable ones are named."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def write(folder: Path, *rows: object) -> Path:
     return file
 
 
-def test_rows_survive_a_round_trip(tmp_path: Path, squares: Path) -> None:
-    records = read_jsonl(squares)
+def test_samples_survive_a_round_trip(tmp_path: Path, squares: Path) -> None:
+    samples = read_jsonl(squares)
     copy = squares.parent / "copy.jsonl"
-    write_jsonl(copy, records)
-    assert read_jsonl(copy) == records
+    write_jsonl(copy, samples)
+    assert read_jsonl(copy) == samples
     assert json.loads(copy.read_text().splitlines()[0]) == json.loads(squares.read_text().splitlines()[0])
 
 
@@ -42,13 +42,13 @@ def test_rows_survive_a_round_trip(tmp_path: Path, squares: Path) -> None:
         ("[1]", "not a JSON object"),
     ],
 )
-def test_unusable_rows_are_named(tmp_path: Path, row: object, words: str) -> None:
+def test_unusable_annotations_are_named(tmp_path: Path, row: object, words: str) -> None:
     file = write(tmp_path, GOOD, row)
     with pytest.raises(InputError, match=rf"line 2.*{words}|{words}"):
         read_jsonl(file)
 
 
-def test_skipped_rows_are_counted_by_reason(tmp_path: Path) -> None:
+def test_skipped_annotations_are_counted_by_reason(tmp_path: Path) -> None:
     skipped = Skipped()
     file = write(tmp_path, GOOD, {**GOOD, "bbox": [1, 2, -1, 4]}, {**GOOD, "phrase": ""}, {**GOOD, "phrase": ""})
     assert len(read_jsonl(file, skipped=skipped)) == 1
@@ -70,7 +70,7 @@ def test_a_missing_file_and_a_missing_split_are_named(tmp_path: Path) -> None:
 
 def test_a_split_by_another_key_survives_a_round_trip(tmp_path: Path) -> None:
     row = {**GOOD, "split": "testA", "mini_split": "test"}
-    records = read_jsonl(write(tmp_path, row), split="test", split_key="mini_split")
-    assert (records[0].split, records[0].extra["split"]) == ("test", "testA")
-    write_jsonl(tmp_path / "copy.jsonl", records)
-    assert read_jsonl(tmp_path / "copy.jsonl", split="test", split_key="mini_split") == records
+    samples = read_jsonl(write(tmp_path, row), split="test", split_key="mini_split")
+    assert (samples[0].split, samples[0].extra["split"]) == ("test", "testA")
+    write_jsonl(tmp_path / "copy.jsonl", samples)
+    assert read_jsonl(tmp_path / "copy.jsonl", split="test", split_key="mini_split") == samples

@@ -28,15 +28,15 @@ BOX, TEXT = region("rectanglelabels", {"rectanglelabels": ["cup"]}), region("tex
 
 
 def test_label_studio_exports_are_read(tmp_path: Path) -> None:
-    turned = region("rectangle", {"rotation": 90}, "r2")
+    rotated = region("rectangle", {"rotation": 90}, "r2")
     again = task(BOX, TEXT) | {"annotations": [{"result": []}, {"result": [BOX, TEXT]}, {"was_cancelled": True}]}
-    tasks = [task(BOX, TEXT, turned, region("textarea", {"text": "a stick"}, "r2")), again, task(BOX), task()]
+    tasks = [task(BOX, TEXT, rotated, region("textarea", {"text": "a stick"}, "r2")), again, task(BOX), task()]
     (tmp_path / "ls.json").write_text(json.dumps(tasks))
-    rows = open_samples(str(tmp_path / "ls.json"), split=None)
-    assert [row.phrase for row in rows] == ["the red cup", "a stick", "the red cup", "cup"]
-    assert rows[0].box == rows[2].box == (20, 20, 120, 45) and rows[0].size == (200, 100)
-    assert rows[0].image == tmp_path / "p" / "my a.jpg"
-    assert rows[1].box == pytest.approx((-5, 20, 20, 120)) and rows[1].extra["rotated"] == 90
+    samples = open_samples(str(tmp_path / "ls.json"), split=None)
+    assert [sample.phrase for sample in samples] == ["the red cup", "a stick", "the red cup", "cup"]
+    assert samples[0].box == samples[2].box == (20, 20, 120, 45) and samples[0].size == (200, 100)
+    assert samples[0].image == tmp_path / "p" / "my a.jpg"
+    assert samples[1].box == pytest.approx((-5, 20, 20, 120)) and samples[1].extra["rotated"] == 90
     for image, name in (("http://[x", "[x"), ("/data/upload/3/a.jpg", "a.jpg"), ("http://host/p/b%20c.jpg", "b c.jpg")):
         (tmp_path / "ls.json").write_text(json.dumps([task(BOX, TEXT, image=image)]))
         assert open_samples(str(tmp_path / "ls.json"), split=None)[0].image.name == name
@@ -49,9 +49,9 @@ def test_saved_predictions_that_we_wrote_are_read_back(tmp_path: Path) -> None:
         (written,) = to_label_studio([about], prefix)
         saved = {"id": 1, "data": written["data"], "annotations": written["predictions"]}
         (tmp_path / "ls.json").write_text(json.dumps([saved]))
-        (row,) = open_samples(str(tmp_path / "ls.json"), split=None)
-        assert row.phrase == "the red cup" and row.box == pytest.approx(found[0].box) and row.size == (80, 60)
-        assert prefix or row.image == tmp_path / "p" / "my #1.png"
+        (sample,) = open_samples(str(tmp_path / "ls.json"), split=None)
+        assert sample.phrase == "the red cup" and sample.box == pytest.approx(found[0].box) and sample.size == (80, 60)
+        assert prefix or sample.image == tmp_path / "p" / "my #1.png"
 
 
 def test_a_rectangle_without_text_is_one_malformed_annotation(tmp_path: Path) -> None:

@@ -15,20 +15,20 @@ from epmvg.data.registry import open_samples
 
 
 def test_refs_become_one_sample_per_sentence(tmp_path: Path) -> None:
-    records = open_samples("refcoco", split=None, root=write_refcoco(tmp_path))
-    assert [(r.phrase, r.split, r.id) for r in records] == [
+    samples = open_samples("refcoco", split=None, root=write_refcoco(tmp_path))
+    assert [(r.phrase, r.split, r.id) for r in samples] == [
         ("the dog", "train", "0"),
         ("small one", "val", "10"),
         ("other", "val", "11"),
     ]
-    assert records[0].box == (1.5, 2.25, 31.5, 42.25) and records[0].size == (100, 80)
-    assert records[0].image == tmp_path / "images/mscoco/images/train2014/COCO_train2014_000000000007.jpg"
-    assert records[0].extra == {
+    assert samples[0].box == (1.5, 2.25, 31.5, 42.25) and samples[0].size == (100, 80)
+    assert samples[0].image == tmp_path / "images/mscoco/images/train2014/COCO_train2014_000000000007.jpg"
+    assert samples[0].extra == {
         **{"ref_id": 0, "ann_id": 70, "image_id": 7, "category": "dog", "ref": "COCO_train2014_000000000007_0"},
         **{"raw": "the Dog", "sent_id": 0},
     }
-    assert open_samples("refcoco", split="trainval", root=tmp_path) == records
-    assert open_samples("refcoco", split="val", root=tmp_path) == records[1:]
+    assert open_samples("refcoco", split="trainval", root=tmp_path) == samples
+    assert open_samples("refcoco", split="val", root=tmp_path) == samples[1:]
 
 
 @pytest.mark.parametrize("place", ["images/mscoco/images/train2014", "train2014", "data/images/train2014"])

@@ -29,10 +29,10 @@ def test_flags_keep_their_box_conventions(tmp_path: Path, flag: str, box: Box) -
     row: tuple[Any, ...] = ("7.jpg", [2.5, 3, 4, 5], "a cup")
     row = row if flag == "flickr" else (row[0], "7_1.pth", row[1], row[2], None)
     (tmp_path / "data" / flag / f"{flag}_val.pth").write_bytes(pickle.dumps([row], protocol=2))
-    (record,) = open_samples(f"transvg-{flag}", split=None, root=tmp_path)
-    assert (record.box, record.phrase, record.split) == (box, "a cup", "val")
+    (sample,) = open_samples(f"transvg-{flag}", split=None, root=tmp_path)
+    assert (sample.box, sample.phrase, sample.split) == (box, "a cup", "val")
     file = str(tmp_path / "data" / flag / f"{flag}_val.pth")
-    assert open_samples(file, split="val", root=tmp_path) == [record]
+    assert open_samples(file, split="val", root=tmp_path) == [sample]
     assert open_samples(file, split=None)[0].box == box
     with pytest.raises(InputError, match=f"not an index of test of {re.escape(flag)}"):
         open_samples(file, split="test")
