@@ -25,7 +25,7 @@ from epmvg.config.settings import Recipe
 from epmvg.core.files import atomic_write
 from epmvg.core.types import InputError
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.readers.jsonl import read_jsonl
+from epmvg.data.registry import open_samples
 from epmvg.distill.losses import Loss
 from epmvg.models.grounder import Grounder
 from epmvg.training import loop
@@ -161,7 +161,7 @@ def test_pictures_that_vanish_are_counted_and_named_once(squares: Path, tmp_path
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_batch_without_a_picture_is_empty_and_says_why(squares: Path, tiny: Grounder, workers: int) -> None:
-    records = read_jsonl(squares, split="train")
+    records = open_samples(str(squares), split="train")
     (squares.parent / "0.png").write_bytes(b"no picture")
     loader = GroundingLoader(
         records, tiny.tokenize, image_size=64, batch_size=4, num_workers=workers, skip_unreadable=True
@@ -222,7 +222,7 @@ def test_a_loss_that_is_no_number_leaves_its_batch(
             kept.get_tensor("box"), seen[-1].boxes
         )
         assert json.loads(kept.metadata()["loss"])["giou"] == "nan"
-    named = read_jsonl(tmp_path / "run" / "batch-4-0.jsonl", root=Path("/"))
+    named = open_samples(str(tmp_path / "run" / "batch-4-0.jsonl"), split=None, root=Path("/"))
     assert [record.phrase for record in named] == [record.phrase for record in seen[-1].samples]
     monkeypatch.setattr(loop, "_loss_of", real)
     assert same(finished[1], epmvg.train(finished[0], tmp_path / "run", resume=True))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from epmvg.core.types import InputError, Sample
-from epmvg.data.readers.jsonl import read_jsonl
+from epmvg.data.registry import open_samples
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
 from epmvg.training.feature_cache import _loader, stored_maps
@@ -27,7 +27,7 @@ def quiet(row: dict[str, object]) -> None:
 
 @pytest.fixture
 def records(squares: Path) -> list[Sample]:
-    return read_jsonl(squares, split="train")
+    return open_samples(str(squares), split="train")
 
 
 def test_features_are_those_of_the_backbone_that_asks(records: list[Sample], tmp_path: Path) -> None:
