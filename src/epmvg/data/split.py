@@ -75,13 +75,11 @@ def _parse_fractions(text: str) -> dict[str, float]:
 def _similar_groups(images: Sequence[Path]) -> list[list[Path]]:
     """Group images that look the same, also by way of others; each unreadable image is a group of its own."""
     hashes = {image: info.hash for image, info in inspect_images(images).items()}
-    readable = [image for image in images if hashes[image]]
     group = {image: [image] for image in images}
-    for i, j in similar_pairs([hashes[image] for image in readable], [hashes[image] for image in readable]):
-        one, other = group[readable[i]], group[readable[j]]
-        if one is not other:
-            one += other
-            group.update(dict.fromkeys(other, one))
+    for one, other in similar_pairs(hashes, hashes):
+        if group[one] is not group[other]:
+            group[one] += group[other]
+            group.update(dict.fromkeys(group[other], group[one]))
     return [group[image] for image in images if group[image][0] == image]
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from epmvg.core.hardware import cpu_threads
@@ -15,6 +17,9 @@ from epmvg.core.images import ImageError, ImageFile
 from epmvg.core.types import InputError, Progress
 from epmvg.data.validation.issues import Issue
 from epmvg.data.validation.samples import Located
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 SIMILAR_BITS = 48
 """Hashes of images that look the same differ in at most this many of 256 bits.
@@ -73,16 +78,21 @@ def perceptual_hash(image: Image.Image) -> bytes:
     return np.packbits(frequencies > np.median(frequencies)).tobytes()
 
 
-def similar_pairs(ours: Sequence[bytes], theirs: Sequence[bytes]) -> Iterator[tuple[int, int]]:
-    """Yield (number in `ours`, number in `theirs`) of hashes of images that look the same."""
-    left, right = (np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32) for hashes in (ours, theirs))
-    signs = 2.0 * np.unpackbits(right, axis=1).astype(np.float32) - 1
+def similar_pairs(ours: Mapping[A, bytes], theirs: Mapping[B, bytes]) -> Iterator[tuple[A, B]]:
+    """Yield (key of `ours`, key of `theirs`) of images that look the same; images without a hash are skipped."""
+    left = [key for key, bits in ours.items() if bits]
+    right = [key for key, bits in theirs.items() if bits]
+    our_bits = np.frombuffer(b"".join(ours[key] for key in left), np.uint8).reshape(-1, 32)
+    signs = _signs(np.frombuffer(b"".join(theirs[key] for key in right), np.uint8).reshape(-1, 32))
     step = max(1, 2**24 // max(1, len(right)))  # bounds the memory of `agreement`
     for start in range(0, len(left), step):
-        block = 2.0 * np.unpackbits(left[start : start + step], axis=1).astype(np.float32) - 1
-        agreement = block @ signs.T  # equal minus different bits
+        agreement = _signs(our_bits[start : start + step]) @ signs.T  # equal minus different bits
         for i, j in zip(*np.nonzero(agreement >= 256 - 2 * SIMILAR_BITS), strict=True):
-            yield start + int(i), int(j)
+            yield left[start + i], right[j]
+
+
+def _signs(hashes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return 2 * np.unpackbits(hashes, axis=1).astype(np.float32) - 1
 
 
 def image_issues(located: Sequence[Located], images: Mapping[Path, ImageInfo]) -> Iterator[Issue]:

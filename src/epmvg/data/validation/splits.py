@@ -36,16 +36,22 @@ def split_issues(
         for where, sample in located:
             if not sample.split:
                 yield Issue("split-unnamed", where, "", sample.image, sample.phrase)
+    yield from _shared_image_issues(located, images)
+
+
+def _shared_image_issues(located: Sequence[Located], images: Mapping[Path, ImageInfo]) -> Iterator[Issue]:
     by_split: dict[str, dict[Path, str]] = {}  # split -> image -> where it is first
     for where, sample in located:
         by_split.setdefault(sample.split, {}).setdefault(sample.image, where)
     for first, second in combinations([name for name in by_split if name], 2):
         a, b = by_split[first], by_split[second]
-        for image in a.keys() & b.keys():
-            yield Issue("split-same-image", a[image], f"{first} and {second}", image)
-        ours, theirs = ([image for image in x.keys() - y.keys() if images[image].hash] for x, y in ((a, b), (b, a)))
-        for i, j in similar_pairs([images[image].hash for image in ours], [images[image].hash for image in theirs]):
-            yield Issue("split-similar-image", a[ours[i]], f"{first} and {second}: looks like {theirs[j]}", ours[i])
+        for image in a:
+            if image in b:
+                yield Issue("split-same-image", a[image], f"{first} and {second}", image)
+        only_a = {image: images[image].hash for image in a if image not in b}
+        only_b = {image: images[image].hash for image in b if image not in a}
+        for image, other in similar_pairs(only_a, only_b):
+            yield Issue("split-similar-image", a[image], f"{first} and {second}: looks like {other}", image)
 
 
 def _missing_for_training(counts: Counter[str]) -> list[str]:
@@ -79,21 +85,16 @@ def list_issues(located: Sequence[Located], images: Mapping[Path, ImageInfo], fi
     for where, sample in located:
         if "train" not in sample.split.lower():
             evaluated.setdefault(sample.image, where)
-    others = []
+    unlisted = {}
     for image, where in evaluated.items():
         line = next((listed[key] for key in _keys(image.name) if key in listed), None)
         if line is not None:
             yield Issue("list-same-image", where, f"in the list as {line}", image)
-        elif images[image].hash:
-            others.append(image)
-    hashes = {
-        line: info.hash
-        for line in lines
-        if is_file(file.parent / line) and (info := inspect_image(file.parent / line)).hash
-    }
-    names = list(hashes)
-    for i, j in similar_pairs([images[image].hash for image in others], list(hashes.values())):
-        yield Issue("list-similar-image", evaluated[others[i]], f"looks like {names[j]}", others[i])
+        else:
+            unlisted[image] = images[image].hash
+    hashes = {line: inspect_image(path).hash for line in lines if is_file(path := file.parent / line)}
+    for image, line in similar_pairs(unlisted, hashes):
+        yield Issue("list-similar-image", evaluated[image], f"looks like {line}", image)
 
 
 def _keys(name: str, *, is_id: bool = False) -> set[str]:
