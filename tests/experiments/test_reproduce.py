@@ -49,7 +49,7 @@ SYSTEMS = {"5": ("Table 5. The performance", "designed effectively"), "6": ("Tab
 
 @pytest.mark.parametrize("number", [*ABLATIONS, *SYSTEMS])
 def test_every_reported_value_is_the_paper_s(paper: str, number: str) -> None:
-    """Row by row, in order, with the row's own name and where the dashes stand."""
+    """Row by row, in order, with names and dashes."""
     lines = lines_of(paper, *(ABLATIONS | SYSTEMS)[number])
     rows = read_table(number).rows
     assert len(lines) == len(rows)
@@ -68,7 +68,7 @@ def test_every_reported_value_is_the_paper_s(paper: str, number: str) -> None:
 
 
 def test_the_differences_in_the_text_follow_from_the_values(paper: str) -> None:
-    """Sec. 4.3 says by how much each ablation falls."""
+    """Sec. 4.3 states the decrease of each ablation."""
     rows = read_table("3").rows + read_table("4").rows[1:]
     best = rows[0].reported
     for row in rows[1:]:
@@ -221,7 +221,7 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
     for ending in ("md", "json"):
         page = (tmp_path / "out" / "scenes" / f"table-4.{ending}").read_text(encoding="utf-8")
         assert "83.39" in page and str(first["cells"][4]["reproduced"]["seeds"]) in page
-    # Lambda 1 of Table 7 is Table 3's first row, and shares its trainings; Table 4's teacher sees another image.
+    # Lambda 1 of Table 7 is Table 3's first row, and has the same trainings; the teacher of Table 4 has another input.
     plain, same = run("3", dry_run=True)["rows"][0], run("7", dry_run=True)["rows"][2]
     assert same["trainings"][0]["settings"] == plain["trainings"][0]["settings"]
     assert same["trainings"][0]["settings"] != first["trainings"][0]["settings"]

@@ -41,11 +41,11 @@ class FakePredictor:
 
     def predict_batch(
         self,
-        questions: Sequence[tuple[Image.Image, list[str]]],
+        queries: Sequence[tuple[Image.Image, list[str]]],
         keys: Sequence[bytes],
         sizes: Sequence[tuple[int, int]],
     ) -> list[list[Prediction]]:
-        phrases = [each for _, each in questions]
+        phrases = [each for _, each in queries]
         self.calls.append(phrases)
         self.called.set()
         assert self.release.wait(30)

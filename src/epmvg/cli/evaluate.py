@@ -80,9 +80,20 @@ def _evaluate_robustness(run: Path, source: dict[str, Any], limit: int | None, a
     clean = result["clean"]
     title = f"{run} on {result['data']} {result['split']}: Acc@0.5 {clean['acc50']:.4f} of {clean['n']:,} phrases"
     columns = ("name", "n", "clean_acc50", "acc50", "moved")
-    print_table(title, [{key: row.get(key) for key in columns} for row in result["perturbations"]])
+    rows = [
+        {key: row.get(key) for key in columns} | {"points (95 %)": _points(row.get("difference"))}
+        for row in result["perturbations"]
+    ]
+    print_table(title, rows)
     for image in result["skipped"][:1]:
         console.print(f"Skipped images: {len(result['skipped'])}; the first: {image}")
+
+
+def _points(difference: dict[str, float] | None) -> str | None:
+    """Return a difference in percentage points with its 95 % interval."""
+    if difference is None:
+        return None
+    return f"{difference['points']:+.2f} ({difference['low']:+.2f} to {difference['high']:+.2f})"
 
 
 def score(
@@ -130,14 +141,15 @@ def score(
     ]
     if result.get("against"):
         for row in metrics:
-            row |= {key: result["against"]["metrics"][row["metric"]][key] for key in ("points", "low", "high", "p")}
+            difference = result["against"]["metrics"][row["metric"]]
+            row |= {"points (95 %)": _points(difference), "p": difference["p"]}
     print_table(f"{result['data']} {result['split']}, {result['n']:,} phrases", metrics)
     for name, part in parts.items():
         for kind in ("missing", "unreadable"):
             if part[kind]:
-                console.print(
-                    f"Predictions{name} counted as misses, {kind}: {len(part[kind]):,}; the first: {part[kind][0]}"
-                )
+                console.print(f"Predictions{name} counted as misses, {kind}: {len(part[kind]):,}")
+            for each in part[kind][:10]:
+                console.print(f"  {each['where']}: {each['why']}" if isinstance(each, dict) else f"  {each}")
     console.print(f"{result['protocol']}; data {result['metadata']['data_sha256'][:16]}")
 
 

@@ -252,12 +252,11 @@ def _mark_unreadable_phrases(rows: Sequence[Row], tokenizer: PhraseTokenizer) ->
     return {key: int(marked.sum()) for key, marked in marks.items()}
 
 
-def score_rows(rows: Sequence[Row], *, strict: bool = False, targets: Targets = "rows") -> dict[str, Any]:
+def score_rows(rows: Sequence[Row], *, targets: Targets = "rows") -> dict[str, Any]:
     """Compute all metrics of prediction rows, the same to the last digit in any order of them.
 
     Args:
         rows: prediction rows.
-        strict: count IoU > threshold instead of IoU >= threshold.
         targets: what the rows' targets are, for the metadata.
 
     Returns:
@@ -265,15 +264,15 @@ def score_rows(rows: Sequence[Row], *, strict: bool = False, targets: Targets = 
         name; and `metadata`, what was evaluated and how.
     """
     rows = sorted(rows, key=row_order)
-    result: dict[str, Any] = asdict(Metrics.of(rows, strict=strict))
-    values = row_metrics(rows, strict)
+    result: dict[str, Any] = asdict(Metrics.of(rows))
+    values = row_metrics(rows)
     intervals = mean_intervals([row["image"] for row in rows], np.stack(list(values.values()), -1))
     result["intervals"] = dict(zip(values, intervals, strict=True))
     result["slices"] = {
-        slicing.title: {name: asdict(Metrics.of(slicing.select(rows, name), strict=strict)) for name in names}
+        slicing.title: {name: asdict(Metrics.of(slicing.select(rows, name))) for name in names}
         for slicing, names in slicings(rows)
     }
-    return result | {"metadata": evaluation_metadata(rows, strict=strict, targets=targets)}
+    return result | {"metadata": evaluation_metadata(rows, targets=targets)}
 
 
 def row_order(row: Row) -> tuple[Any, ...]:
