@@ -2,7 +2,7 @@
 
 OMP_WAIT_POLICY=passive OMP_NUM_THREADS=2 python benchmarks/students.py [--model transvg-r101] [--rounds 5]
 
-A picture of 4:3 on its 640 px canvas; phrases of 8 word pieces, padded to 20 in the plain version as published.
+An image of 4:3 at input size 640; phrases of 8 tokens, padded to 20 in the plain version as published.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Bench:
         output: GroundingOutput = self.student(*self.work.pictures(1), *words, torch.zeros(phrases, dtype=torch.int64))
         return output.box
 
-    def theirs(self, phrases: int) -> Tensor:
+    def plainly(self, phrases: int) -> Tensor:
         return self.work.ask_plainly(self.plain, phrases)
 
     def our_step(self, images: int, phrases: int, optimizer: torch.optim.Optimizer) -> None:
@@ -46,7 +46,7 @@ class Bench:
         optimizer.step()
         optimizer.zero_grad()
 
-    def their_step(self, batch: int, optimizer: torch.optim.Optimizer) -> None:
+    def plain_step(self, batch: int, optimizer: torch.optim.Optimizer) -> None:
         box = self.plain(*self.work.pictures(batch), *self.work.full_length((PHRASES * batch)[:batch]))
         (box - 0.4).abs().sum().backward()
         optimizer.step()
@@ -54,7 +54,7 @@ class Bench:
 
 
 def compare(rounds: int, ours: Callable[[], object], theirs: Callable[[], object]) -> dict[str, float]:
-    """Run both in turn; medians in seconds and their ratio."""
+    """Run both in turn; return medians in seconds and their ratio."""
     own, plain = (statistics.median(times) for times in in_turn([ours, theirs], rounds))
     return {"ours": round(own, 4), "plain": round(plain, 4), "ratio": round(own / plain, 3)}
 
@@ -82,20 +82,20 @@ def main() -> None:
             if arguments.step == "ours":
                 bench.our_step(arguments.batch, 1, optimizer)
             else:
-                bench.their_step(arguments.batch, optimizer)
+                bench.plain_step(arguments.batch, optimizer)
         print(peak_mb())
         return
 
     figures: dict[str, object] = {"model": arguments.model, "threads": torch.get_num_threads()}
     bench.student.eval(), bench.plain.eval()
     with torch.no_grad():
-        torch.testing.assert_close(bench.ours(7), bench.theirs(7), atol=1e-5, rtol=0)  # the same function
-        figures["one phrase"] = compare(arguments.rounds, lambda: bench.ours(1), lambda: bench.theirs(1))
-        figures["seven phrases"] = compare(arguments.rounds, lambda: bench.ours(7), lambda: bench.theirs(7))
+        torch.testing.assert_close(bench.ours(7), bench.plainly(7), atol=1e-5, rtol=0)  # the same function
+        figures["one phrase"] = compare(arguments.rounds, lambda: bench.ours(1), lambda: bench.plainly(1))
+        figures["seven phrases"] = compare(arguments.rounds, lambda: bench.ours(7), lambda: bench.plainly(7))
     bench.student.train(), bench.plain.train()
     ours, theirs = optimizer_of(bench.student), optimizer_of(bench.plain)
     step = compare(
-        max(2, arguments.rounds // 2), lambda: bench.our_step(2, 7, ours), lambda: bench.their_step(8, theirs)
+        max(2, arguments.rounds // 2), lambda: bench.our_step(2, 7, ours), lambda: bench.plain_step(8, theirs)
     )
     step |= {"ours": round(step["ours"] / 14, 4), "plain": round(step["plain"] / 8, 4)}
     step["ratio"] = round(step["ours"] / step["plain"], 3)

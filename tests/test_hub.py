@@ -81,7 +81,7 @@ def test_each_ready_model_that_is_listed_is_found_by_its_name() -> None:
 
 
 def test_default_finds_drawn_things_in_a_fresh_process(tmp_path: Path) -> None:
-    """Offline, in an empty folder; the answers are those of this process."""
+    """Offline, in an empty folder; predictions equal those of this process."""
     write_scenes(tmp_path / "scenes", sizes={"train": 0, "val": 0, "test": 8, "open": 0, "captions": 0})
     rows = [json.loads(line) for line in (tmp_path / "scenes" / "annotations.jsonl").read_text().splitlines()]
     first = [row for row in rows if row["image"] == rows[0]["image"]]
@@ -92,8 +92,8 @@ def test_default_finds_drawn_things_in_a_fresh_process(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     ground = epmvg.Predictor("default")
     here = ground(image, phrases).to_dict()["results"]
-    for said, own in zip(json.loads(done.stdout)["results"], here, strict=True):
-        assert said["box"] == pytest.approx(own["box"], abs=0.02)
+    for result, own in zip(json.loads(done.stdout)["results"], here, strict=True):
+        assert result["box"] == pytest.approx(own["box"], abs=0.02)
     hits = 0
     for row in rows:
         (x0, y0, x1, y1), (x, y, w, h) = ground(tmp_path / "scenes" / row["image"], row["phrase"])[0].box, row["bbox"]
@@ -108,9 +108,9 @@ def test_default_is_scored_here_and_yields_to_a_folder_of_that_name(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="0"):
         main(["evaluate", "default", "--data", str(squares), "--split", "val", "--json"])
-    said = json.loads(capsys.readouterr().out)
-    rows = (tmp_path / "runs" / "default" / said["rows"]).read_text().splitlines()
-    assert said["n"] == len(rows) == 24
+    result = json.loads(capsys.readouterr().out)
+    rows = (tmp_path / "runs" / "default" / result["rows"]).read_text().splitlines()
+    assert result["n"] == len(rows) == 24
     assert epmvg.write_report(["runs/default"], tmp_path / "report.html").exists()
     with pytest.raises(InputError, match="cannot be changed"):
         epmvg.calibrate("default", data=str(squares), split="val")

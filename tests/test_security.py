@@ -164,7 +164,7 @@ def test_oversized_images_are_rejected_by_their_header(tmp_path: Path) -> None:
             open_image(file)
 
 
-def test_pages_escape_all_but_what_we_draw() -> None:
+def test_pages_escape_everything_but_our_own_markup() -> None:
     """`safe` marks only our own style and the card's YAML."""
     pages = [*SOURCE.rglob("*.html"), SOURCE / "card.md"]
     marked = {
@@ -177,7 +177,7 @@ def test_pages_escape_all_but_what_we_draw() -> None:
     assert not [file for file in pages if "autoescape false" in file.read_text("utf-8")]
 
 
-def test_a_table_and_a_card_escape_names(tiny: Grounder, tmp_path: Path) -> None:
+def test_tables_and_cards_escape_names(tiny: Grounder, tmp_path: Path) -> None:
     about: dict[str, Any] = dict.fromkeys(("heading", "title", "scale", "about", "note"), "x")
     assert "a\\|b" in as_markdown(about | {"columns": ["a|b"], "rows": []})
 

@@ -1,4 +1,4 @@
-"""A score head tells, and changes nothing; a calibrated run says what its scores mean wherever it is used."""
+"""The IoU head leaves the boxes unchanged, and a calibration applies wherever a run is used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOUNS = {"red": "apple", "green": "frog", "blue": "whale", "yellow": "lemon"}
 
 @pytest.fixture
 def named(squares: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The squares under names of their own, two a picture, so that the others are absent from it."""
+    """Squares with names, two per image, so that the other names are negative phrases."""
     monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
     rows = [json.loads(line) for line in squares.read_text().splitlines()]
     kept = [row for number, row in enumerate(rows) if number % 4 < 2]
@@ -53,21 +53,21 @@ def train(named: Path, out: Path, *settings: str) -> Path:
 
 
 def test_a_iou_head_changes_nothing_else(named: Path, tmp_path: Path) -> None:
-    """Same seed with dropout and clipped gradients: without it, with it, and with absent phrases too."""
+    """Same seed with dropout and clipped gradients: without it, with it, and with negative phrases."""
     plain = train(named, tmp_path / "plain")
     scored = train(named, tmp_path / "scored", "model.iou_head=true", "train.negatives_per_phrase=0")
-    absent = train(named, tmp_path / "absent", "model.iou_head=true", "train.negatives_per_phrase=1")
-    state, with_head, with_absent = (
-        torch.load(run / "state" / "last.pt", weights_only=True)["student"] for run in (plain, scored, absent)
+    negative = train(named, tmp_path / "negative", "model.iou_head=true", "train.negatives_per_phrase=1")
+    state, with_head, with_negatives = (
+        torch.load(run / "checkpoint" / "last.pt", weights_only=True)["model"] for run in (plain, scored, negative)
     )
     heads = {name for name in with_head if name.startswith("iou_head.")}
     assert heads and with_head.keys() - heads == state.keys()
     for name, tensor in state.items():
-        assert torch.equal(tensor, with_head[name]) and torch.equal(tensor, with_absent[name]), name
-    assert any(not torch.equal(with_head[name], with_absent[name]) for name in heads)  # it did learn from them
+        assert torch.equal(tensor, with_head[name]) and torch.equal(tensor, with_negatives[name]), name
+    assert any(not torch.equal(with_head[name], with_negatives[name]) for name in heads)  # trained with them
     fresh = load(plain).new_iou_head().state_dict()
     assert any(not torch.equal(with_head[f"iou_head.{name}"], value) for name, value in fresh.items())
-    boxes = [[row["box"] for row in predictions(run)] for run in (plain, scored, absent)]
+    boxes = [[row["box"] for row in predictions(run)] for run in (plain, scored, negative)]
     assert boxes[0] == boxes[1] == boxes[2]
 
 
@@ -84,7 +84,7 @@ def test_the_score_s_target_is_the_iou_and_nothing_for_absent_phrases() -> None:
     assert nothing < something
 
 
-def test_the_head_judges_the_box_that_inference_reads() -> None:
+def test_the_head_scores_the_box_of_inference() -> None:
     model = create_model("tiny-resnet", dense_head=True, similarity=True, iou_head=True, dropout=0.0)
     image, image_mask = torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
     tokens, token_mask = model.tokenize(["the frog", "a whale"])
@@ -96,39 +96,39 @@ def test_the_head_judges_the_box_that_inference_reads() -> None:
         reading = model.eval()(image, image_mask, tokens, token_mask, image_index)
     torch.testing.assert_close(training.iou_box, reading.box)
     torch.testing.assert_close(training.iou_logits, reading.iou_logits)
-    torch.testing.assert_close(training.negative_iou_logits, reading.iou_logits[1:])  # phrase 1 of image 0: as if asked
+    torch.testing.assert_close(training.negative_iou_logits, reading.iou_logits[1:])  # phrase 1 with image 0
     assert not torch.allclose(training.box, reading.box)
 
 
 @pytest.mark.parametrize("fit_head", [False, True])
-def test_a_calibrated_run_says_the_same_everywhere(named: Path, tmp_path: Path, fit_head: bool) -> None:
+def test_a_calibration_applies_everywhere(named: Path, tmp_path: Path, fit_head: bool) -> None:
     run = train(named, tmp_path / "run", "model.iou_head=false")
-    photo = named.parent / "1.png"
-    before = epmvg.Predictor(run)(photo, ["the frog", "the lemon"])
+    image = named.parent / "1.png"
+    before = epmvg.Predictor(run)(image, ["the frog", "the lemon"])
     with pytest.raises(InputError, match="epmvg calibrate"):
-        epmvg.Predictor(run)(photo, "the frog", min_score="auto")
+        epmvg.Predictor(run)(image, "the frog", min_score="auto")
     done = epmvg.calibrate(run, fit_head=fit_head, false_positive_rate=0.3)
     model = load(run)
     assert (model.iou_head is not None) == fit_head and model.calibration is not None
     assert json.loads((run / CONFIDENCE_FILE).read_text()) == done and done["fitted"]["n"] == 12
 
-    after = epmvg.Predictor(run)(photo, ["the frog", "the lemon"], min_score="auto")
+    after = epmvg.Predictor(run)(image, ["the frog", "the lemon"], min_score="auto")
     assert [one.box for one in after] == [one.box for one in before]
     assert [one.found for one in after] == [one.score >= done["threshold"] for one in after]
     result = epmvg.evaluate(run)
     rows = predictions(run)
     score = next(row["score"] for row in rows if str(row["image"]).endswith("1.png") and row["phrase"] == "the frog")
-    asked = epmvg.Predictor(run)(photo, ["the frog"])[0].score
-    assert score == pytest.approx(asked, abs=1e-3)
+    confidence = epmvg.Predictor(run)(image, ["the frog"])[0].score
+    assert score == pytest.approx(confidence, abs=1e-3)
     correct = np.array([row["iou"] >= 0.5 for row in rows], np.float64)
     scores = np.array([row["score"] for row in rows], np.float64)
     assert result["confidence"]["calibrated"] == (done["method"] != "none") and result["n"] == 12 == len(rows)
     assert result["confidence"]["ece"] == pytest.approx(
         calibration_error(scores, correct), abs=1e-5
     )  # scores of a file are rounded
-    absent = [json.loads(line) for line in (run / "negatives-annotations-val.jsonl").read_text().splitlines()]
-    assert len(absent) == result["confidence"]["negatives"] > 0
-    assert not {(row["image"], row["phrase"]) for row in rows} & {(row["image"], row["phrase"]) for row in absent}
+    negative = [json.loads(line) for line in (run / "negatives-annotations-val.jsonl").read_text().splitlines()]
+    assert len(negative) == result["confidence"]["negatives"] > 0
+    assert not {(row["image"], row["phrase"]) for row in rows} & {(row["image"], row["phrase"]) for row in negative}
 
     assert result["confidence"]["calibrated_on_these_rows"] and result["weights"] == done["weights"]
     assert remark(done) is None or done["method"] == "none"
@@ -144,11 +144,11 @@ def test_a_calibrated_run_says_the_same_everywhere(named: Path, tmp_path: Path, 
 
     fresh = load(run)
     fresh.calibration = None
-    save(fresh, run)  # other weights, as far as the folder knows
+    save(fresh, run)  # other weights, by their digest
     assert not (run / CONFIDENCE_FILE).exists()
 
 
-def test_what_cannot_be_calibrated_is_refused(named: Path, tmp_path: Path) -> None:
+def test_unusable_calibrations_are_rejected(named: Path, tmp_path: Path) -> None:
     run = train(named, tmp_path / "run", "model.dense_head=false", "model.similarity=false", "train.epochs=0.5")
     with pytest.raises(InputError, match="--fit-head"):
         epmvg.calibrate(run)
@@ -160,16 +160,16 @@ def test_what_cannot_be_calibrated_is_refused(named: Path, tmp_path: Path) -> No
         epmvg.calibrate(run, fit_head=True, split="train")
     copy = tmp_path / "copy"  # the same images under other names
     copy.mkdir()
-    learned = [json.loads(line) for line in named.read_text().splitlines()]
-    for row in learned:
+    trained = [json.loads(line) for line in named.read_text().splitlines()]
+    for row in trained:
         shutil.copy(named.parent / row["image"], copy / f"other-{row['image']}")
         row |= {"image": f"other-{row['image']}", "split": "val" if row["split"] == "train" else "other"}
-    (copy / "copies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in learned))
+    (copy / "copies.jsonl").write_text("".join(json.dumps(row) + "\n" for row in trained))
     with pytest.raises(InputError, match="trained on all images"):
         epmvg.calibrate(run, data=str(copy / "copies.jsonl"), fit_head=True)
     with pytest.raises(InputError, match="at least two images"):
         fit_iou_head(load(run), open_samples(str(named), split="val")[:2])
-    epmvg.calibrate(run, fit_head=True, device="cpu")  # the paper's head can be judged as well
+    epmvg.calibrate(run, fit_head=True, device="cpu")  # the paper's model can have one too
     assert 0 < epmvg.Predictor(run)(named.parent / "1.png", "the frog")[0].score < 1
 
 
@@ -192,7 +192,7 @@ def test_a_calibration_that_changes_nothing_is_named() -> None:
 
 
 def test_scores_reach_calibration_and_thresholds_unrounded(named: Path, tmp_path: Path) -> None:
-    """Scores apart by less than any digit written are still told apart; only files are rounded."""
+    """Scores are rounded only in files."""
     model = create_model("tiny-resnet", dense_head=True).eval()
     records = open_samples(str(named), split="val")
     rows = predict_rows(model, evaluation_loader(model, records).batches(0))

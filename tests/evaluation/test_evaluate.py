@@ -1,4 +1,4 @@
-"""What an evaluation names, where it writes, and what it takes."""
+"""What an evaluation accepts, counts and writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from epmvg.evaluation.evaluate import evaluate
 from epmvg.evaluation.samples import results_stem
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
-from epmvg.training.loaders import loaders_of
+from epmvg.training.data import make_loaders
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def test_phrases_that_are_not_read_as_written_are_counted(converted: Path, squar
     marked = [json.loads(line) for line in (converted / result["rows"]).read_text().splitlines()]
     assert [row["phrase"][:4] for row in marked if row.get("truncated")] == ["very"]
     assert [row["phrase"] for row in marked if row.get("unknown")] == ["\N{DOG FACE}"]
-    told: list[dict[str, Any]] = []
+    reported: list[dict[str, Any]] = []
     recipe = epmvg.Recipe.load("scenes", f"data.name={squares}", "model.name=tiny-resnet", "train.cache_features=false")
-    loaders_of(recipe, load(converted), accelerate.PartialState(), told.append)
-    texts = [row["text"] for row in told if row["event"] == "say"]
+    make_loaders(recipe, load(converted), accelerate.PartialState(), reported.append)
+    texts = [row["text"] for row in reported if row["event"] == "say"]
     assert any("1 of 24 training phrases are longer than 20 word pieces" in text for text in texts)
     assert any("1 of 24 training phrases hold no word" in text for text in texts)

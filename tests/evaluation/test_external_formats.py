@@ -118,15 +118,15 @@ PIECES += ["<think>", "</think>", "<answer>", '"x1": 3, ', '"y1": 4', "x2=5", "y
 PIECES += ['"bbox_2d": ', "<box>", "</box>", "9" * 30, "\udc80", "\0", "[[1,2],[3,4]]", "1,2,3,4"]
 
 
-def random_text(dice: random.Random) -> str:
-    pieces = PIECES + [chr(dice.randrange(0x110000)) for _ in range(5)]
-    return "".join(dice.choices(pieces, k=dice.randrange(60)))
+def random_text(rng: random.Random) -> str:
+    pieces = PIECES + [chr(rng.randrange(0x110000)) for _ in range(5)]
+    return "".join(rng.choices(pieces, k=rng.randrange(60)))
 
 
 @pytest.mark.parametrize("cases", [400, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_no_text_breaks_the_parser(cases: int) -> None:
-    dice = random.Random(cases)
-    texts = [random_text(dice) for _ in range(cases)]
+    rng = random.Random(cases)
+    texts = [random_text(rng) for _ in range(cases)]
     found = [box for text in texts for box in parse_boxes(text, PIXELS)]
     assert found and all(len(box) == 4 and abs(value) < float("inf") for box in found for value in box)
 

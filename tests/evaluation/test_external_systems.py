@@ -154,13 +154,13 @@ CONVENTIONS = sorted({system.coordinates for system in SYSTEMS.values()})
 
 
 def outputs(system: System) -> list[tuple[str, Size, Box]]:
-    """Texts with random boxes, the size of the picture, and where the system's own code sees the box."""
-    dice = random.Random(7)
+    """Outputs with random boxes, the size of the image, and the box that the system's own code decodes."""
+    rng = random.Random(7)
     made = []
     for number in range(12):
         drawn: list[str] = []
         for low in (0.1, 0.2, 0.6, 0.65):  # two corners, the second beyond the first
-            value = (low + 0.3 * dice.random()) * system.most
+            value = (low + 0.3 * rng.random()) * system.most
             drawn.append(format(value if "f" in system.form else int(value), system.form))
         size = SIZES[number % len(SIZES)]
         a, b, c, d = map(float, drawn)
@@ -212,7 +212,7 @@ def test_a_file_of_each_system_scores_one(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_points_are_no_boxes(text: str) -> None:
-    """Molmo points, and Qwen3-VL may be asked to."""
+    """Molmo and Qwen3-VL can output points."""
     assert all(parse_boxes(text, Coordinates.named(one)) == [] for one in ("0-1000:xyxy", "0-100:xyxy"))
 
 

@@ -28,7 +28,7 @@ PHRASES = (
 BY_NAME = {perturbation.name: perturbation for perturbation in PHRASE_PERTURBATIONS}
 
 
-def photo(size: tuple[int, int] = (90, 60)) -> Image.Image:
+def random_image(size: tuple[int, int] = (90, 60)) -> Image.Image:
     coarse = np.random.default_rng(3).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
@@ -43,9 +43,9 @@ def test_a_perturbation_depends_on_its_arguments_alone() -> None:
     seeds = {made("typo", PHRASES[0], seed) for seed in range(20)}
     assert len(seeds) > 5
     for change in IMAGE_PERTURBATIONS:
-        one, other = (change.apply(photo(), generator(1, change.name, "a")) for _ in range(2))
+        one, other = (change.apply(random_image(), generator(1, change.name, "a")) for _ in range(2))
         assert one is not None and np.array_equal(np.asarray(one), np.asarray(other)), change.name
-        assert not np.array_equal(np.asarray(one), np.asarray(photo())), change.name
+        assert not np.array_equal(np.asarray(one), np.asarray(random_image())), change.name
 
 
 @pytest.mark.parametrize("phrase", PHRASES)
@@ -95,8 +95,8 @@ def test_a_typo_is_a_single_slip_and_shuffling_keeps_the_words(seed: int) -> Non
         assert sorted(shuffled.split()) == (sorted(words) if len(words) > 1 else [])
 
 
-class Painter:
-    """Stands in for a run: predicts the same part of the image for every phrase, surer of short phrases."""
+class FakePredictor:
+    """A fake predictor: the same part of the image for every phrase, with higher confidence for short phrases."""
 
     def predict_boxes(self, image: Image.Image, phrases: list[str]) -> tuple[list[list[float]], list[float]]:
         width, height = image.size
@@ -105,9 +105,9 @@ class Painter:
 
 def test_boxes_follow_the_image_and_every_query_has_its_row(tmp_path: Path) -> None:
     records = [Sample(tmp_path / "a.png", phrase, (24.0, 27.0, 72.0, 81.0)) for phrase in PHRASES]
-    painter: Any = Painter()
-    rows = query_image(painter, photo((120, 90)), records, seed=0)
-    assert rows == query_image(painter, photo((120, 90)), records, seed=0)
+    predictor: Any = FakePredictor()
+    rows = query_image(predictor, random_image((120, 90)), records, seed=0)
+    assert rows == query_image(predictor, random_image((120, 90)), records, seed=0)
     assert all(r["iou"] == pytest.approx(1, abs=1e-3) == r["agreement"] for r in rows)
     counts = {name: sum(row["perturbation"] == name for row in rows) for name in {row["perturbation"] for row in rows}}
     assert counts[CLEAN] == counts["small"] == counts["long prefix"] == len(PHRASES)

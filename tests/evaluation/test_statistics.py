@@ -74,12 +74,12 @@ def test_a_difference_on_three_images_is_not_significant() -> None:
 
 
 def test_interval_contains_the_point_and_has_the_textbook_width() -> None:
-    dice = random.Random(5)
-    rows = make_rows([float(dice.random() < 0.6) for _ in range(900)], per_image=1)
-    share = sum(row["iou"] for row in rows) / 900
+    rng = random.Random(5)
+    rows = make_rows([float(rng.random() < 0.6) for _ in range(900)], per_image=1)
+    fraction = sum(row["iou"] for row in rows) / 900
     low, high = bootstrap(rows)
-    assert low < share < high
-    assert high - low == pytest.approx(2 * 1.96 * (share * (1 - share) / 900) ** 0.5, rel=0.1)
+    assert low < fraction < high
+    assert high - low == pytest.approx(2 * 1.96 * (fraction * (1 - fraction) / 900) ** 0.5, rel=0.1)
 
 
 def test_phrases_of_one_image_count_as_one_draw() -> None:
@@ -108,10 +108,10 @@ def test_repeated_phrases_without_an_id_are_paired_in_order() -> None:
 
 def test_a_difference_has_the_interval_of_independent_images() -> None:
     """The phrases of an image are equal here, so the textbook's interval counts images."""
-    dice = random.Random(7)
+    rng = random.Random(7)
     before, after = [], []
     for _ in range(400):
-        a, b = float(dice.random() < 0.5), float(dice.random() < 0.6)
+        a, b = float(rng.random() < 0.5), float(rng.random() < 0.6)
         before += [a] * 4
         after += [b] * 4
     difference = compare(make_rows(before, 4), make_rows(after, 4))
@@ -125,10 +125,10 @@ def test_a_difference_has_the_interval_of_independent_images() -> None:
 
 def test_p_is_uniform_without_a_difference_and_images_flip_together() -> None:
     """Copies of an image's phrases do not change p."""
-    dice = random.Random(8)
+    rng = random.Random(8)
     chances = []
     for _ in range(16):
-        gains = [dice.gauss(0, 1) for _ in range(40)]
+        gains = [rng.gauss(0, 1) for _ in range(40)]
         alone = difference([str(i) for i in range(40)], gains)
         copied = difference([str(i // 5) for i in range(200)], [gain for gain in gains for _ in range(5)])
         assert copied.p == pytest.approx(alone.p, abs=0.02)
@@ -139,8 +139,8 @@ def test_p_is_uniform_without_a_difference_and_images_flip_together() -> None:
 
 
 def test_intervals_depend_on_the_seed() -> None:
-    dice = random.Random(3)
-    a, b = (make_rows([dice.random() for _ in range(200)]) for _ in range(2))
+    rng = random.Random(3)
+    a, b = (make_rows([rng.random() for _ in range(200)]) for _ in range(2))
     assert compare(a, b, seed=1) == compare(a, b, seed=1)
     first, again, other = (bootstrap(a, value=lambda row: row["iou"], seed=seed) for seed in (1, 1, 2))
     assert first == again != other

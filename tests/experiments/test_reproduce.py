@@ -19,7 +19,7 @@ from epmvg.experiments import runner
 from epmvg.experiments.plan import SCALES, plan_row
 from epmvg.experiments.reproduce import reproduce
 from epmvg.experiments.tables import Row, read_table, read_tables
-from epmvg.training import loop
+from epmvg.training import errors, loop
 
 FIGURE = r"\d\d\.\d\d"
 
@@ -49,7 +49,7 @@ SYSTEMS = {"5": ("Table 5. The performance", "designed effectively"), "6": ("Tab
 
 @pytest.mark.parametrize("number", [*ABLATIONS, *SYSTEMS])
 def test_every_reported_value_is_the_paper_s(paper: str, number: str) -> None:
-    """Row by row, in order, with the row's own name and where the dashes stand."""
+    """Row by row, in order, with names and dashes."""
     lines = lines_of(paper, *(ABLATIONS | SYSTEMS)[number])
     rows = read_table(number).rows
     assert len(lines) == len(rows)
@@ -68,7 +68,7 @@ def test_every_reported_value_is_the_paper_s(paper: str, number: str) -> None:
 
 
 def test_the_differences_in_the_text_follow_from_the_values(paper: str) -> None:
-    """Sec. 4.3 says by how much each ablation falls."""
+    """Sec. 4.3 states the decrease of each ablation."""
     rows = read_table("3").rows + read_table("4").rows[1:]
     best = rows[0].reported
     for row in rows[1:]:
@@ -172,7 +172,7 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
     run: Callable[..., dict[str, Any]], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two rows with two seeds: killed in the first training, then beside another start that holds it, then alone."""
-    real = loop._step
+    real = errors.check_finite
     steps: list[int] = []
 
     def dies_at_three(*arguments: Any) -> Any:
@@ -181,7 +181,7 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
             raise KilledError
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "_step", dies_at_three)
+    monkeypatch.setattr(loop, "check_finite", dies_at_three)
     with pytest.raises(KilledError):
         run("4", seeds=2)
     (begun,) = [file.parent for file in tmp_path.glob("out/scenes/*/seed-13/config.yaml")]
@@ -221,7 +221,7 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
     for ending in ("md", "json"):
         page = (tmp_path / "out" / "scenes" / f"table-4.{ending}").read_text(encoding="utf-8")
         assert "83.39" in page and str(first["cells"][4]["reproduced"]["seeds"]) in page
-    # Lambda 1 of Table 7 is Table 3's first row, and shares its trainings; Table 4's teacher sees another image.
+    # Lambda 1 of Table 7 is Table 3's first row, and has the same trainings; the teacher of Table 4 has another input.
     plain, same = run("3", dry_run=True)["rows"][0], run("7", dry_run=True)["rows"][2]
     assert same["trainings"][0]["settings"] == plain["trainings"][0]["settings"]
     assert same["trainings"][0]["settings"] != first["trainings"][0]["settings"]
@@ -247,7 +247,7 @@ def test_a_scale_makes_its_own_teacher_once(scenes: Path, tmp_path: Path, monkey
     made = []
 
     def fake(captions: Path, folder: Path, **settings: Any) -> None:
-        assert captions == scenes / "captions.jsonl" and settings["side"] == 160
+        assert captions == scenes / "captions.jsonl" and settings["image_size"] == 160
         made.append(folder)
         folder.mkdir(parents=True)
 

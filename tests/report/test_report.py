@@ -39,8 +39,8 @@ def write_jsonl(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def make_run(folder: Path, rows: Sequence[dict[str, Any]], *, teacher: str | None = None, photos: bool = True) -> Path:
-    """A run's folder as training and evaluation leave it, with drawn photos."""
+def make_run(folder: Path, rows: Sequence[dict[str, Any]], *, teacher: str | None = None, images: bool = True) -> Path:
+    """A run's folder as training and evaluation leave it, with images."""
     folder.mkdir(parents=True)
     distill = {"teacher": teacher, "image": 1.5} if teacher else None
     config = {"name": "fake", "model": {"name": "mini"}, "distill": distill, "train": {"lr": 1e-4, "epochs": 2}}
@@ -54,12 +54,12 @@ def make_run(folder: Path, rows: Sequence[dict[str, Any]], *, teacher: str | Non
             metrics.append({"event": "evaluate", "data": "fake", "split": "val", "acc50": step / 40, "n": 9} | at)
     write_jsonl(folder / "metrics.jsonl", metrics)
     write_jsonl(folder / "predictions-fake-test.jsonl", rows)
-    if photos:
+    if images:
         (folder / "images").mkdir()
         for name in {row["image"] for row in rows}:
-            picture = Image.new("RGB", (160, 120), (90, 120, 140))
-            ImageDraw.Draw(picture).rectangle((40, 30, 100, 90), fill=(200, 70, 60))
-            picture.save(folder / name)
+            image = Image.new("RGB", (160, 120), (90, 120, 140))
+            ImageDraw.Draw(image).rectangle((40, 30, 100, 90), fill=(200, 70, 60))
+            image.save(folder / name)
     return folder
 
 
@@ -128,7 +128,7 @@ def test_words_from_outside_are_escaped(tmp_path: Path) -> None:
 def test_images_that_are_missing_or_broken_are_marked(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", make_rows([0.9, 0.1, 0.9, 0.1]))
     (run / "images" / "0.jpg").unlink()
-    (run / "images" / "1.jpg").write_bytes(b"\xff\xd8 not a photo")
+    (run / "images" / "1.jpg").write_bytes(b"\xff\xd8 not an image")
     page = write_report([run], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<image " not in page
     assert page.count("cannot be opened: ") == 4
@@ -188,8 +188,8 @@ def test_unusable_input_is_one_sentence(runs: list[Path], tmp_path: Path) -> Non
 def test_stays_small_with_photos_full_of_detail(tmp_path: Path) -> None:
     rows = make_rows([0.9, 0.1] * 24, per_image=1)
     other = make_rows([0.9, 0.1, 0.1, 0.9] * 12, per_image=1)
-    runs = [make_run(tmp_path / "a", rows), make_run(tmp_path / "b", other, photos=False)]
+    runs = [make_run(tmp_path / "a", rows), make_run(tmp_path / "b", other, images=False)]
     for number in range(48):
-        photo = Image.effect_noise((640, 480), 40 + number).convert("RGB")
-        photo.resize((1280, 960)).save(runs[0] / "images" / f"{number}.jpg")
+        image = Image.effect_noise((640, 480), 40 + number).convert("RGB")
+        image.resize((1280, 960)).save(runs[0] / "images" / f"{number}.jpg")
     assert write_report(runs, tmp_path / "report.html").stat().st_size < 3_000_000

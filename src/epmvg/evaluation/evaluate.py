@@ -17,7 +17,7 @@ from torch import Tensor
 
 from epmvg.core.boxes import paired_iou
 from epmvg.core.calibration import Calibration
-from epmvg.core.distributed import gathered, together, told
+from epmvg.core.distributed import broadcast, gather, process_group
 from epmvg.core.files import write_json, write_rows
 from epmvg.core.hardware import select_device
 from epmvg.core.locate import fetch
@@ -76,7 +76,7 @@ def evaluate(
     Raises:
         InputError: the run, the data or all images cannot be read.
     """
-    with together() as (rank, world):  # first, so that the others notice an error in what follows
+    with process_group() as (rank, world):  # first, so that the others notice an error in what follows
         settings, split, samples = evaluation_samples(run, data, split, root, split_key)
         model = load(run).to(select_device(device))
         model.visual_encoder.fuse_norms()
@@ -99,7 +99,7 @@ def evaluate(
             write_rows(folder / result["rows"], rows)
             write_rows(folder / f"negatives-{stem}.jsonl", negatives)
             write_json(folder / f"evaluation-{stem}.json", result)
-        return told(result)
+        return broadcast(result)
 
 
 def _confidence(
@@ -143,7 +143,7 @@ def predict_rows(
         done += len(rows)
         if progress:
             progress(done, total)
-    turns = zip_longest(*gathered(by_batch), fillvalue=[])  # processes take batches in turn
+    turns = zip_longest(*gather(by_batch), fillvalue=[])  # processes take batches in turn
     return [row for turn in turns for rows in turn for row in rows]
 
 
@@ -252,12 +252,11 @@ def _mark_unreadable_phrases(rows: Sequence[Row], tokenizer: PhraseTokenizer) ->
     return {key: int(marked.sum()) for key, marked in marks.items()}
 
 
-def score_rows(rows: Sequence[Row], *, strict: bool = False, targets: Targets = "rows") -> dict[str, Any]:
+def score_rows(rows: Sequence[Row], *, targets: Targets = "rows") -> dict[str, Any]:
     """Compute all metrics of prediction rows, the same to the last digit in any order of them.
 
     Args:
         rows: prediction rows.
-        strict: count IoU > threshold instead of IoU >= threshold.
         targets: what the rows' targets are, for the metadata.
 
     Returns:
@@ -265,15 +264,15 @@ def score_rows(rows: Sequence[Row], *, strict: bool = False, targets: Targets = 
         name; and `metadata`, what was evaluated and how.
     """
     rows = sorted(rows, key=row_order)
-    result: dict[str, Any] = asdict(Metrics.of(rows, strict=strict))
-    values = row_metrics(rows, strict)
+    result: dict[str, Any] = asdict(Metrics.of(rows))
+    values = row_metrics(rows)
     intervals = mean_intervals([row["image"] for row in rows], np.stack(list(values.values()), -1))
     result["intervals"] = dict(zip(values, intervals, strict=True))
     result["slices"] = {
-        slicing.title: {name: asdict(Metrics.of(slicing.select(rows, name), strict=strict)) for name in names}
+        slicing.title: {name: asdict(Metrics.of(slicing.select(rows, name))) for name in names}
         for slicing, names in slicings(rows)
     }
-    return result | {"metadata": evaluation_metadata(rows, strict=strict, targets=targets)}
+    return result | {"metadata": evaluation_metadata(rows, targets=targets)}
 
 
 def row_order(row: Row) -> tuple[Any, ...]:

@@ -32,7 +32,6 @@ def score(
     form: Format = "jsonl",
     coordinates: str | None = None,
     targets: Targets = "rows",
-    strict: bool = False,
     allow_partial: bool = False,
     against: Path | str | None = None,
     rows: Path | str | None = None,
@@ -47,7 +46,6 @@ def score(
         form: jsonl (as `epmvg evaluate` and `epmvg predict --out` write it), coco (a list of results) or text.
         coordinates: unit and order of the numbers, for example "0-1000:xyxy"; required for text.
         targets: the target of a phrase with several boxes: the row's own box (rows), or any of its `boxes` (any).
-        strict: count IoU > threshold instead of IoU >= threshold.
         allow_partial: count samples without a prediction as misses instead of rejecting the file.
         against: predictions of another system on the same data, as our JSONL, to compare with.
         rows: JSONL file to write the scored rows to, with boxes in pixels.
@@ -74,13 +72,13 @@ def score(
     convention = Coordinates.named(named)
     scorer = _Scorer(open_samples(data, split=split, root=root), data, targets, allow_partial)
     scored, account = scorer(Path(predictions), form, convention)
-    protocol = f"IoU {'>' if strict else '>='} 0.5, {BOX_FORMAT}, neither box clipped, target: {TARGETS[targets]}"
+    protocol = f"IoU >= 0.5, {BOX_FORMAT}, neither box clipped, target: {TARGETS[targets]}"
     result: dict[str, Any] = {"data": short_name(data), "split": split or "all", "protocol": protocol}
-    result |= score_rows(scored, strict=strict, targets=targets) | account
+    result |= score_rows(scored, targets=targets) | account
     if against is not None:
         other, other_account = scorer(Path(against), "jsonl", Coordinates.named("pixels:xyxy"))
         images = [row["image"] for row in scored]
-        first, second = row_metrics(scored, strict), row_metrics(other, strict)
+        first, second = row_metrics(scored), row_metrics(other)
         gains = {name: (100.0 * (first[name] - second[name])).tolist() for name in first}
         metrics = {name: asdict(difference(images, gain)) for name, gain in gains.items()}
         result["against"] = {"file": str(against), "metrics": metrics} | other_account

@@ -50,25 +50,21 @@ class Metrics:
     miou: float
 
     @classmethod
-    def of(cls, rows: Sequence[Row], *, strict: bool = False) -> Metrics:
+    def of(cls, rows: Sequence[Row]) -> Metrics:
         """Compute the metrics of prediction rows; sums are exact, so the order of rows does not matter.
-
-        Args:
-            rows: prediction rows.
-            strict: count IoU > threshold instead of IoU >= threshold.
 
         Raises:
             InputError: there are no rows.
         """
         if not rows:
             raise InputError("There are no rows to score: give predictions of at least one phrase.")
-        return cls(len(rows), **{name: math.fsum(v) / len(rows) for name, v in row_metrics(rows, strict).items()})
+        return cls(len(rows), **{name: math.fsum(v) / len(rows) for name, v in row_metrics(rows).items()})
 
 
-def row_metrics(rows: Sequence[Row], strict: bool = False) -> dict[str, NDArray[np.float64]]:
+def row_metrics(rows: Sequence[Row]) -> dict[str, NDArray[np.float64]]:
     """Return the value of each row in each metric, [n] in 0..1, of which the metric is the mean."""
     hits = {
-        name: np.array([is_correct(row, threshold, strict) for row in rows], float)
+        name: np.array([is_correct(row, threshold) for row in rows], float)
         for name, threshold in IOU_THRESHOLDS.items()
     }
     return hits | {
@@ -77,12 +73,12 @@ def row_metrics(rows: Sequence[Row], strict: bool = False) -> dict[str, NDArray[
     }
 
 
-def is_correct(row: Row, threshold: float = IOU_THRESHOLDS["acc50"], strict: bool = False) -> bool:
-    """Return whether the IoU of a row reaches a threshold; if `strict`, whether it exceeds it."""
-    return float(row["iou"]) > threshold if strict else float(row["iou"]) >= threshold
+def is_correct(row: Row, threshold: float = IOU_THRESHOLDS["acc50"]) -> bool:
+    """Return whether the IoU of a row reaches a threshold."""
+    return float(row["iou"]) >= threshold
 
 
-def evaluation_metadata(rows: Sequence[Row], *, strict: bool = False, targets: Targets = "rows") -> dict[str, Any]:
+def evaluation_metadata(rows: Sequence[Row], *, targets: Targets = "rows") -> dict[str, Any]:
     """Return what was evaluated and how; equal for the same samples in any order, whatever was predicted.
 
     The hash is of image names, phrases and targets: not of predictions, ids or the folders of the images.
@@ -96,7 +92,7 @@ def evaluation_metadata(rows: Sequence[Row], *, strict: bool = False, targets: T
         "data_sha256": hashlib.sha256("\n".join(samples).encode()).hexdigest(),
         "images": len({row["image"] for row in rows}),
         "phrases": len(rows),
-        "correct": f"IoU {'>' if strict else '>='} threshold",
+        "correct": "IoU >= threshold",
         "boxes": BOX_FORMAT,
         "targets": TARGETS[targets],
         "epmvg": __version__,
