@@ -116,7 +116,7 @@ def test_teacher_commands_print_what_they_wrote(
     captured = capsys.readouterr()
     assert calls["epochs"] == 3 and f"The teacher is in {tmp_path / 't'}" in captured.out
     assert captured.err.strip() == f"warning: 2 images were skipped. See {tmp_path / 't' / 'teacher.json'}."
-    cached = {"answers": 1234, "megabytes": 1.5, "seconds": 3, "file": "f.db", "skipped": ["a.jpg is missing"]}
+    cached = {"embeddings": 1234, "megabytes": 1.5, "seconds": 3, "file": "f.db", "skipped": ["a.jpg is missing"]}
     replace("epmvg.training.cache_teacher", cached)
     main_ok(["teacher", "cache", "scenes", "distill=folder"])
     captured = capsys.readouterr()
@@ -138,7 +138,7 @@ def test_export_and_publish_print_their_folder(
 ) -> None:
     calls = replace("epmvg.export.export_run", {})
     main_ok(["export", run, "--out", tmp_path / "e", "--int8", "my.jsonl", "--split", "val"])
-    assert capsys.readouterr().out == f"The export is in {tmp_path / 'e'}\n" and calls["kind"] == "onnx"
+    assert capsys.readouterr().out == f"The export is in {tmp_path / 'e'}\n" and calls["format"] == "onnx"
     replace("epmvg.hub.save_pretrained", tmp_path / "h")
     main_ok(["publish", run, "--to", tmp_path / "h", "--licence", "apache-2.0"])
     assert f"hf upload OWNER/NAME {tmp_path / 'h'}" in capsys.readouterr().out

@@ -21,7 +21,7 @@ import epmvg
 from epmvg.cli import main
 from epmvg.config.settings import Recipe
 from epmvg.core.types import InputError
-from epmvg.data.readers.jsonl import read_jsonl
+from epmvg.data.registry import open_samples
 from epmvg.data.samples import SampleDigest
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
@@ -115,7 +115,7 @@ def test_command_line_prints_how_to_resume(
         main(["train", *settings])
     said = capsys.readouterr()
     assert ended.value.code == 128 + signal.SIGTERM
-    assert f"training on {SampleDigest.of(read_jsonl(squares, split='train'))}, validation on" in said.out
+    assert f"training on {SampleDigest.of(open_samples(str(squares), split='train'))}, validation on" in said.out
     (line,) = [line for line in said.err.splitlines() if line.startswith("stopped at step ")]
     assert line.endswith(f"--out '{tmp_path / 'a run'}' --resume")
     with pytest.raises(SystemExit) as ended:
@@ -226,10 +226,10 @@ def test_missing_training_images_are_rejected_on_resume(stopped: Path) -> None:
 def test_sample_digest_does_not_depend_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    here, there = (read_jsonl(draw_squares(tmp_path / name)) for name in ("a", "b"))
+    here, there = (open_samples(str(draw_squares(tmp_path / name)), split=None) for name in ("a", "b"))
     assert SampleDigest.of(here) == SampleDigest.of(there)
     monkeypatch.chdir(tmp_path)
-    assert SampleDigest.of(read_jsonl("a/annotations.jsonl")) == SampleDigest.of(here)
+    assert SampleDigest.of(open_samples("a/annotations.jsonl", split=None)) == SampleDigest.of(here)
     assert len({SampleDigest.of(part).sha256 for part in (here, here[::-1], here[1:], [*here, here[0]])}) == 4
 
 

@@ -25,7 +25,7 @@ from epmvg.config.settings import Recipe
 from epmvg.core.files import atomic_write
 from epmvg.core.types import InputError
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.readers.jsonl import read_jsonl
+from epmvg.data.registry import open_samples
 from epmvg.distill.losses import Losses
 from epmvg.models.grounder import Grounder
 from epmvg.training import loop
@@ -155,7 +155,7 @@ def test_vanished_images_are_counted_and_named_once(squares: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batch_without_readable_images_is_empty_with_reasons(squares: Path, tiny: Grounder, workers: int) -> None:
-    records = read_jsonl(squares, split="train")
+    records = open_samples(str(squares), split="train")
     (squares.parent / "0.png").write_bytes(b"no image")
     loader = GroundingLoader(
         records, tiny.tokenize, image_size=64, batch_size=4, num_workers=workers, skip_unreadable=True
@@ -215,7 +215,7 @@ def test_batch_with_nan_loss_is_saved(
             kept.get_tensor("boxes"), seen[-1].boxes
         )
         assert json.loads(kept.metadata()["loss"])["giou"] == "nan"
-    named = read_jsonl(tmp_path / "run" / "batch-4-0.jsonl", root=Path("/"))
+    named = open_samples(str(tmp_path / "run" / "batch-4-0.jsonl"), split=None, root=Path("/"))
     assert [record.phrase for record in named] == [record.phrase for record in seen[-1].samples]
     monkeypatch.setattr(loop, "check_finite", check_finite)
     assert same_weights(finished[1], epmvg.train(finished[0], tmp_path / "run", resume=True))

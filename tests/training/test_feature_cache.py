@@ -10,7 +10,7 @@ from torch import Tensor
 
 from epmvg.core.types import InputError, Sample
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.readers.jsonl import read_jsonl
+from epmvg.data.registry import open_samples
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
 from epmvg.training.feature_cache import FeatureCache
@@ -32,7 +32,7 @@ def cached(model: Grounder, samples: list[Sample], file: Path, limit_gb: float =
 
 @pytest.fixture
 def samples(squares: Path) -> list[Sample]:
-    return read_jsonl(squares, split="train")
+    return open_samples(str(squares), split="train")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import epmvg
 from epmvg.config.settings import Recipe
 from epmvg.core.types import InputError
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.readers.jsonl import read_jsonl
+from epmvg.data.registry import open_samples
 from epmvg.data.transforms import Augment
 from epmvg.distill.losses import Losses
 from epmvg.models.convert import Conversion, write
@@ -111,7 +111,7 @@ def made(
     squares: Path, tiny: Grounder, rank: int = 0, world_size: int = 1, phrases: int = 3, batch_size: int = 16
 ) -> GroundingLoader:
     return GroundingLoader(
-        read_jsonl(squares),
+        open_samples(str(squares), split=None),
         tiny.tokenize,
         image_size=64,
         batch_size=batch_size,
@@ -260,7 +260,7 @@ def test_eval_limit_draws_images_and_is_reported(squares: Path, tmp_path: Path) 
         lines = (run / "predictions-annotations-val_sample.jsonl").read_text().splitlines()
         asked.append([json.loads(line)["id"] for line in lines])
     assert asked[0] == asked[1]  # runs of several seeds are compared on the same phrases
-    first_rows = [record.id for record in read_jsonl(squares, split="val")][:12]
+    first_rows = [record.id for record in open_samples(str(squares), split="val")][:12]
     assert len(asked[0]) == 12 and sorted(asked[0]) != sorted(first_rows)
 
 
