@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from epmvg.core.distributed import launched
+from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.hardware import cpu_has_bf16, cpu_threads, is_out_of_memory, select_device, use_bf16
 from epmvg.core.types import InputError
 
@@ -68,15 +68,15 @@ def test_incomplete_variables_of_a_launcher_are_named(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=words):
-        launched()
+        rank_and_world_size()
 
 
 def test_one_process_needs_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launched() == (0, 1)
+    assert rank_and_world_size() == (0, 1)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert launched() == (0, 1)
+    assert rank_and_world_size() == (0, 1)
     monkeypatch.setenv("RANK", "0")
-    assert launched() == (0, 1)
+    assert rank_and_world_size() == (0, 1)
 
 
 def test_threads_are_those_of_the_environment_or_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
