@@ -49,39 +49,43 @@ SETTINGS = [
 CLOCK = ("seconds", "images_per_s", "phrases_per_s")
 
 
-def command(room: Path, name: str, *, resume: bool) -> list[str]:
-    own = [f"data.root={room / 'scenes'}", f"distill.teacher={room / 'teacher.json'}", "distill.pretrained=random"]
-    verb = [sys.executable, "-m", "epmvg", "train", "scenes", *SETTINGS, *own, "--out", str(room / name)]
+def command(workspace: Path, name: str, *, resume: bool) -> list[str]:
+    own = [
+        f"data.root={workspace / 'scenes'}",
+        f"distill.teacher={workspace / 'teacher.json'}",
+        "distill.pretrained=random",
+    ]
+    verb = [sys.executable, "-m", "epmvg", "train", "scenes", *SETTINGS, *own, "--out", str(workspace / name)]
     return [*verb, "--resume"] if resume else verb
 
 
-def start(room: Path, name: str, *, resume: bool) -> subprocess.Popen[bytes]:
+def start(workspace: Path, name: str, *, resume: bool) -> subprocess.Popen[bytes]:
     fixed = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
-    environment = os.environ | fixed | {"EPMVG_CACHE": str(room / f"cache-{name}")}
-    with (room / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(command(room, name, resume=resume), stdout=log, stderr=log, env=environment)
+    environment = os.environ | fixed | {"EPMVG_CACHE": str(workspace / f"cache-{name}")}
+    with (workspace / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(command(workspace, name, resume=resume), stdout=log, stderr=log, env=environment)
 
 
-def run_whole(room: Path) -> tuple[float, float]:
+def run_whole(workspace: Path) -> tuple[float, float]:
     """Train without a break; return the seconds until the first row of metrics, and those after it."""
     begun = time.monotonic()
-    process = start(room, "whole", resume=False)
-    while process.poll() is None and not (room / "whole" / "metrics.jsonl").exists():
+    process = start(workspace, "whole", resume=False)
+    while process.poll() is None and not (workspace / "whole" / "metrics.jsonl").exists():
         time.sleep(0.005)
     ready = time.monotonic()
     if process.wait() != 0:
-        raise SystemExit((room / "whole.log").read_text())
+        raise SystemExit((workspace / "whole.log").read_text())
     return ready - begun, time.monotonic() - ready
 
 
 def is_writing(folder: Path) -> bool:
-    """Say whether a file of the run stands under its temporary name."""
-    return any(folder.glob(".*.part")) or any(folder.glob("state/.*.part"))
+    """Return whether a file of the run stands under its temporary name."""
+    return any(folder.glob(".*.part")) or any(folder.glob("checkpoint/.*.part"))
 
 
-def kill_once(room: Path, folder: Path, when: str, ready: float, share: float) -> bool:
-    """Start or resume the run and kill it at a random moment; say whether it was still running."""
-    process = start(room, folder.name, resume=(folder / "config.yaml").exists())
+def kill_once(workspace: Path, folder: Path, when: str, ready: float, share: float) -> bool:
+    """Start or resume the run and kill it at a random moment; return whether it was still running."""
+    process = start(workspace, folder.name, resume=(folder / "config.yaml").exists())
     log = folder / "metrics.jsonl"
     known = log.stat().st_size if log.exists() else 0
     if when != "starting":
@@ -96,8 +100,8 @@ def kill_once(room: Path, folder: Path, when: str, ready: float, share: float) -
     return process.wait() == -signal.SIGKILL
 
 
-def difference(one: Any, other: Any, where: str = "state") -> str | None:
-    """Name the first thing in which two states differ, or None; tensors are compared bit by bit."""
+def difference(one: Any, other: Any, where: str = "checkpoint") -> str | None:
+    """Name the first thing in which two checkpoints differ, or None; tensors are compared bit by bit."""
     if isinstance(one, torch.Tensor):
         same = one.dtype == other.dtype and one.shape == other.shape
         same = same and torch.equal(*(t.contiguous().view(-1).view(torch.uint8) for t in (one, other)))
@@ -115,15 +119,16 @@ def difference(one: Any, other: Any, where: str = "state") -> str | None:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Return all that a run leaves, without what only the clock says."""
-    state = torch.load(folder / "state" / "last.pt", weights_only=True)
-    state["position"] = {key: value for key, value in state["position"].items() if key != "seconds"}
-    state["meter"] = [{key: value for key, value in own.items() if key != "since"} for own in state["meter"]]
+    """Return all that a run leaves, without the times."""
+    checkpoint = torch.load(folder / "checkpoint" / "last.pt", weights_only=True)
+    del checkpoint["state"]["seconds"]
+    for means in checkpoint["means"]:
+        del means["since"]
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{key: value for key, value in json.loads(line).items() if key not in CLOCK} for line in lines]
     names = ["model.safetensors", "model.yaml", *(file.name for file in sorted(folder.glob("predictions-*.jsonl")))]
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-    return {"last": state, "metrics": rows, "files": files}
+    return {"last": checkpoint, "metrics": rows, "files": files}
 
 
 def main() -> None:
@@ -134,23 +139,23 @@ def main() -> None:
     options = parser.parse_args()
     random.seed(options.seed)
     with tempfile.TemporaryDirectory() as name:
-        room = Path(name)
-        write_scenes(room / "scenes", sizes={"train": 60, "val": 15, "test": 5, "open": 5, "captions": 5}, side=96)
-        (room / "teacher.json").write_text(json.dumps(TEACHER))
-        ready, seconds = run_whole(room)
-        wanted = outcome(room / "whole")
+        workspace = Path(name)
+        write_scenes(workspace / "scenes", sizes={"train": 60, "val": 15, "test": 5, "open": 5, "captions": 5}, side=96)
+        (workspace / "teacher.json").write_text(json.dumps(TEACHER))
+        ready, seconds = run_whole(workspace)
+        wanted = outcome(workspace / "whole")
         moments = dict.fromkeys(("learning", "writing", "starting"), 0)
         turns = cycle(moments)
         differences: list[str | None] = []
         while sum(moments.values()) < options.kills:  # one run may come to its end before all kills are spent
-            folder = room / f"killed-{len(differences)}"
+            folder = workspace / f"killed-{len(differences)}"
             while sum(moments.values()) < options.kills:
                 when = next(turns)
-                if not kill_once(room, folder, when, ready, seconds / options.kills):
+                if not kill_once(workspace, folder, when, ready, seconds / options.kills):
                     break
                 moments[when] += 1
-            if start(room, folder.name, resume=(folder / "config.yaml").exists()).wait() != 0:
-                raise SystemExit((room / f"{folder.name}.log").read_text())
+            if start(workspace, folder.name, resume=(folder / "config.yaml").exists()).wait() != 0:
+                raise SystemExit((workspace / f"{folder.name}.log").read_text())
             differences.append(difference(wanted, outcome(folder)))
     first = next((one for one in differences if one is not None), None)
     result = {
@@ -159,8 +164,8 @@ def main() -> None:
         "differs": first,
         "killed_while": moments,
         "killed_runs": len(differences),
-        "steps": wanted["last"]["position"]["step"],
-        "tensors": sum(isinstance(value, torch.Tensor) for value in wanted["last"]["student"].values()),
+        "steps": wanted["last"]["state"]["step"],
+        "tensors": sum(isinstance(value, torch.Tensor) for value in wanted["last"]["model"].values()),
         "metrics_rows": len(wanted["metrics"]),
         "uninterrupted_seconds": round(ready + seconds, 1),
     }

@@ -58,7 +58,7 @@ MUTANTS = [
         "self.image, self.text, self.dense = text, image, dense",
         "distill/test_losses.py",
     ),
-    Mutant("training/optimizer.py", "0.1 ** math.floor", "0.1 * math.floor", "test_training.py", "schedules"),
+    Mutant("training/optimizer.py", "0.1 ** math.floor", "0.1 * math.floor", "training/test_loop.py", "schedules"),
     Mutant(
         "models/grounder.py",
         "similarity.float().masked_fill(visual_pad, -math.inf)",
@@ -66,7 +66,7 @@ MUTANTS = [
         "models/test_grounder.py",
     ),
     Mutant("data/negatives.py", "words.isdisjoint(", "not words.isdisjoint(", "data/test_absent.py"),
-    Mutant("core/files.py", "temporary.unlink(missing_ok=True)", "pass", "test_faults.py", "does_not_fit"),
+    Mutant("core/files.py", "temporary.unlink(missing_ok=True)", "pass", "training/test_errors.py", "does_not_fit"),
 ]
 
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from epmvg.core.files import atomic_write
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.readers.jsonl import read_jsonl
+from epmvg.data.registry import open_samples
 from epmvg.inference.batch import batched
 from epmvg.inference.sources import Sources
 from reference import PHRASES
@@ -67,7 +67,7 @@ def stream(file: Path) -> int:
 
 
 def plan(file: Path) -> int:
-    records = read_jsonl(file)
+    records = open_samples(str(file), split=None)
     nothing = torch.empty(0)
     GroundingLoader(records, lambda _: (nothing, nothing), image_size=256, shuffle=True).epoch_order(0)
     return len(records)

@@ -1,9 +1,9 @@
-"""What a teacher costs a training step: with none, with one whose answers are kept, and with one asked at every step.
+"""What a teacher costs a training step: with none, with cached embeddings, and with one that runs in every step.
 
 Whole steps as `epmvg train` takes them (forward, teacher, loss, backward, optimiser), by one student in one process, on
 the same batches in turn; opening the student's pictures is in none of them. The teacher is of the named size and
-random. Kept, it looks at the photo, and all its answers are on disk before the clock runs; asked at every step, it sees
-the student's canvas, and nothing it said before is remembered.
+random. Cached, it takes the image file, and all its embeddings are on disk before the clock runs; in every step, it
+takes the student's input, and nothing is cached.
 
     OMP_WAIT_POLICY=passive OMP_NUM_THREADS=2 python benchmarks/teacher_overhead.py [--json]
         [--presets mini,transvg-r50] [--steps 9] [--images 2] [--phrases 4] [--teacher ViT-B-32]
@@ -26,9 +26,8 @@ import torch
 from epmvg.config.settings import Recipe
 from epmvg.core.types import Batch
 from epmvg.data.synthetic.scenes import write_scenes
-from epmvg.distill.targets import Lesson
-from epmvg.training.loop import _step, _update
-from epmvg.training.processes import join
+from epmvg.distill.targets import DistillationTargets
+from epmvg.training.processes import join_processes
 from epmvg.training.run import Run
 from epmvg.training.setup import prepare_run
 
@@ -53,32 +52,35 @@ def prepare(preset: str, folder: Path, arguments: argparse.Namespace) -> Run:
         },
         "benchmark",
     )
-    return prepare_run(recipe, folder / preset, join(recipe.train, "cpu"), lambda row: None)
+    return prepare_run(recipe, folder / preset, join_processes(recipe.train, "cpu"), lambda row: None)
 
 
 def take_step(run: Run, batch: Batch) -> None:
-    _step(run, batch, 1.0)
-    _update(run)
+    with run.autocast():
+        output = run.model(*batch.inputs, **run.frozen_inputs(batch))
+        targets = run.targets(batch)
+    run.criterion(output, batch.boxes, targets).total.backward()
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
 
 
 def seconds_of_steps(run: Run, steps: int) -> dict[str, list[float]]:
     """Take `steps` steps of each kind in turn."""
-    kept = run.lesson
-    assert kept is not None
-    clip = kept.clip
-    lessons: dict[str, Lesson | None] = {"none": None, "cached": kept, "online": Lesson(clip)}
-    batches = [batch for batch, _ in zip(run.loader.batches(0), range(BATCHES), strict=False)]
+    cached = run.teacher
+    assert cached is not None
+    teachers = {"none": None, "cached": cached, "online": DistillationTargets(cached.clip)}
+    batches = [batch for batch, _ in zip(run.train_loader.batches(0), range(BATCHES), strict=False)]
     for batch in batches:
-        kept(batch)
-        if run.text_memory is not None:
-            run.text_memory(batch.tokens, batch.token_mask)
+        cached(batch)
+        if run.text_cache is not None:
+            run.text_cache(batch.tokens, batch.token_mask)
     take_step(run, batches[0])
-    names = list(lessons)
+    names = list(teachers)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(steps):
         first = number % len(names)  # each goes first as often as the others
         for name in names[first:] + names[:first]:
-            run.lesson = lessons[name]
+            run.teacher = teachers[name]
             start = time.perf_counter()
             take_step(run, batches[number % len(batches)])
             times[name].append(time.perf_counter() - start)

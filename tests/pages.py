@@ -107,7 +107,12 @@ def make_world(folder: Path) -> None:
     captions = (folder / "scenes" / "captions.jsonl").read_text().replace('"images/', '"scenes/images/')
     (folder / "captions.jsonl").write_text(captions)
     train_teacher(
-        folder / "captions.jsonl", folder / "teacher", image_tower="resnet10t", text_tower="tiny", side=32, epochs=1
+        folder / "captions.jsonl",
+        folder / "teacher",
+        image_encoder="resnet10t",
+        text_encoder="tiny",
+        image_size=32,
+        epochs=1,
     )
     model = create_model("tiny-resnet", **STUDENT)
     model.calibration = Calibration("platt", 1.5, 1.5, -0.5, 0.25, 0.1, {"data": "my", "split": "val"})

@@ -1,4 +1,4 @@
-"""A published folder answers as the run does, names no place on a disk, and states only what was measured."""
+"""A published folder predictions as the run does, names no place on a disk, and states only what was measured."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def run(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_published_folder_answers_the_same_and_tells_no_place(run: Path, tmp_path: Path) -> None:
+def test_a_published_folder_predicts_the_same_and_contains_no_paths(run: Path, tmp_path: Path) -> None:
     epmvg.evaluate(run)
     folder = epmvg.save_pretrained(run, tmp_path / "hub" / "mine")
     here, there = (epmvg.Predictor(where)("street.jpg", "the red square", min_score="auto") for where in (run, folder))
     assert here == there
     card = (folder / "README.md").read_text()
-    said = json.loads((run / "evaluation-annotations-val.json").read_text())
-    low, high = said["intervals"]["acc50"]
-    assert f"| {100 * said['acc50']:.1f} % ({100 * low:.1f} % to {100 * high:.1f} %) |" in card
+    metrics = json.loads((run / "evaluation-annotations-val.json").read_text())
+    low, high = metrics["intervals"]["acc50"]
+    assert f"| {100 * metrics['acc50']:.1f} % ({100 * low:.1f} % to {100 * high:.1f} %) |" in card
     assert "0 of the 6 images of annotations val are among the 6 training images" in card
     assert "Teacher: none" in card and "No licence was stated" in card
     assert yaml.safe_load(card.split("---")[1])["license"] == "unknown"
@@ -56,7 +56,7 @@ def test_a_published_folder_answers_the_same_and_tells_no_place(run: Path, tmp_p
         epmvg.save_pretrained(run, folder)
 
 
-def test_a_card_shows_no_figures_of_other_weights(run: Path, tmp_path: Path) -> None:
+def test_a_card_has_no_metrics_of_other_weights(run: Path, tmp_path: Path) -> None:
     epmvg.evaluate(run)
     model = load(run)
     torch.nn.init.normal_(model.reg_token.weight)
@@ -82,18 +82,18 @@ def test_leaks_are_counted_by_content(run: Path, squares: Path) -> None:
     assert "1 of the 6 images of annotations val are among the 6 training images" in model_card(run)
 
 
-def test_publishing_replaces_what_an_earlier_model_left(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing_deletes_files_of_an_earlier_model(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A calibration on the hub that the new folder does not have is deleted with the same commit."""
     import huggingface_hub
 
-    asked: dict[str, Any] = {}
+    queries: dict[str, Any] = {}
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **_: SimpleNamespace(repo_id=name))
-    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **given: asked.update(given))
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **given: queries.update(given))
     epmvg.push_to_hub(run, "somebody/mini")
-    assert {"confidence.json", "model.safetensors", "config.yaml"} <= set(asked["delete_patterns"])
+    assert {"confidence.json", "model.safetensors", "config.yaml"} <= set(queries["delete_patterns"])
 
 
-def test_a_model_of_another_kind_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_models_on_the_hub_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -109,7 +109,7 @@ def test_a_model_of_another_kind_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         epmvg.load("somebody/nothing")
 
 
-def test_what_a_model_knows_travels_with_it(run: Path, tmp_path: Path) -> None:
+def test_the_domain_is_published(run: Path, tmp_path: Path) -> None:
     """From the card of the bundled model, a recipe of drawn scenes, a published folder; nobody's word is no word."""
     bundled = epmvg.Predictor("default")
     assert bundled.domain == "drawn scenes, not photographs" and bundled.domain in repr(bundled)
@@ -120,7 +120,7 @@ def test_what_a_model_knows_travels_with_it(run: Path, tmp_path: Path) -> None:
     assert epmvg.Predictor(run).domain == epmvg.Predictor(published).domain == bundled.domain
 
 
-def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:
+def test_a_card_states_what_is_unknown(tmp_path: Path) -> None:
     """A model saved by hand: no recipe, no score, no calibration."""
     save(create_model("tiny-resnet"), tmp_path / "run")
     card = (epmvg.save_pretrained(tmp_path / "run", tmp_path / "hub", licence="mit") / "README.md").read_text()
@@ -136,7 +136,7 @@ def test_a_card_says_what_is_not_known(tmp_path: Path) -> None:
 
 
 def test_the_hub_out_of_reach_is_one_sentence(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The suite is offline; a slip in a local path is never asked of the hub."""
+    """The suite is offline; a slip in a local path is never queries of the hub."""
     import huggingface_hub
 
     with pytest.raises(InputError, match=r"^somebody/mini is no folder here and was not downloaded before") as failed:

@@ -116,7 +116,7 @@ def test_teacher_commands_print_what_they_wrote(
     captured = capsys.readouterr()
     assert calls["epochs"] == 3 and f"The teacher is in {tmp_path / 't'}" in captured.out
     assert captured.err.strip() == f"warning: 2 images were skipped. See {tmp_path / 't' / 'teacher.json'}."
-    cached = {"answers": 1234, "megabytes": 1.5, "seconds": 3, "file": "f.db", "skipped": ["a.jpg is missing"]}
+    cached = {"embeddings": 1234, "megabytes": 1.5, "seconds": 3, "file": "f.db", "skipped": ["a.jpg is missing"]}
     replace("epmvg.training.cache_teacher", cached)
     main_ok(["teacher", "cache", "scenes", "distill=folder"])
     captured = capsys.readouterr()

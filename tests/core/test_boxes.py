@@ -37,7 +37,7 @@ def test_empty_boxes_give_finite_overlaps() -> None:
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.booleans())
-def test_letterbox_crosses_both_ways(width: int, height: int, flip: bool) -> None:
+def test_letterbox_conversions_undo_each_other(width: int, height: int, flip: bool) -> None:
     box = torch.tensor([0.1 * width, 0.2 * height, 0.7 * width, 0.9 * height], dtype=torch.float64)
     fit = Letterbox.fit(width, height, 640)
     letterbox = Letterbox(fit.width, fit.height, 640, fit.scale_x, fit.scale_y, fit.left, fit.top, flip)

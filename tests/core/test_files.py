@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from epmvg.core.files import atomic_write, check_not_input, disk_errors, write_text
+from epmvg.core.files import atomic_write, check_not_input, disk_errors, write_json, write_rows, write_text
 from epmvg.core.types import InputError
 
 
@@ -52,7 +52,7 @@ def test_links_devices_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
     assert Path(os.devnull).is_char_device()
 
 
-def test_several_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+def test_several_writers_of_one_file_do_not_collide(tmp_path: Path) -> None:
     file = tmp_path / "same.txt"
     with atomic_write(file) as first, atomic_write(file) as second:
         first.write_text("first")
@@ -60,13 +60,13 @@ def test_several_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     assert file.read_text() == "first" and list(tmp_path.iterdir()) == [file]
 
 
-def test_a_name_as_long_as_the_disk_takes_can_be_written(tmp_path: Path) -> None:
+def test_the_longest_file_name_can_be_written(tmp_path: Path) -> None:
     file = tmp_path / ("ä" * 120 + "b" * 15)
     write_text(file, "x")
     assert file.read_text() == "x"
 
 
-def test_an_error_while_a_disk_error_was_handled_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_other_errors_are_not_reported_as_disk_errors(tmp_path: Path) -> None:
     def fails_for_a_reason_of_its_own() -> None:
         try:
             (tmp_path / "missing").read_text()
@@ -88,3 +88,21 @@ def test_an_output_is_never_an_input_however_it_is_spelled(tmp_path: Path, monke
         with pytest.raises(InputError, match="would overwrite the input"):
             check_not_input(out, None, source)
     check_not_input("other.jsonl", source, None, "not/there", "x" * 300, "nul\0")
+
+
+def test_disk_errors_name_the_file_and_the_advice(tmp_path: Path) -> None:
+    for error in (OSError(28, "full"), RuntimeError("cannot serialize (os error 28)")):
+        with pytest.raises(InputError, match=r"out could not be written .*Free some space"), disk_errors(Path("out")):
+            raise error
+    with pytest.raises(InputError, match="is a folder"):
+        write_text(tmp_path, "x")
+
+
+def test_results_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [{"score": 0.12345678, "id": "a"}])
+    assert (tmp_path / "rows.jsonl").read_text() == '{"score": 0.123457, "id": "a"}\n'
+    with pytest.raises(InputError, match="NaN or Inf"):
+        write_json(tmp_path / "bad.json", {"x": float("nan")})
+    with pytest.raises(InputError, match="NaN or Inf"):
+        write_rows(tmp_path / "bad.json", [{"x": float("inf")}])
+    assert not (tmp_path / "bad.json").exists()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from epmvg.core.distributed import launched
-from epmvg.core.hardware import select_device, use_bf16
+from epmvg.core.distributed import rank_and_world_size
+from epmvg.core.hardware import cpu_has_bf16, cpu_threads, is_out_of_memory, select_device, use_bf16
 from epmvg.core.types import InputError
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -33,7 +33,7 @@ def test_an_absent_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select_device("auto") == select_device("cpu") == torch.device("cpu")
 
 
-def test_each_process_of_a_launcher_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_launched_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert select_device("auto") == torch.device("cuda", 0)
@@ -68,12 +68,27 @@ def test_incomplete_variables_of_a_launcher_are_named(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=words):
-        launched()
+        rank_and_world_size()
 
 
 def test_one_process_needs_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launched() == (0, 1)
+    assert rank_and_world_size() == (0, 1)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert launched() == (0, 1)
+    assert rank_and_world_size() == (0, 1)
     monkeypatch.setenv("RANK", "0")
-    assert launched() == (0, 1)
+    assert rank_and_world_size() == (0, 1)
+
+
+def test_threads_are_those_of_the_environment_or_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert cpu_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    assert cpu_threads() >= 1 and isinstance(cpu_has_bf16(), bool)
+
+
+def test_out_of_memory_is_recognised_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError())
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory"))
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert select_device("mps").type == "mps"

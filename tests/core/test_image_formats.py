@@ -14,7 +14,7 @@ from epmvg.core.types import InputError
 
 
 def draw_image(width: int, height: int) -> Image.Image:
-    """A picture with broad colours and fine detail."""
+    """A image with broad colors and fine detail."""
     random = np.random.default_rng(0)
     broad = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), 3)
     grain = random.normal(0, 6, (height, width, 1))
@@ -55,7 +55,7 @@ def test_sixteen_bits_in_a_png(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
 def test_damaged_photos_open_or_are_named(tmp_path: Path, kind: str) -> None:
-    """Whatever the damage, it is a picture or an InputError with the file's name."""
+    """Whatever the damage, it is a image or an InputError with the file's name."""
     whole = bytes_of(draw_image(40, 30), kind)
     random = np.random.default_rng(0)
     file = tmp_path / "photo.bin"
@@ -84,7 +84,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 def test_unusable_photos_are_named(tmp_path: Path, fault: str) -> None:
     file = tmp_path / "photo.jpg"
     whole = bytes_of(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
-    content = {"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"not a picture"}
+    content = {"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"not a image"}
     if fault in content:
         file.write_bytes(content[fault])
     if fault == "huge":

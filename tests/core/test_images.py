@@ -46,7 +46,7 @@ UNDONE = {
 
 
 def upright(size: tuple[int, int] = (48, 32)) -> Image.Image:
-    """Four corners of different colours, so that every turn shows."""
+    """Four corners of different colors, so that every turn shows."""
     corners = np.array([[[250, 20, 20], [20, 250, 20]], [[20, 20, 250], [240, 240, 240]]], np.uint8)
     return Image.fromarray(corners).resize(size, Image.Resampling.NEAREST)
 
@@ -128,7 +128,7 @@ def test_every_mode_is_alike_in_every_form(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
-def test_pixels_without_a_known_white_are_refused_alike(mode: str, tmp_path: Path) -> None:
+def test_pixels_without_a_known_white_are_rejected(mode: str, tmp_path: Path) -> None:
     Image.new(mode, (8, 8), 200).save(tmp_path / "x.tif")
     for _, given in forms(tmp_path / "x.tif"):
         with pytest.raises(InputError, match="whose white is not known"):
@@ -136,7 +136,7 @@ def test_pixels_without_a_known_white_are_refused_alike(mode: str, tmp_path: Pat
     assert inspect_image(tmp_path / "x.tif").error
 
 
-def test_arrays_and_tensors_are_the_picture() -> None:
+def test_arrays_and_tensors_equal_the_image() -> None:
     picture = upright()
     pixels = np.asarray(picture)
     half = picture.convert("RGBA")
@@ -150,7 +150,7 @@ def test_arrays_and_tensors_are_the_picture() -> None:
     assert open_image(torch.from_numpy(pixels.copy()).permute(2, 0, 1)).tobytes() == picture.tobytes()  # type: ignore[arg-type]
 
 
-def test_a_given_picture_is_not_changed(tmp_path: Path) -> None:
+def test_a_given_image_is_not_changed(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     upright().save(tmp_path / "x.jpg", exif=exif)
@@ -160,7 +160,7 @@ def test_a_given_picture_is_not_changed(tmp_path: Path) -> None:
         assert open_image(given).tobytes() == first.tobytes() and first.size == (32, 48)
 
 
-def test_spoilt_metadata_beside_the_orientation_does_no_harm(tmp_path: Path) -> None:
+def test_broken_metadata_is_tolerated(tmp_path: Path) -> None:
     """Orientation 6 and a resolution that is text; then EXIF that is nothing at all."""
     entries = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHI4s", 0x011A, 2, 4, b"abc\0")
     tiff = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 2) + entries + struct.pack("<I", 0)
@@ -187,12 +187,12 @@ NO_IMAGES = {
 
 
 @pytest.mark.parametrize("name", NO_IMAGES)
-def test_what_is_no_image_is_named(name: str, tmp_path: Path) -> None:
-    content, said = NO_IMAGES[name]
+def test_other_kinds_of_files_are_named(name: str, tmp_path: Path) -> None:
+    content, message = NO_IMAGES[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=f"{name} is .*{said.removeprefix('is ')}"):
+    with pytest.raises(InputError, match=f"{name} is .*{message.removeprefix('is ')}"):
         open_image(tmp_path / name)
-    with pytest.raises(InputError, match=f"^The image is .*{said.removeprefix('is ')}"):
+    with pytest.raises(InputError, match=f"^The image is .*{message.removeprefix('is ')}"):
         open_image(content)
 
 
@@ -200,7 +200,7 @@ def test_heic_is_read_where_its_reader_is_installed(tmp_path: Path) -> None:
     pytest.importorskip("pillow_heif").register_heif_opener()
     upright().save(tmp_path / "x.heic", quality=95)
     Image.init()
-    Image.ID.remove("HEIF")  # as before anybody asked for it
+    Image.ID.remove("HEIF")  # as before anybody queries for it
     opened = open_image(tmp_path / "x.heic")
     assert opened.size == (48, 32) and ".heic" in image_suffixes()
     for _, given in forms(tmp_path / "x.heic"):
@@ -214,14 +214,14 @@ def test_heic_without_its_reader_names_the_extra(monkeypatch: pytest.MonkeyPatch
         open_image(head)
 
 
-def test_wrong_types_and_places_are_told_in_one_sentence(tmp_path: Path) -> None:
+def test_wrong_types_and_paths_are_rejected(tmp_path: Path) -> None:
     for wrong in (None, 42, {"image": 1}, [upright()], object()):
         with pytest.raises(TypeError, match=r"^An image must be a path, .*, not \w+\.$"):
             open_image(wrong)  # type: ignore[arg-type]
     (tmp_path / "t.txt").write_text("x")
     with (tmp_path / "t.txt").open() as text, pytest.raises(TypeError, match="binary mode"):
         open_image(text)  # type: ignore[arg-type]
-    for wrong_value, said in (
+    for wrong_value, message in (
         ("", "empty string"),
         ("https://example.org/a.jpg", "is a URL"),
         ("data:image/png;base64,AAAA", "is a URL"),
@@ -233,7 +233,7 @@ def test_wrong_types_and_places_are_told_in_one_sentence(tmp_path: Path) -> None
         (Image.new("RGB", (0, 4)), "0 x 4 pixels"),
         (tmp_path / "none.jpg", "does not exist"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             open_image(wrong_value)  # type: ignore[arg-type]
 
 
@@ -243,7 +243,7 @@ def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert open_image("~/x.png").size == open_image(Path("~/x.png")).size == (48, 32)
 
 
-def test_the_bound_holds_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_pixels_applies_to_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("it was decoded"))
     large = Image.new("1", (10_000, MAX_PIXELS // 10_000 + 1))
     with pytest.raises(ImageError, match=f"more than {MAX_PIXELS:,}"):
@@ -251,7 +251,7 @@ def test_the_bound_holds_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_PIXELS == Image.MAX_IMAGE_PIXELS  # beyond, Pillow warns
 
 
-def test_threads_leave_the_warning_filters(tmp_path: Path) -> None:
+def test_threads_do_not_change_the_warning_filters(tmp_path: Path) -> None:
     upright().save(tmp_path / "x.png")
     before = list(warnings.filters)
     threads = [threading.Thread(target=lambda: [open_image(tmp_path / "x.png") for _ in range(40)]) for _ in range(4)]

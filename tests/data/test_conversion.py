@@ -17,7 +17,7 @@ from epmvg.cli import app, main
 from epmvg.core.types import InputError
 from epmvg.data.convert import convert_data
 from epmvg.data.readers.annotations import MALFORMED
-from epmvg.data.readers.jsonl import read_jsonl
+from epmvg.data.registry import open_samples
 
 
 @pytest.mark.parametrize("kind", [*TARGETS, "folder"])
@@ -28,7 +28,7 @@ def test_there_and_back(tmp_path: Path, squares: Path, kind: str) -> None:
     assert (done["samples"], done["images"], done["format"]) == (48, 12, kind)
     root = done["root"]
     assert CliRunner().invoke(app, ["data", "convert", str(there), "--root", root, "--to", str(back)]).exit_code == 0
-    ours, theirs = read_jsonl(squares), read_jsonl(back)
+    ours, theirs = open_samples(str(squares), split=None), open_samples(str(back), split=None)
     if kind == "folder":
         theirs = under(tmp_path, [replace(row, image=Path(row.image.name)) for row in theirs])
     assert ours == theirs

@@ -13,7 +13,7 @@ from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError
 from epmvg.data.image_cache import ImageCache
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.readers.jsonl import read_jsonl
+from epmvg.data.registry import open_samples
 from epmvg.data.transforms import Augment
 
 
@@ -90,7 +90,9 @@ def test_training_images_are_the_same_with_the_cache(
         return torch.zeros(len(phrases), 1, dtype=torch.int64), torch.zeros(len(phrases), 1, dtype=torch.bool)
 
     plain, cached = (
-        GroundingLoader(read_jsonl(squares), tokenize, image_size=64, augment=augment, shuffle=True, cache_gb=gb)
+        GroundingLoader(
+            open_samples(str(squares), split=None), tokenize, image_size=64, augment=augment, shuffle=True, cache_gb=gb
+        )
         for gb in (0.0, 1.0)
     )
     for _ in range(2):  # empty, then full

@@ -13,7 +13,7 @@ from torch import Tensor
 from epmvg.core.geometry import Letterbox
 from epmvg.core.types import Batch, InputError, Sample
 from epmvg.data.loader import Example, GroundingLoader, collate, make_loader
-from epmvg.data.readers.jsonl import read_jsonl
+from epmvg.data.registry import open_samples
 from epmvg.data.transforms import Augment
 from epmvg.models.grounder import Grounder
 
@@ -33,7 +33,7 @@ def make(squares: Path, **options: object) -> GroundingLoader:
         "shuffle": True,
         "augment": VARIED,
     } | options
-    return GroundingLoader(read_jsonl(squares), tokenize, **settings)  # type: ignore[arg-type]
+    return GroundingLoader(open_samples(str(squares), split=None), tokenize, **settings)  # type: ignore[arg-type]
 
 
 def uneven(counts: list[int], **options: object) -> GroundingLoader:

@@ -1,4 +1,4 @@
-"""Every form of a CLIP embeds as an independent implementation does; what cannot be read says why and what to do."""
+"""Every form of a CLIP gives the embeddings of an independent implementation; errors name the remedy."""
 
 from __future__ import annotations
 
@@ -359,7 +359,7 @@ def test_a_siglip_folder_pads_to_its_full_length_without_a_mask(tmp_path: Path) 
     assert teacher.preprocess.resize_mode == "squash" and teacher.preprocess.mean == (0.5, 0.5, 0.5)
 
 
-def test_an_open_clip_siglip_folder_has_its_own_words(tmp_path: Path) -> None:
+def test_open_clip_siglip_folder_has_its_own_tokenizer(tmp_path: Path) -> None:
     """Against open_clip's own way to open a folder."""
     text: dict[str, Any] = {
         "context_length": 16,
@@ -388,7 +388,7 @@ def test_an_open_clip_siglip_folder_has_its_own_words(tmp_path: Path) -> None:
     assert teacher.preprocess.resize_mode == "squash"
 
 
-def test_a_tower_of_timm_is_opened_by_tag_as_open_clip_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timm_encoder_is_opened_by_tag_as_open_clip_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As MobileCLIP and EVA are: a timm image tower, preprocessing of its tag."""
     vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear", "image_size": 160}
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "timm-tiny", TINY | {"vision_cfg": vision})
@@ -415,7 +415,7 @@ def test_patches_of_a_clip_model_are_those_of_open_clip(tmp_path: Path) -> None:
     assert here.grid == there.grid == (4, 4)
 
 
-def test_a_teacher_without_weights_is_refused_unless_random_is_asked_for(architecture: str, tmp_path: Path) -> None:
+def test_teacher_without_weights_is_rejected_unless_random(architecture: str, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps(TINY))
     with pytest.raises(InputError, match=r"ViT-tiny has no weights: .*openai, laion, a weights file or random"):
         ClipTeacher(architecture)
@@ -425,7 +425,7 @@ def test_a_teacher_without_weights_is_refused_unless_random_is_asked_for(archite
     assert ClipTeacher(tmp_path / "c.json", "random").width == 48
 
 
-def test_activations_that_disagree_are_refused_with_both_named(
+def test_contradicting_activations_are_rejected_with_both_named(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "w.pt"
@@ -433,7 +433,7 @@ def test_activations_that_disagree_are_refused_with_both_named(
     archive(published(True), tmp_path / "openai.pt")
     monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda cfg, cache_dir=None: str(file))
     laion = open_clip.get_pretrained_cfg("ViT-B-32", "laion2b_s34b_b79k")
-    with pytest.raises(InputError, match=r"does not say its activation.*ViT-tiny-quickgelu .*ViT-tiny with"):
+    with pytest.raises(InputError, match=r"does not state its activation.*ViT-tiny-quickgelu .*ViT-tiny with"):
         ClipTeacher(architecture, file)
     for name, weights, stated in (
         (architecture, "openai", False),
@@ -449,7 +449,7 @@ def test_activations_that_disagree_are_refused_with_both_named(
     with pytest.raises(InputError, match=r"ViT-tiny-quickgelu has quick_gelu=true, the weights 'laion'.*false"):
         ClipTeacher(f"{architecture}-quickgelu", "laion")
     (tmp_path / "c.json").write_text(json.dumps(TINY))
-    with pytest.raises(InputError, match=r"c\.json has quick_gelu=false, but .*openai\.pt holds OpenAI's weights"):
+    with pytest.raises(InputError, match=r"c\.json has quick_gelu=false, but .*openai\.pt contains OpenAI's weights"):
         ClipTeacher(tmp_path / "c.json", tmp_path / "openai.pt")
 
 
@@ -463,7 +463,7 @@ def test_preprocessing_of_a_file_is_that_of_its_architecture_s_tags(
     monkeypatch.setitem(pretrained._PRETRAINED, name, {"webli": sig})
     assert ClipTeacher(name, file).preprocess.resize_mode == "squash"
     monkeypatch.setitem(pretrained._PRETRAINED, name, {"webli": sig, "openai": {"mean": (0.1, 0.2, 0.3)}})
-    with pytest.raises(InputError, match=r"does not say its image preprocessing.*preprocess_cfg"):
+    with pytest.raises(InputError, match=r"does not state its image preprocessing.*preprocess_cfg"):
         ClipTeacher(name, file)
 
 
@@ -472,7 +472,7 @@ class Evil:
         return Path.touch, (Path("was-run"),)
 
 
-def test_no_file_s_code_is_run(architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_files_is_not_run(architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pickle
     import zipfile
 
@@ -482,7 +482,7 @@ def test_no_file_s_code_is_run(architecture: str, tmp_path: Path, monkeypatch: p
     with zipfile.ZipFile("good.pt") as good, zipfile.ZipFile("evil.pt", "w") as evil:
         for name in good.namelist():
             evil.writestr(name, pickle.dumps(Evil()) if name.endswith("/data.pkl") else good.read(name))
-    for file, words in (("plain.pt", "Python objects"), ("evil.pt", r"asks for pathlib")):
+    for file, words in (("plain.pt", "Python objects"), ("evil.pt", r"refers to pathlib")):
         with pytest.raises(InputError, match=words):
             ClipTeacher(f"{architecture}-quickgelu", file)
     assert not Path("was-run").exists()
@@ -498,7 +498,7 @@ def test_no_file_s_code_is_run(architecture: str, tmp_path: Path, monkeypatch: p
     ],
 )
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
-def test_what_is_no_weights_file_is_named(
+def test_files_without_weights_are_named(
     architecture: str, tmp_path: Path, name: str, content: bytes, words: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -507,7 +507,7 @@ def test_what_is_no_weights_file_is_named(
     assert "\n" not in str(refused.value) and "weights_only" not in str(refused.value)
 
 
-def test_forms_that_are_not_read_name_the_way_out(
+def test_unsupported_forms_name_an_alternative(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
@@ -539,7 +539,7 @@ def test_forms_that_are_not_read_name_the_way_out(
     words.write_text(json.dumps(TINY | {"text_cfg": TINY["text_cfg"] | {"vocab_size": 32_000}}))
     quick = f"{architecture}-quickgelu"
     for name, weights, said in (
-        (tmp_path / "sd.pt", None, r"does not say its architecture.*distill\.pretrained"),
+        (tmp_path / "sd.pt", None, r"does not state its architecture.*distill\.pretrained"),
         (quick, tmp_path / "less.pt", r"not of the architecture of ViT-tiny-quickgelu: .*resblocks\.1"),
         (quick, tmp_path / "model.safetensors", r"Hugging Face model's weights.*folder with its config\.json"),
         (quick, tmp_path / "w.npz", "NumPy archive"),
@@ -560,15 +560,16 @@ def test_forms_that_are_not_read_name_the_way_out(
         assert "\n" not in str(refused.value)
 
 
-def test_every_registered_name_has_a_way_in() -> None:
+def test_every_registered_tag_has_an_activation() -> None:
     """Each tag either states an activation that its architecture can take, or is refused with both named."""
-    from epmvg.distill.clip_checkpoints import _tag_activation
+    from epmvg.distill.clip_checkpoints import select_activation
 
     refused = []
     for name, tag in open_clip.list_pretrained():
         settings = open_clip.get_pretrained_cfg(name, tag)
         try:
-            quick = _tag_activation(name, tag, open_clip.get_model_config(name), settings, None)
+            built, required = (bool(part.get("quick_gelu")) for part in (open_clip.get_model_config(name), settings))
+            quick = select_activation(name, tag, built, required, None)
         except InputError:
             refused.append(name)
         else:

@@ -1,4 +1,4 @@
-"""Dense distillation: patches live in the space of sentences, and lie on the student's canvas where they were seen."""
+"""Dense distillation: patch embeddings are in the text space, and aligned with the student's input."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from epmvg.data.transforms import Augment
 from epmvg.distill import teacher as teacher_module
 from epmvg.distill.losses import dense_loss, resample, tokens_within
 from epmvg.distill.target_cache import CachedTeacher
-from epmvg.distill.targets import Lesson
-from epmvg.distill.teacher import ClipTeacher, View
+from epmvg.distill.targets import DistillationTargets
+from epmvg.distill.teacher import ClipTeacher
 from epmvg.models.factory import create_model
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
@@ -40,14 +40,13 @@ def teacher_of(
     folder: Path,
     *,
     kind: type[ClipTeacher] = ClipTeacher,
-    view: View = "letterboxed",
     mode: str = "shortest",
 ) -> ClipTeacher:
     torch.manual_seed(0)
     config = {"embed_dim": 24, "vision_cfg": TOWERS[tower], "text_cfg": TEXT}
     config |= {"preprocess_cfg": {"resize_mode": mode, "fill_color": 128}}
     (folder / "teacher.json").write_text(json.dumps(config))
-    return kind(folder / "teacher.json", "random", view=view)
+    return kind(folder / "teacher.json", "random")
 
 
 @pytest.mark.parametrize("tower", ["class token", "average", "timm map"])
@@ -67,8 +66,8 @@ def test_patches_are_projected_as_the_whole_is(tower: str, tmp_path: Path) -> No
         torch.testing.assert_close(tokens[:, 1:].mean(1), tokens[:, 0], atol=1e-5, rtol=1e-4)
 
 
-def test_a_norm_after_pooling_stands_after_each_patch(tmp_path: Path) -> None:
-    """A picture whose patches are all alike, without positions, is each of its patches."""
+def test_norm_after_pooling_is_applied_to_each_patch(tmp_path: Path) -> None:
+    """An image of equal patches, without positions, equals each of its patches."""
     teacher = teacher_of("norm last", tmp_path)
     with torch.no_grad():
         teacher.clip.visual.positional_embedding.zero_()
@@ -77,9 +76,9 @@ def test_a_norm_after_pooling_stands_after_each_patch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tower", ["resnet", "timm transformer"])
-def test_a_tower_without_such_patches_is_refused(tower: str, tmp_path: Path) -> None:
+def test_encoder_without_such_patches_is_rejected(tower: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"set distill\.dense_weight=0"):
-        Lesson(teacher_of(tower, tmp_path), dense=True)
+        DistillationTargets(teacher_of(tower, tmp_path), dense=True)
 
 
 PHRASES = ["the red thing on the left", "green"]
@@ -91,7 +90,7 @@ class Placed(ClipTeacher):
 
     asked: tuple[str, ...] = ()
 
-    def _read(self, phrase: list[str]) -> Tensor:
+    def _encode_text(self, phrase: list[str]) -> Tensor:
         self.asked += tuple(phrase)
         return torch.stack([F.one_hot(torch.tensor(2 * ("green" in text)), 24).float() for text in phrase])
 
@@ -105,7 +104,7 @@ def coloured(clip: object, pixels: Tensor, *, mean: Tensor, std: Tensor) -> tupl
 
 
 def batches(photo: Path, views: int) -> list[Batch]:
-    """Training views of a wide photo: flipped, cropped, scaled and moved."""
+    """Training inputs of a wide image: flipped, cropped, scaled and moved."""
     student = create_model("tiny-resnet")
     rows = [Sample(photo, phrase, (60.0, 30.0, 100.0, 60.0)) for phrase in PHRASES]
     augment = Augment(horizontal_flip=0.5, crop=0.7, min_crop=0.5, min_visible=0.1, scale=0.8, translate=1.0)
@@ -114,30 +113,31 @@ def batches(photo: Path, views: int) -> list[Batch]:
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-@pytest.mark.parametrize("view", ["image", "letterboxed", "cropped"])
-def test_the_map_lies_where_the_student_sees_the_same(
+@pytest.mark.parametrize("view", ["image", "letterboxed"])
+def test_map_is_aligned_with_the_input_of_the_student(
     view: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A photo whose colours tell the place: what is read at a token is the colour of the student's canvas there.
+    """The colours of the image encode positions: the map at a token is the colour of the student's input there.
 
     Image and phrases are of one world: where the student's view is mirrored, so is what the teacher sees and reads.
     """
     x, y = np.meshgrid(np.linspace(0, 255, 160), np.linspace(0, 255, 90))
     photo = tmp_path / "photo.png"
     Image.fromarray(np.stack([x, y, np.full_like(x, 128)], -1).astype(np.uint8)).save(photo)
-    seen: View = "cropped" if view == "cropped" else "letterboxed"
-    teacher = teacher_of("fine", tmp_path, kind=Placed, view=seen, mode=mode)
+    teacher = teacher_of("fine", tmp_path, kind=Placed, mode=mode)
     assert isinstance(teacher, Placed)
 
-    def patch_vectors(clip: object, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def patch_embeddings(clip: object, pixels: Tensor) -> tuple[Tensor, Tensor]:
         return coloured(clip, pixels, mean=teacher.mean, std=teacher.std)
 
-    monkeypatch.setattr(teacher_module, "patch_vectors", patch_vectors)
+    monkeypatch.setattr(teacher_module, "patch_embeddings", patch_embeddings)
     by_photo = view == "image"
-    lesson = Lesson(CachedTeacher(teacher, tmp_path) if by_photo else teacher, photo=by_photo, sides=(), dense=True)
+    targets = DistillationTargets(
+        CachedTeacher(teacher, tmp_path) if by_photo else teacher, from_files=by_photo, embeddings=(), dense=True
+    )
     flips = 0
     for batch in batches(photo, 8):
-        answer = lesson(batch)
+        answer = targets(batch)
         assert answer.image is None and answer.text is None and answer.similarity is not None
         read = resample(answer.similarity, (16, 16)).view(2, 16, 16) / teacher.scale * 2**0.5
         shown = F.avg_pool2d(batch.images, 8)[0, :2]
@@ -152,7 +152,7 @@ def test_the_map_lies_where_the_student_sees_the_same(
     assert set(teacher.asked) == set(PHRASES + SEEN)
 
 
-def test_stored_patches_are_the_patches_and_are_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_patches_equal_computed_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = teacher_of("class token", tmp_path)
     image, image_mask = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
     expected = teacher.tokens(image, image_mask)
@@ -165,8 +165,8 @@ def test_stored_patches_are_the_patches_and_are_asked_once(tmp_path: Path, monke
     torch.testing.assert_close(again.tokens(image, image_mask), expected, atol=2e-3, rtol=2e-3)
 
 
-def test_what_the_teacher_s_crop_left_out_has_no_target() -> None:
-    """Tokens outside the frame change nothing, and a phrase whose frame shows none of its canvas has no term."""
+def test_area_outside_the_teacher_s_crop_has_no_target() -> None:
+    """Tokens outside the frame change nothing, and a phrase whose frame is outside the input has no term."""
     frame = torch.tensor([[0.25, 0.0, 0.75, 1.0], [1.5, 0.0, 2.0, 1.0]])
     teacher = SimilarityMap(torch.randn(2, 4, 4), torch.ones(2, 4, 4), frame)
 

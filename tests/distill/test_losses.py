@@ -76,8 +76,8 @@ def test_terms_add_up_and_scale_with_their_weights() -> None:
         ({"text_weight": 0}, {"text"}),
     ],
 )
-def test_a_weight_of_0_leaves_its_terms_out(weights: dict[str, float], left_out: set[str]) -> None:
-    """Tables 3 and 7: the others stay as they were, and lambda weighs what it says."""
+def test_weight_0_removes_terms(weights: dict[str, float], left_out: set[str]) -> None:
+    """Tables 3 and 7: the other terms are unchanged."""
     out, box = output(6, 8), torch.rand(6, 4) * 0.4 + 0.3
     teacher = TeacherEmbeddings(torch.randn(2, 16), torch.randn(6, 16))
     whole = GroundingLoss()(out, box, teacher).terms
@@ -87,14 +87,14 @@ def test_a_weight_of_0_leaves_its_terms_out(weights: dict[str, float], left_out:
         torch.testing.assert_close(term, whole[name])
 
 
-def test_a_side_that_was_not_asked_has_no_term() -> None:
+def test_missing_embedding_has_no_term() -> None:
     out, box = output(6, 8), torch.rand(6, 4)
     terms = GroundingLoss()(out, box, TeacherEmbeddings(text=torch.randn(6, 16))).terms
     assert "text" in terms and "image" not in terms
 
 
 @pytest.mark.parametrize("width", [8, 16, 32])
-def test_a_student_that_agrees_with_its_teacher_has_nothing_to_learn(width: int) -> None:
+def test_distillation_loss_is_0_for_equal_embeddings(width: int) -> None:
     """Equal vectors, pooled to the student's width first, and any positive multiple of them for the cosine."""
     vectors = torch.randn(5, 16)
     pooled = torch.nn.functional.adaptive_avg_pool1d(vectors, width)
@@ -110,8 +110,8 @@ def similarity_map(logits: torch.Tensor, frame: torch.Tensor = WHOLE) -> Similar
     return SimilarityMap(logits, torch.ones_like(logits), frame.expand(len(logits), -1))
 
 
-def test_a_map_is_read_where_its_frame_lies() -> None:
-    """Over the whole canvas it is itself, mirrored it is flipped, and a quarter of the canvas reads all of it."""
+def test_map_is_resampled_in_its_frame() -> None:
+    """Over the whole input it is unchanged, mirrored it is flipped, in a quarter of the input it is there only."""
     logits = torch.randn(3, 4, 6)
     torch.testing.assert_close(resample(similarity_map(logits), (4, 6)).view(3, 4, 6), logits)
     mirrored = resample(similarity_map(logits, torch.tensor([1.0, 0.0, 0.0, 1.0])), (4, 6)).view(3, 4, 6)
@@ -120,7 +120,7 @@ def test_a_map_is_read_where_its_frame_lies() -> None:
     torch.testing.assert_close(quarter[:, :4, 6:], logits)
 
 
-def test_what_a_teacher_saw_of_padding_is_not_read() -> None:
+def test_padding_of_the_teacher_is_not_resampled() -> None:
     logits = torch.randn(2, 4, 4)
     content = torch.ones(2, 4, 4)
     content[:, 3] = 0
@@ -130,7 +130,7 @@ def test_what_a_teacher_saw_of_padding_is_not_read() -> None:
     torch.testing.assert_close(resample(seen, (8, 8)).view(2, 8, 8)[:, :6], before)
 
 
-def test_the_dense_loss_is_0_where_the_maps_agree_and_only_there() -> None:
+def test_dense_loss_is_0_only_for_equal_maps() -> None:
     out = output(3, 8)
     logits = torch.randn(3, 4, 4)
     agreed = logits.flatten(1) + 5  # a softmax knows no constant
@@ -149,7 +149,7 @@ def test_the_dense_loss_is_0_where_the_maps_agree_and_only_there() -> None:
         dense_loss(out, similarity_map(logits))
 
 
-def test_the_image_vector_goes_to_each_phrase_of_its_image() -> None:
+def test_image_embedding_is_compared_with_each_phrase_of_its_image() -> None:
     out, box = output(4, 8), torch.rand(4, 4)
     images = torch.randn(2, 8)
     grouped = GroundingLoss()(out, box, TeacherEmbeddings(images, torch.randn(4, 8))).terms["image"]
@@ -158,7 +158,7 @@ def test_the_image_vector_goes_to_each_phrase_of_its_image() -> None:
     torch.testing.assert_close(grouped, apart)
 
 
-def test_targets_that_no_token_sees_are_no_reason_to_stop() -> None:
+def test_targets_in_padding_have_finite_losses() -> None:
     """Every token inside each box is padding: the votes weigh nothing, and the other terms still teach."""
     box = torch.tensor([[0.125, 0.125, 0.2, 0.2]] * 2)
     where = torch.zeros(2, 16, requires_grad=True)
@@ -184,7 +184,7 @@ def test_tokens_inside_agree_with_a_drawn_mask() -> None:
     assert inside[2].all()
 
 
-def test_the_heatmap_loss_falls_as_the_map_gathers_in_the_box() -> None:
+def test_heatmap_loss_falls_as_the_map_concentrates_in_the_box() -> None:
     box = torch.tensor([[0.25, 0.25, 0.5, 0.5]])
     inside = tokens_inside(box, (4, 4)).float()
     values = [heatmap_loss(inside * sharpness, box, (4, 4)).item() for sharpness in (-5, 0, 5, 50)]

@@ -1,4 +1,4 @@
-"""A teacher's images are preprocessed as published, on photos and on tensors, and lie where `frame` says."""
+"""Image preprocessing of a teacher equals the published one; `frame` gives its position in the image."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
 from epmvg.core.types import InputError
-from epmvg.distill.preprocess import Preprocess, ResizeMode
+from epmvg.distill.preprocess import Preprocess
 
-MODES: list[ResizeMode] = ["shortest", "longest", "squash"]
+MODES = ["shortest", "longest", "squash"]
 
 
-def photo(width: int = 150, height: int = 90) -> Image.Image:
+def drawn(width: int = 150, height: int = 90) -> Image.Image:
     """Smooth: red tells the column, green the row."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, np.full_like(x, 128)], -1).astype(np.uint8))
@@ -25,12 +25,12 @@ def photo(width: int = 150, height: int = 90) -> Image.Image:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_photos_are_open_clip_s(mode: ResizeMode, interpolation: str) -> None:
+def test_images_are_those_of_open_clip(mode: str, interpolation: str) -> None:
     settings = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": interpolation, "resize_mode": mode}
     preprocess = Preprocess.of(settings | {"fill_color": 7}, 32)
     published = image_transform_v2(PreprocessCfg(size=32, fill_color=7, **settings), is_train=False)
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in (preprocess.mean, preprocess.std))
-    torch.testing.assert_close((preprocess.photo(photo()) - mean) / std, published(photo()))
+    torch.testing.assert_close((preprocess.image(drawn()) - mean) / std, published(drawn()))
 
 
 @pytest.mark.parametrize(
@@ -40,22 +40,20 @@ def test_photos_are_open_clip_s(mode: ResizeMode, interpolation: str) -> None:
         (SiglipImageProcessor(size={"height": 32, "width": 32}, resample=3), "squash"),
     ],
 )
-def test_photos_are_those_of_transformers(processor: CLIPImageProcessor, mode: ResizeMode) -> None:
+def test_images_are_those_of_transformers(processor: CLIPImageProcessor, mode: str) -> None:
     settings = {"mean": processor.image_mean, "std": processor.image_std, "resize_mode": mode}
     preprocess = Preprocess.of(settings, 32)
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in (preprocess.mean, preprocess.std))
-    theirs = processor(images=photo(), return_tensors="pt")["pixel_values"][0]
-    assert ((preprocess.photo(photo()) - mean) / std - theirs).abs().max() < 0.05  # two grey levels
+    theirs = processor(images=drawn(), return_tensors="pt")["pixel_values"][0]
+    assert ((preprocess.image(drawn()) - mean) / std - theirs).abs().max() < 0.05  # two grey levels
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [(150, 90), (90, 150), (64, 64)])
-def test_tensors_are_resized_as_photos_are_and_lie_in_their_frame(mode: ResizeMode, size: tuple[int, int]) -> None:
+def test_images_lie_in_their_frame(mode: str, size: tuple[int, int]) -> None:
     preprocess = Preprocess.of({"resize_mode": mode}, (32, 48))
-    image = torch.from_numpy(np.array(photo(*size))).permute(2, 0, 1) / 255
-    seen = preprocess.resize(image[None])[0]
+    seen = preprocess.image(drawn(*size))
     assert seen.shape == (3, 32, 48)
-    assert (seen - preprocess.photo(photo(*size))).abs().mean() < 0.02
     x0, y0, x1, y1 = preprocess.frame(*size).tolist()
     x = x0 + (torch.arange(48) + 0.5) / 48 * (x1 - x0)
     y = y0 + (torch.arange(32) + 0.5) / 32 * (y1 - y0)
@@ -64,6 +62,13 @@ def test_tensors_are_resized_as_photos_are_and_lie_in_their_frame(mode: ResizeMo
     assert (seen[1][:, inside[0]][inside[1]] - y[inside[1]][:, None]).abs().max() < 0.03
     outside = (x < -0.02) | (x > 1.02)
     assert seen[:, :, outside].abs().sum() == 0  # fill_color 0
+
+
+def test_square_inputs_are_stretched() -> None:
+    preprocess = Preprocess.of({"resize_mode": "squash"}, (32, 48))
+    image = torch.from_numpy(np.array(drawn(64, 64))).permute(2, 0, 1) / 255
+    assert (preprocess.resize(image[None])[0] - preprocess.image(drawn(64, 64))).abs().max() < 0.02
+    assert preprocess.resize(image[None, :, :32, :48]).equal(image[None, :, :32, :48])
 
 
 @pytest.mark.parametrize("settings", [{"resize_mode": "stretch"}, {"interpolation": "lanczos"}, {"mean": [1, 2]}])

@@ -1,4 +1,4 @@
-"""The teacher: made, moved, loaded and asked; frozen for good; blind to padding."""
+"""The teacher: training, loading, embeddings, freezing and fingerprint."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import nn
 
 from epmvg.core.types import InputError, TeacherEmbeddings
 from epmvg.distill import pretrain
-from epmvg.distill.pretrain import _recall, _Table, train_teacher
+from epmvg.distill.pretrain import _Features, _recall, train_teacher
 from epmvg.distill.teacher import ClipTeacher
-from epmvg.training.teacher import write_teacher
+from epmvg.training.teacher import write_description
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "white": (250, 250, 250)}
 
@@ -41,7 +41,15 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(captions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("teacher") / "made"
     train_teacher(
-        captions, out, image_tower="resnet10t", text_tower="tiny", side=32, width=16, epochs=60, batch=8, lr=1e-2
+        captions,
+        out,
+        image_encoder="resnet10t",
+        text_encoder="tiny",
+        image_size=32,
+        width=16,
+        epochs=60,
+        batch_size=8,
+        lr=1e-2,
     )
     return out
 
@@ -58,7 +66,7 @@ def vectors(answer: TeacherEmbeddings) -> tuple[torch.Tensor, torch.Tensor]:
     return answer.image, answer.text
 
 
-def test_a_teacher_answers_the_same_wherever_its_folder_lies(folder: Path, tmp_path: Path) -> None:
+def test_embeddings_do_not_depend_on_the_folder(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "moved")
     here, there = ClipTeacher(folder), ClipTeacher(tmp_path / "moved")
     image, image_mask = batch()
@@ -68,8 +76,8 @@ def test_a_teacher_answers_the_same_wherever_its_folder_lies(folder: Path, tmp_p
     assert here.fingerprint() == there.fingerprint()
 
 
-def test_what_was_learned_tells_colours_apart(captions: Path, folder: Path) -> None:
-    """Each colour's caption is nearest to a picture of that colour, as it was not before training."""
+def test_pretraining_learns_colours(captions: Path, folder: Path) -> None:
+    """Each colour's caption is nearest to an image of that colour."""
     teacher = ClipTeacher(folder)
     image = torch.stack([torch.tensor(c).view(3, 1, 1).expand(3, 32, 32) / 255 for c in COLOURS.values()])
     seen, read = vectors(teacher(image, [f"a {name} wall" for name in COLOURS]))
@@ -93,22 +101,14 @@ def test_an_unfrozen_teacher_learns(folder: Path) -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in teacher.parameters())
 
 
-@pytest.mark.parametrize("view", ["letterboxed", "cropped"])
-def test_what_lies_under_padding_changes_nothing(folder: Path, view: str) -> None:
-    teacher = ClipTeacher(folder, view=view)  # type: ignore[arg-type]
+def test_pixels_under_padding_have_no_effect(folder: Path) -> None:
+    teacher = ClipTeacher(folder)
     image, image_mask = batch()
     noisy = torch.where(image_mask[:, None], torch.rand_like(image), image)
     torch.testing.assert_close(teacher.image(image, image_mask), teacher.image(noisy, image_mask))
 
 
-def test_content_is_what_the_plain_photo_gives(folder: Path) -> None:
-    teacher = ClipTeacher(folder, view="cropped")
-    image, image_mask = batch()
-    plain = image[:, :, 16:48]
-    torch.testing.assert_close(teacher.image(image, image_mask), teacher.image(plain))
-
-
-def test_images_and_phrases_are_answered_one_by_one(folder: Path) -> None:
+def test_embeddings_do_not_depend_on_the_batch(folder: Path) -> None:
     teacher = ClipTeacher(folder)
     image, _ = batch()
     phrases = ["red", "a long white wall all over", "blue"]
@@ -119,7 +119,7 @@ def test_images_and_phrases_are_answered_one_by_one(folder: Path) -> None:
             torch.testing.assert_close(whole[i], part[0], atol=1e-5, rtol=1e-4)
 
 
-def test_any_open_clip_configuration_can_teach(tmp_path: Path) -> None:
+def test_open_clip_configuration_with_random_weights(tmp_path: Path) -> None:
     """A tiny ViT with open_clip's own text transformer, from a configuration file and random weights."""
     config = {
         "embed_dim": 24,
@@ -131,7 +131,7 @@ def test_any_open_clip_configuration_can_teach(tmp_path: Path) -> None:
     assert seen.shape == (3, 24) and read.shape == (2, 24)
 
 
-def test_unknown_teachers_are_answered_with_a_guess(tmp_path: Path, folder: Path) -> None:
+def test_unknown_teachers_are_rejected_with_a_suggestion(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'ViT-B-32'"):
         ClipTeacher("ViT-B32")
     with pytest.raises(InputError, match=r"has no weights 'openia'.*openai"):
@@ -148,7 +148,7 @@ def test_unknown_teachers_are_answered_with_a_guess(tmp_path: Path, folder: Path
 def test_unusable_captions_are_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "captions.jsonl").write_text(content)
     with pytest.raises(InputError, match=r"captions\.jsonl"):
-        train_teacher(tmp_path / "captions.jsonl", tmp_path / "out", text_tower="tiny", image_tower="resnet10t")
+        train_teacher(tmp_path / "captions.jsonl", tmp_path / "out", text_encoder="tiny", image_encoder="resnet10t")
     assert not (tmp_path / "out").exists()
 
 
@@ -157,8 +157,8 @@ def test_a_finished_teacher_is_not_overwritten(captions: Path, folder: Path) -> 
         train_teacher(captions, folder)
 
 
-def test_a_fingerprint_tells_apart_whatever_changes_a_vector(tmp_path: Path) -> None:
-    """The same weights with another activation, number of heads, preprocessing, context length or view."""
+def test_fingerprint_depends_on_everything_that_changes_embeddings(tmp_path: Path) -> None:
+    """The same weights with another activation, number of heads, preprocessing, or context length."""
     text = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
     plain = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
@@ -180,7 +180,6 @@ def test_a_fingerprint_tells_apart_whatever_changes_a_vector(tmp_path: Path) -> 
         (tmp_path / "c.json").write_text(json.dumps(config))
         found[name] = ClipTeacher(tmp_path / "c.json", weights).fingerprint()
     (tmp_path / "c.json").write_text(json.dumps(plain))
-    found["view"] = ClipTeacher(tmp_path / "c.json", weights, view="cropped").fingerprint()
     assert len(set(found.values())) == len(found)
     changed = ClipTeacher(tmp_path / "c.json", weights)
     assert changed.fingerprint() == found["plain"]
@@ -191,8 +190,8 @@ def test_a_fingerprint_tells_apart_whatever_changes_a_vector(tmp_path: Path) -> 
     assert changed.fingerprint() != found["plain"] and not torch.equal(changed.text(["a dog"]), before)
 
 
-def test_a_run_s_folder_says_which_clip_taught_it(folder: Path, tmp_path: Path) -> None:
-    write_teacher(ClipTeacher(folder), tmp_path)
+def test_run_folder_names_its_teacher(folder: Path, tmp_path: Path) -> None:
+    write_description(ClipTeacher(folder), tmp_path)
     said = json.loads((tmp_path / "teacher.json").read_text())
     assert said["activation"] == "GELU" and said["preprocess"]["resize_mode"] == "longest"
     assert said["preprocess"]["mean"] == [0.5] * 3 and said["tokenizer"]["context_length"] == 64
@@ -211,16 +210,16 @@ def rows_of(folder: Path, count: int, **more: Any) -> Path:
 
 
 SMALL: dict[str, Any] = {
-    "image_tower": "resnet10t",
-    "text_tower": "tiny",
-    "side": 32,
+    "image_encoder": "resnet10t",
+    "text_encoder": "tiny",
+    "image_size": 32,
     "width": 8,
     "epochs": 1,
-    "batch": 2,
+    "batch_size": 2,
 }
 
 
-def test_one_bad_picture_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_unreadable_image_is_skipped_and_counted(tmp_path: Path) -> None:
     """And a caption may hold any character; the caller's random numbers stay as they were."""
     file = rows_of(tmp_path, 6, image="gone.png", split="train", captions=["a\u2028b\x85c"])
     torch.manual_seed(5)
@@ -235,30 +234,28 @@ def test_one_bad_picture_is_left_out_and_counted(tmp_path: Path) -> None:
     assert len(set(modes.values())) == 1, modes  # weights are readable by whoever may read the rest
 
 
-def test_a_training_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_pretraining_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = rows_of(tmp_path, 6)
     for number in (2, 4):
         (tmp_path / f"{number}.png").write_bytes(b"torn")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(InputError, match=r"1 captioned pictures of split 'train'.*2\.png"):
+    with pytest.raises(InputError, match=r"1 captioned images of split 'train'.*2\.png"):
         train_teacher(file, tmp_path / "out", **SMALL)
-    monkeypatch.setattr(
-        pretrain, "_trunk_of_images", lambda _, image_size: torch.full((len(image_size), 512), torch.nan)
-    )
+    monkeypatch.setattr(pretrain, "_encode_images", lambda _, image_size: torch.full((len(image_size), 512), torch.nan))
     with pytest.raises(InputError, match=r"became NaN or Inf in epoch 1: lower lr=0\.001"):
         train_teacher(rows_of(tmp_path, 6), tmp_path / "out", **SMALL)
     assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("fill", [float("nan"), 0.0])
-def test_a_teacher_that_tells_nothing_apart_has_no_recall(fill: float) -> None:
+def test_constant_or_nan_embeddings_have_no_recall(fill: float) -> None:
     layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
     heads = nn.ModuleList(layers)
-    table = _Table([torch.rand(50, 4)], [torch.rand(50, 4)], [[number] for number in range(50)])
+    table = _Features(torch.rand(50, 4), torch.rand(50, 4), [[number] for number in range(50)])
     for head in layers:
         nn.init.eye_(head.weight)
         nn.init.zeros_(head.bias)
-    same = _Table(table.images, table.images, table.rows)
+    same = _Features(table.images, table.images, table.captions)
     assert _recall(heads, same)[0] > 0.9
     with torch.no_grad():
         for head in layers:

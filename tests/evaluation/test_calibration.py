@@ -58,7 +58,7 @@ def test_a_iou_head_changes_nothing_else(named: Path, tmp_path: Path) -> None:
     scored = train(named, tmp_path / "scored", "model.iou_head=true", "train.negatives_per_phrase=0")
     negative = train(named, tmp_path / "negative", "model.iou_head=true", "train.negatives_per_phrase=1")
     state, with_head, with_negatives = (
-        torch.load(run / "state" / "last.pt", weights_only=True)["student"] for run in (plain, scored, negative)
+        torch.load(run / "checkpoint" / "last.pt", weights_only=True)["model"] for run in (plain, scored, negative)
     )
     heads = {name for name in with_head if name.startswith("iou_head.")}
     assert heads and with_head.keys() - heads == state.keys()

@@ -16,7 +16,7 @@ from epmvg.evaluation.evaluate import evaluate
 from epmvg.evaluation.samples import results_stem
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
-from epmvg.training.loaders import loaders_of
+from epmvg.training.data import make_loaders
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_phrases_that_are_not_read_as_written_are_counted(converted: Path, squar
     assert [row["phrase"] for row in marked if row.get("unknown")] == ["\N{DOG FACE}"]
     reported: list[dict[str, Any]] = []
     recipe = epmvg.Recipe.load("scenes", f"data.name={squares}", "model.name=tiny-resnet", "train.cache_features=false")
-    loaders_of(recipe, load(converted), accelerate.PartialState(), reported.append)
+    make_loaders(recipe, load(converted), accelerate.PartialState(), reported.append)
     texts = [row["text"] for row in reported if row["event"] == "say"]
     assert any("1 of 24 training phrases are longer than 20 word pieces" in text for text in texts)
     assert any("1 of 24 training phrases hold no word" in text for text in texts)

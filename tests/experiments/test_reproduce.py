@@ -19,7 +19,7 @@ from epmvg.experiments import runner
 from epmvg.experiments.plan import SCALES, plan_row
 from epmvg.experiments.reproduce import reproduce
 from epmvg.experiments.tables import Row, read_table, read_tables
-from epmvg.training import loop
+from epmvg.training import errors, loop
 
 FIGURE = r"\d\d\.\d\d"
 
@@ -172,7 +172,7 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
     run: Callable[..., dict[str, Any]], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two rows with two seeds: killed in the first training, then beside another start that holds it, then alone."""
-    real = loop._step
+    real = errors.check_finite
     steps: list[int] = []
 
     def dies_at_three(*arguments: Any) -> Any:
@@ -181,7 +181,7 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
             raise KilledError
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "_step", dies_at_three)
+    monkeypatch.setattr(loop, "check_finite", dies_at_three)
     with pytest.raises(KilledError):
         run("4", seeds=2)
     (begun,) = [file.parent for file in tmp_path.glob("out/scenes/*/seed-13/config.yaml")]
@@ -247,7 +247,7 @@ def test_a_scale_makes_its_own_teacher_once(scenes: Path, tmp_path: Path, monkey
     made = []
 
     def fake(captions: Path, folder: Path, **settings: Any) -> None:
-        assert captions == scenes / "captions.jsonl" and settings["side"] == 160
+        assert captions == scenes / "captions.jsonl" and settings["image_size"] == 160
         made.append(folder)
         folder.mkdir(parents=True)
 

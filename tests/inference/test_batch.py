@@ -73,17 +73,17 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None, type[Bas
 
 def test_rows_are_those_of_the_predictor_in_order(run: Path, squares: Path, tmp_path: Path) -> None:
     done = predict_many(run, squares, tmp_path / "out.jsonl", batch_size=3)
-    asked, found = lines(squares), lines(tmp_path / "out.jsonl")
+    queries, found = lines(squares), lines(tmp_path / "out.jsonl")
     assert (done["rows"], done["errors"], done["kept"]) == (48, 0, 0)
-    assert [(row["id"], row["phrase"]) for row in found] == [(row["id"], row["phrase"]) for row in asked]
-    ground = Predictor(run)
+    assert [(row["id"], row["phrase"]) for row in found] == [(row["id"], row["phrase"]) for row in queries]
+    predictor = Predictor(run)
     for row in found[::5]:
-        (alone,) = ground(str(row["image"]), str(row["phrase"]))
+        (alone,) = predictor(str(row["image"]), str(row["phrase"]))
         assert row["box"] == pytest.approx(alone.box, abs=0.02) and row["score"] == pytest.approx(alone.score, abs=1e-3)
     assert not (tmp_path / "out.jsonl.part").exists()
 
 
-def test_stopped_and_started_again_it_predicts_the_rest_and_writes_the_same_file(
+def test_an_interrupted_run_is_resumed_and_writes_the_same_file(
     run: Path, squares: Path, tmp_path: Path, predicted: Any
 ) -> None:
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
@@ -119,12 +119,12 @@ def spoil_one(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "asked"),
+    ("change", "queries"),
     [(None, 4), (insert_in_front, 6), (replace_one, 6), (remove_one, 4), (spoil_one, 4)],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_what_changed_during_a_break_is_queried_again_and_nothing_else(
-    run: Path, photos: Path, tmp_path: Path, predicted: Any, change: Callable[[Path], None] | None, asked: int
+def test_only_changed_images_are_predicted_again(
+    run: Path, photos: Path, tmp_path: Path, predicted: Any, change: Callable[[Path], None] | None, queries: int
 ) -> None:
     phrases = ["the red square", "the blue square"]
     predicted(2)
@@ -134,14 +134,12 @@ def test_what_changed_during_a_break_is_queried_again_and_nothing_else(
         change(photos)
     log = predicted()
     predict_many(run, photos, tmp_path / "out.jsonl", phrases=phrases, batch_size=2)
-    assert len(log) == asked
+    assert len(log) == queries
     predict_many(run, photos, tmp_path / "fresh.jsonl", phrases=phrases, batch_size=2)
     assert lines(tmp_path / "out.jsonl") == lines(tmp_path / "fresh.jsonl")
 
 
-def test_a_row_put_in_front_of_a_file_during_a_break_is_answered(
-    run: Path, squares: Path, tmp_path: Path, predicted: Any
-) -> None:
+def test_a_line_inserted_before_resuming_is_predicted(run: Path, squares: Path, tmp_path: Path, predicted: Any) -> None:
     predicted(3)
     with pytest.raises(KilledError):
         predict_many(run, squares, tmp_path / "out.jsonl", batch_size=2)
@@ -153,7 +151,9 @@ def test_a_row_put_in_front_of_a_file_during_a_break_is_answered(
     assert len(log) == 48 - 6 * 4 + 1
 
 
-def test_another_model_is_asked_everything_again(run: Path, photos: Path, tmp_path: Path, predicted: Any) -> None:
+def test_with_another_model_everything_is_predicted_again(
+    run: Path, photos: Path, tmp_path: Path, predicted: Any
+) -> None:
     predicted(2)
     with pytest.raises(KilledError):
         predict_many(run, photos, tmp_path / "out.jsonl", phrases=["it"], batch_size=2)
@@ -163,7 +163,7 @@ def test_another_model_is_asked_everything_again(run: Path, photos: Path, tmp_pa
     assert predict_many(run, photos, tmp_path / "out.jsonl", phrases=["it"], batch_size=2)["rows"] == 6 == len(log)
 
 
-def test_a_model_is_all_that_predictions_depend_on(run: Path) -> None:
+def test_the_digest_of_a_model_covers_all_its_files(run: Path) -> None:
     keys = [batch._digest_of(run, None)]
     for name in ("model.safetensors", "model.yaml", "tokenizer/tokenizer_config.json", "confidence.json"):
         with (run / name).open("ab") as changed:
@@ -174,7 +174,7 @@ def test_a_model_is_all_that_predictions_depend_on(run: Path) -> None:
     assert batch._digest_of(run, None) == keys[-1]
 
 
-def test_a_bad_line_costs_its_row(run: Path, squares: Path, tmp_path: Path) -> None:
+def test_a_bad_line_is_an_error_row(run: Path, squares: Path, tmp_path: Path) -> None:
     bad = [
         ("{oops", "line 2 is not JSON"),
         ("[1]", "line 3 is not a JSON object"),
@@ -199,7 +199,7 @@ def test_a_bad_line_costs_its_row(run: Path, squares: Path, tmp_path: Path) -> N
     assert len(done["messages"]) == 5 and done["messages"][0] == found[1]["error"]
 
 
-def test_phrases_that_are_cut_or_unknown_are_marked_and_counted(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_truncated_and_unknown_phrases_are_marked_and_counted(run: Path, photos: Path, tmp_path: Path) -> None:
     phrases = ["it", "word " * 30, "\N{DOG FACE}"]
     done = predict_many(run, photos / "0.png", tmp_path / "out.jsonl", phrases=phrases)
     known, long, unknown = lines(tmp_path / "out.jsonl")
@@ -207,7 +207,7 @@ def test_phrases_that_are_cut_or_unknown_are_marked_and_counted(run: Path, photo
     assert "found" not in known and long["truncated"] is unknown["unknown"] is True and unknown["found"] is False
 
 
-def test_a_folder_is_searched_and_what_is_no_image_is_counted(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_folders_are_searched_and_other_files_counted(run: Path, photos: Path, tmp_path: Path) -> None:
     for name in ("._1.jpg", "@eaDir/1.jpg", "__MACOSX/1.jpg", ".hidden/1.jpg", "a.jfif", "b.JPEG", "more/c.avif"):
         (photos / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (40, 30), "red").save(photos / name, format="AVIF" if "avif" in name else "JPEG")
@@ -227,7 +227,7 @@ def test_a_folder_is_searched_and_what_is_no_image_is_counted(run: Path, photos:
     assert all(("box" in row) != ("error" in row) for row in found)
 
 
-def test_a_folder_without_readable_images_says_what_it_holds(run: Path, tmp_path: Path) -> None:
+def test_a_folder_without_readable_images_is_rejected_with_counts(run: Path, tmp_path: Path) -> None:
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "notes.xyz").write_text("?")
     with pytest.raises(InputError, match=r"skipped: 1 \.xyz"):
@@ -246,7 +246,7 @@ def test_shards_are_disjoint_and_complete(squares: Path) -> None:
     assert [len({image for image, _ in part}) for part in parts] == [3] * 4
 
 
-def test_sources_may_be_several_and_patterns(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_several_sources_and_patterns(run: Path, photos: Path, tmp_path: Path) -> None:
     other = tmp_path / "more" / "0.png"
     other.parent.mkdir()
     Image.new("RGB", (40, 30), "red").save(other)
@@ -275,7 +275,7 @@ def test_other_formats_are_read_by_other_tools(run: Path, squares: Path, tmp_pat
     assert len(tasks) == 12 and all(task["predictions"][0]["result"] == [] for task in tasks)
 
 
-def test_nothing_of_the_user_s_is_replaced(run: Path, squares: Path, photos: Path, tmp_path: Path) -> None:
+def test_existing_files_are_never_replaced(run: Path, squares: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("kept")
     link = tmp_path / "link.jsonl"
@@ -324,7 +324,7 @@ def test_two_processes_do_not_write_one_file(run: Path, squares: Path, tmp_path:
     assert first_calls
 
 
-def test_launched_processes_are_pointed_to_shards(
+def test_launched_processes_are_rejected(
     run: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
@@ -333,7 +333,7 @@ def test_launched_processes_are_pointed_to_shards(
         predict_many(run, squares, tmp_path / "out.jsonl")
 
 
-def test_what_is_wrong_before_a_model_is_needed_is_said_without_torch(photos: Path, tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_torch_is_imported(photos: Path, tmp_path: Path) -> None:
     image = photos / "0.png"
     wrong = [
         ["predict", "nope", image, "it"],
@@ -354,3 +354,37 @@ def test_what_is_wrong_before_a_model_is_needed_is_said_without_torch(photos: Pa
     words = json.dumps([[str(word) for word in line] for line in wrong])
     done = subprocess.run([sys.executable, "-c", script, words], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and len(done.stderr.splitlines()) == len(wrong), done.stderr
+
+
+def test_phrases_replace_those_of_a_file_and_progress_is_reported(run: Path, squares: Path, tmp_path: Path) -> None:
+    squares.write_text(squares.read_text() + "{oops\n")
+    counts: list[int] = []
+    predict_many(run, squares, tmp_path / "out.jsonl", phrases=["it"], progress=lambda done, _: counts.append(done))
+    found = lines(tmp_path / "out.jsonl")
+    assert len(found) == 13 == counts[-1] and "is not JSON" in found[-1]["error"]
+    assert all(row["phrase"] == "it" for row in found[:-1])
+
+
+def test_an_interrupted_prediction_names_what_is_kept(run: Path, squares: Path, tmp_path: Path, predicted: Any) -> None:
+    out = tmp_path / "out.jsonl"
+    for stop, words in ((0, "before the first row"), (2, "16 finished rows are kept")):
+        predicted(stop, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt, match=words):
+            predict_many(run, squares, out, batch_size=2)
+        assert (tmp_path / "out.jsonl.part").exists() == (stop > 0)
+
+
+def test_images_that_vanish_and_other_suffixes_are_drawn_or_skipped(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (40, 30), "red").save(photos / "0.bmp")
+
+    def vanish(done: int, total: int) -> None:
+        (photos / "1.png").unlink(missing_ok=True)
+
+    drawn = tmp_path / "drawn"
+    predict_many(run, photos, tmp_path / "out.jsonl", phrases=["it"], draw=drawn, progress=vanish)
+    assert sorted(file.name for file in drawn.iterdir()) == ["0.bmp.png", *(f"{n}.png" for n in (0, 2, 3, 4, 5))]
+    monkeypatch.setattr(Path, "iterdir", lambda self: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    with pytest.raises(InputError, match="cannot be listed"):
+        list(Sources([photos], ["it"]).queries())

@@ -38,107 +38,107 @@ def agree(one: list[Prediction], other: list[Prediction], pixels: float = 0.011)
         assert a.score == pytest.approx(b.score, abs=1e-4)
 
 
-def count_encodings(ground: Predictor) -> list[int]:
+def count_encodings(predictor: Predictor) -> list[int]:
     """Replace the image encoder by one that appends the number of images of each call to the returned list."""
-    encode, calls = ground.runtime.encode, []
+    encode, calls = predictor.runtime.encode, []
 
     def counted(images: Any, sizes: Any) -> Any:
         calls.append(len(images))
         return encode(images, sizes)
 
-    ground.runtime.encode = counted  # type: ignore[method-assign]
+    predictor.runtime.encode = counted  # type: ignore[method-assign]
     return calls
 
 
-def test_remembered_answers_are_fresh_ones(tiny: Grounder) -> None:
-    ground, forgetful = Predictor(tiny), Predictor(tiny, cache_mb=0)
-    calls, always = count_encodings(ground), count_encodings(forgetful)
+def test_cached_images_change_no_prediction(tiny: Grounder) -> None:
+    predictor, uncached = Predictor(tiny), Predictor(tiny, cache_mb=0)
+    calls, always = count_encodings(predictor), count_encodings(uncached)
     for seed in (0, 1, 0, 1):
-        agree(ground(photo(seed), PHRASES), forgetful(photo(seed), PHRASES))
+        agree(predictor(photo(seed), PHRASES), uncached(photo(seed), PHRASES))
     assert (len(calls), len(always)) == (2, 4)
 
 
-def test_images_together_are_images_alone(tiny: Grounder) -> None:
-    """Also one asked twice, one asked before, and more of them than are remembered."""
-    ground, forgetful = Predictor(tiny), Predictor(tiny, cache_mb=0)
-    asked = [(photo(seed, size), PHRASES[: 1 + seed]) for seed, size in ((0, (90, 60)), (1, (50, 80)), (0, (90, 60)))]
-    for again in (ground, forgetful):
+def test_a_batch_of_images_equals_single_images(tiny: Grounder) -> None:
+    """Also one queries twice, one queries before, and more of them than are remembered."""
+    predictor, uncached = Predictor(tiny), Predictor(tiny, cache_mb=0)
+    queries = [(photo(seed, size), PHRASES[: 1 + seed]) for seed, size in ((0, (90, 60)), (1, (50, 80)), (0, (90, 60)))]
+    for again in (predictor, uncached):
         again(photo(1, (50, 80)), "dog")
         calls = count_encodings(again)
-        for together, (image, phrases) in zip(again.predict_batch(asked), asked, strict=True):
+        for together, (image, phrases) in zip(again.predict_batch(queries), queries, strict=True):
             agree(together, Predictor(tiny)(image, phrases))
-        assert calls == ([1] if again is ground else [2])
+        assert calls == ([1] if again is predictor else [2])
     with pytest.raises(InputError, match="empty"):
-        ground.predict_batch([*asked, (photo(2), [" "])])
+        predictor.predict_batch([*queries, (photo(2), [" "])])
 
 
-def test_a_picture_is_known_by_the_key_it_is_given(tiny: Grounder) -> None:
-    ground = Predictor(tiny)
-    calls = count_encodings(ground)
-    (first,) = ground.predict_batch([(photo(0), PHRASES)], [b"one"])
-    again, other = ground.predict_batch([(photo(1), PHRASES), (photo(1), PHRASES)], [b"one", b"other"])
+def test_a_given_cache_key_identifies_the_image(tiny: Grounder) -> None:
+    predictor = Predictor(tiny)
+    calls = count_encodings(predictor)
+    (first,) = predictor.predict_batch([(photo(0), PHRASES)], [b"one"])
+    again, other = predictor.predict_batch([(photo(1), PHRASES), (photo(1), PHRASES)], [b"one", b"other"])
     agree(first, Predictor(tiny)(photo(0), PHRASES))
     agree(again, first)
     agree(other, Predictor(tiny)(photo(1), PHRASES))
     assert calls == [1, 1]
 
 
-def test_phrases_together_are_phrases_alone(tiny: Grounder) -> None:
-    ground = Predictor(tiny)
+def test_a_batch_of_phrases_equals_single_phrases(tiny: Grounder) -> None:
+    predictor = Predictor(tiny)
     alone = [Predictor(tiny)(photo(0), phrase)[0] for phrase in PHRASES]
-    agree(ground(photo(0), PHRASES), alone)
-    agree(ground(photo(0), PHRASES[::-1]), alone[::-1])
+    agree(predictor(photo(0), PHRASES), alone)
+    agree(predictor(photo(0), PHRASES[::-1]), alone[::-1])
 
 
-def test_an_image_is_known_by_its_content(tiny: Grounder, tmp_path: Path) -> None:
-    """By a file's bytes, whatever its name; by a picture's pixels, whatever holds them."""
-    ground = Predictor(tiny)
-    calls = count_encodings(ground)
+def test_images_are_cached_by_content(tiny: Grounder, tmp_path: Path) -> None:
+    """By a file's bytes, whatever its name; by a image's pixels, whatever holds them."""
+    predictor = Predictor(tiny)
+    calls = count_encodings(predictor)
     for name in ("a.png", "b.png"):
         photo(0).save(tmp_path / name)
-        ground(tmp_path / name, "dog")
-    ground((tmp_path / "a.png").read_bytes(), "dog")
+        predictor(tmp_path / name, "dog")
+    predictor((tmp_path / "a.png").read_bytes(), "dog")
     assert len(calls) == 1
-    agree(ground(photo(0), "dog"), ground(np.asarray(photo(0)), "dog"))
+    agree(predictor(photo(0), "dog"), predictor(np.asarray(photo(0)), "dog"))
     assert len(calls) == 2
-    before = ground(tmp_path / "a.png", "dog")
+    before = predictor(tmp_path / "a.png", "dog")
     photo(1).save(tmp_path / "a.png")
-    after = ground(tmp_path / "a.png", "dog")
+    after = predictor(tmp_path / "a.png", "dog")
     assert len(calls) == 3
     assert before[0].box != after[0].box
     wide = photo(0).resize((180, 120))
     small = wide.resize((90, 60))
-    assert ground(wide, "dog")[0].box[2] <= 180
-    assert ground(small, "dog")[0].box[2] <= 90
+    assert predictor(wide, "dog")[0].box[2] <= 180
+    assert predictor(small, "dog")[0].box[2] <= 90
 
 
-def test_the_memory_of_images_is_bounded(tiny: Grounder) -> None:
-    ground = Predictor(tiny, cache_mb=0.03)  # an image of 64 px takes 6 KB
-    calls = count_encodings(ground)
+def test_the_cache_is_bounded(tiny: Grounder) -> None:
+    predictor = Predictor(tiny, cache_mb=0.03)  # an image of 64 px takes 6 KB
+    calls = count_encodings(predictor)
     for seed in range(20):
-        ground(photo(seed), "dog")
-        ground(photo(0), "dog")  # always wanted, so it stays
-        assert ground._encoded.nbytes <= 30_000
+        predictor(photo(seed), "dog")
+        predictor(photo(0), "dog")  # always wanted, so it stays
+        assert predictor._encoded.nbytes <= 30_000
     assert len(calls) == 20
-    assert 1 < len(ground._encoded) < 10
-    ground(photo(1), "dog")  # long unused
+    assert 1 < len(predictor._encoded) < 10
+    predictor(photo(1), "dog")  # long unused
     assert len(calls) == 21
 
 
-def test_a_model_is_taken_as_it_is(tiny: Grounder) -> None:
+def test_a_model_in_memory_is_copied(tiny: Grounder) -> None:
     """Later training neither spoils the predictor nor is spoilt by it."""
-    ground = Predictor(tiny)
-    before = ground(photo(0), PHRASES)
+    predictor = Predictor(tiny)
+    before = predictor(photo(0), PHRASES)
     with torch.no_grad():
         for parameter in tiny.parameters():
             parameter.add_(0.05)
-    agree(ground(photo(0), PHRASES), before, pixels=0)
+    agree(predictor(photo(0), PHRASES), before, pixels=0)
     assert Predictor(tiny)(photo(0), PHRASES) != before
     assert any(parameter.requires_grad for parameter in tiny.parameters())
 
 
 @pytest.mark.parametrize("name", ["tiny-resnet", "tiny-swin"])
-def test_the_engine_answers_as_the_model(name: str) -> None:
+def test_the_torch_runtime_equals_the_model(name: str) -> None:
     torch.manual_seed(0)
     model = create_model(name).eval()
     letterbox = Letterbox.fit(90, 60, model.image_size)
@@ -154,10 +154,10 @@ def test_the_engine_answers_as_the_model(name: str) -> None:
     torch.testing.assert_close(torch.tensor(boxes, dtype=torch.float64), expected, atol=1e-3, rtol=0)
 
 
-def test_tokens_are_the_models_own(tiny: Grounder) -> None:
-    asked = ["  Dog ", "a café's Straße", "word " * 40, "日本", "x" * 300]
-    ours = tiny.phrase_tokenizer()(asked)
-    tokens, token_mask = tiny.tokenize(asked)
+def test_tokens_equal_those_of_the_model(tiny: Grounder) -> None:
+    queries = ["  Dog ", "a café's Straße", "word " * 40, "日本", "x" * 300]
+    ours = tiny.phrase_tokenizer()(queries)
+    tokens, token_mask = tiny.tokenize(queries)
     assert np.array_equal(ours.padding, token_mask.numpy())
     assert np.array_equal(ours.ids[~ours.padding], tokens.numpy()[~ours.padding])
     assert ours.ids.shape == tokens.shape
@@ -170,22 +170,22 @@ def test_half_precision_is_close(tiny: Grounder) -> None:
     assert paired_iou(torch.tensor(half), torch.tensor(exact)).min() > 0.9
 
 
-def test_an_unusable_question_is_named(tiny: Grounder, tmp_path: Path) -> None:
-    ground = Predictor(tiny)
+def test_unusable_queries_are_rejected(tiny: Grounder, tmp_path: Path) -> None:
+    predictor = Predictor(tiny)
     with pytest.raises(InputError, match=r"none\.jpg does not exist"):
-        ground(tmp_path / "none.jpg", "dog")
+        predictor(tmp_path / "none.jpg", "dog")
     with pytest.raises(InputError, match="at least one"):
-        ground(photo(0), [])
+        predictor(photo(0), [])
 
 
-def test_one_picture_is_answered_alike_in_every_form(tiny: Grounder, tmp_path: Path) -> None:
-    """Turned, half transparent: path, bytes, open file, PIL picture, and the upright pixels, drawn on alike."""
+def test_every_form_of_an_image_has_the_same_predictions(tiny: Grounder, tmp_path: Path) -> None:
+    """Turned, half transparent: path, bytes, open file, PIL image, and the upright pixels, drawn on alike."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = photo(0).transpose(Image.Transpose.ROTATE_90).convert("RGBA")
-    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    image = photo(0).transpose(Image.Transpose.ROTATE_90).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
     file = tmp_path / "x.png"
-    picture.save(file, exif=exif)
+    image.save(file, exif=exif)
     expected = Predictor(tiny)(file, PHRASES)
     assert expected.size == expected.image.size == (90, 60)
     with Image.open(file) as opened, file.open("rb") as binary:
@@ -196,13 +196,13 @@ def test_one_picture_is_answered_alike_in_every_form(tiny: Grounder, tmp_path: P
             assert found.draw().tobytes() == expected.draw().tobytes()
 
 
-def test_a_list_of_images_is_each_image(tiny: Grounder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_of_images_equals_single_images(tiny: Grounder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("epmvg.inference.predictor.IMAGES_PER_PASS", 2)  # encoded two by two
-    ground = Predictor(tiny, cache_mb=0)
-    calls = count_encodings(ground)
+    predictor = Predictor(tiny, cache_mb=0)
+    calls = count_encodings(predictor)
     images = [photo(seed, (90 - 10 * seed, 60)) for seed in range(3)]
-    alike = ground(images, PHRASES, min_score=0.5)
-    own = ground(images, [["dog"], PHRASES, ("sky", "it")])
+    alike = predictor(images, PHRASES, min_score=0.5)
+    own = predictor(images, [["dog"], PHRASES, ("sky", "it")])
     assert calls == [2, 1, 2, 1]
     for image, one in zip(images, alike, strict=True):
         agree(one, Predictor(tiny)(image, PHRASES))
@@ -210,45 +210,47 @@ def test_a_list_of_images_is_each_image(tiny: Grounder, monkeypatch: pytest.Monk
         assert [each.found for each in one] == [each.score >= 0.5 for each in one]
     assert [len(one) for one in own] == [1, 5, 2]
     agree(own[2], Predictor(tiny)(images[2], ["sky", "it"]))
-    assert ground([], "dog") == []
+    assert predictor([], "dog") == []
     with pytest.raises(InputError, match="3 images and 2 lists"):
-        ground(images, [["dog"], ["sky"]])
+        predictor(images, [["dog"], ["sky"]])
 
 
 @pytest.mark.parametrize("phrases", [None, b"dog", {"dog": 1}, {"dog"}, 3, ["dog", None], [["dog"]], iter(["dog"])])
-def test_phrases_of_another_type_are_refused(tiny: Grounder, phrases: Any) -> None:
+def test_phrases_of_another_type_are_rejected(tiny: Grounder, phrases: Any) -> None:
     with pytest.raises(TypeError, match=r"^Phrases must be a string or a sequence of strings, not \w+\.$"):
         Predictor(tiny)(photo(0), phrases)
 
 
-def test_numbers_and_names_out_of_range_are_refused(tiny: Grounder) -> None:
-    ground = Predictor(tiny)
+def test_arguments_out_of_range_are_rejected(tiny: Grounder) -> None:
+    predictor = Predictor(tiny)
     for wrong in (2, -0.1, float("nan"), "0.3", True):
         with pytest.raises(InputError, match="from 0 to 1"):
-            ground(photo(0), "dog", min_score=wrong)  # type: ignore[arg-type]
+            predictor(photo(0), "dog", min_score=wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="stored threshold"):
-        ground(photo(0), "dog", min_score="auto")
+        predictor(photo(0), "dog", min_score="auto")
     with pytest.raises(InputError, match=r"'fp16' is unknown\. Use one of auto, fp32, bf16"):
         Predictor(tiny, precision="fp16")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not NoneType"):
         Predictor(None)  # type: ignore[arg-type]
 
 
-def test_a_long_phrase_is_cut_and_an_unknown_one_is_not_found(tiny: Grounder, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_phrases_are_truncated_and_unknown_ones_not_found(
+    tiny: Grounder, caplog: pytest.LogCaptureFixture
+) -> None:
     """The same box as for what is left of it; what is written of special tokens is text."""
-    ground = Predictor(tiny)
-    whole, long, emoji, mask = ground(photo(0), ["word " * 18, "word " * 30, "\N{DOG FACE}", "[MASK]"])
+    predictor = Predictor(tiny)
+    whole, long, emoji, mask = predictor(photo(0), ["word " * 18, "word " * 30, "\N{DOG FACE}", "[MASK]"])
     assert long.box == whole.box and (whole.truncated, long.truncated) == (False, True)
     assert (emoji.unknown, emoji.found) == (True, False) and long.found and mask.found and not mask.unknown
     assert "is truncated to 20 word pieces" in caplog.text and "No word of" in caplog.text
     assert long.to_dict()["truncated"] is True and "truncated" not in whole.to_dict()
-    (same,) = ground.predict_batch([(photo(0), ["\N{DOG FACE}"])])
+    (same,) = predictor.predict_batch([(photo(0), ["\N{DOG FACE}"])])
     assert same[0].unknown and not same[0].found
     tokens = tiny.phrase_tokenizer()(["[MASK] [SEP] dog"])
     assert tiny.tokenizer.mask_token_id not in tokens.ids and (tokens.ids == tiny.tokenizer.sep_token_id).sum() == 1
 
 
-def test_predictions_pickle_with_their_picture(tiny: Grounder, tmp_path: Path) -> None:
+def test_predictions_pickle_with_their_image(tiny: Grounder, tmp_path: Path) -> None:
     photo(0).save(tmp_path / "x.png")
     for given in (tmp_path / "x.png", (tmp_path / "x.png").read_bytes(), photo(0), np.asarray(photo(0))):
         found = Predictor(tiny)(given, PHRASES)
@@ -262,7 +264,7 @@ def test_predictions_pickle_with_their_picture(tiny: Grounder, tmp_path: Path) -
         before.draw()
 
 
-def test_a_given_picture_may_be_changed_afterwards(tiny: Grounder) -> None:
+def test_a_given_array_may_be_changed_afterwards(tiny: Grounder) -> None:
     """A camera's buffer is filled again and again."""
     frame = np.array(photo(0))
     found = Predictor(tiny)(frame, "dog")
@@ -272,23 +274,25 @@ def test_a_given_picture_may_be_changed_afterwards(tiny: Grounder) -> None:
 
 def test_a_predictor_pickles_by_its_folder(tiny: Grounder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tiny, tmp_path / "run")
-    ground = Predictor(tmp_path / "run", cache_mb=1)
-    other = pickle.loads(pickle.dumps(ground))
-    assert list(other(photo(0), PHRASES)) == list(ground(photo(0), PHRASES)) and other._encoded.max_bytes == 1_000_000
+    predictor = Predictor(tmp_path / "run", cache_mb=1)
+    other = pickle.loads(pickle.dumps(predictor))
+    assert (
+        list(other(photo(0), PHRASES)) == list(predictor(photo(0), PHRASES)) and other._encoded.max_bytes == 1_000_000
+    )
     with pytest.raises(TypeError, match="Save the model and open its folder"):
         pickle.dumps(Predictor(tiny))
     monkeypatch.setenv("HOME", str(tmp_path))
     assert "image_size=64, max_length=20" in repr(Predictor("~/run"))
 
 
-def test_a_fork_is_told_and_does_not_hang(tiny: Grounder) -> None:
-    ground = Predictor(tiny)
-    ground(photo(0), "dog")
+def test_a_forked_predictor_raises(tiny: Grounder) -> None:
+    predictor = Predictor(tiny)
+    predictor(photo(0), "dog")
     receive, send = multiprocessing.Pipe(duplex=False)
 
     def child() -> None:
         try:
-            ground(photo(1), "dog")
+            predictor(photo(1), "dog")
         except RuntimeError as error:
             send.send(str(error))
 
@@ -300,11 +304,11 @@ def test_a_fork_is_told_and_does_not_hang(tiny: Grounder) -> None:
     assert not alive and "made before its process was forked" in receive.recv()
 
 
-def test_a_reduced_copy_with_its_photo_s_size_is_answered_as_the_photo(tiny: Grounder) -> None:
+def test_a_reduced_copy_has_the_predictions_of_its_original(tiny: Grounder) -> None:
     """What a server keeps of a photo, the pixels on the canvas, is all the model needs of it."""
-    picture = Image.effect_noise((403, 151), 90).convert("RGB")
+    image = Image.effect_noise((403, 151), 90).convert("RGB")
     predictor, fresh = Predictor(tiny), Predictor(tiny)
-    laid = Letterbox.fit(*picture.size, predictor.image_size).resize(picture)
+    laid = Letterbox.fit(*image.size, predictor.image_size).resize(image)
     assert max(laid.shape) == predictor.image_size < 403
-    (reduced,) = fresh.predict_batch([(Image.fromarray(laid), ["it"])], sizes=[picture.size])
-    assert reduced == list(predictor(picture, "it"))
+    (reduced,) = fresh.predict_batch([(Image.fromarray(laid), ["it"])], sizes=[image.size])
+    assert reduced == list(predictor(image, "it"))

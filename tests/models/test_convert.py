@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel
 from epmvg.cli import main
 from epmvg.core.types import InputError
 from epmvg.models.checkpoint_files import read_published
-from epmvg.models.convert import convert, from_published, write
+from epmvg.models.convert import convert, write
 from epmvg.models.factory import create_model, default_tokenizer, load
 from epmvg.models.grounder import Grounder
 from epmvg.models.presets import PRESETS, preset
@@ -235,7 +235,7 @@ def test_detr_fills_the_visual_branch_only(student: Grounder, tmp_path: Path) ->
         if name.startswith("visual_encoder."):
             assert torch.equal(own[name], tensor + 1)
     with pytest.raises(InputError, match="--as detr"):
-        from_published(detr, "transvg")
+        convert(detr, "transvg")
 
 
 def test_imagenet_and_a_bert_from_a_folder(student: Grounder, tmp_path: Path) -> None:
@@ -245,14 +245,14 @@ def test_imagenet_and_a_bert_from_a_folder(student: Grounder, tmp_path: Path) ->
     )
     bert.save_pretrained(tmp_path / "bert")
     default_tokenizer().save_pretrained(tmp_path / "bert")
-    conversion = from_published(backbone, "imagenet", model="transvg-r50", bert=str(tmp_path / "bert"))
+    conversion = convert(backbone, "imagenet", model="transvg-r50", bert=str(tmp_path / "bert"))
     assert conversion.model.text_encoder.width == 64
     assert conversion.ignored == {"fc.weight": "the classifier of ImageNet"}
     words = conversion.model.text_encoder.bert.embeddings.word_embeddings
     assert isinstance(words, nn.Embedding)
     assert torch.equal(words.weight, bert.embeddings.word_embeddings.weight)
     with pytest.raises(InputError, match="--model"):
-        from_published(backbone, "imagenet")
+        convert(backbone, "imagenet")
 
 
 def test_a_swin_detector_fills_backbone_and_neck() -> None:
@@ -274,7 +274,7 @@ def test_a_swin_detector_fills_backbone_and_neck() -> None:
             detector[".".join(parts)] = tensor + 1
     detector |= {"roi_head.bbox_head.fc_cls.bias": torch.ones(81), "neck.fpn_convs.0.conv.bias": torch.ones(256)}
     detector["backbone.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.long)
-    conversion = from_published(detector, "swin", model="transvg-swin-s")
+    conversion = convert(detector, "swin", model="transvg-swin-s")
     for name, tensor in conversion.model.state_dict().items():
         if name.startswith("visual_encoder.") and "scale_embed" not in name:
             assert torch.equal(tensor, state[name] + 1), name

@@ -109,3 +109,29 @@ def test_init_from_other_settings_is_rejected(tmp_path: Path, changes: dict[str,
     with pytest.raises(InputError, match=said):
         init_from(create_model("tiny-resnet"), tmp_path / "start")
     init_from(create_model("tiny-resnet", dropout=0.0, **changes), tmp_path / "start")
+
+
+def test_init_from_fits_any_maximum_length_and_image_size(tmp_path: Path) -> None:
+    """Positions of text tokens are kept or drawn, those of visual tokens are interpolated."""
+    save(create_model("tiny-swin"), tmp_path)
+    saved = load(tmp_path).vl_pos_embed.weight
+    model = create_model("tiny-swin", image_size=96, max_length=30)
+    drawn = model.vl_pos_embed.weight.detach().clone()
+    assert init_from(model, tmp_path) == set(model.state_dict())
+    positions = model.vl_pos_embed.weight
+    assert torch.equal(positions[:21], saved[:21]) and torch.equal(positions[21:31], drawn[21:31])
+    fine, coarse = positions[31:].split([12**2, 6**2])
+    torch.testing.assert_close(fine.mean(0), saved[21:85].mean(0), atol=0.1, rtol=0)
+    assert not torch.equal(coarse, drawn[-36:]) and positions.isfinite().all()
+    shorter = create_model("tiny-swin", max_length=10)
+    init_from(shorter, tmp_path)
+    assert torch.equal(shorter.vl_pos_embed.weight, torch.cat([saved[:11], saved[21:]]))
+
+
+def test_init_from_another_shape_is_rejected(tmp_path: Path) -> None:
+    save(create_model("tiny-resnet"), tmp_path)
+    with pytest.raises(InputError, match="holds a model of another shape"):
+        init_from(create_model("tiny-resnet", fusion={"layers": 1}), tmp_path)
+    (tmp_path / "conversion.yaml").write_text("[")
+    with pytest.raises(InputError, match="convert the published weights again"):
+        init_from(create_model("tiny-resnet"), tmp_path)

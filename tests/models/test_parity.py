@@ -17,7 +17,7 @@ from epmvg.config.settings import Recipe
 from epmvg.core.boxes import paired_iou, to_xyxy
 from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.distill.losses import GroundingLoss
-from epmvg.models.convert import RULES, Conversion, from_published
+from epmvg.models.convert import RULES, Conversion, convert
 from epmvg.models.grounder import Grounder
 from epmvg.training.optimizer import parameter_groups
 
@@ -52,7 +52,7 @@ def references(name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def case(request: pytest.FixtureRequest) -> tuple[Conversion, dict[str, Any]]:
-    return from_published(published(request.param), KINDS[request.param]), references(request.param)
+    return convert(published(request.param), KINDS[request.param]), references(request.param)
 
 
 def inputs(model: Grounder, size: int = 2) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
@@ -170,7 +170,7 @@ def test_published_training_steps(name: str) -> None:
     AdamW's first steps move a weight by its learning rate however small its gradient, so that what is rounding in one
     processor's sums grows from step to step: QRNet's third boxes differ by 0.003 or 0.025 on one thread or two.
     """
-    model, expected = from_published(published(name), KINDS[name]).model, references(name)
+    model, expected = convert(published(name), KINDS[name]).model, references(name)
     optimizer = torch.optim.AdamW(parameter_groups(model, Recipe().train), weight_decay=1e-4)
     batch, target = inputs(model)
     loss_of = GroundingLoss(box="l1")
@@ -186,7 +186,7 @@ def test_published_training_steps(name: str) -> None:
 
 
 def test_r101_fits_as_published() -> None:
-    conversion = from_published(published("transvg_r101", fill=False), "transvg")
+    conversion = convert(published("transvg_r101", fill=False), "transvg")
     assert conversion.preset == "transvg-r101" and conversion.new == []
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from epmvg.cli import catalogue, console, data, evaluate, export, predict, serve, train
-from epmvg.core.distributed import launched
+from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.types import InputError
 from epmvg.core.version import __version__
 
@@ -83,5 +83,5 @@ def _root(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
 ) -> None:
-    launched()  # rejects incomplete variables of a launcher before any work
+    rank_and_world_size()  # rejects incomplete variables of a launcher before any work
     console.log_console.quiet = console.error_console.quiet = quiet

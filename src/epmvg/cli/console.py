@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from epmvg.core.distributed import launched
+from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.types import InputError
 
 console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -34,7 +34,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 def is_first() -> bool:
     """Return whether this process prints results, of those that a launcher started."""
-    return launched()[0] == 0
+    return rank_and_world_size()[0] == 0
 
 
 def reject_options(reason: str, **options: object) -> None:

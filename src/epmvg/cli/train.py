@@ -132,7 +132,7 @@ def cache_teacher(recipe: Recipe, settings: Settings = None) -> None:
         cached = run_caching(RunRecipe.load(recipe, *(settings or [])), progress)
     for image in cached["skipped"]:
         error_console.print(f"warning: skipped {image}")
-    console.print(f"{cached['answers']:,} embeddings, {cached['megabytes']} MB, are in {cached['file']}")
+    console.print(f"{cached['embeddings']:,} embeddings, {cached['megabytes']} MB, are in {cached['file']}")
 
 
 def upgrade_config(

@@ -52,7 +52,7 @@ RENAMED = {
 """Old key -> new key, both dotted."""
 
 RENAMED_VALUES = {
-    "distill.input": {"photo": "image", "canvas": "letterboxed", "content": "cropped"},
+    "distill.input": {"photo": "image", "canvas": "letterboxed"},
     "data.augment.recipe": {"free": "default"},
 }
 """New key -> its old values -> its new ones."""

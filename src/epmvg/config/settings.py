@@ -92,7 +92,7 @@ class DistillSettings(Settings):
     pretrained: str | None = Field(None, description='Of an architecture: a tag, a weights file, or "random".')
     quick_gelu: bool | None = Field(None, description="Activation of a weights file that does not state it.")
     frozen: bool = Field(True, description="Keep the teacher as it is, or train it (Table 4).")
-    input: Literal["image", "letterboxed", "cropped"] | None = Field(
+    input: Literal["image", "letterboxed"] | None = Field(
         None, description="What the teacher encodes: the image (default if frozen), or the student's input of it."
     )
     loss: Literal["cosine", "l1"] = Field("cosine", description="Distillation loss.")

@@ -1,4 +1,4 @@
-"""Several processes that a launcher (torchrun, accelerate) started together: rank, world size, exchange of objects."""
+"""Rank, world size and exchange of objects between the processes that a launcher (torchrun, accelerate) started."""
 
 from __future__ import annotations
 
@@ -12,61 +12,60 @@ from epmvg.core.types import InputError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=1)
-"""How long a process waits for another's part of the work; that one has ended is noticed at once."""
+TIMEOUT = timedelta(days=1)
+"""How long a process waits for the others' part of the work; one that has ended is noticed at once."""
+
+_ADVICE = "start with torchrun, or unset RANK and WORLD_SIZE for a single process"
 
 
-def launched() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """Return (rank, world size) as the launcher's variables state them; (0, 1) without a launcher.
 
     Raises:
-        InputError: only some of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set, or they do not fit together.
+        InputError: Only some of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set, or they contradict each other.
     """
     if not os.environ.get("RANK") and os.environ.get("WORLD_SIZE", "1") in ("", "1"):
         return 0, 1
-    rank, world = _variable("RANK"), _variable("WORLD_SIZE")
-    if world > 1:
-        _variable("MASTER_PORT")
-        if not os.environ.get("MASTER_ADDR"):
-            raise _half_set("MASTER_ADDR")
-    if not 0 <= rank < world:
-        raise InputError(f"RANK={rank} does not fit WORLD_SIZE={world}: {_LAUNCHER}.")
-    return rank, world
+    rank, world_size = _integer("RANK"), _integer("WORLD_SIZE")
+    if world_size > 1:
+        _integer("MASTER_PORT")
+        _text("MASTER_ADDR")
+    if not 0 <= rank < world_size:
+        raise InputError(f"RANK={rank} does not fit WORLD_SIZE={world_size}: {_ADVICE}.")
+    return rank, world_size
 
 
-_LAUNCHER = "start with torchrun, or unset RANK and WORLD_SIZE for a single process"
-
-
-def _variable(name: str) -> int:
+def _text(name: str) -> str:
     value = os.environ.get(name, "")
     if not value:
-        raise _half_set(name)
+        stated = [variable for variable in ("RANK", "WORLD_SIZE") if os.environ.get(variable)]
+        raise InputError(f"{' and '.join(stated)} set but {name} is not: {_ADVICE}.")
+    return value
+
+
+def _integer(name: str) -> int:
+    value = _text(name)
     if not value.isdecimal():
-        raise InputError(f"{name}={value} is not a whole number: {_LAUNCHER}.")
+        raise InputError(f"{name}={value} is not a whole number: {_ADVICE}.")
     return int(value)
 
 
-def _half_set(missing: str) -> InputError:
-    stated = [name for name in ("RANK", "WORLD_SIZE") if os.environ.get(name)]
-    return InputError(f"{' and '.join(stated)} set but {missing} is not: {_LAUNCHER}.")
-
-
 @contextmanager
-def together() -> Iterator[tuple[int, int]]:
-    """Join the process group of the launcher; yield rank and world size, 0 and 1 for a single process.
+def process_group() -> Iterator[tuple[int, int]]:
+    """Join the launcher's process group; yield rank and world size, (0, 1) for a single process.
 
     Raises:
-        InputError: the launcher's variables are incomplete, or another process ended.
+        InputError: The launcher's variables are incomplete, or another process ended.
     """
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
         yield dist.get_rank(), dist.get_world_size()
         return
-    if launched()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         yield 0, 1
         return
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield dist.get_rank(), dist.get_world_size()
     except RuntimeError as error:
@@ -78,30 +77,30 @@ def together() -> Iterator[tuple[int, int]]:
 
 
 def is_lost_process(error: RuntimeError) -> bool:
-    """Return whether an error means that another process ended, which its connection reports at once."""
+    """Return whether an error means that another process ended."""
     import torch.distributed as dist
 
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
-def gathered(own: T) -> list[T]:
+def gather(value: T) -> list[T]:
     """Gather one object of each process on the first, in order of rank; the others get an empty list."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
-        return [own]
+        return [value]
     first = dist.get_rank() == 0
-    everyone: list[T] = [own] * dist.get_world_size() if first else []
-    dist.gather_object(own, everyone if first else None)
-    return everyone
+    values: list[T] = [value] * dist.get_world_size() if first else []
+    dist.gather_object(value, values if first else None)
+    return values
 
 
-def told(word: T) -> T:
-    """Broadcast an object of the first process to all."""
+def broadcast(value: T) -> T:
+    """Return the first process's object on all processes."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
-        return word
-    words = [word]
-    dist.broadcast_object_list(words)
-    return words[0]
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]

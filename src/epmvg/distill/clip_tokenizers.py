@@ -1,4 +1,4 @@
-"""Tokenizers of teachers: open_clip's and those of transformers, called alike and told apart by their rules."""
+"""Tokenizers of teachers, open_clip's and those of transformers, with one call."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from transformers import AutoTokenizer
 from epmvg.core.types import InputError
 
 Tokenize = Callable[[list[str]], Tensor]
-"""Phrases -> tokens [P, L]."""
+"""Phrases -> token ids [P, L]."""
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
-CLIP_WORDS = 49_408
+CLIP_VOCABULARY = 49_408
 """Tokens of OpenAI's byte-pair encoding, CLIP's own."""
 
 PROBES = ["a dog", "The LEFT-most man's 2nd coat, in blue!", "zürich \u00e9t\u00e9 \u72d7", "word " * 90]
-"""Phrases whose tokens tell tokenizers apart."""
+"""Phrases whose tokens differ between tokenizers."""
 
 
 class TransformersTokenizer:
-    """A tokenizer of transformers, called as open_clip's are: phrases -> tokens [P, L]."""
+    """A tokenizer of transformers, called as open_clip's are: phrases -> token ids [P, L]."""
 
     def __init__(self, source: Path | str, context_length: int, *, padding: str = "longest") -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(source)
@@ -47,38 +47,31 @@ def tokenizer_of_architecture(architecture: str) -> Tokenize:
     except Exception as error:  # of the network, the hub and a server
         raise InputError(
             f"The tokenizer of the teacher {architecture} could not be downloaded ({type(error).__name__}): check the"
-            " network, or give a local folder that holds it."
+            " network, or give a local folder that contains it."
         ) from error
 
 
 def tokenizer_of_config(text: dict[str, Any], folder: Path) -> Tokenize:
-    """Open the tokenizer that a configuration names; its files lie in `folder` or on the hub."""
-    length, named, tower = text.get("context_length", 77), text.get("hf_tokenizer_name"), text.get("hf_model_name")
-    if not named and tower and (folder / tower).is_dir():
-        return TransformersTokenizer(folder / tower, length)
-    named = named or tower
+    """Open the tokenizer that a `text_cfg` names; its files are in `folder` or on the hub."""
+    length, name, encoder = text.get("context_length", 77), text.get("hf_tokenizer_name"), text.get("hf_model_name")
     options = dict(text.get("tokenizer_kwargs", {}))
-    if named:
-        here = any((folder / file).is_file() for file in TOKENIZER_FILES)
+    if not name and encoder and (folder / encoder).is_dir():
+        return TransformersTokenizer(folder / encoder, length)
+    if name or encoder:
+        in_folder = any((folder / file).is_file() for file in TOKENIZER_FILES)
+        source = folder if in_folder else folder / name if name and (folder / name).is_dir() else name or encoder
+        mode = text.get("tokenizer_mode")
         try:
-            return cast(
-                Tokenize,
-                HFTokenizer(
-                    str(folder) if here else inside(named, folder),
-                    context_length=length,
-                    tokenizer_mode=text.get("tokenizer_mode"),
-                    **options,
-                ),
-            )
+            return cast(Tokenize, HFTokenizer(str(source), context_length=length, tokenizer_mode=mode, **options))
         except Exception as error:  # of the files, the network and the hub
             raise InputError(
-                f"{folder} needs the tokenizer {named}, which cannot be opened ({type(error).__name__}): copy its"
-                " files, tokenizer.json and tokenizer_config.json, into that folder."
+                f"{folder} needs the tokenizer {name or encoder}, which cannot be opened ({type(error).__name__}): copy"
+                " its files, tokenizer.json and tokenizer_config.json, into that folder."
             ) from error
-    if text.get("vocab_size", CLIP_WORDS) != CLIP_WORDS:
+    if text.get("vocab_size", CLIP_VOCABULARY) != CLIP_VOCABULARY:
         raise InputError(
-            f"{folder} has a vocabulary of {text['vocab_size']}, CLIP's tokenizer one of {CLIP_WORDS}: name the model's"
-            " own by text_cfg.hf_tokenizer_name."
+            f"{folder} has a vocabulary of {text['vocab_size']}, CLIP's tokenizer one of {CLIP_VOCABULARY}: name the"
+            " model's own by text_cfg.hf_tokenizer_name."
         )
     return (
         cast(Tokenize, open_clip.SimpleTokenizer(context_length=length, **options))
@@ -89,16 +82,11 @@ def tokenizer_of_config(text: dict[str, Any], folder: Path) -> Tokenize:
 
 @cache
 def clip_tokenizer(context_length: int) -> Tokenize:
-    """Return CLIP's own tokenizer, which takes a while to make."""
+    """Return CLIP's own tokenizer, which takes a while to build."""
     return cast(Tokenize, open_clip.SimpleTokenizer(context_length=context_length))
 
 
-def inside(name: str, folder: Path | None) -> str:
-    """Return the path of what a configuration names if it lies in `folder`, else the name."""
-    return str(folder / name) if folder is not None and (folder / name).is_dir() else name
-
-
-def tokenizer_identity(tokenize: Any, tokens: Tensor) -> dict[str, Any]:
+def describe(tokenize: Any, tokens: Tensor) -> dict[str, Any]:
     """Describe a tokenizer: its kind, context length and a hash of its vocabulary and rules."""
     inner = getattr(tokenize, "tokenizer", tokenize)
     backend = getattr(inner, "backend_tokenizer", None)

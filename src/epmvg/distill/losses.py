@@ -1,4 +1,4 @@
-"""What a student is trained on: box terms, the where-map's terms and the teacher's terms (eq. 5-8)."""
+"""Box losses, distillation losses and their weighted sum (eq. 5-8)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import generalized_box_iou_loss
 
-from epmvg.core.boxes import paired_giou, paired_iou, to_xyxy
+from epmvg.core.boxes import paired_iou, to_xyxy
 from epmvg.core.types import GroundingOutput, InputError, SimilarityMap, TeacherEmbeddings
 
 BoxLoss = Literal["l1", "smooth_l1"]
-Distance = Literal["cosine", "l1"]
+DistillationLoss = Literal["cosine", "l1"]
 
 
 @dataclass(slots=True)
-class Loss:
-    """Named terms, already weighted; `total` is their sum."""
+class Losses:
+    """Weighted terms by name; `total` is their sum."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)
 
@@ -27,95 +28,111 @@ class Loss:
         return torch.stack(list(self.terms.values())).sum()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroundingLoss:
-    """Score a student's answer against target boxes and, if there is one, a teacher's answer (eq. 8).
+    """Compare a student's output with target boxes and, if there is a teacher, with its embeddings (eq. 8).
+
+    A term whose weight is 0 is left out. Beyond the paper are the terms of students with a dense head, a similarity
+    map or an IoU head, and the teacher's similarity map.
 
     Args:
         box: "smooth_l1" (eq. 8) or "l1" (TransVG), summed over the four coordinates, averaged over phrases.
-        box_weight: of that term.
-        giou: lambda of eq. 8; 0 leaves the term out (Table 7).
-        image, text: alpha and beta of eq. 7; 0 leaves the side out (Table 3).
-        dense: of the teacher's similarity map, which the student's follows.
-        distance: between student and teacher vectors, as for `distillation_loss`.
-        where, similarity: of the two maps' terms, for students that have them.
-        votes: of the boxes that tokens inside the target vote for; they share the box terms.
-        regressed: of the box from [REG] where the student also has an anchored one; both share the box terms.
-        score: of the score head's term, for students that have one.
+        box_weight: Of that term.
+        giou_weight: lambda of eq. 8 (Table 7).
+        image_weight, text_weight: alpha and beta of eq. 7 (Table 3).
+        distill_loss: Between student and teacher embeddings, as for `distillation_loss`.
+        dense_weight: Of the teacher's similarity map.
+        heatmap_weight, similarity_weight: Of the student's maps against the tokens inside the target.
+        reg_box_weight: Of both box terms of the box from [REG], where the student also has a dense head.
+        token_box_weight: Of both box terms of the boxes that tokens inside the target predict.
+        iou_head_weight: Of the predicted IoU.
     """
 
-    def __init__(
-        self,
-        *,
-        box: BoxLoss = "smooth_l1",
-        box_weight: float = 1.0,
-        giou_weight: float = 1.0,
-        image_weight: float = 1.5,
-        text_weight: float = 2.0,
-        dense_weight: float = 0.0,
-        distill_loss: Distance = "cosine",
-        heatmap_weight: float = 1.0,
-        similarity_weight: float = 0.5,
-        reg_box_weight: float = 0.5,
-        token_box_weight: float = 1.0,
-        iou_head_weight: float = 1.0,
-    ) -> None:
-        self.kind: BoxLoss = box
-        self.box_weight, self.giou_weight = box_weight, giou_weight
-        self.image_weight, self.text_weight, self.dense_weight = image_weight, text_weight, dense_weight
-        self.distill_loss: Distance = distill_loss
-        self.heatmap_weight, self.similarity_weight = heatmap_weight, similarity_weight
-        self.reg_box_weight, self.token_box_weight = reg_box_weight, token_box_weight
-        self.iou_head_weight = iou_head_weight
+    box: BoxLoss = "smooth_l1"
+    box_weight: float = 1.0
+    giou_weight: float = 1.0
+    image_weight: float = 1.5
+    text_weight: float = 2.0
+    distill_loss: DistillationLoss = "cosine"
+    dense_weight: float = 0.0
+    heatmap_weight: float = 1.0
+    similarity_weight: float = 0.5
+    reg_box_weight: float = 0.5
+    token_box_weight: float = 1.0
+    iou_head_weight: float = 1.0
 
-    def __call__(self, output: GroundingOutput, box: Tensor, teacher: TeacherEmbeddings | None = None) -> Loss:
-        """Return the weighted terms for target boxes [P, 4] (cxcywh, 0..1 of the canvas).
+    def __call__(self, output: GroundingOutput, boxes: Tensor, teacher: TeacherEmbeddings | None = None) -> Losses:
+        """Compute the weighted terms.
+
+        Args:
+            output: Of P phrases.
+            boxes: Targets [P, 4], cxcywh in 0..1 of the network input.
+            teacher: Its embeddings of the same batch.
 
         Raises:
-            InputError: the student's answer lacks what the teacher is to be compared with.
+            InputError: The output lacks what the teacher is to be compared with.
         """
-        loss = Loss()  # its terms add up (eq. 8)
-        self._add_box(loss, "", output.box, box, 1.0)
-        if output.reg_box is not None:
-            self._add_box(loss, "reg_box_", output.reg_box, box, self.reg_box_weight)
-        if output.token_boxes is not None and output.grid is not None and self.token_box_weight:
-            inside = tokens_inside(box, output.grid)
-            if output.heatmap is not None:
-                inside &= output.heatmap.isfinite()
-            phrase, token = inside.nonzero(as_tuple=True)
-            weight = torch.bincount(phrase, minlength=len(box)).reciprocal()[phrase]
-            self._add_box(
-                loss, "token_box_", output.token_boxes[phrase, token], box[phrase], self.token_box_weight, weight
-            )
-        if output.grid is not None:
-            for name, share in (("heatmap", self.heatmap_weight), ("similarity", self.similarity_weight)):
-                logits: Tensor | None = getattr(output, name)
-                if logits is not None:
-                    loss.terms[name] = share * heatmap_loss(logits, box, output.grid)
+        terms = self._box_terms(output.box, boxes)
         if teacher is not None:
-            self._add_vectors(loss, output, teacher)
-            if self.dense_weight and teacher.similarity is not None:
-                loss.terms["dense"] = self.dense_weight * dense_loss(output, teacher.similarity)
+            terms |= self._distillation_terms(output, teacher)
+        if output.reg_box is not None:
+            terms |= self._box_terms(output.reg_box, boxes, "reg_box_", self.reg_box_weight)
+        if output.token_boxes is not None and output.grid is not None and self.token_box_weight:
+            terms |= self._token_box_terms(output, output.token_boxes, output.grid, boxes)
+        if output.grid is not None and output.heatmap is not None:
+            terms["heatmap"] = self.heatmap_weight * heatmap_loss(output.heatmap, boxes, output.grid)
+        if output.grid is not None and output.similarity is not None:
+            terms["similarity"] = self.similarity_weight * heatmap_loss(output.similarity, boxes, output.grid)
         if output.iou_logits is not None and output.iou_box is not None:
-            loss.terms["iou_head"] = self.iou_head_weight * iou_head_loss(
-                output.iou_logits, output.iou_box, box, output.negative_iou_logits
-            )
-        return loss
+            iou_head = iou_head_loss(output.iou_logits, output.iou_box, boxes, output.negative_iou_logits)
+            terms["iou_head"] = self.iou_head_weight * iou_head
+        return Losses(terms)
 
-    def _add_vectors(self, loss: Loss, output: GroundingOutput, teacher: TeacherEmbeddings) -> None:
+    def _box_terms(
+        self, predicted: Tensor, target: Tensor, prefix: str = "", scale: float = 1.0, weight: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        terms = {}
+        if self.box_weight:
+            terms[prefix + self.box] = scale * self.box_weight * box_loss(predicted, target, self.box, weight)
+        if self.giou_weight:
+            terms[prefix + "giou"] = scale * self.giou_weight * giou_loss(predicted, target, weight)
+        return terms
+
+    def _distillation_terms(self, output: GroundingOutput, teacher: TeacherEmbeddings) -> dict[str, Tensor]:
+        terms = {}
         if teacher.image is not None and self.image_weight:
             image = distillation_loss(output.visual, teacher.image[output.image_index], self.distill_loss)
-            loss.terms["image"] = self.image_weight * image  # alpha (eq. 7)
+            terms["image"] = self.image_weight * image  # alpha (eq. 7)
         if teacher.text is not None and self.text_weight:
             text = distillation_loss(output.text, teacher.text, self.distill_loss)
-            loss.terms["text"] = self.text_weight * text  # beta (eq. 7)
+            terms["text"] = self.text_weight * text  # beta (eq. 7)
+        if teacher.similarity is not None and self.dense_weight:
+            terms["dense"] = self.dense_weight * dense_loss(output, teacher.similarity)
+        return terms
 
-    def _add_box(
-        self, loss: Loss, prefix: str, predicted: Tensor, target: Tensor, scale: float, weight: Tensor | None = None
-    ) -> None:
-        if self.box_weight:
-            loss.terms[prefix + self.kind] = scale * self.box_weight * box_loss(predicted, target, self.kind, weight)
-        if self.giou_weight:
-            loss.terms[prefix + "giou"] = scale * self.giou_weight * giou_loss(predicted, target, weight)
+    def _token_box_terms(
+        self, output: GroundingOutput, token_boxes: Tensor, grid: tuple[int, int], boxes: Tensor
+    ) -> dict[str, Tensor]:
+        """Each phrase has the same weight, whatever the number of tokens inside its target."""
+        inside = tokens_inside(boxes, grid)
+        if output.heatmap is not None:
+            inside &= output.heatmap.isfinite()
+        phrase, token = inside.nonzero(as_tuple=True)
+        weight = torch.bincount(phrase, minlength=len(boxes)).reciprocal()[phrase]
+        return self._box_terms(token_boxes[phrase, token], boxes[phrase], "token_box_", self.token_box_weight, weight)
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, kind: DistillationLoss) -> Tensor:
+    """Compare student vectors [P, D] with teacher vectors [P, E] pooled to D, averaged over phrases.
+
+    Args:
+        student, teacher: The vectors.
+        kind: 1 - "cosine" (eq. 7), or "l1" (Table 3).
+    """
+    target = F.adaptive_avg_pool1d(teacher.float(), student.shape[-1])  # [P, D] (eq. 5, 6)
+    if kind == "l1":
+        return F.l1_loss(student.float(), target)
+    return (1 - F.cosine_similarity(student.float(), target, dim=-1)).mean()
 
 
 def box_loss(predicted: Tensor, target: Tensor, kind: BoxLoss, weight: Tensor | None = None) -> Tensor:
@@ -129,115 +146,101 @@ def box_loss(predicted: Tensor, target: Tensor, kind: BoxLoss, weight: Tensor | 
 
 def giou_loss(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean of 1 - GIoU over paired [P, 4] cxcywh boxes, weighted by [P] if given."""
-    return _mean(1 - paired_giou(to_xyxy(predicted), to_xyxy(target)), weight)
+    return _mean(generalized_box_iou_loss(to_xyxy(predicted), to_xyxy(target)), weight)
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         return values.mean()
-    return (values * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)  # no rows: 0
+    return (values * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)  # 0 without values
 
 
-def heatmap_loss(logits: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
+def heatmap_loss(logits: Tensor, boxes: Tensor, grid: tuple[int, int]) -> Tensor:
     """Cross-entropy of a map over visual tokens with the tokens inside the target box.
 
     Args:
         logits: [P, N], -inf at padding.
-        box: [P, 4] targets, cxcywh in 0..1 of the canvas.
+        boxes: Targets [P, 4], cxcywh in 0..1 of the network input.
         grid: (rows, columns) of the N tokens.
     """
-    inside = tokens_inside(box, grid) & logits.isfinite()  # [P, N]
-    log_share = logits.float().log_softmax(-1).masked_fill(~inside, 0.0)
-    return -(log_share.sum(-1) / inside.sum(-1).clamp(min=1)).mean()
+    inside = tokens_inside(boxes, grid) & logits.isfinite()  # [P, N]
+    log_probability = logits.float().log_softmax(-1).masked_fill(~inside, 0.0)
+    return -(log_probability.sum(-1) / inside.sum(-1).clamp(min=1)).mean()
 
 
-def iou_head_loss(score: Tensor, iou_box: Tensor, target: Tensor, absent: Tensor | None = None) -> Tensor:
-    """Cross-entropy of predicted with true IoU, averaged over phrases and absent pairs.
+def iou_head_loss(logits: Tensor, predicted: Tensor, target: Tensor, negative_logits: Tensor | None = None) -> Tensor:
+    """Cross-entropy of predicted with true IoU, averaged over phrases and negative pairs.
 
     A soft target makes the mean prediction the expected IoU (as in IoU-aware detectors: Wu et al., IoU-aware
     Single-stage Object Detector, 2020).
 
     Args:
-        score: logits [P]; absent: logits [A] of phrases that name nothing in their image, whose target is 0.
-        judged, target: [P, 4] cxcywh, the box that the score is about and the true one.
+        logits: Of the IoU [P]; negative_logits: of phrases that name nothing in their image [A], whose IoU is 0.
+        predicted, target: [P, 4] cxcywh, the box that the logits are about and the true one.
     """
-    iou = paired_iou(to_xyxy(iou_box.float()), to_xyxy(target.float())).clamp(0, 1)
-    if absent is not None:
-        score, iou = torch.cat([score, absent]), torch.cat([iou, torch.zeros_like(absent)])
-    return F.binary_cross_entropy_with_logits(score, iou)
-
-
-def tokens_inside(box: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Which tokens have their centre in [P, 4] boxes, at least the nearest one -> bool [P, N]."""
-    rows, columns = grid
-    x = (torch.arange(columns, device=box.device) + 0.5) / columns
-    y = (torch.arange(rows, device=box.device) + 0.5) / rows
-    cx, cy, w, h = (part[:, None] for part in box.unbind(-1))
-    # A box thinner than a token still owns the token its centre lies in.
-    across = (x - cx).abs() <= torch.clamp(w, min=1 / columns) / 2  # [P, columns]
-    down = (y - cy).abs() <= torch.clamp(h, min=1 / rows) / 2  # [P, rows]
-    return (down[:, :, None] & across[:, None, :]).flatten(1)
-
-
-def distillation_loss(student: Tensor, teacher: Tensor, distance: Distance) -> Tensor:
-    """Distance of student vectors [P, D] from teacher vectors [P, E] pooled to D, averaged over phrases.
-
-    Args:
-        student, teacher: the vectors.
-        distance: 1 - "cosine" (eq. 7), or "l1" (Table 3).
-    """
-    target = F.adaptive_avg_pool1d(teacher.float(), student.shape[-1])  # [P, D] (eq. 5, 6)
-    if distance == "l1":
-        return F.l1_loss(student.float(), target)
-    return (1 - F.cosine_similarity(student.float(), target, dim=-1)).mean()
+    iou = paired_iou(to_xyxy(predicted.float()), to_xyxy(target.float())).clamp(0, 1)
+    if negative_logits is not None:
+        logits, iou = torch.cat([logits, negative_logits]), torch.cat([iou, torch.zeros_like(negative_logits)])
+    return F.binary_cross_entropy_with_logits(logits, iou)
 
 
 def dense_loss(output: GroundingOutput, teacher: SimilarityMap) -> Tensor:
     """KL divergence of the student's map over its visual tokens from the teacher's, averaged over phrases.
 
-    The student's is its similarity map or, if it has none, its where-map. Padding takes no part, nor does what the
-    teacher's own crop left out; a phrase of whose view it saw nothing has no term.
+    The student's is its similarity map or, without one, its heatmap. Padding is left out, and so is what the teacher's
+    crop does not show; a phrase whose image is not shown at all has no term.
 
     Raises:
-        InputError: the student has neither, or several maps of visual tokens.
+        InputError: The student has neither, or several feature levels.
     """
     logits = output.heatmap if output.similarity is None else output.similarity  # [P, N], -inf at padding
     if logits is None or output.grid is None:
         raise InputError(
-            "distill.dense_weight needs one map over the student's visual tokens: "
-            "set model.similarity=true and one stride."
+            "distill.dense_weight needs one map over the student's visual tokens: set model.similarity=true and one "
+            "stride."
         )
-    shared = logits.isfinite() & tokens_within(teacher.frame, output.grid)
-    phrases = shared.any(-1)
-    hidden = ~shared[phrases]
-    wanted = resample(teacher, output.grid)[phrases].masked_fill(hidden, -torch.inf).log_softmax(-1)
-    own = logits[phrases].float().masked_fill(hidden, -torch.inf).log_softmax(-1)
-    divergence = (wanted.exp() * (wanted - own).masked_fill(hidden, 0.0)).sum(-1)
+    common = logits.isfinite() & tokens_within(teacher.frame, output.grid)
+    phrases = common.any(-1)
+    left_out = ~common[phrases]
+    target = resample(teacher, output.grid)[phrases].masked_fill(left_out, -torch.inf).log_softmax(-1)
+    student = logits[phrases].float().masked_fill(left_out, -torch.inf).log_softmax(-1)
+    divergence = (target.exp() * (target - student).masked_fill(left_out, 0.0)).sum(-1)
     return divergence.sum() / max(1, len(divergence))
 
 
+def _centres(count: int, device: torch.device) -> Tensor:
+    return (torch.arange(count, device=device) + 0.5) / count
+
+
+def tokens_inside(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return which tokens have their centre in cxcywh boxes [P, 4], at least the nearest one: bool [P, N]."""
+    (rows, columns), device = grid, boxes.device
+    cx, cy, w, h = (part[:, None] for part in boxes.unbind(-1))
+    # A box thinner than a token still contains the token of its centre.
+    across = (_centres(columns, device) - cx).abs() <= torch.clamp(w, min=1 / columns) / 2  # [P, columns]
+    down = (_centres(rows, device) - cy).abs() <= torch.clamp(h, min=1 / rows) / 2  # [P, rows]
+    return (down[:, :, None] & across[:, None, :]).flatten(1)
+
+
 def tokens_within(frame: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Which tokens have their centre within frames [P, 4] (xyxy, 0..1 of the canvas) -> bool [P, N]."""
-    rows, columns = grid
+    """Return which tokens have their centre within xyxy frames [P, 4]: bool [P, N]."""
     x0, y0, x1, y1 = (edge[:, None] for edge in frame.unbind(-1))
-    x = (torch.arange(columns, device=frame.device) + 0.5) / columns
-    y = (torch.arange(rows, device=frame.device) + 0.5) / rows
+    x, y = _centres(grid[1], frame.device), _centres(grid[0], frame.device)
     across, down = (x > x0) & (x < x1), (y > y0) & (y < y1)
     return (down[:, :, None] & across[:, None, :]).flatten(1)
 
 
 def resample(teacher: SimilarityMap, grid: tuple[int, int]) -> Tensor:
-    """Read a teacher's map at the centres of the student's tokens -> [P, N], in rows and columns of `grid`.
+    """Interpolate a teacher's map at the centres of the student's tokens -> [P, N], in rows and columns of `grid`.
 
-    Bilinear, each of the four patches weighed by its share of picture: what the teacher saw of padding is not mixed in.
+    Bilinear; each of the four patches is weighted by the fraction of it that is image and not padding.
     """
     rows, columns = grid
     x0, y0, x1, y1 = (edge[:, None] for edge in teacher.frame.unbind(-1))
-    x = (torch.arange(columns, device=x0.device) + 0.5) / columns
-    y = (torch.arange(rows, device=y0.device) + 0.5) / rows
+    x, y = _centres(columns, x0.device), _centres(rows, x0.device)
     across = ((x - x0) / (x1 - x0))[:, None, :].expand(-1, rows, -1)  # 0..1 of the teacher's grid
     down = ((y - y0) / (y1 - y0))[:, :, None].expand(-1, -1, columns)
-    place = torch.stack([across, down], -1) * 2 - 1  # [P, rows, columns, 2]
+    points = torch.stack([across, down], -1) * 2 - 1  # [P, rows, columns, 2]
     values = torch.stack([teacher.logits * teacher.content, teacher.content], 1).float()  # [P, 2, h, w]
-    read = F.grid_sample(values, place.float(), padding_mode="border", align_corners=False)  # [P, 2, rows, columns]
-    return (read[:, 0] / read[:, 1].clamp(min=1e-6)).flatten(1)
+    sampled = F.grid_sample(values, points.float(), padding_mode="border", align_corners=False)  # [P, 2, rows, columns]
+    return (sampled[:, 0] / sampled[:, 1].clamp(min=1e-6)).flatten(1)

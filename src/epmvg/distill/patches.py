@@ -1,13 +1,12 @@
-"""What a teacher's image tower sees place by place, in the space of its sentence vectors.
+"""Embeddings of an image's patches in the space of a CLIP's sentences.
 
-A patch is projected exactly as the pooled vector is, so its cosine with a sentence says how much the sentence is there.
+A patch is projected exactly as the pooled vector is, so that its cosine with a sentence is meaningful.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
@@ -16,64 +15,50 @@ from epmvg.core.types import InputError
 from epmvg.distill.transformers_clip import TransformersClip
 
 
-def patch_vectors(clip: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def patch_embeddings(clip: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Encode normalised pixels [I, 3, H, W] once.
 
     Args:
-        clip: an open_clip model whose image tower is a vision transformer, or a timm network whose feature map
+        clip: An open_clip model whose image encoder is a vision transformer, or a timm network whose feature map
             [I, C, h, w] is pooled; or transformers' CLIPModel.
+        pixels: The images.
 
     Returns:
-        The pooled vector [I, E] and that of each patch [I, h, w, E].
+        The embedding of the image [I, E] and of each patch [I, h, w, E].
 
     Raises:
-        InputError: this tower's patches are not projected as its pooled vector is.
+        InputError: The patches of this encoder are not projected as its pooled vector is.
     """
     if isinstance(clip, TransformersClip):
-        found = clip.patches(pixels)
-        if found is not None:
-            return found
-    tower = getattr(clip, "visual", None)
-    if isinstance(tower, VisionTransformer) and tower.attn_pool is None:
-        return _of_transformer(tower, pixels)
-    if isinstance(tower, TimmModel) and not hasattr(tower.head, "pool"):
-        maps = tower.trunk.forward_features(pixels)
-        if maps.ndim == 4 and maps.shape[1] == tower.trunk.num_features:
-            return _of_map(tower, maps)
+        embeddings = clip.patches(pixels)
+        if embeddings is not None:
+            return embeddings
+    encoder = getattr(clip, "visual", None)
+    if isinstance(encoder, VisionTransformer) and encoder.attn_pool is None:
+        return _of_vision_transformer(encoder, pixels)
+    if isinstance(encoder, TimmModel) and not hasattr(encoder.head, "pool"):
+        features = encoder.trunk.forward_features(pixels)
+        if features.ndim == 4 and features.shape[1] == encoder.trunk.num_features:
+            return _of_feature_map(encoder, features)
     raise InputError(
-        "distill.dense_weight: this teacher's image tower has no patch vectors in the space of its sentences: "
-        "take a CLIP with a ViT or a teacher that `epmvg teacher train` wrote, or set distill.dense_weight=0."
+        "distill.dense_weight: this teacher's image encoder has no patch embeddings in the space of its sentences: "
+        "use a CLIP with a ViT or a teacher of `epmvg teacher train`, or set distill.dense_weight=0."
     )
 
 
-def _of_transformer(tower: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    seen = tower.forward_intermediates(pixels, indices=1, normalize_intermediates=True, output_fmt="NLC")
-    patches = seen["image_intermediates"][0] @ tower.proj  # [I, h * w, E]
-    return seen["image_features"], patches.unflatten(1, tower.grid_size)
+def _of_vision_transformer(encoder: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    output = encoder.forward_intermediates(pixels, indices=1, normalize_intermediates=True, output_fmt="NLC")
+    patches = output["image_intermediates"][0] @ encoder.proj  # [I, h * w, E]
+    return output["image_features"], patches.unflatten(1, encoder.grid_size)
 
 
-def _of_map(tower: Any, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Let the trunk pool the whole map, and each place of it as a map of one place."""
-    images, _, rows, columns = maps.shape
+def _of_feature_map(encoder: Any, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Pool the whole map, and each of its positions as a map of one position."""
+    images, _, rows, columns = features.shape
 
     def project(part: Tensor) -> Tensor:
-        projected: Tensor = tower.head(tower.trunk.forward_head(part))
+        projected: Tensor = encoder.head(encoder.trunk.forward_head(part))
         return projected
 
-    places = maps.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]  # [I * h * w, C, 1, 1]
-    return project(maps), project(places).view(images, rows, columns, -1)
-
-
-def patch_grid(clip: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Return rows and columns of a model's patches on images of `size`, height and width in pixels.
-
-    Raises:
-        InputError: as `patch_vectors`.
-    """
-    training = clip.training
-    clip.eval()  # this must leave nothing in batch norms
-    with torch.no_grad():
-        device = next(clip.parameters()).device
-        rows, columns = patch_vectors(clip, torch.zeros(1, 3, *size, device=device))[1].shape[1:3]
-    clip.train(training)
-    return rows, columns
+    positions = features.permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]  # [I * h * w, C, 1, 1]
+    return project(features), project(positions).view(images, rows, columns, -1)

@@ -1,10 +1,10 @@
-"""How a teacher's images are made: resize mode, interpolation, mean and std, as its weights were trained with."""
+"""Image preprocessing of a teacher: resize mode, interpolation, mean and std that its weights were trained with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -14,87 +14,59 @@ from torch.nn import functional as F
 
 from epmvg.core.types import InputError
 
-Interpolation = Literal["bicubic", "bilinear"]
-ResizeMode = Literal["shortest", "longest", "squash"]
-Colour = tuple[float, float, float]
-
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
     """Preprocessing of a teacher's images, in open_clip's terms."""
 
     size: tuple[int, int]  # height and width, pixels
-    mean: Colour
-    std: Colour
-    interpolation: Interpolation
-    resize_mode: ResizeMode  # "shortest": centre crop; "longest": padded; "squash": stretched
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str  # "bicubic" or "bilinear"
+    resize_mode: str  # "shortest": centre crop; "longest": padded; "squash": stretched
     fill_color: int = 0  # of padding, 0..255
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], size: int | tuple[int, int]) -> Preprocess:
-        """Read open_clip's `preprocess_cfg`, or the configuration of a tag; what it leaves out is open_clip's default.
+        """Read open_clip's `preprocess_cfg`, or the configuration of a tag, over open_clip's defaults.
 
         Args:
-            settings: the configuration.
-            size: of the image that the tower takes, which counts whatever the configuration says.
+            settings: The configuration.
+            size: Of the encoder's input, whatever the configuration states.
 
         Raises:
-            InputError: an unknown resize mode or interpolation, or no three numbers of a mean or std.
+            InputError: An unknown resize mode or interpolation, or not three numbers of a mean or std.
         """
-        default = PreprocessCfg()
-        interpolation = settings.get("interpolation") or default.interpolation
-        if interpolation == "random":  # of training
+        values = asdict(PreprocessCfg()) | {key: value for key, value in settings.items() if value not in (None, "")}
+        for name in ("mean", "std"):
+            colour = values[name] if isinstance(values[name], list | tuple) else [values[name]] * 3
+            if len(colour) != 3 or not all(isinstance(number, int | float) for number in colour):
+                raise InputError(f"{name}={values[name]!r} of the preprocessing is no colour: give three numbers.")
+            values[name] = tuple(map(float, colour))
+        interpolation, mode = values["interpolation"], values["resize_mode"]
+        if interpolation == "random":  # in training
             interpolation = "bicubic"
-        mode = settings.get("resize_mode") or default.resize_mode
         if interpolation not in ("bicubic", "bilinear") or mode not in ("shortest", "longest", "squash"):
             raise InputError(
                 f"interpolation={interpolation!r} with resize_mode={mode!r} is unknown: give bicubic or bilinear, and"
                 " shortest, longest or squash."
             )
-        mean, std = (_colour(name, settings.get(name) or getattr(default, name)) for name in ("mean", "std"))
-        sides = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        return cls(
-            sides,
-            mean,
-            std,
-            cast(Interpolation, interpolation),
-            cast(ResizeMode, mode),
-            int(settings.get("fill_color") or 0),
-        )
+        height, width = (size, size) if isinstance(size, int) else size
+        return cls((height, width), values["mean"], values["std"], interpolation, mode, int(values["fill_color"]))
 
-    def photo(self, image: Image.Image) -> Tensor:
-        """Preprocess an RGB photo as published, but for mean and std -> [3, h, w] in 0..1."""
-        plain = PreprocessCfg(
-            size=self.size,
-            mean=(0.0,) * 3,
-            std=(1.0,) * 3,
-            interpolation=self.interpolation,
-            resize_mode=self.resize_mode,
-            fill_color=self.fill_color,
-        )
-        return cast(Tensor, image_transform_v2(plain, is_train=False)(image))
+    def image(self, image: Image.Image) -> Tensor:
+        """Preprocess an RGB image as open_clip does, without mean and std -> [3, h, w] in 0..1."""
+        without_mean = PreprocessCfg(**asdict(self) | {"mean": (0.0,) * 3, "std": (1.0,) * 3})
+        return cast(Tensor, image_transform_v2(without_mean, is_train=False)(image))
 
     def resize(self, image: Tensor) -> Tensor:
-        """Resize images [I, 3, H, W] in 0..1 as `photo` does -> [I, 3, h, w]."""
-        image = self.scaled(image, self._scaled_size(image.shape[-1], image.shape[-2]))
-        for axis, wanted in ((2, self.size[0]), (3, self.size[1])):
-            more = wanted - image.shape[axis]
-            start = _margin(more)
-            if more < 0:
-                image = image.narrow(axis, -start, wanted)
-            elif more > 0:
-                edges = (start, more - start)
-                image = F.pad(image, edges if axis == 3 else (0, 0, *edges), value=self.fill_color / 255)
-        return image
-
-    def scaled(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """Scale images [I, 3, H, W] to a height and width, whatever their proportions."""
-        if tuple(image.shape[-2:]) == size:
+        """Stretch square images [I, 3, S, S] in 0..1 to the encoder's input [I, 3, h, w]."""
+        if tuple(image.shape[-2:]) == self.size:
             return image
-        return F.interpolate(image, size, mode=self.interpolation, antialias=True).clamp(0, 1)
+        return F.interpolate(image, self.size, mode=self.interpolation, antialias=True).clamp(0, 1)
 
     def frame(self, width: int, height: int) -> Tensor:
-        """Where the teacher's input lies on a photo of `width` x `height`: [4], xyxy in 0..1 of the photo.
+        """Return where the encoder's input lies in an image of `width` x `height`: [4], xyxy in 0..1 of the image.
 
         Outside 0..1 is padding.
         """
@@ -104,21 +76,14 @@ class Preprocess:
         return edges / torch.tensor([columns, rows, columns, rows])
 
     def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
-        """Height and width of a scaled photo, before it is cropped or padded to the input's."""
-        down, across = self.size[0] / height, self.size[1] / width
+        """Return height and width of a scaled image, before it is cropped or padded."""
         if self.resize_mode == "squash":
             return self.size
-        scale = max(down, across) if self.resize_mode == "shortest" else min(down, across)
+        ratios = self.size[0] / height, self.size[1] / width
+        scale = max(ratios) if self.resize_mode == "shortest" else min(ratios)
         return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _margin(more: int) -> int:
-    """Pixels before a picture in the middle of an input that is `more` pixels longer; negative where it is cropped."""
+    """Return the pixels before an image in the middle of an input `more` pixels longer; negative if it is cropped."""
     return more // 2 if more > 0 else -(-more // 2)
-
-
-def _colour(name: str, value: Any) -> Colour:
-    numbers = [value] * 3 if isinstance(value, int | float) else list(value)
-    if len(numbers) != 3 or not all(isinstance(number, int | float) for number in numbers):
-        raise InputError(f"{name}={value!r} of the preprocessing is no colour: give three numbers.")
-    return float(numbers[0]), float(numbers[1]), float(numbers[2])

@@ -1,4 +1,4 @@
-"""What a teacher is asked about a batch: which of its towers, about which view, and where its patches lie."""
+"""Distillation targets of a batch: a teacher's embeddings and the maps of where it finds each phrase."""
 
 from __future__ import annotations
 
@@ -14,67 +14,65 @@ from epmvg.core.geometry import Letterbox
 from epmvg.core.types import Batch, InputError, SimilarityMap, TeacherEmbeddings
 from epmvg.distill.preprocess import Preprocess
 from epmvg.distill.target_cache import CachedTeacher
-from epmvg.distill.teacher import ClipTeacher, content_of
+from epmvg.distill.teacher import ClipTeacher
 
 
-class Lesson:
-    """Ask a teacher about batches.
+class DistillationTargets:
+    """Compute a teacher's embeddings of batches.
 
     Args:
-        teacher: a cached one is asked once, and then looks it up.
-        photo: it sees the plain photo, mirrored where the student's view is, whatever else that view shows of it;
-            else that view.
-        fixed: the student's views come again, so that answers to them are worth keeping.
-        sides: the vectors wanted; the tower of a side that nobody wants is not asked.
-        dense: answer with similarity maps too.
+        teacher: A `CachedTeacher` looks up what it computed before.
+        from_files: The teacher takes the plain image, mirrored where the student's is, and not the student's input.
+        fixed_images: The student's inputs are the same in every epoch, so their embeddings are worth caching.
+        embeddings: "image", "text" or both; an encoder that nothing needs does not run.
+        dense: Also compute similarity maps.
 
     Raises:
-        InputError: `photo` without a cached teacher, or `dense` with a teacher that has no patches.
+        InputError: `from_files` without a cached teacher, or `dense` with a teacher that has no patches.
     """
 
     def __init__(
         self,
         teacher: ClipTeacher | CachedTeacher,
         *,
-        photo: bool = False,
-        fixed: bool = False,
-        sides: Sequence[str] = ("image", "text"),
+        from_files: bool = False,
+        fixed_images: bool = False,
+        embeddings: Sequence[str] = ("image", "text"),
         dense: bool = False,
     ) -> None:
         self.teacher = teacher
         self.clip = teacher if isinstance(teacher, ClipTeacher) else teacher.teacher
-        self.photo, self.fixed = photo, fixed
-        self.sides, self.dense = sides, dense
-        if photo and self.clip is teacher:
-            raise InputError("A teacher that looks at photos keeps its answers: give a CachedTeacher.")
+        self.from_files, self.fixed_images = from_files, fixed_images
+        self.embeddings, self.dense = embeddings, dense
+        if from_files and self.clip is teacher:
+            raise InputError("A teacher of plain images needs a cache: give a CachedTeacher.")
         if dense:
             self.grid = self.clip.grid
 
     def __call__(self, batch: Batch) -> TeacherEmbeddings:
-        """Answer what is wanted: [I, E], [P, E] and maps [P, h, w]."""
-        answer = TeacherEmbeddings()
-        if "text" in self.sides or self.dense:
+        """Return embeddings [I, E] and [P, E], and maps [P, h, w]."""
+        targets = TeacherEmbeddings()
+        if "text" in self.embeddings or self.dense:
             text = self.teacher.text(batch.phrases)  # [P, E]
-            answer.text = text if "text" in self.sides else None
+            targets.text = text if "text" in self.embeddings else None
         if self.dense:
-            tokens = self._look(batch)  # [I, 1 + h * w, E]
-            answer.similarity = self._similarity(tokens[:, 1:], text, batch)
-            answer.image = tokens[:, 0] if "image" in self.sides else None
-        elif "image" in self.sides:
-            answer.image = self._look(batch)  # [I, E]
-        return answer
+            tokens = self._encode_images(batch)  # [I, 1 + h * w, E]
+            targets.similarity = self._similarity(tokens[:, 1:], text, batch)
+            targets.image = tokens[:, 0] if "image" in self.embeddings else None
+        elif "image" in self.embeddings:
+            targets.image = self._encode_images(batch)  # [I, E]
+        return targets
 
-    def _look(self, batch: Batch) -> Tensor:
-        if isinstance(self.teacher, CachedTeacher) and self.photo:
+    def _encode_images(self, batch: Batch) -> Tensor:
+        if isinstance(self.teacher, CachedTeacher) and self.from_files:
             flips = [letterbox.flip for letterbox in batch.letterboxes]
-            return self.teacher.photos(batch.image_paths, flips, patches=self.dense)
-        looks = self.teacher if self.fixed else self.clip
-        return (
-            looks.tokens(batch.images, batch.image_mask) if self.dense else looks.image(batch.images, batch.image_mask)
-        )
+            return self.teacher.image_files(batch.image_paths, flips, patches=self.dense)
+        teacher = self.teacher if self.fixed_images else self.clip
+        encode = teacher.tokens if self.dense else teacher.image
+        return encode(batch.images, batch.image_mask)
 
     def _similarity(self, patches: Tensor, text: Tensor, batch: Batch) -> SimilarityMap:
-        """Compare patches [I, h * w, E] with the phrases [P, E] about them."""
+        """Compare the patches [I, h * w, E] of each phrase's image with the phrase [P, E]."""
         text = F.normalize(text.float(), dim=-1)
         patches = F.normalize(patches.float(), dim=-1)
         # No matrix product, which autocast would round.
@@ -84,42 +82,31 @@ class Lesson:
         return SimilarityMap(logits, content[batch.image_index], frame[batch.image_index])
 
     def _frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Where each image's grid of patches lies on the student's canvas [I, 4], and what is picture [I, h, w]."""
-        device = batch.image_mask.device
-        images, side = len(batch.image_mask), batch.image_mask.shape[1]
-        preprocess = self.clip.preprocess
-        if self.photo:
-            frames = torch.stack([photo_frame(letterbox, preprocess) for letterbox in batch.letterboxes])
-            inside = [preprocess.frame(round(one.width), round(one.height)) for one in batch.letterboxes]
-        elif self.clip.view == "cropped":
-            edges = [content_of(image_mask) for image_mask in batch.image_mask]
-            inside = [preprocess.frame(right - left, bottom - top) for left, top, right, bottom in edges]
-            start = torch.tensor([[left, top] * 2 for left, top, _, _ in edges]) / side
-            extent = torch.tensor([[right - left, bottom - top] * 2 for left, top, right, bottom in edges]) / side
-            frames = start + torch.stack(inside) * extent
-        else:
-            share = F.adaptive_avg_pool2d((~batch.image_mask).float(), self.grid)
-            return torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(images, -1), share
-        return frames.to(device), torch.stack([_share(frame, self.grid) for frame in inside]).to(device)
+        """Return where each image's patches lie in the student's input [I, 4], and their image fraction [I, h, w]."""
+        preprocess, device = self.clip.preprocess, batch.image_mask.device
+        if not self.from_files:
+            fractions = F.adaptive_avg_pool2d((~batch.image_mask).float(), self.grid)
+            return torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(len(fractions), -1), fractions
+        frames = torch.stack([image_frame(letterbox, preprocess) for letterbox in batch.letterboxes])
+        inside = [preprocess.frame(round(one.width), round(one.height)) for one in batch.letterboxes]
+        fractions = torch.stack([_image_fraction(frame, self.grid) for frame in inside])
+        return frames.to(device), fractions.to(device)
 
 
-def photo_frame(letterbox: Letterbox, preprocess: Preprocess) -> Tensor:
-    """Where a teacher's preprocessed photo lies on a student's canvas, mirrored with it.
+def image_frame(letterbox: Letterbox, preprocess: Preprocess) -> Tensor:
+    """Return where a teacher's input lies in the student's, mirrored with it: [4], xyxy in 0..1.
 
     Args:
-        letterbox: of the photo on the student's canvas.
-        preprocess: of the teacher.
-
-    Returns:
-        [4], xyxy in 0..1 of the canvas.
+        letterbox: Of the image in the student's input.
+        preprocess: Of the teacher.
     """
-    whole = torch.tensor([letterbox.width, letterbox.height] * 2)
+    size = torch.tensor([letterbox.width, letterbox.height] * 2)
     inside = preprocess.frame(round(letterbox.width), round(letterbox.height))
-    return to_xyxy(replace(letterbox, flip=False).to_input(inside * whole))
+    return to_xyxy(replace(letterbox, flip=False).to_input(inside * size))
 
 
-def _share(frame: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Share of each patch that is picture, of a frame [4] (xyxy in 0..1 of the picture) -> [h, w]."""
+def _image_fraction(frame: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return the fraction of each patch that is image and not padding, of a frame [4] in 0..1 of the image: [h, w]."""
 
     def covered(low: Tensor, high: Tensor, count: int) -> Tensor:
         edges = low + (high - low) * torch.arange(count + 1) / count

@@ -1,4 +1,4 @@
-"""Hugging Face folders of a CLIPModel or SiglipModel, computed by transformers with open_clip's method names."""
+"""Hugging Face folders of a CLIPModel or SiglipModel, with open_clip's method names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from transformers import CLIPModel, SiglipModel
 
 from epmvg.core.types import InputError
-from epmvg.distill.clip_tokenizers import CLIP_WORDS, TOKENIZER_FILES, Tokenize, TransformersTokenizer, clip_tokenizer
+from epmvg.distill.clip_tokenizers import (
+    CLIP_VOCABULARY,
+    TOKENIZER_FILES,
+    Tokenize,
+    TransformersTokenizer,
+    clip_tokenizer,
+)
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
 _KINDS: dict[str, type[Any]] = {"clip": CLIPModel, "siglip": SiglipModel}
@@ -27,8 +33,8 @@ class TransformersClip(nn.Module):
     """A CLIPModel or SiglipModel under open_clip's method names.
 
     Attributes:
-        image_size: side of the square its image tower sees, pixels.
-        width: E, of its vectors.
+        image_size: Side of the square input of its image encoder, pixels.
+        width: E, of its embeddings.
     """
 
     def __init__(self, model: Any) -> None:
@@ -39,6 +45,8 @@ class TransformersClip(nn.Module):
         self.patch_size = int(vision.patch_size)
         clip = isinstance(model, CLIPModel)
         self.width: int = int(model.config.projection_dim if clip else vision.hidden_size)
+        activations = {str(config.hidden_act) for config in (vision, model.config.text_config)}
+        self.quick_gelu = activations == {"quick_gelu"}
 
     @property
     def logit_scale(self) -> Tensor:
@@ -53,26 +61,26 @@ class TransformersClip(nn.Module):
         return cast(Tensor, self.model.get_text_features(input_ids=tokens).pooler_output)
 
     def patches(self, pixels: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return pooled vectors [I, E] and patches [I, h, w, E] in the text's space; None of a SigLIP."""
+        """Return embeddings of images [I, E] and patches [I, h, w, E] in the text's space; None for a SigLIP."""
         if not isinstance(self.model, CLIPModel):
             return None
         vision = self.model.vision_model
-        seen = vision(pixel_values=pixels)
-        patches = self.model.visual_projection(vision.post_layernorm(seen.last_hidden_state[:, 1:]))
+        output = vision(pixel_values=pixels)
+        patches = self.model.visual_projection(vision.post_layernorm(output.last_hidden_state[:, 1:]))
         side = self.image_size // self.patch_size
-        return self.model.visual_projection(seen.pooler_output), patches.unflatten(1, (side, side))
+        return self.model.visual_projection(output.pooler_output), patches.unflatten(1, (side, side))
 
 
 def open_transformers(folder: Path) -> tuple[TransformersClip, Tokenize, dict[str, Any]]:
     """Open a Hugging Face folder: the model, its tokenizer, and its preprocessing in open_clip's terms.
 
     Raises:
-        InputError: the folder holds another model, or lacks weights or a tokenizer.
+        InputError: The folder contains another model, or lacks weights or a tokenizer.
     """
     kind = str(read_json(folder / "config.json").get("model_type"))
     if kind not in _KINDS:
         raise InputError(
-            f"{folder} holds a Hugging Face model of type {kind!r}: only CLIPModel and SiglipModel can teach (types"
+            f"{folder} contains a Hugging Face model of type {kind!r}: a teacher is a CLIPModel or SiglipModel (types"
             f" {' and '.join(_KINDS)})."
         )
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
@@ -84,9 +92,9 @@ def open_transformers(folder: Path) -> tuple[TransformersClip, Tokenize, dict[st
             f"The weights in {folder} cannot be read, or do not fit its config.json ({type(error).__name__}): copy both"
             " again."
         ) from error
-    lacking = sorted(info["missing_keys"])
-    if lacking:
-        raise InputError(f"The weights in {folder} lack {lacking[0]} and {len(lacking) - 1} more: copy them again.")
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(f"The weights in {folder} lack {missing[0]} and {len(missing) - 1} more: copy them again.")
     tokenize = _tokenizer(folder, kind, model.config.text_config)
     return TransformersClip(model), tokenize, _preprocess(folder, kind)
 
@@ -94,7 +102,7 @@ def open_transformers(folder: Path) -> tuple[TransformersClip, Tokenize, dict[st
 def _tokenizer(folder: Path, kind: str, text: Any) -> Tokenize:
     length = int(text.max_position_embeddings)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        if kind == "clip" and text.vocab_size == CLIP_WORDS:
+        if kind == "clip" and text.vocab_size == CLIP_VOCABULARY:
             return clip_tokenizer(length)
         raise InputError(f"{folder} has no tokenizer: copy tokenizer.json and tokenizer_config.json into it.")
     return TransformersTokenizer(folder, length, padding="max_length" if kind == "siglip" else "longest")
@@ -127,12 +135,12 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        InputError: it is missing, torn, or no object.
+        InputError: It is missing, damaged, or no object.
     """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read as JSON ({type(error).__name__}): copy it again.") from error
     if not isinstance(value, dict):
-        raise InputError(f"{file} holds no JSON object: copy it again.")
+        raise InputError(f"{file} contains no JSON object: copy it again.")
     return value

@@ -1,7 +1,7 @@
-"""CLIP weights read from a file as tensors by name: safetensors, torch.save and OpenAI's TorchScript archives.
+"""Read CLIP weights from safetensors, torch.save and OpenAI's TorchScript archives.
 
-No file's code is ever run: pickles are read by torch's weights-only reader, a TorchScript archive by a list of the
-names that it may use.
+No code of a file is run: pickles are read by `torch.load(weights_only=True)`, a TorchScript archive by an unpickler
+with an allow-list, as `torch.jit.load` would run its methods.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from epmvg.core.types import InputError
 
-OPENAI_NUMBERS = frozenset({"input_resolution", "context_length", "vocab_size"})
-"""Names beside the weights in OpenAI's archives, and in no other form of CLIP."""
+OPENAI_CONSTANTS = frozenset({"input_resolution", "context_length", "vocab_size"})
+"""Names beside the weights in OpenAI's files, and in no other form of CLIP."""
 
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -33,7 +33,7 @@ _STORAGES = {
     "IntStorage": torch.int32,
     "BoolStorage": torch.bool,
 }
-_MOST_BYTES = 1 << 24  # of an archive's description; OpenAI's largest has a fiftieth of that
+_MAX_PICKLE_BYTES = 1 << 24  # OpenAI's largest has a fiftieth of that
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
@@ -49,7 +49,7 @@ def read_weights(file: Path) -> Weights:
     """Read the weights of a CLIP from a file.
 
     Raises:
-        InputError: the file is missing, torn, or of a form that is not read.
+        InputError: the file is missing, torn, or of an unknown form.
     """
     try:
         state, openai = _read(file)
@@ -58,15 +58,15 @@ def read_weights(file: Path) -> Weights:
     except Exception as error:  # on broken bytes the readers raise nearly anything
         raise InputError(
             f"{file} cannot be read as weights ({type(error).__name__}): download or save it again."
-        ) from (error)
+        ) from error
     if not state:
-        raise InputError(f"{file} holds no tensors by name: give the file of a model's state_dict().")
+        raise InputError(f"{file} contains no tensors by name: give the file of a model's state_dict().")
     if any(name.startswith("vision_model.") for name in state):
         raise InputError(
-            f"{file} holds a Hugging Face model's weights: give the folder with its config.json as the teacher instead."
+            f"{file} contains a Hugging Face model's weights: give the folder with its config.json as the teacher."
         )
-    openai = openai or state.keys() >= OPENAI_NUMBERS
-    kept = {name: tensor for name, tensor in state.items() if name not in OPENAI_NUMBERS}
+    openai = openai or state.keys() >= OPENAI_CONSTANTS
+    kept = {name: tensor for name, tensor in state.items() if name not in OPENAI_CONSTANTS}
     return Weights({name: t.float() if t.is_floating_point() else t for name, t in kept.items()}, openai)
 
 
@@ -91,14 +91,14 @@ def _read(file: Path) -> tuple[dict[str, Tensor], bool]:
         saved = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{file} is no weights file, or holds Python objects beside its tensors: give a file that holds a"
+            f"{file} is no weights file, or contains Python objects beside its tensors: give a file with a"
             " model's state_dict() alone."
         ) from error
     return _unwrapped(saved), False
 
 
 def _unwrapped(saved: Any) -> dict[str, Tensor]:
-    """Take the weights out of a training checkpoint, and their wrappers' prefixes off their names."""
+    """Return the weights of a training checkpoint, without the prefixes of wrappers."""
     if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
         saved = saved["state_dict"]
     if not isinstance(saved, dict):
@@ -120,8 +120,8 @@ class _Archive(pickle.Unpickler):
         self.archive, self.file = archive, file
         (name,) = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
         self.root = name.partition("/")[0]
-        if archive.getinfo(name).file_size > _MOST_BYTES:
-            raise InputError(f"{file} is no CLIP of OpenAI's: its description of the model is too long.")
+        if archive.getinfo(name).file_size > _MAX_PICKLE_BYTES:
+            raise InputError(f"{file} is no CLIP of OpenAI: its description of the model is too long.")
         data = archive.read(name)
         for operation, argument, _ in pickletools.genops(data):
             if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(data):
@@ -139,7 +139,7 @@ class _Archive(pickle.Unpickler):
             return dict
         if module == "torch.jit._pickle" and name.startswith("build_"):
             return list
-        raise InputError(f"{self.file} asks for {module}.{name}, which no CLIP of OpenAI's does: it is not read.")
+        raise InputError(f"{self.file} refers to {module}.{name}, which no CLIP of OpenAI does: use another file.")
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, _, _ = pid

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from epmvg.core.boxes import paired_iou
 from epmvg.core.calibration import Calibration
-from epmvg.core.distributed import gathered, together, told
+from epmvg.core.distributed import broadcast, gather, process_group
 from epmvg.core.files import write_json, write_rows
 from epmvg.core.hardware import select_device
 from epmvg.core.locate import fetch
@@ -76,7 +76,7 @@ def evaluate(
     Raises:
         InputError: the run, the data or all images cannot be read.
     """
-    with together() as (rank, world):  # first, so that the others notice an error in what follows
+    with process_group() as (rank, world):  # first, so that the others notice an error in what follows
         settings, split, samples = evaluation_samples(run, data, split, root, split_key)
         model = load(run).to(select_device(device))
         model.visual_encoder.fuse_norms()
@@ -99,7 +99,7 @@ def evaluate(
             write_rows(folder / result["rows"], rows)
             write_rows(folder / f"negatives-{stem}.jsonl", negatives)
             write_json(folder / f"evaluation-{stem}.json", result)
-        return told(result)
+        return broadcast(result)
 
 
 def _confidence(
@@ -143,7 +143,7 @@ def predict_rows(
         done += len(rows)
         if progress:
             progress(done, total)
-    turns = zip_longest(*gathered(by_batch), fillvalue=[])  # processes take batches in turn
+    turns = zip_longest(*gather(by_batch), fillvalue=[])  # processes take batches in turn
     return [row for turn in turns for rows in turn for row in rows]
 
 

@@ -38,7 +38,7 @@ FOLDERS = ("scenes", "teacher", "plain", "distilled")
 FILES = ("summary.json", "prediction.png", "report.html")
 """What the demo writes to its folder, besides the marker."""
 
-TEACHER_SETTINGS: dict[str, Any] = {"side": 160, "epochs": 20, "mirror": False}  # scenes are not mirrored anywhere
+TEACHER_SETTINGS: dict[str, Any] = {"image_size": 160, "epochs": 20}
 QUICK_SIZES = {"train": 120, "val": 20, "test": 20, "open": 20, "captions": 60}
 QUICK_SETTINGS = ("train.epochs=1", "train.warmup_steps=5")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from epmvg.core.distributed import launched
+from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.files import write_json, write_text
 from epmvg.core.types import InputError
 from epmvg.experiments.plan import (
@@ -87,7 +87,7 @@ def reproduce(
 
 
 def _check(overrides: Sequence[str], scale: str, seeds: int) -> None:
-    if launched()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         raise InputError(
             "The trainings of a table run in one process each: start `epmvg reproduce` once per GPU without a launcher "
             "(CUDA_VISIBLE_DEVICES=0, 1, ...) and with the same --out, so that they share the table."

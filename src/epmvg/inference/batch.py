@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from epmvg.core.calibration import CONFIDENCE_FILE
-from epmvg.core.distributed import launched
+from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.images import image_digest, open_image
 from epmvg.core.locate import locate
 from epmvg.core.types import InputError, Prediction, Progress
@@ -94,7 +94,7 @@ def predict_many(
             would replace something.
         KeyboardInterrupt: its message names what is kept.
     """
-    if launched()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         raise InputError("Launched processes do not share a prediction. Start one command per part with --shard K/N.")
     paths = [source] if isinstance(source, Path | str) else list(source)
     sources, out = Sources(paths, phrases, shard=shard), Path(out)

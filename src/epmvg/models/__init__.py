@@ -1,1 +1,1 @@
-"""Networks: the student and its parts."""
+"""Networks: the grounder and its parts."""

@@ -6,10 +6,9 @@ Every parameter is accounted for: converted, ignored with a reason, or, where a 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import torch
@@ -134,45 +133,25 @@ class Conversion:
     new: list[str]  # our names that the file does not hold; they keep their random initialisation
 
 
-def convert(file: Path | str, kind: str, *, model: str | None = None, bert: str | None = None) -> Conversion:
-    """Build a model from a published checkpoint.
-
-    Args:
-        file: a `.pth` or `.safetensors` file.
-        kind: what it holds: `transvg`, `qrnet`, `detr`, `swin` (a Swin-S detector) or `imagenet` (a backbone).
-        model, bert: as for `from_published`.
-
-    Raises:
-        InputError: the file cannot be read safely, holds something else, or fits the model only in part.
-    """
-    if kind not in KINDS:
-        raise InputError(f"There is no kind {kind!r} of published weights: give one of {', '.join(KINDS)}.")
-    tensors, stated = read_published(file)
-    return from_published(tensors, kind, file=file, stated=stated, model=model, bert=bert)
-
-
-def from_published(
-    published: dict[str, Tensor],
-    kind: str,
-    *,
-    file: Path | str = "the state dict",
-    stated: Mapping[str, Any] = MappingProxyType({}),
-    model: str | None = None,
-    bert: str | None = None,
+def convert(
+    source: Path | str | dict[str, Tensor], kind: str, *, model: str | None = None, bert: str | None = None
 ) -> Conversion:
-    """Build a model from published tensors by name.
+    """Build a model from published weights.
 
     Args:
-        published: tensors by name.
-        kind: as for `convert`.
-        file: the source, for messages.
-        stated: the settings of the training that made them, as `read_published` returns them.
+        source: a `.pth` or `.safetensors` file, or tensors by name.
+        kind: what it holds: `transvg`, `qrnet`, `detr`, `swin` (a Swin-S detector) or `imagenet` (a backbone).
         model: a preset's name; guessed from the weights by default, required for `imagenet`.
         bert: name on the hub or local folder of a BERT for the text encoder.
 
     Raises:
-        InputError: the weights are of something else, contradict what is stated, or fit the model only in part.
+        InputError: the file cannot be read safely, holds something else, contradicts the settings that it states, or
+            fits the model only in part.
     """
+    if kind not in KINDS:
+        raise InputError(f"There is no kind {kind!r} of published weights: give one of {', '.join(KINDS)}.")
+    published, stated = (source, {}) if isinstance(source, dict) else read_published(source)
+    file = "the state dict" if isinstance(source, dict) else str(source)
     _check_kind(published, kind, file)
     name = model or _guess_preset(kind, published, file)
     settings = preset(name)
@@ -207,7 +186,7 @@ def write(conversion: Conversion, folder: Path | str) -> None:
     write_text(folder / CONVERSION_FILE, yaml.safe_dump({"new": conversion.new}))
 
 
-def _check_kind(published: dict[str, Tensor], kind: str, file: Path | str) -> None:
+def _check_kind(published: dict[str, Tensor], kind: str, file: str) -> None:
     """Reject weights that are not of a kind, naming what they are where that can be seen."""
     for prefix, network in _OTHER_NETWORKS.items():
         if any(name.startswith(prefix) for name in published):
@@ -219,7 +198,7 @@ def _check_kind(published: dict[str, Tensor], kind: str, file: Path | str) -> No
         raise InputError(f"{file} holds no {kind} weights (there is no {min(absent)}): {hint}.")
 
 
-def _check_stated(stated: Mapping[str, Any], kind: str, settings: dict[str, Any], file: Path | str) -> None:
+def _check_stated(stated: dict[str, Any], kind: str, settings: dict[str, Any], file: str) -> None:
     """Reject weights that were trained with other settings, which leave no trace in the tensors' shapes."""
     visual = settings["visual_encoder"]
     expected: dict[str, tuple[Any, ...]] = {}
@@ -235,7 +214,7 @@ def _check_stated(stated: Mapping[str, Any], kind: str, settings: dict[str, Any]
             )
 
 
-def _guess_preset(kind: str, published: dict[str, Tensor], file: Path | str) -> str:
+def _guess_preset(kind: str, published: dict[str, Tensor], file: str) -> str:
     if kind == "imagenet":
         raise InputError(f"{file} may be for several models: name one, for example --model transvg-r50.")
     if kind in ("qrnet", "swin"):
@@ -244,7 +223,7 @@ def _guess_preset(kind: str, published: dict[str, Tensor], file: Path | str) -> 
 
 
 def _rename(
-    published: dict[str, Tensor], kind: str, file: Path | str
+    published: dict[str, Tensor], kind: str, file: str
 ) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
     """Return our names -> tensors, ignored names -> reasons, and our names -> published names."""
     merges_late = any(re.search(r"(^|\.)layers\.0\.downsample\.", name) for name in published)  # Swin's own layout
@@ -269,7 +248,7 @@ def _rename(
     return state, ignored, origin
 
 
-def _sizes(rows: int, settings: dict[str, Any], stated: Mapping[str, Any], file: Path | str) -> tuple[int, int]:
+def _sizes(rows: int, settings: dict[str, Any], stated: dict[str, Any], file: str) -> tuple[int, int]:
     """Return image size and maximum length that fit the learned positions: 1 + L + N rows.
 
     L is 20 or 40 in what is published, unless the file states another; an image size that it states must fit too.
@@ -294,7 +273,7 @@ def _sizes(rows: int, settings: dict[str, Any], stated: Mapping[str, Any], file:
     return fitting[0]
 
 
-def _fill(model: Grounder, state: dict[str, Tensor], origin: dict[str, str], kind: str, file: Path | str) -> list[str]:
+def _fill(model: Grounder, state: dict[str, Tensor], origin: dict[str, str], kind: str, file: str) -> list[str]:
     """Load all tensors into the model, or raise before any is; return the names that stay new."""
     wanted = model.state_dict()
     for name, tensor in state.items():

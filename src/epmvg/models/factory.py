@@ -206,10 +206,8 @@ def _resized_positions(model: Grounder, saved: Grounder) -> Tensor:
 def _new_names(folder: Path) -> set[str]:
     """Return the names of the weights in a converted folder that were not in the published file."""
     file = folder / CONVERSION_FILE
-    if not file.exists():
-        return set()
     try:
-        return set(yaml.safe_load(file.read_text(encoding="utf-8"))["new"])
+        return set(yaml.safe_load(file.read_text(encoding="utf-8"))["new"]) if file.exists() else set()
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{file} cannot be read: convert the published weights again.") from error
 

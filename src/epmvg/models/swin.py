@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.models.swin_transformer import shifted_window_attention
 
 from epmvg.core.types import InputError
-from epmvg.models.presets import IMAGENET_MEAN, IMAGENET_STD, Gates
+from epmvg.models.presets import Gates
 from epmvg.models.query_modulation import QueryGate
 from epmvg.models.visual_encoder import BaseVisualEncoder, create_backbone
 
@@ -46,16 +46,16 @@ class SwinEncoder(BaseVisualEncoder):
         *,
         image_size: int,
         query_width: int,
-        backbone_kwargs: dict[str, Any] | None = None,
+        backbone_kwargs: dict[str, Any],
         strides: Sequence[int],
         width: int,
-        gates: Gates = "normal_init",
-        drop_path: float = 0.2,
-        frozen: Sequence[str] | str = (),
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        gates: Gates,
+        drop_path: float,
+        frozen: Sequence[str] | str,
+        mean: Sequence[float],
+        std: Sequence[float],
     ) -> None:
-        swin = _create_swin(backbone, image_size, strides, drop_path, backbone_kwargs or {})
+        swin = _create_swin(backbone, image_size, strides, drop_path, backbone_kwargs)
         super().__init__(swin, width, strides, mean, std)
         channels = [int(stage["num_chs"]) for stage in cast(Any, swin.feature_info)]
         self.query_aware = gates != "off"

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from epmvg.core.types import InputError
 from epmvg.models.freezing import freeze
 from epmvg.models.norms import fuse_norms
-from epmvg.models.presets import IMAGENET_MEAN, IMAGENET_STD
 from epmvg.models.transformer import TransformerEncoder, gather_tokens, sine_position, unpadded_indices
 
 
@@ -124,9 +123,9 @@ class VisualEncoder(BaseVisualEncoder):
         heads: int,
         dim_feedforward: int,
         dropout: float,
-        frozen: Sequence[str] | str = (),
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        frozen: Sequence[str] | str,
+        mean: Sequence[float],
+        std: Sequence[float],
     ) -> None:
         with torch.device("meta"):
             reductions = cast(Any, create_backbone(backbone, features_only=True)).feature_info.reduction()

@@ -1,27 +1,26 @@
-"""Training: a student learns boxes, and a teacher's vectors where there is one.
+"""Training: `train` writes a run's folder from a recipe, with or without a teacher.
 
-The folder it leaves is enough for everything that follows: config.yaml, model.yaml, model.safetensors (best on val),
-tokenizer/, metrics.jsonl, samples.json, teacher.json (which CLIP taught it), predictions, and state/ for --resume.
+The folder contains config.yaml, model.yaml, model.safetensors (best on the validation split), tokenizer/,
+metrics.jsonl, samples.json, teacher.json (which CLIP was the teacher), predictions, and checkpoint/ for --resume.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from epmvg.config.settings import Recipe
 from epmvg.core.files import write_text
-from epmvg.training.agreement import agreed
 from epmvg.training.checkpoint import restore, save_samples
-from epmvg.training.faults import advising, ending_together
-from epmvg.training.folder import LOCK, claimed, located
+from epmvg.training.errors import explain_errors, raise_on_all_processes
+from epmvg.training.folder import lock_folder, remove_folder, with_absolute_paths
 from epmvg.training.loop import fit
-from epmvg.training.processes import join
+from epmvg.training.processes import join_processes
 from epmvg.training.run import Report, Run
 from epmvg.training.setup import prepare_run
-from epmvg.training.stopping import Stopped, heeding
-from epmvg.training.teacher import cache_teacher, write_teacher
+from epmvg.training.signals import Stopped, handle_signals
+from epmvg.training.teacher import cache_teacher, write_description
 
 __all__ = ["Report", "Stopped", "cache_teacher", "train"]
 
@@ -31,74 +30,71 @@ def train(
 ) -> Path:
     """Train a student by a recipe and return its folder.
 
-    In the main thread SIGINT, SIGTERM and SIGUSR1, where the caller handles them no other way, end it after the step
-    that is being taken, whose state is saved; a second signal ends it at once.
+    In the main thread SIGINT, SIGTERM and SIGUSR1, where the caller has no handlers for them, end it after the current
+    step, with a checkpoint saved; a second signal ends it at once.
 
     Args:
-        recipe: what to train, on what and how. Paths in it are kept as absolute paths.
-        out: the run's folder; it must not hold another run.
-        resume: go on from the last saved step of `out`, with the same samples in the same order. Settings that do not
-            change what is learned (`training.folder.FREE`) may differ from those it was started with.
+        recipe: Model, data, teacher and optimization. Paths in it are saved as absolute paths.
+        out: The run's folder; it must not contain another run.
+        resume: Continue from the last checkpoint of `out`, with the same samples in the same order. Settings that do
+            not change the weights (`training.folder.RESUMABLE`) may differ from those it was started with.
         device: "auto" (CUDA, then MPS, then CPU) or a device of torch; under a launcher each process has its own GPU.
-        report: called with each row of metrics as it is written.
+        report: Called with each row of metrics as it is written.
 
     Raises:
-        InputError: unusable settings, data or folder.
-        Stopped: a KeyboardInterrupt; a signal ended the training, which `resume` goes on with.
+        InputError: Unusable settings, data or folder.
+        Stopped: A KeyboardInterrupt; a signal ended the training, which `resume` continues.
     """
-    folder, recipe = Path(out), located(recipe)
-    accelerator = join(recipe.train, device)
-    tell = report if report is not None and accelerator.is_main_process else _say_nothing
-    with ExitStack() as held, ending_together():
-        with agreed():
+    folder, recipe = Path(out), with_absolute_paths(recipe)
+    accelerator = join_processes(recipe.train, device)
+    if report is None or not accelerator.is_main_process:
+        report = _ignore
+    with ExitStack() as stack, explain_errors(recipe, folder):
+        with raise_on_all_processes():
             if accelerator.is_main_process:
-                held.enter_context(claimed(folder, recipe, resume))
+                stack.enter_context(lock_folder(folder, recipe, resume))
         try:
-            with advising(recipe, folder):
-                run = prepare_run(recipe, folder, accelerator, tell, resume=resume)
+            run = prepare_run(recipe, folder, accelerator, report, resume=resume)
         except BaseException:
-            if not resume and accelerator.is_main_process:  # leave no folder behind that would refuse the next try
-                _give_up(folder)
+            if not resume and accelerator.is_main_process:
+                remove_folder(folder)
             raise
-        with heeding(run.stop, accelerator.num_processes), advising(recipe, folder):
+        with handle_signals(run.stop, accelerator.num_processes):
             if resume:
                 restore(run)
             save_samples(run)
             if accelerator.is_main_process:
                 write_text(folder / "config.yaml", recipe.dump())
-                if run.lesson is not None:
-                    write_teacher(run.lesson.clip, folder)
-            tell(_beginning(run))
+                if run.teacher is not None:
+                    write_description(run.teacher.clip, folder)
+            report(_begin_row(run))
             fit(run)
-            tell(_end(run))
+            report(_end_row(run))
     return folder
 
 
-def _give_up(folder: Path) -> None:
-    for name in ("config.yaml", LOCK):
-        (folder / name).unlink(missing_ok=True)
-    with suppress(OSError):  # something hidden was there before
-        folder.rmdir()
-
-
-def _beginning(run: Run) -> dict[str, Any]:
-    """Return what a training says of itself before its first step."""
-    recipe = run.recipe
-    model = recipe.model
-    start = f"{model.name} from {model.init_from or ('pretrained weights' if model.pretrained else 'random weights')}"
-    row = {"event": "begin", "data": recipe.data.name, "start": start, "step": run.position.step}
+def _begin_row(run: Run) -> dict[str, Any]:
+    recipe, model = run.recipe, run.recipe.model
+    weights = model.init_from or ("pretrained weights" if model.pretrained else "random weights")
     samples = {name: str(samples) for name, samples in run.samples.items()}
-    device = str(run.accelerator.device)
-    processes = run.accelerator.num_processes
-    return row | samples | {"steps": run.steps, "device": device, "processes": processes, "folder": str(run.folder)}
+    return {
+        "event": "begin",
+        "data": recipe.data.name,
+        "start": f"{model.name} from {weights}",
+        "step": run.state.step,
+        **samples,
+        "steps": run.count.total,
+        "device": str(run.accelerator.device),
+        "processes": run.accelerator.num_processes,
+        "folder": str(run.folder),
+    }
 
 
-def _end(run: Run) -> dict[str, Any]:
-    """Return what came of a training."""
-    position = run.position
-    row = {"event": "end", "best": position.best, "best_step": position.best_step, "steps": position.step}
+def _end_row(run: Run) -> dict[str, Any]:
+    state = run.state
+    row = {"event": "end", "best": state.best, "best_step": state.best_step, "steps": state.step}
     return row | {"split": run.recipe.data.val_split, "folder": str(run.folder)}
 
 
-def _say_nothing(row: dict[str, Any]) -> None:
+def _ignore(row: dict[str, Any]) -> None:
     pass

@@ -1,4 +1,4 @@
-"""What `--resume` goes on from: saved whole, checked when it is read, the one before it kept."""
+"""Checkpoints of a run: saved atomically, verified by checksum when read, the one before kept."""
 
 from __future__ import annotations
 
@@ -8,145 +8,149 @@ import warnings
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
+from time import monotonic
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from epmvg.core.distributed import gathered, told
+from epmvg.core.distributed import broadcast, gather
 from epmvg.core.files import atomic_write, disk_errors, write_text
 from epmvg.core.types import InputError
 from epmvg.data.samples import SAMPLES, SampleDigest
-from epmvg.training.folder import another_run
+from epmvg.training.folder import restart_advice
 from epmvg.training.optimizer import make_optimizer
-from epmvg.training.run import Position, Run
+from epmvg.training.run import Run, TrainingState
 
-_VERSION = 2
-"""Of the content of a saved state."""
+FOLDER = "checkpoint"
+"""In a run's folder; contains last.pt and previous.pt."""
+
+_VERSION = 3
 
 
-def save_state(run: Run) -> None:
-    """Keep everything that `--resume` needs; the state before it stays as previous.pt.
+def save_checkpoint(run: Run) -> None:
+    """Save everything that `--resume` needs; the checkpoint before stays as previous.pt.
 
-    torch writes a checksum of each tensor, which `restore` compares.
+    Raises:
+        InputError: A weight is NaN or infinite, or the disk is full.
     """
-    own = gathered((_generators(), run.meter.state()))
-    student = run.student.state_dict()
-    beside = {name: part.state_dict() for name, part in run.beside.items()}
-    optimizer = run.optimizer.state_dict()
+    local = gather((_rng_states(), run.means.state_dict()))
     if not run.accelerator.is_main_process:
         return
-    for name, tensor in student.items():
+    folder, weights = run.folder / FOLDER, run.model.state_dict()
+    for name, tensor in weights.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(
-                f"{name} holds NaN or infinity after step {run.position.step}: {another_run(run.folder)}, with a lower "
-                f"train.lr or train.max_grad_norm=1; {run.folder / 'state'} keeps the state before."
+                f"{name} contains NaN or Inf after step {run.state.step}: {restart_advice(run.folder)}, with a lower "
+                f"train.lr or train.max_grad_norm=1; {folder} keeps the checkpoint before."
             )
-    folder = run.folder / "state"
     with disk_errors(folder):
         folder.mkdir(exist_ok=True)
-    state = {
+    checkpoint = {
         "version": _VERSION,
-        "student": student,
-        "beside": beside,
-        "optimizer": optimizer,
-        "new": run.new,
-        "random": [random for random, _ in own],  # of each process, like the next
-        "meter": [meter for _, meter in own],
-        "position": asdict(run.position),
+        "model": weights,
+        "auxiliary": {name: module.state_dict() for name, module in run.auxiliary.items()},
+        "optimizer": run.optimizer.state_dict(),
+        "scheduler": run.scheduler.state_dict(),
+        "new_parameters": run.new_parameters,
+        "rng": [states for states, _ in local],  # of each process, like the next
+        "means": [means for _, means in local],
+        "state": asdict(run.state) | {"seconds": run.seconds},
     }
     last = folder / "last.pt"
     with atomic_write(last) as temporary:
         with temporary.open("wb") as out:
-            torch.save(state, out)
+            torch.save(checkpoint, out)
         if last.exists():
             last.replace(folder / "previous.pt")
 
 
 def restore(run: Run) -> None:
-    """Go back to the last saved step, and forget what metrics.jsonl says of later ones."""
-    state = _read_state(run.folder / "state")
-    steps = told(gathered("none" if state is None else f"step {state['position']['step']}"))
+    """Load the last checkpoint into a run, and remove later rows from metrics.jsonl.
+
+    Raises:
+        InputError: It is damaged, of another version, world size, teacher or data, or differs between machines.
+    """
+    folder, rank = run.folder / FOLDER, run.accelerator.process_index
+    checkpoint = _read_last(folder)
+    steps = broadcast(gather("none" if checkpoint is None else f"step {checkpoint['state']['step']}"))
     if len(set(steps)) > 1:
         raise InputError(
-            f"The processes found different states in {run.folder / 'state'} ({', '.join(steps)}): "
-            "let all machines share that folder, or copy it to each."
+            f"The processes found different checkpoints in {folder} ({', '.join(steps)}): let all machines share that "
+            "folder, or copy it to each."
         )
-    if state is None:
-        warnings.warn(f"{run.folder} was stopped before its first saved step: it starts again.", stacklevel=3)
+    if checkpoint is None:
+        warnings.warn(f"{run.folder} was stopped before its first checkpoint: it starts again.", stacklevel=3)
         (run.folder / "metrics.jsonl").unlink(missing_ok=True)
         return
-    if state.get("version") != _VERSION:
+    if checkpoint.get("version") != _VERSION:
         raise InputError(
-            f"{run.folder / 'state'} was saved by another version of epmvg: resume it with that one, or "
-            f"{another_run(run.folder)}."
+            f"{folder} was saved by another version of epmvg: resume it with that one, or {restart_advice(run.folder)}."
         )
     _check_samples(run)
-    processes = len(state["random"])
-    if processes != run.accelerator.num_processes:
-        raise InputError(f"{run.folder} was trained by {processes} processes: resume it with as many.")
-    saved = {"student": state["student"]} | state["beside"]
-    for name, part in ({"student": run.student} | run.beside).items():
-        part.load_state_dict(saved[name])
-    if run.new != state["new"]:  # what it started from says otherwise now
-        run.new = state["new"]
-        run.optimizer = make_optimizer(run.student, run.recipe.train, run.new, run.beside)
-    run.optimizer.load_state_dict(state["optimizer"])
-    _set_generators(state["random"][run.accelerator.process_index])
-    run.meter.load_state(state["meter"][run.accelerator.process_index], run.accelerator.device)
-    run.position = Position(**state["position"])
-    metrics = run.folder / "metrics.jsonl"
-    if metrics.exists() and run.accelerator.is_main_process:
-        kept = []
-        for line in metrics.read_text(encoding="utf-8").split("\n"):
-            try:
-                row = json.loads(line)
-                known = run.position.scored if row["event"] == "evaluate" else run.position.step
-                if row["step"] <= known:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
-                continue  # the line that was being written when the run was killed
-        write_text(metrics, "".join(kept))
+    world_size = len(checkpoint["rng"])
+    if world_size != run.accelerator.num_processes:
+        raise InputError(f"{run.folder} was trained by {world_size} processes: resume it with as many.")
+    run.model.load_state_dict(checkpoint["model"])
+    for name, module in run.auxiliary.items():
+        module.load_state_dict(checkpoint["auxiliary"][name])
+    if run.new_parameters != checkpoint["new_parameters"]:  # the folder of model.init_from has changed
+        run.new_parameters = checkpoint["new_parameters"]
+        run.optimizer, run.scheduler = make_optimizer(
+            run.model, run.recipe.train, run.count, run.new_parameters, run.auxiliary
+        )
+    run.optimizer.load_state_dict(checkpoint["optimizer"])
+    run.scheduler.load_state_dict(checkpoint["scheduler"])
+    _set_rng_states(checkpoint["rng"][rank])
+    run.means.load_state_dict(checkpoint["means"][rank], run.accelerator.device)
+    run.started = monotonic() - checkpoint["state"].pop("seconds")
+    run.state = TrainingState(**checkpoint["state"])
+    if run.accelerator.is_main_process:
+        _truncate_metrics(run.folder / "metrics.jsonl", run.state)
+
+
+def _truncate_metrics(file: Path, state: TrainingState) -> None:
+    kept = []
+    for line in file.read_text(encoding="utf-8").split("\n") if file.exists() else []:
+        try:
+            row = json.loads(line)
+            if row["step"] <= (state.validated_step if row["event"] == "evaluate" else state.step):
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            continue  # the row that was being written when the run was killed
+    write_text(file, "".join(kept))
 
 
 def save_samples(run: Run) -> None:
-    """Write what the run learns from and is scored on, for `--resume` and `evaluate` to compare."""
+    """Write digests of the samples and the teacher, which `--resume` and `evaluate` compare."""
     if run.accelerator.is_main_process:
-        write_text(run.folder / SAMPLES, json.dumps(_own_samples(run), indent=1) + "\n")
-
-
-def _own_samples(run: Run) -> dict[str, Any]:
-    own: dict[str, Any] = {name: samples.as_dict() for name, samples in run.samples.items()}
-    return own | {"teacher": run.teacher}
+        digests: dict[str, Any] = {name: samples.as_dict() for name, samples in run.samples.items()}
+        digests["teacher"] = run.teacher_fingerprint
+        write_text(run.folder / SAMPLES, json.dumps(digests, indent=1) + "\n")
 
 
 def _check_samples(run: Run) -> None:
-    """Refuse to go on with other samples, or with a teacher that gives other targets.
-
-    Raises:
-        InputError: they changed since the run began.
-    """
     file = run.folder / SAMPLES
-    known: dict[str, Any] | None = None
+    saved: dict[str, Any] | None = None
     if run.accelerator.is_main_process and file.exists():
-        known = json.loads(file.read_text(encoding="utf-8"))
-    known = told(known)
-    if known is None:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    saved = broadcast(saved)
+    if saved is None:
         return
-    cure = f"bring back what it began with, or {another_run(run.folder)}"
+    advice = f"restore what it began with, or {restart_advice(run.folder)}"
     for name, samples in run.samples.items():
-        before = SampleDigest(**known[name])
+        before = SampleDigest(**saved[name])
         if samples != before:
             split = "training" if name == "train" else "validation"
             raise InputError(
                 f"The {split} samples of {run.recipe.data.name} changed since {run.folder} began "
-                f"({before} then, {samples} now): {cure}."
+                f"({before} then, {samples} now): {advice}."
             )
-    if run.teacher != known["teacher"] and run.recipe.distill is not None:
-        raise InputError(f"The teacher {run.recipe.distill.teacher} changed since {run.folder} began: {cure}.")
+    if run.teacher_fingerprint != saved["teacher"] and run.recipe.distill is not None:
+        raise InputError(f"The teacher {run.recipe.distill.teacher} changed since {run.folder} began: {advice}.")
 
 
-def _generators() -> dict[str, Any]:
+def _rng_states() -> dict[str, Any]:
     """Return the states of all random number generators of this process, as plain values and tensors."""
     name, keys, *rest = cast(tuple[Any, ...], np.random.get_state())
     return {
@@ -158,8 +162,7 @@ def _generators() -> dict[str, Any]:
     }
 
 
-def _set_generators(states: dict[str, Any]) -> None:
-    """Restore what `_generators` returned, for the devices that are there now."""
+def _set_rng_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     for number, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, number)
@@ -169,27 +172,23 @@ def _set_generators(states: dict[str, Any]) -> None:
     np.random.set_state(tuple(states["numpy"]))
 
 
-def _read_state(folder: Path) -> dict[str, Any] | None:
-    """Read the last saved state, or the one before it where the last is damaged; None where none was saved.
-
-    Raises:
-        InputError: neither can be read.
-    """
+def _read_last(folder: Path) -> dict[str, Any] | None:
+    """Read the last checkpoint, or the one before where the last is damaged; None where none was saved."""
     files = [file for file in (folder / "last.pt", folder / "previous.pt") if file.exists()]
     for file in files:
-        state = whole_state(file)
-        if state is not None:
+        checkpoint = read_checkpoint(file)
+        if checkpoint is not None:
             if file != files[0]:
-                step = state["position"]["step"]
-                warnings.warn(f"{files[0]} is damaged: going on from {file.name}, step {step}.", stacklevel=4)
-            return state
+                step = checkpoint["state"]["step"]
+                warnings.warn(f"{files[0]} is damaged: continuing from {file.name}, step {step}.", stacklevel=4)
+            return checkpoint
     if files:
-        raise InputError(f"{files[0]} is damaged and no other state is whole: {another_run(folder.parent)}.")
+        raise InputError(f"{files[0]} is damaged and no other checkpoint is intact: {restart_advice(folder.parent)}.")
     return None
 
 
-def whole_state(file: Path) -> dict[str, Any] | None:
-    """Read a state whose checksums are right, or return None."""
+def read_checkpoint(file: Path) -> dict[str, Any] | None:
+    """Read a checkpoint, or return None where a checksum does not fit."""
     try:
         with zipfile.ZipFile(file) as parts:
             if parts.testzip() is not None:
@@ -197,5 +196,5 @@ def whole_state(file: Path) -> dict[str, Any] | None:
         return cast(dict[str, Any], torch.load(file, map_location="cpu", weights_only=True))
     except PermissionError:
         raise
-    except Exception:  # on broken bytes its readers raise nearly anything
+    except Exception:  # on damaged bytes its readers raise nearly anything
         return None

@@ -14,32 +14,34 @@ from epmvg.config.settings import TrainSettings
 from epmvg.core.types import InputError
 from epmvg.models.grounder import Grounder
 
+Scheduler = torch.optim.lr_scheduler.LambdaLR
+
 
 @dataclass(frozen=True, slots=True)
 class StepCount:
     """Optimizer steps of a training.
 
     Attributes:
-        per_epoch: steps of an epoch, the last of which may take fewer batches than the others.
-        total: steps of the whole training.
-        between_scores: steps from one score on val to the next.
+        per_epoch: Steps of an epoch, the last of which may accumulate fewer batches than the others.
+        total: Steps of the whole training.
+        eval_interval: Steps from one validation to the next.
     """
 
     per_epoch: int
     total: int
-    between_scores: int
+    eval_interval: int
 
     @classmethod
     def of(cls, batches: int, settings: TrainSettings) -> StepCount:
-        """Count the steps of a training whose epochs have so many batches, over all processes together."""
+        """Count the steps of a training with so many batches per epoch."""
         per_epoch = -(-batches // settings.gradient_accumulation_steps)
         return cls(per_epoch, round(settings.epochs * per_epoch), max(1, round(settings.eval_interval * per_epoch)))
 
     def check(self, settings: TrainSettings) -> None:
-        """Refuse settings that cannot be carried out in so few steps.
+        """Reject settings that do not fit the number of steps.
 
         Raises:
-            InputError: there is no step at all, or the warm-up would not end before the training does.
+            InputError: There is no step at all, or the warm-up would not end before the training does.
         """
         if not self.total:
             raise InputError(
@@ -47,46 +49,50 @@ class StepCount:
             )
         if settings.warmup_steps >= self.total:
             raise InputError(
-                f"train.warmup_steps={settings.warmup_steps} would not end within the "
-                f"{self.total} optimizer steps of this training: "
-                f"set train.warmup_steps={self.total // 10} or raise train.epochs={settings.epochs:g}."
+                f"train.warmup_steps={settings.warmup_steps} would not end within the {self.total} optimizer steps of "
+                f"this training: set train.warmup_steps={self.total // 10} or raise train.epochs={settings.epochs:g}."
             )
 
 
 def parameter_groups(
-    student: Grounder,
+    model: Grounder,
     settings: TrainSettings,
     new: Collection[str] = (),
-    beside: Mapping[str, nn.Module] | None = None,
+    auxiliary: Mapping[str, nn.Module] | None = None,
 ) -> list[dict[str, Any]]:
-    """Group what trains by learning rate (sec. 4.2).
+    """Group the trainable parameters by learning rate (sec. 4.2).
 
-    Pretrained parameters of backbone, visual encoder and text encoder have rates of their own; what is `new` (names of
-    parameters that were not loaded) learns at `train.lr` wherever it is, like the fusion encoder and the box head.
-    What trains `beside` the student, an unfrozen `teacher`, has its own rate (Table 4).
+    Args:
+        model: Pretrained parameters of its backbone, visual encoder and text encoder have learning rates of their own;
+            the rest, and what is new, has `train.lr`.
+        settings: The learning rates.
+        new: Names of parameters that were not loaded.
+        auxiliary: An unfrozen "teacher" (Table 4).
     """
     rates = {"backbone": settings.lr_backbone, "encoder": settings.lr_visual_encoder, "text": settings.lr_text_encoder}
     rates |= {"rest": settings.lr, "teacher": settings.lr_teacher}
-    modules = student.visual_encoder.pretrained_modules() | {"text": [student.text_encoder]}
+    modules = model.visual_encoder.pretrained_modules() | {"text": [model.text_encoder]}
     group_of = {id(p): name for name, parts in modules.items() for part in parts for p in part.parameters()}
-    held: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
-    for name, parameter in student.named_parameters():
-        held["rest" if name in new else group_of.get(id(parameter), "rest")].append(parameter)
-    for name, module in (beside or {}).items():
-        held[name] += module.parameters()
-    groups = []
-    for name, parameters in held.items():
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        if trained:
-            groups.append({"name": name, "params": trained, "lr": rates[name], "peak_lr": rates[name]})
-    return groups
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+    for name, parameter in model.named_parameters():
+        groups["rest" if name in new else group_of.get(id(parameter), "rest")].append(parameter)
+    for name, module in (auxiliary or {}).items():
+        groups[name] += module.parameters()
+    trainable = {name: [p for p in parameters if p.requires_grad] for name, parameters in groups.items()}
+    return [{"name": name, "params": params, "lr": rates[name]} for name, params in trainable.items() if params]
 
 
 def make_optimizer(
-    student: Grounder, settings: TrainSettings, new: Collection[str], beside: Mapping[str, nn.Module]
-) -> torch.optim.Optimizer:
-    """Make the optimizer of `parameter_groups`."""
-    return torch.optim.AdamW(parameter_groups(student, settings, new, beside), weight_decay=settings.weight_decay)
+    model: Grounder,
+    settings: TrainSettings,
+    count: StepCount,
+    new: Collection[str],
+    auxiliary: Mapping[str, nn.Module],
+) -> tuple[torch.optim.Optimizer, Scheduler]:
+    """Make the optimizer of `parameter_groups` and its learning-rate scheduler, stepped once per optimizer step."""
+    groups = parameter_groups(model, settings, new, auxiliary)
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    return optimizer, Scheduler(optimizer, lambda step: lr_factor(step, count, settings))
 
 
 def lr_factor(step: int, count: StepCount, settings: TrainSettings) -> float:
@@ -94,6 +100,6 @@ def lr_factor(step: int, count: StepCount, settings: TrainSettings) -> float:
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     if settings.lr_schedule == "cosine":
-        done = (step - settings.warmup_steps) / max(1, count.total - settings.warmup_steps)
-        return max(0.01, 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        progress = (step - settings.warmup_steps) / max(1, count.total - settings.warmup_steps)
+        return max(0.01, 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
     return float(0.1 ** math.floor(step / count.per_epoch / settings.lr_drop))

@@ -1,138 +1,250 @@
-"""What a training works on, and what it has come to."""
+"""What the training loop works on: model, teacher, data, optimizer, state, and their steps, log and validation."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from epmvg.config.settings import Recipe
-from epmvg.core.distributed import gathered
-from epmvg.core.files import disk_errors
-from epmvg.core.types import Batch
+from epmvg.core.distributed import broadcast, gather
+from epmvg.core.files import disk_errors, write_rows
+from epmvg.core.hardware import use_bf16
+from epmvg.core.types import Batch, InputError, TeacherEmbeddings
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.negatives import NegativeSampler
 from epmvg.data.samples import SampleDigest
-from epmvg.distill.losses import GroundingLoss, Loss
-from epmvg.distill.targets import Lesson
+from epmvg.distill.losses import GroundingLoss
+from epmvg.distill.targets import DistillationTargets
+from epmvg.evaluation.evaluate import predict_rows, with_misses
+from epmvg.evaluation.metrics import Metrics
+from epmvg.evaluation.samples import short_name
+from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
 from epmvg.models.text_cache import TextFeatureCache
-from epmvg.training.optimizer import StepCount
-from epmvg.training.stopping import StopRequest
+from epmvg.training.metrics import RunningMeans
+from epmvg.training.optimizer import Scheduler, StepCount, lr_factor
+from epmvg.training.processes import sum_gradients, sum_over_processes
+from epmvg.training.signals import Stopped, StopRequest
 
 Report = Callable[[dict[str, Any]], None]
 """Called with each row of metrics.jsonl as it is written."""
 
 
 @dataclass(slots=True)
-class Position:
-    """How far a run has come: all that `--resume` needs beside tensors."""
+class TrainingState:
+    """Progress of a run, saved in its checkpoint."""
 
     step: int = 0
     phrases: int = 0
-    seconds: float = 0.0
-    best: float = -1.0
-    best_step: int = -1  # the step whose weights are kept
-    scored: int = -1  # the step at which val was last asked
-
-
-class Meter:
-    """Sums over phrases since the last row of metrics.
-
-    Attributes:
-        since: seconds of training at that row.
-    """
-
-    def __init__(self) -> None:
-        self.clear(0.0)
-
-    def clear(self, since: float) -> None:
-        self.since = since
-        self.images = self.phrases = 0
-        self.terms: dict[str, Tensor] = {}
-
-    def add(self, loss: Loss, batch: Batch) -> None:
-        """Add a batch; its terms stay on their device, so that nothing waits for them."""
-        self.images += len(batch.letterboxes)
-        self.phrases += len(batch.samples)
-        for name, term in [*loss.terms.items(), ("total", loss.total)]:
-            summed = term.detach().float() * len(batch.samples)
-            self.terms[name] = self.terms[name] + summed if name in self.terms else summed
-
-    def state(self) -> dict[str, Any]:
-        """Return what has been counted, so that a resumed run's next row is that of an uninterrupted one."""
-        terms = {name: term.item() for name, term in self.terms.items()}
-        return {"since": self.since, "images": self.images, "phrases": self.phrases, "terms": terms}
-
-    def load_state(self, state: dict[str, Any], device: torch.device) -> None:
-        self.since, self.images, self.phrases = state["since"], state["images"], state["phrases"]
-        self.terms = {name: torch.tensor(value, device=device) for name, value in state["terms"].items()}
-
-    def take(self, seconds: float) -> dict[str, Any]:
-        """Return means and rates of all processes, the first one's being whole, and begin anew.
-
-        Args:
-            seconds: of training so far.
-        """
-        spent = max(seconds - self.since, 1e-9)
-        everyone = gathered(self.state())
-        self.clear(seconds)
-        images, phrases = (sum(own[name] for own in everyone) for name in ("images", "phrases"))
-        terms = {
-            name: sum(own["terms"].get(name, 0.0) for own in everyone) for own in everyone for name in own["terms"]
-        }
-        return {
-            "loss": {name: round(value / phrases, 5) for name, value in terms.items()},
-            "images_per_s": round(images / spent, 2),
-            "phrases_per_s": round(phrases / spent, 2),
-        }
+    best: float = -1.0  # Acc@0.5 on the validation split
+    best_step: int = -1
+    validated_step: int = -1  # the last one
 
 
 @dataclass(slots=True)
 class Run:
-    """What the loop works on."""
+    """A training."""
 
     recipe: Recipe
     folder: Path
-    student: Grounder
-    lesson: Lesson | None
-    loss_of: GroundingLoss
-    loader: GroundingLoader
-    val: GroundingLoader
+    model: Grounder
+    teacher: DistillationTargets | None
+    criterion: GroundingLoss
+    train_loader: GroundingLoader
+    val_loader: GroundingLoader
     optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
     accelerator: accelerate.PartialState
     count: StepCount
-    new: list[str]  # parameters that were not loaded from pretrained weights
-    beside: dict[str, nn.Module]  # what trains beside the student and is dropped after it
+    new_parameters: list[str]  # names of those that were not loaded from pretrained weights
+    auxiliary: dict[str, nn.Module]  # trained and not part of the model: an unfrozen teacher
     report: Report
-    text_memory: TextFeatureCache | None
-    absence: NegativeSampler | None  # which phrases the score head may learn "nothing there" from
-    samples: dict[str, SampleDigest] = field(default_factory=dict)  # of the splits "train" and "val"
-    teacher: str | None = None  # fingerprint of a frozen one
+    text_cache: TextFeatureCache | None  # of a frozen text encoder
+    negatives: NegativeSampler | None  # for the IoU head
+    samples: dict[str, SampleDigest] = field(default_factory=dict)  # digests of the splits "train" and "val"
+    teacher_fingerprint: str | None = None  # of a frozen teacher
     stop: StopRequest = field(default_factory=StopRequest)
-    position: Position = field(default_factory=Position)
-    meter: Meter = field(default_factory=Meter)
-    lost: set[str] = field(default_factory=set)  # why pictures were left out, of those already told
+    stopping: bool = False  # a process received a signal before this step
+    state: TrainingState = field(default_factory=TrainingState)
+    means: RunningMeans = field(default_factory=RunningMeans)
+    started: float = field(default_factory=time.monotonic)
+    skipped: list[str] = field(default_factory=list)  # reasons why images were skipped, not reported yet
+    reported: set[str] = field(default_factory=set)
 
     @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole training."""
-        return self.count.total
+    def seconds(self) -> float:
+        """Seconds of training so far, without validation."""
+        return time.monotonic() - self.started
 
+    def steps(self) -> Iterator[Iterator[tuple[Batch, float]]]:
+        """Yield the micro-batches of each optimizer step, each with its fraction of the step's phrases.
 
-def write_row(run: Run, row: dict[str, Any]) -> None:
-    """Append a row to metrics.jsonl and tell whoever listens."""
-    if not run.accelerator.is_main_process:
-        return
-    position = run.position
-    row = {"step": position.step, "phrases": position.phrases, "seconds": round(position.seconds, 2)} | row
-    file = run.folder / "metrics.jsonl"
-    with disk_errors(file), file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(row) + "\n")
-    run.report(row | {"steps": run.steps})
+        Phrases are counted over all micro-batches and processes; a micro-batch without phrases is left out.
+
+        Raises:
+            InputError: No image of a whole epoch can be opened.
+            Stopped: A signal arrived on any process; the step before was completed.
+        """
+        accumulation, empty_steps = self.recipe.train.gradient_accumulation_steps, 0
+        while self.state.step < self.count.total:
+            epoch, step = divmod(self.state.step, self.count.per_epoch)
+            batches = self.train_loader.batches(epoch, step * accumulation)
+            while self.state.step < self.count.total and (taken := list(islice(batches, accumulation))):
+                phrases = self._reduce_phrases(taken)
+                empty_steps = 0 if phrases else empty_steps + 1
+                if empty_steps == self.count.per_epoch:
+                    first = f" ({self.skipped[0].rstrip('.')})" if self.skipped else ""
+                    raise InputError(
+                        f"None of the images of a whole epoch can be opened{first}: check data.root and the files."
+                    )
+                self.state.phrases += phrases
+                yield (
+                    (batch.to(self.accelerator.device), len(batch.samples) / phrases)
+                    for batch in taken
+                    if batch.samples
+                )
+                if self.stopping and self.state.step < self.count.total:
+                    raise self._stopped()
+        self._report_skipped()
+
+    def _reduce_phrases(self, batches: list[Batch]) -> int:
+        """Count the phrases of an optimizer step over all processes, and learn whether any received a signal."""
+        self.skipped += [reason for batch in batches for reason in batch.skipped]
+        local = [sum(len(batch.samples) for batch in batches), self.stop.signal is not None]
+        phrases, signals = sum_over_processes(local, self.accelerator)
+        self.stopping = signals > 0
+        return round(phrases)
+
+    def _stopped(self) -> Stopped:
+        self._report_skipped()
+        signal = next(number for number in broadcast(gather(self.stop.signal)) if number is not None)
+        return Stopped(signal, self.state.step, self.count.total)
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of the recipe's precision."""
+        device = self.accelerator.device
+        return torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(self.recipe.train.precision, device))
+
+    def frozen_inputs(self, batch: Batch) -> dict[str, Any]:
+        """Return cached outputs of frozen encoders, and negative pairs for the IoU head, as keywords of the model."""
+        inputs: dict[str, Any] = {"image_features": batch.cached.get("maps")}
+        if self.text_cache is not None:
+            with torch.no_grad():
+                inputs["text_features"] = self.text_cache(batch.tokens, batch.token_mask)
+        if self.negatives is not None:
+            settings = self.recipe.train
+            inputs["negative_pairs"] = self.negatives.pairs(
+                batch, settings.negatives_per_phrase, (settings.seed, self.state.step)
+            )
+        return inputs
+
+    def targets(self, batch: Batch) -> TeacherEmbeddings | None:
+        """Return the teacher's embeddings of a batch, or None without a teacher."""
+        return None if self.teacher is None else self.teacher(batch)
+
+    def sum_gradients(self) -> None:
+        """Sum the gradients over all processes, an unfrozen teacher's too."""
+        parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        sum_gradients(parameters, self.accelerator.num_processes)
+
+    def clip_gradients(self) -> None:
+        """Clip the norm of the model's gradients; the IoU head is left out, as its loss does not reach the rest."""
+        if self.recipe.train.max_grad_norm:
+            head = self.model.iou_head
+            left_out = set() if head is None else {id(parameter) for parameter in head.parameters()}
+            parameters = [parameter for parameter in self.model.parameters() if id(parameter) not in left_out]
+            nn.utils.clip_grad_norm_(parameters, self.recipe.train.max_grad_norm)
+
+    def log_due(self) -> bool:
+        return self.state.step % self.recipe.train.log_interval == 0
+
+    def validation_due(self) -> bool:
+        last = self.state.step == self.count.total
+        due = last or self.state.step % self.count.eval_interval == 0
+        done = self.state.validated_step == self.state.step or not self.state.step
+        return due and not done and (last or not self.stopping)
+
+    def checkpoint_due(self) -> bool:
+        last = self.state.step == self.count.total
+        return last or self.stopping or self.state.step % self.recipe.train.save_interval == 0
+
+    def log(self) -> None:
+        """Write the running means to metrics.jsonl, and report images that were skipped."""
+        row = self.means.compute(self.seconds)
+        if row["loss"]:
+            lr = self.recipe.train.lr * lr_factor(self.state.step - 1, self.count, self.recipe.train)
+            self.write_metrics({"event": "step", "lr": lr} | row)
+        self._report_skipped()
+
+    def write_metrics(self, row: dict[str, Any]) -> None:
+        """Append a row to metrics.jsonl and report it; the first process only."""
+        if not self.accelerator.is_main_process:
+            return
+        row = {"step": self.state.step, "phrases": self.state.phrases, "seconds": round(self.seconds, 2)} | row
+        file = self.folder / "metrics.jsonl"
+        with disk_errors(file), file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
+        self.report(row | {"steps": self.count.total})
+
+    def _report_skipped(self) -> None:
+        """Report the number of skipped images, and the reason for each that was not reported before."""
+        new = sorted({reason for reasons in gather(self.skipped) for reason in reasons} - self.reported)
+        self.skipped = []
+        if new:
+            self.reported.update(new)
+            more = f" (and {len(new) - 1} more, see metrics.jsonl)" if len(new) > 1 else ""
+            reason = f"Images skipped so far: {len(self.reported)}; now {new[0].rstrip('.')}{more}"
+            self.write_metrics({"event": "skipped", "images": len(self.reported), "why": reason, "pictures": new})
+
+    def validate(self) -> None:
+        """Evaluate on the validation split in float32, as `evaluate` does, and save the weights if they are the best.
+
+        An unreadable image is a miss. The clock of `seconds` stands still.
+        """
+        began = time.monotonic()
+        first = self.state.best < 0
+        if first and self.accelerator.is_main_process:  # so that there are weights if validation fails
+            save(self.model, self.folder)
+        unreadable: list[str] = []
+        rows = predict_rows(self.model, self._val_batches(unreadable))
+        self.model.train()
+        self.state.validated_step = self.state.step
+        self._report_unreadable(unreadable)
+        if self.accelerator.is_main_process:
+            self._log_validation(with_misses(rows, self.val_loader.samples), save_best=not first)
+        self.started += time.monotonic() - began
+
+    def _val_batches(self, unreadable: list[str]) -> Iterator[Batch]:
+        for batch in self.val_loader.batches(0):
+            if self.stop.signal is not None and self.accelerator.num_processes == 1:
+                raise self._stopped()
+            unreadable += batch.skipped
+            yield batch
+
+    def _report_unreadable(self, unreadable: list[str]) -> None:
+        reasons = sorted({reason for part in gather(unreadable) for reason in part})
+        if reasons:
+            text = "Images of the validation split that cannot be read, whose phrases count as misses"
+            why = f"{text}: {len(reasons)}; the first: {reasons[0]}"
+            self.write_metrics({"event": "skipped", "images": len(reasons), "why": why, "pictures": reasons})
+
+    def _log_validation(self, rows: list[Any], *, save_best: bool) -> None:
+        metrics = Metrics.of(rows)
+        name, split = short_name(self.recipe.data.name), self.recipe.data.val_split
+        total = self.samples["val"].phrases
+        subset = {"sample_of": total} if len(rows) < total else {}
+        self.write_metrics({"event": "evaluate", "data": name, "split": split} | subset | asdict(metrics))
+        if metrics.acc50 >= self.state.best:  # of equals the later, whose learning rate is lower
+            self.state.best, self.state.best_step = metrics.acc50, self.state.step
+            if save_best:
+                save(self.model, self.folder)
+            write_rows(self.folder / f"predictions-{name}-{split}{'_sample' if subset else ''}.jsonl", rows)

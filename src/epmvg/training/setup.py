@@ -1,4 +1,4 @@
-"""From a recipe to all that its training works on."""
+"""From a recipe to a run."""
 
 from __future__ import annotations
 
@@ -14,72 +14,77 @@ from epmvg.models.factory import create_model, init_from
 from epmvg.models.grounder import Grounder
 from epmvg.models.pretrained import load_pretrained
 from epmvg.models.text_cache import TextFeatureCache
-from epmvg.training.agreement import agreed
-from epmvg.training.loaders import loaders_of
+from epmvg.training.data import make_loaders
+from epmvg.training.errors import raise_on_all_processes
 from epmvg.training.optimizer import StepCount, make_optimizer
-from epmvg.training.processes import start_alike
+from epmvg.training.processes import broadcast_weights
 from epmvg.training.run import Report, Run
-from epmvg.training.teacher import check_student, lesson_of, open_teacher
+from epmvg.training.teacher import distillation_targets, open_teacher
 
 
 def prepare_run(
     recipe: Recipe, folder: Path, accelerator: accelerate.PartialState, report: Report, *, resume: bool = False
 ) -> Run:
+    """Build model, teacher, loaders and optimizer.
+
+    Raises:
+        InputError: On all processes, whichever of them cannot build its part.
+    """
     settings = recipe.train
     accelerate.utils.set_seed(settings.seed)  # all processes start from the same weights
-    with agreed():
-        student, new = _student(recipe.model)
-        if recipe.distill is not None:
-            check_student(student, recipe.distill)
-        student.set_grad_checkpointing(settings.gradient_checkpointing)
-        clip = open_teacher(recipe)
-        loader, val, samples = loaders_of(recipe, student, accelerator, report, resume=resume)
-        count = StepCount.of(len(loader), settings)
+    with raise_on_all_processes():
+        model, new_parameters = _build_model(recipe.model)
+        model.set_grad_checkpointing(settings.gradient_checkpointing)
+        teacher = open_teacher(recipe, model)
+        train_loader, val_loader, samples = make_loaders(recipe, model, accelerator, report, resume=resume)
+        count = StepCount.of(len(train_loader), settings)
         count.check(settings)
-        lesson = None if clip is None else lesson_of(recipe, clip.to(accelerator.device))
+        targets = None if teacher is None else distillation_targets(recipe, teacher.to(accelerator.device))
     if not accelerator.is_main_process:
-        accelerate.utils.set_seed(settings.seed + accelerator.process_index)  # and drop out different neurons
-    student.to(accelerator.device)
-    beside: dict[str, nn.Module] = {} if clip is None or clip.frozen else {"teacher": clip}
-    for part in (student, *beside.values()):
-        start_alike(part, accelerator.num_processes)
+        accelerate.utils.set_seed(settings.seed + accelerator.process_index)  # for other neurons in dropout
+    model.to(accelerator.device)
+    frozen = teacher is not None and teacher.frozen
+    auxiliary: dict[str, nn.Module] = {} if teacher is None or frozen else {"teacher": teacher}
+    for module in (model, *auxiliary.values()):
+        broadcast_weights(module, accelerator.num_processes)
+    optimizer, scheduler = make_optimizer(model, settings, count, new_parameters, auxiliary)
+    uses_negatives = model.iou_head is not None and settings.negatives_per_phrase
     return Run(
         recipe=recipe,
         folder=folder,
-        student=student,
-        lesson=lesson,
-        loss_of=_loss(recipe),
-        loader=loader,
-        val=val,
-        optimizer=make_optimizer(student, settings, new, beside),
+        model=model,
+        teacher=targets,
+        criterion=_build_criterion(recipe),
+        train_loader=train_loader,
+        val_loader=val_loader,
+        optimizer=optimizer,
+        scheduler=scheduler,
         accelerator=accelerator,
         count=count,
-        new=new,
-        beside=beside,
+        new_parameters=new_parameters,
+        auxiliary=auxiliary,
         report=report,
-        text_memory=TextFeatureCache(student.text_encoder) if student.text_encoder.frozen else None,
-        absence=NegativeSampler(loader.samples)
-        if student.iou_head is not None and settings.negatives_per_phrase
-        else None,
+        text_cache=TextFeatureCache(model.text_encoder) if model.text_encoder.frozen else None,
+        negatives=NegativeSampler(train_loader.samples) if uses_negatives else None,
         samples=samples,
-        teacher=clip.fingerprint() if clip is not None and clip.frozen else None,
+        teacher_fingerprint=teacher.fingerprint() if teacher is not None and frozen else None,
     )
 
 
-def _student(settings: ModelSettings) -> tuple[Grounder, list[str]]:
-    """Build the student; return it and the names of its parameters that keep their random start."""
-    student = create_model(settings.name, **settings.overrides)
+def _build_model(settings: ModelSettings) -> tuple[Grounder, list[str]]:
+    """Build the model; return it and the names of its parameters that were not loaded."""
+    model = create_model(settings.name, **settings.overrides)
     loaded: set[str] = set()
     if settings.init_from is not None:
-        loaded = init_from(student, settings.init_from)
+        loaded = init_from(model, settings.init_from)
     elif settings.pretrained:
-        loaded = load_pretrained(student)
-    return student, [name for name, _ in student.named_parameters() if name not in loaded]
+        loaded = load_pretrained(model)
+    return model, [name for name, _ in model.named_parameters() if name not in loaded]
 
 
-def _loss(recipe: Recipe) -> GroundingLoss:
-    settings = recipe.loss.model_dump()
+def _build_criterion(recipe: Recipe) -> GroundingLoss:
+    weights = recipe.loss.model_dump()
     if recipe.distill is not None:
-        settings |= recipe.distill.model_dump(include={"image_weight", "text_weight", "dense_weight"})
-        settings["distill_loss"] = recipe.distill.loss
-    return GroundingLoss(**settings)
+        weights |= recipe.distill.model_dump(include={"image_weight", "text_weight", "dense_weight"})
+        weights["distill_loss"] = recipe.distill.loss
+    return GroundingLoss(**weights)

@@ -12,7 +12,6 @@ import pytest
 
 from epmvg.core.types import InputError
 from epmvg.data.readers.annotations import MALFORMED, Skipped
-from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.registry import open_samples
 
 ANNOTATION = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
@@ -106,25 +105,25 @@ def test_published_layouts_skip_one_annotation_too(tmp_path: Path) -> None:
 
 def test_a_file_of_malformed_annotations_names_the_first(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_bytes(lines([1], [2]))
+    file.write_bytes(lines(1, 2))
     with pytest.raises(InputError, match=r"no usable annotations: 2 annotations skipped: .* \(first: .*line 1 is"):
-        read_jsonl(file, skipped=Skipped())
+        open_samples(str(file), split=None, skipped=Skipped())
 
 
 def test_numbers_in_text_are_numbers(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(lines(ANNOTATION | {"bbox": ["1", "2.5", 3, "4"], "width": "640", "height": "480"}))
-    (sample,) = read_jsonl(file)
+    (sample,) = open_samples(str(file), split=None)
     assert sample.box == (1, 2.5, 4, 6.5) and sample.size == (640, 480)
 
 
 def test_splits_are_compared_as_text_and_existing_ones_are_named(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(lines(ANNOTATION | {"split": 0}, ANNOTATION | {"split": "1"}))
-    assert len(read_jsonl(file, split="0")) == len(read_jsonl(file, split="1")) == 1
+    assert len(open_samples(str(file), split="0")) == len(open_samples(str(file), split="1")) == 1
     file.write_bytes(lines(ANNOTATION | {"split": "training"}, ANNOTATION | {"split": "valid"}))
     with pytest.raises(InputError, match=r"of split 'val' \(there are training, valid\)"):
-        read_jsonl(file, split="val")
+        open_samples(str(file), split="val")
     file.write_bytes(lines({key: ANNOTATION[key] for key in ("image", "phrase", "bbox")}))
     with pytest.raises(InputError, match="none names a split: `epmvg data split` adds them"):
-        read_jsonl(file, split="val")
+        open_samples(str(file), split="val")

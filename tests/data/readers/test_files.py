@@ -9,7 +9,7 @@ import pytest
 
 from epmvg.core.types import InputError
 from epmvg.data.readers.files import exists, is_file, read_bytes
-from epmvg.data.readers.jsonl import read_jsonl, write_jsonl
+from epmvg.data.readers.formats import write_file
 from epmvg.data.registry import open_samples
 
 
@@ -31,9 +31,9 @@ def test_paths_may_go_up_and_down_inside_the_root(tmp_path: Path) -> None:
 
 def test_a_root_for_annotations_in_another_folder(tmp_path: Path, squares: Path) -> None:
     (tmp_path / "far").mkdir()
-    rows = read_jsonl(squares)
-    write_jsonl(tmp_path / "far" / "rows.jsonl", rows, root=squares.parent)
-    assert read_jsonl(tmp_path / "far" / "rows.jsonl", root=squares.parent) == rows
+    rows = open_samples(str(squares), split=None)
+    write_file(tmp_path / "far" / "rows.jsonl", rows, squares.parent)
+    assert open_samples(str(tmp_path / "far" / "rows.jsonl"), split=None, root=squares.parent) == rows
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a/" * 3000])

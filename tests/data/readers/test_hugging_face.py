@@ -18,7 +18,6 @@ from strategies import samples, under
 from epmvg.core.types import InputError, Sample
 from epmvg.data.convert import convert_data
 from epmvg.data.readers.formats import write_file
-from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.registry import open_samples
 
 
@@ -59,7 +58,7 @@ def test_datasets_loads_what_we_write(tmp_path: Path, squares: Path, monkeypatch
     assert sum(len(row["objects"]["phrase"]) for row in loaded) == 48
     convert_data(str(squares), tmp_path / "t.parquet")
     table = datasets.load_dataset("parquet", data_files=str(tmp_path / "t.parquet"), cache_dir=str(tmp_path / "c"))
-    assert table["train"][0]["phrase"] == read_jsonl(squares)[0].phrase
+    assert table["train"][0]["phrase"] == open_samples(str(squares), split=None)[0].phrase
 
 
 def test_a_missing_pyarrow_is_one_sentence(tmp_path: Path, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,13 +113,13 @@ def test_an_image_folder_never_replaces_other_images(tmp_path: Path, squares: Pa
     target = tmp_path / "hub"
     convert_data(str(squares), target)
     convert_data(str(squares), target)  # the same images are no others
-    name = read_jsonl(squares)[-1].image.name
+    name = open_samples(str(squares), split=None)[-1].image.name
     (target / name).write_bytes(b"another image")
     before = everything(target)
     with pytest.raises(InputError, match=rf"{name} is another file than .*: choose another folder"):
         convert_data(str(squares), target)
     assert everything(target) == before
-    read_jsonl(squares)[-1].image.unlink()
+    open_samples(str(squares), split=None)[-1].image.unlink()
     with pytest.raises(InputError, match="does not exist"):
         convert_data(str(squares), tmp_path / "new")
     assert not everything(tmp_path / "new")

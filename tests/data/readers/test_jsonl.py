@@ -9,7 +9,8 @@ import pytest
 
 from epmvg.core.types import InputError
 from epmvg.data.readers.annotations import Skipped
-from epmvg.data.readers.jsonl import read_jsonl, write_jsonl
+from epmvg.data.readers.formats import write_file
+from epmvg.data.registry import open_samples
 
 GOOD = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "width": 10, "height": 10, "extra": [1]}
 
@@ -21,10 +22,10 @@ def write(folder: Path, *rows: object) -> Path:
 
 
 def test_samples_survive_a_round_trip(tmp_path: Path, squares: Path) -> None:
-    samples = read_jsonl(squares)
+    samples = open_samples(str(squares), split=None)
     copy = squares.parent / "copy.jsonl"
-    write_jsonl(copy, samples)
-    assert read_jsonl(copy) == samples
+    write_file(copy, samples, copy.parent)
+    assert open_samples(str(copy), split=None) == samples
     assert json.loads(copy.read_text().splitlines()[0]) == json.loads(squares.read_text().splitlines()[0])
 
 
@@ -45,32 +46,32 @@ def test_samples_survive_a_round_trip(tmp_path: Path, squares: Path) -> None:
 def test_unusable_annotations_are_named(tmp_path: Path, row: object, words: str) -> None:
     file = write(tmp_path, GOOD, row)
     with pytest.raises(InputError, match=rf"line 2.*{words}|{words}"):
-        read_jsonl(file)
+        open_samples(str(file), split=None)
 
 
 def test_skipped_annotations_are_counted_by_reason(tmp_path: Path) -> None:
     skipped = Skipped()
     file = write(tmp_path, GOOD, {**GOOD, "bbox": [1, 2, -1, 4]}, {**GOOD, "phrase": ""}, {**GOOD, "phrase": ""})
-    assert len(read_jsonl(file, skipped=skipped)) == 1
+    assert len(open_samples(str(file), split=None, skipped=skipped)) == 1
     assert skipped.counts == {"the box is empty or inverted": 1, "the phrase is empty": 2}
     assert "2 annotations skipped" in str(skipped) and "line 3" in str(skipped)
 
 
 def test_annotations_of_an_image_share_its_path(tmp_path: Path) -> None:
-    one, other = read_jsonl(write(tmp_path, GOOD, GOOD | {"phrase": "its handle"}))
+    one, other = open_samples(str(write(tmp_path, GOOD, GOOD | {"phrase": "its handle"})), split=None)
     assert one.image is other.image and one.image == tmp_path / "a.jpg"
 
 
 def test_a_missing_file_and_a_missing_split_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.jsonl"):
-        read_jsonl(tmp_path / "nowhere.jsonl")
+        open_samples(str(tmp_path / "nowhere.jsonl"), split=None)
     with pytest.raises(InputError, match=r"split 'test'.*there are train"):
-        read_jsonl(write(tmp_path, {**GOOD, "split": "train"}), split="test")
+        open_samples(str(write(tmp_path, {**GOOD, "split": "train"})), split="test")
 
 
 def test_a_split_by_another_key_survives_a_round_trip(tmp_path: Path) -> None:
     row = {**GOOD, "split": "testA", "mini_split": "test"}
-    samples = read_jsonl(write(tmp_path, row), split="test", split_key="mini_split")
+    samples = open_samples(str(write(tmp_path, row)), split="test", split_key="mini_split")
     assert (samples[0].split, samples[0].extra["split"]) == ("test", "testA")
-    write_jsonl(tmp_path / "copy.jsonl", samples)
-    assert read_jsonl(tmp_path / "copy.jsonl", split="test", split_key="mini_split") == samples
+    write_file(tmp_path / "copy.jsonl", samples, (tmp_path / "copy.jsonl").parent)
+    assert open_samples(str(tmp_path / "copy.jsonl"), split="test", split_key="mini_split") == samples

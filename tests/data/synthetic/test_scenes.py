@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from epmvg.core.types import InputError
-from epmvg.data.readers.jsonl import read_jsonl
 from epmvg.data.registry import open_samples
 from epmvg.data.side_words import swap_sides
 from epmvg.data.synthetic.phrases import SceneObject, phrases_of
@@ -122,7 +121,7 @@ def test_several_processes_draw_the_same_bytes(tmp_path: Path) -> None:
 
 def test_written_scenes_are_a_data_set_like_any_other(tmp_path: Path) -> None:
     folder = write_scenes(tmp_path / "scenes", sizes=SMALL)
-    samples = read_jsonl(folder / "annotations.jsonl")
+    samples = open_samples(str(folder / "annotations.jsonl"), split=None)
     assert {sample.split for sample in samples} == {"train", "val", "test", "open"}
     assert all(sample.image.is_file() and sample.extra["kind"] for sample in samples)
     captions = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]

@@ -128,7 +128,7 @@ def collect(
                 raise sample
             skipped.add(getattr(sample, "reason", MALFORMED), str(sample))
             continue
-        error = sample_error(sample)
+        error = _sample_error(sample)
         if error is None:
             usable.append(sample)
         elif skipped is None:
@@ -145,7 +145,7 @@ def collect(
     return usable
 
 
-def sample_error(sample: Sample) -> str | None:
+def _sample_error(sample: Sample) -> str | None:
     """Return what makes a sample unusable, or None."""
     x0, y0, x1, y1 = sample.box
     if not all(math.isfinite(value) for value in sample.box):

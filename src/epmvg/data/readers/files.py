@@ -93,10 +93,10 @@ def parse_json(text: bytes, where: str) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"{where} is not UTF-8 text ({error.reason}): save the file as UTF-8.") from error
     except (RecursionError, ValueError) as error:
-        raise InputError(f"{where} is not JSON ({json_error(error)}): fix or delete it.") from error
+        raise InputError(f"{where} is not JSON ({_json_error(error)}): fix or delete it.") from error
 
 
-def json_error(error: Exception) -> str:
+def _json_error(error: Exception) -> str:
     """Return what `json.loads` found wrong, and where in the text."""
     if isinstance(error, RecursionError):
         return "nested too deep"

@@ -82,7 +82,7 @@ def file_samples(
     return to_samples(annotations, folder, split_key, split=split, names=names)
 
 
-def json_layout(file: Path) -> Literal["jsonl", "odvg", "json"]:
+def _json_layout(file: Path) -> Literal["jsonl", "odvg", "json"]:
     """Return whether a .json or .jsonl file holds annotations line by line, ODVG line by line, or one JSON value.
 
     Raises:
@@ -103,7 +103,7 @@ def json_layout(file: Path) -> Literal["jsonl", "odvg", "json"]:
 
 
 def _json_annotations(file: Path) -> Located[Annotation]:
-    layout = json_layout(file)
+    layout = _json_layout(file)
     if layout == "json":
         yield from _content_annotations(read_json(file), file)
         return

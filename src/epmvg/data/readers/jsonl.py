@@ -5,47 +5,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from epmvg.core.files import atomic_write
-from epmvg.core.types import InputError, Sample
-from epmvg.data.readers.annotations import Located, Skipped, collect, to_annotations, to_samples
+from epmvg.core.types import InputError
+from epmvg.data.readers.annotations import Located
 from epmvg.data.readers.fields import Annotation, is_encodable
 from epmvg.data.readers.files import byte_lines, parse_json
-
-
-def read_jsonl(
-    file: Path | str,
-    *,
-    split: str | None = None,
-    split_key: str = "split",
-    root: Path | str | None = None,
-    skipped: Skipped | None = None,
-) -> list[Sample]:
-    """Read the samples of a JSONL file.
-
-    Args:
-        split: keep only annotations whose `split_key` has this value; None keeps all.
-        root: the folder that image paths are relative to and stay in; by default the file's folder.
-        skipped: collects annotations that are malformed, have a box that is empty or outside the image, or an unusable
-            phrase; without it they raise.
-
-    Raises:
-        InputError: the file is missing, a line is not such an annotation, or none is left.
-    """
-    file = Path(file)
-    names: set[str] = set()
-    folder = Path(root) if root else file.parent
-    samples = to_samples(jsonl_annotations(file), folder, split_key, split=split, names=names)
-    return collect(samples, str(file), skipped, split=split, names=names)
-
-
-def write_jsonl(file: Path | str, samples: Sequence[Sample], *, root: Path | str | None = None) -> None:
-    """Write samples for `read_jsonl`; image paths are relative to the root, by default the file's folder."""
-    file = Path(file)
-    with atomic_write(file) as temporary, temporary.open("wb") as out:
-        out.writelines(json_line(one) for one in to_annotations(samples, Path(root) if root else file.parent))
 
 
 def jsonl_annotations(file: Path) -> Located[Annotation]:

@@ -28,7 +28,7 @@ RATES = {"TransVG-Swin": 5e-4, "QRNet as published": 5e-4}  # at 1e-3 they miss 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_eight_photos_by_heart(family: str, shared: Path) -> None:
+def test_overfits_eight_images(family: str, shared: Path) -> None:
     torch.manual_seed(0)
     name, numbers = FAMILIES[family]
     model = create_model(name, **numbers)

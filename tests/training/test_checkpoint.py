@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_squares
-from test_training import recipe, rows, weights
+from runs import before_each_backward, checkpoint, recipe, rows, same_weights
 
 import epmvg
 from epmvg.cli import main
 from epmvg.config.settings import Recipe
 from epmvg.core.types import InputError
-from epmvg.data.readers.jsonl import read_jsonl
+from epmvg.data.registry import open_samples
 from epmvg.data.samples import SampleDigest
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
-from epmvg.training import Stopped, loop
-from epmvg.training import checkpoint as state
-from epmvg.training.folder import differences, located
+from epmvg.training import Stopped, loop, run
+from epmvg.training.checkpoint import _rng_states, _set_rng_states
+from epmvg.training.folder import differences, with_absolute_paths
+from epmvg.training.run import Run
 
 FAST = ["train.epochs=2", "train.eval_interval=2", "model.dropout=0.2"]  # 8 steps
 
@@ -37,13 +38,8 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
 
 
-def same(one: Path, other: Path) -> bool:
-    a, b = weights(one), weights(other)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def at_step(step: int, act: Callable[[], object]) -> Callable[[dict[str, object]], None]:
-    """Return a report that does something when a step is told."""
+    """Return a report that acts when a step is logged."""
 
     def report(row: dict[str, object]) -> None:
         if row["event"] == "step" and row["step"] == step:
@@ -57,33 +53,33 @@ def stop_at(step: int, number: int = signal.SIGTERM) -> Callable[[dict[str, obje
 
 
 def saved_step(folder: Path) -> int:
-    return int(torch.load(folder / "state" / "last.pt", weights_only=True)["position"]["step"])
+    return int(checkpoint(folder)["state"]["step"])
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
-def test_a_signal_ends_a_training_after_a_saved_step(squares: Path, tmp_path: Path, name: str) -> None:
+def test_signal_ends_training_after_a_checkpoint(squares: Path, tmp_path: Path, name: str) -> None:
     number = getattr(signal, name)
     chosen, before = recipe(squares, *FAST, "train.save_interval=100"), signal.getsignal(number)
     with pytest.raises(Stopped, match=r"stopped at step 3 of 8") as stopped:
-        epmvg.train(chosen, tmp_path / "truncated", report=stop_at(2, number))
-    assert stopped.value.status == 128 + number and saved_step(tmp_path / "truncated") == 3
+        epmvg.train(chosen, tmp_path / "cut", report=stop_at(2, number))
+    assert stopped.value.status == 128 + number and saved_step(tmp_path / "cut") == 3
     assert signal.getsignal(number) == before
     if name == "SIGTERM":
-        epmvg.train(chosen, tmp_path / "truncated", resume=True)
-        assert same(epmvg.train(chosen, tmp_path / "whole"), tmp_path / "truncated")
+        epmvg.train(chosen, tmp_path / "cut", resume=True)
+        assert same_weights(epmvg.train(chosen, tmp_path / "whole"), tmp_path / "cut")
 
 
-def test_a_second_signal_ends_it_at_once(squares: Path, tmp_path: Path) -> None:
+def test_second_signal_ends_training_at_once(squares: Path, tmp_path: Path) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt) as ended:
         epmvg.train(recipe(squares, *FAST), tmp_path / "run", report=at_step(1, twice))
-    assert not isinstance(ended.value, Stopped) and not (tmp_path / "run" / "state").exists()
+    assert not isinstance(ended.value, Stopped) and not (tmp_path / "run" / "checkpoint").exists()
 
 
-def test_handlers_of_the_caller_stay_and_a_thread_may_train(squares: Path, tmp_path: Path) -> None:
+def test_signal_handlers_of_the_caller_stay_and_threads_can_train(squares: Path, tmp_path: Path) -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
     try:
@@ -97,7 +93,7 @@ def test_handlers_of_the_caller_stay_and_a_thread_may_train(squares: Path, tmp_p
     assert (tmp_path / "thread" / "model.safetensors").exists()
 
 
-def test_the_command_line_says_how_to_go_on(
+def test_command_line_prints_how_to_resume(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["scenes", f"data.name={squares}", "model=tiny-resnet", "model.pretrained=false", "distill=null"]
@@ -109,20 +105,17 @@ def test_the_command_line_says_how_to_go_on(
         "--out",
         str(tmp_path / "a run"),
     ]
-    real, steps = loop._step, []
 
-    def told_to_stop(*given: object) -> object:
-        steps.append(1)
-        if len(steps) == 2:
+    def signalled(run: Run, batch: epmvg.Batch) -> None:
+        if run.state.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "_step", told_to_stop)
+    monkeypatch.setattr(loop, "check_finite", before_each_backward(signalled))
     with pytest.raises(SystemExit) as ended:
         main(["train", *settings])
     said = capsys.readouterr()
     assert ended.value.code == 128 + signal.SIGTERM
-    assert f"training on {SampleDigest.of(read_jsonl(squares, split='train'))}, validation on" in said.out
+    assert f"training on {SampleDigest.of(open_samples(str(squares), split='train'))}, validation on" in said.out
     (line,) = [line for line in said.err.splitlines() if line.startswith("stopped at step ")]
     assert line.endswith(f"--out '{tmp_path / 'a run'}' --resume")
     with pytest.raises(SystemExit) as ended:
@@ -133,7 +126,7 @@ def test_the_command_line_says_how_to_go_on(
     assert f"epmvg evaluate '{tmp_path / 'a run'}'" in said.out and "epmvg predict" in said.out
 
 
-def test_a_score_that_fails_loses_neither_state_nor_weights(
+def test_failed_validation_loses_neither_checkpoint_nor_weights(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = recipe(squares, *FAST, "train.save_interval=100", "train.log_interval=1")
@@ -141,16 +134,16 @@ def test_a_score_that_fails_loses_neither_state_nor_weights(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("scoring failed")
 
-    monkeypatch.setattr(loop, "predict_rows", fails)
+    monkeypatch.setattr(run, "predict_rows", fails)
     with pytest.raises(RuntimeError, match="scoring failed"):
-        epmvg.train(chosen, tmp_path / "truncated")
-    assert saved_step(tmp_path / "truncated") == 8 and epmvg.load(tmp_path / "truncated")
+        epmvg.train(chosen, tmp_path / "cut")
+    assert saved_step(tmp_path / "cut") == 8 and epmvg.load(tmp_path / "cut")
     monkeypatch.undo()
-    epmvg.train(chosen, tmp_path / "truncated", resume=True)
-    assert [row["step"] for row in rows(tmp_path / "truncated") if row["event"] == "evaluate"] == [8]
+    epmvg.train(chosen, tmp_path / "cut", resume=True)
+    assert [row["step"] for row in rows(tmp_path / "cut") if row["event"] == "evaluate"] == [8]
 
 
-def test_an_unreadable_validation_image_is_a_named_miss(squares: Path, tmp_path: Path) -> None:
+def test_unreadable_validation_image_is_a_reported_miss(squares: Path, tmp_path: Path) -> None:
     """One that vanishes while the run learns; what is no image is refused before the first step."""
     image = squares.parent / "1.png"
     chosen = recipe(squares, *FAST, "data.batch_size=24")
@@ -200,7 +193,7 @@ def stopped(begun: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_changed_samples_are_not_resumed(stopped: Path, split: str) -> None:
+def test_changed_samples_are_rejected_on_resume(stopped: Path, split: str) -> None:
     data = stopped / "data" / "annotations.jsonl"
     kind = {"train": "training", "val": "validation"}[split]
     original = data.read_text()
@@ -215,32 +208,32 @@ def test_changed_samples_are_not_resumed(stopped: Path, split: str) -> None:
     assert before == {file: file.read_bytes() for file in (stopped / "run").rglob("*.*")}
 
 
-def test_moved_data_and_free_settings_are_resumed_and_remembered(stopped: Path, begun: Path, tmp_path: Path) -> None:
+def test_moved_data_and_resumable_settings_are_accepted_and_saved(stopped: Path, begun: Path, tmp_path: Path) -> None:
     data = stopped / "data" / "annotations.jsonl"
     moved = recipe(data, *FAST, "data.num_workers=1", "train.log_interval=2", "train.gradient_checkpointing=true")
     epmvg.train(moved, stopped / "run", resume=True)
     config = Recipe.load(stopped / "run" / "config.yaml")
     assert config.data.name == str(data) and config.data.num_workers == 1
-    assert same(stopped / "run", epmvg.train(recipe(begun / "data" / data.name, *FAST), tmp_path / "whole"))
+    assert same_weights(stopped / "run", epmvg.train(recipe(begun / "data" / data.name, *FAST), tmp_path / "whole"))
 
 
-def test_training_images_that_are_missing_now_are_other_samples(stopped: Path) -> None:
+def test_missing_training_images_are_rejected_on_resume(stopped: Path) -> None:
     (stopped / "data" / "0.png").unlink()
     with pytest.raises(InputError, match="24 phrases of 6 images then, 20 phrases of 5 images now"):
         epmvg.train(recipe(stopped / "data" / "annotations.jsonl", *FAST), stopped / "run", resume=True)
 
 
-def test_the_digest_knows_the_samples_and_not_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_digest_does_not_depend_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    here, there = (read_jsonl(draw_squares(tmp_path / name)) for name in ("a", "b"))
+    here, there = (open_samples(str(draw_squares(tmp_path / name)), split=None) for name in ("a", "b"))
     assert SampleDigest.of(here) == SampleDigest.of(there)
     monkeypatch.chdir(tmp_path)
-    assert SampleDigest.of(read_jsonl("a/annotations.jsonl")) == SampleDigest.of(here)
+    assert SampleDigest.of(open_samples("a/annotations.jsonl", split=None)) == SampleDigest.of(here)
     assert len({SampleDigest.of(part).sha256 for part in (here, here[::-1], here[1:], [*here, here[0]])}) == 4
 
 
-def test_a_rewritten_teacher_is_not_resumed(squares: Path, tmp_path: Path) -> None:
+def test_changed_teacher_is_rejected_on_resume(squares: Path, tmp_path: Path) -> None:
     tower = {"layers": 1, "width": 32}
     config = {
         "embed_dim": 16,
@@ -257,23 +250,23 @@ def test_a_rewritten_teacher_is_not_resumed(squares: Path, tmp_path: Path) -> No
         epmvg.train(chosen, tmp_path / "run", resume=True)
 
 
-def test_only_what_changes_the_result_must_be_as_before(
+def test_only_settings_that_change_the_weights_must_be_equal(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(squares.parent)
-    before = located(recipe(squares.name))
+    before = with_absolute_paths(recipe(squares.name))
     free = ["data.num_workers=3", "data.cache_gb=1", "train.gradient_checkpointing=true", "train.log_interval=7"]
     free += ["train.save_interval=9", "data.root=/elsewhere"]
     for name in (f"./{squares.name}", str(squares), f"/scratch/{squares.name}"):
-        assert differences(before, located(recipe(name, *free))) == []
-    changed = differences(before, located(recipe(squares.name, "train.epochs=5", "model.max_length=12")))
+        assert differences(before, with_absolute_paths(recipe(name, *free))) == []
+    changed = differences(before, with_absolute_paths(recipe(squares.name, "train.epochs=5", "model.max_length=12")))
     assert sorted(changed) == ["model.overrides.max_length=12 (was null)", "train.epochs=5.0 (was 3.0)"]
-    assert differences(before, located(recipe("other.jsonl"))) != []
+    assert differences(before, with_absolute_paths(recipe("other.jsonl"))) != []
     assert differences(recipe("scenes"), recipe("flickr-mini")) == ["data.name=flickr-mini (was scenes)"]
     assert differences(recipe("a", "distill=RN50"), recipe("a", "distill=RN101"))
 
 
-def test_a_validation_image_that_is_lost_does_not_end_a_run_that_has_begun(stopped: Path) -> None:
+def test_missing_validation_image_does_not_end_a_resumed_run(stopped: Path) -> None:
     (stopped / "data" / "1.png").unlink()
     said: list[dict[str, object]] = []
     epmvg.train(recipe(stopped / "data" / "annotations.jsonl", *FAST), stopped / "run", resume=True, report=said.append)
@@ -281,7 +274,7 @@ def test_a_validation_image_that_is_lost_does_not_end_a_run_that_has_begun(stopp
     assert any("1.png does not exist" in str(row.get("why")) for row in said)
 
 
-def test_settings_that_later_versions_add_do_not_end_old_runs(stopped: Path) -> None:
+def test_runs_without_newer_settings_are_resumed(stopped: Path) -> None:
     config = stopped / "run" / "config.yaml"
     lines = config.read_text().splitlines(keepends=True)
     config.write_text("".join(line for line in lines if "lr_teacher" not in line))
@@ -289,7 +282,7 @@ def test_settings_that_later_versions_add_do_not_end_old_runs(stopped: Path) -> 
     assert saved_step(stopped / "run") == 8
 
 
-def test_a_run_is_used_from_any_folder(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_is_used_from_any_folder(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(squares.parent)
     epmvg.train(recipe(squares.name, "train.epochs=1"), "run")
     (tmp_path / "elsewhere").mkdir()
@@ -302,7 +295,7 @@ def test_a_run_is_used_from_any_folder(squares: Path, tmp_path: Path, monkeypatc
         epmvg.evaluate("../run")
 
 
-def test_an_unreadable_image_is_a_miss_of_an_evaluation(tiny: Grounder, squares: Path, tmp_path: Path) -> None:
+def test_unreadable_image_is_a_miss_in_evaluation(tiny: Grounder, squares: Path, tmp_path: Path) -> None:
     save(tiny, tmp_path / "run")
     (tmp_path / "run" / "config.yaml").write_text(recipe(squares).dump())
     whole = epmvg.evaluate(tmp_path / "run")
@@ -319,7 +312,7 @@ def test_an_unreadable_image_is_a_miss_of_an_evaluation(tiny: Grounder, squares:
         epmvg.evaluate(tmp_path / "run")
 
 
-def test_every_generator_is_saved_and_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_random_generator_is_saved_and_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of two GPUs as well, which stand-ins take the place of here."""
     devices = [torch.arange(4, dtype=torch.uint8) + number for number in range(2)]
     restored: dict[int, torch.Tensor] = {}
@@ -331,15 +324,15 @@ def test_every_generator_is_saved_and_restored(tmp_path: Path, monkeypatch: pyte
     def draw() -> tuple[object, ...]:
         return torch.rand(3).tolist(), random.random(), np.random.rand(3).tolist(), random.gauss(0, 1)
 
-    torch.save(state._generators(), tmp_path / "states.pt")
+    torch.save(_rng_states(), tmp_path / "states.pt")
     first = draw()
-    state._set_generators(torch.load(tmp_path / "states.pt", weights_only=True))
+    _set_rng_states(torch.load(tmp_path / "states.pt", weights_only=True))
     assert draw() == first
     assert restored.keys() == {0, 1} and all(torch.equal(restored[number], devices[number]) for number in restored)
 
 
 @pytest.mark.parametrize("kind", ["corners", "shares"])
-def test_boxes_of_another_convention_stop_a_training_before_its_first_step(
+def test_boxes_of_another_convention_are_rejected_before_the_first_step(
     squares: Path, tmp_path: Path, kind: str
 ) -> None:
     def change(x: float, y: float, w: float, h: float) -> list[float]:

@@ -16,15 +16,16 @@ import pytest
 import safetensors.torch
 import torch
 from processes import together
+from runs import KilledError, checkpoint, killed_at
 
 import epmvg
 from epmvg.config.settings import DistillSettings, Recipe
 from epmvg.core.types import InputError
 from epmvg.distill.teacher import ClipTeacher
+from epmvg.models.grounder import Grounder
 from epmvg.training import cache_teacher, loop
 from epmvg.training import setup as prepare
-from epmvg.training import teacher as lessons
-from epmvg.training.run import Run
+from epmvg.training import teacher as teachers
 
 STUDENT = [
     "model=tiny-resnet",
@@ -79,7 +80,7 @@ def losses(folder: Path) -> list[dict[str, float]]:
     ],
     ids=" ".join,
 )
-def test_a_teacher_s_terms_fall(squares: Path, vit: Path, tmp_path: Path, settings: list[str]) -> None:
+def test_distillation_losses_fall(squares: Path, vit: Path, tmp_path: Path, settings: list[str]) -> None:
     torch.manual_seed(0)
     rates = ["train.lr_backbone=1e-3", "train.lr_visual_encoder=1e-3", "train.epochs=8", "train.eval_interval=8"]
     chosen = recipe(squares, f"distill.teacher={vit}", *settings, *rates)
@@ -89,7 +90,7 @@ def test_a_teacher_s_terms_fall(squares: Path, vit: Path, tmp_path: Path, settin
         assert last < 0.9 * first, name
 
 
-def test_two_processes_teach_an_unfrozen_teacher_as_one_does(squares: Path, vit: Path, tmp_path: Path) -> None:
+def test_two_processes_train_an_unfrozen_teacher_as_one_does(squares: Path, vit: Path, tmp_path: Path) -> None:
     """Matrices of student and teacher within 1e-4 of one process's.
 
     Some biases have no gradient but rounding, which AdamW makes as large as any.
@@ -101,8 +102,8 @@ def test_two_processes_teach_an_unfrozen_teacher_as_one_does(squares: Path, vit:
     for count in (1, 2):
         chosen, folder = recipe(squares, *settings, "train.epochs=2", "data.batch_size=8"), tmp_path / f"by-{count}"
         assert together(count, partial(epmvg.train, chosen, folder)) == [0] * count
-        state = torch.load(folder / "state" / "last.pt", weights_only=True)
-        ends.append(state["student"] | {f"teacher.{key}": value for key, value in state["beside"]["teacher"].items()})
+        state = checkpoint(folder)
+        ends.append(state["model"] | {f"teacher.{key}": value for key, value in state["auxiliary"]["teacher"].items()})
     first = safetensors.torch.load_file(weights)
     assert any((ends[0][f"teacher.clip.{key}"] - value).abs().max() > 1e-3 for key, value in first.items())
     for key, value in ends[0].items():
@@ -110,51 +111,43 @@ def test_two_processes_teach_an_unfrozen_teacher_as_one_does(squares: Path, vit:
             torch.testing.assert_close(ends[1][key], value, atol=1e-4, rtol=1e-3)
 
 
-def test_what_trains_beside_the_student_is_resumed_with_it(
+def test_unfrozen_teacher_is_resumed_with_the_student(
     squares: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unfrozen teacher, cut off between two saves: bit for bit the run that was never stopped."""
-    settings = ["distill.frozen=false", "distill.input=cropped", "distill.dense_weight=1"]
+    settings = ["distill.frozen=false", "distill.input=letterboxed", "distill.dense_weight=1"]
     chosen = recipe(squares, f"distill.teacher={vit}", *settings, "train.epochs=2")
-    real = loop._step
-    done: list[int] = []
-
-    def dies_at_five(run: Run, batch: epmvg.Batch, share: float) -> object:
-        done.append(1)
-        if len(done) == 5:
-            raise KeyboardInterrupt
-        return real(run, batch, share)
-
     whole = epmvg.train(chosen, tmp_path / "whole")
-    monkeypatch.setattr(loop, "_step", dies_at_five)
-    with pytest.raises(KeyboardInterrupt):
-        epmvg.train(chosen, tmp_path / "truncated")
-    monkeypatch.setattr(loop, "_step", real)
-    cut = epmvg.train(chosen, tmp_path / "truncated", resume=True)
-    expected, resumed = (torch.load(f / "state" / "last.pt", weights_only=True) for f in (whole, cut))
-    assert set(expected["beside"]) == {"teacher"}
-    for name, part in {"student": expected["student"], **expected["beside"]}.items():
-        again = resumed["student"] if name == "student" else resumed["beside"][name]
+    monkeypatch.setattr(loop, "check_finite", killed_at(4))
+    with pytest.raises(KilledError):
+        epmvg.train(chosen, tmp_path / "cut")
+    monkeypatch.undo()
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+    cut = epmvg.train(chosen, tmp_path / "cut", resume=True)
+    expected, resumed = (checkpoint(folder) for folder in (whole, cut))
+    assert set(expected["auxiliary"]) == {"teacher"}
+    for name, part in {"model": expected["model"], **expected["auxiliary"]}.items():
+        again = resumed["model"] if name == "model" else resumed["auxiliary"][name]
         assert all(torch.equal(tensor, again[key]) for key, tensor in part.items()), name
 
 
 @pytest.mark.parametrize(("off", "tower"), [("image", "encode_image"), ("text", "encode_text")])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_the_tower_of_a_side_that_is_off_is_never_asked(
+def test_encoder_of_a_loss_with_weight_0_never_runs(
     squares: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: str, tower: str, frozen: bool
 ) -> None:
     chosen = recipe(
-        squares, f"distill.teacher={vit}", f"distill.{off}=0", f"distill.frozen={frozen}", "train.epochs=0.5"
+        squares, f"distill.teacher={vit}", f"distill.{off}_weight=0", f"distill.frozen={frozen}", "train.epochs=0.5"
     )
-    opened = lessons.open_teacher
+    opened = teachers.open_teacher
 
-    def without_tower(recipe: Recipe) -> ClipTeacher | None:
-        teacher = opened(recipe)
+    def without_tower(recipe: Recipe, model: Grounder | None = None) -> ClipTeacher | None:
+        teacher = opened(recipe, model)
         assert teacher is not None
         monkeypatch.setattr(teacher.clip, tower, None)
         return teacher
 
-    for module in (lessons, prepare):
+    for module in (teachers, prepare):
         monkeypatch.setattr(module, "open_teacher", without_tower)
     if frozen:
         cache_teacher(chosen)
@@ -162,33 +155,35 @@ def test_the_tower_of_a_side_that_is_off_is_never_asked(
     assert off not in step and {"image", "text"} - {off} < step.keys()
 
 
-def test_after_caching_a_dense_training_asks_nothing_new(squares: Path, vit: Path, tmp_path: Path) -> None:
+def test_dense_training_after_caching_computes_nothing_new(squares: Path, vit: Path, tmp_path: Path) -> None:
     chosen = recipe(squares, f"distill.teacher={vit}", "distill.dense_weight=1", "train.epochs=1")
     built = cache_teacher(chosen)
-    assert built["answers"] == 2 * 6 + 4  # photos and their mirror images with their patches, phrases
+    assert built["embeddings"] == 2 * 6 + 4  # photos and their mirror images with their patches, phrases
     epmvg.train(chosen, tmp_path / "run")
-    assert cache_teacher(chosen)["answers"] == built["answers"]
+    assert cache_teacher(chosen)["embeddings"] == built["embeddings"]
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["distill.frozen=false", "distill.input=image"], r"set distill\.input=letterboxed"),
-        (["distill.image_weight=0", "distill.text_weight=0"], r"set distill=null"),
+        (["distill.frozen=false", "distill.input=image"], r"distill\.input=letterboxed"),
+        (["distill.image_weight=0", "distill.text_weight=0"], r"Set distill=null"),
         (["distill.loss=l3"], r"distill\.loss='l3' does not fit"),
-        (["loss.giou_weight=0", "loss.box_weight=0"], r"no box would be learned"),
+        (["loss.giou_weight=0", "loss.box_weight=0"], r"are both 0"),
         (["distill.dense_weight=1", "model.similarity=false"], r"set distill\.dense_weight=0"),
         (["distill.dense_weight=1", "model.name=tiny-swin"], r"one stride"),
     ],
 )
-def test_what_cannot_be_is_refused(squares: Path, vit: Path, tmp_path: Path, settings: list[str], words: str) -> None:
+def test_contradicting_settings_are_rejected(
+    squares: Path, vit: Path, tmp_path: Path, settings: list[str], words: str
+) -> None:
     with pytest.raises(InputError, match=words) as refused:
         epmvg.train(recipe(squares, f"distill.teacher={vit}", *settings), tmp_path / "run")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_every_setting_has_a_command_in_the_documents() -> None:
+def test_every_distill_setting_has_a_command_in_the_docs() -> None:
     text = (Path(__file__).parents[2] / "docs" / "distill.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("epmvg")]
@@ -204,8 +199,8 @@ def test_every_setting_has_a_command_in_the_documents() -> None:
     assert {"distill", "loss.giou_weight", "model.vls", "train.lr_teacher"} < shown
 
 
-def test_a_distilled_run_costs_nothing_at_inference(squares: Path, vit: Path, tmp_path: Path) -> None:
-    """Same parameters, same size of file, and it is loaded and asked without open_clip or any of `epmvg.distill`."""
+def test_distillation_costs_nothing_at_inference(squares: Path, vit: Path, tmp_path: Path) -> None:
+    """Same parameters, same size of file, and prediction imports neither open_clip nor `epmvg.distill`."""
     settings = ["train.epochs=0.5", "model.vls=mean"]
     plain = epmvg.train(recipe(squares, "distill=null", *settings), tmp_path / "plain")
     taught = [f"distill.teacher={vit}", "distill.dense_weight=1"]

@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import KilledError, recipe, rows, weights
+from runs import KilledError, checkpoint, killed_at, recipe, rows, weights
 
 import epmvg
 from epmvg.config.settings import Recipe
-from epmvg.core.types import Batch, InputError
+from epmvg.core.types import InputError
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.readers.jsonl import read_jsonl
+from epmvg.data.registry import open_samples
 from epmvg.data.transforms import Augment
-from epmvg.distill.losses import Loss
+from epmvg.distill.losses import Losses
 from epmvg.models.convert import Conversion, write
 from epmvg.models.factory import create_model, init_from, load
 from epmvg.models.grounder import Grounder
 from epmvg.training import loop
+from epmvg.training.metrics import RunningMeans
 from epmvg.training.optimizer import StepCount, lr_factor, parameter_groups
-from epmvg.training.processes import join
-from epmvg.training.run import Meter, Run
+from epmvg.training.processes import join_processes
 
 STILL = ["train.lr=1e-12", "train.lr_backbone=1e-12", "train.lr_visual_encoder=1e-12", "train.lr_text_encoder=1e-12"]
 
@@ -36,12 +36,12 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batches, accumulate, per_epoch", [(7, 4, 2), (1, 4, 1), (15, 8, 2), (15078, 8, 1885)])
-def test_the_rate_drops_at_the_epoch_it_is_said_to(batches: int, accumulate: int, per_epoch: int) -> None:
+def test_lr_drops_at_the_configured_epoch(batches: int, accumulate: int, per_epoch: int) -> None:
     settings = Recipe().train.model_copy(
         update={"gradient_accumulation_steps": accumulate, "epochs": 90.0, "lr_drop": 60.0}
     )
     count = StepCount.of(batches, settings)
-    assert (count.per_epoch, count.total, count.between_scores) == (per_epoch, 90 * per_epoch, per_epoch)
+    assert (count.per_epoch, count.total, count.eval_interval) == (per_epoch, 90 * per_epoch, per_epoch)
     factors = [lr_factor(step, count, settings) for step in range(count.total)]
     assert factors == pytest.approx([1.0] * 60 * per_epoch + [0.1] * 30 * per_epoch)
     cosine = settings.model_copy(update={"lr_schedule": "cosine"})
@@ -49,8 +49,8 @@ def test_the_rate_drops_at_the_epoch_it_is_said_to(batches: int, accumulate: int
     assert all(step > 0.93 * count.total for step in floor)  # where the cosine itself is below it
 
 
-def test_the_last_batches_of_an_epoch_make_a_step(squares: Path, tmp_path: Path) -> None:
-    """Six images in batches of one, four to a step: 4 + 2, told and taken alike, every phrase once an epoch."""
+def test_last_batches_of_an_epoch_are_a_step(squares: Path, tmp_path: Path) -> None:
+    """Six images in batches of one, four to a step: 4 + 2, every phrase once per epoch."""
     said: list[dict[str, object]] = []
     settings = [
         "data.batch_size=4",
@@ -63,11 +63,11 @@ def test_the_last_batches_of_an_epoch_make_a_step(squares: Path, tmp_path: Path)
     assert [row["step"] for row in steps] == [1, 2, 3, 4] and {row["steps"] for row in steps} == {4}
     assert [row["phrases"] for row in steps] == [16, 24, 40, 48]
     assert [row["step"] for row in said if row["event"] == "evaluate"] == [2, 4]
-    moments = torch.load(run / "state" / "last.pt", weights_only=True)["optimizer"]["state"]
+    moments = checkpoint(run)["optimizer"]["state"]
     assert {int(moment["step"]) for moment in moments.values()} == {4}
 
 
-def test_a_short_last_step_is_that_of_one_batch_of_the_same_phrases(squares: Path, tmp_path: Path) -> None:
+def test_short_last_step_equals_one_batch_of_the_same_phrases(squares: Path, tmp_path: Path) -> None:
     same = [
         "data.phrases_per_image=4",
         "train.epochs=2",
@@ -89,14 +89,14 @@ def test_a_short_last_step_is_that_of_one_batch_of_the_same_phrases(squares: Pat
     "settings, words",
     [
         (["train.epochs=0.1"], r"train\.epochs=0\.1 is no optimizer step"),
-        (["train.warmup_steps=6"], r"train\.warmup=6 would not end within the 6 optimizer steps"),
+        (["train.warmup_steps=6"], r"train\.warmup_steps=6 would not end within the 6 optimizer steps"),
         (
             ["train.gradient_accumulation_steps=64", "train.warmup_steps=3"],
-            r"train\.warmup=3 would not end within the 3 optimizer steps",
+            r"train\.warmup_steps=3 would not end within the 3 optimizer steps",
         ),
     ],
 )
-def test_steps_that_there_are_not_are_refused_at_once(
+def test_impossible_numbers_of_steps_are_rejected(
     squares: Path, tmp_path: Path, settings: list[str], words: str
 ) -> None:
     with pytest.raises(InputError, match=words):
@@ -111,7 +111,7 @@ def made(
     squares: Path, tiny: Grounder, rank: int = 0, world_size: int = 1, phrases: int = 3, batch_size: int = 16
 ) -> GroundingLoader:
     return GroundingLoader(
-        read_jsonl(squares),
+        open_samples(str(squares), split=None),
         tiny.tokenize,
         image_size=64,
         batch_size=batch_size,
@@ -138,14 +138,14 @@ def test_processes_share_each_batch_of_one_process(squares: Path, tiny: Grounder
         assert {len(share.images) for share in shares} == {8 // world}
 
 
-def test_a_part_of_a_short_batch_may_be_empty(squares: Path, tiny: Grounder) -> None:
+def test_part_of_a_short_batch_may_be_empty(squares: Path, tiny: Grounder) -> None:
     """The last four samples of an epoch are those of four of eight processes."""
     last = [list(made(squares, tiny, rank, 8, phrases=4, batch_size=44).batches(0))[1] for rank in range(8)]
     assert sorted(len(batch.images) for batch in last) == [0, 0, 0, 0, 1, 1, 1, 1]
     assert all(len(batch.samples) == len(batch.tokens) == len(batch.boxes) for batch in last)
 
 
-def test_each_group_of_an_image_has_a_view_of_its_own(squares: Path, tiny: Grounder) -> None:
+def test_each_group_of_an_image_is_augmented_separately(squares: Path, tiny: Grounder) -> None:
     loader = made(squares, tiny, phrases=1)
     views: dict[Path, set[float]] = {}
     for batch in loader.batches(0):
@@ -157,7 +157,7 @@ def test_each_group_of_an_image_has_a_view_of_its_own(squares: Path, tiny: Groun
 # --- at which rates -------------------------------------------------------------------------------------------------
 
 
-def test_what_was_not_loaded_learns_at_the_rate_of_new_parts() -> None:
+def test_new_parameters_have_the_lr_of_new_parts() -> None:
     settings = Recipe().train
     student = create_model("tiny-swin")
     names = [name for name, _ in student.named_parameters()]
@@ -181,7 +181,7 @@ def converted(folder: Path) -> tuple[Path, set[str], set[str]]:
     return folder, kept, names - kept
 
 
-def test_new_parts_are_drawn_from_the_training_s_seed(squares: Path, tmp_path: Path) -> None:
+def test_new_parameters_are_drawn_from_the_seed(squares: Path, tmp_path: Path) -> None:
     start, kept, new = converted(tmp_path / "start")
     ends = []
     for number, seed in enumerate((1, 2, 1)):
@@ -196,7 +196,7 @@ def test_new_parts_are_drawn_from_the_training_s_seed(squares: Path, tmp_path: P
         assert not drawn or not torch.equal(ends[0][name], ends[1][name]), name
 
 
-def test_a_start_says_which_parts_are_new_until_they_are_trained(squares: Path, tmp_path: Path) -> None:
+def test_converted_folder_states_its_new_parameters(squares: Path, tmp_path: Path) -> None:
     start, kept, _ = converted(tmp_path / "start")
     student = create_model("tiny-resnet", dense_head=True, similarity=True)
     assert init_from(student, start) == kept
@@ -206,7 +206,7 @@ def test_a_start_says_which_parts_are_new_until_they_are_trained(squares: Path, 
     assert init_from(longer, start) == kept  # its positions are new, of whatever number
 
 
-def test_a_start_for_other_pixels_is_refused(tmp_path: Path) -> None:
+def test_init_from_other_normalisation_is_rejected(tmp_path: Path) -> None:
     start, _, _ = converted(tmp_path / "start")
     with pytest.raises(InputError, match=r"made with model\.visual_encoder\.mean=\[0\.485.*: give both the same"):
         init_from(
@@ -214,8 +214,8 @@ def test_a_start_for_other_pixels_is_refused(tmp_path: Path) -> None:
         )
 
 
-def test_a_resumed_run_keeps_its_rates(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Although what it started from says something else by then."""
+def test_resumed_run_keeps_its_learning_rates(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the folder of model.init_from has changed."""
     start, _, _ = converted(tmp_path / "start")
     chosen = recipe(
         squares,
@@ -225,19 +225,13 @@ def test_a_resumed_run_keeps_its_rates(squares: Path, tmp_path: Path, monkeypatc
         "data.batch_size=12",
     )
     whole = epmvg.train(chosen, tmp_path / "whole")
-    real = loop._step
-
-    def dies_after_two(run: Run, batch: Batch, weight: float) -> Loss:
-        if run.position.step == 2:
-            raise KilledError
-        return real(run, batch, weight)
-
-    monkeypatch.setattr(loop, "_step", dies_after_two)
+    monkeypatch.setattr(loop, "check_finite", killed_at(2))
     with pytest.raises(KilledError):
-        epmvg.train(chosen, tmp_path / "truncated")
-    monkeypatch.setattr(loop, "_step", real)
+        epmvg.train(chosen, tmp_path / "cut")
+    monkeypatch.undo()
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
     (start / "conversion.yaml").write_text("new: []\n")
-    cut = epmvg.train(chosen, tmp_path / "truncated", resume=True)
+    cut = epmvg.train(chosen, tmp_path / "cut", resume=True)
     assert all(torch.equal(tensor, weights(cut)[name]) for name, tensor in weights(whole).items())
 
 
@@ -247,7 +241,7 @@ def test_a_resumed_run_keeps_its_rates(squares: Path, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     "way", [["train.precision=bf16"], ["train.cache_features=true", "model.visual_encoder={frozen: [all]}"]]
 )
-def test_a_training_s_score_is_that_of_evaluate(squares: Path, tmp_path: Path, way: list[str]) -> None:
+def test_validation_equals_evaluate(squares: Path, tmp_path: Path, way: list[str]) -> None:
     run = epmvg.train(recipe(squares, "train.epochs=1", "data.augment=null", *way), tmp_path / "run")
     (told,) = [row for row in rows(run) if row["event"] == "evaluate"]
     found = epmvg.evaluate(run, device="cpu")
@@ -255,7 +249,7 @@ def test_a_training_s_score_is_that_of_evaluate(squares: Path, tmp_path: Path, w
     assert told["miou"] == pytest.approx(found["miou"], abs=2e-6)
 
 
-def test_a_sample_of_val_is_drawn_over_images_and_named_so(squares: Path, tmp_path: Path) -> None:
+def test_eval_limit_draws_images_and_is_reported(squares: Path, tmp_path: Path) -> None:
     settings = ["train.epochs=1", "train.eval_limit=12"]
     asked = []
     for seed in (1, 2):
@@ -266,11 +260,11 @@ def test_a_sample_of_val_is_drawn_over_images_and_named_so(squares: Path, tmp_pa
         lines = (run / "predictions-annotations-val_sample.jsonl").read_text().splitlines()
         asked.append([json.loads(line)["id"] for line in lines])
     assert asked[0] == asked[1]  # runs of several seeds are compared on the same phrases
-    first_rows = [record.id for record in read_jsonl(squares, split="val")][:12]
+    first_rows = [record.id for record in open_samples(str(squares), split="val")][:12]
     assert len(asked[0]) == 12 and sorted(asked[0]) != sorted(first_rows)
 
 
-def test_losses_between_a_row_and_a_score_are_told(squares: Path, tmp_path: Path) -> None:
+def test_validation_does_not_reset_running_means(squares: Path, tmp_path: Path) -> None:
     """Three steps an epoch, a row every two: scoring after each epoch changes no row."""
     said = []
     for name, every in (("often", 1), ("once", 4)):
@@ -280,15 +274,15 @@ def test_losses_between_a_row_and_a_score_are_told(squares: Path, tmp_path: Path
     assert len(said[0]) == 6 and said[0] == said[1]
 
 
-def test_rates_count_the_seconds_before_a_resume(squares: Path, tiny: Grounder) -> None:
+def test_rates_include_the_seconds_before_a_resume(squares: Path, tiny: Grounder) -> None:
     batch = next(made(squares, tiny).batches(0))
-    loss = Loss({"giou": torch.tensor(2.0)})
-    before, after = Meter(), Meter()
-    before.clear(100.0)
-    before.add(loss, batch)
-    after.load_state(before.state(), torch.device("cpu"))
-    after.add(loss, batch)
-    row = after.take(104.0)
+    loss = Losses({"giou": torch.tensor(2.0)})
+    before, after = RunningMeans(), RunningMeans()
+    before.reset(100.0)
+    before.update(loss, batch)
+    after.load_state_dict(before.state_dict(), torch.device("cpu"))
+    after.update(loss, batch)
+    row = after.compute(104.0)
     assert row["images_per_s"] == 2 * len(batch.images) / 4 and row["loss"] == {"giou": 2.0, "total": 2.0}
     assert after.since == 104.0 and after.images == 0
 
@@ -299,18 +293,18 @@ def test_rates_count_the_seconds_before_a_resume(squares: Path, tiny: Grounder) 
 @pytest.mark.parametrize(
     "variable, value, instead",
     [
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", r"train\.accumulate=4"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", r"train\.gradient_accumulation_steps=4"),
         ("ACCELERATE_MIXED_PRECISION", "fp16", r"train\.precision"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", r"train\.precision"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "compiles"),
-        ("ACCELERATE_GRADIENT_CLIPPING", "1.0", r"train\.clip=1\.0"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "compiled"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "1.0", r"train\.max_grad_norm=1\.0"),
         ("ACCELERATE_TORCH_DEVICE", "meta", "--device meta"),
         ("ACCELERATE_USE_FSDP", "true", "multi-GPU"),
         ("ACCELERATE_USE_DEEPSPEED", "true", "multi-GPU"),
         ("ACCELERATE_USE_MEGATRON_LM", "true", "multi-GPU"),
     ],
 )
-def test_no_variable_overrides_a_recipe(
+def test_accelerate_variables_that_contradict_the_recipe_are_rejected(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, instead: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -319,16 +313,16 @@ def test_no_variable_overrides_a_recipe(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_accelerate_launch_sets_by_itself_is_no_contradiction(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "True"}
-    launched |= {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_USE_FSDP": "false"}
-    for name, value in launched.items():
+def test_defaults_of_accelerate_launch_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "True"}
+    variables |= {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_USE_FSDP": "false"}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     settings = Recipe().train.model_copy(update={"gradient_accumulation_steps": 8})
-    assert join(settings, "cpu").device == torch.device("cpu")
+    assert join_processes(settings, "cpu").device == torch.device("cpu")
 
 
-def test_a_device_that_is_not_there_is_refused(squares: Path, tmp_path: Path) -> None:
+def test_missing_device_is_rejected(squares: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gpu"):
         epmvg.train(recipe(squares), tmp_path / "run", device="gpu")
     assert not (tmp_path / "run").exists()

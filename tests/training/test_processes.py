@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import together
+from runs import before_each_backward
 
 import epmvg
 from epmvg.config.settings import ModelSettings, Recipe
@@ -39,7 +40,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def uneven(squares: Path) -> Path:
-    """The squares with 1 to 4 phrases a training picture, so that batches differ in their number of phrases."""
+    """The squares with 1 to 4 phrases per training image, so that batches differ in their number of phrases."""
     kept = []
     for line in squares.read_text().splitlines():
         picture, colour = json.loads(line)["id"].split("-")
@@ -55,12 +56,14 @@ def rows(folder: Path, event: str) -> list[dict[str, object]]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(folder / "state" / "last.pt", weights_only=True)["student"]
+    state: dict[str, torch.Tensor] = torch.load(folder / "checkpoint" / "last.pt", weights_only=True)["model"]
     return state
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_an_evaluation_is_the_same_to_the_last_digit(tiny: Grounder, squares: Path, tmp_path: Path, count: int) -> None:
+def test_evaluation_is_identical_with_several_processes(
+    tiny: Grounder, squares: Path, tmp_path: Path, count: int
+) -> None:
     folder = tmp_path / "run"
     save(tiny, folder)
     settings = Recipe.load("scenes", f"data.name={squares}", "model=tiny-resnet", "data.batch_size=8")
@@ -75,7 +78,7 @@ def test_an_evaluation_is_the_same_to_the_last_digit(tiny: Grounder, squares: Pa
     assert [json.loads(line)["id"] for line in found[1][0].splitlines()] == asked
 
 
-def test_two_processes_and_accumulation_learn_as_one_batch_does(uneven: Path, tmp_path: Path) -> None:
+def test_two_processes_and_accumulation_equal_one_batch(uneven: Path, tmp_path: Path) -> None:
     """Losses within 1e-4 of themselves, weights within 1e-4: sums are taken in another order.
 
     Not what a softmax does not see (the where-map's bias, the biases of attention's keys): its gradient is rounding, of
@@ -123,7 +126,7 @@ def seen_by_softmax(name: str, parameter: torch.Tensor) -> torch.Tensor:
         (["data.batch_size=4"], "has 1 training samples for 2 processes"),
     ],
 )
-def test_what_processes_cannot_share_is_one_sentence_of_each(
+def test_indivisible_batches_are_rejected_on_all_processes(
     squares: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], settings: list[str], words: str
 ) -> None:
     lines = squares.read_text().splitlines(keepends=True)
@@ -136,19 +139,19 @@ def test_what_processes_cannot_share_is_one_sentence_of_each(
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_learn_what_one_does_although_one_has_nothing_to_open(
+def test_two_processes_equal_one_although_one_has_no_readable_image(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broken picture, a last batch of one, and other weights found by the second process: all as with one."""
-    real = prepare._student
+    """A damaged image, a last batch of one, and other initial weights in the second process: the result is the same."""
+    real = prepare._build_model
 
     def drawn_anew(settings: ModelSettings) -> tuple[Grounder, list[str]]:
         if os.environ.get("RANK") == "1":
             torch.manual_seed(99)
         return real(settings)
 
-    monkeypatch.setattr(prepare, "_student", drawn_anew)
-    (squares.parent / "4.png").write_bytes(b"no picture")
+    monkeypatch.setattr(prepare, "_build_model", drawn_anew)
+    (squares.parent / "4.png").write_bytes(b"no image")
     batch = ["data.batch_size=8", "data.phrases_per_image=4", "train.epochs=2"]
     recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, *batch)
     for count in (1, 2):
@@ -161,44 +164,41 @@ def test_processes_learn_what_one_does_although_one_has_nothing_to_open(
     assert lost["images"] == 1 and "4.png" in str(lost["why"])
 
 
-def test_a_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
+def test_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, "data.batch_size=4", "model.dropout=0.1")
     assert together(2, lambda: epmvg.train(recipe, tmp_path / "whole")) == [0, 0]
-    real = loop._step
 
-    def killed(run: Run, batch: epmvg.Batch, share: float) -> object:
-        if run.position.step == 5 and run.accelerator.process_index == 1:
+    def killed(run: Run, batch: epmvg.Batch) -> None:
+        if run.state.step == 5 and run.accelerator.process_index == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(run, batch, share)
 
-    monkeypatch.setattr(loop, "_step", killed)
-    assert together(2, lambda: epmvg.train(recipe, tmp_path / "truncated")) == [2, -signal.SIGKILL]
+    monkeypatch.setattr(loop, "check_finite", before_each_backward(killed))
+    assert together(2, lambda: epmvg.train(recipe, tmp_path / "cut")) == [2, -signal.SIGKILL]
     said = capfd.readouterr().err
     assert "Another process of this training ended" in said and "--resume" in said and "Traceback" not in said
-    monkeypatch.setattr(loop, "_step", real)
-    assert together(1, lambda: epmvg.train(recipe, tmp_path / "truncated", resume=True)) == [2]
+    monkeypatch.undo()
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+    assert together(1, lambda: epmvg.train(recipe, tmp_path / "cut", resume=True)) == [2]
     assert "was trained by 2 processes" in capfd.readouterr().err
-    disks = ["truncated", "another machine's"]
+    disks = ["cut", "another machine's"]
     apart = lambda: epmvg.train(recipe, tmp_path / disks[int(os.environ["RANK"])], resume=True)  # noqa: E731
     assert together(2, apart) == [2, 2]
     assert "(step 4, none): let all machines share that folder" in capfd.readouterr().err
-    assert together(2, lambda: epmvg.train(recipe, tmp_path / "truncated", resume=True)) == [0, 0]
+    assert together(2, lambda: epmvg.train(recipe, tmp_path / "cut", resume=True)) == [0, 0]
     for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights(tmp_path / "truncated")[name]), name
+        assert torch.equal(tensor, weights(tmp_path / "cut")[name]), name
 
 
-def test_one_process_told_to_stop_stops_all_after_the_same_step(
+def test_signal_to_one_process_stops_all_after_the_same_step(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe.load("scenes", f"data.name={squares}", *SAME, "data.batch_size=4", "train.save_interval=100")
-    real = loop._step
 
-    def signalled(run: Run, *given: object) -> object:
-        if run.position.step == 1 and run.accelerator.process_index == 1 and not run.stop.number:
+    def signalled(run: Run, batch: epmvg.Batch) -> None:
+        if run.state.step == 1 and run.accelerator.process_index == 1 and not run.stop.signal:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(run, *given)  # type: ignore[arg-type]
 
     def work() -> None:
         try:
@@ -206,13 +206,13 @@ def test_one_process_told_to_stop_stops_all_after_the_same_step(
         except Stopped as stop:
             os._exit(stop.status)
 
-    monkeypatch.setattr(loop, "_step", signalled)
+    monkeypatch.setattr(loop, "check_finite", before_each_backward(signalled))
     assert together(2, work) == [128 + signal.SIGTERM] * 2
-    state = torch.load(tmp_path / "run" / "state" / "last.pt", weights_only=True)
-    assert state["position"]["step"] == 3 and len(state["random"]) == 2
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint" / "last.pt", weights_only=True)
+    assert checkpoint["state"]["step"] == 3 and len(checkpoint["rng"]) == 2
 
 
-def test_what_one_process_cannot_read_ends_all_with_the_same_sentence(
+def test_error_of_one_process_is_raised_on_all(
     squares: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     names = [squares, tmp_path / "missing.jsonl"]

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from conftest import draw_squares
 from filelock import FileLock
-from test_training import recipe, rows, weights
+from runs import before_each_backward, recipe, rows, same_weights, weights
 
 import epmvg
 from epmvg.cli import main
@@ -25,11 +25,12 @@ from epmvg.config.settings import Recipe
 from epmvg.core.files import atomic_write
 from epmvg.core.types import InputError
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.readers.jsonl import read_jsonl
-from epmvg.distill.losses import Loss
+from epmvg.data.registry import open_samples
+from epmvg.distill.losses import Losses
 from epmvg.models.grounder import Grounder
 from epmvg.training import loop
-from epmvg.training.checkpoint import whole_state
+from epmvg.training.checkpoint import read_checkpoint
+from epmvg.training.errors import check_finite
 from epmvg.training.folder import LOCK
 from epmvg.training.run import Run
 
@@ -41,7 +42,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
-    """A run that nothing befell, and its recipe."""
+    """A recipe and its uninterrupted run."""
     folder = tmp_path_factory.mktemp("finished")
     chosen = recipe(draw_squares(folder), "train.eval_interval=0.7")
     return chosen, epmvg.train(chosen, folder / "run")
@@ -58,25 +59,18 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def same(one: Path, other: Path) -> bool:
-    a, b = weights(one), weights(other)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def test_a_full_disk_stops_a_training_that_goes_on_once_there_is_room(
-    finished: tuple[Recipe, Path], tmp_path: Path
-) -> None:
+def test_training_resumes_after_a_full_disk(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
     chosen, whole = finished
-    limit = (whole / "state" / "last.pt").stat().st_size - 1  # the weights fit, the state does not
+    limit = (whole / "checkpoint" / "last.pt").stat().st_size - 1  # the weights fit, the state does not
     with files_of_at_most(limit), pytest.raises(InputError, match=r"last\.pt could not be written \(File too large\)"):
-        epmvg.train(chosen, tmp_path / "truncated")
-    assert not list((tmp_path / "truncated").rglob("*.part"))
-    with pytest.warns(UserWarning, match="before its first saved step"):
-        assert same(whole, epmvg.train(chosen, tmp_path / "truncated", resume=True))
+        epmvg.train(chosen, tmp_path / "cut")
+    assert not list((tmp_path / "cut").rglob("*.part"))
+    with pytest.warns(UserWarning, match="before its first checkpoint"):
+        assert same_weights(whole, epmvg.train(chosen, tmp_path / "cut", resume=True))
 
 
 @pytest.mark.parametrize("room", [0, 10_000])
-def test_a_file_that_does_not_fit_leaves_the_one_before_it(tiny: Grounder, tmp_path: Path, room: int) -> None:
+def test_failed_write_keeps_the_previous_file(tiny: Grounder, tmp_path: Path, room: int) -> None:
     """Whichever library writes it; torch and safetensors raise errors of their own."""
     state = tiny.state_dict()
     ways: dict[str, Callable[[Path], object]] = {
@@ -95,34 +89,34 @@ def test_a_file_that_does_not_fit_leaves_the_one_before_it(tiny: Grounder, tmp_p
     assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == sorted(ways)
 
 
-def test_a_damaged_state_gives_way_to_the_one_before_it(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+def test_damaged_checkpoint_falls_back_to_the_previous_one(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
     chosen, whole = finished
     shutil.copytree(whole, tmp_path / "hurt")
-    last = tmp_path / "hurt" / "state" / "last.pt"
+    last = tmp_path / "hurt" / "checkpoint" / "last.pt"
     content = last.read_bytes()
     last.write_bytes(content[: len(content) // 2])
-    with pytest.warns(UserWarning, match=r"last\.pt is damaged: going on from previous\.pt, step \d"):
+    with pytest.warns(UserWarning, match=r"last\.pt is damaged: continuing from previous\.pt, step \d"):
         epmvg.train(chosen, tmp_path / "hurt", resume=True)
-    assert same(whole, tmp_path / "hurt")
-    for file in (tmp_path / "hurt" / "state").iterdir():
+    assert same_weights(whole, tmp_path / "hurt")
+    for file in (tmp_path / "hurt" / "checkpoint").iterdir():
         file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"last\.pt is damaged and no other state is whole.*model\.start="):
+    with pytest.raises(InputError, match=r"last\.pt is damaged and no other checkpoint is intact.*model\.init_from="):
         epmvg.train(chosen, tmp_path / "hurt", resume=True)
 
 
-def test_a_flipped_bit_is_noticed_or_means_nothing(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+def test_flipped_bit_is_detected_or_harmless(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
     folder = finished[1]
-    whole = (folder / "state" / "last.pt").read_bytes()
+    whole = (folder / "checkpoint" / "last.pt").read_bytes()
     draw, noticed = random.Random(0), 0
     for _ in range(40):
         hurt = bytearray(whole)
         hurt[draw.randrange(len(hurt))] ^= 1 << draw.randrange(8)
         (tmp_path / "hurt.pt").write_bytes(hurt)
-        state = whole_state(tmp_path / "hurt.pt")
+        state = read_checkpoint(tmp_path / "hurt.pt")
         if state is None:
             noticed += 1
         else:  # the bytes between the parts of the file
-            assert all(torch.equal(state["student"][name], tensor) for name, tensor in weights(folder).items())
+            assert all(torch.equal(state["model"][name], tensor) for name, tensor in weights(folder).items())
     assert noticed > 25
 
 
@@ -134,7 +128,7 @@ def test_two_trainings_cannot_write_one_folder(finished: tuple[Recipe, Path]) ->
     assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
     """Nor anything to say, wherever its last score fell."""
     chosen = finished[0]
     folder = shutil.copytree(finished[1], tmp_path / "run")
@@ -143,26 +137,26 @@ def test_a_finished_run_has_nothing_left_to_do(finished: tuple[Recipe, Path], tm
     assert rows(folder) == said
 
 
-def test_pictures_that_vanish_are_counted_and_named_once(squares: Path, tmp_path: Path) -> None:
+def test_vanished_images_are_counted_and_named_once(squares: Path, tmp_path: Path) -> None:
     said: list[dict[str, object]] = []
 
     def vanish(row: dict[str, object]) -> None:
         (squares.parent / "2.png").unlink(missing_ok=True)
-        (squares.parent / "4.png").write_bytes(b"no picture")
+        (squares.parent / "4.png").write_bytes(b"no image")
         said.append(row)
 
     epmvg.train(recipe(squares, "train.epochs=2"), tmp_path / "run", report=vanish)
     lost = [row for row in said if row["event"] == "skipped"]
     named = [why for row in lost for why in row["pictures"]]  # type: ignore[attr-defined]
     assert [sum(f"{number}.png" in why for why in named) for number in (0, 2, 4)] == [0, 1, 1]
-    assert lost[-1]["images"] == 2 and f"left out so far: {lost[-1]['images']}; now" in str(lost[-1]["why"])
+    assert lost[-1]["images"] == 2 and f"skipped so far: {lost[-1]['images']}; now" in str(lost[-1]["why"])
     assert [row for row in rows(tmp_path / "run") if row["event"] == "skipped"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_batch_without_a_picture_is_empty_and_says_why(squares: Path, tiny: Grounder, workers: int) -> None:
-    records = read_jsonl(squares, split="train")
-    (squares.parent / "0.png").write_bytes(b"no picture")
+def test_batch_without_readable_images_is_empty_with_reasons(squares: Path, tiny: Grounder, workers: int) -> None:
+    records = open_samples(str(squares), split="train")
+    (squares.parent / "0.png").write_bytes(b"no image")
     loader = GroundingLoader(
         records, tiny.tokenize, image_size=64, batch_size=4, num_workers=workers, skip_unreadable=True
     )
@@ -176,9 +170,9 @@ def test_a_batch_without_a_picture_is_empty_and_says_why(squares: Path, tiny: Gr
     "batch",
     [["data.batch_size=4"], ["data.batch_size=4", "train.gradient_accumulation_steps=2"], ["data.batch_size=16"]],
 )
-def test_one_broken_picture_ends_no_training(squares: Path, tmp_path: Path, batch: list[str]) -> None:
+def test_training_skips_a_damaged_image(squares: Path, tmp_path: Path, batch: list[str]) -> None:
     """Nor is a step lost from the schedule, and the other pictures are learned from."""
-    (squares.parent / "0.png").write_bytes(b"no picture")
+    (squares.parent / "0.png").write_bytes(b"no image")
     run = epmvg.train(recipe(squares, *batch, "data.phrases_per_image=4", "train.epochs=2"), tmp_path / "run")
     steps = -(-6 // (int(batch[0].partition("=")[2]) // 4 * (2 if len(batch) == 2 else 1)))
     last = rows(run)[-1]
@@ -187,63 +181,56 @@ def test_one_broken_picture_ends_no_training(squares: Path, tmp_path: Path, batc
     assert told["images"] == 1 and "0.png" in str(told["why"])
 
 
-def test_no_picture_at_all_is_one_sentence(squares: Path, tmp_path: Path) -> None:
+def test_no_readable_image_is_one_sentence(squares: Path, tmp_path: Path) -> None:
     for number in range(0, 12, 2):
-        (squares.parent / f"{number}.png").write_bytes(b"no picture")
+        (squares.parent / f"{number}.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"^None of the images of a whole epoch can be opened \([^\n]*\.png"):
         epmvg.train(recipe(squares), tmp_path / "run")
 
 
-def test_a_missing_validation_picture_is_said_before_the_first_step(squares: Path, tmp_path: Path) -> None:
+def test_missing_validation_image_is_rejected_before_the_first_step(squares: Path, tmp_path: Path) -> None:
     (squares.parent / "3.png").unlink()
     with pytest.raises(InputError, match=r"validation split that cannot be read: 1 \(first: .*3\.png does not exist"):
         epmvg.train(recipe(squares), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_no_number_leaves_its_batch(
+def test_batch_with_nan_loss_is_saved(
     finished: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As tensors and as rows that can be trained on; what was saved before stays."""
-    real, seen = loop._loss_of, []
+    seen: list[epmvg.Batch] = []
 
-    def breaks_at_four(run: Run, batch: epmvg.Batch) -> Loss:
+    def breaks_at_four(run: Run, batch: epmvg.Batch, losses: Losses) -> None:
         seen.append(batch)
-        loss = real(run, batch)
         if len(seen) == 4:
-            loss.terms["giou"] = loss.terms["giou"] * float("nan")
-        return loss
+            losses.terms["giou"] = losses.terms["giou"] * float("nan")
+        check_finite(run, batch, losses)
 
-    monkeypatch.setattr(loop, "_loss_of", breaks_at_four)
+    monkeypatch.setattr(loop, "check_finite", breaks_at_four)
     with pytest.raises(InputError, match=r"nan at step 4 \(term giou; images .*the batch is in .*batch-4-0"):
         epmvg.train(finished[0], tmp_path / "run")
     with safetensors.safe_open(tmp_path / "run" / "batch-4-0.safetensors", "pt") as kept:
-        assert torch.equal(kept.get_tensor("image"), seen[-1].images) and torch.equal(
-            kept.get_tensor("box"), seen[-1].boxes
+        assert torch.equal(kept.get_tensor("images"), seen[-1].images) and torch.equal(
+            kept.get_tensor("boxes"), seen[-1].boxes
         )
         assert json.loads(kept.metadata()["loss"])["giou"] == "nan"
-    named = read_jsonl(tmp_path / "run" / "batch-4-0.jsonl", root=Path("/"))
+    named = open_samples(str(tmp_path / "run" / "batch-4-0.jsonl"), split=None, root=Path("/"))
     assert [record.phrase for record in named] == [record.phrase for record in seen[-1].samples]
-    monkeypatch.setattr(loop, "_loss_of", real)
-    assert same(finished[1], epmvg.train(finished[0], tmp_path / "run", resume=True))
+    monkeypatch.setattr(loop, "check_finite", check_finite)
+    assert same_weights(finished[1], epmvg.train(finished[0], tmp_path / "run", resume=True))
 
 
-def test_weights_that_are_no_numbers_are_not_saved(
-    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = loop._step
+def test_nan_weights_are_not_saved(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(run: Run, batch: epmvg.Batch) -> None:
+        if run.state.step == 3:
+            next(run.model.fusion.parameters()).data.fill_(float("nan"))
 
-    def breaks(run: Run, batch: epmvg.Batch, share: float) -> Loss:
-        loss = real(run, batch, share)
-        if run.position.step == 3:
-            next(run.student.fusion.parameters()).data.fill_(float("nan"))
-        return loss
-
-    monkeypatch.setattr(loop, "_step", breaks)
-    with pytest.raises(InputError, match="holds NaN or infinity after step 4"):
+    monkeypatch.setattr(loop, "check_finite", before_each_backward(breaks))
+    with pytest.raises(InputError, match="contains NaN or Inf after step 4"):
         epmvg.train(recipe(squares, "train.eval_interval=3"), tmp_path / "run")
-    state = whole_state(tmp_path / "run" / "state" / "last.pt")
-    assert state is not None and state["position"]["step"] == 2
+    state = read_checkpoint(tmp_path / "run" / "checkpoint" / "last.pt")
+    assert state is not None and state["state"]["step"] == 2
 
 
 @pytest.mark.parametrize(
@@ -254,7 +241,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to"),
     ],
 )
-def test_running_out_of_memory_says_what_takes_less(
+def test_out_of_memory_names_settings_to_lower(
     squares: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -264,10 +251,10 @@ def test_running_out_of_memory_says_what_takes_less(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(loop, "_step", fails)
+    monkeypatch.setattr(loop, "check_finite", fails)
     with pytest.raises(
         InputError,
-        match=r"Out of memory: set train\.gradient_checkpointing=true and go on with --resume, .*data\.batch_size=6",
+        match=r"Out of memory: set train\.gradient_checkpointing=true and continue with --resume, .*data\.batch_size=6",
     ):
         epmvg.train(recipe(squares), tmp_path / "run")
     monkeypatch.setattr("epmvg.cli.app", fails)
@@ -276,12 +263,12 @@ def test_running_out_of_memory_says_what_takes_less(
     assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: Out of memory. ")
 
 
-def test_an_error_of_the_program_is_not_taken_for_the_user_s(
+def test_program_errors_are_not_reported_as_input_errors(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(loop, "_step", fails)
+    monkeypatch.setattr(loop, "check_finite", fails)
     with pytest.raises(RuntimeError, match="mat1"):
         epmvg.train(recipe(squares), tmp_path / "run")

@@ -1,0 +1,156 @@
+"""Runtimes: any grounder behind `Predictor`, exported folders in ONNX Runtime and OpenVINO, maps over the image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from epmvg.core.calibration import Calibration
+from epmvg.core.geometry import Letterbox
+from epmvg.core.types import InputError
+from epmvg.inference import predictor as predictor_module
+from epmvg.inference.draw import concatenate_images, draw_heatmap
+from epmvg.inference.predictor import Predictor
+from epmvg.inference.runtimes.exported import ExportedRuntime, import_extra
+from epmvg.inference.runtimes.protocol import RuntimeOutput, Size
+from epmvg.models.factory import create_model
+from epmvg.models.grounder import Grounder
+
+
+@dataclass
+class EncodedColor:
+    color: NDArray[np.float64]
+    size: Size
+    nbytes: int = 24
+
+
+class ColorRuntime:
+    """A grounder with its own preprocessing: the box depends on the mean color and the length of the phrase."""
+
+    image_size, max_length, calibration, domain = 32, 3, None, "colors"
+
+    def __init__(self) -> None:
+        self.encoded = 0
+
+    def encode(self, images: Sequence[Image.Image], sizes: Sequence[Size]) -> list[EncodedColor]:
+        self.encoded += len(images)
+        return [EncodedColor(np.asarray(image).mean((0, 1)), size) for image, size in zip(images, sizes, strict=True)]
+
+    def query(
+        self, encoded: Sequence[EncodedColor], phrases: Sequence[str], image_index: NDArray[np.int64]
+    ) -> RuntimeOutput:
+        boxes = np.array([[0, 0, encoded[i].color[0], len(p)] for i, p in zip(image_index, phrases, strict=True)])
+        truncated = np.array([len(phrase.split()) > self.max_length for phrase in phrases])
+        return RuntimeOutput(boxes.astype(np.float64), np.full(len(phrases), 0.5), truncated, ~truncated & False)
+
+    def maps(self, kind: str, encoded: EncodedColor, phrases: Sequence[str]) -> list[NDArray[np.float32]]:
+        raise InputError(f"no {kind}")
+
+
+def test_any_grounder_of_images_and_phrases_is_a_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = ColorRuntime()
+    monkeypatch.setattr(predictor_module, "open_runtime", lambda run, **_: runtime)
+    predictor = Predictor("colors")
+    red, blue = Image.new("RGB", (40, 30), (200, 0, 0)), Image.new("RGB", (20, 30), (10, 0, 90))
+    first, second = predictor([red, blue], [["dog"], ["a cat", "one two three four"]])
+    assert [one.box for one in [*first, *second]] == [(0, 0, 200, 3), (0, 0, 10, 5), (0, 0, 10, 18)]
+    assert [one.truncated for one in second] == [False, True] and first.size == (40, 30)
+    predictor(red, "it")
+    assert runtime.encoded == 2 and predictor.domain == "colors" and predictor.threshold is None
+    with pytest.raises(InputError, match="no attention"):
+        predictor.maps("attention", red, "it")
+
+
+@pytest.fixture
+def exported(tiny: Grounder, tmp_path: Path) -> Path:
+    """A folder with two small graphs: features are the mean color, and the box is (r, g, b, r)."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper
+
+    def write(name: str, nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any], extra: list[Any]) -> None:
+        info = helper.make_tensor_value_info
+        given = [info(key, kind, shape) for key, (kind, shape) in inputs.items()]
+        made = [info(key, TensorProto.FLOAT, shape) for key, shape in outputs.items()]
+        graph = helper.make_graph(nodes, name, given, made, extra)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+
+    mask = {"image_mask": (TensorProto.BOOL, ["I", 64, 64])}
+    pool = [helper.make_node("GlobalAveragePool", ["image"], ["features"])]
+    write("image", pool, {"image": (TensorProto.FLOAT, ["I", 3, 64, 64]), **mask}, {"features": ["I", 3, 1, 1]}, [])
+    inputs = {"features": (TensorProto.FLOAT, ["I", 3, 1, 1]), **mask, "tokens": (TensorProto.INT64, ["P", "L"])}
+    inputs |= {"token_mask": (TensorProto.BOOL, ["P", "L"]), "image_index": (TensorProto.INT64, ["P"])}
+    nodes = [
+        helper.make_node("Gather", ["features", "image_index"], ["own"], axis=0),
+        helper.make_node("Reshape", ["own", "shape"], ["rgb"]),
+        helper.make_node("Gather", ["rgb", "columns"], ["box"], axis=1),
+        helper.make_node("ReduceMean", ["rgb"], ["score"], axes=[1], keepdims=0),
+    ]
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [-1, 3])
+    columns = helper.make_tensor("columns", TensorProto.INT64, [4], [0, 1, 2, 0])
+    write("phrases", nodes, inputs, {"box": ["P", 4], "score": ["P"]}, [shape, columns])
+    tiny.tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    settings = {"format": "onnx", "image_size": 64, "max_length": 20, "domain": "colors"}
+    (tmp_path / "export.json").write_text(json.dumps(settings))
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_an_exported_folder_is_run_without_the_model(exported: Path, kind: str) -> None:
+    if kind == "openvino":
+        openvino = pytest.importorskip("openvino")
+        for name in ("image", "phrases"):
+            graph = openvino.Core().read_model(str(exported / f"{name}.onnx"))
+            openvino.save_model(graph, str(exported / f"{name}.xml"), compress_to_fp16=False)
+        settings = json.loads((exported / "export.json").read_text())
+        (exported / "export.json").write_text(json.dumps(settings | {"format": "openvino"}))
+    (exported / "confidence.json").write_text(Calibration("none", 1.0, 1.0, 0.0, 0.25).dump())
+    predictor = Predictor(exported)
+    assert predictor.domain == "colors" and predictor.threshold == 0.25
+    images = [Image.new("RGB", (64, 64), (128, 128, 64)), Image.new("RGB", (64, 32), (255, 128, 128))]
+    first, second = predictor(images, [["dog", "cat"], ["it"]])
+    assert first[0].box == first[1].box != second[0].box
+    letterbox = Letterbox.fit(64, 32, 64)
+    pixels, _ = letterbox.pad(letterbox.resize(images[1]))
+    r, g, b = pixels.mean((1, 2)).astype(np.float64)
+    assert second[0].box == pytest.approx(letterbox.to_image(np.array([r, g, b, r])), abs=0.02)
+    assert second[0].score == pytest.approx(np.mean([r, g, b]), abs=1e-4)
+    with pytest.raises(InputError, match="has no heatmap"):
+        predictor.maps("heatmap", images[0], "dog")
+
+
+def test_unusable_folders_and_options_are_named(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="runs on the CPU"):
+        Predictor(exported, device="cuda")
+    with pytest.raises(InputError, match="does not compute in bf16"):
+        Predictor(exported, precision="bf16")
+    (exported / "phrases.onnx").write_bytes(b"torn")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        ExportedRuntime(exported)
+    for settings, words in (('{"format": "onnx"}', "cannot be read"), ('{"format": "tflite"}', "does not run")):
+        (exported / "export.json").write_text(settings)
+        with pytest.raises(InputError, match=words):
+            ExportedRuntime(exported)
+    with pytest.raises(InputError, match=r"pip install 'epmvg\[export\]'"):
+        import_extra("no_such_runtime")
+
+
+def test_maps_have_the_size_of_the_image(tiny: Grounder) -> None:
+    predictor, image = Predictor(tiny, threads=1), Image.effect_noise((90, 60), 60).convert("RGB")
+    for kind in ("heatmap", "attention"):
+        for values in predictor.maps(kind, image, ["dog", "it"]):
+            assert values.shape == (60, 90) and values.min() >= 0 and values.max() == pytest.approx(1)
+    drawn = draw_heatmap(image, values)
+    assert drawn.size == (90, 60) and drawn.tobytes() != image.tobytes()
+    assert concatenate_images([image, drawn]).size == (182, 60)
+    with pytest.raises(InputError, match=r"model\.dense_head=false"):
+        Predictor(create_model("tiny-resnet")).maps("heatmap", image, "dog")
