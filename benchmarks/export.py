@@ -1,9 +1,9 @@
-"""An exported folder as a user meets it, in a process without torch; prints JSON.
+"""An exported folder as a user runs it, in a process without torch; prints JSON.
 
     python benchmarks/export.py --model mini --write RUN        # a random model, for `epmvg export RUN --out FOLDER`
     OMP_WAIT_POLICY=passive OMP_NUM_THREADS=2 python benchmarks/export.py --lean FOLDER
 
-Times an image and a phrase, a further phrase, and a phrase about a remembered image, and tells the memory resident.
+Times an image and a phrase, a further phrase, and a phrase about a cached image, and reports the resident memory.
 `benchmarks/against_plain.py` compares exported forms with torch and with a plain re-creation.
 """
 
@@ -27,7 +27,7 @@ from epmvg.inference.predictor import Predictor
 from reference import PHRASES
 
 
-def picture(seed: int = 0) -> Image.Image:
+def random_image(seed: int = 0) -> Image.Image:
     """Return smooth noise of 640 x 480."""
     coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
@@ -52,10 +52,10 @@ def in_turn(rounds: int, forms: dict[str, Callable[[], object]]) -> dict[str, tu
 
 
 def lean(folder: Path, rounds: int) -> dict[str, Any]:
-    """Time an exported folder as a user meets it: resizing, tokenising and boxes in pixels are in."""
+    """Time an exported folder as a user runs it: resizing, tokenising and boxes in pixels are in."""
     ground = Predictor(folder)
-    new = iter([picture(seed) for seed in range(2 * rounds + 2)])  # pictures that it does not remember
-    known = picture()
+    new = iter([random_image(seed) for seed in range(2 * rounds + 2)])  # images that are not cached
+    known = random_image()
     seconds = in_turn(
         rounds,
         {

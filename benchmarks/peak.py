@@ -36,7 +36,7 @@ from epmvg.inference.runtimes.exported import IMAGE, PHRASES, SUFFIX
 from reference.ask import noise
 from reference.machine import SIDE, machine
 from reference.suite import in_turn, shares, where_time_goes
-from reference.work import Engine, Work, engines
+from reference.work import TimedRuntime, Work, engines
 
 SIZES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 7), (4, 7))
 """Images of a batch, and phrases of each."""
@@ -58,7 +58,7 @@ def measure(preset: str, rounds: int, clock: Callable[[], float]) -> Iterator[di
         offered = [one for one in engines(work, Path(folder), print) if one.precision == "fp32"]
         flops = {size: counted(work, *size) for size in SIZES}
         for engine in offered:
-            sweep = [partial(engine.answer, *size) for size in SIZES]
+            sweep = [partial(engine.predict, *size) for size in SIZES]
             of_peak, *times = in_turn([lambda: torch.mm(square, square), *sweep], rounds, clock)
             peak = 2 * SIDE**3 / statistics.median(of_peak) / 1e9
             own = [flops[size][engine.folder is not None] / 1e9 for size in SIZES]
@@ -89,7 +89,7 @@ def counted(work: Work, images: int, phrases: int) -> tuple[int, int]:
         return of_torch, work.flops(images, phrases)
 
 
-def profiled(engine: Engine, work: Work, images: int, phrases: int) -> dict[str, Any]:
+def profiled(engine: TimedRuntime, work: Work, images: int, phrases: int) -> dict[str, Any]:
     """Run an exported folder's graphs under the runtime's own profiler."""
     assert engine.folder is not None
     files = [engine.folder / f"{name}{SUFFIX[engine.backend]}" for name in (IMAGE, PHRASES)]

@@ -35,7 +35,8 @@ from epmvg.data.synthetic.scenes import draw_scene
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-HEAD = "POST /v1/ground HTTP/1.1\r\nHost: here\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: "
+HEAD = "POST /v1/ground HTTP/1.1\r\nHost: localhost\r\n"
+HEAD += "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: "
 PART = "--x\r\nContent-Disposition: form-data; name="
 WARM_UP = 5  # seconds under load before the measurement: images are decoded, the allocator reaches its size
 

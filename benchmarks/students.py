@@ -33,21 +33,23 @@ class Bench:
 
     def ours(self, phrases: int) -> Tensor:
         words = self.student.tokenize(PHRASES[:phrases])
-        output: GroundingOutput = self.student(*self.work.pictures(1), *words, torch.zeros(phrases, dtype=torch.int64))
+        output: GroundingOutput = self.student(
+            *self.work.image_batch(1), *words, torch.zeros(phrases, dtype=torch.int64)
+        )
         return output.box
 
     def plainly(self, phrases: int) -> Tensor:
-        return self.work.ask_plainly(self.plain, phrases)
+        return self.work.predict_plainly(self.plain, phrases)
 
     def our_step(self, images: int, phrases: int, optimizer: torch.optim.Optimizer) -> None:
         words = self.student.tokenize(PHRASES[:phrases] * images)
-        output = self.student(*self.work.pictures(images), *words, torch.arange(images).repeat_interleave(phrases))
+        output = self.student(*self.work.image_batch(images), *words, torch.arange(images).repeat_interleave(phrases))
         self.loss_of(output, torch.full((images * phrases, 4), 0.4)).total.backward()
         optimizer.step()
         optimizer.zero_grad()
 
     def plain_step(self, batch: int, optimizer: torch.optim.Optimizer) -> None:
-        box = self.plain(*self.work.pictures(batch), *self.work.full_length((PHRASES * batch)[:batch]))
+        box = self.plain(*self.work.image_batch(batch), *self.work.full_length((PHRASES * batch)[:batch]))
         (box - 0.4).abs().sum().backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""The yardstick computes what we compute, and the benchmark's figures follow from each other."""
+"""The reference implementation predicts the same boxes, and the benchmark's figures are consistent."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from reference.suite import bench
 
 
 @pytest.mark.parametrize("name", ["tiny-resnet", "tiny-swin", "mini"])
-def test_the_plain_recreation_answers_as_we_do(name: str, tmp_path: Path) -> None:
-    of_preset = work.Work(name)
-    ours = next(work.torch_engines(of_preset, tmp_path))
+def test_the_reference_predicts_the_same_boxes(name: str, tmp_path: Path) -> None:
+    preset_work = work.Work(name)
+    ours = next(work.torch_runtimes(preset_work, tmp_path))
     with torch.inference_mode():
-        theirs = of_preset.ask_plainly(of_preset.plain(), len(PHRASES))
-    torch.testing.assert_close(torch.from_numpy(ours.answer(1, len(PHRASES))), theirs.double(), atol=1e-5, rtol=0)
+        theirs = preset_work.predict_plainly(preset_work.plain(), len(PHRASES))
+    torch.testing.assert_close(torch.from_numpy(ours.predict(1, len(PHRASES))), theirs.double(), atol=1e-5, rtol=0)
 
 
-def test_a_backend_that_is_not_installed_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_that_is_not_installed_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise InputError(f"Exported folders need {name}.")
 
-    monkeypatch.setattr(work, "guest", absent)
+    monkeypatch.setattr(work, "import_extra", absent)
     said: list[str] = []
     offered = work.engines(work.Work("tiny-resnet"), tmp_path, said.append)
     assert {engine.backend for engine in offered} == {"torch"}
@@ -47,9 +47,9 @@ def dies(*settings: object) -> None:
 
 @pytest.mark.slow
 def test_a_preset_that_memory_does_not_hold_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite, "_answering", dies)
-    monkeypatch.setattr(suite, "_training", dies)
-    monkeypatch.setattr(suite, "ENGINES", ["torch"])
+    monkeypatch.setattr(suite, "_measure_inference", dies)
+    monkeypatch.setattr(suite, "_measure_training", dies)
+    monkeypatch.setattr(suite, "RUNTIMES", ["torch"])
     found = bench(["tiny-resnet"], quick=True)
     said = [line.split(":")[0] for line in found["left_out"]]
     assert said == [f"{what} of tiny-resnet is left out" for what in ("torch", "training")]
@@ -62,7 +62,7 @@ def test_figures_follow_from_each_other(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     found = bench(["tiny-resnet"], quick=True, memory=False)
     forms = {(row["backend"], row["precision"]) for row in found["rows"]}
-    assert forms >= {(backend, "fp32") for backend in work.ENGINES} | {("onnx", "int8"), ("openvino", "int8")}
+    assert forms >= {(backend, "fp32") for backend in work.RUNTIMES} | {("onnx", "int8"), ("openvino", "int8")}
     assert forms == {(row["backend"], row["precision"]) for row in found["sizes"]} and found["left_out"] == []
     assert {row["phrases_per_image"] for row in found["rows"]} == {1, 7}
     for row in found["rows"]:
@@ -85,12 +85,12 @@ def test_live_tensors_are_those_that_the_backward_pass_needs() -> None:
     layers = nn.Sequential(nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU())
     x = torch.rand(1000, 100)
     with LiveTensors([*layers.parameters(), x]) as live:
-        answer = layers(x)
-    assert live.megabytes() == pytest.approx(0.8)  # both ReLUs' answers: a linear layer needs its input alone
+        output = layers(x)
+    assert live.megabytes() == pytest.approx(0.8)  # both ReLUs' outputs: a linear layer needs its input alone
     with torch.no_grad(), LiveTensors([*layers.parameters(), x]) as live:
-        answer = layers(x)
-    assert live.megabytes() == pytest.approx(0.4)  # the last answer
-    del answer
+        output = layers(x)
+    assert live.megabytes() == pytest.approx(0.4)  # the last output
+    del output
     assert live.megabytes() == 0
 
 

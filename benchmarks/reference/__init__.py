@@ -1,4 +1,4 @@
-"""How fast and how large: every preset and backend against a plain re-creation of the published computation."""
+"""Speed and memory of every preset and runtime against a plain re-creation of the published computation."""
 
 from __future__ import annotations
 

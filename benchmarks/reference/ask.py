@@ -22,10 +22,10 @@ def ask(runtime: GrounderRuntime, images: int, phrases: int) -> NDArray[np.float
     """Encode I copies of the noise and ask each for P phrases -> boxes [I * P, 4] cxcywh in 0..1 of the canvas."""
     image, image_mask = noise(runtime.image_size)
     image, image_mask = image.repeat(images, 0), image_mask.repeat(images, 0)
-    asked = [PHRASES[(i + j) % len(PHRASES)] for i in range(images) for j in range(phrases)]
+    queries = [PHRASES[(i + j) % len(PHRASES)] for i in range(images) for j in range(phrases)]
     image_index = np.arange(images).repeat(phrases)
     features = runtime.encode_pixels(image, image_mask)
-    return runtime.query_features(features, image_mask, asked, image_index)[0]
+    return runtime.query_features(features, image_mask, queries, image_index)[0]
 
 
 def computed_in(precision: str) -> str:

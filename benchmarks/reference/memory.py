@@ -1,6 +1,6 @@
 """Peak memory of one engine in a process of its own: `python -m reference.memory PRESET BACKEND PRECISION [FOLDER]`.
 
-Backend `plain` is the re-creation; FOLDER holds an exported form, which is asked without torch. Prints JSON: phrases
+Backend `plain` is the re-creation; FOLDER holds an exported form, which is run without torch. Prints JSON: phrases
 an image -> MB, imports and weights included.
 """
 
@@ -48,16 +48,16 @@ def in_torch(preset: str, backend: str, precision: str) -> Callable[[int], objec
     """Build the re-creation or one of torch's engines: phrases of an image -> its answer."""
     import torch
 
-    from reference.work import Work, torch_engines
+    from reference.work import Work, torch_runtimes
 
     work = Work(preset)
     if backend == "plain":
         plain = work.plain()
-        work.student.to("meta")  # only its tokenizer is still asked
-        return torch.inference_mode()(partial(work.ask_plainly, plain))
-    (engine,) = (one for one in torch_engines(work, Path()) if one.precision == precision)
+        work.student.to("meta")  # only its tokenizer is still used
+        return torch.inference_mode()(partial(work.predict_plainly, plain))
+    (engine,) = (one for one in torch_runtimes(work, Path()) if one.precision == precision)
     work.student.to("meta")
-    return partial(engine.answer, 1)
+    return partial(engine.predict, 1)
 
 
 def main() -> None:

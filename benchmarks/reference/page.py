@@ -108,9 +108,9 @@ def _bars(panel: Axes, rows: Sequence[dict[str, Any]], forms: list[tuple[str, st
     counts = sorted({row["phrases_per_image"] for row in rows})
     thick = 0.8 / len(counts)
     for number, (count, shade) in enumerate(zip(counts, ("#3b6ea5", "#9dbbd8"), strict=True)):
-        asked = [row for row in rows if row["phrases_per_image"] == count]
-        places = [forms.index((row["backend"], row["precision"])) - 0.4 + thick * (number + 0.5) for row in asked]
-        ratios = [row["ratio_to_reference"] for row in asked]
+        queries = [row for row in rows if row["phrases_per_image"] == count]
+        places = [forms.index((row["backend"], row["precision"])) - 0.4 + thick * (number + 0.5) for row in queries]
+        ratios = [row["ratio_to_reference"] for row in queries]
         bars = panel.barh(places, ratios, thick * 0.95, color=shade, label=str(count))
         panel.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
     panel.axvline(1, color="#333333", linewidth=0.8, linestyle="--")

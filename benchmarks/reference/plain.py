@@ -1,6 +1,6 @@
-"""The yardstick: the published computation, written plainly, on the weights of one of our students.
+"""The reference implementation: the published computation, written plainly, on the weights of one of our models.
 
-Frozen batch norms as separate multiplications, attention with its weights written out, every position carried, phrases
+Frozen batch norms as separate multiplications, attention with its weights written out, every position kept, phrases
 padded to full length, and the image encoded once for every phrase.
 """
 

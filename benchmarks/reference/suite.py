@@ -27,7 +27,7 @@ from reference import PHRASES
 from reference.activations import LiveTensors
 from reference.machine import machine
 from reference.memory import peaks
-from reference.work import ENGINES, Engine, Work, engines
+from reference.work import RUNTIMES, TimedRuntime, Work, engines
 
 PRESETS = ("mini", "transvg-r50", "transvg-r101", "transvg-swin-s", "qrnet-swin-s")
 COUNTS = (1, len(PHRASES))
@@ -55,7 +55,7 @@ def bench(
         progress: called with presets (done, total).
 
     Returns:
-        machine, and lists of rows: rows (answers by backend, precision and phrases an image, against the plain
+        machine, and lists of rows: rows (latencies by backend, precision and phrases an image, against the plain
         re-creation), batches (images/s by batch size), matrix (where the time of one pass in torch goes), training,
         loader and sizes; and left_out, a sentence for each backend that is not installed and each measurement
         that was killed.
@@ -72,9 +72,9 @@ def bench(
             progress(number, len(presets))
         with tempfile.TemporaryDirectory() as folder:
             plain_mb = peaks(name, "plain", "fp32") if memory else None
-            asked = partial(_answering, name, Path(folder), quick, plain_mb, found["machine"]["peak_gflops"])
-            parts: dict[str, Callable[[], Figures]] = {backend: partial(asked, backend) for backend in ENGINES}
-            for what, measure in (parts | {"training": partial(_training, name, quick)}).items():
+            queries = partial(_measure_inference, name, Path(folder), quick, plain_mb, found["machine"]["peak_gflops"])
+            parts: dict[str, Callable[[], Figures]] = {backend: partial(queries, backend) for backend in RUNTIMES}
+            for what, measure in (parts | {"training": partial(_measure_training, name, quick)}).items():
                 for part, rows in _apart(f"{what} of {name}", measure).items():
                     found[part] += rows
     if progress:
@@ -91,10 +91,10 @@ def _apart(what: str, measure: Callable[[], Figures]) -> Figures:
             return {"left_out": [f"{what} is left out: what measured it was killed, perhaps for memory."]}
 
 
-def _answering(
+def _measure_inference(
     name: str, folder: Path, quick: bool, plain_mb: dict[int, int] | None, peak: dict[str, float], backend: str
 ) -> Figures:
-    """Measure how a preset answers in a backend, whose graphs lie or are put into `folder`."""
+    """Measure the latency of a preset in a runtime; exported graphs are kept in `folder`."""
     rounds = 3 if quick else 9
     work = Work(name)
     found: Figures = {"left_out": [], "batches": []}
@@ -112,7 +112,7 @@ def _answering(
     return found
 
 
-def _training(name: str, quick: bool) -> Figures:
+def _measure_training(name: str, quick: bool) -> Figures:
     """Measure a preset's training step, and the loader that feeds it."""
     work = Work(name)
     return {
@@ -122,7 +122,7 @@ def _training(name: str, quick: bool) -> Figures:
 
 
 def answers(
-    work: Work, offered: Sequence[Engine], rounds: int, peak: dict[str, float], plain_mb: dict[int, int] | None
+    work: Work, offered: Sequence[TimedRuntime], rounds: int, peak: dict[str, float], plain_mb: dict[int, int] | None
 ) -> list[dict[str, Any]]:
     """Time each engine and the plain re-creation in turn on one image; a row an engine and number of phrases.
 
@@ -135,10 +135,10 @@ def answers(
     if plain_mb is not None:
         mb = {(e.backend, e.precision): peaks(work.preset, e.backend, e.precision, e.folder) for e in offered}
     for phrases in COUNTS:
-        runs: list[Callable[[], Any]] = [lambda n=phrases: work.ask_plainly(plain, n)]  # type: ignore[misc]
-        runs += [lambda e=engine, n=phrases: e.answer(1, n) for engine in offered]  # type: ignore[misc]
+        runs: list[Callable[[], Any]] = [lambda n=phrases: work.predict_plainly(plain, n)]  # type: ignore[misc]
+        runs += [lambda e=engine, n=phrases: e.predict(1, n) for engine in offered]  # type: ignore[misc]
         plainly, *others = in_turn(runs, rounds)
-        truth = work.ask_plainly(plain, phrases).numpy()
+        truth = work.predict_plainly(plain, phrases).numpy()
         flops = work.flops(1, phrases)
         for engine, times in zip(offered, others, strict=True):
             seconds = statistics.median(times)
@@ -162,19 +162,19 @@ def answers(
                     "gflops": round(flops / 1e9, 2),
                     "gflops_per_s": round(rate, 1),
                     "share_of_peak": round(rate / most, 3),
-                    "max_box_difference": float(np.abs(engine.answer(1, phrases) - truth).max()),
+                    "max_box_difference": float(np.abs(engine.predict(1, phrases) - truth).max()),
                     "rounds": rounds,
                 }
             )
     return rows
 
 
-def batches(work: Work, offered: Sequence[Engine], sizes: Sequence[int] = (1, 2, 4, 8)) -> list[dict[str, Any]]:
+def batches(work: Work, offered: Sequence[TimedRuntime], sizes: Sequence[int] = (1, 2, 4, 8)) -> list[dict[str, Any]]:
     """Time batches of images with one phrase each."""
     rows = []
     for engine in offered:
         for images in sizes:
-            (times,) = in_turn([lambda e=engine, n=images: e.answer(n, 1)], 3)  # type: ignore[misc]
+            (times,) = in_turn([lambda e=engine, n=images: e.predict(n, 1)], 3)  # type: ignore[misc]
             rate = images / statistics.median(times)
             rows.append(
                 {
@@ -188,11 +188,11 @@ def batches(work: Work, offered: Sequence[Engine], sizes: Sequence[int] = (1, 2,
     return rows
 
 
-def where_time_goes(engine: Engine, images: int = 1, phrases: int = 1) -> dict[str, Any]:
+def where_time_goes(engine: TimedRuntime, images: int = 1, phrases: int = 1) -> dict[str, Any]:
     """Profile one pass of a torch engine: the share of its time in matrix work, and what takes the rest."""
-    engine.answer(images, phrases)
+    engine.predict(images, phrases)
     with profile(use_kineto=False) as watched:
-        engine.answer(images, phrases)
+        engine.predict(images, phrases)
     spent = {event.key.removeprefix("aten::"): event.self_cpu_time_total for event in watched.key_averages()}
     return {"backend": engine.backend, "precision": engine.precision} | shares(spent, MATRIX_WORK)
 
@@ -262,7 +262,7 @@ class PlainStep:
 
     def __init__(self, work: Work) -> None:
         self.plain = work.plain().train()
-        self.inputs = (*work.pictures(self.phrases), *work.full_length(PHRASES[: self.phrases]))
+        self.inputs = (*work.image_batch(self.phrases), *work.full_length(PHRASES[: self.phrases]))
         self.optimizer = optimizer_of(self.plain)
 
     def take(self) -> None:

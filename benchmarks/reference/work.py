@@ -1,6 +1,6 @@
-"""The work that is timed: pictures and phrases of the same shape for everybody, and the engines that do it.
+"""What is timed: images and phrases of the same shape for all, and the runtimes that predict their boxes.
 
-`ENGINES` is the one place where a backend is added: a function that yields an `Engine` for each precision it offers.
+`RUNTIMES` is the one place where a backend is added: a function that yields a `TimedRuntime` per precision.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from reference import PHRASES
 from reference.ask import ask, computed_in, noise
 from reference.plain import PlainGrounder
 
-CALIBRATED_ON = 8
+CALIBRATION_IMAGES = 8
 """Pictures of noise that int8 takes its ranges from: random weights have no accuracy to lose."""
 
 
@@ -42,7 +42,7 @@ class Work:
         self.student = create_model(preset).eval()
         self.image, self.image_mask = map(torch.from_numpy, noise(self.student.image_size))
 
-    def pictures(self, images: int) -> tuple[Tensor, Tensor]:
+    def image_batch(self, images: int) -> tuple[Tensor, Tensor]:
         """Return image [I, 3, S, S] and pad [I, S, S]."""
         return self.image.repeat(images, 1, 1, 1), self.image_mask.repeat(images, 1, 1)
 
@@ -55,7 +55,7 @@ class Work:
     def inputs(self, images: int, phrases: int) -> tuple[Tensor, ...]:
         """Return what the student is given for images with some phrases each: image, pad, tokens, token_mask, owner."""
         words = self.student.tokenize(PHRASES[:phrases] * images)
-        return (*self.pictures(images), *words, torch.arange(images).repeat_interleave(phrases))
+        return (*self.image_batch(images), *words, torch.arange(images).repeat_interleave(phrases))
 
     @torch.inference_mode()
     def flops(self, images: int, phrases: int) -> int:
@@ -65,45 +65,45 @@ class Work:
     def plain(self) -> PlainGrounder:
         return PlainGrounder(self.student).eval()
 
-    def ask_plainly(self, plain: PlainGrounder, phrases: int) -> Tensor:
+    def predict_plainly(self, plain: PlainGrounder, phrases: int) -> Tensor:
         """Answer boxes [P, 4] of one image, one call a phrase: what the published evaluation does at batch size 1."""
-        asked = PHRASES[:phrases]
-        return torch.cat([plain(self.image, self.image_mask, *self.full_length([phrase])) for phrase in asked])
+        queries = PHRASES[:phrases]
+        return torch.cat([plain(self.image, self.image_mask, *self.full_length([phrase])) for phrase in queries])
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """One way of answering."""
+class TimedRuntime:
+    """One runtime in one precision."""
 
     backend: str  # torch, onnx or openvino
     precision: str  # fp32, bf16 or int8
-    answer: Callable[[int, int], NDArray[np.float64]]  # images, phrases of each -> boxes [I * P, 4] as `ask`
+    predict: Callable[[int, int], NDArray[np.float64]]  # images, phrases of each -> boxes [I * P, 4] as `ask`
     size_mb: float  # of what is loaded
     folder: Path | None = None  # that was exported
 
 
-def torch_engines(work: Work, folder: Path) -> Iterator[Engine]:
-    """What `Predictor` makes of a run, in float32, and in bfloat16 where the processor has it."""
+def torch_runtimes(work: Work, folder: Path) -> Iterator[TimedRuntime]:
+    """The torch runtime of `Predictor`, in float32, and in bfloat16 where the processor has it."""
     for precision in ("fp32", "bf16") if cpu_has_bf16() else ("fp32",):
         backend = TorchRuntime(copy.deepcopy(work.student), precision=precision)
         kept = backend.model.state_dict().values()
         size = sum(part.numel() * part.element_size() for part in kept) / 1e6
-        yield Engine("torch", precision, partial(_ask_anew, backend), round(size, 1))
+        yield TimedRuntime("torch", precision, partial(_predict_uncached, backend), round(size, 1))
 
 
-def _ask_anew(backend: TorchRuntime, images: int, phrases: int) -> NDArray[np.float64]:
-    """Ask phrases that the backend does not remember."""
+def _predict_uncached(backend: TorchRuntime, images: int, phrases: int) -> NDArray[np.float64]:
+    """Predict with an empty text cache."""
     backend.texts.clear()
     return ask(backend, images, phrases)
 
 
-def onnx_engines(work: Work, folder: Path) -> Iterator[Engine]:
+def onnx_runtimes(work: Work, folder: Path) -> Iterator[TimedRuntime]:
     """The exported graphs in ONNX Runtime, in float32 and int8."""
     for precision in ("fp32", "int8"):
         yield _exported(_onnx_folder(work, folder, precision), "onnx", precision)
 
 
-def openvino_engines(work: Work, folder: Path) -> Iterator[Engine]:
+def openvino_runtimes(work: Work, folder: Path) -> Iterator[TimedRuntime]:
     """The exported graphs in OpenVINO, in float32, in bfloat16 where the processor has it, and in int8."""
     for precision in ("fp32", "int8"):
         twin = folder / f"openvino-{precision}"
@@ -116,10 +116,10 @@ def openvino_engines(work: Work, folder: Path) -> Iterator[Engine]:
             yield _exported(twin, "openvino", "bf16")
 
 
-def _exported(folder: Path, backend: str, precision: str) -> Engine:
+def _exported(folder: Path, backend: str, precision: str) -> TimedRuntime:
     graphs = sum(file.stat().st_size for kind in ("*.onnx", "*.xml", "*.bin") for file in folder.glob(kind)) / 1e6
     ready = ExportedRuntime(folder, precision=computed_in(precision))
-    return Engine(backend, precision, partial(ask, ready), round(graphs, 1), folder)
+    return TimedRuntime(backend, precision, partial(ask, ready), round(graphs, 1), folder)
 
 
 def _onnx_folder(work: Work, folder: Path, precision: str) -> Path:
@@ -139,34 +139,34 @@ def _onnx_folder(work: Work, folder: Path, precision: str) -> Path:
         from epmvg.export.int8 import quantize
 
         shutil.copytree(_onnx_folder(work, folder, "fp32"), target)
-        quantize(target, (noise(work.student.image_size, seed) for seed in range(1, 1 + CALIBRATED_ON)))
+        quantize(target, (noise(work.student.image_size, seed) for seed in range(1, 1 + CALIBRATION_IMAGES)))
     return target
 
 
-ENGINES: dict[str, Callable[[Work, Path], Iterator[Engine]]] = {
-    "torch": torch_engines,
-    "onnx": onnx_engines,
-    "openvino": openvino_engines,
+RUNTIMES: dict[str, Callable[[Work, Path], Iterator[TimedRuntime]]] = {
+    "torch": torch_runtimes,
+    "onnx": onnx_runtimes,
+    "openvino": openvino_runtimes,
 }
 
 
 def engines(
-    work: Work, folder: Path, leave_out: Callable[[str], None], backends: Iterable[str] = ENGINES
-) -> list[Engine]:
-    """Return every engine that this installation has for a preset; say which it lacks, and why, to `leave_out`.
+    work: Work, folder: Path, report_skipped: Callable[[str], None], backends: Iterable[str] = RUNTIMES
+) -> list[TimedRuntime]:
+    """Return every engine that this installation has for a preset; say which it lacks, and why, to `report_skipped`.
 
     Args:
         work: the preset's.
         folder: for what is exported, empty or with what was exported of this work; it must stay while engines are used.
-        leave_out: called with a sentence.
-        backends: of `ENGINES`.
+        report_skipped: called with a sentence.
+        backends: of `RUNTIMES`.
     """
-    offered: list[Engine] = []
+    offered: list[TimedRuntime] = []
     for backend in backends:
         try:
-            offered += ENGINES[backend](work, folder)
+            offered += RUNTIMES[backend](work, folder)
         except InputError as error:
-            leave_out(f"{backend} of {work.preset} is left out. {error}")
+            report_skipped(f"{backend} of {work.preset} is left out. {error}")
     return offered
 
 

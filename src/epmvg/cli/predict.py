@@ -87,7 +87,7 @@ def _sources_and_phrases(inputs: list[str], options: list[str] | None) -> tuple[
     """Return sources and phrases, each phrase on one line.
 
     Raises:
-        InputError: a phrase is empty, or an image file stands where a phrase should.
+        InputError: a phrase is empty, or an image file is given as a phrase.
     """
     from epmvg.core.images import image_suffixes
     from epmvg.inference.sources import exists

@@ -56,7 +56,7 @@ class Metrics:
 
 
 class ServerMiddleware:
-    """Add security headers, count requests, and answer unhandled exceptions with status 500.
+    """Add security headers, count requests, and turn unhandled exceptions into status 500.
 
     Args:
         app: the application.
