@@ -56,18 +56,13 @@ def predict_many(
     phrases: Sequence[str] = (),
     shard: tuple[int, int] = (0, 1),
     form: OutputFormat = "jsonl",
-    draw: Path | str | None = None,
+    draw: Path | None = None,
     min_score: MinScore = None,
     batch_size: int = 16,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Predict phrases in all images of the sources and write one row per phrase.
-
-    A row has key (a digest of what it depends on), image, phrase, id, width and height of the image, box (x0, y0, x1,
-    y1 in pixels of the upright image), score, and with `min_score` `found`; `truncated` and `unknown` are true where
-    the phrase is longer than the model's input, and where none of its words is in the vocabulary. An image that cannot
-    be opened, a phrase that cannot be used or a line that cannot be read has `error`, a sentence, instead of a box.
+    """Predict phrases in all images of the sources and write one row per phrase (docs/scale.md).
 
     Args:
         run: a folder that training or `epmvg export` wrote, `default`, or OWNER/NAME on the Hugging Face hub.
@@ -79,8 +74,7 @@ def predict_many(
         shard: (K, N) selects every Nth image, beginning with the Kth (0 to N-1).
         form: jsonl, coco or label-studio; the last two are written at the end, without errors.
         draw: a folder for copies of the images with the boxes drawn.
-        min_score: predictions with a lower confidence are not `found`; "auto" is the threshold stored by
-            `epmvg calibrate`.
+        min_score: as for `Predictor`; with None rows have no `found`.
         batch_size: images per batch.
         device: device of torch, for example "cuda".
         progress: called with (finished rows, 0).
@@ -90,16 +84,13 @@ def predict_many(
         suffix), messages (the first errors), domain (of the model), and to (the file).
 
     Raises:
-        InputError: the run or a source cannot be read, there is nothing to predict, or an output cannot be written or
-            would replace something.
+        InputError: the run or a source cannot be read, or an output cannot be written or would replace something.
         KeyboardInterrupt: its message names what is kept.
     """
     if rank_and_world_size()[1] > 1:
         raise InputError("Launched processes do not share a prediction. Start one command per part with --shard K/N.")
-    paths = [source] if isinstance(source, Path | str) else list(source)
-    sources, out = Sources(paths, phrases, shard=shard), Path(out)
-    drawings = None if draw is None else Path(draw)
-    check_outputs(out, sources, form=form, draw=drawings)
+    sources, out = Sources([source] if isinstance(source, Path | str) else source, phrases, shard=shard), Path(out)
+    check_outputs(out, sources, form=form, draw=draw)
     folder = locate(run)
     batches = batched(sources.queries(), batch_size)
     first = next(batches)  # raises where there is nothing to predict, before a model is loaded
@@ -113,11 +104,11 @@ def predict_many(
                 offsets.extend(_finish(predictor, items, output, threshold))
                 if progress:
                     progress(len(offsets), 0)
-            summary = write_output(out, output, offsets, form=form, draw=drawings, base=sources.base)
+            summary = write_output(out, output, offsets, form=form, draw=draw, base=sources.base)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(output.describe()) from None
-    summary |= {"kept": len(output.offsets), "skipped": sources.describe_skipped(), "domain": predictor.domain}
-    return summary | {"to": str(out)}
+    summary |= {"kept": len(output.offsets), "skipped": sources.describe_skipped()}
+    return summary | {"domain": predictor.domain, "to": str(out)}
 
 
 def batched(queries: Iterable[Query], images: int) -> Iterator[list[Query]]:

@@ -17,7 +17,7 @@ from epmvg.core.types import InputError, Prediction
 from epmvg.data.readers.jsonl import json_line
 from epmvg.inference.draw import FORMATS, save_image
 from epmvg.inference.results import Predictions, to_coco, to_label_studio
-from epmvg.inference.sources import Sources, is_jsonl
+from epmvg.inference.sources import Sources
 
 OutputFormat = Literal["jsonl", "coco", "label-studio"]
 Row = dict[str, Any]
@@ -150,7 +150,6 @@ def _check_drawings(folder: Path, sources: Sources, *, is_new: bool) -> None:
     if (folder.exists() and not folder.is_dir()) or not folder.absolute().parent.is_dir():
         raise InputError(f"{folder} cannot hold drawings. With --out, --draw names a folder in one that exists.")
     searched = [file for file in sources.files if file.is_dir()]
-    check_not_input(folder, sources.base, *searched, *(file.parent for file in sources.files if not is_jsonl(file)))
     if any(folder.resolve().is_relative_to(source.resolve()) for source in searched):
         raise InputError(f"{folder} is in a folder that is searched for images. Choose another --draw.")
     if is_new and folder.is_dir() and any(folder.iterdir()):

@@ -21,7 +21,6 @@ _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
 """Written by operating systems beside images: resource forks, thumbnails."""
 
 _LINKED = "linked folder"
-_HEIC = " (pip install 'epmvg[heic]')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +83,7 @@ class Sources:
 
     def describe_skipped(self) -> str:
         """Return the number of skipped files by suffix, "2 .txt, 1 linked folder", or ""."""
-        hint = {".heic": _HEIC, ".heif": _HEIC}
-        return ", ".join(f"{count} {suffix}{hint.get(suffix, '')}" for suffix, count in sorted(self.skipped.items()))
+        return ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.skipped.items()))
 
     def _because_skipped(self) -> str:
         return f" (skipped: {self.describe_skipped()})" if self.skipped else ""
