@@ -200,7 +200,7 @@ def test_scores_reach_calibration_and_thresholds_unrounded(named: Path, tmp_path
     write_rows(tmp_path / "rows.jsonl", rows)
     written = [json.loads(line)["score"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert written == [round(row["score"], 6) for row in rows]
-    with pytest.raises(InputError, match="not a finite number"):
+    with pytest.raises(InputError, match="NaN or Inf"):
         write_rows(tmp_path / "bad.jsonl", [rows[0] | {"box": [float("nan")] * 4}])
     assert not (tmp_path / "bad.jsonl").exists()
 

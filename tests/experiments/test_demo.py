@@ -1,4 +1,4 @@
-"""The demo replaces what an earlier one made and nothing else, and its parts stop as soon as one of them fails."""
+"""The demo replaces only its own files, and its parts stop as soon as one of them fails."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from epmvg.core.types import InputError
+from epmvg.experiments import demo
 from epmvg.experiments.demo import FILES, FOLDERS, MARKER, _prepare_folder, _run_part, _Stopped
 from epmvg.training import Report
 
@@ -45,3 +46,49 @@ def test_a_part_stops_at_its_next_report_once_another_failed(tmp_path: Path) -> 
     with pytest.raises(_Stopped):
         _run_part("plain", part, tmp_path, True, 1, rows, failed)
     assert rows.get_nowait() == {"step": 1, "who": "plain"} and rows.empty()
+
+
+def test_the_demo_writes_its_files_and_a_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the trainings faked: the student of the best accuracy is drawn, and both are in the report."""
+    metrics = {"acc50": 0.5, "miou": 0.4}
+    trained: list[Path] = []
+
+    def train(recipe: Any, folder: Path, *, report: Report) -> None:
+        trained.append(folder)
+        report({"event": "step"})
+
+    def in_turn(parts: dict[str, demo.Part], out: Path, quick: bool, report: Report, memory: Any) -> dict[str, Any]:
+        return {name: value for part in parts.values() for name, value in part(out, quick, report).items()}
+
+    drawn: list[Path] = []
+    monkeypatch.setattr(demo, "train", train)
+    monkeypatch.setattr(demo, "evaluate", lambda folder, split: metrics | {"acc50": 0.5 + (folder.name == "distilled")})
+    monkeypatch.setattr(
+        demo, "train_teacher", lambda *_, progress, **settings: progress(1, 1) or demo.Recipe.load("scenes").loss
+    )
+    monkeypatch.setattr(demo, "asdict", lambda _: {"val_loss": 1.0})
+    monkeypatch.setattr(demo, "_run_parallel", in_turn)
+    monkeypatch.setattr(demo, "write_report", lambda runs, out: out.write_text("report"))
+    monkeypatch.setattr(demo, "_draw", lambda run, scenes, file: drawn.append(run))
+    events: list[str] = []
+    summary = demo.run_demo(tmp_path / "demo", quick=True, report=lambda row: events.append(row["event"]))
+    assert trained == [tmp_path / "demo" / name for name in ("plain", "distilled")]
+    assert drawn == [tmp_path / "demo" / "distilled"] and {"say", "store", "step"} <= set(events)
+    assert summary["distilled"]["acc50"] == 1.5 and summary["teacher"]["val_loss"] == 1.0 and summary["peak_rss_mb"] > 0
+    assert (tmp_path / "demo" / "scenes" / "annotations.jsonl").exists()
+
+
+def _ok(out: Path, quick: bool, report: Report) -> dict[str, Any]:
+    report({"event": "step"})
+    return {"ok": 1}
+
+
+def _fails(out: Path, quick: bool, report: Report) -> dict[str, Any]:
+    raise InputError("this part fails")
+
+
+def test_the_error_of_a_part_in_a_process_is_raised(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    with pytest.raises(InputError, match="this part fails"):
+        demo._run_parallel({"a": _ok, "b": _fails}, tmp_path, True, rows.append, demo._PeakMemory())
+    assert rows in ([], [{"event": "step", "who": "a"}])

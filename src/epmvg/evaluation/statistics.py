@@ -119,7 +119,7 @@ def difference(images: Sequence[str], gains: Sequence[float], *, seed: int = 0) 
 def _sign_flip_test(images: Sequence[str], gains: Sequence[float], seed: int) -> float:
     """Return the p-value of a permutation test that flips the signs of whole images' differences.
 
-    `scipy.stats.permutation_test` with permutation_type="samples" takes 2 s for 1,500 images, this 0.2 s.
+    `scipy.stats.permutation_test` of type "samples" takes 0.55 s of CPU time for 1,500 images, this 0.05 s, per metric.
     """
     totals = np.bincount(_image_index(images), weights=np.asarray(gains, np.float64))
     totals = totals[totals != 0]
