@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from epmvg.config.settings import Recipe
 from epmvg.core.types import InputError
 from epmvg.experiments import demo
 from epmvg.experiments.demo import FILES, FOLDERS, MARKER, _prepare_folder, _run_part, _Stopped
@@ -64,7 +65,7 @@ def test_the_demo_writes_its_files_and_a_summary(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(demo, "train", train)
     monkeypatch.setattr(demo, "evaluate", lambda folder, split: metrics | {"acc50": 0.5 + (folder.name == "distilled")})
     monkeypatch.setattr(
-        demo, "train_teacher", lambda *_, progress, **settings: progress(1, 1) or demo.Recipe.load("scenes").loss
+        demo, "train_teacher", lambda *_, progress, **settings: progress(1, 1) or Recipe.load("scenes").loss
     )
     monkeypatch.setattr(demo, "asdict", lambda _: {"val_loss": 1.0})
     monkeypatch.setattr(demo, "_run_parallel", in_turn)

@@ -126,7 +126,7 @@ def region(kind: str, value: dict[str, Any], name: str = "r1") -> dict[str, Any]
     return {"id": name, "type": kind, "original_width": 200, "original_height": 100, "value": place | value}
 
 
-BOX, TEXT = region("rectanglelabels", {"rectanglelabels": ["cup"]}), region("textarea", {"text": ["the red cup"]})
+RECTANGLE, TEXT = region("rectanglelabels", {"rectanglelabels": ["cup"]}), region("textarea", {"text": ["the red cup"]})
 
 
 def test_a_folder_without_annotations_is_rejected(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_folder_without_annotations_is_rejected(tmp_path: Path) -> None:
         ({"images": [IMAGE], "annotations": [NOTE | {"image_id": True}]}, '"image_id" is True'),
         ({"images": [IMAGE], "annotations": [NOTE | {"attributes": [1]}]}, '"attributes" is'),
         ({"detections": []}, "is neither COCO-style"),
-        ([task(BOX, TEXT) | {"data": {"number": 3}}], "names no image"),
+        ([task(RECTANGLE, TEXT) | {"data": {"number": 3}}], "names no image"),
         ([{"phrase": "a cup"}], 'neither "image" nor "img_id"'),
     ],
 )
