@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw_squares
 from runs import before_each_backward, checkpoint, recipe, rows, same_weights
+from squares import draw_squares
 
 import epmvg
 from epmvg.cli import main
@@ -122,7 +122,7 @@ def test_command_line_prints_how_to_resume(
         main(["train", *settings, "--resume"])
     said = capsys.readouterr()
     assert ended.value.code in (0, None)
-    assert "going on at step " in said.out and "best on val: Acc@0.5 0." in said.out
+    assert "resumed at step " in said.out and "best on val: Acc@0.5 0." in said.out
     assert f"epmvg evaluate '{tmp_path / 'a run'}'" in said.out and "epmvg predict" in said.out
 
 
@@ -302,7 +302,7 @@ def test_unreadable_image_is_a_miss_in_evaluation(tiny: Grounder, squares: Path,
     kept = (tmp_path / "run" / whole["rows"]).read_text().splitlines()
     others = sum(row["iou"] for row in map(json.loads, kept) if "/1.png" not in row["image"])
     (squares.parent / "1.png").write_bytes(b"no image")
-    with pytest.warns(UserWarning, match=r"cannot be read, whose phrases count as misses: 1 \(first: .*1\.png\)"):
+    with pytest.warns(UserWarning, match=r"cannot be read and their phrases count as misses \(first: .*1\.png\)"):
         scores = epmvg.evaluate(tmp_path / "run")
     assert (whole["unread_images"], scores["unread_images"], scores["n"]) == (0, 1, 24)
     assert scores["miou"] == pytest.approx(others / 24)
@@ -343,7 +343,7 @@ def test_boxes_of_another_convention_are_rejected_before_the_first_step(
         return plain | {"bbox": change(*row["bbox"])}  # type: ignore[misc]
 
     edited(squares, lambda lines: list(map(converted, lines)))
-    words = {"corners": r"looks like corners", "shares": r"look normalised to 0\.\.1"}[kind]
+    words = {"corners": r"looks like \[x0, y0, x1, y1\]", "shares": r"look normalized to 0\.\.1"}[kind]
     with pytest.raises(InputError, match=rf"annotations\.jsonl: .*{words}"):
         epmvg.train(recipe(squares), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""What can go wrong under a training does, for real where a test may: each is a sentence, and nothing is lost."""
+"""Errors during training, caused for real where a test can: each is one sentence, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from conftest import draw_squares
 from filelock import FileLock
 from runs import before_each_backward, recipe, rows, same_weights, weights
+from squares import draw_squares
 
 import epmvg
 from epmvg.cli import main

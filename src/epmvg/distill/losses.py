@@ -72,7 +72,7 @@ class GroundingLoss:
         Raises:
             InputError: The output lacks what the teacher is to be compared with.
         """
-        terms = self._box_terms(output.box, boxes)
+        terms = self._box_terms(output.box, boxes)  # the sum of all terms is the loss (eq. 8)
         if teacher is not None:
             terms |= self._distillation_terms(output, teacher)
         if output.reg_box is not None:
