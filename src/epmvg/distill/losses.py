@@ -72,7 +72,9 @@ class GroundingLoss:
         Raises:
             InputError: The output lacks what the teacher is to be compared with.
         """
-        terms = self._box_terms(output.box, boxes)  # the sum of all terms is the loss (eq. 8)
+        terms = self._box_terms(
+            output.box, boxes
+        )  # with the teacher's terms, the loss (eq. 8); the others go beyond the paper
         if teacher is not None:
             terms |= self._distillation_terms(output, teacher)
         if output.reg_box is not None:
@@ -95,7 +97,7 @@ class GroundingLoss:
         if self.box_weight:
             terms[prefix + self.box] = scale * self.box_weight * box_loss(predicted, target, self.box, weight)
         if self.giou_weight:
-            terms[prefix + "giou"] = scale * self.giou_weight * giou_loss(predicted, target, weight)
+            terms[prefix + "giou"] = scale * self.giou_weight * giou_loss(predicted, target, weight)  # lambda (eq. 8)
         return terms
 
     def _distillation_terms(self, output: GroundingOutput, teacher: TeacherEmbeddings) -> dict[str, Tensor]:

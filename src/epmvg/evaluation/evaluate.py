@@ -71,7 +71,7 @@ def evaluate(
     Returns:
         data, split, protocol; what `score_rows` returns; `truncated` and `unknown` (phrases longer than the model
         reads, and phrases without a known word); `unread_images`, which count as misses; `confidence`
-        (docs/confidence.md); `weights`, their SHA-256; and `rows`, the name of the file of predictions.
+        (docs/evaluate.md); `weights`, their SHA-256; and `rows`, the name of the file of predictions.
 
     Raises:
         InputError: the run, the data or all images cannot be read.

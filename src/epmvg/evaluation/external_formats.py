@@ -44,7 +44,7 @@ ORDERS = ("xyxy", "yxyx", "xywh", "cxcywh")
 
 @dataclass(frozen=True, slots=True)
 class Coordinates:
-    """A coordinate convention: a unit and an order, written "0-1000:xyxy" (docs/score.md)."""
+    """A coordinate convention: a unit and an order, written "0-1000:xyxy" (docs/evaluate.md)."""
 
     unit: str
     order: str
@@ -148,7 +148,7 @@ def read_predictions(file: Path, form: Format, coordinates: Coordinates) -> list
     if not any(prediction.boxes for prediction in predictions):
         raise InputError(
             f"{file}: none of {len(predictions):,} outputs holds a box in a known format, the first"
-            f" ({predictions[0].location}): {predictions[0].error}; docs/score.md lists the formats."
+            f" ({predictions[0].location}): {predictions[0].error}; docs/evaluate.md lists the formats."
         )
     return predictions
 

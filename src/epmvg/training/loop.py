@@ -8,7 +8,7 @@ from epmvg.training.run import Run
 
 
 def fit(run: Run) -> None:
-    """Train from the run's step to its last.
+    """Train from the current step to the last.
 
     Raises:
         InputError: A loss is NaN or infinite, or no image of a whole epoch can be opened.
@@ -38,7 +38,7 @@ def fit(run: Run) -> None:
         if run.log_due():
             run.log()
         if run.validation_due():
-            save_checkpoint(run)  # validation may fail
+            save_checkpoint(run)  # a validation that fails loses nothing
             run.validate()
         if run.checkpoint_due():
             save_checkpoint(run)

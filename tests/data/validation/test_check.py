@@ -315,7 +315,7 @@ def test_other_formats_keep_samples_with_unusable_boxes(tmp_path: Path, lines: L
 def test_issues_of_real_photos_are_known(shared: Path) -> None:
     report = check("flickr-mini", root=shared / "real_grounding")
     counts = {kind: len(found) for kind, found in report.issues.items()}
-    assert counts == {"sample-duplicate": 20_782, "phrase-two-boxes": 708, "phrase-long": 22}  # docs/data_check.md
+    assert counts == {"sample-duplicate": 20_782, "phrase-two-boxes": 708, "phrase-long": 22}  # docs/data.md
 
 
 @pytest.mark.parametrize(("fault", "status"), [({}, 0), ({"phrase": ""}, 3), (None, 2)])
