@@ -60,6 +60,8 @@ class AugmentSettings(Settings):
     scale: float = Field(0.7, gt=0, le=1, description="Smallest random scale.")
     color_jitter: float = Field(0.8, ge=0, le=1, description="Probability of color jitter.")
     translate: float = Field(1.0, ge=0, le=1, description="Probability of a random position in the padded input.")
+    typo: float = Field(0.0, ge=0, le=1, description="Probability of one typo in a phrase.")
+    letter_case: float = Field(0.0, ge=0, le=1, description="Probability of other letter case of a phrase.")
     recipe: Literal["default", "transvg"] = Field("default", description="transvg: sizes and crops as published.")
 
 
@@ -157,6 +159,9 @@ class TrainSettings(Settings):
     lr_drop: float = Field(60, gt=0, description="Epochs after which the step schedule divides the rate by 10.")
     warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
     max_grad_norm: float | None = Field(None, gt=0, description="Clip gradients to this norm.")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="Decay of a moving average of the weights, which is validated and saved."
+    )
     gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimizer step.")
     precision: Literal["auto", "fp32", "bf16"] = Field("fp32", description="auto: bf16 where the hardware has it.")
     gradient_checkpointing: bool = Field(False, description="Recompute encoder layers in the backward pass.")

@@ -25,6 +25,7 @@ from epmvg.core.images import ImageFile
 from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.core.types import Batch, InputError, Sample
 from epmvg.data.image_cache import ImageCache
+from epmvg.data.misspell import vary_text
 from epmvg.data.readers.files import cache_folder
 from epmvg.data.registry import open_samples
 from epmvg.data.side_words import swap_sides
@@ -244,6 +245,8 @@ class _Epoch(Dataset[Batch | InputError]):
             apply_transform(image.decode(transform.min_size), transform, out)
         if transform.letterbox.flip:
             phrases = [swap_sides(phrase) for phrase in phrases]
+        random = np.random.default_rng([loader.seed, self.epoch, int(self.group[low]), 2])
+        phrases = [vary_text(phrase, loader.augment.typo, loader.augment.letter_case, random) for phrase in phrases]
         return Example(group[part], phrases[part], transform.boxes(own), transform.letterbox, transform.mask())
 
 

@@ -37,6 +37,8 @@ class Augment:
         scale: least longer side of the resized image, as a fraction of the input size; the largest is 1.
         color_jitter: probability of changing brightness, contrast and saturation by up to 40 %.
         translate: probability of a random position in the input.
+        typo: probability of one typo in a phrase (`misspell.vary_text`).
+        letter_case: probability of other letter case of a phrase, which only a cased tokenizer sees.
         recipe: "transvg" draws sizes and crops as TransVG does: longer sides in steps of 1/20 of the input size (640,
             608, ... 448 with `scale` 0.7), and crops of 384 to 600 px from an image whose shorter side is 400, 500 or
             600 px, for an input of 640 px.
@@ -49,6 +51,8 @@ class Augment:
     scale: float = 1.0
     color_jitter: float = 0.0
     translate: float = 0.0
+    typo: float = 0.0
+    letter_case: float = 0.0
     recipe: Literal["default", "transvg"] = "default"
 
     def longest_side(self, image_size: int) -> int:

@@ -12,6 +12,7 @@ from zlib import crc32
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from epmvg.data.misspell import NEIGHBOURS
 from epmvg.data.side_words import cased_like, swap_sides
 from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
 from epmvg.evaluation.metrics import COLOUR_WORDS
@@ -36,10 +37,6 @@ def generator(seed: int, name: str, subject: str) -> np.random.Generator:
     """Return the random generator of one perturbation of one phrase or image, independent of all others."""
     return np.random.default_rng([seed, crc32(name.encode()), crc32(subject.encode("utf-8", "replace"))])
 
-
-_KEY_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-NEIGHBOURS = {key: row[max(0, i - 1) : i] + row[i + 1 : i + 2] for row in _KEY_ROWS for i, key in enumerate(row)}
-"""The keys beside each key of an English keyboard."""
 
 _WORD = re.compile(r"[^\W\d_]{3,}")  # a typo in "a" or "of" would leave nothing of the word
 _PALETTE = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")

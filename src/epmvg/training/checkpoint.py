@@ -50,6 +50,7 @@ def save_checkpoint(run: Run) -> None:
         "version": _VERSION,
         "model": weights,
         "auxiliary": {name: module.state_dict() for name, module in run.auxiliary.items()},
+        "average": None if run.average is None else run.average.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.scheduler.state_dict(),
         "new_parameters": run.new_parameters,
@@ -94,6 +95,8 @@ def restore(run: Run) -> None:
     run.model.load_state_dict(checkpoint["model"])
     for name, module in run.auxiliary.items():
         module.load_state_dict(checkpoint["auxiliary"][name])
+    if run.average is not None:
+        run.average.load_state_dict(checkpoint["average"])
     if run.new_parameters != checkpoint["new_parameters"]:  # the folder of model.init_from has changed
         run.new_parameters = checkpoint["new_parameters"]
         run.optimizer, run.scheduler = make_optimizer(

@@ -33,6 +33,7 @@ def fit(run: Run) -> None:
         run.optimizer.step()
         run.scheduler.step()
         run.optimizer.zero_grad(set_to_none=True)
+        run.update_average()
         run.state.step += 1
 
         if run.log_due():

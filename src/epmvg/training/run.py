@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import accelerate
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from epmvg.config.settings import Recipe
 from epmvg.core.distributed import broadcast, gather
@@ -70,6 +71,7 @@ class Run:
     report: Report
     text_cache: TextFeatureCache | None  # of a frozen text encoder
     negatives: NegativeSampler | None  # for the IoU head
+    average: AveragedModel | None = None  # of the model's weights over the steps
     samples: dict[str, SampleDigest] = field(default_factory=dict)  # digests of the splits "train" and "val"
     teacher_fingerprint: str | None = None  # of a frozen teacher
     stop: StopRequest = field(default_factory=StopRequest)
@@ -79,6 +81,11 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     skipped: list[str] = field(default_factory=list)  # reasons why images were skipped, not reported yet
     reported: set[str] = field(default_factory=set)
+
+    @property
+    def saved_model(self) -> Grounder:
+        """The model that is validated and saved: the one in training, or the average of its weights."""
+        return self.model if self.average is None else cast(Grounder, self.average.module)
 
     @property
     def seconds(self) -> float:
@@ -164,6 +171,11 @@ class Run:
             parameters = [parameter for parameter in self.model.parameters() if id(parameter) not in left_out]
             nn.utils.clip_grad_norm_(parameters, self.recipe.train.max_grad_norm)
 
+    def update_average(self) -> None:
+        """Update the moving average of the weights, if there is one."""
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
     def log_due(self) -> bool:
         return self.state.step % self.recipe.train.log_interval == 0
 
@@ -213,9 +225,9 @@ class Run:
         began = time.monotonic()
         first = self.state.best < 0
         if first and self.accelerator.is_main_process:  # so that there are weights if validation fails
-            save(self.model, self.folder)
+            save(self.saved_model, self.folder)
         unreadable: list[str] = []
-        rows = predict_rows(self.model, self._val_batches(unreadable))
+        rows = predict_rows(self.saved_model, self._val_batches(unreadable))
         self.model.train()
         self.state.validated_step = self.state.step
         self._report_unreadable(unreadable)
@@ -246,5 +258,5 @@ class Run:
         if metrics.acc50 >= self.state.best:  # of equals the later, whose learning rate is lower
             self.state.best, self.state.best_step = metrics.acc50, self.state.step
             if save_best:
-                save(self.model, self.folder)
+                save(self.saved_model, self.folder)
             write_rows(self.folder / f"predictions-{name}-{split}{'_sample' if subset else ''}.jsonl", rows)

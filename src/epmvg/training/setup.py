@@ -8,12 +8,15 @@ import accelerate
 from torch import nn
 
 from epmvg.config.settings import ModelSettings, Recipe
+from epmvg.core.hardware import use_bf16
 from epmvg.data.negatives import NegativeSampler
 from epmvg.distill.losses import GroundingLoss
+from epmvg.models.cpu_training import speed_up_bf16_training
 from epmvg.models.factory import create_model, init_from
 from epmvg.models.grounder import Grounder
 from epmvg.models.pretrained import load_pretrained
 from epmvg.models.text_cache import TextFeatureCache
+from epmvg.training.averaging import average_weights
 from epmvg.training.data import make_loaders
 from epmvg.training.errors import raise_on_all_processes
 from epmvg.training.optimizer import StepCount, make_optimizer
@@ -43,6 +46,8 @@ def prepare_run(
     if not accelerator.is_main_process:
         accelerate.utils.set_seed(settings.seed + accelerator.process_index)  # for other neurons in dropout
     model.to(accelerator.device)
+    if accelerator.device.type == "cpu" and use_bf16(settings.precision, accelerator.device):
+        speed_up_bf16_training(model)
     frozen = teacher is not None and teacher.frozen
     auxiliary: dict[str, nn.Module] = {} if teacher is None or frozen else {"teacher": teacher}
     for module in (model, *auxiliary.values()):
@@ -66,6 +71,7 @@ def prepare_run(
         report=report,
         text_cache=TextFeatureCache(model.text_encoder) if model.text_encoder.frozen else None,
         negatives=NegativeSampler(train_loader.samples) if uses_negatives else None,
+        average=None if settings.ema_decay is None else average_weights(model, settings.ema_decay),
         samples=samples,
         teacher_fingerprint=teacher.fingerprint() if teacher is not None and frozen else None,
     )

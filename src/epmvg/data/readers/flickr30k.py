@@ -23,7 +23,8 @@ FOLDERS = (".", "flickr30k_entities", "Flickr30k", "flickr30k", "data")
 IMAGE_FOLDERS = ("flickr30k_images", "flickr30k-images", "Flickr30k/flickr30k_images", "images")
 SPLITS = ("train", "val", "test")
 
-_PART = re.compile(r"\[/EN#([^\s/\[\]]+)((?:/[^\s/\[\]]+)*) ([^\[\]]*)\]|(\S+)")
+PART = re.compile(r"\[/EN#([^\s/\[\]]+)((?:/[^\s/\[\]]+)*) ([^\[\]]*)\]|(\S+)")
+"""A marked phrase of a sentence (chain, types, words), or a word outside of them."""
 
 
 def read_flickr30k(root: Path, split: str | None, *, union: bool = True) -> Located[Sample]:
@@ -56,7 +57,7 @@ def read_flickr30k(root: Path, split: str | None, *, union: bool = True) -> Loca
 def _image_samples(base: Path, find: ImageFinder, name: str, split: str, union: bool) -> Iterator[tuple[str, Sample]]:
     listed = f"{base / split}.txt"
     sentences = path_inside(base / "Sentences", f"{name}.txt", listed)
-    size, chains = _read_chains(path_inside(base / "Annotations", f"{name}.xml", listed))
+    size, chains = read_chains(path_inside(base / "Annotations", f"{name}.xml", listed))
     image = find(f"{name}.jpg", listed)
     for number, sentence in enumerate(read_text_lines(sentences)):
         where = f"{sentences} line {number + 1}"
@@ -76,7 +77,7 @@ def _image_samples(base: Path, find: ImageFinder, name: str, split: str, union: 
 def _phrases(sentence: str) -> Iterator[tuple[str, list[str], str, int]]:
     """Yield chain, types, phrase and the number of its first word."""
     words = 0
-    for chain, kinds, phrase, word in _PART.findall(sentence):
+    for chain, kinds, phrase, word in PART.findall(sentence):
         if word:
             words += 1
         else:
@@ -84,8 +85,12 @@ def _phrases(sentence: str) -> Iterator[tuple[str, list[str], str, int]]:
             words += len(phrase.split())
 
 
-def _read_chains(file: Path) -> tuple[tuple[int, int], dict[str, list[Box]]]:
-    """Read the size of an image and the boxes of each chain."""
+def read_chains(file: Path) -> tuple[tuple[int, int], dict[str, list[Box]]]:
+    """Read the size (width, height) of an image and the boxes of each chain, xyxy in pixels, from an XML file.
+
+    Raises:
+        InputError: the file is missing or is not an annotation.
+    """
     content = read_bytes(file)
     try:
         tree = ElementTree.fromstring(content)

@@ -1,0 +1,79 @@
+"""Several candidate boxes of a phrase, from the heatmap over visual tokens and the box that each token predicts.
+
+A heatmap with several modes ("a man" in an image of three men) holds several candidates; the predicted box is the
+first.
+Tokens whose boxes agree with it are removed, and the heaviest group of agreeing tokens that remain is the next one:
+non-maximum suppression over per-token boxes, each weighted by its probability in the heatmap.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+TEMPERATURE = 1.25
+"""Factor of the heatmap's logits, as for the predicted box (`models.dense_head.median_vote`)."""
+
+TOKENS = 64
+"""Number of tokens considered, the heaviest; the others hold a few thousandths of the mass."""
+
+Floats = NDArray[np.float64]
+
+
+def candidate_boxes(
+    heatmap: Floats, token_boxes: Floats, best: Floats, *, top_k: int, overlap: float = 0.5, least: float = 0.02
+) -> tuple[Floats, Floats]:
+    """Return up to `top_k` boxes of one phrase, the predicted box first, and the probability mass of each.
+
+    Args:
+        heatmap: logits over visual tokens [N], -inf at padding.
+        token_boxes: per-token boxes [N, 4], xyxy.
+        best: the predicted box [4], xyxy in the same unit.
+        top_k: most candidates.
+        overlap: IoU from which a per-token box belongs to a candidate; no two candidates overlap more.
+        least: least probability mass, 0..1, of a further candidate.
+
+    Returns:
+        boxes [K, 4] and masses [K] with 1 <= K <= `top_k`; after the first the masses fall.
+    """
+    order = np.argsort(heatmap, kind="stable")[::-1][:TOKENS]
+    logits = np.asarray(heatmap, np.float64) * TEMPERATURE
+    weight = np.exp(logits[order] - logits.max())
+    weight /= np.exp(logits - logits.max()).sum()
+    boxes = np.asarray(token_boxes, np.float64)[order]
+    boxes = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], 1)
+    agree = box_iou(boxes, boxes) >= overlap  # [n, n]
+    kept = [np.asarray(best, np.float64)]
+    near = box_iou(boxes, kept[0][None])[:, 0] >= overlap
+    masses = [float(weight[near].sum())]
+    free = ~near
+    while len(kept) < top_k and free.any():
+        groups = np.where(free, agree @ (weight * free), -1.0)
+        centre = int(groups.argmax())
+        members = agree[centre] & free
+        free &= ~members
+        if groups[centre] < least:
+            break
+        box = (boxes[members] * weight[members, None]).sum(0) / weight[members].sum()
+        if (box_iou(np.array(kept), box[None]) < overlap).all():
+            kept.append(box)
+            masses.append(float(groups[centre]))
+    return np.array(kept), np.array(masses)  # removing tokens only lowers the masses of the others
+
+
+def candidate_confidences(confidence: float, masses: Floats) -> Floats:
+    """Return a confidence for each candidate [K]: the given one for the first, then in proportion to their masses.
+
+    None is above the one before it.
+    """
+    relative = np.minimum(masses / max(float(masses[0]), 1e-9), 1.0)
+    return confidence * np.minimum.accumulate(np.concatenate([[1.0], relative[1:]]))
+
+
+def box_iou(first: Floats, second: Floats) -> Floats:
+    """Return the IoU of each box of `first` [A, 4] with each of `second` [B, 4], xyxy -> [A, B]; 0 of empty boxes."""
+    low, high = np.maximum(first[:, None, :2], second[:, :2]), np.minimum(first[:, None, 2:], second[:, 2:])
+    shared = (high - low).clip(min=0).prod(-1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(-1) for boxes in (first, second)]
+    iou: Floats = shared / np.maximum(areas[0][:, None] + areas[1] - shared, np.finfo(np.float64).tiny)
+    return iou
