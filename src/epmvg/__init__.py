@@ -1,4 +1,4 @@
-"""Visual grounding: an image and a phrase go in, the box of that thing comes out.
+"""Visual grounding: an image and a phrase go in, the box of that object comes out.
 
 The public names are loaded when first used, so that `import epmvg` and the command line start at once.
 """

@@ -1,4 +1,4 @@
-"""Models of every kind, random random_inputs for them, and the comparison of two outputs."""
+"""Models of every kind, random inputs for them, and the comparison of two outputs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The grounder: visual and text encoder, [REG], fusion and box head (figure 2, eq. 1-4).
 
-`Grounder.query` is the paper's computation. What goes beyond it stands in methods of its own below: token-phrase
+`Grounder.query` is the paper's computation. Extensions are in separate methods: token-phrase
 similarity, the dense head and the IoU head (docs/design.md).
 """
 
@@ -35,7 +35,7 @@ from epmvg.models.visual_encoder import BaseVisualEncoder
 
 @dataclass(slots=True)
 class EncodedImages:
-    """Images as far as they can be encoded without a phrase, to be queried with any number of phrases."""
+    """Phrase-independent image features, to be queried with any number of phrases."""
 
     features: Tensor  # visual tokens [I, N, C], or what a query-aware encoder starts from [I, ...]
     image_mask: Tensor  # bool [I, S, S]
@@ -179,7 +179,7 @@ class Grounder(nn.Module):
             image_index: int64 [P], the image of each phrase; phrase i belongs to image i by default.
             image_features: cached `visual_encoder.backbone_features` [I, ...] of a frozen backbone.
             text_features: cached text features [P, L, C] of a frozen text encoder.
-            negative_pairs: int64 [2, A], image and phrase of pairs that do not belong together, for the IoU head alone
+            negative_pairs: int64 [2, A], image and phrase of negative pairs, for the IoU head alone
                 (`GroundingOutput.negative_iou_logits`).
             output_attention: return the attention weights of [REG] in the last fusion layer, averaged over the heads,
                 in eq. 1's order; the fusion is computed a second time.
