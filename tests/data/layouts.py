@@ -1,9 +1,10 @@
-"""Small data sets in the layout of the published ones, written by tests."""
+"""Small data sets in the layout of the published ones, and small annotation files, written by tests."""
 
 from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,57 @@ def write_flickr(root: Path) -> Path:
     for split in ("train", "val", "test"):
         (root / f"{split}.txt").write_text("123\n" if split == "test" else "")
     return root
+
+
+ANNOTATION = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
+BOX = [1, 2, 3, 4]
+
+
+def lines(*rows: Any) -> bytes:
+    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
+
+
+def coco(*annotations: Any) -> bytes:
+    return json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": annotations}).encode()
+
+
+NOTE = {"id": 1, "image_id": 1, "bbox": BOX, "phrase": "a cup"}
+SPAN = {"id": 1, "image_id": 1, "bbox": BOX, "tokens_positive": [[0, 5]]}
+MDETR = {"images": [{"id": 1, "file_name": "a.jpg", "caption": "a cup"}]}
+REGION = {"phrase": "a cup", "bbox": BOX}
+
+
+MALFORMED_FILES: dict[str, Callable[[], bytes]] = {
+    "torn.jsonl": lambda: lines(ANNOTATION, b'{"image": "a.jpg",', ANNOTATION),
+    "list.jsonl": lambda: lines(ANNOTATION, [1], ANNOTATION),
+    "key.jsonl": lambda: lines(ANNOTATION, {"image": "a.jpg"}, ANNOTATION),
+    "type.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"bbox": "wide"}, ANNOTATION),
+    "size.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"width": "wide", "height": 3}, ANNOTATION),
+    "split.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"split": ["val"]}, ANNOTATION),
+    "path.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"image": "../a.jpg"}, ANNOTATION),
+    "image.json": lambda: coco(NOTE, NOTE | {"image_id": 9}, NOTE),
+    "phrase.json": lambda: coco(NOTE, {"id": 2, "image_id": 1, "bbox": BOX}, NOTE),
+    "note.json": lambda: coco(NOTE, 7, NOTE),
+    "span.json": lambda: json.dumps(MDETR | {"annotations": [SPAN, SPAN | {"tokens_positive": [[2, 5], 7]}]}).encode(),
+    "odvg.jsonl": lambda: lines(
+        {"filename": "a.jpg", "grounding": {"regions": [REGION]}}, {"filename": "a.jpg", "detection": {}}
+    ),
+    "rows.json": lambda: json.dumps([ANNOTATION, {"phrase": "a cup"}, ANNOTATION]).encode(),
+    "unc/unc_val.pkl": lambda: pickle.dumps([("a.jpg", "m", BOX, "a cup", None), ("a.jpg", "m", BOX)], protocol=2),
+    "folder/metadata.jsonl": lambda: lines(
+        {"file_name": "a.jpg", "phrase": "a cup", "bbox": BOX}, {"file_name": 7, "phrase": "a cup", "bbox": BOX}
+    ),
+}
+"""File name -> content with one malformed annotation."""
+
+
+def task(*results: dict[str, Any], image: str = "/data/local-files/?d=p/my%20a.jpg", **own: Any) -> dict[str, Any]:
+    return {"id": 1, "data": {"image": image}, "annotations": [{"result": list(results)} | own]}
+
+
+def region(kind: str, value: dict[str, Any], name: str = "r1") -> dict[str, Any]:
+    place = {"x": 10.0, "y": 20.0, "width": 50.0, "height": 25.0, "rotation": 0}
+    return {"id": name, "type": kind, "original_width": 200, "original_height": 100, "value": place | value}
+
+
+RECTANGLE, TEXT = region("rectanglelabels", {"rectanglelabels": ["cup"]}), region("textarea", {"text": ["the red cup"]})

@@ -3,71 +3,21 @@
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from layouts import ANNOTATION, BOX, MALFORMED_FILES, lines
 
 from epmvg.core.types import InputError
 from epmvg.data.readers.annotations import MALFORMED, Skipped
 from epmvg.data.registry import open_samples
 
-ANNOTATION = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
 
-
-BOX = [1, 2, 3, 4]
-
-
-def lines(*rows: Any) -> bytes:
-    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
-
-
-def coco(*annotations: Any) -> bytes:
-    return json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": annotations}).encode()
-
-
-NOTE = {"id": 1, "image_id": 1, "bbox": BOX, "phrase": "a cup"}
-
-
-SPAN = {"id": 1, "image_id": 1, "bbox": BOX, "tokens_positive": [[0, 5]]}
-
-
-MDETR = {"images": [{"id": 1, "file_name": "a.jpg", "caption": "a cup"}]}
-
-
-REGION = {"phrase": "a cup", "bbox": BOX}
-
-
-FILES: dict[str, Callable[[], bytes]] = {
-    "torn.jsonl": lambda: lines(ANNOTATION, b'{"image": "a.jpg",', ANNOTATION),
-    "list.jsonl": lambda: lines(ANNOTATION, [1], ANNOTATION),
-    "key.jsonl": lambda: lines(ANNOTATION, {"image": "a.jpg"}, ANNOTATION),
-    "type.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"bbox": "wide"}, ANNOTATION),
-    "size.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"width": "wide", "height": 3}, ANNOTATION),
-    "split.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"split": ["val"]}, ANNOTATION),
-    "path.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"image": "../a.jpg"}, ANNOTATION),
-    "image.json": lambda: coco(NOTE, NOTE | {"image_id": 9}, NOTE),
-    "phrase.json": lambda: coco(NOTE, {"id": 2, "image_id": 1, "bbox": BOX}, NOTE),
-    "note.json": lambda: coco(NOTE, 7, NOTE),
-    "span.json": lambda: json.dumps(MDETR | {"annotations": [SPAN, SPAN | {"tokens_positive": [[2, 5], 7]}]}).encode(),
-    "odvg.jsonl": lambda: lines(
-        {"filename": "a.jpg", "grounding": {"regions": [REGION]}}, {"filename": "a.jpg", "detection": {}}
-    ),
-    "rows.json": lambda: json.dumps([ANNOTATION, {"phrase": "a cup"}, ANNOTATION]).encode(),
-    "unc/unc_val.pkl": lambda: pickle.dumps([("a.jpg", "m", BOX, "a cup", None), ("a.jpg", "m", BOX)], protocol=2),
-    "folder/metadata.jsonl": lambda: lines(
-        {"file_name": "a.jpg", "phrase": "a cup", "bbox": BOX}, {"file_name": 7, "phrase": "a cup", "bbox": BOX}
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", MALFORMED_FILES)
 def test_one_malformed_annotation_is_counted_and_named(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
-    file.write_bytes(FILES[name]())
+    file.write_bytes(MALFORMED_FILES[name]())
     source = str(file.parent if name.startswith("folder") else file)
     skipped = Skipped()
     assert len(open_samples(source, split=None, skipped=skipped)) in (1, 2)

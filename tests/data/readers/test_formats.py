@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import ANNOTATION, NOTE, RECTANGLE, TEXT, coco, lines, task
 from strategies import TARGETS, samples, under
 
 from epmvg.core.types import InputError, Sample
@@ -114,19 +115,7 @@ def test_an_unknown_format_is_named(tmp_path: Path, squares: Path, target: str, 
 IMAGE = {"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}
 
 
-NOTE = {"id": 7, "image_id": 1, "bbox": [100, 100, 200, 20], "phrase": "a stick", "split": "train", "category_id": 3}
-
-
-def task(*results: dict[str, Any], image: str = "/data/local-files/?d=p/my%20a.jpg", **own: Any) -> dict[str, Any]:
-    return {"id": 1, "data": {"image": image}, "annotations": [{"result": list(results)} | own]}
-
-
-def region(kind: str, value: dict[str, Any], name: str = "r1") -> dict[str, Any]:
-    place = {"x": 10.0, "y": 20.0, "width": 50.0, "height": 25.0, "rotation": 0}
-    return {"id": name, "type": kind, "original_width": 200, "original_height": 100, "value": place | value}
-
-
-RECTANGLE, TEXT = region("rectanglelabels", {"rectanglelabels": ["cup"]}), region("textarea", {"text": ["the red cup"]})
+STICK = {"id": 7, "image_id": 1, "bbox": [100, 100, 200, 20], "phrase": "a stick", "split": "train", "category_id": 3}
 
 
 def test_a_folder_without_annotations_is_rejected(tmp_path: Path) -> None:
@@ -137,10 +126,10 @@ def test_a_folder_without_annotations_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"images": [IMAGE], "annotations": [NOTE], "categories": 3}, '"categories" is 3'),
-        ({"images": [IMAGE], "annotations": [NOTE | {"rotation": "x"}]}, "\"rotation\" is 'x'"),
-        ({"images": [IMAGE], "annotations": [NOTE | {"image_id": True}]}, '"image_id" is True'),
-        ({"images": [IMAGE], "annotations": [NOTE | {"attributes": [1]}]}, '"attributes" is'),
+        ({"images": [IMAGE], "annotations": [STICK], "categories": 3}, '"categories" is 3'),
+        ({"images": [IMAGE], "annotations": [STICK | {"rotation": "x"}]}, "\"rotation\" is 'x'"),
+        ({"images": [IMAGE], "annotations": [STICK | {"image_id": True}]}, '"image_id" is True'),
+        ({"images": [IMAGE], "annotations": [STICK | {"attributes": [1]}]}, '"attributes" is'),
         ({"detections": []}, "is neither COCO-style"),
         ([task(RECTANGLE, TEXT) | {"data": {"number": 3}}], "names no image"),
         ([{"phrase": "a cup"}], 'neither "image" nor "img_id"'),
@@ -150,23 +139,6 @@ def test_malformed_content_is_one_sentence(tmp_path: Path, content: Any, words: 
     (tmp_path / "c.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=re.escape(words)):
         open_samples(str(tmp_path / "c.json"), split="none")
-
-
-ANNOTATION = {"image": "a.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4], "split": "val"}
-
-
-BOX = [1, 2, 3, 4]
-
-
-def lines(*rows: Any) -> bytes:
-    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
-
-
-def coco(*annotations: Any) -> bytes:
-    return json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": annotations}).encode()
-
-
-NOTE = {"id": 1, "image_id": 1, "bbox": BOX, "phrase": "a cup"}
 
 
 @pytest.mark.parametrize("name", ["rows.JSONL", "rows.json", "rows.Json"])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from layouts import RECTANGLE, TEXT, region, task
 from PIL import Image
 
 from epmvg.core.types import Prediction
@@ -15,22 +15,17 @@ from epmvg.data.registry import open_samples
 from epmvg.inference.results import Predictions, to_label_studio
 
 
-def task(*results: dict[str, Any], image: str = "/data/local-files/?d=p/my%20a.jpg", **own: Any) -> dict[str, Any]:
-    return {"id": 1, "data": {"image": image}, "annotations": [{"result": list(results)} | own]}
-
-
-def region(kind: str, value: dict[str, Any], name: str = "r1") -> dict[str, Any]:
-    place = {"x": 10.0, "y": 20.0, "width": 50.0, "height": 25.0, "rotation": 0}
-    return {"id": name, "type": kind, "original_width": 200, "original_height": 100, "value": place | value}
-
-
-BOX, TEXT = region("rectanglelabels", {"rectanglelabels": ["cup"]}), region("textarea", {"text": ["the red cup"]})
-
-
 def test_label_studio_exports_are_read(tmp_path: Path) -> None:
     rotated = region("rectangle", {"rotation": 90}, "r2")
-    again = task(BOX, TEXT) | {"annotations": [{"result": []}, {"result": [BOX, TEXT]}, {"was_cancelled": True}]}
-    tasks = [task(BOX, TEXT, rotated, region("textarea", {"text": "a stick"}, "r2")), again, task(BOX), task()]
+    again = task(RECTANGLE, TEXT) | {
+        "annotations": [{"result": []}, {"result": [RECTANGLE, TEXT]}, {"was_cancelled": True}]
+    }
+    tasks = [
+        task(RECTANGLE, TEXT, rotated, region("textarea", {"text": "a stick"}, "r2")),
+        again,
+        task(RECTANGLE),
+        task(),
+    ]
     (tmp_path / "ls.json").write_text(json.dumps(tasks))
     samples = open_samples(str(tmp_path / "ls.json"), split=None)
     assert [sample.phrase for sample in samples] == ["the red cup", "a stick", "the red cup", "cup"]
@@ -38,7 +33,7 @@ def test_label_studio_exports_are_read(tmp_path: Path) -> None:
     assert samples[0].image == tmp_path / "p" / "my a.jpg"
     assert samples[1].box == pytest.approx((-5, 20, 20, 120)) and samples[1].extra["rotated"] == 90
     for image, name in (("http://[x", "[x"), ("/data/upload/3/a.jpg", "a.jpg"), ("http://host/p/b%20c.jpg", "b c.jpg")):
-        (tmp_path / "ls.json").write_text(json.dumps([task(BOX, TEXT, image=image)]))
+        (tmp_path / "ls.json").write_text(json.dumps([task(RECTANGLE, TEXT, image=image)]))
         assert open_samples(str(tmp_path / "ls.json"), split=None)[0].image.name == name
 
 
@@ -55,7 +50,7 @@ def test_saved_predictions_that_we_wrote_are_read_back(tmp_path: Path) -> None:
 
 
 def test_a_rectangle_without_text_is_one_malformed_annotation(tmp_path: Path) -> None:
-    (tmp_path / "ls.json").write_text(json.dumps([task(BOX, TEXT), task(region("rectangle", {}))]))
+    (tmp_path / "ls.json").write_text(json.dumps([task(RECTANGLE, TEXT), task(region("rectangle", {}))]))
     skipped = Skipped()
     assert len(open_samples(str(tmp_path / "ls.json"), split=None, skipped=skipped)) == 1
     assert "has a rectangle and no text" in str(skipped)
