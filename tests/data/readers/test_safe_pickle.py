@@ -106,7 +106,7 @@ def test_nothing_is_ever_run(tmp_path: Path, protocol: int) -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_what_is_not_plain_is_rejected(tmp_path: Path, value: object, protocol: int) -> None:
     (tmp_path / "v.p").write_bytes(pickle.dumps(value, protocol))
-    with pytest.raises(InputError, match="cannot be opened. It contains"):
+    with pytest.raises(InputError, match="It contains"):
         load_pickle(tmp_path / "v.p")
 
 
