@@ -93,7 +93,7 @@ def torch_runtimes(work: Work, folder: Path) -> Iterator[TimedRuntime]:
 
 def _predict_uncached(backend: TorchRuntime, images: int, phrases: int) -> NDArray[np.float64]:
     """Predict with an empty text cache."""
-    backend.texts.clear()
+    backend.texts = TextFeatureCache(backend.model.text_encoder)
     return ask(backend, images, phrases)
 
 
