@@ -153,7 +153,7 @@ def test_oversized_images_are_rejected_by_their_header(tmp_path: Path) -> None:
         header = chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0))
         file = tmp_path / f"{width}.png"
         file.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
-        with pytest.raises(InputError, match="more than 89,478,485"):
+        with pytest.raises(InputError, match=r"89,?478,?485"):
             open_image(file)
 
 
