@@ -105,7 +105,7 @@ class SimilarityMap:
 
     logits: Tensor  # [P, h, w], cosine of patch and phrase embeddings times the logit scale
     content: Tensor  # [P, h, w], fraction of a patch that is not padding
-    frame: Tensor  # [P, 4], the area of the grid, xyxy in 0..1 of the student's input
+    grid_box: Tensor  # [P, 4], the area of the grid, xyxy in 0..1 of the student's input
 
 
 @dataclass(slots=True)
