@@ -79,16 +79,16 @@ class GroundingLoss:
         """
         losses = Losses()
 
-        # eq. 8
+        # box regression + lambda * GIoU + distillation (eq. 8)
         losses.add(self.box, self.box_weight, box_loss(output.box, boxes, self.box))
-        losses.add("giou", self.giou_weight, giou_loss(output.box, boxes))  # lambda
+        losses.add("giou", self.giou_weight, giou_loss(output.box, boxes))  # lambda (eq. 8)
         if teacher is not None and teacher.image is not None:
             target = teacher.image[output.image_index]  # [DIE] of each phrase's image
-            losses.add("image", self.image_weight, distillation_loss(output.visual, target, self.distill_loss))  # alpha
+            image_loss = distillation_loss(output.visual, target, self.distill_loss)
+            losses.add("image", self.image_weight, image_loss)  # alpha (eq. 7)
         if teacher is not None and teacher.text is not None:
-            losses.add(
-                "text", self.text_weight, distillation_loss(output.text, teacher.text, self.distill_loss)
-            )  # beta
+            text_loss = distillation_loss(output.text, teacher.text, self.distill_loss)
+            losses.add("text", self.text_weight, text_loss)  # beta (eq. 7)
 
         # beyond the paper
         if teacher is not None and teacher.similarity is not None:
