@@ -25,7 +25,7 @@ from epmvg.evaluation.samples import data_settings, limit_to_images, open_split,
 from epmvg.evaluation.statistics import calibration_error, confidence_metrics
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
-from epmvg.models.text_cache import TextFeatureCache
+from epmvg.models.text_encoder import TextFeatureCache
 from epmvg.models.weights_file import WEIGHTS, weights_digest
 
 NEGATIVES = 0.5  # negative pairs per phrase, in fitting and calibrating

@@ -88,8 +88,8 @@ class Query(BaseModel):
     ] = 0.0
     top_k: Annotated[
         int,
-        BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value),
         Field(strict=True, ge=1, le=MAX_TOP_K, description="With more than 1, up to so many `candidates` each."),
+        BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value),
     ] = 1
 
 
