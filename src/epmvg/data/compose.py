@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from epmvg.core.types import Box, InputError, Sample
 from epmvg.data.negatives import content_words
 from epmvg.data.readers.files import first_existing, path_inside, read_text_lines
-from epmvg.data.readers.flickr30k import FOLDERS, PART, read_chains
+from epmvg.data.readers.flickr30k import FOLDERS, Mention, parse_sentence, read_chains
 
 Composed = Literal["span", "position", "size"]
 
@@ -101,15 +101,6 @@ _LARGER = 2.0
 """Times the area of the next box: clearly the biggest."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mention:
-    """A marked phrase of a sentence."""
-
-    chain: str
-    types: tuple[str, ...]
-    phrase: str
-
-
 @dataclass(slots=True)
 class _Scene:
     """Annotations of one image."""
@@ -173,12 +164,6 @@ def _read_scene(base: Path, name: str) -> _Scene:
     size, chains = read_chains(path_inside(base / "Annotations", f"{name}.xml", name))
     lines = read_text_lines(path_inside(base / "Sentences", f"{name}.txt", name))
     return _Scene(size, [list(parse_sentence(line)) for line in lines], chains)
-
-
-def parse_sentence(line: str) -> Iterator[Mention | str]:
-    """Yield the marked phrases and the other words of a line of Sentences/ID.txt, in order."""
-    for chain, types, phrase, word in PART.findall(line):
-        yield word or Mention(chain, tuple(types.split("/")[1:]), phrase)
 
 
 def _expressions(scene: _Scene, random: np.random.Generator) -> list[Expression]:
