@@ -53,7 +53,7 @@ def test_columns_of_objects_are_read(tmp_path: Path) -> None:
 
 def test_a_missing_pyarrow_is_one_sentence(tmp_path: Path, squares: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match=r"needs pyarrow: pip install 'epmvg\[parquet\]'"):
+    with pytest.raises(InputError, match=r"needs pyarrow\. Run pip install 'epmvg\[parquet\]'"):
         convert_data(str(squares), tmp_path / "t.parquet")
 
 
