@@ -21,7 +21,6 @@ from epmvg.export.parity import largest_difference
 from epmvg.inference.runtimes.exported import SETTINGS, ExportedRuntime, import_extra, is_exported
 from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import load
-from epmvg.models.grounder import Grounder
 
 MAX_BOX_DIFFERENCE = 0.05
 """Pixels of the input by which a box's edge may differ between a float export and the run."""
