@@ -137,7 +137,7 @@ def predict_rows(
         rows: list[Row] = []
         if batch.samples:  # else none of its images could be read
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                output = model(*batch.inputs, image_features=batch.cached.get("maps"))
+                output = model(*batch.inputs, image_features=batch.cached.get("backbone_features"))
             rows = _rows(output, batch, model.calibration)
         by_batch.append(rows)
         done += len(rows)
