@@ -22,7 +22,7 @@ from epmvg.core.hardware import cpu_has_bf16
 from epmvg.distill.losses import GroundingLoss
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
-from epmvg.models.text_cache import TextFeatureCache
+from epmvg.models.text_encoder import TextFeatureCache
 
 PHRASES = ["a man in a blue shirt", "his dog", "the woman on the left", "a red bicycle leaning against a wall"]
 

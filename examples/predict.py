@@ -1,4 +1,4 @@
-"""Find phrases in a photo, say where they are and draw them.
+"""Find phrases in an image, print their boxes and draw them.
 
 python examples/predict.py RUN photo.jpg "the woman in the tan jacket" "her dog"
 """
@@ -11,17 +11,17 @@ from pathlib import Path
 import epmvg
 
 
-def main(run: str, photo: str, *phrases: str) -> None:
-    ground = epmvg.Predictor(run)  # load once, ask often: the latest photos are remembered
-    found = ground(photo, phrases)
-    for one in found:
-        print(f"{one.score:.2f}  {one.phrase}  {one.box}")  # (x0, y0, x1, y1) in the photo's pixels
-    drawn = Path(photo).with_suffix(".found.png")
-    found.draw().save(drawn)
+def main(run: str, image: str, *phrases: str) -> None:
+    predictor = epmvg.Predictor(run)  # load once; features of recent images are cached
+    predictions = predictor(image, phrases)
+    for prediction in predictions:
+        print(f"{prediction.score:.2f}  {prediction.phrase}  {prediction.box}")  # (x0, y0, x1, y1) in pixels
+    drawn = Path(image).with_suffix(".found.png")
+    predictions.draw().save(drawn)
     print(drawn)
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 4:
-        sys.exit("Give a run, a photo and one or more phrases.")
+        sys.exit("Give a run, an image and one or more phrases.")
     main(*sys.argv[1:])

@@ -1,12 +1,12 @@
-"""What README and docs show: their fenced blocks, and a small world in which they run.
+"""Fenced blocks of README and docs, and small files with which they run.
 
-HTML comments in a page, which no reader sees, say what a block needs:
+HTML comments in a page, which are not rendered, declare what a block needs:
 
-- `<!-- given: runs/mine street.jpg -->` names what a page's reader has already; the test lays small ones there.
-- `<!-- not run: why -->` stands before a block that no test runs.
+- `<!-- given: runs/mine street.jpg -->` lists files that a page assumes; the test puts small ones there.
+- `<!-- not run: why -->` comes before a block that no test runs.
 
-A `sh` block runs line by line, a `python` block in the names that the page's earlier ones left, and a block with
-`title="my.jsonl"` becomes that file.
+A `sh` block runs line by line, a `python` block in the namespace of the page's earlier ones, and a block with
+`title="my.jsonl"` is written to that file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from epmvg.models.factory import create_model, save
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r'^```(?P<language>[\w-]*)(?: title="(?P<title>[^"]+)")?$')
-EXCUSE = re.compile(r"^<!-- not run: (?P<why>\S.*) -->$")
+NOT_RUN = re.compile(r"^<!-- not run: (?P<why>\S.*) -->$")
 GIVEN = re.compile(r"^<!-- given: (?P<names>.+) -->$", re.MULTILINE)
 SNIPPET = re.compile(r'^--8<-- "(?P<file>[^"]+)"$', re.MULTILINE)
 
@@ -45,7 +45,7 @@ TRAINING = [
     *("model=tiny-resnet", "model.pretrained=false", *(f"model.{part}=true" for part in STUDENT)),
     *("data.image_size=null", "train.epochs=1", "train.warmup_steps=0", "train.cache_features=false"),
 ]
-"""Put before a line's own settings, so that a training takes a second."""
+"""Inserted before a command's own settings, so that training takes a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,14 @@ class Block:
     language: str
     title: str | None
     code: str
-    excuse: str | None
+    reason: str | None
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of each command of a `sh` block; a backslash joins lines."""
+        """Words of each command of a `sh` block; a backslash joins lines."""
         if self.language != "sh":
             return []
         lines = self.code.replace("\\\n", " ").splitlines()
@@ -72,7 +72,7 @@ class Block:
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """Read a page's blocks, in order, with the snippets they take in."""
+    """Read the blocks of a page in order, with their snippets inserted."""
     found: list[Block] = []
     lines = page.read_text(encoding="utf-8").splitlines()
     start: int | None = None
@@ -81,24 +81,24 @@ def blocks_of(page: Path) -> list[Block]:
             start = number if line.startswith("```") else None
         elif line == "```":
             fence = FENCE.match(lines[start])
-            assert fence, f"{page.name}:{start + 1}: {lines[start]!r} is not how a block opens"
-            excuse = EXCUSE.match(lines[start - 1])
+            assert fence, f"{page.name}:{start + 1}: {lines[start]!r} is not the first line of a block"
+            reason = NOT_RUN.match(lines[start - 1])
             code = "".join(f"{each}\n" for each in lines[start + 1 : number])
             code = SNIPPET.sub(lambda match: (ROOT / match["file"]).read_text(encoding="utf-8").rstrip("\n"), code)
             name = str(page.relative_to(ROOT))
-            found.append(Block(name, start + 1, fence["language"], fence["title"], code, excuse and excuse["why"]))
+            found.append(Block(name, start + 1, fence["language"], fence["title"], code, reason and reason["why"]))
             start = None
     assert start is None, f"{page.name}:{start}: a block does not end"
     return found
 
 
 def given(page: Path) -> list[str]:
-    """Return what a page's reader has already."""
+    """Return the names of the files and folders that a page assumes."""
     return [name for match in GIVEN.finditer(page.read_text(encoding="utf-8")) for name in match["names"].split()]
 
 
-def make_world(folder: Path) -> None:
-    """Make one of each thing that a page can take as given, with paths relative to `folder`, the current one."""
+def make_inputs(folder: Path) -> None:
+    """Make one of each kind of input that a page can assume, with paths relative to `folder`, the current one."""
     write_scenes(folder / "scenes", sizes=SIZES)
     rows = [json.loads(line) for line in (folder / "scenes" / "annotations.jsonl").read_text().splitlines()]
     for row in rows:
@@ -123,11 +123,11 @@ def make_world(folder: Path) -> None:
     epmvg.evaluate(folder / "run")
 
 
-def lay(name: str, world: Path, here: Path) -> None:
-    """Lay one thing that a page takes as given where the page says it is."""
-    path = here / name
+def provide(name: str, inputs: Path, folder: Path) -> None:
+    """Copy one input that a page assumes to where the page expects it."""
+    path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    photos = sorted((world / "scenes" / "images").glob("train-*"))
+    photos = sorted((inputs / "scenes" / "images").glob("train-*"))
     if path.suffix in (".jpg", ".png"):
         shutil.copyfile(photos[0], path)
     elif name.endswith("photos"):
@@ -135,15 +135,15 @@ def lay(name: str, world: Path, here: Path) -> None:
         for photo in photos[:3]:
             shutil.copyfile(photo, path / photo.name)
     elif path.suffix == ".jsonl":
-        shutil.copyfile(world / ("captions.jsonl" if path.name == "captions.jsonl" else "my.jsonl"), path)
-        shutil.copytree(world / "scenes", path.parent / "scenes", dirs_exist_ok=True)
+        shutil.copyfile(inputs / ("captions.jsonl" if path.name == "captions.jsonl" else "my.jsonl"), path)
+        shutil.copytree(inputs / "scenes", path.parent / "scenes", dirs_exist_ok=True)
     else:
         kind = path.name if path.name == "scenes" else "teacher" if path.parent.name == "teachers" else "run"
-        shutil.copytree(world / kind, path)
+        shutil.copytree(inputs / kind, path)
 
 
 def run_block(block: Block, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do what a block shows in the current folder; `names` are the page's Python names."""
+    """Run a block in the current folder; `names` is the page's Python namespace."""
     if block.title is not None:
         Path(block.title).write_text(block.code, encoding="utf-8")
     match block.language:
@@ -160,23 +160,23 @@ def run_block(block: Block, names: dict[str, Any], monkeypatch: pytest.MonkeyPat
         case "xml":
             ElementTree.fromstring(block.code)
         case language:
-            assert language == "text", f"{block} is neither run nor marked"
+            assert language == "text", f"{block} is neither run nor marked as not run"
 
 
 def run_command(words: list[str], shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a line: `epmvg ...`, or a Python file of this repository."""
     if words[0] == "epmvg":
         with pytest.raises(SystemExit) as ended:
-            main(made_small(words[1:]))
+            main(with_small_settings(words[1:]))
         assert not ended.value.code, shown
         return
-    assert words[0] == "python" and (ROOT / words[1]).is_file(), f"{shown} is neither run nor marked"
+    assert words[0] == "python" and (ROOT / words[1]).is_file(), f"{shown} is neither run nor marked as not run"
     monkeypatch.setattr(sys, "argv", words[1:])
     runpy.run_path(str(ROOT / words[1]), run_name="__main__")
 
 
-def made_small(words: list[str]) -> list[str]:
-    """Put the settings of a small training before those of a line that trains."""
+def with_small_settings(words: list[str]) -> list[str]:
+    """Insert the settings of a small training before the others of a command that trains."""
     if words[0] == "train":
         return [*words[:2], *TRAINING, *words[2:]]
     if words[:2] == ["teacher", "cache"]:

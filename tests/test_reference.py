@@ -77,7 +77,7 @@ def test_figures_follow_from_each_other(tmp_path: Path) -> None:
 
 
 def test_an_unknown_preset_is_named_before_anything_is_measured() -> None:
-    with pytest.raises(InputError, match="did you mean 'mini'"):
+    with pytest.raises(InputError, match="Did you mean 'mini'"):
         bench(["minni"])
 
 

@@ -142,11 +142,11 @@ def test_files_with_code_are_rejected_and_not_executed(tmp_path: Path, capsys: p
 def test_paths_outside_the_root_are_rejected(tmp_path: Path, name: str) -> None:
     root = tmp_path / "root"
     root.mkdir()
-    with pytest.raises(InputError, match=r"leads out of|not the path of a file"):
+    with pytest.raises(InputError, match=r"is outside of|not the path of a file"):
         path_inside(root, name, "line 1")
     file = root / "rows.jsonl"
     file.write_text(json.dumps({"image": name, "phrase": "it", "bbox": [0, 0, 1, 1]}))
-    with pytest.raises(InputError, match=r"leads out of|not the path of a file"):
+    with pytest.raises(InputError, match=r"is outside of|not the path of a file"):
         open_samples(str(file), split=None)
 
 

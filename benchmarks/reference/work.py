@@ -25,6 +25,7 @@ from epmvg.export.graphs import to_openvino, write_folder
 from epmvg.inference.runtimes.exported import ExportedRuntime, import_extra
 from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import create_model
+from epmvg.models.text_encoder import TextFeatureCache
 from reference import PHRASES
 from reference.ask import ask, computed_in, noise
 from reference.plain import PlainGrounder
@@ -93,7 +94,7 @@ def torch_runtimes(work: Work, folder: Path) -> Iterator[TimedRuntime]:
 
 def _predict_uncached(backend: TorchRuntime, images: int, phrases: int) -> NDArray[np.float64]:
     """Predict with an empty text cache."""
-    backend.texts.clear()
+    backend.texts = TextFeatureCache(backend.model.text_encoder)
     return ask(backend, images, phrases)
 
 

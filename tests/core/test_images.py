@@ -175,12 +175,7 @@ def test_broken_metadata_is_tolerated(tmp_path: Path) -> None:
 
 NO_IMAGES = {
     "lfs.jpg": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "Git LFS pointer: run `git lfs pull`"),
-    "x.svg": (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing"),
-    "x.pdf": (b"%PDF-1.7", "a PDF"),
-    "x.mp4": (b"\0\0\0\x20ftypisom\0\0\2\0", "a video"),
-    "x.webm": (b"\x1aE\xdf\xa3\x93B\x82", "a video"),
     "x.html": (b"<!DOCTYPE html><title>404</title>", "an HTML page"),
-    "x.zip": (b"PK\3\4", "an archive"),
     "x.txt": (b"hello", "no image that can be read here"),
     "nothing.jpg": (b"", "is empty"),
 }
@@ -225,7 +220,7 @@ def test_wrong_types_and_paths_are_rejected(tmp_path: Path) -> None:
         ("", "empty string"),
         ("https://example.org/a.jpg", "is a URL"),
         ("data:image/png;base64,AAAA", "is a URL"),
-        (tmp_path, "is a folder"),
+        (tmp_path, "cannot be read"),
         (np.zeros((0, 0, 3), np.uint8), r"with pixels; this one is uint8 \[0, 0, 3\]"),
         (np.zeros((4, 4, 3)), "uint8"),
         (np.zeros((3, 4, 4), np.uint16), "uint8"),
@@ -246,7 +241,7 @@ def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_max_pixels_applies_to_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("it was decoded"))
     large = Image.new("1", (10_000, MAX_PIXELS // 10_000 + 1))
-    with pytest.raises(ImageError, match=f"more than {MAX_PIXELS:,}"):
+    with pytest.raises(ImageError, match=f"give one of 1 to {MAX_PIXELS:,}"):
         open_image(large)
     assert MAX_PIXELS == Image.MAX_IMAGE_PIXELS  # beyond, Pillow warns
 

@@ -69,13 +69,11 @@ def coco(*annotations: Any) -> bytes:
 
 
 NOTE = {"id": 1, "image_id": 1, "bbox": BOX, "phrase": "a cup"}
-SPAN = {"id": 1, "image_id": 1, "bbox": BOX, "tokens_positive": [[0, 5]]}
-MDETR = {"images": [{"id": 1, "file_name": "a.jpg", "caption": "a cup"}]}
 REGION = {"phrase": "a cup", "bbox": BOX}
 
 
 MALFORMED_FILES: dict[str, Callable[[], bytes]] = {
-    "torn.jsonl": lambda: lines(ANNOTATION, b'{"image": "a.jpg",', ANNOTATION),
+    "truncated.jsonl": lambda: lines(ANNOTATION, b'{"image": "a.jpg",', ANNOTATION),
     "list.jsonl": lambda: lines(ANNOTATION, [1], ANNOTATION),
     "key.jsonl": lambda: lines(ANNOTATION, {"image": "a.jpg"}, ANNOTATION),
     "type.jsonl": lambda: lines(ANNOTATION, ANNOTATION | {"bbox": "wide"}, ANNOTATION),
@@ -85,12 +83,10 @@ MALFORMED_FILES: dict[str, Callable[[], bytes]] = {
     "image.json": lambda: coco(NOTE, NOTE | {"image_id": 9}, NOTE),
     "phrase.json": lambda: coco(NOTE, {"id": 2, "image_id": 1, "bbox": BOX}, NOTE),
     "note.json": lambda: coco(NOTE, 7, NOTE),
-    "span.json": lambda: json.dumps(MDETR | {"annotations": [SPAN, SPAN | {"tokens_positive": [[2, 5], 7]}]}).encode(),
     "odvg.jsonl": lambda: lines(
         {"filename": "a.jpg", "grounding": {"regions": [REGION]}}, {"filename": "a.jpg", "detection": {}}
     ),
     "rows.json": lambda: json.dumps([ANNOTATION, {"phrase": "a cup"}, ANNOTATION]).encode(),
-    "unc/unc_val.pkl": lambda: pickle.dumps([("a.jpg", "m", BOX, "a cup", None), ("a.jpg", "m", BOX)], protocol=2),
     "folder/metadata.jsonl": lambda: lines(
         {"file_name": "a.jpg", "phrase": "a cup", "bbox": BOX}, {"file_name": 7, "phrase": "a cup", "bbox": BOX}
     ),

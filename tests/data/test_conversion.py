@@ -72,7 +72,7 @@ def test_no_conversion_overwrites_what_it_reads(tmp_path: Path, squares: Path) -
 
 def test_stats_and_convert_continue_after_a_malformed_annotation(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_bytes(MALFORMED_FILES["torn.jsonl"]())
+    file.write_bytes(MALFORMED_FILES["truncated.jsonl"]())
     for verb in (["stats"], ["convert", "--to", str(tmp_path / "out.json")]):
         done = CliRunner().invoke(app, ["data", *verb, str(file), "--json"])
         assert done.exit_code == 0 and json.loads(done.stdout)["skipped"] == {MALFORMED: 1}

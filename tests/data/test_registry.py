@@ -42,11 +42,11 @@ def test_no_file_outside_the_root_is_read(tmp_path: Path) -> None:
     (tmp_path / "secret.xml").write_text("<annotation/>")
     (tmp_path / "secret.txt").write_text("[/EN#1/people x]")
     (root / "test.txt").write_text("../../secret\n")
-    with pytest.raises(InputError, match="leads out of"):
+    with pytest.raises(InputError, match="is outside of"):
         open_samples("flickr30k", split="test", root=root)
     content = write_refcoco(tmp_path / "coco") / "refcoco" / "instances.json"
     content.write_text(content.read_text().replace("COCO_train", "../../../../../../etc/COCO_train"))
-    with pytest.raises(InputError, match="leads out of"):
+    with pytest.raises(InputError, match="is outside of"):
         open_samples("refcoco", split=None, root=tmp_path / "coco")
 
 
@@ -107,12 +107,6 @@ def test_excerpts_equal_their_jsonl(
     assert_twins(samples, real[twin], set(counts))
     for split, count in counts.items():
         assert len(open_samples(name, split=split, root=formats / place)) == count
-
-
-@pytest.mark.parametrize("name", ["refcoco", "refcoco+", "refcocog"])
-def test_sentence_lists_equal_their_jsonl(shared: Path, real: dict[str, dict[Key, list[Box]]], name: str) -> None:
-    for file in sorted((shared / "formats" / name / "eval_json").glob("*.json")):
-        assert_twins(open_samples(str(file), split=None), real[name], {file.stem.rpartition("_")[2]})
 
 
 def test_images_of_the_excerpts_are_found(shared: Path) -> None:

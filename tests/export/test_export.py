@@ -35,13 +35,19 @@ from epmvg.export import int8
 
 PHRASES = ["dog", "the woman in the tan jacket", "a red car behind the second tree from the right"]
 
-BEYOND: dict[str, Any] = {"dense_head": True, "similarity": True, "normalize": True, "vls": "mean", "position": "sine"}
+EXTENSIONS: dict[str, Any] = {
+    "dense_head": True,
+    "similarity": True,
+    "pre_fusion_norm": True,
+    "vls": "mean",
+    "position": "sine",
+}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper": ("tiny-resnet", {}),
-    "beyond": ("tiny-resnet", BEYOND),
+    "extensions": ("tiny-resnet", EXTENSIONS),
     "swin": ("tiny-swin", {"visual_encoder": {"gates": "off"}}),
     "query-aware": ("tiny-swin", {}),
-    "query-aware beyond": ("tiny-swin", BEYOND | {"visual_encoder": {"strides": [8]}}),
+    "query-aware extensions": ("tiny-swin", EXTENSIONS | {"visual_encoder": {"strides": [8]}}),
 }
 
 
@@ -51,12 +57,12 @@ def random_image(seed: int, size: tuple[int, int] = (90, 60)) -> Image.Image:
 
 
 def model_inputs(runtime: GrounderRuntime, seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures of different shapes on their model_inputs: image [I, 3, S, S], pad [I, S, S]."""
-    drawn = []
+    """Return images of different shapes, padded to squares: image [I, 3, S, S], image_mask [I, S, S]."""
+    padded = []
     for seed in seeds:
         letterbox = Letterbox.fit(90 - 20 * seed, 60, runtime.image_size)
-        drawn.append(letterbox.pad(letterbox.resize(random_image(seed, (90 - 20 * seed, 60)))))
-    return np.stack([image for image, _ in drawn]), np.stack([image_mask for _, image_mask in drawn])
+        padded.append(letterbox.pad(letterbox.resize(random_image(seed, (90 - 20 * seed, 60)))))
+    return np.stack([image for image, _ in padded]), np.stack([image_mask for _, image_mask in padded])
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +140,12 @@ found = epmvg.Predictor(sys.argv[1])(sys.argv[2], json.loads(sys.argv[3]))
 heavy = {"torch", "torchvision", "transformers", "timm"} & sys.modules.keys()
 print(json.dumps({"boxes": [one.box for one in found], "heavy": sorted(heavy)}))
 """
-    asked = [str(exported), str(tmp_path / "photo.png"), json.dumps(PHRASES)]
-    done = subprocess.run([sys.executable, "-c", script, *asked], check=True, capture_output=True, text=True)
-    answer = json.loads(done.stdout)
-    assert answer["heavy"] == []
+    arguments = [str(exported), str(tmp_path / "photo.png"), json.dumps(PHRASES)]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True)
+    output = json.loads(done.stdout)
+    assert output["heavy"] == []
     expected = Predictor(run)(tmp_path / "photo.png", PHRASES)
-    assert np.array(answer["boxes"]) == pytest.approx(np.array([one.box for one in expected]), abs=0.05)
+    assert np.array(output["boxes"]) == pytest.approx(np.array([one.box for one in expected]), abs=0.05)
 
 
 def test_images_and_phrases_are_dynamic(exported: Path) -> None:
@@ -218,9 +224,9 @@ def test_int8_is_smaller_close_and_evaluated(
     assert [file.name for file in tmp_path.iterdir() if file.is_dir()] == ["int8"]
     assert settings["precision"] == "int8"
     assert settings["calibrated_on"] == 3
-    assert settings["scores"]["n"] == 9 * 4  # the photos that were not calibrated on
+    assert settings["scores"]["n"] == 9 * 4  # the images that were not calibrated on
     assert any("Acc@0.5 on 36 phrases" in line for line in lines)
-    assert 0 < settings["int8_difference_px"] < 6.4  # a tenth of the canvas of these random weights
+    assert 0 < settings["int8_difference_px"] < 6.4  # a tenth of the input size, for random weights
     assert (tmp_path / "int8" / "image.onnx").stat().st_size < 0.4 * (exported / "image.onnx").stat().st_size
     assert Predictor(tmp_path / "int8")(random_image(0), "dog")[0].box[2] <= 90
 
@@ -292,13 +298,13 @@ def test_keeping_padded_tokens_changes_no_prediction(name: str, monkeypatch: pyt
     runtime = TorchRuntime(create_model(preset, **overrides))
     image, image_mask = model_inputs(runtime, [0, 1])
     image_index = np.array([0, 1, 1])
-    answers = []
+    outputs = []
     for exporting in (False, True):
         monkeypatch.setattr(torch.compiler, "is_exporting", lambda exporting=exporting: exporting)
         features = runtime.encode_pixels(image, image_mask)
-        answers.append(runtime.query_features(features, image_mask, PHRASES, image_index))
-    np.testing.assert_allclose(answers[0][0], answers[1][0], atol=1e-5)
-    np.testing.assert_allclose(answers[0][1], answers[1][1], atol=1e-5)
+        outputs.append(runtime.query_features(features, image_mask, PHRASES, image_index))
+    np.testing.assert_allclose(outputs[0][0], outputs[1][0], atol=1e-5)
+    np.testing.assert_allclose(outputs[0][1], outputs[1][1], atol=1e-5)
 
 
 @pytest.mark.slow

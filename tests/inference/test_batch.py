@@ -181,7 +181,7 @@ def test_a_bad_line_is_an_error_row(run: Path, squares: Path, tmp_path: Path) ->
         ('{"image": "0.png", "phrase": null}', '"phrase" is None'),
         ('{"image": 7, "phrase": "it", "id": "seven"}', '"image" is 7'),
         ('{"image": "0.png", "phrase": "it", "id": [1]}', '"id" is [1]'),
-        ('{"image": "../0.png", "phrase": "it"}', "leads out of"),
+        ('{"image": "../0.png", "phrase": "it"}', "is outside of"),
         ('{"image": "none.png", "phrase": "it"}', "does not exist"),
         ('{"image": "0.png", "phrase": " "}', "empty"),
         ('{"image": "0.png", "phrase": "%s"}' % ("word " * 500), "500 words"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from epmvg.core.geometry import Letterbox
 from epmvg.core.types import GroundingOutput
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
@@ -25,26 +27,33 @@ def random_inputs(model: Grounder, images: int = 2) -> tuple[Tensor, Tensor, Ten
     return image, image_mask, tokens, token_mask, torch.tensor([0, 1, 0, 1])
 
 
+def letterboxed(size: tuple[int, int], side: int) -> tuple[Tensor, Tensor]:
+    """Return an image of this size, padded to a square: image [1, 3, S, S], image_mask [1, S, S]."""
+    letterbox = Letterbox.fit(*size, side)
+    image, image_mask = letterbox.pad(letterbox.resize(Image.new("RGB", size, (200, 30, 90))))
+    return torch.from_numpy(image)[None], torch.from_numpy(image_mask)[None]
+
+
 def assert_close(a: GroundingOutput, b: GroundingOutput, rows: slice | Tensor = slice(None)) -> None:
     torch.testing.assert_close(a.box[rows], b.box, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(a.visual[rows], b.visual, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(a.text[rows], b.text, atol=1e-5, rtol=1e-4)
 
 
-BEYOND: dict[str, Any] = {
+EXTENSIONS: dict[str, Any] = {
     "dense_head": True,
     "similarity": True,
-    "normalize": True,
+    "pre_fusion_norm": True,
     "vls": "mean",
     "position": "sine",
 }
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper": ("tiny-resnet", {}),
-    "beyond": ("tiny-resnet", BEYOND),
+    "extensions": ("tiny-resnet", EXTENSIONS),
     "swin": ("tiny-swin", {"visual_encoder": {"gates": "off"}}),
     "query-aware": ("tiny-swin", {}),
-    "query-aware beyond": ("tiny-swin", BEYOND | {"visual_encoder": {"strides": [8]}}),
+    "query-aware extensions": ("tiny-swin", EXTENSIONS | {"visual_encoder": {"strides": [8]}}),
 }
 
 
@@ -54,6 +63,6 @@ def create(kind: str) -> Grounder:
     name, settings = MODELS[kind]
     model = create_model(name, **settings).eval()
     for parameter_name, parameter in model.named_parameters():
-        if parameter_name.endswith(".V"):  # initialised with 0, where gates do not depend on the phrase
+        if parameter_name.endswith(".V"):  # initialized with 0, where gates do not depend on the phrase
             torch.nn.init.normal_(parameter, std=0.3)
     return model

@@ -29,7 +29,7 @@ from epmvg.models.presets import PRESETS, preset
         ({"max_length": 1}, r"model\.max_length=1"),
         ({"max_length": 1000}, r"model\.max_length=1000"),
         ({"dropout": 1.5}, r"model\.dropout=1\.5"),
-        ({"normalize": "perhaps"}, r"model\.normalize=perhaps"),
+        ({"pre_fusion_norm": "perhaps"}, r"model\.pre_fusion_norm=perhaps"),
         ({"visual_encoder": {"strides": [64]}}, r"model\.visual_encoder\.strides has 64.*2, 4, 8, 16, 32"),
         ({"visual_encoder": {"strides": [16, 16]}}, r"twice"),
         ({"visual_encoder": {"strides": []}}, r"model\.visual_encoder\.strides=\[\]"),
@@ -79,11 +79,11 @@ def test_settings_are_those_of_the_preset(name: str) -> None:
 
 
 def test_unknown_names_are_rejected_with_a_suggestion() -> None:
-    with pytest.raises(InputError, match="did you mean 'mini'"):
+    with pytest.raises(InputError, match="Did you mean 'mini'"):
         create_model("mimi")
     with pytest.raises(InputError, match=r"model\.vls=last is not valid: input should be 'first' or 'mean'"):
         create_model("tiny-resnet", vls="last")
-    with pytest.raises(InputError, match="did you mean 'image_size'"):
+    with pytest.raises(InputError, match="Did you mean 'image_size'"):
         create_model("tiny-resnet", image_siz=3)
     with pytest.raises(InputError, match=r"model tiny-resnet\.fusion has no setting 'laiers'"):
         create_model("tiny-resnet", fusion={"laiers": 3})

@@ -6,7 +6,7 @@ import torch
 from grounders import PHRASES
 
 from epmvg.models.factory import create_model
-from epmvg.models.text_cache import TextFeatureCache
+from epmvg.models.text_encoder import TextFeatureCache
 
 
 def test_cached_features_are_those_of_the_encoder() -> None:

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import torch
-from PIL import Image
-from torch import Tensor
+from grounders import letterboxed
 
-from epmvg.core.geometry import Letterbox
 from epmvg.models.factory import create_model
 from epmvg.models.visual_encoder import downsample_mask
-
-
-def letterboxed(size: tuple[int, int], side: int) -> tuple[Tensor, Tensor]:
-    """An image of this size on its canvas: image [1, 3, S, S], pad [1, S, S]."""
-    letterbox = Letterbox.fit(*size, side)
-    image, image_mask = letterbox.pad(letterbox.resize(Image.new("RGB", size, (200, 30, 90))))
-    return torch.from_numpy(image)[None], torch.from_numpy(image_mask)[None]
 
 
 def test_the_corner_pixel_decides_which_tokens_are_padding() -> None:

@@ -40,8 +40,6 @@ def convert(
         return
     console.print(f"{done['samples']:,} phrases of {done['images']:,} images are in {to}")
     _print_root(to, done["root"])
-    if done["rotated"]:
-        console.print(f"{done['rotated']:,} rotated boxes were replaced by the upright boxes around them")
     print_skipped(done["skipped"], done["first_skipped"])
 
 

@@ -8,6 +8,7 @@ RENAMED = {
     "model.set": "model.overrides",
     "model.canvas": "model.image_size",
     "model.length": "model.max_length",
+    "model.normalize": "model.pre_fusion_norm",
     "data.images": "data.batch_size",
     "data.phrases": "data.phrases_per_image",
     "data.train": "data.train_split",

@@ -5,7 +5,6 @@ A recipe states what differs from the defaults; `key=value` on the command line 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from epmvg.config.renamed import REMOVED, RENAMED
-from epmvg.core.types import InputError
+from epmvg.core.types import InputError, did_you_mean
 
 
 class Settings(BaseModel):
@@ -260,9 +259,7 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     elif str(source) in list_recipes():
         text = recipe_text(str(source))
     else:
-        close = difflib.get_close_matches(str(source), list_recipes(), n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else f"Give a YAML file or one of {', '.join(list_recipes())}."
-        raise InputError(f"There is no recipe {str(source)!r}. {hint}")
+        raise InputError(f"There is no recipe {str(source)!r}. {did_you_mean(str(source), list_recipes())}")
     return {"name": path.stem} | parse_yaml(text, str(source))
 
 
@@ -331,11 +328,8 @@ def _message(error: ValidationError, source: str) -> str:
     if key in REMOVED:
         return f"{source}: `{key}` was removed. Delete it: {REMOVED[key]}."
     if first["type"] == "extra_forbidden":
-        keys = [name for name, _ in setting_fields(Recipe)]
-        close = difflib.get_close_matches(key, keys, n=1)
-        group = [name for name in keys if name.rpartition(".")[0] == key.rpartition(".")[0]]
-        hint = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(group)}."
-        return f"{source}: there is no setting {key!r}. {hint}"
+        group = [name for name, _ in setting_fields(Recipe) if name.rpartition(".")[0] == key.rpartition(".")[0]]
+        return f"{source}: there is no setting {key!r}. {did_you_mean(key, group)}"
     if first["type"] == "value_error":  # raised by a validator, a sentence already
         return f"{source}: {first['ctx']['error']}"
     if first["type"] == "missing":

@@ -35,12 +35,3 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     intersection = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
     return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
-
-
-def paired_giou(a: Tensor, b: Tensor) -> Tensor:
-    """Return the generalized IoU, in -1..1, of each pair of xyxy boxes, both [..., 4]; finite where both are empty."""
-    import torch
-    from torchvision.ops import generalized_box_iou_loss
-
-    loss: Tensor = generalized_box_iou_loss(a, b, eps=torch.finfo(a.dtype).tiny)
-    return 1 - loss

@@ -27,11 +27,7 @@ _LOCK_SECONDS = 60
 
 
 def content_key(*parts: Any) -> bytes:
-    """Return a 16-byte digest of everything that a cached value depends on.
-
-    Args:
-        parts: In order: bytes, text, arrays and tensors by their content; anything else by its JSON.
-    """
+    """Return a 16-byte digest of bytes, text, arrays and tensors by their content, of anything else by its JSON."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         content = _content(part)
@@ -85,8 +81,8 @@ class DiskCache:
     def nbytes(self) -> int:
         """Bytes of the file that hold arrays and their keys."""
         with self._errors():
-            pages, free = (self._pragma(name) for name in ("page_count", "freelist_count"))
-            return (pages - free) * _PAGE_BYTES
+            query = "SELECT page_count - freelist_count FROM pragma_page_count, pragma_freelist_count"
+            return int(self._connection().execute(query).fetchone()[0]) * _PAGE_BYTES
 
     def get(self, keys: Sequence[bytes]) -> list[Array | None]:
         """Return the array of each key, read-only, or None."""
@@ -133,9 +129,6 @@ class DiskCache:
             self._connections.process, self._connections.connection = os.getpid(), connection
         opened: sqlite3.Connection = self._connections.connection
         return opened
-
-    def _pragma(self, name: str) -> int:
-        return int(self._connection().execute(f"PRAGMA {name}").fetchone()[0])
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -193,9 +186,3 @@ class LruCache(Generic[V]):
             self.nbytes += nbytes
             while self.nbytes > self.max_bytes:
                 self.nbytes -= self._entries.popitem(last=False)[1][1]
-
-    def clear(self) -> None:
-        """Remove everything."""
-        with self._lock:
-            self._entries.clear()
-            self.nbytes = 0

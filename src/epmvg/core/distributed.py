@@ -15,8 +15,6 @@ T = TypeVar("T")
 TIMEOUT = timedelta(days=1)
 """How long a process waits for the others' part of the work; one that has ended is noticed at once."""
 
-_ADVICE = "start with torchrun, or unset RANK and WORLD_SIZE for a single process"
-
 
 def rank_and_world_size() -> tuple[int, int]:
     """Return (rank, world size) as the launcher's variables state them; (0, 1) without a launcher.
@@ -26,28 +24,16 @@ def rank_and_world_size() -> tuple[int, int]:
     """
     if not os.environ.get("RANK") and os.environ.get("WORLD_SIZE", "1") in ("", "1"):
         return 0, 1
-    rank, world_size = _integer("RANK"), _integer("WORLD_SIZE")
-    if world_size > 1:
-        _integer("MASTER_PORT")
-        _text("MASTER_ADDR")
-    if not 0 <= rank < world_size:
-        raise InputError(f"RANK={rank} does not fit WORLD_SIZE={world_size}: {_ADVICE}.")
-    return rank, world_size
-
-
-def _text(name: str) -> str:
-    value = os.environ.get(name, "")
-    if not value:
-        stated = [variable for variable in ("RANK", "WORLD_SIZE") if os.environ.get(variable)]
-        raise InputError(f"{' and '.join(stated)} set but {name} is not: {_ADVICE}.")
-    return value
-
-
-def _integer(name: str) -> int:
-    value = _text(name)
-    if not value.isdecimal():
-        raise InputError(f"{name}={value} is not a whole number: {_ADVICE}.")
-    return int(value)
+    names = ("RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
+    rank, world_size, port, address = (os.environ.get(name, "") for name in names)
+    is_complete = rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)
+    if not is_complete or (int(world_size) > 1 and not (port.isdecimal() and address)):
+        stated = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
+        raise InputError(
+            f"{stated} are not the variables of a launcher ({', '.join(names)}). "
+            "Start with torchrun, or unset RANK and WORLD_SIZE for a single process."
+        )
+    return int(rank), int(world_size)
 
 
 @contextmanager
@@ -59,7 +45,7 @@ def process_group() -> Iterator[tuple[int, int]]:
     """
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
+    if _is_joined():
         yield dist.get_rank(), dist.get_world_size()
         return
     if rank_and_world_size()[1] == 1:
@@ -76,6 +62,12 @@ def process_group() -> Iterator[tuple[int, int]]:
         dist.destroy_process_group()
 
 
+def _is_joined() -> bool:
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
+
+
 def is_lost_process(error: RuntimeError) -> bool:
     """Return whether an error means that another process ended."""
     import torch.distributed as dist
@@ -87,7 +79,7 @@ def gather(value: T) -> list[T]:
     """Gather one object of each process on the first, in order of rank; the others get an empty list."""
     import torch.distributed as dist
 
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _is_joined():
         return [value]
     first = dist.get_rank() == 0
     values: list[T] = [value] * dist.get_world_size() if first else []
@@ -99,7 +91,7 @@ def broadcast(value: T) -> T:
     """Return the first process's object on all processes."""
     import torch.distributed as dist
 
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _is_joined():
         return value
     values = [value]
     dist.broadcast_object_list(values)

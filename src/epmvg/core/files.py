@@ -7,7 +7,7 @@ import json
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import strerror
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,7 @@ from epmvg.core.types import InputError
 
 _MAX_NAME = 255  # bytes, of the usual file systems
 
-_FREE_SPACE, _OTHER_FOLDER = "Free some space", "Choose a folder that can be written"
-_ADVICE = {
-    errno.ENOSPC: _FREE_SPACE,
-    errno.EDQUOT: _FREE_SPACE,
-    errno.EFBIG: "Raise the limit on file size (ulimit -f), or choose another disk",
-    errno.EROFS: _OTHER_FOLDER,
-    errno.EACCES: _OTHER_FOLDER,
-    errno.EPERM: _OTHER_FOLDER,
-}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -74,15 +66,11 @@ def check_not_input(out: Path | str, *inputs: Path | str | None) -> None:
         InputError: `out` is one of them.
     """
     for path in inputs:
-        if path is not None and _is_same(Path(out), Path(path)):
+        is_same = False
+        with suppress(OSError, ValueError):  # no such file, or not a valid name of one
+            is_same = path is not None and (Path(out).resolve() == Path(path).resolve() or Path(out).samefile(path))
+        if is_same:
             raise InputError(f"{out} would overwrite the input {path}. Choose another name for the output.")
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    try:
-        return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
-    except (OSError, ValueError):  # not a valid file name
-        return False
 
 
 @contextmanager
@@ -100,7 +88,7 @@ def disk_errors(file: Path) -> Iterator[None]:
         number = _errno(error)
         if number is None:
             raise
-        advice = _ADVICE.get(number, "Check the folder")
+        advice = "Free some space" if number in _FULL else "Choose a folder that can be written"
         raise InputError(f"{file} could not be written ({strerror(number)}). {advice}, then try again.") from error
 
 

@@ -56,9 +56,15 @@ def use_bf16(precision: str, device: torch.device | str) -> bool:
     return kind == "cpu" and cpu_has_bf16()
 
 
+@lru_cache(maxsize=1)
 def cpu_has_bf16() -> bool:
     """Return whether the processor multiplies bfloat16 in hardware."""
-    return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def cpu_threads() -> int:
@@ -75,12 +81,3 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     words = ("DefaultCPUAllocator", "out of memory")  # torch has a class for CUDA only
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
-
-
-@lru_cache(maxsize=1)
-def _cpu_flags() -> frozenset[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,27 +41,22 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_HEIC = re.compile(rb"....ftyp(?:hei[cfmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
+_HEIC = rb"....ftyp(?:hei[cfmsx]|hev[cmsx]|mif1|msf1)"
 _SIGNATURES = (
     (rb"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
-    (rb"%PDF", "a PDF: save its page as PNG"),
-    (rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?(?:<!DOCTYPE svg[^>]*>\s*)?<svg", "an SVG drawing: export it as PNG"),
     (rb"\s*<(?:!doctype html|html|head)", "an HTML page: download the image itself"),
-    (rb"....ftypavi[fs]", "an AVIF image, which this Pillow cannot read: convert it to JPEG or PNG"),
-    (rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI |\x00\x00\x01[\xb3\xba]", "a video: save a frame of it as PNG"),
-    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL image: convert it to JPEG or PNG"),
-    (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "an archive: unpack it"),
+    (_HEIC, "a HEIC image: pip install 'epmvg[heic]', or convert it to JPEG"),
     (rb"", "no image that can be read here: convert it to JPEG or PNG"),
 )
-"""First bytes of files that are no readable images, what they are and what to do."""
+"""First bytes of files that cannot be read as images, what they are and what to do."""
 
 
 class ImageError(InputError):
-    """An image cannot be opened: `fault` is the kind of reason, `detail` the reason in a few words."""
+    """An image cannot be opened: `missing` where there is no such file; `detail` is the reason in a few words."""
 
-    def __init__(self, name: str, fault: Literal["missing", "empty", "torn", "foreign", "bomb"], detail: str) -> None:
+    def __init__(self, name: str, detail: str, missing: bool = False) -> None:
         super().__init__(f"{name} {detail}.")
-        self.fault, self.detail = fault, detail
+        self.detail, self.missing = detail, missing
 
 
 class ImageFile:
@@ -86,29 +81,20 @@ class ImageFile:
     def __init__(
         self, source: ImageSource, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
     ) -> None:
-        opened = _normalize(source)
+        opened = _to_openable(source)
         self._is_own = not isinstance(opened, Image.Image)
         self.name = str(opened) if isinstance(opened, Path) else getattr(opened, "filename", "") or "The image"
         self._max_pixels = max_pixels
         with _naming(self.name, max_pixels):
             self._image = opened if isinstance(opened, Image.Image) else _open(opened, self.name, formats)
-            try:
-                self._check_size()
-                self.turned = _orientation(self._image) >= 5
-                # Pillow has swapped the size of a TIFF that is not decoded yet.
-                is_swapped = getattr(self._image, "tag_v2", {}).get(_ORIENTATION) in (5, 6, 7, 8)
-                self.size = self._image.size[::-1] if self.turned and not is_swapped else self._image.size
-            except BaseException:
+            width, height = self._image.size
+            if not 0 < width * height <= max_pixels:
                 self.close()
-                raise
-
-    def _check_size(self) -> None:
-        width, height = self._image.size
-        if width * height > self._max_pixels:
-            detail = f"has {width} x {height} pixels, more than {self._max_pixels:,}: scale it down"
-            raise ImageError(self.name, "bomb", detail)
-        if width * height == 0:
-            raise ImageError(self.name, "empty", f"has {width} x {height} pixels: give one that has some")
+                raise ImageError(self.name, f"has {width} x {height} pixels: give one of 1 to {max_pixels:,}")
+            self.turned = _orientation(self._image) >= 5
+            # Pillow has swapped the size of a TIFF that is not decoded yet.
+            is_swapped = getattr(self._image, "tag_v2", {}).get(_ORIENTATION) in (5, 6, 7, 8)
+            self.size = (height, width) if self.turned and not is_swapped else (width, height)
 
     def __enter__(self) -> ImageFile:
         return self
@@ -218,7 +204,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _normalize(source: Any) -> Path | BytesIO | Image.Image:
+def _to_openable(source: Any) -> Path | BytesIO | Image.Image:
     """Convert everything that an image can be given as to one of three types."""
     if isinstance(source, str | Path):
         return _check_path(source)
@@ -276,17 +262,13 @@ def _open(source: Path | BytesIO, name: str, formats: tuple[str, ...] | None) ->
         return Image.open(source, formats=formats)
     except UnidentifiedImageError as error:
         head = _read_head(source)
-        kind = next(kind for pattern, kind in _SIGNATURES if re.match(pattern, head, re.DOTALL | re.IGNORECASE))
         if not head:
-            raise ImageError(name, "empty", "is empty: download it again") from error
-        if formats is not None:
-            raise ImageError(name, "foreign", f"is {kind.partition(':')[0]}: give {', '.join(formats)}") from error
-        if not _HEIC.match(head):
-            raise ImageError(name, "foreign", f"is {kind}") from error
-        if not _register_heic():
-            detail = "is a HEIC image: pip install 'epmvg[heic]', or convert it to JPEG"
-            raise ImageError(name, "foreign", detail) from error
-        return Image.open(source)
+            raise ImageError(name, "is empty: download it again") from error
+        if formats is None and re.match(_HEIC, head, re.DOTALL) and _register_heic():
+            return Image.open(source)
+        kind = next(kind for pattern, kind in _SIGNATURES if re.match(pattern, head, re.DOTALL | re.IGNORECASE))
+        advice = "" if formats is None else f" (formats: {', '.join(formats)})"
+        raise ImageError(name, f"is {kind}{advice}") from error
 
 
 def _read_head(source: Path | BytesIO) -> bytes:
@@ -314,12 +296,10 @@ def _naming(name: str, max_pixels: int) -> Iterator[None]:
     except InputError:
         raise
     except FileNotFoundError as error:
-        raise ImageError(name, "missing", "does not exist: check the path") from error
-    except IsADirectoryError as error:
-        raise ImageError(name, "foreign", "is a folder: give an image file in it") from error
-    except PermissionError as error:
-        raise ImageError(name, "torn", "may not be read: change its permissions") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(name, "bomb", f"has more than {max_pixels:,} pixels: scale it down") from error
+        raise ImageError(name, "does not exist: check the path", missing=True) from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise ImageError(name, f"cannot be read ({error.strerror}): check the path and its permissions") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(name, f"has more than {max_pixels:,} pixels: scale it down") from error
     except Exception as error:
-        raise ImageError(name, "torn", f"cannot be decoded ({error}): download or save it again") from error
+        raise ImageError(name, f"cannot be decoded ({error}): download or save it again") from error

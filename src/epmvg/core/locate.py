@@ -64,19 +64,14 @@ def fetch(run: Path | str, *, revision: str | None = None, token: str | None = N
     if folder.exists() or not _HUB_NAME.fullmatch(str(run)) or folder.parent.exists():
         return folder  # a mistyped local path is not sent to the hub
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    reasons: dict[type[Exception], str] = {
-        GatedRepoError: "is gated on the Hugging Face hub. Request access there, then run `hf auth login`",
-        RepositoryNotFoundError: "is not on the Hugging Face hub, or private. Check the name, or run `hf auth login`",
-        LocalEntryNotFoundError: "was not downloaded before, and the hub cannot be reached. Check the network",
-    }
     try:
         folder = Path(snapshot_download(str(run), revision=revision, token=token, allow_patterns=FILES))
     except (OSError, ValueError) as error:
-        other = f"cannot be downloaded from the Hugging Face hub ({type(error).__name__}). Check name and revision"
-        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), other)
-        raise InputError(f"{run} is no folder here and {reason}.") from error
+        raise InputError(
+            f"{run} is no folder here and cannot be downloaded from the Hugging Face hub ({type(error).__name__}). "
+            "Check the name and the network; for a private or gated model run `hf auth login`."
+        ) from error
     if not (folder / "model.yaml").exists():
         raise InputError(f"{run} on the Hugging Face hub is no model of epmvg: it has no model.yaml. {_WHERE}.")
     return folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +17,7 @@ def progress_bar(console: Console, title: str) -> Iterator[ProgressCallback]:
     """Show a bar on a terminal; yield a function to call with (done, total)."""
     with _new_bar(console) as bar:
         task = bar.add_task(title, total=None, note="")
-
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield update
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class TrainingProgress:
@@ -50,8 +46,8 @@ class TrainingProgress:
             self._report_step(row, prefix)
         elif row["event"] == "store":
             self._update_bar(f"{prefix}{row['name']}", row["done"], row["total"])
-        elif row["event"] in _LINES:
-            self._print(prefix + _LINES[row["event"]](row))
+        elif text := _describe(row):
+            self._print(prefix + text)
 
     def _report_step(self, row: dict[str, Any], prefix: str) -> None:
         step, steps = row["step"], row["steps"]
@@ -83,35 +79,29 @@ def _new_bar(console: Console) -> Progress:
     )
 
 
-def _describe_begin(row: dict[str, Any]) -> str:
-    processes = f", {row['processes']} processes" if row["processes"] > 1 else ""
-    position = f"resumed at step {row['step']} of {row['steps']}" if row["step"] else f"{row['steps']} steps"
-    return (
-        f"{row['data']}: training on {row['train']}, validation on {row['val']}; model {row['start']}; "
-        f"device {row['device']}{processes}; {position}; run folder {row['folder']}"
-    )
-
-
-def _describe_evaluation(row: dict[str, Any]) -> str:
-    sample = f", a sample of {row['sample_of']:,}" if "sample_of" in row else ""
-    return (
-        f"{row['data']} {row['split']} after {row['phrases']:,} phrases, {row['seconds']:.0f} s: "
-        f"Acc@0.5 {row['acc50']:.3f}, mean IoU {row['miou']:.3f} ({row['n']:,} phrases{sample})"
-    )
-
-
-def _describe_end(row: dict[str, Any]) -> str:
-    return (
-        f"best on {row['split']}: Acc@0.5 {row['best']:.3f} at step {row['best_step']} of {row['steps']}, "
-        f"kept in {row['folder']}/model.safetensors"
-    )
-
-
-_LINES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "begin": _describe_begin,
-    "evaluate": _describe_evaluation,
-    "end": _describe_end,
-    "skipped": lambda row: f"{row['why'].rstrip('.')}.",
-    "say": lambda row: str(row["text"]),
-}
-"""Event -> the line for it."""
+def _describe(row: dict[str, Any]) -> str:
+    """Return the line for an event, "" where it has none."""
+    match row["event"]:
+        case "begin":
+            processes = f", {row['processes']} processes" if row["processes"] > 1 else ""
+            position = f"resumed at step {row['step']} of {row['steps']}" if row["step"] else f"{row['steps']} steps"
+            return (
+                f"{row['data']}: training on {row['train']}, validation on {row['val']}; model {row['start']}; "
+                f"device {row['device']}{processes}; {position}; run folder {row['folder']}"
+            )
+        case "evaluate":
+            sample = f", a sample of {row['sample_of']:,}" if "sample_of" in row else ""
+            return (
+                f"{row['data']} {row['split']} after {row['phrases']:,} phrases, {row['seconds']:.0f} s: "
+                f"Acc@0.5 {row['acc50']:.3f}, mean IoU {row['miou']:.3f} ({row['n']:,} phrases{sample})"
+            )
+        case "end":
+            return (
+                f"best on {row['split']}: Acc@0.5 {row['best']:.3f} at step {row['best_step']} of {row['steps']}, "
+                f"kept in {row['folder']}/model.safetensors"
+            )
+        case "skipped":
+            return f"{row['why'].rstrip('.')}."
+        case "say":
+            return str(row["text"])
+    return ""

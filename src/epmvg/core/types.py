@@ -6,7 +6,8 @@ E teacher width. Masks are True at padding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +26,13 @@ class InputError(ValueError):
 
     The command line prints it and exits with status 2.
     """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a sentence for messages: the closest of the known words, or all of them where none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(known)}."
 
 
 Progress = Callable[[int, int], None]

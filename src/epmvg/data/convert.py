@@ -38,7 +38,7 @@ def convert_data(
 
     Returns:
         samples and images written, to (the target), format, root (the folder that image paths there are relative to),
-        rotated: boxes read as the upright ones around rotated ones, and `Skipped.as_dict`.
+        and `Skipped.as_dict`.
 
     Raises:
         InputError: as `open_samples`, or the format cannot hold the samples, or the target is one of the files that
@@ -55,7 +55,6 @@ def convert_data(
         "to": str(target),
         "format": format_,
         "root": str(base),
-        "rotated": sum("rotated" in sample.extra for sample in samples),
     } | skipped.as_dict()
 
 

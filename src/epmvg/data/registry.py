@@ -105,26 +105,30 @@ def open_samples(
         skipped: collects annotations that cannot be used, which otherwise raise.
 
     Raises:
-        InputError: unknown name, missing files, unusable annotations.
+        InputError: unknown name, missing files, unusable annotations, or none of the split.
     """
-    names: set[str] = set()
-    samples = located_samples(name, split=split, root=root, split_key=split_key, names=names)
-    return collect(samples, name, skipped, split=split, names=names)
+    samples = collect(located_samples(name, split=split, root=root, split_key=split_key), skipped)
+    if not samples:
+        reasons = [str(skipped)] if skipped and skipped.counts else []
+        if split is not None:
+            reasons.append(_known_splits(located_samples(name, root=root, split_key=split_key)))
+        of_split = f" of split {split!r}" if split else ""
+        raise InputError(f"{name} has no usable annotations{of_split}: {'; '.join(reasons) or 'check its files'}.")
+    return samples
+
+
+def _known_splits(samples: Located[Sample]) -> str:
+    known = sorted({sample.split for _, sample in samples if isinstance(sample, Sample)} - {""})
+    return f"there are {', '.join(known)}" if known else "none names a split (`epmvg data split` adds them)"
 
 
 def located_samples(
-    name: str,
-    *,
-    split: str | None = None,
-    root: str | Path | None = None,
-    split_key: str = "split",
-    names: set[str] | None = None,
+    name: str, *, split: str | None = None, root: str | Path | None = None, split_key: str = "split"
 ) -> Located[Sample]:
-    """Read the samples of a data set with where they stand, errors and unusable boxes and phrases included.
+    """Read the samples of a data set with their locations, errors and unusable boxes and phrases included.
 
     Args:
         name, split, root, split_key: as for `open_samples`.
-        names: the names of splits of a file are added to it.
 
     Raises:
         InputError: unknown name or missing files.
@@ -132,7 +136,7 @@ def located_samples(
     if name not in DATASETS:
         if not (is_file(name) or is_folder(name) or name.lower().endswith(READABLE)):
             raise InputError(f"There is no data set {name!r}: {_suggestion(name)}")
-        return file_samples(name, split=split, root=root, split_key=split_key, names=names)
+        return file_samples(name, split=split, root=root, split_key=split_key)
     dataset = DATASETS[name]
     folder = Path(root) if root else dataset.default_root()
     if folder is None:

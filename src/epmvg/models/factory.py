@@ -13,7 +13,6 @@ import torch
 import yaml
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from epmvg.core.calibration import CONFIDENCE_FILE, read_calibration
@@ -233,32 +232,4 @@ def _settings_behind_weights(settings: dict[str, Any]) -> dict[tuple[str, str], 
         ("fusion", "fusion.heads"): settings["fusion"]["heads"],
         ("fusion", "vls"): settings["vls"],
         ("fusion", "position"): settings["position"],
-    }
-
-
-@torch.no_grad()
-def measure(model: Grounder) -> dict[str, float]:
-    """Count what a model costs.
-
-    Returns:
-        parameters; trained, those of them that train; tokens, the visual tokens; gflops of one square image with one
-        phrase of full length, and phrase_gflops of a further phrase; a multiplication and an addition count as two.
-    """
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    tokens = torch.ones(1, model.max_length, dtype=torch.int64)
-    token_mask = tokens == 0
-    images = torch.zeros(1, 3, model.image_size, model.image_size)
-    image_mask = torch.zeros(1, model.image_size, model.image_size, dtype=torch.bool)
-    model.eval()
-    with FlopCounterMode(display=False) as total:
-        encoded = model.encode_images(images, image_mask)
-        with FlopCounterMode(display=False) as phrase:
-            text = model.text_encoder(tokens, token_mask)
-            model.query(encoded, text, token_mask, torch.zeros(1, dtype=torch.int64))
-    return {
-        "parameters": sum(n for n, _ in sizes),
-        "trained": sum(n for n, trains in sizes if trains),
-        "tokens": model.visual_encoder.num_tokens(model.image_size),
-        "gflops": round(total.get_total_flops() / 1e9, 2),
-        "phrase_gflops": round(phrase.get_total_flops() / 1e9, 2),
     }

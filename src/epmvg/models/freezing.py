@@ -10,13 +10,12 @@ from torch import nn
 from epmvg.core.types import InputError
 
 
-def freeze(network: nn.Module, frozen: Sequence[str] | str, setting: str) -> bool:
+def freeze(network: nn.Module, frozen: Sequence[str], setting: str) -> bool:
     """Stop parts of a network from training, in place.
 
     Args:
         network: the backbone or the text encoder.
-        frozen: names of its modules or parameters, for example "layer1" or "encoder.layer.0"; a string is one name, and
-            "all" is the whole network.
+        frozen: names of its modules or parameters, for example "layer1" or "encoder.layer.0"; "all" is all of them.
         setting: the key that messages name.
 
     Returns:
@@ -25,14 +24,13 @@ def freeze(network: nn.Module, frozen: Sequence[str] | str, setting: str) -> boo
     Raises:
         InputError: the network has no module or parameter of a name.
     """
-    names = [frozen] if isinstance(frozen, str) else list(frozen)
     known = [name for name, _ in network.named_modules() if name] + [name for name, _ in network.named_parameters()]
-    for name in names:
+    for name in frozen:
         if name != "all" and name not in known:
             close = difflib.get_close_matches(name, known, n=3) or [child for child, _ in network.named_children()]
             raise InputError(f"{setting} names {name!r}, which is no part of the network: use all, {', '.join(close)}.")
-    prefixes = tuple(f"{name}." for name in names)
+    prefixes = tuple(f"{name}." for name in frozen)
     for name, parameter in network.named_parameters():
-        if "all" in names or f"{name}.".startswith(prefixes):
+        if "all" in frozen or f"{name}.".startswith(prefixes):
             parameter.requires_grad_(False)
-    return "all" in names
+    return "all" in frozen

@@ -1,7 +1,7 @@
 """The grounder: visual and text encoder, [REG], fusion and box head (figure 2, eq. 1-4).
 
-`Grounder.query` is the paper's computation. Extensions are in separate methods: token-phrase
-similarity, the dense head and the IoU head (docs/design.md).
+`Grounder.query` is the paper's computation. Each extension (docs/design.md) is one `if` in it: token-phrase
+similarity, the dense head and the IoU head.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ from epmvg.models.visual_encoder import BaseVisualEncoder
 class EncodedImages:
     """Phrase-independent image features, to be queried with any number of phrases."""
 
-    features: Tensor  # visual tokens [I, N, C], or what a query-aware encoder starts from [I, ...]
+    features: Tensor  # visual tokens [I, N, C], or intermediate features [I, ...] for a query-aware encoder
     image_mask: Tensor  # bool [I, S, S]
 
 
 @dataclass(slots=True)
 class VisualTokens:
-    """The visual tokens of each phrase; n <= N of them, since most padding is left out."""
+    """The visual tokens that are fused with phrases: n <= N of each image, since most padding is dropped."""
 
-    tokens: Tensor  # [P, n, D], p_v of eq. 2
+    features: Tensor  # [I, n, C], or [P, n, C] of a query-aware encoder
+    feature_index: Tensor  # int64 [P], the features of each phrase
     position: Tensor  # [P, n, D]
     mask: Tensor  # bool [P, n], True at padding
     index: Tensor  # int64 [P, n], which of the N tokens these are
     grids: list[tuple[int, int]]  # (rows, columns) of each feature level
-    similarity: Tensor | None  # logits [P, n], -inf at padding
 
-    def spread(self, values: Tensor, fill: float) -> Tensor:
-        """Return values [P, n, ...] of these tokens as [P, N, ...], with `fill` for the tokens left out."""
+    def scatter_to_grid(self, values: Tensor, fill: float) -> Tensor:
+        """Return values [P, n, ...] of these tokens as [P, N, ...], with `fill` for the dropped ones."""
         count = sum(rows * columns for rows, columns in self.grids)
         index = self.index if values.dim() == 2 else self.index[..., None].expand_as(values)
         return values.new_full((values.shape[0], count, *values.shape[2:]), fill).scatter(1, index, values)
 
     def centres(self) -> Tensor:
-        """Return the centres (x, y) of these tokens in 0..1 of the input, [P, n, 2], where there is one level."""
+        """Return the centres (x, y) of the tokens of a single level in 0..1 of the input, [P, n, 2]."""
         ((rows, columns),) = self.grids
         x = (self.index % columns + 0.5) / columns
         y = (self.index.div(columns, rounding_mode="floor") + 0.5) / rows
@@ -79,7 +79,7 @@ class Grounder(nn.Module):
         vls: [VLS] is the "first" fused visual token (eq. 2), or the "mean" of the unpadded ones.
         position: of visual tokens in the fusion: one "learned" embedding per token (the paper), or "sine", which fits
             any image size.
-        normalize: LayerNorm after both projections; small training budgets need it.
+        pre_fusion_norm: LayerNorm after both projections; small training budgets need it.
         similarity: add the cosine of each visual token with the phrase to the token.
         dense_head: predict a heatmap over visual tokens and a box from each of them.
         iou_head: predict the IoU of the predicted box; no gradient passes into the other parts.
@@ -108,7 +108,7 @@ class Grounder(nn.Module):
         dropout: float,
         vls: Vls = "first",
         position: Position = "learned",
-        normalize: bool = False,
+        pre_fusion_norm: bool = False,
         similarity: bool = False,
         dense_head: bool = False,
         iou_head: bool = False,
@@ -120,12 +120,14 @@ class Grounder(nn.Module):
         self.image_size, self.max_length, self.width, self.vls = image_size, max_length, width, vls
         self.visual_encoder = visual_encoder
         self.text_encoder = text_encoder
-        self.visu_proj = _projection(visual_encoder.width, width, normalize)
-        self.text_proj = _projection(text_encoder.width, width, normalize)
+        # visu_proj, text_proj, reg_token and vl_pos_embed are TransVG's parameter names.
+        self.visu_proj = _projection(visual_encoder.width, width, pre_fusion_norm)
+        self.text_proj = _projection(text_encoder.width, width, pre_fusion_norm)
         self.reg_token = nn.Embedding(1, width)
         self.sine_position = position == "sine"
         num_visual = 0 if self.sine_position else visual_encoder.num_tokens(image_size)
-        self.vl_pos_embed = nn.Embedding(1 + max_length + num_visual, width)  # rows: [REG], text, visual
+        # Rows: [REG], text, visual, as in TransVG's weights; tokens are [REG], visual, text as in eq. 1.
+        self.vl_pos_embed = nn.Embedding(1 + max_length + num_visual, width)
         self.fusion = TransformerEncoder(layers, width, heads, dim_feedforward, dropout)
         self.box_head = MLP(width, width, 4)
         self.similarity = TokenPhraseSimilarity(visual_encoder.width, text_encoder.width, width) if similarity else None
@@ -213,37 +215,46 @@ class Grounder(nn.Module):
         output_attention: bool = False,
     ) -> GroundingOutput:
         """Query encoded images with text features [P, L, C]; other arguments as for `forward`."""
-        phrases, length = token_mask.shape
-        visual = self._visual_tokens(images, text_features, token_mask, image_index)  # p_v [P, n, D] (eq. 2)
-        text = self.text_proj(text_features)  # p_l [P, L, D] (eq. 3)
-        reg = self.reg_token.weight.expand(phrases, 1, -1)  # p_r [P, 1, D]
-        x = torch.cat([reg, visual.tokens, text], 1)  # [P, 1 + n + L, D] (eq. 1)
-        mask = torch.cat([token_mask.new_zeros(phrases, 1), visual.mask, token_mask], 1)
-        position = self._positions(visual.position, length).to(x.dtype)
+        num_phrases, max_len = token_mask.shape
+        visual = self._visual_tokens(images, text_features, image_index)  # f_v without most padding
+        visual_tokens = self.visu_proj(visual.features).index_select(0, visual.feature_index)  # p_v [P, n, D] (eq. 2)
+        similarity = None
+        if self.similarity is not None:  # beyond the paper
+            similarity = self.similarity(visual.features, text_features, token_mask, visual.feature_index)  # [P, n]
+            visual_tokens = visual_tokens + self.similarity.embed_logits(similarity)
+            similarity = similarity.float().masked_fill(visual.mask, -math.inf)
+        text_tokens = self.text_proj(text_features)  # p_l [P, L, D] (eq. 3)
+        reg_token = self.reg_token.weight.expand(num_phrases, 1, -1)  # p_r [P, 1, D]
+        x = torch.cat([reg_token, visual_tokens, text_tokens], 1)  # [P, 1 + n + L, D] (eq. 1)
+        mask = torch.cat([token_mask.new_zeros(num_phrases, 1), visual.mask, token_mask], 1)
+        position = self._positions(visual.position, max_len).to(x.dtype)
         fused = self.fusion(x, position, mask)
-        fused_reg, fused_visual, fused_text = fused.split([1, visual.tokens.shape[1], length], 1)
+        fused_reg, fused_visual, fused_text = fused.split([1, visual_tokens.shape[1], max_len], 1)
         fused_reg = fused_reg[:, 0]
         output = GroundingOutput(
             box=self.box_head(fused_reg).float().sigmoid(),  # [P, 4] (eq. 4)
-            visual=fused_visual[:, 0] if self.vls == "first" else mean_unpadded(fused_visual, visual.mask),  # [VLS]
+            # [VLS]; token 0 is never dropped (unpadded_indices).
+            visual=fused_visual[:, 0] if self.vls == "first" else mean_unpadded(fused_visual, visual.mask),
             text=fused_text[:, 0],  # [CLS]
             image_index=image_index,
             grid=visual.grids[0] if len(visual.grids) == 1 else None,
         )
-        if visual.similarity is not None:
-            output.similarity = visual.spread(visual.similarity, -math.inf)
+        if similarity is not None:
+            output.similarity = visual.scatter_to_grid(similarity, -math.inf)
         if self.dense_head is not None:
-            self._predict_dense(output, self.dense_head, visual, fused_reg, fused_visual)
+            heatmap, token_boxes = self.dense_head(fused_visual, fused_reg, visual.centres(), visual.mask, similarity)
+            output.reg_box = output.box
+            output.box = mean_box(heatmap, token_boxes) if self.training else median_box(heatmap, token_boxes)
+            output.heatmap = visual.scatter_to_grid(heatmap, -math.inf)
+            output.token_boxes = visual.scatter_to_grid(token_boxes, 0.0)
         if self.iou_head is not None:
             self._predict_iou(output, self.iou_head, visual, fused_reg, fused_visual)
         if output_attention:
             output.attention = self._reg_attention(x, position, mask, visual)
         return output
 
-    def _visual_tokens(
-        self, images: EncodedImages, text_features: Tensor, token_mask: Tensor, image_index: Tensor
-    ) -> VisualTokens:
-        """Project the visual tokens of each phrase's image, leaving out padding that is never attended to."""
+    def _visual_tokens(self, images: EncodedImages, text_features: Tensor, image_index: Tensor) -> VisualTokens:
+        """Return the visual tokens of each phrase's image, without padding that is never attended to."""
         encoder = self.visual_encoder
         grid_masks = encoder.token_masks(images.image_mask)  # [I, H, W] of each level
         mask = torch.cat([level.flatten(1) for level in grid_masks], 1)  # [I, N]
@@ -252,24 +263,18 @@ class Grounder(nn.Module):
         if encoder.query_aware:
             features = encoder.visual_tokens(images.features, images.image_mask, text_features[:, 0], image_index)
             features = gather_tokens(features, index[image_index])  # [P, n, C]
-            row = torch.arange(image_index.shape[0], device=image_index.device)
+            feature_index = torch.arange(image_index.shape[0], device=image_index.device)
         else:
             features = gather_tokens(images.features, index)  # [I, n, C]
-            row = image_index
-        tokens = self.visu_proj(features).index_select(0, row)  # [P, n, D]
-        visual = VisualTokens(
-            tokens=tokens,
+            feature_index = image_index
+        return VisualTokens(
+            features=features,
+            feature_index=feature_index,
             position=position.index_select(0, image_index),
             mask=mask.gather(1, index).index_select(0, image_index),
             index=index.index_select(0, image_index),
             grids=[(level.shape[1], level.shape[2]) for level in grid_masks],
-            similarity=None,
         )
-        if self.similarity is not None:
-            similarity = self.similarity(features, text_features, token_mask, row)  # [P, n]
-            visual.tokens = tokens + self.similarity.embed_logits(similarity)
-            visual.similarity = similarity.float().masked_fill(visual.mask, -math.inf)
-        return visual
 
     def _visual_positions(self, grid_masks: list[Tensor]) -> Tensor:
         """Return positions of visual tokens in the fusion, [I, N, D], for masks [I, H, W] of each level."""
@@ -285,16 +290,6 @@ class Grounder(nn.Module):
         """Return positions of [REG], visual [P, n, D] and text tokens, [P, 1 + n + L, D]."""
         reg, text = self.vl_pos_embed.weight[:1], self.vl_pos_embed.weight[1 : 1 + length]
         return torch.cat([part.expand(visual.shape[0], -1, -1) for part in (reg, visual, text)], 1)
-
-    def _predict_dense(
-        self, output: GroundingOutput, head: DenseHead, visual: VisualTokens, reg: Tensor, fused: Tensor
-    ) -> None:
-        """Predict the box from a heatmap and token boxes; that of [REG] stays as `reg_box`."""
-        heatmap, token_boxes = head(fused, reg, visual.centres(), visual.mask, visual.similarity)
-        output.reg_box = output.box
-        output.box = mean_box(heatmap, token_boxes) if self.training else median_box(heatmap, token_boxes)
-        output.heatmap = visual.spread(heatmap, -math.inf)
-        output.token_boxes = visual.spread(token_boxes, 0.0)
 
     def _predict_iou(
         self, output: GroundingOutput, head: IouHead, visual: VisualTokens, reg: Tensor, fused: Tensor
@@ -321,17 +316,17 @@ class Grounder(nn.Module):
         self.eval()
         features = self.query(images, text_features[phrase], token_mask[phrase], image_index).iou_features
         self.train(was_training)
-        assert features is not None
+        assert features is not None  # called with an IoU head only
         return features
 
     def _reg_attention(self, x: Tensor, position: Tensor, mask: Tensor, visual: VisualTokens) -> Tensor:
         """Return the attention weights of [REG] over [REG], N visual and L text tokens, [P, 1 + N + L]."""
-        count = visual.tokens.shape[1]
+        count = visual.mask.shape[1]
         weights = self.fusion.first_token_weights(x, position, mask)  # [P, 1 + n + L]
         on_reg, on_visual, on_text = weights.split([1, count, x.shape[1] - 1 - count], 1)
-        return torch.cat([on_reg, visual.spread(on_visual, 0.0), on_text], 1)
+        return torch.cat([on_reg, visual.scatter_to_grid(on_visual, 0.0), on_text], 1)
 
 
-def _projection(inputs: int, width: int, normalize: bool) -> nn.Module:
+def _projection(inputs: int, width: int, norm: bool) -> nn.Module:
     linear = nn.Linear(inputs, width)
-    return nn.Sequential(linear, nn.LayerNorm(width)) if normalize else linear
+    return nn.Sequential(linear, nn.LayerNorm(width)) if norm else linear

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
 
-from epmvg.core.types import InputError
+from epmvg.core.types import InputError, did_you_mean
 
 Vls = Literal["first", "mean"]
 Position = Literal["learned", "sine"]
@@ -15,6 +14,7 @@ Gates = Literal["off", "zero_init", "normal_init"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _Fraction = Annotated[float, Field(ge=0, lt=1)]
+_Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 _Positive = Annotated[float, Field(gt=0)]
 
 
@@ -35,13 +35,13 @@ class Bert(Transformer):
     heads: PositiveInt = 12
     dim_feedforward: PositiveInt = 3072
     vocab_size: PositiveInt = 30_522
-    frozen: str | list[str] = []
+    frozen: _Names = []
 
 
 class _Backbone(_Settings):
     backbone: str
     strides: Annotated[list[PositiveInt], Field(min_length=1)] = [32]
-    frozen: str | list[str] = []
+    frozen: _Names = []
     mean: Annotated[list[float], Field(min_length=3, max_length=3)] = list(IMAGENET_MEAN)
     std: Annotated[list[_Positive], Field(min_length=3, max_length=3)] = list(IMAGENET_STD)
 
@@ -49,7 +49,7 @@ class _Backbone(_Settings):
 class Cnn(_Backbone, Transformer):
     backbone: str = "resnet50.tv_in1k"
     layers: Annotated[int, Field(ge=0)] = 6
-    frozen: str | list[str] = ["conv1", "bn1", "layer1"]
+    frozen: _Names = ["conv1", "bn1", "layer1"]
 
 
 class Swin(_Backbone):
@@ -73,7 +73,7 @@ class Model(_Settings):
     dropout: _Fraction = 0.1
     vls: Vls = "first"
     position: Position = "learned"
-    normalize: bool = False
+    pre_fusion_norm: Annotated[bool, Field(validation_alias=AliasChoices("pre_fusion_norm", "normalize"))] = False
     similarity: bool = False
     dense_head: bool = False
     iou_head: bool = False
@@ -112,7 +112,7 @@ _DIFFERENCES: dict[str, dict[str, Any]] = {
         "dropout": 0.0,
         "vls": "mean",
         "position": "sine",
-        "normalize": True,
+        "pre_fusion_norm": True,
         "similarity": True,
         "dense_head": True,
         "iou_head": True,
@@ -163,7 +163,7 @@ def preset(name: str, **overrides: Any) -> dict[str, Any]:
         InputError: unknown preset or key.
     """
     if name not in PRESETS:
-        raise InputError(f"There is no model {name!r}{_did_you_mean(name, PRESETS)}")
+        raise InputError(f"There is no model {name!r}. {did_you_mean(name, PRESETS)}")
     return _merge(PRESETS[name], overrides, f"model {name}")
 
 
@@ -205,15 +205,10 @@ def _merge(base: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[
     merged = dict(base)
     for key, value in overrides.items():
         if key not in base:
-            raise InputError(f"{where} has no setting {key!r}{_did_you_mean(key, base)}")
+            raise InputError(f"{where} has no setting {key!r}. {did_you_mean(key, base)}")
         is_group = isinstance(base[key], dict) and key != "backbone_kwargs"
         merged[key] = _merge(base[key], value, f"{where}.{key}") if is_group else value
     return merged
-
-
-def _did_you_mean(word: str, known: dict[str, Any]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(known))}."
 
 
 PRESETS = {name: validated(differences) for name, differences in _DIFFERENCES.items()}

@@ -24,11 +24,17 @@ from epmvg.models.weights_file import fingerprint
 
 T = TypeVar("T")
 
-_BERT_FIXED = (
-    *("hidden_act", "layer_norm_eps", "max_position_embeddings", "type_vocab_size", "position_embedding_type"),
-    *("is_decoder", "add_cross_attention"),
-)
-"""What a BERT's configuration decides besides its sizes; the text encoder has the values of BERT-base."""
+_BERT_SIZES = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "dim_feedforward": "intermediate_size",
+    "vocab_size": "vocab_size",
+}
+"""Settings of `text_encoder`, and their names in a BERT's configuration."""
+
+_BERT_FIXED = ("hidden_act", "layer_norm_eps", "max_position_embeddings", "type_vocab_size", "is_decoder")
+"""What a BERT's configuration decides besides; the text encoder has the values of BERT-base."""
 
 
 def load_pretrained(model: Grounder) -> set[str]:
@@ -68,13 +74,7 @@ def bert_sizes(name: str) -> dict[str, int]:
     config = _fetch(name, lambda: AutoConfig.from_pretrained(name))
     if config.model_type != "bert":
         raise InputError(f"{name} is a {config.model_type}: the text encoder is a BERT, choose one.")
-    return {
-        "width": config.hidden_size,
-        "layers": config.num_hidden_layers,
-        "heads": config.num_attention_heads,
-        "dim_feedforward": config.intermediate_size,
-        "vocab_size": config.vocab_size,
-    }
+    return {key: getattr(config, name) for key, name in _BERT_SIZES.items()}
 
 
 def load_bert(model: Grounder, name: str) -> None:
@@ -83,24 +83,19 @@ def load_bert(model: Grounder, name: str) -> None:
     Raises:
         InputError: it cannot be fetched, is no BERT, is one of another kind or size, or lacks some of the weights.
     """
-    settings, text_encoder = model.settings["text_encoder"], model.text_encoder.bert
-    for key, size in bert_sizes(name).items():
-        if settings[key] != size:
-            raise InputError(f"{name} has {key}={size}, and the model {settings[key]}: choose another BERT.")
+    text_encoder = model.text_encoder.bert
     config = _fetch(name, lambda: AutoConfig.from_pretrained(name))
-    for key in _BERT_FIXED:
-        expected = getattr(text_encoder.config, key, "absolute")
-        if (stated := getattr(config, key, None)) not in (None, expected):
+    for key in (*_BERT_SIZES.values(), *_BERT_FIXED):
+        expected, stated = getattr(text_encoder.config, key), getattr(config, key, None)
+        if stated != expected:
             raise InputError(f"{name} has {key}={stated}, and the text encoder {expected}: choose another BERT.")
     bert, missing = _fetch(name, lambda: _read_bert(name))
     wanted, state = text_encoder.state_dict(), bert.state_dict()  # without the pooler, which is not used
     if absent := set(wanted) & missing:
         raise InputError(f"{name} lacks {min(absent)} (and {len(absent) - 1} more): its weights are no plain BERT's.")
     tokenizer = _fetch(name, lambda: AutoTokenizer.from_pretrained(name))
-    if len(tokenizer) > settings["vocab_size"]:
-        raise InputError(
-            f"{name} has a tokenizer of {len(tokenizer)} word pieces, more than its embeddings: choose another BERT."
-        )
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(f"{name} has a tokenizer of {len(tokenizer)} word pieces, and embeddings of fewer.")
     text_encoder.load_state_dict({key: state[key] for key in wanted})
     model.tokenizer = tokenizer
 

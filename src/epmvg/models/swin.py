@@ -33,7 +33,7 @@ class SwinEncoder(BaseVisualEncoder):
         width: C, of the neck.
         gates: `off`, or how the first layer of channel gates is initialised (`QueryGate`).
         drop_path: stochastic depth of the last block.
-        frozen: names of backbone modules that never train, or "all"; a string is one name.
+        frozen: names of backbone modules that never train, or "all".
         mean, std: of the pixels, RGB in 0..1.
 
     Raises:
@@ -51,7 +51,7 @@ class SwinEncoder(BaseVisualEncoder):
         width: int,
         gates: Gates,
         drop_path: float,
-        frozen: Sequence[str] | str,
+        frozen: Sequence[str],
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:

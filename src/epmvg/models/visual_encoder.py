@@ -83,7 +83,7 @@ class BaseVisualEncoder(nn.Module):
         """Return N, the number of visual tokens of a square input of `image_size` pixels."""
         return sum(side**2 for side in self.grid_sizes(image_size))
 
-    def freeze(self, frozen: Sequence[str] | str) -> None:
+    def freeze(self, frozen: Sequence[str]) -> None:
         """Stop parts of the backbone from training (`freezing.freeze`)."""
         self.frozen = freeze(self.backbone, frozen, "model.visual_encoder.frozen")
 
@@ -106,7 +106,7 @@ class VisualEncoder(BaseVisualEncoder):
         strides: of the feature levels to use; coarser ones are resized to the finest and concatenated with it.
         width, layers, heads, dim_feedforward, dropout: of the encoder; 0 layers leave the projected features as they
             are.
-        frozen: names of backbone modules that never train, or "all"; a string is one name.
+        frozen: names of backbone modules that never train, or "all".
         mean, std: of the pixels, RGB in 0..1.
 
     Raises:
@@ -123,7 +123,7 @@ class VisualEncoder(BaseVisualEncoder):
         heads: int,
         dim_feedforward: int,
         dropout: float,
-        frozen: Sequence[str] | str,
+        frozen: Sequence[str],
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -24,7 +23,7 @@ _DIGEST = "sha256_of_tensors"
 def write_weights(file: Path, state: Mapping[str, Tensor]) -> None:
     """Write weights and their digest."""
     state = {name: tensor.contiguous() for name, tensor in state.items()}
-    safetensors.torch.save_file(state, file, {_DIGEST: _digest(state)})
+    safetensors.torch.save_file(state, file, {_DIGEST: fingerprint(state)})
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -35,7 +34,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         SafetensorError: the file is no safetensors file, or incomplete.
     """
     state = safetensors.torch.load_file(file)
-    if _written_digest(file) not in (None, _digest(state)):
+    if _written_digest(file) not in (None, fingerprint(state)):
         raise InputError(f"{file} is damaged, its weights are not those that were saved: copy or train it again.")
     return state
 
@@ -43,20 +42,16 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 def weights_digest(file: Path) -> str:
     """Return the digest of a file's weights, computed where it was not written."""
     written = _written_digest(file)
-    return _digest(safetensors.torch.load_file(file)) if written is None else written
+    return fingerprint(safetensors.torch.load_file(file)) if written is None else written
 
 
-def fingerprint(state: Mapping[str, Tensor], key: Any = None) -> str:
-    """Return the SHA-256 of names and values in the order of `state`, after what `key`, a hash, was fed before."""
-    key = hashlib.sha256() if key is None else key
-    for name, tensor in state.items():
-        key.update(name.encode())
-        key.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return str(key.hexdigest())
-
-
-def _digest(state: Mapping[str, Tensor]) -> str:
-    return fingerprint(dict(sorted(state.items())))
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _written_digest(file: Path) -> str | None:

@@ -30,7 +30,7 @@ from epmvg.evaluation.metrics import Metrics
 from epmvg.evaluation.samples import short_name
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
-from epmvg.models.text_cache import TextFeatureCache
+from epmvg.models.text_encoder import TextFeatureCache
 from epmvg.training.metrics import RunningMeans
 from epmvg.training.optimizer import Scheduler, StepCount, lr_factor
 from epmvg.training.processes import sum_gradients, sum_over_processes

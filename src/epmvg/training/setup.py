@@ -15,7 +15,7 @@ from epmvg.models.cpu_training import speed_up_bf16_training
 from epmvg.models.factory import create_model, init_from
 from epmvg.models.grounder import Grounder
 from epmvg.models.pretrained import load_pretrained
-from epmvg.models.text_cache import TextFeatureCache
+from epmvg.models.text_encoder import TextFeatureCache
 from epmvg.training.averaging import average_weights
 from epmvg.training.data import make_loaders
 from epmvg.training.errors import raise_on_all_processes

@@ -21,7 +21,7 @@ def test_one_malformed_annotation_is_counted_and_named(tmp_path: Path, name: str
     source = str(file.parent if name.startswith("folder") else file)
     skipped = Skipped()
     assert len(open_samples(source, split=None, skipped=skipped)) in (1, 2)
-    assert skipped.counts == {MALFORMED: 1} and len(skipped.every) == 1
+    assert skipped.counts == {MALFORMED: 1}
     assert str(file) in skipped.first[MALFORMED]
     with pytest.raises(InputError) as refused:
         open_samples(source, split=None)
@@ -72,8 +72,8 @@ def test_splits_are_compared_as_text_and_existing_ones_are_named(tmp_path: Path)
     file.write_bytes(lines(ANNOTATION | {"split": 0}, ANNOTATION | {"split": "1"}))
     assert len(open_samples(str(file), split="0")) == len(open_samples(str(file), split="1")) == 1
     file.write_bytes(lines(ANNOTATION | {"split": "training"}, ANNOTATION | {"split": "valid"}))
-    with pytest.raises(InputError, match=r"of split 'val' \(there are training, valid\)"):
+    with pytest.raises(InputError, match=r"of split 'val': there are training, valid"):
         open_samples(str(file), split="val")
     file.write_bytes(lines({key: ANNOTATION[key] for key in ("image", "phrase", "bbox")}))
-    with pytest.raises(InputError, match="none names a split: `epmvg data split` adds them"):
+    with pytest.raises(InputError, match=r"none names a split \(`epmvg data split` adds them\)"):
         open_samples(str(file), split="val")

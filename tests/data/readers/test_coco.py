@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from epmvg.core.types import InputError, Sample
-from epmvg.data.convert import convert_data
-from epmvg.data.readers.annotations import Skipped
-from epmvg.data.readers.fields import enclosing_box
+from epmvg.data.readers.annotations import MALFORMED, Skipped
 from epmvg.data.registry import open_samples
 from epmvg.data.validation import check
 
@@ -94,27 +92,4 @@ def test_crowds_are_skipped_and_counted(tmp_path: Path) -> None:
         read(tmp_path / "c.json", NOTE, NOTE | {"iscrowd": 1})
     skipped = Skipped()
     assert len(open_samples(str(tmp_path / "c.json"), split=None, skipped=skipped)) == 1
-    assert skipped.counts == {"the annotation is a crowd": 1}
-
-
-@pytest.mark.parametrize("where", ["attributes", "annotation"])
-def test_a_rotated_rectangle_is_read_as_the_upright_one_around_it(tmp_path: Path, where: str) -> None:
-    rotated = {"attributes": {"rotation": 90.0}} if where == "attributes" else {"rotation": 90.0}
-    (sample,) = read(tmp_path / "c.json", NOTE | rotated)
-    assert sample.box == pytest.approx((190, 10, 210, 210)) and sample.extra["rotated"] == 90
-    assert "box-rotated" in check(str(tmp_path / "c.json")).issues
-    convert_data(str(tmp_path / "c.json"), tmp_path / "again.json")
-    assert open_samples(str(tmp_path / "again.json"), split=None) == [sample]  # and is not rotated once more
-    assert enclosing_box((0, 0, 10, 10), 45, (5, 5)) == pytest.approx([5 - 50**0.5, 5 - 50**0.5, 200**0.5, 200**0.5])
-
-
-def test_an_angle_that_is_not_applied_is_found_by_the_data_check(tmp_path: Path) -> None:
-    (sample,) = read(tmp_path / "c.json", NOTE | {"attributes": {"angle": 0.5}})
-    assert sample.box == (100, 100, 300, 120)
-    (issue,) = check(str(tmp_path / "c.json")).issues["box-rotated"]
-    assert "not applied" in issue.note
-
-
-def region(kind: str, value: dict[str, Any], name: str = "r1") -> dict[str, Any]:
-    place = {"x": 10.0, "y": 20.0, "width": 50.0, "height": 25.0, "rotation": 0}
-    return {"id": name, "type": kind, "original_width": 200, "original_height": 100, "value": place | value}
+    assert skipped.counts == {MALFORMED: 1}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import ANNOTATION, NOTE, RECTANGLE, TEXT, coco, lines, task
+from layouts import ANNOTATION, NOTE, RECTANGLE, TEXT, coco, lines, region, task
 from strategies import TARGETS, samples, under
 
 from epmvg.core.types import InputError, Sample
@@ -54,41 +54,17 @@ COCO = {
 }
 
 
-TWO = [{"id": 1, "image_id": 3, "bbox": [1, 2, 3, 4], "tokens_positive": [[0, 8]]}]
-
-
-TWO += [{"id": 2, "image_id": 3, "bbox": [10, 2, 3, 4], "tokens_positive": [[0, 8]]}]
-
-
-TWO += [{"id": 3, "image_id": 3, "bbox": [0, 0, 50, 40], "tokens_positive": [[12, 13], [14, 19]]}]
-
-
-MDETR = {
-    "images": [{**COCO["images"][0], "caption": "two cups on a table", "dataset_name": "flickr"}],
-    "annotations": TWO,
-}
-
-
-REFEXP = {"images": [{**MDETR["images"][0], "dataset_name": "refcoco"}], "annotations": TWO[2:]}
-
-
 REGION = {"phrase": "cups", "bbox": [[1, 2, 4, 6], [10, 2, 13, 6]], "tokens_positive": [[4, 8]]}
 
 
 ODVG = {"filename": "p/a.jpg", "height": 40, "width": 50, "grounding": {"caption": "two cups", "regions": [REGION]}}
 
 
-SENTENCES = [{"img_id": "a_70", "sents": "red cup", "bbox": [1, 2, 3, 4], "width": 50, "height": 40}]
-
-
 @pytest.mark.parametrize(
     ("content", "phrases", "first"),
     [
         (COCO, ["red cup"], (1, 2, 4, 6)),
-        (MDETR, ["two cups", "a table"], (1, 2, 13, 6)),
-        (REFEXP, ["two cups on a table"], (0, 0, 50, 40)),
         (ODVG, ["cups"], (1, 2, 13, 6)),
-        (SENTENCES, ["red cup"], (1, 2, 4, 6)),
     ],
 )
 def test_foreign_json_reads_as_it_means(
@@ -127,12 +103,13 @@ def test_a_folder_without_annotations_is_rejected(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ({"images": [IMAGE], "annotations": [STICK], "categories": 3}, '"categories" is 3'),
-        ({"images": [IMAGE], "annotations": [STICK | {"rotation": "x"}]}, "\"rotation\" is 'x'"),
+        ({"images": [IMAGE], "annotations": [STICK | {"rotation": 30}]}, "has a rotated box"),
+        ({"images": [IMAGE], "annotations": [STICK | {"attributes": {"rotation": 30.5}}]}, "has a rotated box"),
         ({"images": [IMAGE], "annotations": [STICK | {"image_id": True}]}, '"image_id" is True'),
         ({"images": [IMAGE], "annotations": [STICK | {"attributes": [1]}]}, '"attributes" is'),
         ({"detections": []}, "is neither COCO-style"),
+        ([task(region("rectangle", {"rotation": 90}), TEXT)], "is not an upright rectangle"),
         ([task(RECTANGLE, TEXT) | {"data": {"number": 3}}], "names no image"),
-        ([{"phrase": "a cup"}], 'neither "image" nor "img_id"'),
     ],
 )
 def test_malformed_content_is_one_sentence(tmp_path: Path, content: Any, words: str) -> None:

@@ -43,11 +43,10 @@ ANNOTATION = {
     "split": "val",
     "id": "7",
 }
-PICTURE = {"id": 3, "file_name": "a.jpg", "width": 50, "height": 40}
+IMAGE = {"id": 3, "file_name": "a.jpg", "width": 50, "height": 40}
 NOTE = {"id": 1, "image_id": 3, "category_id": 9, "bbox": [1, 2, 3, 4]}
 SENTENCE = {"sent": "a cup", "raw": "A cup", "sent_id": 5}
 REF = {"ref_id": 1, "ann_id": 1, "image_id": 3, "category_id": 9, "split": "val", "sentences": [SENTENCE]}
-SPAN = {"id": 1, "image_id": 3, "bbox": [1, 2, 3, 4], "tokens_positive": [[0, 5]]}
 REGION = {"phrase": "a cup", "bbox": [[1, 2, 3, 4], [5, 6, 7, 8]]}
 SIDES = {"x": 10, "y": 20, "width": 50, "height": 25, "rotation": 0}
 TASK = [
@@ -74,9 +73,7 @@ class GoodSet:
 INDEX = ("a.jpg", "a_1.pth", [1, 2, 3, 4], "a cup", None)
 SETS = [
     GoodSet("rows.jsonl", {"rows.jsonl": [ANNOTATION, ANNOTATION]}),
-    GoodSet("rows.json", {"rows.json": {"images": [PICTURE], "annotations": [{**NOTE, "phrase": "a cup"}]}}),
-    GoodSet("rows.json", {"rows.json": {"images": [{**PICTURE, "caption": "a cup"}], "annotations": [SPAN, SPAN]}}),
-    GoodSet("rows.json", {"rows.json": [{"img_id": "a_1", "sents": "a cup", "bbox": [1, 2, 3, 4]}]}),
+    GoodSet("rows.json", {"rows.json": {"images": [IMAGE], "annotations": [{**NOTE, "phrase": "a cup"}]}}),
     GoodSet("rows.json", {"rows.json": [ANNOTATION, ANNOTATION]}),
     GoodSet("rows.json", {"rows.json": [{"data": {"image": "a.jpg"}, "annotations": [{"result": TASK}]}]}),
     GoodSet("o.jsonl", {"o.jsonl": [{"filename": "a.jpg", "grounding": {"caption": "a cup", "regions": [REGION]}}]}),
@@ -87,7 +84,7 @@ SETS = [
         "refcoco",
         {
             "refcoco/instances.json": {
-                "images": [PICTURE],
+                "images": [IMAGE],
                 "annotations": [NOTE],
                 "categories": [{"id": 9, "name": "cup"}],
             },

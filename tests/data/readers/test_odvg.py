@@ -1,4 +1,4 @@
-"""ODVG is recognised, also where it is one JSON value."""
+"""ODVG is recognised by its content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REGION = {"phrase": "cups", "bbox": [[1, 2, 4, 6], [10, 2, 13, 6]], "tokens_posi
 ODVG = {"filename": "p/a.jpg", "height": 40, "width": 50, "grounding": {"caption": "two cups", "regions": [REGION]}}
 
 
-def test_odvg_is_recognised_by_line_and_whole(tmp_path: Path) -> None:
+def test_odvg_is_recognised_whatever_the_suffix(tmp_path: Path) -> None:
     (tmp_path / "o.jsonl").write_text(f"{json.dumps(ODVG)}\n{json.dumps(ODVG)}\n")
     assert len(open_samples(str(tmp_path / "o.jsonl"), split=None)) == 2
     (tmp_path / "o.jsonl").rename(tmp_path / "o.json")

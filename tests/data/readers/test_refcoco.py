@@ -1,8 +1,7 @@
-"""refer's pickles and lists of sentences."""
+"""refer's pickles."""
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +41,7 @@ def test_images_are_found_in_every_usual_folder(tmp_path: Path, place: str) -> N
     ("break_it", "words"),
     [
         (lambda root: (root / "refcoco/instances.json").write_text("{}"), '"images" is None'),
-        (lambda root: (root / "refcoco/instances.json").write_text("{torn"), "not JSON"),
+        (lambda root: (root / "refcoco/instances.json").write_text("{truncated"), "not JSON"),
         (lambda root: (root / "refcoco/instances.json").unlink(), r"instances\.json cannot be opened"),
         (lambda root: (root / "refcoco/refs(unc).p").write_bytes(b"\x80\x02]q"), "not a whole pickle"),
         (lambda root: (root / "refcoco/refs(unc).p").write_bytes(pickle.dumps({"a": 1})), "instead of a list"),
@@ -56,10 +55,3 @@ def test_broken_files_are_named(tmp_path: Path, break_it: Callable[[Path], objec
     break_it(write_refcoco(tmp_path))
     with pytest.raises(InputError, match=words):
         open_samples("refcoco", split=None, root=tmp_path)
-
-
-def test_only_names_of_splits_tell_the_split_of_a_list_of_sentences(tmp_path: Path) -> None:
-    content = json.dumps([{"img_id": "a_70", "sents": "red cup", "bbox": [1, 2, 3, 4]}])
-    for name, split in (("mine.json", ""), ("my_rows.json", ""), ("refcoco_testA.json", "testA")):
-        (tmp_path / name).write_text(content)
-        assert open_samples(str(tmp_path / name), split=None)[0].split == split

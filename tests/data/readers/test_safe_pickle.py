@@ -65,7 +65,7 @@ def test_torch_files_are_read(tmp_path: Path, archive: bool) -> None:
     torch.save(rows, tmp_path / "a.pth", _use_new_zipfile_serialization=archive)
     assert load_pickle(tmp_path / "a.pth") == [("a.jpg", [1, 2, 3, 4], "a cup", None)]
     torch.save([torch.zeros(2)], tmp_path / "a.pth", _use_new_zipfile_serialization=archive)
-    with pytest.raises(InputError, match=r"refused: it contains torch\._utils"):
+    with pytest.raises(InputError, match=r"It contains torch\._utils"):
         load_pickle(tmp_path / "a.pth")
 
 
@@ -84,7 +84,7 @@ def test_nothing_is_ever_run(tmp_path: Path, protocol: int) -> None:
     pickle.loads(pickle.dumps(Runs(tmp_path / "proof")))
     assert (tmp_path / "proof").exists()  # the danger is real
     (tmp_path / "r.p").write_bytes(pickle.dumps([Runs(tmp_path / "mark")], protocol))
-    with pytest.raises(InputError, match=r"r\.p is refused: it contains (posix|nt)\.mkdir.*plain lists"):
+    with pytest.raises(InputError, match=r"r\.p cannot be opened\. It contains (posix|nt)\.mkdir.*plain lists"):
         load_pickle(tmp_path / "r.p")
     assert not (tmp_path / "mark").exists()
 
@@ -104,9 +104,9 @@ def test_nothing_is_ever_run(tmp_path: Path, protocol: int) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_what_is_not_plain_is_refused(tmp_path: Path, value: object, protocol: int) -> None:
+def test_what_is_not_plain_is_rejected(tmp_path: Path, value: object, protocol: int) -> None:
     (tmp_path / "v.p").write_bytes(pickle.dumps(value, protocol))
-    with pytest.raises(InputError, match="refused: it contains"):
+    with pytest.raises(InputError, match="It contains"):
         load_pickle(tmp_path / "v.p")
 
 
@@ -115,10 +115,10 @@ def test_what_is_not_plain_is_refused(tmp_path: Path, value: object, protocol: i
     [
         (b"", "not a whole pickle"),
         (b"\x80\x02]", "not a whole pickle"),
-        (b"PK\x03\x04torn", "not a whole pickle"),
+        (b"PK\x03\x04cut", "not a whole pickle"),
         (b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.", "not a whole pickle"),  # a text of exabytes
         (b"cnumpy.core.multiarray\n_reconstruct\n)R.", None),
-        (b"cnumpy\nndarray\n(I1000000\nI1000000\ntR.", "refused"),  # a terabyte of zeros
+        (b"cnumpy\nndarray\n(I1000000\nI1000000\ntR.", "cannot be opened"),  # a terabyte of zeros
         (b"c_codecs\nencode\n(Vx\nVzip\ntR.", "the codec 'zip'"),
         (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.", "not a whole pickle"),  # bytes of exabytes
         (b"\x80\x02]r\xff\xff\xff\x7f.", None),  # a memo index that an array would take gigabytes for

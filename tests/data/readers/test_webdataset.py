@@ -15,6 +15,7 @@ from PIL import Image
 from epmvg.core.types import InputError
 from epmvg.data.convert import convert_data
 from epmvg.data.readers.files import cache_folder
+from epmvg.data.readers.webdataset import _ANNOTATIONS
 from epmvg.data.registry import open_samples
 
 ANNOTATION = {"phrase": "it", "bbox": [0, 0, 1, 1], "split": "train"}
@@ -94,17 +95,17 @@ def test_a_tar_that_tar_wrote_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ({"../0.png": b"x", "../0.json": ANNOTATION}, r"bad\.tar, '\.\./0\.png' leads out"),
-        ({"a/../../0.png": b"x", "a/../../0.json": ANNOTATION}, "leads out"),
-        ({"/0.png": b"x", "/0.json": ANNOTATION}, "leads out"),
+        ({"../0.png": b"x", "../0.json": ANNOTATION}, r"bad\.tar, '\.\./0\.png' is outside the target folder"),
+        ({"a/../../0.png": b"x", "a/../../0.json": ANNOTATION}, "is outside the target folder"),
+        ({"/0.png": b"x", "/0.json": ANNOTATION}, "is outside the target folder"),
         *(
-            ({"0.png": link("0.png", kind), "0.json": ANNOTATION}, r"bad\.tar, '0\.png' is no ordinary file")
+            ({"0.png": link("0.png", kind), "0.json": ANNOTATION}, r"bad\.tar, '0\.png' is not a regular file")
             for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE)
         ),
         ({"0.left.png": b"x", "0.jpg": b"x", "0.json": ANNOTATION}, r"'0\.jpg' and '0\.left\.png' are of one sample"),
         ({"0.png": b"x", "./0.png": b"y", "0.json": ANNOTATION}, "are of one sample"),
         ({"0.png": b"x", "0.json": b"{"}, r"'0\.json' is not JSON"),
-        ({"0.png": b"x", "0.json": [3]}, "no JSON object"),
+        ({"0.png": b"x", "0.json": [3]}, "not a JSON object"),
         ({"0.png": b"x", "0.json": {"phrase": "it"}}, r"bad\.tar, '0\.json': .bbox. is None"),
         ({"0.png": b"x"}, "no usable annotations"),
         ({"a\nb/../0.png": b"x"}, r"a\\nb"),
@@ -121,16 +122,16 @@ def test_a_hostile_or_unusable_tar_is_named_and_leaves_nothing(
     assert all(cache in file.parents for file in tmp_path.rglob("*.png"))
 
 
-def test_files_that_are_no_plain_tar_are_named(tmp_path: Path, cache: Path) -> None:
+def test_files_that_are_not_an_uncompressed_tar_are_named(tmp_path: Path, cache: Path) -> None:
     whole = write_tar(tmp_path / "whole.tar", {"0.png": png() * 99, "0.json": ANNOTATION}).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:2000])
-    (tmp_path / "text.tar").write_text("no tar")
+    (tmp_path / "text.tar").write_text("text")
     (tmp_path / "empty.tar").touch()
     with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
         tar.add(tmp_path / "text.tar")
     (tmp_path / "folder.tar").mkdir()
     for name in ("cut", "text", "empty", "packed"):
-        with pytest.raises(InputError, match=rf"{name}\.tar is no plain tar file"):
+        with pytest.raises(InputError, match=rf"{name}\.tar is not an uncompressed tar"):
             open_samples(str(tmp_path / f"{name}.tar"), split=None)
     for name in ("none.tar", "x-*.tar", "fold*.tar"):
         with pytest.raises(InputError, match="cannot be opened"):
@@ -153,7 +154,7 @@ def test_processes_that_unpack_at_once_and_one_that_was_killed_agree(
     open_samples(str(tmp_path / "x.tar"), split=None)
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == times  # not unpacked again
     folder.rename(folder.with_suffix(".part"))  # as a killed process leaves it
-    (folder.with_suffix(".part") / "rows.jsonl").write_text('{"torn')
+    (folder.with_suffix(".part") / _ANNOTATIONS).write_text('{"truncated')
     assert len(open_samples(str(tmp_path / "x.tar"), split=None)) == 48
 
 

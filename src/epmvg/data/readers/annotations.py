@@ -16,9 +16,9 @@ from epmvg.data.readers.image_finder import ImageFinder
 
 T = TypeVar("T")
 Located = Iterator[tuple[str, T | InputError]]
-"""Pairs of where something stands (file and line or number), and the thing itself or what is wrong with it."""
+"""Pairs of a location (file and line or number) and what is there, or what is wrong with it."""
 
-MALFORMED = "the annotation is malformed"  # reason in `Skipped` of an error that has no `reason` of its own
+MALFORMED = "the annotation is malformed"  # reason in `Skipped` of annotations that cannot be parsed
 MAX_WORDS = 100  # of a phrase; a longer one is a document in the wrong column (the published sets stay under 60)
 
 
@@ -28,12 +28,10 @@ class Skipped:
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
-    every: list[tuple[str, str]] = field(default_factory=list)  # (where it stands, reason)
 
-    def add(self, reason: str, where: str) -> None:
+    def add(self, reason: str, location: str) -> None:
         self.counts[reason] += 1
-        self.first.setdefault(reason, where)
-        self.every.append((where, reason))
+        self.first.setdefault(reason, location)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: reason -> count, and reason -> the first."""
@@ -46,102 +44,76 @@ class Skipped:
         )
 
 
-def parsed(where: str, parts: Iterable[T]) -> Located[T]:
-    """Yield what a generator makes of one part of a file, or the InputError that it raises, with where it stands."""
+def parsed(location: str, parts: Iterable[T]) -> Located[T]:
+    """Yield what a generator makes of one part of a file, or the InputError that it raises, with its location."""
     try:
         whole = list(parts)
     except InputError as error:
-        yield where, error
+        yield location, error
         return
-    yield from ((where, one) for one in whole)
+    yield from ((location, one) for one in whole)
 
 
 def to_samples(
-    annotations: Located[Annotation],
-    root: Path,
-    split_key: str,
-    *,
-    split: str | None = None,
-    names: set[str] | None = None,
+    annotations: Located[Annotation], root: Path, split_key: str, *, split: str | None = None
 ) -> Located[Sample]:
-    """Yield (where it stands, sample or what is wrong with its annotation).
+    """Yield (location, sample or what is wrong with its annotation).
 
     Args:
         root: the folder that image paths are relative to and stay in.
         split: keep only annotations whose `split_key` has this value; None keeps all.
-        names: the names of splits are added to it.
     """
     find = ImageFinder(root)
-    for where, annotation in annotations:
+    for location, annotation in annotations:
         if isinstance(annotation, InputError):
-            yield where, annotation
+            yield location, annotation
             continue
         try:
-            name = name_of(annotation, split_key, where)
-            if names is not None and len(names) < 20:
-                names.add(name)
-            if split is None or name == split:
-                yield where, _sample(annotation, find, where, split_key)
+            if split is None or name_of(annotation, split_key, location) == split:
+                yield location, _sample(annotation, find, location, split_key)
         except InputError as error:
-            yield where, error
+            yield location, error
 
 
-def _sample(annotation: Annotation, find: ImageFinder, where: str, split_key: str) -> Sample:
-    x, y, w, h = require_box(annotation, "bbox", where)
+def _sample(annotation: Annotation, find: ImageFinder, location: str, split_key: str) -> Sample:
+    x, y, w, h = require_box(annotation, "bbox", location)
     known = {"image", "phrase", "bbox", "width", "height", "id"}
     if split_key == "split":  # else both it and the annotation's own "split" are kept
         known.add("split")
     return Sample(
-        image=find(annotation.get("image"), where),
-        phrase=require(annotation, "phrase", str, where),
+        image=find(annotation.get("image"), location),
+        phrase=require(annotation, "phrase", str, location),
         box=(x, y, x + w, y + h),
-        split=name_of(annotation, split_key, where),
-        id=name_of(annotation, "id" if "id" in annotation else "source_id", where),
-        size=size_of(annotation.get("width"), annotation.get("height"), where),
+        split=name_of(annotation, split_key, location),
+        id=name_of(annotation, "id" if "id" in annotation else "source_id", location),
+        size=size_of(annotation.get("width"), annotation.get("height"), location),
         extra={key: value for key, value in annotation.items() if key not in known},
     )
 
 
-def collect(
-    samples: Located[Sample],
-    source: str,
-    skipped: Skipped | None,
-    *,
-    split: str | None = None,
-    names: set[str] | None = None,
-) -> list[Sample]:
+def collect(samples: Located[Sample], skipped: Skipped | None) -> list[Sample]:
     """Return the usable ones of some samples.
 
     Args:
-        source: what messages call the file or data set.
         skipped: collects samples that cannot be used, which otherwise raise.
-        split: the split that was read, for the message; None for all.
-        names: of the splits that the source has, filled in as samples are read.
 
     Raises:
-        InputError: a sample cannot be used, or none is left.
+        InputError: a sample cannot be used.
     """
     usable = []
-    for where, sample in samples:
+    for location, sample in samples:
         if isinstance(sample, InputError):
             if skipped is None:
                 raise sample
-            skipped.add(getattr(sample, "reason", MALFORMED), str(sample))
+            skipped.add(MALFORMED, str(sample))
             continue
-        error = _sample_error(sample)
-        if error is None:
+        reason = _sample_error(sample)
+        if reason is None:
             usable.append(sample)
         elif skipped is None:
-            raise InputError(f"{where}: {error}. Fix or delete the annotation.")
+            raise InputError(f"{location}: {reason}. Fix or delete the annotation.")
         else:
-            skipped.add(error, where)
-    if not usable:
-        of_split = f" of split {split!r}" if split else ""
-        if split and names:
-            known = ", ".join(sorted(names - {""}))
-            of_split += f" (there are {known})" if known else " (none names a split: `epmvg data split` adds them)"
-        reason = str(skipped) if skipped and skipped.counts else "check its files"
-        raise InputError(f"{source} has no usable annotations{of_split}: {reason}.")
+            skipped.add(reason, location)
     return usable
 
 
@@ -180,5 +152,5 @@ def to_annotations(samples: Iterable[Sample], base: Path) -> Iterator[Annotation
         annotation: Annotation = {"image": name, "phrase": sample.phrase, "bbox": to_xywh(sample.box)}
         if sample.size is not None:
             annotation["width"], annotation["height"] = sample.size
-        names_of = {"split": sample.split, "id": sample.id}
-        yield annotation | {key: value for key, value in names_of.items() if value} | sample.extra
+        named = {"split": sample.split, "id": sample.id}
+        yield annotation | {key: value for key, value in named.items() if value} | sample.extra

@@ -17,44 +17,31 @@ T = TypeVar("T")
 _NOUNS: dict[type, str] = {str: "a text", int: "a whole number", bytes: "bytes", list: "a list", dict: "an object"}
 
 
-def require(annotation: object, key: str, kind: type[T], where: str) -> T:
+def require(annotation: object, key: str, kind: type[T], location: str) -> T:
     """Return the value of a key that must be there and of a type.
 
     Args:
-        where: the file and the line or number of the annotation, for the message.
+        location: the file and the line or number of the annotation, for the message.
 
     Raises:
         InputError: it is missing or of another type.
     """
     value = annotation.get(key) if isinstance(annotation, dict) else None
     if not isinstance(value, kind):
-        raise InputError(f'{where}: "{key}" is {short_repr(value)}, it must be {_NOUNS[kind]}; fix the annotation.')
+        raise InputError(f'{location}: "{key}" is {short_repr(value)}, it must be {_NOUNS[kind]}; fix the annotation.')
     return value
 
 
-def optional(annotation: Annotation, key: str, kind: type[T], where: str) -> T | None:
-    """Return the value of a key that may be missing or null; raises InputError as `require`."""
-    return require(annotation, key, kind, where) if annotation.get(key) is not None else None
-
-
-def require_number(annotation: Annotation, key: str, where: str) -> float:
-    """Return the value of a key that must be a number of less than 1e9; raises InputError as `require`."""
-    number = annotation.get(key)
-    if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < 1e9:
-        raise InputError(f'{where}: "{key}" is {short_repr(number)}, it must be a number; fix the annotation.')
-    return number
-
-
-def require_box(annotation: Annotation, key: str, where: str) -> Box:
+def require_box(annotation: Annotation, key: str, location: str) -> Box:
     """Return the four numbers of a key, which mean what the format says; raises InputError as `require`."""
     numbers = four_numbers(annotation.get(key))
     if numbers is None:
         value = short_repr(annotation.get(key))
-        raise InputError(f'{where}: "{key}" is {value}, it must be four numbers; fix or delete the annotation.')
+        raise InputError(f'{location}: "{key}" is {value}, it must be four numbers; fix or delete the annotation.')
     return numbers
 
 
-def name_of(annotation: Annotation, key: str, where: str) -> str:
+def name_of(annotation: Annotation, key: str, location: str) -> str:
     """Return the text or number of a key as text, "" where it is missing or null.
 
     Raises:
@@ -64,22 +51,29 @@ def name_of(annotation: Annotation, key: str, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str | int | float) or (isinstance(value, int) and value.bit_length() > 99):
-        raise InputError(f'{where}: "{key}" is {short_repr(value)}, it must be a text or a number; fix the annotation.')
+        raise InputError(
+            f'{location}: "{key}" is {short_repr(value)}, it must be a text or a number; fix the annotation.'
+        )
     return str(value)
 
 
 def four_numbers(value: object) -> Box | None:
     """Return a list of four numbers, also as text, as floats, or None where it is anything else."""
-    if not isinstance(value, list | tuple) or len(value) != 4 or any(isinstance(number, bool) for number in value):
+    if not isinstance(value, list | tuple) or len(value) != 4 or (numbers := _floats(value)) is None:
         return None
-    try:
-        a, b, c, d = (float(number) for number in value)
-    except (TypeError, ValueError, OverflowError):
-        return None
+    a, b, c, d = numbers
     return a, b, c, d
 
 
-def size_of(width: object, height: object, where: str) -> tuple[int, int] | None:
+def _floats(values: Sequence[Any]) -> list[float] | None:
+    """Return numbers, also as text, as floats, or None where one is anything else."""
+    try:
+        return None if any(isinstance(value, bool) for value in values) else [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def size_of(width: object, height: object, location: str) -> tuple[int, int] | None:
     """Return (width, height) in pixels, also of numbers in text, or None where either is not stated.
 
     Raises:
@@ -87,24 +81,18 @@ def size_of(width: object, height: object, where: str) -> tuple[int, int] | None
     """
     if width is None or height is None:
         return None
-    sides = []
-    for value in (width, height):
-        try:
-            side = float(value) if isinstance(value, int | float | str) else -1.0
-        except (ValueError, OverflowError):
-            side = -1.0
-        if not 0 <= side < 1e9:
-            stated = f"{short_repr(width)}, {short_repr(height)}"
-            raise InputError(f"{where}: width and height are {stated}, not pixels; fix the annotation.")
-        sides.append(int(side))
-    return sides[0], sides[1]
+    sides = _floats((width, height))
+    if sides is None or not all(0 <= side < 1e9 for side in sides):
+        stated = f"{short_repr(width)}, {short_repr(height)}"
+        raise InputError(f"{location}: width and height are {stated}, not pixels; fix the annotation.")
+    return int(sides[0]), int(sides[1])
 
 
-def index_by_id(entries: list[Any], keys: tuple[str, ...], where: str) -> dict[str, Annotation]:
+def index_by_id(entries: list[Any], key: str, location: str) -> dict[str, Annotation]:
     """Return the entries of a list by their ids, as text, without those that have none.
 
     Raises:
-        InputError: two entries of one id differ in `keys`.
+        InputError: two entries of one id differ in `key`.
     """
     found: dict[str, Annotation] = {}
     for entry in entries:
@@ -112,10 +100,9 @@ def index_by_id(entries: list[Any], keys: tuple[str, ...], where: str) -> dict[s
         if isinstance(entry_id, bool) or not isinstance(entry_id, int | str):
             continue
         before = found.setdefault(str(entry_id), entry)
-        for key in keys:
-            if before.get(key) != entry.get(key):
-                pair = f"{short_repr(before.get(key))} and for {short_repr(entry.get(key))}"
-                raise InputError(f"{where}: id {short_repr(entry_id)} stands for {pair}; give each an id of its own.")
+        if before.get(key) != entry.get(key):
+            pair = f"{short_repr(before.get(key))} and for {short_repr(entry.get(key))}"
+            raise InputError(f"{location}: id {short_repr(entry_id)} stands for {pair}; give each an id of its own.")
     return found
 
 
@@ -147,17 +134,6 @@ def length(start: float, end: float) -> float:
     nearby = (math.nextafter(exact, math.inf), math.nextafter(exact, -math.inf))
     candidates = (*(round(exact, digits) for digits in (2, 6, 12)), exact, *nearby)
     return next((value for value in candidates if start + value == end), exact)
-
-
-def enclosing_box(box: Box, degrees: float, pivot: tuple[float, float]) -> list[float]:
-    """Return the upright [x, y, w, h] around a box (x, y, w, h) that is rotated clockwise about a point."""
-    x, y, w, h = box
-    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
-    corners = [(a - pivot[0], b - pivot[1]) for a in (x, x + w) for b in (y, y + h)]
-    across = [pivot[0] + a * cosine - b * sine for a, b in corners]
-    down = [pivot[1] + a * sine + b * cosine for a, b in corners]
-    sides = (min(across), min(down), max(across) - min(across), max(down) - min(down))
-    return [round(side, 6) for side in sides]
 
 
 def is_encodable(text: str) -> bool:

@@ -15,6 +15,9 @@ from epmvg.data.readers.fields import is_encodable, short_repr
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
+# Unlike the methods of Path, these return False for names that the system cannot hold (too long, with NUL).
+exists, is_folder, is_file = os.path.exists, os.path.isdir, os.path.isfile
+
 
 def cache_folder() -> Path:
     """Return the folder of drawn scenes, unpacked tars and the like: $EPMVG_CACHE, or epmvg in the user's cache."""
@@ -82,7 +85,7 @@ def read_json(file: Path) -> Any:
     return parse_json(read_bytes(file), str(file))
 
 
-def parse_json(text: bytes, where: str) -> Any:
+def parse_json(text: bytes, location: str) -> Any:
     """Parse JSON from an unknown source.
 
     Raises:
@@ -91,33 +94,9 @@ def parse_json(text: bytes, where: str) -> Any:
     try:
         return json.loads(text)
     except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8 text ({error.reason}): save the file as UTF-8.") from error
+        raise InputError(f"{location} is not UTF-8 text ({error.reason}): save the file as UTF-8.") from error
     except (RecursionError, ValueError) as error:
-        raise InputError(f"{where} is not JSON ({_json_error(error)}): fix or delete it.") from error
-
-
-def _json_error(error: Exception) -> str:
-    """Return what `json.loads` found wrong, and where in the text."""
-    if isinstance(error, RecursionError):
-        return "nested too deep"
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
-    return str(error).split(":", maxsplit=1)[0]
-
-
-def exists(path: Path | str) -> bool:
-    """Return whether a path exists; a name that the system cannot hold (too long, with NUL) does not."""
-    return os.path.exists(path)  # noqa: PTH110  unlike Path.exists, it takes any text
-
-
-def is_folder(path: Path | str) -> bool:
-    """Return whether a path is a folder; a name that the system cannot hold (too long, with NUL) is none."""
-    return os.path.isdir(path)  # noqa: PTH112  unlike Path.is_dir, it takes any text
-
-
-def is_file(path: Path | str) -> bool:
-    """Return whether a path is a file; a name that the system cannot hold (too long, with NUL) is none."""
-    return os.path.isfile(path)  # noqa: PTH113  unlike Path.is_file, it takes any text
+        raise InputError(f"{location} is not JSON ({error}): fix or delete it.") from error
 
 
 def first_existing(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
@@ -125,27 +104,22 @@ def first_existing(folders: Sequence[Path], names: Sequence[str]) -> Path | None
     return next((folder / name for folder in folders for name in names if exists(folder / name)), None)
 
 
-def path_inside(root: Path, name: object, where: str) -> Path:
+def path_inside(root: Path, name: object, location: str) -> Path:
     """Join a path that a file names to the root it must stay in.
 
     Raises:
-        InputError: it is no path, or leads out of the root.
+        InputError: it is no path, or is outside of the root.
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name or not is_encodable(name):
-        raise InputError(f"{where}: {short_repr(name)} is not the path of a file; fix the annotation.")
+        raise InputError(f"{location}: {short_repr(name)} is not the path of a file; fix the annotation.")
     path = PurePath(name)
     if not path.anchor and ".." not in path.parts:
         return root / path
     top = os.path.abspath(root)  # noqa: PTH100  symbolic links stay as the user made them
     full = os.path.normpath(os.path.join(top, name))  # noqa: PTH118
     if not full.startswith(top.rstrip(os.sep) + os.sep):
-        raise leads_out(name, root, where)
+        raise InputError(f"{location}: {short_repr(name)} is outside of {root}; give its folder with --root.")
     return root / os.path.relpath(full, top)
-
-
-def leads_out(name: str, root: Path, where: str) -> InputError:
-    """Return the error of a path that leads out of its root."""
-    return InputError(f"{where}: {short_repr(name)} leads out of {root}; give the folder that holds it with --root.")
 
 
 def relative_to(image: Path, base: Path) -> str | None:

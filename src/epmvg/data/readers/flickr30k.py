@@ -36,7 +36,7 @@ def read_flickr30k(root: Path, split: str | None, *, union: bool = True) -> Loca
         union: of a phrase with several boxes, one sample with their union rather than a sample for each.
 
     Raises:
-        InputError: files are missing or torn.
+        InputError: files are missing or truncated.
     """
     sentences = first_existing([root / folder for folder in FOLDERS], ("Sentences",))
     if sentences is None:
@@ -60,18 +60,18 @@ def _image_samples(base: Path, find: ImageFinder, name: str, split: str, union: 
     size, chains = read_chains(path_inside(base / "Annotations", f"{name}.xml", listed))
     image = find(f"{name}.jpg", listed)
     for number, sentence in enumerate(read_text_lines(sentences)):
-        where = f"{sentences} line {number + 1}"
+        location = f"{sentences} line {number + 1}"
         for chain, kinds, phrase, first in _phrases(sentence):
             boxes = chains.get(chain, [])
             phrase_id = f"{name}#{number}:{first}-{first + len(phrase.split())}/EN#{chain}"
             extra: dict[str, Any] = {"types": kinds, "chain": chain, "n_boxes": len(boxes)}
             if len(boxes) > 1 and union:
                 extra["boxes"] = [to_xywh(box) for box in boxes]
-                yield where, Sample(image, phrase, union_box(boxes), split, phrase_id, size, extra)
+                yield location, Sample(image, phrase, union_box(boxes), split, phrase_id, size, extra)
                 continue
             for place, box in enumerate(boxes):
                 box_id = phrase_id if len(boxes) == 1 else f"{phrase_id}/{place}"
-                yield where, Sample(image, phrase, box, split, box_id, size, dict(extra))
+                yield location, Sample(image, phrase, box, split, box_id, size, dict(extra))
 
 
 def _phrases(sentence: str) -> Iterator[tuple[str, list[str], str, int]]:

@@ -1,18 +1,18 @@
-"""Files and folders of annotations in any format, which their ending and their first words show."""
+"""Files and folders of annotations in any format, which their ending and their first line show."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from epmvg.core.files import atomic_write
 from epmvg.core.types import InputError, Sample
 from epmvg.data.readers.annotations import Located, parsed, to_annotations, to_samples
 from epmvg.data.readers.coco import as_coco, coco_annotations
 from epmvg.data.readers.fields import Annotation
-from epmvg.data.readers.files import is_file, is_folder, open_file, parse_json, read_json
+from epmvg.data.readers.files import is_file, is_folder, open_file, read_json
 from epmvg.data.readers.hugging_face import (
     folder_annotations,
     metadata_files,
@@ -23,8 +23,6 @@ from epmvg.data.readers.hugging_face import (
 from epmvg.data.readers.jsonl import json_line, jsonl_annotations
 from epmvg.data.readers.label_studio import is_task, task_annotations
 from epmvg.data.readers.odvg import as_odvg, is_odvg, odvg_annotations
-from epmvg.data.readers.refcoco import sentence_annotation
-from epmvg.data.readers.transvg import read_transvg_file
 from epmvg.data.readers.webdataset import (
     tar_files,
     unpack_once,
@@ -33,26 +31,19 @@ from epmvg.data.readers.webdataset import (
     write_webdataset,
 )
 
-READABLE = (".jsonl", ".json", ".parquet", ".tar", ".pth", ".pkl")
+READABLE = (".jsonl", ".json", ".parquet", ".tar")
 _WRITABLE = {".odvg.jsonl": "odvg", ".jsonl": "jsonl", ".json": "coco", ".parquet": "parquet", ".tar": "tar"}
 _FIRST_BYTES = 65_536  # of a first line that are parsed
 
 
 def file_samples(
-    name: Path | str,
-    *,
-    split: str | None = None,
-    root: Path | str | None = None,
-    split_key: str = "split",
-    names: set[str] | None = None,
+    name: Path | str, *, split: str | None = None, root: Path | str | None = None, split_key: str = "split"
 ) -> Located[Sample]:
     """Read a file or folder in any of the formats of docs/data.md; unusable boxes and phrases are not checked.
 
     Args:
         name: a file, a folder, or a pattern of .tar files.
-        split: keep only annotations whose `split_key` has this value; None keeps all.
-        root: the folder that image paths are relative to and stay in; by default the file's.
-        names: the names of splits are added to it.
+        split, root, split_key: as for `registry.open_samples`.
 
     Raises:
         InputError: the format is not known, or the file cannot be read.
@@ -65,8 +56,6 @@ def file_samples(
     folder = Path(root) if root else file if is_folder(file) else file.parent
     ending = file.suffix.lower()
     annotations: Located[Annotation]
-    if ending in (".pth", ".pkl"):
-        return read_transvg_file(file, Path(root) if root else None, split)
     if is_folder(file):
         annotations = folder_annotations(file)
     elif ending == ".tar":
@@ -76,68 +65,57 @@ def file_samples(
         annotations, unpacked = parquet_annotations(file)
         folder = unpacked or folder
     elif ending in (".json", ".jsonl"):
-        annotations = _json_annotations(file)
+        annotations = _line_annotations(file) if _is_by_line(file) else _json_annotations(file)
     else:
         raise InputError(f"{name} is a file of no known format: write it as one that ends in {', '.join(READABLE)}.")
-    return to_samples(annotations, folder, split_key, split=split, names=names)
+    return to_samples(annotations, folder, split_key, split=split)
 
 
-def _json_layout(file: Path) -> Literal["jsonl", "odvg", "json"]:
-    """Return whether a .json or .jsonl file holds annotations line by line, ODVG line by line, or one JSON value.
-
-    Raises:
-        InputError: the file cannot be opened, or is a Git LFS pointer.
-    """
+def _is_by_line(file: Path) -> bool:
+    """Return whether a .json or .jsonl file holds a JSON object per line, rather than one JSON value."""
     with open_file(file) as lines:
         line = next((line for line in iter(lambda: lines.readline(_FIRST_BYTES), b"") if line.strip()), b"").strip()
-    by_line = file.suffix.lower() == ".jsonl"
+    is_jsonl = file.suffix.lower() == ".jsonl"
     try:
-        first = parse_json(line, str(file))
-    except InputError:
-        return "jsonl" if by_line and line not in (b"{", b"[") else "json"
-    if is_odvg(first):
-        return "odvg"
-    if isinstance(first, dict) and not isinstance(first.get("images"), list):
-        return "jsonl" if by_line or {"image", "phrase", "bbox"} & first.keys() else "json"
-    return "json" if isinstance(first, dict | list) and (first or not by_line) else "jsonl"
+        first = json.loads(line)
+    except (RecursionError, ValueError):
+        return is_jsonl and line not in (b"{", b"[")
+    if isinstance(first, dict):
+        return "images" not in first and (is_jsonl or "image" in first or is_odvg(first))
+    return is_jsonl and not isinstance(first, list)
+
+
+def _line_annotations(file: Path) -> Located[Annotation]:
+    for location, line in jsonl_annotations(file):
+        if is_odvg(line):
+            yield from parsed(location, odvg_annotations(line, location))
+        else:
+            yield location, line
 
 
 def _json_annotations(file: Path) -> Located[Annotation]:
-    layout = _json_layout(file)
-    if layout == "json":
-        yield from _content_annotations(read_json(file), file)
-        return
-    for where, line in jsonl_annotations(file):
-        if layout == "odvg" and not isinstance(line, InputError):
-            yield from parsed(where, odvg_annotations(line, where))
-        else:
-            yield where, line
-
-
-def _content_annotations(content: Any, file: Path) -> Located[Annotation]:
     """Yield the annotations of one JSON value.
 
     Raises:
         InputError: it is of no known format.
     """
-    if is_odvg(content):
-        yield from parsed(str(file), odvg_annotations(content, str(file)))
-    elif isinstance(content, dict) and isinstance(content.get("images"), list):
+    content: Any = read_json(file)
+    if isinstance(content, dict) and isinstance(content.get("images"), list):
         yield from coco_annotations(content, file)
     elif isinstance(content, list):
-        is_label_studio = bool(content) and is_task(content[0])
         for number, one in enumerate(content):
-            where = f"{file}, {'task' if is_label_studio else 'row'} {number}"
-            if is_label_studio:
-                yield from parsed(where, task_annotations(one, where))
-            elif isinstance(one, dict) and "image" in one:
-                yield where, one
+            location = f"{file}, entry {number}"
+            if is_task(one):
+                yield from parsed(location, task_annotations(one, location))
             else:
-                yield from parsed(where, sentence_annotation(one, where, file))
+                yield (
+                    location,
+                    one if isinstance(one, dict) else InputError(f"{location} is not a JSON object: fix it."),
+                )
     else:
         raise InputError(
-            f"{file} is neither COCO-style, MDETR, ODVG, Label Studio's export nor a list of annotations: docs/data.md"
-            " lists the formats that are read."
+            f"{file} is neither COCO-style, ODVG, Label Studio's export nor a list of annotations: docs/data.md lists"
+            " the formats that are read."
         )
 
 

@@ -39,7 +39,7 @@ def parquet_annotations(file: Path) -> tuple[Located[Annotation], Path | None]:
     """Read a Parquet file.
 
     Returns:
-        (where it stands, annotation or what is wrong with it), and the folder that images inside were unpacked to.
+        (location, annotation or what is wrong with it), and the folder that images inside were unpacked to.
 
     Raises:
         InputError: pyarrow is missing, or the file is no Parquet table.
@@ -54,27 +54,27 @@ def parquet_annotations(file: Path) -> tuple[Located[Annotation], Path | None]:
 
 def _parquet_annotations(file: Path) -> Located[Annotation]:
     for number, line in enumerate(_parquet_lines(file)):
-        where = f"{file}, row {number}"
-        yield from parsed(where, _table_annotation(line, where))
+        location = f"{file}, row {number}"
+        yield from parsed(location, _table_annotation(line, location))
 
 
-def _table_annotation(line: dict[str, Any], where: str) -> Iterator[Annotation]:
+def _table_annotation(line: dict[str, Any], location: str) -> Iterator[Annotation]:
     stated = {key: value for key, value in line.items() if key != "attributes" and value is not None}
-    own = _attributes(line.get("attributes"), where)
+    own = _attributes(line.get("attributes"), location)
     yield merged(json.loads(json.dumps(stated, default=str)), own)  # times, bytes and decimals become texts
 
 
 def _unpack_parquet(file: Path, folder: Path) -> Iterator[tuple[str, Annotation]]:
     """Write the images of a table into a folder, named by their content, and yield its annotations."""
     for number, line in enumerate(_parquet_lines(file)):
-        where = f"{file}, row {number}"
+        location = f"{file}, row {number}"
         image = line["image"] if isinstance(line.get("image"), dict) else {"bytes": line.get("image")}
-        content = require(image, "bytes", bytes, where)
+        content = require(image, "bytes", bytes, location)
         suffix = PurePosixPath(str(image.get("path"))).suffix.lower()
         name = hashlib.sha256(content).hexdigest()[:32] + (suffix if suffix in image_suffixes() else "")
         (folder / name).write_bytes(content)
-        for annotation in _table_annotation(line | {"image": name}, where):
-            yield where, annotation
+        for annotation in _table_annotation(line | {"image": name}, location):
+            yield location, annotation
 
 
 def _parquet_lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -118,7 +118,7 @@ def metadata_files(folder: Path) -> list[Path]:
 
 
 def folder_annotations(folder: Path) -> Located[Annotation]:
-    """Yield (where it stands, annotation or what is wrong with it) of an image folder.
+    """Yield (location, annotation or what is wrong with it) of an image folder.
 
     It may hold folders, one or two levels down, with a metadata.jsonl each, whose names are splits as `datasets` reads
     them.
@@ -126,29 +126,29 @@ def folder_annotations(folder: Path) -> Located[Annotation]:
     for file in metadata_files(folder):
         below = file.parent.relative_to(folder).as_posix()
         split: Annotation = {} if below == "." else {"split": _SPLITS.get(file.parent.name, file.parent.name)}
-        for where, line in jsonl_annotations(file):
+        for location, line in jsonl_annotations(file):
             if isinstance(line, InputError):
-                yield where, line
+                yield location, line
                 continue
-            for at, one in parsed(where, _line_annotations(line, where)):
+            for at, one in parsed(location, _line_annotations(line, location)):
                 image = {"image": f"{below}/{line.get('file_name')}"}
                 yield at, one if isinstance(one, InputError) else split | one | image
 
 
-def _line_annotations(line: Annotation, where: str) -> Iterator[Annotation]:
+def _line_annotations(line: Annotation, location: str) -> Iterator[Annotation]:
     """Yield the annotations of one line, without their image."""
-    path_inside(Path(), require(line, "file_name", str, where), where)
+    path_inside(Path(), require(line, "file_name", str, location), location)
     if "objects" not in line:
         yield {key: value for key, value in line.items() if key != "file_name"}
         return
-    columns = require(line, "objects", dict, where)
-    count = len(require(columns, "phrase", list, where))
+    columns = require(line, "objects", dict, location)
+    count = len(require(columns, "phrase", list, location))
     for key, values in columns.items():
         if not isinstance(values, list) or len(values) != count:
-            raise InputError(f'{where}: "objects.{key}" must be a list as long as "objects.phrase"; fix the line.')
+            raise InputError(f'{location}: "objects.{key}" must be a list as long as "objects.phrase"; fix the line.')
     for number in range(count):
         one = {key: values[number] for key, values in columns.items() if values[number] is not None}
-        own = _attributes(one.pop("attributes", None), where)
+        own = _attributes(one.pop("attributes", None), location)
         stated = {key: value for key, value in one.items() if key not in _OBJECT_COLUMNS or value != ""}
         yield merged(picked(line, "width", "height"), merged(stated, own))
 
@@ -192,11 +192,11 @@ def _own_keys(annotation: Annotation) -> Annotation:
     }
 
 
-def _attributes(value: object, where: str) -> Annotation:
+def _attributes(value: object, location: str) -> Annotation:
     """Return the keys that the column `attributes` holds, as JSON."""
-    own = parse_json(value.encode("utf-8", "replace"), f"{where}: `attributes`") if isinstance(value, str) else value
+    own = parse_json(value.encode("utf-8", "replace"), f"{location}: `attributes`") if isinstance(value, str) else value
     if own is not None and not isinstance(own, dict):
-        raise InputError(f"{where}: `attributes` must be a JSON object; fix the annotation.")
+        raise InputError(f"{location}: `attributes` must be a JSON object; fix the annotation.")
     return own or {}
 
 

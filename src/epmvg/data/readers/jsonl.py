@@ -15,37 +15,37 @@ from epmvg.data.readers.files import byte_lines, parse_json
 
 
 def jsonl_annotations(file: Path) -> Located[Annotation]:
-    """Yield (where it stands, object or what is wrong with it) of each line of a JSONL file.
+    """Yield (location, object or what is wrong with it) of each line of a JSONL file.
 
     Raises:
         InputError: the file cannot be opened, or is a Git LFS pointer.
     """
-    for where, line in byte_lines(file):
+    for location, line in byte_lines(file):
         try:
-            yield where, json_object(line, where)
+            yield location, json_object(line, location)
         except InputError as error:
-            yield where, error
+            yield location, error
 
 
 def json_objects(file: Path) -> Iterator[tuple[str, Annotation]]:
-    """Yield (where it stands, object) of each line of a JSONL file.
+    """Yield (location, object) of each line of a JSONL file.
 
     Raises:
         InputError: the file cannot be opened, is a Git LFS pointer, or a line is not a JSON object.
     """
-    for where, line in byte_lines(file):
-        yield where, json_object(line, where)
+    for location, line in byte_lines(file):
+        yield location, json_object(line, location)
 
 
-def json_object(line: bytes, where: str) -> Annotation:
+def json_object(line: bytes, location: str) -> Annotation:
     """Parse one line of JSONL.
 
     Raises:
         InputError: it is not a JSON object.
     """
-    value = parse_json(line, where)
+    value = parse_json(line, location)
     if not isinstance(value, dict):
-        raise InputError(f"{where} is not a JSON object: fix or delete the line.")
+        raise InputError(f"{location} is not a JSON object: fix or delete the line.")
     return value
 
 

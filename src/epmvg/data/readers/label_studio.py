@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from epmvg.core.types import InputError
-from epmvg.data.readers.fields import Annotation, enclosing_box, picked, require, require_number, short_repr
+from epmvg.data.readers.fields import Annotation, four_numbers, picked, require, short_repr, size_of
 
 
 def is_task(value: object) -> bool:
@@ -20,48 +20,46 @@ def is_task(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("data"), dict) and "annotations" in value
 
 
-def task_annotations(task: Any, where: str) -> Iterator[Annotation]:
+def task_annotations(task: Any, location: str) -> Iterator[Annotation]:
     """Yield an annotation for each rectangle of a task.
 
     Raises:
-        InputError: the task is malformed, or a rectangle has no phrase.
+        InputError: the task is malformed, or a rectangle has no phrase or is rotated.
     """
-    data = require(task, "data", dict, where)
-    image = _image(data, where)
-    done = [one for one in require(task, "annotations", list, where) if isinstance(one, dict)]
+    data = require(task, "data", dict, location)
+    image = _image(data, location)
+    done = [one for one in require(task, "annotations", list, location) if isinstance(one, dict)]
     done = [one for one in done if not one.get("was_cancelled")]
-    results = require(done[-1], "result", list, where) if done else []
+    results = require(done[-1], "result", list, location) if done else []
     regions = [one for one in results if isinstance(one, dict) and isinstance(one.get("value"), dict)]
     phrases = {str(one.get("id")): _joined(one["value"]["text"]) for one in regions if "text" in one["value"]}
     for region in regions:
         value = region["value"]
         if "width" not in value or "text" in value:
             continue
-        at = f"{where}, region {short_repr(region.get('id'))}"
+        at = f"{location}, region {short_repr(region.get('id'))}"
         phrase = phrases.get(str(region.get("id"))) or _joined(value.get("rectanglelabels"))
         if not phrase:
             raise InputError(f"{at} has a rectangle and no text: write its phrase, or delete it.")
         yield {"image": image, "phrase": phrase} | _box(region, at) | picked(data, "split", "id")
 
 
-def _box(region: Annotation, where: str) -> Annotation:
-    """Return the box of a rectangle in pixels, upright, with the size of its image."""
+def _box(region: Annotation, location: str) -> Annotation:
+    """Return the box of a rectangle in pixels, with the size of its image."""
     value = region["value"]
-    width, height = (require_number(region, key, where) for key in ("original_width", "original_height"))
-    x, y, w, h = (require_number(value, key, where) / 100 for key in ("x", "y", "width", "height"))
-    degrees = require_number(value, "rotation", where) % 360 if value.get("rotation") else 0.0
-    box = (x * width, y * height, w * width, h * height)
-    size = {"width": width, "height": height}
-    if degrees:
-        return size | {"bbox": enclosing_box(box, degrees, box[:2]), "rotated": degrees}
-    return size | {"bbox": [round(side, 4) for side in box]}
+    size = size_of(region.get("original_width"), region.get("original_height"), location)
+    percent = four_numbers([value.get(key) for key in ("x", "y", "width", "height")])
+    if size is None or percent is None or value.get("rotation"):
+        raise InputError(f"{location} is not an upright rectangle in an image with a size: annotate it again.")
+    bbox = [round(share * side / 100, 4) for share, side in zip(percent, 2 * size, strict=True)]
+    return {"width": size[0], "height": size[1], "bbox": bbox}
 
 
-def _image(data: Annotation, where: str) -> str:
+def _image(data: Annotation, location: str) -> str:
     """Return the path of a task's image: the file behind `?d=`, else the path of its address; of an upload the name."""
     stated = data.get("image") or next((value for value in data.values() if isinstance(value, str)), None)
     if not isinstance(stated, str):
-        raise InputError(f'{where}: "data" names no image; export the tasks with their data.')
+        raise InputError(f'{location}: "data" names no image; export the tasks with their data.')
     try:
         address = urlsplit(stated)
         local = parse_qs(address.query).get("d")

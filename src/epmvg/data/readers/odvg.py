@@ -15,17 +15,17 @@ def is_odvg(line: object) -> bool:
     return isinstance(line, dict) and "filename" in line and ("grounding" in line or "detection" in line)
 
 
-def odvg_annotations(line: Any, where: str) -> Iterator[Annotation]:
+def odvg_annotations(line: Any, location: str) -> Iterator[Annotation]:
     """Yield an annotation for each region of a line; of several boxes the union.
 
     Raises:
         InputError: the line is malformed, or holds detections without phrases.
     """
     if "grounding" not in line:
-        raise InputError(f'{where} has no "grounding": delete detections without phrases.')
-    require(line, "filename", str, where)
-    for number, region in enumerate(require(require(line, "grounding", dict, where), "regions", list, where)):
-        at = f"{where}, region {number}"
+        raise InputError(f'{location} has no "grounding": delete detections without phrases.')
+    require(line, "filename", str, location)
+    for number, region in enumerate(require(require(line, "grounding", dict, location), "regions", list, location)):
+        at = f"{location}, region {number}"
         phrase = require(region, "phrase", str, at)
         stated = require(region, "bbox", list, at)
         several = stated if stated and isinstance(stated[0], list) else [stated]

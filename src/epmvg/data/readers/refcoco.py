@@ -44,7 +44,7 @@ def read_refcoco(root: Path, split: str | None, *, name: str) -> Located[Sample]
         name: of `LAYOUT`.
 
     Raises:
-        InputError: files are missing, torn or do not fit together.
+        InputError: files are missing, truncated or inconsistent.
     """
     folder, by = LAYOUT[name]
     tops = (root, root / "data")
@@ -56,51 +56,39 @@ def read_refcoco(root: Path, split: str | None, *, name: str) -> Located[Sample]
 
 
 def _ref_annotations(file: Path, splits: tuple[str | None, ...]) -> Located[Annotation]:
-    """Yield (where it stands, annotation or what is wrong with it) of the sentences of some splits, (None,) for all."""
+    """Yield (location, annotation or what is wrong with it) of the sentences of some splits, (None,) for all."""
     instances = file.parent / "instances.json"
     content = read_json(instances)
     found = {
-        key: index_by_id(require(content, key, list, str(instances)), (compared,), f"{instances}, {key}")
+        key: index_by_id(require(content, key, list, str(instances)), compared, f"{instances}, {key}")
         for key, compared in (("images", "file_name"), ("annotations", "bbox"), ("categories", "name"))
     }
     for number, ref in enumerate(load_rows(file)):
         if splits == (None,) or not isinstance(ref, dict) or ref.get("split") in splits:
-            where = f"{file}, ref {number}"
-            yield from parsed(where, _sentences(ref, found, where))
+            location = f"{file}, ref {number}"
+            yield from parsed(location, _sentences(ref, found, location))
 
 
-def _sentences(ref: Any, instances: dict[str, dict[str, Annotation]], where: str) -> Iterator[Annotation]:
+def _sentences(ref: Any, instances: dict[str, dict[str, Annotation]], location: str) -> Iterator[Annotation]:
     """Yield the annotation of each sentence of a ref."""
-    image_id, ann_id, category_id = (require(ref, key, int, where) for key in ("image_id", "ann_id", "category_id"))
+    image_id, ann_id, category_id = (require(ref, key, int, location) for key in ("image_id", "ann_id", "category_id"))
     image, annotation = instances["images"].get(str(image_id)), instances["annotations"].get(str(ann_id))
     if image is None or annotation is None:
         raise InputError(
-            f"{where}: instances.json has no image {image_id} or no annotation {ann_id}; download both files again."
+            f"{location}: instances.json has no image {image_id} or no annotation {ann_id}; download both files again."
         )
-    require(image, "file_name", str, f"{where}, image {image_id}")
-    stated = image_keys(image, "file_name") | {
-        "bbox": annotation.get("bbox"),
-        "split": require(ref, "split", str, where),
+    require(image, "file_name", str, f"{location}, image {image_id}")
+    stated = image_keys(image, "file_name") | {"bbox": annotation.get("bbox")}
+    stated |= {
+        "split": require(ref, "split", str, location),
+        "ref_id": ref.get("ref_id"),
+        "ann_id": ann_id,
+        "image_id": image_id,
     }
-    stated |= {"ref_id": ref.get("ref_id"), "ann_id": ann_id, "image_id": image_id}
     stated["category"] = instances["categories"].get(str(category_id), {}).get("name")
     stated["ref"] = str(ref.get("file_name", "")).rpartition(".")[0]
-    for sentence in require(ref, "sentences", list, where):
-        phrase, sent_id = require(sentence, "sent", str, where), require(sentence, "sent_id", int, where)
+    for sentence in require(ref, "sentences", list, location):
+        phrase, sent_id = require(sentence, "sent", str, location), require(sentence, "sent_id", int, location)
         raw = sentence.get("raw")
         own = {"raw": raw} if isinstance(raw, str) and raw != phrase else {}
         yield stated | {"phrase": phrase, "id": str(sent_id), "sent_id": sent_id} | own
-
-
-def sentence_annotation(line: Any, where: str, file: Path) -> Iterator[Annotation]:
-    """Yield the annotation of an entry in MiniGPT-4's lists of sentences of the RefCOCO family.
-
-    An entry is {"img_id": COCO file name and annotation, "sents", "bbox"}; refcoco_val.json is of split val.
-    """
-    if not isinstance(line, dict) or "img_id" not in line:
-        raise InputError(f'{where} has neither "image" nor "img_id": see docs/data.md for the lists that are read.')
-    ref = require(line, "img_id", str, where)
-    split = file.stem.rpartition("_")[2]
-    named = {"split": split} if split in ("train", "val", "test", "testA", "testB") else {}
-    own = {"phrase": require(line, "sents", str, where), "bbox": line.get("bbox"), "ref": ref}
-    yield named | image_keys({**line, "image": ref.rpartition("_")[0] + ".jpg"}, "image") | own

@@ -27,7 +27,7 @@ def read_referit(root: Path, split: str | None) -> Located[Sample]:
         split: train, val, test or trainval (a file of its own); None reads train, val and test.
 
     Raises:
-        InputError: files are missing, torn or do not fit together.
+        InputError: files are missing, truncated or inconsistent.
     """
     boxes = first_existing([root / folder for folder in FOLDERS], ("referit_bbox.json",))
     if boxes is None:
@@ -43,21 +43,21 @@ def _region_annotations(folder: Path, splits: tuple[str, ...]) -> Located[Annota
         file = folder / f"referit_query_{split}.json"
         queries = _read_object(file)
         for region in queries:
-            where = f"{file}, region {short_repr(region)}"
+            location = f"{file}, region {short_repr(region)}"
             stated = {"image": f"{region.partition('_')[0]}.jpg", "split": split, "region": region}
-            yield from parsed(where, _phrase_annotations(stated, queries, boxes, sizes, where))
+            yield from parsed(location, _phrase_annotations(stated, queries, boxes, sizes, location))
 
 
 def _phrase_annotations(
-    stated: Annotation, queries: dict[str, Any], boxes: dict[str, Any], sizes: dict[str, Any], where: str
+    stated: Annotation, queries: dict[str, Any], boxes: dict[str, Any], sizes: dict[str, Any], location: str
 ) -> Iterator[Annotation]:
     """Yield the annotation of each phrase of a region."""
-    xmin, ymin, xmax, ymax = require_box(boxes, stated["region"], where)
+    xmin, ymin, xmax, ymax = require_box(boxes, stated["region"], location)
     size = sizes.get(stated["image"])
     if isinstance(size, list) and len(size) == 2:
         stated |= {"width": size[0], "height": size[1]}
     stated["bbox"] = to_xywh((xmin, ymin, xmax + 1, ymax + 1))
-    for number, phrase in enumerate(require(queries, stated["region"], list, where)):
+    for number, phrase in enumerate(require(queries, stated["region"], list, location)):
         yield stated | {"phrase": phrase, "id": f"{stated['region']}/{number}"}
 
 

@@ -26,11 +26,11 @@ _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 
 _ELEMENT_TYPES = re.compile(r"[biuf][1248]|[US][1-9]\d{0,4}|O8?")
 
-_TORN = (
+_TRUNCATED = (
     *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, EOFError, OSError),
     *(struct.error, zipfile.BadZipFile, pickle.UnpicklingError),
 )
-"""What a torn pickle can raise."""
+"""What a truncated pickle can raise."""
 
 
 class _ForbiddenError(Exception):
@@ -41,7 +41,7 @@ def load_pickle(file: Path) -> Any:
     """Read a pickle, or a file of torch.save without tensors; arrays come as nested lists.
 
     Raises:
-        InputError: the file is torn, or contains anything but plain containers, texts, numbers and arrays.
+        InputError: the file is truncated, or contains anything but plain containers, texts, numbers and arrays.
     """
     data = read_bytes(file)
     try:
@@ -54,10 +54,10 @@ def load_pickle(file: Path) -> Any:
                 value = _DataUnpickler(stream, len(data)).load()
     except _ForbiddenError as error:
         raise InputError(
-            f"{file} is refused: it contains {error}, and a pickle is opened only for plain lists, dicts, texts,"
-            " numbers and arrays; save it again without that, or as JSON."
+            f"{file} cannot be opened. It contains {error}, and only plain lists, dicts, texts,"
+            " numbers and arrays are read; save it again without that, or as JSON."
         ) from error
-    except _TORN as error:
+    except _TRUNCATED as error:
         raise InputError(f"{file} is not a whole pickle ({type(error).__name__}): download the file again.") from error
     return value
 

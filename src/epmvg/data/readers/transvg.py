@@ -42,53 +42,35 @@ def read_transvg(root: Path, split: str | None, *, flag: str) -> Located[Sample]
         flag: of `FLAGS`.
 
     Raises:
-        InputError: files are missing, torn or refused.
+        InputError: files are missing, truncated or not plain data.
     """
     parts = (split,) if split else tuple(part for part in FLAGS[flag][1] if part != "trainval")
     if flag != "referit":
         parts = tuple(half for part in parts for half in PARTS.get(part, (part,)))
     folders = [root / flag, root / "data" / flag]
-    files = [first_existing(folders, [f"{flag}_{part}{ending}" for ending in _ENDINGS]) for part in parts]
-    found = [file for file in files if file is not None]
-    if not found or (split and len(found) < len(parts)):
+    found = {part: first_existing(folders, [f"{flag}_{part}{ending}" for ending in _ENDINGS]) for part in parts}
+    if not any(found.values()) or (split and not all(found.values())):
         file_name = f"{flag}/{flag}_{split or parts[0]}.pth"
         raise InputError(f"{root} holds no {file_name}: give the folder that {flag}/ lies in.")
-    for file in found:
-        yield from read_transvg_file(file, root, None)
-
-
-def read_transvg_file(file: Path, root: Path | None, split: str | None) -> Located[Sample]:
-    """Read one index file, whose name states flag and split, such as gref_umd_val.pth.
-
-    Args:
-        root: the folder of `read_transvg`; by default the one that the index lies below.
-        split: must be the file's own, if given.
-
-    Raises:
-        InputError: the name states no flag or another split, or the file is torn or refused.
-    """
-    flag, _, named_split = file.stem.rpartition("_")
-    if flag not in FLAGS or split not in (None, named_split):
-        wanted = f"{split} of {flag}" if flag in FLAGS else f"any of {', '.join(FLAGS)}"
-        raise InputError(f"{file} is not an index of {wanted} by its name: call it FLAG_SPLIT.pth, as TransVG does.")
-    tops = [root] if root else [file.parent.parent, file.parent.parent.parent]
     names = _IMAGE_FOLDERS.get(flag, (COCO_FOLDERS[1], *COCO_FOLDERS))
-    images = first_existing([place for top in tops for place in (top, top / "ln_data")], names) or tops[0] / names[0]
-    return to_samples(_row_annotations(file, flag, named_split), images, "split")
+    images = first_existing((root, root / "ln_data"), names) or root / names[0]
+    for part, file in found.items():
+        if file is not None:
+            yield from to_samples(_row_annotations(file, flag, part), images, "split")
 
 
 def _row_annotations(file: Path, flag: str, split: str) -> Located[Annotation]:
     for number, row in enumerate(load_rows(file)):
-        where = f"{file}, row {number}"
-        yield from parsed(where, _row_annotation(row, where, flag, split, number))
+        location = f"{file}, row {number}"
+        yield from parsed(location, _row_annotation(row, location, flag, split, number))
 
 
-def _row_annotation(row: Any, where: str, flag: str, split: str, number: int) -> Iterator[Annotation]:
+def _row_annotation(row: Any, location: str, flag: str, split: str, number: int) -> Iterator[Annotation]:
     keys = ("image", "bbox", "phrase") if flag == "flickr" else ("image", "mask", "bbox", "phrase", "attributes")
     if not isinstance(row, list | tuple) or len(row) != len(keys):
-        raise InputError(f"{where}: a row of {flag} has {len(keys)} fields, not {short_repr(row)}; fix the file.")
+        raise InputError(f"{location}: a row of {flag} has {len(keys)} fields, not {short_repr(row)}; fix the file.")
     stated = dict(zip(keys, row, strict=True)) | {"split": split, "id": f"{flag}_{split}/{number}"}
-    a, b, c, d = require_box(stated, "bbox", where)
+    a, b, c, d = require_box(stated, "bbox", location)
     if flag == "referit":
         stated["bbox"] = to_xywh((a, b, c + 1, d + 1))
     elif flag == "flickr":

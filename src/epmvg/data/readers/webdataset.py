@@ -1,7 +1,7 @@
 """Tar files in WebDataset's layout, an image and its annotations side by side: `000017.jpg`, `000017.json`.
 
 The JSON is one annotation or a list of them as in JSONL, without `image`. A tar is unpacked once, into the cache
-folder, and read from there as files, as other files that hold their images inside.
+folder, and read from there as files, like Parquet files with embedded images.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from epmvg.data.readers.jsonl import json_line, json_objects
 _ANNOTATIONS = "annotations.jsonl"  # of an unpacked file
 
 Unpack = Callable[[Path, Path], Iterator[tuple[str, Annotation]]]
-"""(file, folder) -> (where it stands, annotation); writes images into the folder, which their paths are relative to."""
+"""(file, folder) -> (location, annotation); writes images into the folder, which their paths are relative to."""
 
 
 def tar_files(name: Path | str) -> list[Path]:
-    """Return the files that a name means, in order: one .tar file, or a pattern such as `shards/train-*.tar`.
+    """Expand a path or a glob pattern such as `shards/train-*.tar` to files, in order.
 
     Raises:
         InputError: there are none that can be read.
@@ -40,56 +40,59 @@ def tar_files(name: Path | str) -> list[Path]:
     path = Path(name)
     files = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
     if not files or not all(is_file(file) and os.access(file, os.R_OK) for file in files):
-        raise InputError(f"{name} cannot be opened: check the path and its permissions.")
+        raise InputError(f"{name} cannot be opened. Check the path and its permissions.")
     return files
 
 
 def unpack_tar(file: Path, folder: Path) -> Iterator[tuple[str, Annotation]]:
-    """Unpack the images of a tar into a folder of its name, and yield (where it stands, annotation).
+    """Unpack the images of a tar into a folder of its name, and yield (location, annotation).
 
     Raises:
-        InputError: it is no plain tar, or holds a link, a name that leads out, or several images of one sample.
+        InputError: it is not an uncompressed tar, or holds a link, a name outside the folder, or several images of one
+            sample.
     """
     try:
         with tarfile.open(file, "r:") as tar:
             for members in _samples(tar, file):
-                if len(members) < 2:
+                if len(members) < 2:  # image without JSON, or JSON without image
                     continue
-                where = f"{file}, {short_repr(members['json'].name)}"
+                location = f"{file}, {short_repr(members['json'].name)}"
                 image = f"{file.name}/{PurePosixPath(members['image'].name)}"
                 content = {kind: tar.extractfile(member).read() for kind, member in members.items()}  # type: ignore[union-attr]
-                target = path_inside(folder, image, where)
+                target = path_inside(folder, image, location)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content["image"])
-                annotations = parse_json(content["json"], where)
-                for one in annotations if isinstance(annotations, list) else [annotations]:
-                    if not isinstance(one, dict):
-                        raise InputError(f"{where} holds an annotation that is no JSON object: write the file again.")
-                    yield where, one | {"image": image}
+                annotations = parse_json(content["json"], location)
+                for annotation in annotations if isinstance(annotations, list) else [annotations]:
+                    if not isinstance(annotation, dict):
+                        raise InputError(
+                            f"{location} has an annotation that is not a JSON object. Write the file again."
+                        )
+                    yield location, annotation | {"image": image}
     except (tarfile.TarError, EOFError, ArithmeticError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{file} is no plain tar file ({error}): write it again, without compression.") from error
+        raise InputError(f"{file} is not an uncompressed tar ({error}). Write it again without compression.") from error
 
 
 def _samples(tar: tarfile.TarFile, file: Path) -> Iterable[dict[str, tarfile.TarInfo]]:
     """Return the image and the JSON of each sample, whose names are the same up to the first dot."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in tar:
-        path, where = PurePosixPath(member.name), f"{file}, {short_repr(member.name)}"
+        path, location = PurePosixPath(member.name), f"{file}, {short_repr(member.name)}"
         if member.isdir():
             continue
         if not member.isreg() or member.issparse() or member.size < 0:
-            raise InputError(f"{where} is no ordinary file: write the tar again without links and devices.")
+            raise InputError(f"{location} is not a regular file. Write the tar again without links and devices.")
         if path.is_absolute() or ".." in path.parts:
-            raise InputError(f"{where} leads out of the folder it is unpacked to: write the tar again.")
+            raise InputError(f"{location} is outside the target folder. Write the tar again.")
         key, _, extension = path.name.partition(".")
         kind = "image" if path.suffix.lower() in image_suffixes() else extension.lower()
         if key and kind in ("image", "json"):
             sample = samples.setdefault((path.parent / key).as_posix(), {})
             if kind in sample:
                 other = short_repr(sample[kind].name)
-                raise InputError(f"{where} and {other} are of one sample: delete or rename one.")
+                raise InputError(f"{location} and {other} are of one sample. Delete or rename one.")
             sample[kind] = member
     return samples.values()
 
@@ -104,12 +107,12 @@ def write_webdataset(target: Path, annotations: Iterable[Annotation], root: Path
     for one in annotations:
         image = path_inside(root, one["image"], str(target))
         if not is_file(image) or image.suffix.lower() not in image_suffixes():
-            raise InputError(f"{image} is missing or has no image's ending, and a tar holds its images: give --root.")
+            raise InputError(f"{image} is missing or has no image suffix, and a tar holds its images. Give --root.")
         images.setdefault(image, []).append({key: value for key, value in one.items() if key != "image"})
     with atomic_write(target) as temporary, tarfile.open(temporary, "w") as tar:
-        for number, (image, own) in enumerate(images.items()):
+        for number, (image, image_annotations) in enumerate(images.items()):
             _add(tar, f"{number:06d}{image.suffix.lower()}", read_bytes(image))
-            _add(tar, f"{number:06d}.json", json.dumps(own).encode())
+            _add(tar, f"{number:06d}.json", json.dumps(image_annotations).encode())
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -120,7 +123,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def unpack_once(files: Sequence[Path], kind: str, unpack: Unpack) -> Path:
-    """Unpack files below the cache folder, unless that was done before, and return where.
+    """Unpack files below the cache folder, unless that was done before, and return location.
 
     Raises:
         InputError: as `unpack` does, or the disk is full.
@@ -139,8 +142,8 @@ def unpack_once(files: Sequence[Path], kind: str, unpack: Unpack) -> Path:
             try:
                 temporary.mkdir()
                 with (temporary / _ANNOTATIONS).open("wb") as out:
-                    for where, one in chain.from_iterable(unpack(file, temporary) for file in files):
-                        out.write(json_line({"where": where, "annotation": one}))
+                    for location, one in chain.from_iterable(unpack(file, temporary) for file in files):
+                        out.write(json_line({"where": location, "annotation": one}))
                 temporary.rename(folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -148,6 +151,6 @@ def unpack_once(files: Sequence[Path], kind: str, unpack: Unpack) -> Path:
 
 
 def unpacked_annotations(folder: Path) -> Iterator[tuple[str, Annotation]]:
-    """Yield (where it stood, annotation) of an unpacked folder."""
+    """Yield (location, annotation) of an unpacked folder."""
     for _, line in json_objects(folder / _ANNOTATIONS):
         yield line["where"], line["annotation"]

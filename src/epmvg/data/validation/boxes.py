@@ -32,11 +32,6 @@ def box_issues(located: Sequence[Located], images: Mapping[Path, ImageInfo]) -> 
         if issue is not None:
             kind, note = issue
             yield Issue(kind, where, note, sample.image, sample.phrase)
-        for key in ("rotated", "rotation", "angle", "theta"):
-            if sample.extra.get(key):
-                done = "replaced by the upright box around it" if key == "rotated" else "not applied"
-                yield Issue("box-rotated", where, f"{key} {sample.extra[key]}: {done}", sample.image, sample.phrase)
-                break
 
 
 def box_fault(box: Box, size: Size | None) -> tuple[str, str] | None:

@@ -52,7 +52,7 @@ def inspect_image(path: Path) -> ImageInfo:
             image = file.decode((_SIDE, _SIDE))  # reads the whole file, so that truncation shows
             return ImageInfo(size=file.size, turned=file.turned, animated=animated, hash=perceptual_hash(image))
     except InputError as error:
-        missing = isinstance(error, ImageError) and error.fault == "missing"
+        missing = isinstance(error, ImageError) and error.missing
         return ImageInfo(error.detail if isinstance(error, ImageError) else str(error), missing)
 
 

@@ -25,9 +25,6 @@ KINDS = {
         "Check that boxes and image have the same scale; clip the box or delete the sample.",
     ),
     "box-thin": Kind("boxes at most a pixel wide or high", "Annotate the box again or delete the sample.", "warning"),
-    "box-rotated": Kind(
-        "boxes with a rotation, of which only the upright box around them is used", "Check the boxes.", "warning"
-    ),
     "box-corners": Kind(
         "bbox looks like [x0, y0, x1, y1], and is read as [x, y, width, height]", "Write [x0, y0, x1 - x0, y1 - y0]."
     ),

@@ -17,7 +17,7 @@ from epmvg.inference.runtimes.protocol import GrounderRuntime, MapKind, ModelInp
 from epmvg.models.factory import float32_on_cpu
 from epmvg.models.grounder import EncodedImages, Grounder
 from epmvg.models.iou_head import raw_confidence
-from epmvg.models.text_cache import TextFeatureCache
+from epmvg.models.text_encoder import TextFeatureCache
 from epmvg.models.transformer import Attention
 
 TEXT_CACHE_BYTES = 50_000_000

@@ -1,9 +1,9 @@
-"""The whole method without recipe or loop: a teacher, a student, the loss of eq. 8, and a folder at the end.
+"""The whole method in plain PyTorch: a teacher, a student, the loss of eq. 8, and the saved student.
 
-python examples/distil_by_hand.py FOLDER [TEACHER]
+python examples/distill_by_hand.py FOLDER [TEACHER]
 
 TEACHER is a folder that `epmvg teacher train` wrote, or an open_clip model's configuration; without one the teacher is
-a small ViT with random weights, which shows the way and teaches nothing.
+a small ViT with random weights, from which nothing can be learned.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ def main(folder: Path, teacher_name: str | None) -> None:
         teacher = epmvg.ClipTeacher(folder / "vit.json", "random")  # frozen
     else:
         teacher = epmvg.ClipTeacher(teacher_name)
-    loss_of = epmvg.GroundingLoss(giou_weight=1.0, image_weight=1.5, text_weight=2.0)  # lambda, alpha, beta (sec. 4.2)
+    criterion = epmvg.GroundingLoss(giou_weight=1.0, image_weight=1.5, text_weight=2.0)  # lambda, alpha, beta
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     loader = epmvg.make_loader(
         "scenes", split="train", root=scenes, tokenizer=student.tokenizer, image_size=student.image_size, batch_size=32
     )
     for batch in loader:  # I images, P phrases
-        answer = student(*batch.inputs)
-        vectors = teacher(batch.images, batch.phrases, batch.image_mask)  # [I, E] and [P, E]
-        loss = loss_of(answer, batch.boxes, vectors)
+        output = student(*batch.inputs)
+        embeddings = teacher(batch.images, batch.phrases, batch.image_mask)  # [I, E] and [P, E]
+        losses = criterion(output, batch.boxes, embeddings)
         optimizer.zero_grad()
-        loss.total.backward()
+        losses.total.backward()
         optimizer.step()
-        print(", ".join(f"{name} {term:.3f}" for name, term in loss.terms.items()))
-    epmvg.save(student, folder / "student")  # the teacher is no part of it
+        print(", ".join(f"{name} {term:.3f}" for name, term in losses.terms.items()))
+    epmvg.save(student, folder / "student")  # without the teacher
     print(folder / "student")
 
 
