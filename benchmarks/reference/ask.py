@@ -25,7 +25,7 @@ def ask(runtime: GrounderRuntime, images: int, phrases: int) -> NDArray[np.float
     queries = [PHRASES[(i + j) % len(PHRASES)] for i in range(images) for j in range(phrases)]
     image_index = np.arange(images).repeat(phrases)
     features = runtime.encode_pixels(image, image_mask)
-    return runtime.query_features(features, image_mask, queries, image_index)[0]
+    return runtime.query_features(features, image_mask, queries, image_index)[0].boxes
 
 
 def computed_in(precision: str) -> str:

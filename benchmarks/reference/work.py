@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from epmvg.core.extras import optional_imports
 from epmvg.core.hardware import cpu_has_bf16
 from epmvg.core.types import InputError
 from epmvg.export.graphs import to_openvino, write_folder
-from epmvg.inference.runtimes.exported import ExportedRuntime, import_extra
+from epmvg.inference.runtimes.exported import ExportedRuntime
 from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import create_model
 from epmvg.models.text_encoder import TextFeatureCache
@@ -124,16 +125,12 @@ def _exported(folder: Path, backend: str, precision: str) -> TimedRuntime:
 
 
 def _onnx_folder(work: Work, folder: Path, precision: str) -> Path:
-    """Export a student to ONNX, once: int8 is made of float, and OpenVINO's graphs of both.
-
-    Raises:
-        InputError: a package of the `export` extra is not installed.
-    """
+    """Export a student to ONNX, once: int8 is made of float, and OpenVINO's graphs of both."""
     target = folder / f"onnx-{precision}"
     if target.exists():
         return target
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        import_extra(package)
+    with optional_imports("An exported runtime"):
+        import onnxscript  # noqa: F401  before the folder is made
     if precision == "fp32":
         write_folder(work.student, target, "onnx")
     else:

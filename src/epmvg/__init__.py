@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from epmvg.core.extras import optional_imports
 from epmvg.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'epmvg' has no attribute {name!r}")
-    return getattr(import_module(f"epmvg.{_HOME[name]}"), name)
+    with optional_imports(f"epmvg.{name}"):
+        return getattr(import_module(f"epmvg.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -165,15 +165,15 @@ def test_a_batch_of_unreadable_images_is_empty() -> None:
 
 
 def test_cached_features_follow_their_images(squares: Path) -> None:
-    loader = make(squares, augment=None, cached={"maps": torch.arange(12.0)[:, None]})
+    loader = make(squares, augment=None, cached={"backbone_features": torch.arange(12.0)[:, None]})
     for batch in loader.batches(0):
         assert batch.images.abs().sum() == 0  # not decoded
         for index, sample in zip(batch.image_index.tolist(), batch.samples, strict=True):
-            assert batch.cached["maps"][index].item() == int(sample.image.stem)
+            assert batch.cached["backbone_features"][index].item() == int(sample.image.stem)
 
 
 def test_cached_features_need_no_sizes_in_annotations(squares: Path) -> None:
-    cached = {"maps": torch.zeros(12, 1)}
+    cached = {"backbone_features": torch.zeros(12, 1)}
     stated = list(make(squares, augment=None, cached=cached).batches(0))
     rows = [json.loads(line) for line in squares.read_text().splitlines()]
     squares.write_text("".join(json.dumps(row | {"width": None, "height": None}) + "\n" for row in rows))

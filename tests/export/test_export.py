@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,18 @@ def test_an_exported_folder_predicts_as_the_run(run: Path, exported: Path) -> No
     ground, ours = Predictor(exported), Predictor(run)
     assert ground.domain == ours.domain == "noise"
     for seed, size in enumerate([(90, 60), (60, 90), (200, 30), (64, 64)]):
-        found, expected = (each(random_image(seed, size), PHRASES) for each in (ground, ours))
+        found, expected = (each(random_image(seed, size), PHRASES, top_k=3) for each in (ground, ours))
         for one, other in zip(found, expected, strict=True):
             assert one.box == pytest.approx(other.box, abs=0.05)
             assert one.score == pytest.approx(other.score, abs=1e-4)
+            assert len(one.candidates) == len(other.candidates) <= 3
+            for candidate, same in zip(one.candidates, other.candidates, strict=True):
+                assert candidate.box == pytest.approx(same.box, abs=0.05)
+                assert candidate.score == pytest.approx(same.score, abs=1e-4)
+        heatmaps, same_heatmaps = (each.maps("heatmap", random_image(seed, size), PHRASES) for each in (ground, ours))
+        np.testing.assert_allclose(heatmaps, same_heatmaps, atol=1e-3)
+    with pytest.raises(InputError, match="has no attention"):
+        ground.maps("attention", random_image(0), PHRASES)
     assert sorted(file.name for file in exported.iterdir()) == [
         SETTINGS,
         "image.onnx",
@@ -153,12 +162,12 @@ def test_images_and_phrases_are_dynamic(exported: Path) -> None:
     image, image_mask = model_inputs(runtime, [0, 1, 2])
     phrases = [*PHRASES, "sky", "it"]
     image_index = np.array([2, 0, 0, 1, 2])
-    together, _, _ = runtime.query_features(runtime.encode_pixels(image, image_mask), image_mask, phrases, image_index)
+    together, _ = runtime.query_features(runtime.encode_pixels(image, image_mask), image_mask, phrases, image_index)
     for number, whose in enumerate(image_index):
         one = slice(whose, whose + 1)
         features = runtime.encode_pixels(image[one], image_mask[one])
-        alone, _, _ = runtime.query_features(features, image_mask[one], [phrases[number]], np.zeros(1, np.int64))
-        np.testing.assert_allclose(together[number], alone[0], atol=1e-5)
+        alone, _ = runtime.query_features(features, image_mask[one], [phrases[number]], np.zeros(1, np.int64))
+        np.testing.assert_allclose(together.boxes[number], alone.boxes[0], atol=1e-5)
 
 
 class Changed:
@@ -168,8 +177,8 @@ class Changed:
         self.runtime, self.box, self.score = runtime, box, score
 
     def query_features(self, *arguments: Any) -> Any:
-        box, score, tokens = self.runtime.query_features(*arguments)
-        return box * self.box, score * self.score, tokens
+        output, tokens = self.runtime.query_features(*arguments)
+        return replace(output, boxes=output.boxes * self.box, scores=output.scores * self.score), tokens
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.runtime, name)
@@ -302,9 +311,9 @@ def test_keeping_padded_tokens_changes_no_prediction(name: str, monkeypatch: pyt
     for exporting in (False, True):
         monkeypatch.setattr(torch.compiler, "is_exporting", lambda exporting=exporting: exporting)
         features = runtime.encode_pixels(image, image_mask)
-        outputs.append(runtime.query_features(features, image_mask, PHRASES, image_index))
-    np.testing.assert_allclose(outputs[0][0], outputs[1][0], atol=1e-5)
-    np.testing.assert_allclose(outputs[0][1], outputs[1][1], atol=1e-5)
+        outputs.append(runtime.query_features(features, image_mask, PHRASES, image_index)[0])
+    np.testing.assert_allclose(outputs[0].boxes, outputs[1].boxes, atol=1e-5)
+    np.testing.assert_allclose(outputs[0].scores, outputs[1].scores, atol=1e-5)
 
 
 @pytest.mark.slow

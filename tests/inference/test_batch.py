@@ -58,12 +58,12 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None, type[Bas
         log: list[tuple[bytes, str]] = []
         batches = [0]
 
-        def logged(self: Predictor, queries: Any, keys: Any) -> Any:
+        def logged(self: Predictor, queries: Any, keys: Any, **options: Any) -> Any:
             if batches[0] == stop:
                 raise error
             batches[0] += 1
             log.extend((key, phrase) for (_, phrases), key in zip(queries, keys, strict=True) for phrase in phrases)
-            return real(self, queries, keys)
+            return real(self, queries, keys, **options)
 
         monkeypatch.setattr(Predictor, "predict_batch", logged)
         return log
@@ -164,14 +164,25 @@ def test_with_another_model_everything_is_predicted_again(
 
 
 def test_the_digest_of_a_model_covers_all_its_files(run: Path) -> None:
-    keys = [batch._digest_of(run, None)]
+    keys = [batch._digest_of(run, None, 1)]
     for name in ("model.safetensors", "model.yaml", "tokenizer/tokenizer_config.json", "confidence.json"):
         with (run / name).open("ab") as changed:
             changed.write(b"\n")
-        keys.append(batch._digest_of(run, None))
+        keys.append(batch._digest_of(run, None, 1))
     assert len(set(keys)) == 5
     (run / "metrics.jsonl").write_text("{}\n")
-    assert batch._digest_of(run, None) == keys[-1]
+    assert batch._digest_of(run, None, 1) == keys[-1]
+
+
+def test_rows_have_candidates_on_request(run: Path, photos: Path, tmp_path: Path) -> None:
+    for top_k in (1, 3):
+        predict_many(run, photos, tmp_path / f"{top_k}.jsonl", phrases=["it", "a dog"], top_k=top_k)
+    one, three = (
+        [json.loads(line) for line in (tmp_path / f"{top_k}.jsonl").read_text().splitlines()] for top_k in (1, 3)
+    )
+    for row, other in zip(one, three, strict=True):
+        candidates = other.pop("candidates")
+        assert row == other and candidates[0] == {"box": row["box"], "score": row["score"]} and len(candidates) <= 3
 
 
 def test_a_bad_line_is_an_error_row(run: Path, squares: Path, tmp_path: Path) -> None:

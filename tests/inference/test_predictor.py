@@ -312,3 +312,32 @@ def test_a_reduced_copy_has_the_predictions_of_its_original(tiny: Grounder) -> N
     assert max(laid.shape) == predictor.image_size < 403
     (reduced,) = fresh.predict_batch([(Image.fromarray(laid), ["it"])], sizes=[image.size])
     assert reduced == list(predictor(image, "it"))
+
+
+def test_candidates_begin_with_the_predicted_box(tiny: Grounder) -> None:
+    predictor, image = Predictor(tiny, threads=1), photo(3)
+    alone, several = predictor(image, PHRASES), predictor(image, PHRASES, top_k=4)
+    assert all(one.candidates == () and "candidates" not in one.to_dict() for one in alone)
+    for one, other in zip(several, alone, strict=True):
+        assert (one.box, one.score) == (other.box, other.score) == (one.candidates[0].box, one.candidates[0].score)
+        scores = [each.score for each in one.candidates]
+        assert 1 <= len(scores) <= 4 and scores == sorted(scores, reverse=True)
+        assert one.to_dict()["candidates"][0] == {"box": list(one.box), "score": one.score}
+        assert all(
+            0 <= each.box[0] <= each.box[2] <= 90 and 0 <= each.box[1] <= each.box[3] <= 60 for each in one.candidates
+        )
+    assert max(len(one.candidates) for one in several) > 1
+    together = predictor.predict_batch([(image, PHRASES), (photo(4), ["it"])], top_k=4)
+    agree(together[0], list(several))
+    assert [len(one.candidates) for one in together[0]] == [len(one.candidates) for one in several]
+
+
+def test_a_model_without_a_dense_head_has_one_candidate() -> None:
+    (one,) = Predictor(create_model("tiny-resnet"))(photo(0), "it", top_k=3)
+    assert [candidate.box for candidate in one.candidates] == [one.box]
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 1.5, True, "3"])
+def test_top_k_is_a_positive_integer(tiny: Grounder, top_k: Any) -> None:
+    with pytest.raises(InputError, match="Give a whole number from 1 on"):
+        Predictor(tiny)(photo(0), "it", top_k=top_k)

@@ -14,7 +14,7 @@ from typing import Any
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from epmvg.core.types import InputError, Prediction
+from epmvg.core.types import Candidate, InputError, Prediction
 from epmvg.serve.app import create_app
 from epmvg.serve.limits import Limits
 from epmvg.serve.server import listen, make_server
@@ -44,6 +44,7 @@ class FakePredictor:
         queries: Sequence[tuple[Image.Image, list[str]]],
         keys: Sequence[bytes],
         sizes: Sequence[tuple[int, int]],
+        top_k: int = 1,
     ) -> list[list[Prediction]]:
         phrases = [each for _, each in queries]
         self.calls.append(phrases)
@@ -53,11 +54,15 @@ class FakePredictor:
             raise InputError("The phrase 'unreadable' cannot be predicted.")
         if any("crash" in each for each in phrases):
             raise RuntimeError("out of memory")
-        return [[_prediction(*size, phrase) for phrase in each] for size, each in zip(sizes, phrases, strict=True)]
+        return [
+            [_prediction(*size, phrase, top_k) for phrase in each] for size, each in zip(sizes, phrases, strict=True)
+        ]
 
 
-def _prediction(width: int, height: int, phrase: str) -> Prediction:
-    return Prediction(phrase, (0.0, 0.0, float(width), float(height)), 0.4 if phrase == "unlikely" else 0.5)
+def _prediction(width: int, height: int, phrase: str, top_k: int) -> Prediction:
+    score = 0.4 if phrase == "unlikely" else 0.5
+    candidates = [Candidate((0.0, 0.0, width / k, height / k), score / k) for k in range(1, top_k + 1)]
+    return Prediction(phrase, candidates[0].box, score, candidates=tuple(candidates) if top_k > 1 else ())
 
 
 def client_of(predictor: Any, **options: Any) -> TestClient:

@@ -66,6 +66,22 @@ def test_min_score_decides_what_is_found(predictor: Predictor) -> None:
         assert response.status_code == 422 and "no stored threshold" in response.json()["error"]
 
 
+def test_top_k_gives_candidates() -> None:
+    query = as_json(encoded(), ["it"])
+    with client_of(FakePredictor()) as client:
+        for top_k, scores in ((1, []), (3, [0.5, 0.25, 0.17]), (3.0, [0.5, 0.25, 0.17])):
+            from_json = client.post("/v1/ground", json=query | {"top_k": top_k})
+            fields = {"phrases": query["phrases"], "top_k": f"{top_k:.0f}"}
+            assert from_json.json() == client.post("/v1/ground", files={"image": encoded()}, data=fields).json()
+            (result,) = from_json.json()["results"]
+            assert [round(each["score"], 2) for each in result["candidates"]] == scores
+        for wrong in (0, 21, "many", 1.5, True, None):
+            assert client.post("/v1/ground", json=query | {"top_k": wrong}).status_code == 422
+        for wrong in ("0", "21", "many", "1.5", "9" * 5000):
+            form = client.post("/v1/ground", files={"image": encoded()}, data={"phrases": "it", "top_k": wrong})
+            assert form.status_code == 422 and "top_k" in form.json()["error"]
+
+
 def test_health_reports_the_model() -> None:
     with client_of(FakePredictor()) as client:
         health = client.get("/healthz").json()

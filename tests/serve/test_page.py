@@ -206,7 +206,7 @@ def test_the_api_page_lists_every_operation(visit: Visit, address: str) -> None:
 class LengthPredictor(FakePredictor):
     """The score of a phrase is a tenth of its length."""
 
-    def predict_batch(self, queries: Any, keys: Any, sizes: Any) -> list[list[Prediction]]:
+    def predict_batch(self, queries: Any, keys: Any, sizes: Any, top_k: int = 1) -> list[list[Prediction]]:
         box = (0.0, 0.0, 9.0, 9.0)
         return [[Prediction(phrase, box, len(phrase) / 10) for phrase in phrases] for _, phrases in queries]
 

@@ -13,6 +13,7 @@ import typer
 
 from epmvg.cli import catalogue, console, data, evaluate, export, predict, serve, train
 from epmvg.core.distributed import rank_and_world_size
+from epmvg.core.extras import optional_imports
 from epmvg.core.types import InputError
 from epmvg.core.version import __version__
 
@@ -52,7 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads: idle threads spin otherwise
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
-        app(arguments)
+        with optional_imports("This command"):
+            app(arguments)
     except InputError as error:
         _fail(str(error))
     except OSError as error:

@@ -13,9 +13,6 @@ import typer
 import yaml
 
 from epmvg.cli.console import Json, print_table
-from epmvg.config.settings import list_recipes, recipe_text
-from epmvg.data.registry import DATASETS
-from epmvg.models.presets import LOADABLE, PRESETS
 
 
 class Kind(StrEnum):
@@ -41,6 +38,8 @@ def list_(
 
 def catalogue() -> dict[str, list[dict[str, str]]]:
     """Return one row per model, pretrained model, data set, recipe and teacher."""
+    from epmvg.config.settings import list_recipes, recipe_text
+
     return {
         "models": _models(),
         "pretrained": _pretrained(),
@@ -53,6 +52,8 @@ def catalogue() -> dict[str, list[dict[str, str]]]:
 
 
 def _models() -> list[dict[str, str]]:
+    from epmvg.models.presets import LOADABLE, PRESETS
+
     sizes = json.loads((resources.files("epmvg.models") / "sizes.json").read_text(encoding="utf-8"))
     return [
         {
@@ -82,6 +83,8 @@ def _pretrained() -> list[dict[str, str]]:
 
 
 def _datasets() -> list[dict[str, str]]:
+    from epmvg.data.registry import DATASETS
+
     return [
         {"name": name, "splits": ", ".join(data.splits), "about": data.about} for name, data in sorted(DATASETS.items())
     ]

@@ -16,7 +16,6 @@ from epmvg.core.types import InputError
 
 if TYPE_CHECKING:
     from epmvg.inference.results import Predictions
-    from epmvg.inference.runtimes.protocol import MapKind
 
 INTERRUPTED = 130
 """Exit status of shells for a command ended by Ctrl-C."""
@@ -44,7 +43,6 @@ def predict(
     device: Device = "auto",
     draw: Annotated[Path | None, typer.Option(help="Image file with the boxes drawn; with --out a folder.")] = None,
     heatmap: Annotated[Path | None, typer.Option(help="Image file with the heatmap of each phrase.")] = None,
-    attention: Annotated[Path | None, typer.Option(help="Image file with the attention of [REG] per phrase.")] = None,
     as_json: Json = False,
     form: Annotated[
         Format | None, typer.Option("--format", help="Print this kind of JSON; with --out, write it to a .json file.")
@@ -52,6 +50,7 @@ def predict(
     min_score: Annotated[
         str | None, typer.Option(help="Confidence from which a phrase counts as found: 0 to 1, or auto (calibrated).")
     ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Boxes of each phrase, as `candidates` with confidences.")] = 1,
     shard: Annotated[
         str | None, typer.Option(metavar="K/N", help="With --out: every Nth image from the Kth (0 to N-1) on.")
     ] = None,
@@ -72,14 +71,20 @@ def predict(
     threshold = _parse_min_score(min_score)
     if as_json and form is not None:
         raise InputError(f"--json and --format {form} are two outputs. Give one of them.")
-    maps: dict[MapKind, Path | None] = {"heatmap": heatmap, "attention": attention}
     if out is None:
         reject_options("applies to many images, with --out", shard=shard)
         image = _single_image(sources, phrases)
-        _print(_predict_image(run, image, phrases, threshold, device, draw, maps), form, as_json)
+        _print(
+            _predict_image(run, image, phrases, device, draw, heatmap, min_score=threshold, top_k=top_k), form, as_json
+        )
         return
-    reject_options("applies to one image, without --out", heatmap=heatmap, attention=attention)
-    options = {"form": "jsonl" if form is None else form.value, "min_score": threshold, "device": device}
+    reject_options("applies to one image, without --out", heatmap=heatmap)
+    options = {
+        "form": "jsonl" if form is None else form.value,
+        "min_score": threshold,
+        "top_k": top_k,
+        "device": device,
+    }
     _predict_many(run, sources, out, as_json, phrases=phrases, shard=_parse_shard(shard), draw=draw, **options)
 
 
@@ -123,10 +128,10 @@ def _predict_image(
     run: Path,
     image: Path,
     phrases: list[str],
-    threshold: MinScore,
     device: str,
     draw: Path | None,
-    maps: dict[MapKind, Path | None],
+    heatmap: Path | None,
+    **options: Any,
 ) -> Predictions:
     """Predict phrases in one image and write the requested image files; what can fail is checked first."""
     from epmvg.core.files import check_not_input
@@ -136,23 +141,22 @@ def _predict_image(
     from epmvg.inference.predictor import Predictor
 
     pixels = open_image(image)
-    for file in [file for file in (draw, *maps.values()) if file is not None]:
+    for file in [file for file in (draw, heatmap) if file is not None]:
         check_not_input(file, image)
         check_image_name(file)
     with error_console.status("Loading"):
         predictor = Predictor(locate(run), device=device)
     _print_domain(run, predictor.domain)
-    predictions = predictor(pixels, phrases, min_score=threshold)
+    predictions = predictor(pixels, phrases, **options)
     predictions.name = str(image)
     if draw is not None:
         if not predictions.found:
             error_console.print(f"Nothing was found: {draw} is the image without boxes.")
         save_image(predictions.draw(), draw)
-    for kind, target in maps.items():
-        if target is not None:
-            values = zip(predictor.maps(kind, pixels, phrases), predictions, strict=True)
-            panels = [draw_boxes(draw_heatmap(pixels, map_), [each.box], [each.phrase]) for map_, each in values]
-            save_image(concatenate_images(panels), target)
+    if heatmap is not None:
+        values = zip(predictor.maps("heatmap", pixels, phrases), predictions, strict=True)
+        panels = [draw_boxes(draw_heatmap(pixels, map_), [each.box], [each.phrase]) for map_, each in values]
+        save_image(concatenate_images(panels), heatmap)
     return predictions
 
 
@@ -168,8 +172,11 @@ def _print(predictions: Predictions, form: Format | None, as_json: bool) -> None
     console.print(f"{predictions.name} ({predictions.size[0]} x {predictions.size[1]})")
     console.print(f"score  {'box (x0, y0, x1, y1)':<28}  phrase")
     for each in predictions:
-        box = ", ".join(f"{value:.1f}" for value in each.box) if each.found else "not found"
-        console.print(f"{each.score:>5.2f}  {box:<28}  {each.phrase}")
+        for one in each.candidates or (each,):
+            box = ", ".join(f"{value:.1f}" for value in one.box) if each.found else "not found"
+            console.print(f"{one.score:>5.2f}  {box:<28}  {each.phrase}")
+            if not each.found:
+                break
 
 
 def _predict_many(run: Path, sources: list[str], out: Path, as_json: bool, **options: Any) -> None:

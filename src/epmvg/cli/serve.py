@@ -24,11 +24,8 @@ def serve(
 ) -> None:
     """Serve a run: an HTTP API, and a web page to try it on."""
     locate(run)  # a wrong name is rejected before torch is imported
-    try:
-        from epmvg.serve.limits import Limits
-        from epmvg.serve.server import serve as run_server
-    except ModuleNotFoundError as error:
-        raise InputError(f"`epmvg serve` needs {error.name}. Run pip install 'epmvg[serve]'.") from error
+    from epmvg.serve.limits import Limits
+    from epmvg.serve.server import serve as run_server
 
     if upload_mb < 1:
         raise InputError(f"--upload-mb is {upload_mb}. Give a number above 0.")

@@ -113,7 +113,7 @@ class SimilarityMap:
 
     logits: Tensor  # [P, h, w], cosine of patch and phrase embeddings times the logit scale
     content: Tensor  # [P, h, w], fraction of a patch that is not padding
-    frame: Tensor  # [P, 4], the area of the grid, xyxy in 0..1 of the student's input
+    grid_box: Tensor  # [P, 4], the area of the grid, xyxy in 0..1 of the student's input
 
 
 @dataclass(slots=True)
@@ -132,6 +132,14 @@ class Teacher(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of several boxes for a phrase."""
+
+    box: Box  # (x0, y0, x1, y1) in pixels of the upright image
+    score: float  # confidence in 0..1
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """The prediction for one phrase in one image."""
 
@@ -141,8 +149,12 @@ class Prediction:
     found: bool = True  # the confidence reaches `min_score`, and a word of the phrase is in the vocabulary
     truncated: bool = False  # the phrase is longer than the model's input
     unknown: bool = False  # no word of the phrase is in the vocabulary
+    candidates: tuple[Candidate, ...] = ()  # with `top_k` > 1: falling scores, the first is `box`
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; `truncated` and `unknown` only where they are true."""
-        values = {"phrase": self.phrase, "box": list(self.box), "score": self.score, "found": self.found}
+        """Return plain values for JSON; `truncated`, `unknown` and `candidates` only where there is something."""
+        values: dict[str, Any] = {"phrase": self.phrase, "box": list(self.box), "score": self.score}
+        values["found"] = self.found
+        if self.candidates:
+            values["candidates"] = [{"box": list(one.box), "score": one.score} for one in self.candidates]
         return values | {key: True for key in ("truncated", "unknown") if getattr(self, key)}

@@ -7,18 +7,20 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from epmvg.core.extras import optional_imports
 from epmvg.core.files import write_json
 from epmvg.core.types import InputError, Sample
 from epmvg.data.registry import open_samples
 from epmvg.evaluation.samples import limit_to_images
 from epmvg.export.graphs import Format, write_folder
 from epmvg.export.parity import largest_difference
-from epmvg.inference.runtimes.exported import SETTINGS, ExportedRuntime, import_extra, is_exported
+from epmvg.inference.runtimes.exported import SETTINGS, ExportedRuntime, is_exported
 from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder
@@ -91,8 +93,9 @@ def export_run(
     out = Path(out)
     if out.exists() and not is_exported(out):
         raise InputError(f"{out} exists and is no exported folder: give another --out.")
-    for package in ("onnx", "onnxscript", "onnxruntime", *(["openvino"] if format == "openvino" else [])):
-        import_extra(package)
+    if format == "openvino":
+        with optional_imports("--format openvino"):
+            import_module("openvino")  # else it would be missing after minutes
     model = load(run)
     data = None if calibration_data is None else calibration_data.read()
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,13 +16,17 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from epmvg.core.calibration import CONFIDENCE_FILE
+from epmvg.core.extras import optional_imports
 from epmvg.core.files import write_json, write_text
 from epmvg.core.version import __version__
-from epmvg.inference.runtimes.exported import IMAGE, PHRASES, SETTINGS, SUFFIX, import_extra
+from epmvg.inference.runtimes.exported import IMAGE, PHRASES, SETTINGS, SUFFIX
 from epmvg.models.grounder import EncodedImages, Grounder
 from epmvg.models.iou_head import raw_confidence
 
 Format = Literal["onnx", "openvino"]
+
+OUTPUTS = ["box", "score", "heatmap", "token_boxes"]
+"""Of the graph of phrases; the last two with a dense head only."""
 
 
 class ImageGraph(nn.Module):
@@ -37,9 +41,10 @@ class ImageGraph(nn.Module):
 
 
 class PhraseGraph(nn.Module):
-    """features [I, ...], image_mask [I, S, S], tokens and token_mask [P, L], image_index [P] -> box, score.
+    """features [I, ...], image_mask [I, S, S], tokens and token_mask [P, L], image_index [P] -> `OUTPUTS`.
 
-    box float [P, 4] is cxcywh in 0..1 of the input, score float [P] the raw confidence.
+    box float [P, 4] is cxcywh in 0..1 of the input, score float [P] the raw confidence. With a dense head follow its
+    heatmap, logits [P, N] over visual tokens, and token_boxes [P, N, 4].
     """
 
     def __init__(self, model: Grounder) -> None:
@@ -48,10 +53,11 @@ class PhraseGraph(nn.Module):
 
     def forward(
         self, features: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor, image_index: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         text_features = self.model.text_encoder(tokens, token_mask)
         output = self.model.query(EncodedImages(features, image_mask), text_features, token_mask, image_index)
-        return output.box, raw_confidence(output)
+        predicted = (output.box, raw_confidence(output), output.heatmap, output.token_boxes)
+        return tuple(tensor for tensor in predicted if tensor is not None)
 
 
 def write_folder(model: Grounder, folder: Path, format: Format) -> dict[str, Any]:
@@ -84,9 +90,10 @@ def to_openvino(folder: Path) -> dict[str, Any]:
     """Write OpenVINO's graphs beside the ONNX graphs of a folder, weights as they are, and return its new settings.
 
     Raises:
-        InputError: OpenVINO is not installed.
+        MissingExtraError: OpenVINO is not installed.
     """
-    openvino = import_extra("openvino")
+    with optional_imports("--format openvino"):
+        import openvino
     core = openvino.Core()  # not `openvino.convert_model`, which sends usage data to its maker
     for name in (IMAGE, PHRASES):
         graph = core.read_model(str(folder / f"{name}{SUFFIX['onnx']}"))
@@ -124,7 +131,7 @@ def write_onnx(model: Grounder, folder: Path) -> None:
             "token_mask": (token_mask, {0: phrases, 1: length}),
             "image_index": (torch.tensor([0, 1, 1]), {0: phrases}),
         },
-        ["box", "score"],
+        OUTPUTS if model.dense_head is not None else OUTPUTS[:2],
     )
 
 

@@ -47,9 +47,10 @@ def largest_difference(one: GrounderRuntime, other: GrounderRuntime) -> tuple[fl
         predictions = []
         for runtime in (one, other):
             features = runtime.encode_pixels(image, image_mask)
-            box, confidence, _ = runtime.query_features(features, image_mask, _PHRASES[:count], image_index)
+            output, _ = runtime.query_features(features, image_mask, _PHRASES[:count], image_index)
+            box = output.boxes
             edges_xyxy = np.concatenate([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], 1)
-            predictions.append((edges_xyxy, confidence))
+            predictions.append((edges_xyxy, output.scores))
         (box, confidence), (other_box, other_confidence) = predictions
         edges.append(np.abs(box - other_box).max())
         confidences.append(np.abs(confidence - other_confidence).max())

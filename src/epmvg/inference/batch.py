@@ -58,6 +58,7 @@ def predict_many(
     form: OutputFormat = "jsonl",
     draw: Path | None = None,
     min_score: MinScore = None,
+    top_k: int = 1,
     batch_size: int = 16,
     device: str = "auto",
     progress: Progress | None = None,
@@ -75,6 +76,7 @@ def predict_many(
         form: jsonl, coco or label-studio; the last two are written at the end, without errors.
         draw: a folder for copies of the images with the boxes drawn.
         min_score: as for `Predictor`; with None rows have no `found`.
+        top_k: as for `Predictor`; with more than 1 rows have `candidates`.
         batch_size: images per batch.
         device: device of torch, for example "cuda".
         progress: called with (finished rows, 0).
@@ -84,7 +86,8 @@ def predict_many(
         suffix), messages (the first errors), domain (of the model), and to (the file).
 
     Raises:
-        InputError: the run or a source cannot be read, or an output cannot be written or would replace something.
+        InputError: the run or a source cannot be read, `top_k` is not a positive integer, or an output cannot be
+            written or would replace something.
         KeyboardInterrupt: its message names what is kept.
     """
     if rank_and_world_size()[1] > 1:
@@ -99,9 +102,9 @@ def predict_many(
         try:
             predictor = Predictor(folder, device=device)
             threshold = None if min_score is None else predictor.resolve_min_score(min_score)
-            open_items = partial(_open, output=output, context=_digest_of(folder, threshold))
+            open_items = partial(_open, output=output, context=_digest_of(folder, threshold, top_k))
             for items in _one_ahead(open_items, chain([first], batches)):
-                offsets.extend(_finish(predictor, items, output, threshold))
+                offsets.extend(_finish(predictor, items, output, threshold, top_k))
                 if progress:
                     progress(len(offsets), 0)
             summary = write_output(out, output, offsets, form=form, draw=draw, base=sources.base)
@@ -163,7 +166,9 @@ def _open(batch: list[Query], *, output: PartialOutput, context: bytes) -> list[
     return items
 
 
-def _finish(predictor: Predictor, items: list[_Item], output: PartialOutput, threshold: float | None) -> list[int]:
+def _finish(
+    predictor: Predictor, items: list[_Item], output: PartialOutput, threshold: float | None, top_k: int
+) -> list[int]:
     """Predict and append the rows that are missing in the output, and return where all rows of the batch begin."""
     opened = [item for item in items if item.image is not None]
     queries = [
@@ -171,7 +176,8 @@ def _finish(predictor: Predictor, items: list[_Item], output: PartialOutput, thr
         for item in items
         if item.image is not None
     ]
-    predicted = predictor.predict_batch(queries, [item.digest for item in opened]) if opened else []
+    digests = [item.digest for item in opened]
+    predicted = predictor.predict_batch(queries, digests, top_k=top_k) if opened else []
     predictions = {
         item.keys[number]: one
         for item, own in zip(opened, predicted, strict=True)
@@ -194,6 +200,8 @@ def _row(key: bytes, item: _Item, query: Query, prediction: Prediction | None, t
         return row | {"error": query.error or item.error}
     row |= {"width": item.image.width, "height": item.image.height}
     row |= {"box": list(prediction.box), "score": round(prediction.score, 4)}
+    if prediction.candidates:
+        row["candidates"] = [{"box": list(one.box), "score": round(one.score, 4)} for one in prediction.candidates]
     if threshold is not None or prediction.unknown:
         row["found"] = not prediction.unknown and prediction.score >= (threshold or 0.0)
     return row | {name: True for name in ("truncated", "unknown") if getattr(prediction, name)}
@@ -205,10 +213,10 @@ def _key(context: bytes, digest: bytes, query: Query) -> bytes:
     return hashlib.blake2b(content.encode(errors="backslashreplace"), digest_size=16).hexdigest().encode()
 
 
-def _digest_of(folder: Path, threshold: float | None) -> bytes:
-    """Return a digest of all of a model's files that its predictions depend on, and of the threshold."""
+def _digest_of(folder: Path, threshold: float | None, top_k: int) -> bytes:
+    """Return a digest of all of a model's files that its predictions depend on, and of the settings."""
     patterns = ("**/*",) if is_exported(folder) else _MODEL_FILES
-    digest = hashlib.sha256(repr((FORMAT_VERSION, threshold)).encode())
+    digest = hashlib.sha256(repr((FORMAT_VERSION, threshold, top_k)).encode())
     for file in sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file()):
         with file.open("rb") as content:
             digest.update(file.relative_to(folder).as_posix().encode())

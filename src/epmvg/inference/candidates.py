@@ -8,11 +8,13 @@ non-maximum suppression over per-token boxes, each weighted by its probability i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 TEMPERATURE = 1.25
-"""Factor of the heatmap's logits, as for the predicted box (`models.dense_head.median_vote`)."""
+"""Factor of the heatmap's logits, as for the predicted box (`models.dense_head.median_box`)."""
 
 TOKENS = 64
 """Number of tokens considered, the heaviest; the others hold a few thousandths of the mass."""
@@ -20,45 +22,60 @@ TOKENS = 64
 Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The candidate boxes of one phrase, the predicted one first."""
+
+    boxes: Floats  # [K, 4], xyxy in pixels of the upright image
+    scores: Floats  # [K], falling
+
+
 def candidate_boxes(
-    heatmap: Floats, token_boxes: Floats, best: Floats, *, top_k: int, overlap: float = 0.5, least: float = 0.02
+    heatmap: NDArray[np.floating],
+    token_boxes: NDArray[np.floating],
+    best: NDArray[np.floating],
+    *,
+    top_k: int,
+    overlap: float = 0.5,
+    least: float = 0.02,
 ) -> tuple[Floats, Floats]:
     """Return up to `top_k` boxes of one phrase, the predicted box first, and the probability mass of each.
 
     Args:
         heatmap: logits over visual tokens [N], -inf at padding.
-        token_boxes: per-token boxes [N, 4], xyxy.
-        best: the predicted box [4], xyxy in the same unit.
+        token_boxes: per-token boxes [N, 4], cxcywh.
+        best: the predicted box [4], cxcywh in the same unit.
         top_k: most candidates.
         overlap: IoU from which a per-token box belongs to a candidate; no two candidates overlap more.
         least: least probability mass, 0..1, of a further candidate.
 
     Returns:
-        boxes [K, 4] and masses [K] with 1 <= K <= `top_k`; after the first the masses fall.
+        boxes [K, 4], cxcywh, and masses [K] with 1 <= K <= `top_k`; after the first the masses fall.
     """
     order = np.argsort(heatmap, kind="stable")[::-1][:TOKENS]
     logits = np.asarray(heatmap, np.float64) * TEMPERATURE
     weight = np.exp(logits[order] - logits.max())
     weight /= np.exp(logits - logits.max()).sum()
-    boxes = np.asarray(token_boxes, np.float64)[order]
-    boxes = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], 1)
+    boxes = _to_xyxy(np.asarray(token_boxes, np.float64)[order])
     agree = box_iou(boxes, boxes) >= overlap  # [n, n]
-    kept = [np.asarray(best, np.float64)]
+    kept = [_to_xyxy(np.asarray(best, np.float64))]
     near = box_iou(boxes, kept[0][None])[:, 0] >= overlap
     masses = [float(weight[near].sum())]
     free = ~near
     while len(kept) < top_k and free.any():
         groups = np.where(free, agree @ (weight * free), -1.0)
-        centre = int(groups.argmax())
-        members = agree[centre] & free
+        heaviest = int(groups.argmax())
+        members = agree[heaviest] & free
         free &= ~members
-        if groups[centre] < least:
+        if groups[heaviest] < least:
             break
         box = (boxes[members] * weight[members, None]).sum(0) / weight[members].sum()
         if (box_iou(np.array(kept), box[None]) < overlap).all():
             kept.append(box)
-            masses.append(float(groups[centre]))
-    return np.array(kept), np.array(masses)  # removing tokens only lowers the masses of the others
+            masses.append(float(groups[heaviest]))
+    found = np.array(kept)
+    found = np.concatenate([(found[:, :2] + found[:, 2:]) / 2, found[:, 2:] - found[:, :2]], 1)
+    return found, np.array(masses)  # removing tokens only lowers the masses of the others
 
 
 def candidate_confidences(confidence: float, masses: Floats) -> Floats:
@@ -68,6 +85,11 @@ def candidate_confidences(confidence: float, masses: Floats) -> Floats:
     """
     relative = np.minimum(masses / max(float(masses[0]), 1e-9), 1.0)
     return confidence * np.minimum.accumulate(np.concatenate([[1.0], relative[1:]]))
+
+
+def _to_xyxy(boxes: Floats) -> Floats:
+    low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
+    return np.concatenate([low, high], -1)
 
 
 def box_iou(first: Floats, second: Floats) -> Floats:

@@ -6,13 +6,14 @@ import logging
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import resources
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from epmvg.core.files import atomic_write
 from epmvg.core.images import upright_rgb
@@ -22,6 +23,8 @@ COLORS = ("#ffd21f", "#4cc2ff", "#ff7a59", "#6ee7a0", "#f58ad0", "#c4a7ff", "#ff
 """Light enough for dark text, and distinct for colour-blind readers (ordered after Okabe and Ito)."""
 
 DARK = "#141414"
+
+_FONT = resources.files("epmvg.inference") / "fonts" / "DejaVuSans.ttf"  # Pillow's own has no accents
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """Suffixes of files that drawn images can be written to, and their formats."""
@@ -75,7 +78,8 @@ def draw_heatmap(image: Image.Image, values: NDArray[np.float32]) -> Image.Image
     upright = upright_rgb(image)
     if values.shape != (upright.height, upright.width):
         raise InputError(f"The heatmap has shape {values.shape}, the image {(upright.height, upright.width)}.")
-    heat = matplotlib.colormaps["inferno"](values)[..., :3].astype(np.float32) * 255
+    gray = Image.fromarray((values * 255).round().astype(np.uint8))
+    heat = np.asarray(ImageOps.colorize(gray, "#000004", "#fcffa4", mid="#bc3754"), np.float32)
     alpha = 0.65 * values[..., None] ** 0.8
     pixels = np.asarray(upright, np.float32) * (0.55 + 0.45 * values[..., None])
     return Image.fromarray((pixels * (1 - alpha) + heat * alpha).clip(0, 255).astype(np.uint8))
@@ -118,7 +122,7 @@ def save_image(image: Image.Image, file: Path) -> None:
 def _draw_labels(pen: ImageDraw.ImageDraw, labels: Sequence[tuple[Box, str, str]], size: tuple[int, int]) -> None:
     """Write (box, label, color) near each box."""
     pixels = max(11.0, max(size) / 40)  # smaller letters of this font run together
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size=pixels)
+    font = ImageFont.truetype(BytesIO(_FONT.read_bytes()), size=pixels)
     margin = max(2, round(pixels / 4))
     height = round(pixels * 1.2) + 2 * margin
     if 3 * height > size[1]:  # labels would cover what they name

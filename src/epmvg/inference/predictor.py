@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from epmvg.core.cache import LruCache
 from epmvg.core.images import ImageSource, image_digest, open_image
-from epmvg.core.types import InputError, Prediction
+from epmvg.core.types import Box, Candidate, InputError, Prediction
 from epmvg.data.readers.annotations import phrase_error
 from epmvg.inference.results import Predictions
 from epmvg.inference.runtimes import open_runtime
@@ -105,7 +105,7 @@ class Predictor:
 
     @overload
     def __call__(
-        self, image: ImageSource, phrases: str | Sequence[str], *, min_score: MinScore = None
+        self, image: ImageSource, phrases: str | Sequence[str], *, min_score: MinScore = None, top_k: int = 1
     ) -> Predictions: ...
 
     @overload
@@ -115,9 +115,12 @@ class Predictor:
         phrases: str | Sequence[str] | Sequence[Sequence[str]],
         *,
         min_score: MinScore = None,
+        top_k: int = 1,
     ) -> list[Predictions]: ...
 
-    def __call__(self, image: Any, phrases: Any, *, min_score: MinScore = None) -> Predictions | list[Predictions]:
+    def __call__(
+        self, image: Any, phrases: Any, *, min_score: MinScore = None, top_k: int = 1
+    ) -> Predictions | list[Predictions]:
         """Find each phrase in an image, or in each of a list of images.
 
         A phrase longer than the model's input is truncated, and one without a known word is never `found`; both are
@@ -130,24 +133,25 @@ class Predictor:
             phrases: one or several; for a list of images also a list of each image's phrases.
             min_score: predictions with a lower confidence are not `found`; "auto" is the threshold stored by
                 `epmvg calibrate`.
+            top_k: with more than 1, each prediction has up to so many different boxes as its `candidates`.
 
         Returns:
             One prediction per phrase, boxes (x0, y0, x1, y1) in pixels of the upright image; for a list of images one
             such list per image.
 
         Raises:
-            InputError: an image cannot be opened, a phrase is empty, `min_score` is not in 0..1, or there is no stored
-                threshold.
+            InputError: an image cannot be opened, a phrase is empty, `min_score` is not in 0..1, there is no stored
+                threshold, or `top_k` is not a positive integer.
             TypeError: an image or the phrases are of another type.
         """
         threshold = self.resolve_min_score(min_score)
         if not isinstance(image, list | tuple):
-            return self._predict([image], [check_phrases(phrases)], threshold)[0]
+            return self._predict([image], [check_phrases(phrases)], threshold, top_k)[0]
         per_image = phrases_per_image(phrases, len(image))
         results = []
         for start in range(0, len(image), IMAGES_PER_PASS):
             part = slice(start, start + IMAGES_PER_PASS)
-            results += self._predict(image[part], per_image[part], threshold)
+            results += self._predict(image[part], per_image[part], threshold, top_k)
         return results
 
     def predict_batch(
@@ -155,6 +159,8 @@ class Predictor:
         queries: Sequence[tuple[ImageSource, Sequence[str]]],
         keys: Sequence[bytes] | None = None,
         sizes: Sequence[Size] | None = None,
+        *,
+        top_k: int = 1,
     ) -> list[list[Prediction]]:
         """Find phrases in several images in one forward pass.
 
@@ -162,6 +168,7 @@ class Predictor:
             queries: images, each with its phrases.
             keys: cache keys of the images, such as digests of their files; by default the content is hashed.
             sizes: (width, height) of the originals where images are reduced copies; boxes are in pixels of these.
+            top_k: as for calling.
 
         Returns:
             For each query one prediction per phrase, as calling returns them.
@@ -171,7 +178,7 @@ class Predictor:
         """
         per_image = [check_phrases(phrases) for _, phrases in queries]
         images = [image for image, _ in queries]
-        outputs = self._query(images, keys or list(map(image_digest, images)), per_image, sizes)
+        outputs = self._query(images, keys or list(map(image_digest, images)), per_image, sizes, top_k)
         return [_predictions(phrases, output, 0.0) for phrases, (output, _) in zip(per_image, outputs, strict=True)]
 
     def predict_boxes(self, image: ImageSource, phrases: Sequence[str]) -> tuple[list[list[float]], list[float]]:
@@ -220,15 +227,14 @@ class Predictor:
         return self.threshold
 
     def _predict(
-        self, images: Sequence[ImageSource], per_image: Sequence[list[str]], threshold: float
+        self, images: Sequence[ImageSource], per_image: Sequence[list[str]], threshold: float, top_k: int
     ) -> list[Predictions]:
         # What may change or be read only once is opened now: drawing needs it again.
         images = [image if isinstance(image, Path | str | bytes) else open_image(image) for image in images]
         keys = list(map(image_digest, images))
         results = []
-        for image, key, phrases, (output, size) in zip(
-            images, keys, per_image, self._query(images, keys, per_image), strict=True
-        ):
+        outputs = self._query(images, keys, per_image, top_k=top_k)
+        for image, key, phrases, (output, size) in zip(images, keys, per_image, outputs, strict=True):
             predictions = _predictions(phrases, output, threshold)
             for one in predictions:
                 if one.truncated:
@@ -246,15 +252,18 @@ class Predictor:
         keys: Sequence[bytes],
         per_image: Sequence[Sequence[str]],
         sizes: Sequence[Size] | None = None,
+        top_k: int = 1,
     ) -> list[tuple[RuntimeOutput, Size]]:
         """Query each image with its phrases in one forward pass; return also the size of each image."""
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+            raise InputError(f"top_k is {top_k!r}. Give a whole number from 1 on.")
         phrases = [phrase for own in per_image for phrase in own]
         image_index = np.repeat(np.arange(len(images)), [len(own) for own in per_image])
         self._check_process()
         with self._lock:
             encoded = self._encode(images, keys, sizes)
-            output = self.runtime.query(encoded, phrases, image_index)
-        return [(output.select(image_index == number), one.size) for number, one in enumerate(encoded)]
+            output = self.runtime.query(encoded, phrases, image_index, top_k=top_k)
+        return [(output.select((image_index == number).nonzero()[0]), one.size) for number, one in enumerate(encoded)]
 
     def _encode(
         self, images: Sequence[ImageSource], keys: Sequence[bytes], sizes: Sequence[Size] | None = None
@@ -314,8 +323,18 @@ def _is_sequence(value: Any) -> bool:
 def _predictions(phrases: Sequence[str], output: RuntimeOutput, threshold: float) -> list[Prediction]:
     predictions = []
     for i, phrase in enumerate(phrases):
-        x0, y0, x1, y1 = (round(float(value), 2) for value in output.boxes[i])
-        score, truncated, unknown = float(output.scores[i]), bool(output.truncated[i]), bool(output.unknown[i])
+        box, score = _rounded(output.boxes[i]), float(output.scores[i])
+        truncated, unknown = bool(output.truncated[i]), bool(output.unknown[i])
         found = score >= threshold and not unknown
-        predictions.append(Prediction(phrase, (x0, y0, x1, y1), score, found, truncated, unknown))
+        candidates: tuple[Candidate, ...] = ()
+        if output.candidates is not None:
+            others = zip(output.candidates[i].boxes[1:], output.candidates[i].scores[1:], strict=True)
+            further = (Candidate(_rounded(other), float(confidence)) for other, confidence in others)
+            candidates = (Candidate(box, score), *further)
+        predictions.append(Prediction(phrase, box, score, found, truncated, unknown, candidates))
     return predictions
+
+
+def _rounded(box: NDArray[np.float64]) -> Box:
+    x0, y0, x1, y1 = (round(float(edge), 2) for edge in box)
+    return x0, y0, x1, y1

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
+from epmvg.core.extras import optional_imports
 from epmvg.core.images import ImageSource, image_digest, open_image
 from epmvg.core.types import InputError, Prediction
 from epmvg.data.readers.coco import as_coco
@@ -95,12 +96,10 @@ class Predictions(list[Prediction]):
         """Return what was found as `supervision.Detections`; the class of a box is the index of its phrase.
 
         Raises:
-            InputError: supervision is not installed.
+            MissingExtraError: supervision is not installed.
         """
-        try:
+        with optional_imports("to_supervision"):
             import supervision
-        except ImportError as error:
-            raise InputError("to_supervision needs supervision. Run pip install 'epmvg[supervision]'.") from error
         return supervision.Detections(
             xyxy=np.array([one.box for one in self.found], np.float32).reshape(-1, 4),
             confidence=np.array([one.score for one in self.found], np.float32),

@@ -74,7 +74,7 @@ class GroundingService:
         threshold = self._threshold(query.min_score)
         image, is_cached = await self._reader.read(query.image)
         self.metrics.images.labels("yes" if is_cached else "no").inc()
-        predictions = await self._batcher.predict(image, query.phrases)
+        predictions = await self._batcher.predict(image, query.phrases, query.top_k)
         self.metrics.phrases.inc(len(predictions))
         results = [replace(each, found=each.found and each.score >= threshold) for each in predictions]
         return GroundResponse(width=image.size[0], height=image.size[1], results=results)

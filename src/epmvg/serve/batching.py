@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from epmvg.core.types import Prediction
 from epmvg.inference.predictor import Predictor
@@ -21,6 +21,7 @@ class Job:
 
     image: DecodedImage
     phrases: list[str]
+    top_k: int
     result: asyncio.Future[list[Prediction]]
 
 
@@ -43,9 +44,9 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "epmvg-model")
         self._task = asyncio.create_task(self._run())
 
-    async def predict(self, image: DecodedImage, phrases: list[str]) -> list[Prediction]:
+    async def predict(self, image: DecodedImage, phrases: list[str], top_k: int = 1) -> list[Prediction]:
         """Return one prediction per phrase; a cancelled query is dropped, unless it is being computed."""
-        job = Job(image, phrases, asyncio.get_running_loop().create_future())
+        job = Job(image, phrases, top_k, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         self._wake.set()
         try:
@@ -96,8 +97,13 @@ def predict_jobs(predictor: Predictor, jobs: Sequence[Job]) -> list[list[Predict
     """Predict queries in one call; where that fails one by one, so that each gets its own error."""
     try:
         queries = [(job.image.pixels, job.phrases) for job in jobs]
-        return list(
-            predictor.predict_batch(queries, [job.image.digest for job in jobs], [job.image.size for job in jobs])
-        )
+        digests, sizes = [job.image.digest for job in jobs], [job.image.size for job in jobs]
+        results = predictor.predict_batch(queries, digests, sizes, top_k=max(job.top_k for job in jobs))
+        return [_limit(predictions, job.top_k) for job, predictions in zip(jobs, results, strict=True)]
     except Exception as error:
         return [error] if len(jobs) == 1 else [predict_jobs(predictor, [job])[0] for job in jobs]
+
+
+def _limit(predictions: list[Prediction], top_k: int) -> list[Prediction]:
+    """Drop candidates that another query of the batch requested."""
+    return [replace(one, candidates=one.candidates[:top_k] if top_k > 1 else ()) for one in predictions]

@@ -101,7 +101,7 @@ async def read_query(request: LimitedRequest) -> Query:
 async def _read_form(request: LimitedRequest) -> dict[str, Any]:
     """Return the fields of a multipart form as JSON would state them."""
     fields: dict[str, list[Any]] = {}
-    parser = MemoryParser(request.headers, request.stream(), max_files=2, max_fields=MAX_PHRASES + 3)
+    parser = MemoryParser(request.headers, request.stream(), max_files=2, max_fields=MAX_PHRASES + 4)
     try:
         for name, value in (await parser.parse()).multi_items():
             content = await value.read() if isinstance(value, UploadFile) else value
@@ -115,6 +115,8 @@ async def _read_form(request: LimitedRequest) -> dict[str, Any]:
         values["phrases"] = _parse_list(values["phrases"])
     if isinstance(values.get("min_score"), str):
         values["min_score"] = _parse_number(values["min_score"])
+    if re.fullmatch("[0-9]{1,9}", str(values.get("top_k"))):
+        values["top_k"] = int(values["top_k"])
     return values
 
 

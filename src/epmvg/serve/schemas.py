@@ -13,6 +13,7 @@ from epmvg.core.version import __version__
 
 MAX_PHRASES = 32  # per request
 MAX_PHRASE_LENGTH = 1_000  # characters
+MAX_TOP_K = 20
 
 MinScore = float | Literal["auto"]
 """Score from which a phrase counts as found; "auto" is the threshold stored with the model."""
@@ -85,6 +86,11 @@ class Query(BaseModel):
         PlainValidator(_check_min_score, json_schema_input_type=Annotated[float, Field(ge=0, le=1)] | Literal["auto"]),
         Field(description="Score from which a phrase is `found`; auto is the threshold stored with the model."),
     ] = 0.0
+    top_k: Annotated[
+        int,
+        Field(strict=True, ge=1, le=MAX_TOP_K, description="With more than 1, up to so many `candidates` each."),
+        BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value),
+    ] = 1
 
 
 class GroundResponse(BaseModel):

@@ -60,7 +60,7 @@ def make_loaders(
     cached: dict[str, Any] = {}
     if settings.cache_features:
         file = cache_folder() / "features.sqlite"
-        cached["maps"] = FeatureCache(model, samples, file, settings.feature_cache_gb, report)
+        cached["backbone_features"] = FeatureCache(model, samples, file, settings.feature_cache_gb, report)
     loader = GroundingLoader(
         samples,
         model.tokenize,

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from epmvg.core.extras import optional_imports
 from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.images import image_suffixes
 from epmvg.core.types import InputError
@@ -201,9 +202,7 @@ def _attributes(value: object, location: str) -> Annotation:
 
 
 def _import_arrow() -> tuple[Any, Any]:
-    try:
+    with optional_imports("Parquet"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise InputError("Parquet needs pyarrow: pip install 'epmvg[parquet]'.") from error
     return pyarrow, pyarrow.parquet

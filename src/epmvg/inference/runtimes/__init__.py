@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from epmvg.core.extras import optional_imports
 from epmvg.core.types import InputError
 from epmvg.inference.runtimes.exported import ExportedRuntime, is_exported
 from epmvg.inference.runtimes.protocol import Runtime
@@ -23,9 +24,10 @@ def open_runtime(
             raise InputError(f"{run} is an exported folder, which runs on the CPU. Omit device and compile.")
         return ExportedRuntime(Path(run).expanduser(), precision=precision, threads=threads)
 
-    from epmvg.inference.runtimes.torch_runtime import TorchRuntime
-    from epmvg.models.factory import load
-    from epmvg.models.grounder import Grounder
+    with optional_imports(f"{run}, a trained run," if isinstance(run, Path | str) else "A model"):
+        from epmvg.inference.runtimes.torch_runtime import TorchRuntime
+        from epmvg.models.factory import load
+        from epmvg.models.grounder import Grounder
 
     if not isinstance(run, Path | str | Grounder):
         raise TypeError(f"run must be a folder, the name of a model, or a model, not {type(run).__name__}.")

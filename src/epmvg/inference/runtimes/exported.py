@@ -7,18 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from epmvg.core.calibration import read_calibration
+from epmvg.core.extras import optional_imports
 from epmvg.core.hardware import cpu_has_bf16, cpu_threads
 from epmvg.core.locate import EXPORT_FILE
 from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.core.types import InputError
-from epmvg.inference.runtimes.protocol import GrounderRuntime, ModelInputs
+from epmvg.inference.runtimes.protocol import GrounderRuntime, ModelInputs, ModelOutput
 
 SETTINGS = EXPORT_FILE
 IMAGE, PHRASES = "image", "phrases"
@@ -53,14 +54,13 @@ class ExportedRuntime(GrounderRuntime):
         if kind == "onnx" and precision == "bf16":
             raise InputError("ONNX Runtime does not compute in bf16. Export with --format openvino, or use fp32.")
         bf16 = kind == "openvino" and (precision == "bf16" or (precision == "auto" and cpu_has_bf16()))
-        try:
-            tokenizer = import_extra("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
-            self.tokenizer = PhraseTokenizer(tokenizer, self.max_length, settings.get("pad_id", 0))
+        with optional_imports(str(folder)):
             module = import_module(f"epmvg.inference.runtimes.{kind}_runtime")
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.tokenizer = PhraseTokenizer(tokenizer, self.max_length, settings.get("pad_id", 0))
             files = [folder / f"{name}{SUFFIX[kind]}" for name in (IMAGE, PHRASES)]
             self._image, self._phrases = module.open_graphs(files, threads or cpu_threads(), bf16)
-        except InputError:
-            raise
         except Exception as error:  # each runtime raises classes of its own
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{folder} cannot be loaded ({reason}). Export the run again.") from error
@@ -74,10 +74,14 @@ class ExportedRuntime(GrounderRuntime):
         """Concatenate features of several images, in memory of their own."""
         return np.concatenate(features)
 
-    def forward(self, inputs: ModelInputs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return boxes [P, 4], cxcywh in 0..1 of the network input, and raw scores [P]."""
-        boxes, scores = self._phrases({field.name: getattr(inputs, field.name) for field in fields(inputs)})
-        return boxes.astype(np.float64), scores.astype(np.float64)
+    def forward(self, inputs: ModelInputs) -> ModelOutput:
+        """Predict P phrases in I encoded images."""
+        boxes, scores, *dense = self._phrases({field.name: getattr(inputs, field.name) for field in fields(inputs)})
+        return ModelOutput(boxes.astype(np.float64), scores.astype(np.float64), *dense)
+
+    def attention(self, inputs: ModelInputs) -> list[NDArray[np.float32]]:
+        """Raise InputError: the graphs do not return it."""
+        raise InputError("An exported folder has no attention. Use the run that it was exported from.")
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -88,15 +92,3 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / SETTINGS} cannot be read. Export the run again.") from error
     raise InputError(f"{folder / SETTINGS} has a format that this version does not run. Export the run again.")
-
-
-def import_extra(name: str) -> ModuleType:
-    """Import a package of the `export` extra.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"Exported folders need {name}. Run pip install 'epmvg[export]'.") from error

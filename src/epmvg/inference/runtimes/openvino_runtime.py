@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import openvino
 from numpy.typing import NDArray
 
-from epmvg.inference.runtimes.exported import Graph, import_extra
+from epmvg.inference.runtimes.exported import Graph
 
 
 def open_graphs(files: list[Path], threads: int, bf16: bool) -> list[Graph]:
     """Open .xml files -> a function of named arrays for each."""
-    openvino = import_extra("openvino")
     core = openvino.Core()
     hints = {
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",

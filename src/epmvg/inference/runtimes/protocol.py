@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from epmvg.core.calibration import Calibration
 from epmvg.core.geometry import Letterbox
 from epmvg.core.tokenizer import PhraseTokenizer, Tokens
 from epmvg.core.types import InputError
+from epmvg.inference.candidates import Candidates, candidate_boxes, candidate_confidences
 
 MapKind = Literal["heatmap", "attention"]
 Size = tuple[int, int]
@@ -28,10 +30,14 @@ class RuntimeOutput:
     scores: NDArray[np.float64]  # [P], calibrated where the runtime has a calibration
     truncated: NDArray[np.bool_]  # [P], the phrase is longer than `max_length`
     unknown: NDArray[np.bool_]  # [P], no word of the phrase is in the vocabulary
+    candidates: list[Candidates] | None = None  # P of them if several boxes were requested
 
-    def select(self, mask: NDArray[np.bool_]) -> RuntimeOutput:
-        """Return the predictions where mask [P] is True."""
-        return RuntimeOutput(self.boxes[mask], self.scores[mask], self.truncated[mask], self.unknown[mask])
+    def select(self, indices: NDArray[np.int64]) -> RuntimeOutput:
+        """Return the predictions of some phrases."""
+        candidates = None if self.candidates is None else [self.candidates[number] for number in indices]
+        return RuntimeOutput(
+            self.boxes[indices], self.scores[indices], self.truncated[indices], self.unknown[indices], candidates
+        )
 
 
 class Runtime(Protocol):
@@ -49,8 +55,13 @@ class Runtime(Protocol):
     def encode(self, images: Sequence[Image.Image], sizes: Sequence[Size]) -> Sequence[Any]:
         """Encode I upright RGB images as far as no phrase is needed; `sizes` differ from theirs if they are reduced."""
 
-    def query(self, encoded: Sequence[Any], phrases: Sequence[str], image_index: NDArray[np.int64]) -> RuntimeOutput:
-        """Predict the boxes of P phrases, each in the image `image_index` [P] of `encoded`."""
+    def query(
+        self, encoded: Sequence[Any], phrases: Sequence[str], image_index: NDArray[np.int64], *, top_k: int = 1
+    ) -> RuntimeOutput:
+        """Predict the boxes of P phrases, each in the image `image_index` [P] of `encoded`.
+
+        With `top_k` > 1 the output has up to so many candidates of each phrase, the predicted box first.
+        """
 
     def maps(self, kind: MapKind, encoded: Any, phrases: Sequence[str]) -> list[NDArray[np.float32]]:
         """Return a map over one image per phrase, [height, width] with maximum 1, or raise InputError without one."""
@@ -86,6 +97,16 @@ class ModelInputs:
     image_index: NDArray[np.int64]  # [P]
 
 
+@dataclass(frozen=True, slots=True)
+class ModelOutput:
+    """Outputs for P phrases; boxes are cxcywh in 0..1 of the network input."""
+
+    boxes: NDArray[np.float64]  # [P, 4]
+    scores: NDArray[np.float64]  # [P], raw confidence
+    heatmap: NDArray[np.float32] | None = None  # [P, N] logits over the visual tokens of a square grid
+    token_boxes: NDArray[np.float32] | None = None  # [P, N, 4]
+
+
 class GrounderRuntime(ABC):
     """Runs a model of this package: letterboxes images, tokenizes phrases, and converts boxes."""
 
@@ -104,16 +125,16 @@ class GrounderRuntime(ABC):
         """Concatenate features of several images, in memory of their own."""
 
     @abstractmethod
-    def forward(self, inputs: ModelInputs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return boxes [P, 4], cxcywh in 0..1 of the network input, and raw scores [P]."""
+    def forward(self, inputs: ModelInputs) -> ModelOutput:
+        """Predict P phrases in I encoded images."""
 
-    def token_weights(self, kind: MapKind, inputs: ModelInputs) -> list[NDArray[np.float32]]:
-        """Return the weights of visual tokens for P phrases, [P, side, side] for each feature level.
+    @abstractmethod
+    def attention(self, inputs: ModelInputs) -> list[NDArray[np.float32]]:
+        """Return the attention of [REG] to visual tokens, [P, side, side] for each feature level.
 
         Raises:
-            InputError: there are none of this kind.
+            InputError: this runtime has none.
         """
-        raise InputError(f"An exported folder has no {kind}. Use the run that it was exported from.")
 
     def encode(self, images: Sequence[Image.Image], sizes: Sequence[Size]) -> list[EncodedImage]:
         """Encode I images; see `Runtime.encode`."""
@@ -127,34 +148,62 @@ class GrounderRuntime(ABC):
         ]
 
     def query(
-        self, encoded: Sequence[EncodedImage], phrases: Sequence[str], image_index: NDArray[np.int64]
+        self,
+        encoded: Sequence[EncodedImage],
+        phrases: Sequence[str],
+        image_index: NDArray[np.int64],
+        *,
+        top_k: int = 1,
     ) -> RuntimeOutput:
-        """Predict the boxes of P phrases; see `Runtime.query`."""
+        """Predict the boxes of P phrases; see `Runtime.query`. Without a dense head each has one candidate."""
         features = encoded[0].features if len(encoded) == 1 else self.concatenate([one.features for one in encoded])
         masks = np.concatenate([one.image_mask for one in encoded])
-        boxes, scores, tokens = self.query_features(features, masks, phrases, image_index)
-        for number, one in enumerate(encoded):
-            own = image_index == number
-            boxes[own] = one.letterbox.to_image(boxes[own])
-        if self.calibration is not None:
-            scores = self.calibration(scores)
-        return RuntimeOutput(boxes, scores, tokens.truncated, tokens.unknown)
+        output, tokens = self.query_features(features, masks, phrases, image_index)
+        letterboxes = [encoded[number].letterbox for number in image_index]
+        boxes = np.stack([box.to_image(own) for box, own in zip(letterboxes, output.boxes, strict=True)])
+        scores = output.scores if self.calibration is None else self.calibration(output.scores)
+        candidates = None
+        if top_k > 1:
+            candidates = [
+                _candidates(output, number, letterbox, float(scores[number]), top_k)
+                for number, letterbox in enumerate(letterboxes)
+            ]
+        return RuntimeOutput(boxes, scores, tokens.truncated, tokens.unknown, candidates)
 
     def query_features(
         self, features: Any, image_mask: NDArray[np.bool_], phrases: Sequence[str], image_index: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], Tokens]:
-        """Query features [I, ...] with P phrases -> boxes and raw scores as `forward`, and the tokens."""
+    ) -> tuple[ModelOutput, Tokens]:
+        """Query features [I, ...] with P phrases -> output and tokens."""
         tokens = self.tokenizer(phrases)
-        boxes, scores = self.forward(ModelInputs(features, image_mask, tokens.ids, tokens.padding, image_index))
-        return boxes, scores, tokens
+        return self.forward(ModelInputs(features, image_mask, tokens.ids, tokens.padding, image_index)), tokens
 
     def maps(self, kind: MapKind, encoded: EncodedImage, phrases: Sequence[str]) -> list[NDArray[np.float32]]:
         """Return a map over one image per phrase; see `Runtime.maps`."""
         tokens = self.tokenizer(phrases)
         image_index = np.zeros(len(phrases), np.int64)
         inputs = ModelInputs(encoded.features, encoded.image_mask, tokens.ids, tokens.padding, image_index)
-        levels = self.token_weights(kind, inputs)
+        levels = self.attention(inputs) if kind == "attention" else [self._heatmap(inputs)]
         return [_resize_to_image([level[i] for level in levels], encoded) for i in range(len(phrases))]
+
+    def _heatmap(self, inputs: ModelInputs) -> NDArray[np.float32]:
+        """Return the probability of each visual token, [P, side, side]."""
+        logits = self.forward(inputs).heatmap
+        if logits is None:
+            raise InputError("This model has no heatmap, because it has no dense head (model.dense_head=true).")
+        side = math.isqrt(logits.shape[1])
+        weights: NDArray[np.float32] = np.exp(logits - logits.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        return weights.reshape(-1, side, side)
+
+
+def _candidates(output: ModelOutput, number: int, letterbox: Letterbox, score: float, top_k: int) -> Candidates:
+    """Return the candidates of phrase `number`, xyxy in pixels of the image, with their confidences."""
+    if output.heatmap is None or output.token_boxes is None:
+        return Candidates(letterbox.to_image(output.boxes[number : number + 1]), np.array([score]))
+    boxes, masses = candidate_boxes(
+        output.heatmap[number], output.token_boxes[number], output.boxes[number], top_k=top_k
+    )
+    return Candidates(letterbox.to_image(boxes), candidate_confidences(score, masses))
 
 
 def _resize_to_image(levels: Sequence[NDArray[np.float32]], encoded: EncodedImage) -> NDArray[np.float32]:

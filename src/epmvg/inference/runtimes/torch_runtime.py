@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from epmvg.core.hardware import select_device, use_bf16
-from epmvg.core.types import GroundingOutput, InputError
-from epmvg.inference.runtimes.protocol import GrounderRuntime, MapKind, ModelInputs
+from epmvg.core.types import GroundingOutput
+from epmvg.inference.runtimes.protocol import GrounderRuntime, ModelInputs, ModelOutput
 from epmvg.models.factory import float32_on_cpu
 from epmvg.models.grounder import EncodedImages, Grounder
 from epmvg.models.iou_head import raw_confidence
@@ -77,36 +76,30 @@ class TorchRuntime(GrounderRuntime):
         """Concatenate features of several images, in memory of their own."""
         return torch.cat(list(features))
 
-    def forward(self, inputs: ModelInputs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return boxes [P, 4], cxcywh in 0..1 of the network input, and raw scores [P]."""
+    def forward(self, inputs: ModelInputs) -> ModelOutput:
+        """Predict P phrases in I encoded images."""
         output = self._forward(self._query, inputs)
-        return output.box.cpu().double().numpy(), raw_confidence(output).cpu().double().numpy()
+        dense = (output.heatmap, output.token_boxes)
+        heatmap, token_boxes = (None if each is None else each.float().cpu().numpy() for each in dense)
+        boxes, scores = output.box.cpu().double().numpy(), raw_confidence(output).cpu().double().numpy()
+        return ModelOutput(boxes, scores, heatmap, token_boxes)
 
-    def token_weights(self, kind: MapKind, inputs: ModelInputs) -> list[NDArray[np.float32]]:
-        """Return the weights of visual tokens for P phrases, [P, side, side] for each feature level.
-
-        Raises:
-            InputError: the model has no heatmap.
-        """
-        output = self._forward(partial(self.model.query, output_attention=kind == "attention"), inputs)
-        if kind == "attention":
-            assert output.attention is not None
-            weights = output.attention[:, 1 : 1 + self.model.visual_encoder.num_tokens(self.image_size)]
-        elif output.heatmap is not None:
-            weights = output.heatmap.softmax(-1)
-        else:
-            raise InputError("This model has no heatmap (model.dense_head=false). Use its attention instead.")
-        sides = [-(-self.image_size // stride) for stride in self.model.visual_encoder.strides]
-        levels = weights.float().cpu().split([side**2 for side in sides], 1)
+    def attention(self, inputs: ModelInputs) -> list[NDArray[np.float32]]:
+        """Return the attention of [REG] to visual tokens, [P, side, side] for each feature level."""
+        output = self._forward(self.model.query, inputs, output_attention=True)
+        assert output.attention is not None
+        sides = self.model.visual_encoder.grid_sizes(self.image_size)
+        weights = output.attention[:, 1 : 1 + sum(side**2 for side in sides)].float().cpu()
+        levels = weights.split([side**2 for side in sides], 1)
         return [level.unflatten(1, (side, side)).numpy() for side, level in zip(sides, levels, strict=True)]
 
     @torch.inference_mode()
-    def _forward(self, query: Callable[..., GroundingOutput], inputs: ModelInputs) -> GroundingOutput:
+    def _forward(self, query: Callable[..., GroundingOutput], inputs: ModelInputs, **options: Any) -> GroundingOutput:
         token_mask = self._tensor(inputs.token_mask)
         with self._autocast():
             states = self.texts(self._tensor(inputs.tokens), token_mask)
             images = EncodedImages(inputs.features, self._tensor(inputs.image_mask))
-            return query(images, states, token_mask, self._tensor(inputs.image_index))
+            return query(images, states, token_mask, self._tensor(inputs.image_index), **options)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
