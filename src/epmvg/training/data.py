@@ -149,8 +149,8 @@ def _check_boxes(samples: Sequence[Sample], name: str) -> None:
     sizes = {image: size for image, size in read.items() if not isinstance(size, InputError)}
     detected = detect_convention((sample.box, sample.size or sizes.get(sample.image)) for sample in samples)
     if detected is not None:
-        kind, why = detected
-        raise InputError(f"{name}: {KINDS[kind].title} ({why}): {KINDS[kind].fix} `epmvg data check` lists them.")
+        kind = KINDS["box-convention"]
+        raise InputError(f"{name}: {kind.title} ({detected}). {kind.fix}")
 
 
 def _size_of(image: Path) -> tuple[int, int] | InputError:
