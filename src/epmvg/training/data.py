@@ -18,7 +18,6 @@ from epmvg.data.readers.annotations import Skipped
 from epmvg.data.readers.files import cache_folder, is_file
 from epmvg.data.registry import fraction_of, open_samples
 from epmvg.data.samples import SampleDigest
-from epmvg.data.transforms import Augment
 from epmvg.data.validation.issues import KINDS
 from epmvg.evaluation.evaluate import evaluation_loader
 from epmvg.evaluation.samples import limit_to_images
@@ -67,7 +66,7 @@ def make_loaders(
         image_size=image_size,
         batch_size=data.batch_size,
         phrases_per_image=data.phrases_per_image,
-        augment=Augment(**data.augment.model_dump()) if data.augment else None,
+        augment=data.augment,
         shuffle=True,
         seed=settings.seed,
         num_workers=data.num_workers,
