@@ -207,7 +207,7 @@ def test_converted_folder_states_its_new_parameters(squares: Path, tmp_path: Pat
 
 def test_init_from_other_normalisation_is_rejected(tmp_path: Path) -> None:
     start, _, _ = converted(tmp_path / "start")
-    with pytest.raises(InputError, match=r"made with model\.visual_encoder\.mean=\[0\.485.*: give both the same"):
+    with pytest.raises(InputError, match=r"made with model\.visual_encoder\.mean=\[0\.485.*Give both the same"):
         init_from(
             create_model("tiny-resnet", dense_head=True, similarity=True, visual_encoder={"mean": [0.5] * 3}), start
         )
