@@ -122,7 +122,7 @@ def test_results_of_default_are_in_runs_and_a_folder_default_has_priority(
     with pytest.raises(SystemExit, match="0"):
         main(["evaluate", "default", "--data", str(squares), "--split", "val", "--json"])
     result = json.loads(capsys.readouterr().out)
-    predictions = (tmp_path / "runs" / "default" / result["rows"]).read_text().splitlines()
+    predictions = (tmp_path / "runs" / "default" / result["predictions"]).read_text().splitlines()
     assert result["n"] == len(predictions) == 24
     assert epmvg.write_report(["runs/default"], tmp_path / "report.html").exists()
     with pytest.raises(InputError, match="cannot be changed"):

@@ -54,11 +54,7 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Groun
 
 
 def build(settings: dict[str, Any]) -> Grounder:
-    """Build a grounder with random weights from complete settings.
-
-    Raises:
-        InputError: a setting is unknown, out of range or does not fit the others.
-    """
+    """Build a grounder with random weights from complete settings; invalid ones are rejected (`validated`)."""
     settings = validated(settings)
     visual, text, dropout = settings["visual_encoder"], settings["text_encoder"], settings["dropout"]
     visual_encoder: BaseVisualEncoder
@@ -85,14 +81,7 @@ def default_tokenizer() -> PreTrainedTokenizerBase:
 def save(model: Grounder, folder: Path | str) -> None:
     """Write weights, tokenizer and settings into a folder that `load` reads without anything else.
 
-    A calibration of other weights in the folder is deleted.
-
-    Args:
-        model: the grounder.
-        folder: created if it does not exist.
-
-    Raises:
-        InputError: the folder cannot be written.
+    The folder is created if it does not exist; a calibration of other weights in it is deleted.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
