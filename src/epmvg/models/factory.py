@@ -34,6 +34,14 @@ CONVERSION_FILE = "conversion.yaml"
 
 _POSITIONS = "vl_pos_embed.weight"
 
+_BEHIND_WEIGHTS = {
+    "visual_encoder.backbone": [f"visual_encoder.{key}" for key in ("backbone", "strides", "mean", "std")],
+    "visual_encoder.encoder": ["visual_encoder.heads"],
+    "text_encoder": ["text_encoder.heads"],
+    "fusion": ["fusion.heads", "vls", "position"],
+}
+"""Parts of a model, and the settings that their weights depend on without a trace in names and shapes."""
+
 
 def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Grounder:
     """Create a grounder by preset name.
@@ -202,23 +210,17 @@ def _new_names(folder: Path) -> set[str]:
 
 def _check_settings(model: Grounder, saved: Grounder, folder: Path, new: set[str]) -> None:
     """Reject weights trained with other settings that leave no trace in names and shapes; new ones do not count."""
-    own, other = (_settings_behind_weights(each.settings) for each in (model, saved))
-    for (part, key), value in own.items():
+    for part, keys in _BEHIND_WEIGHTS.items():
         is_new = any(name.startswith(f"{part}.") for name in new)
-        if not is_new and other[part, key] != value:
-            raise InputError(
-                f"{folder} was made with model.{key}={other[part, key]} and this model has {value}. Give both the same."
-            )
+        for key in () if is_new else keys:
+            own, other = (_setting(each.settings, key) for each in (model, saved))
+            if own != other:
+                raise InputError(
+                    f"{folder} was made with model.{key}={other} and this model has {own}. Give both the same."
+                )
 
 
-def _settings_behind_weights(settings: dict[str, Any]) -> dict[tuple[str, str], Any]:
-    """Return the settings that weights depend on without a trace in their shapes, each with its part of the model."""
-    visual = settings["visual_encoder"] | {"backbone": settings["visual_encoder"]["backbone"].partition(".")[0]}
-    backbone = {key: visual[key] for key in ("backbone", "strides", "mean", "std")}
-    return {("visual_encoder.backbone", f"visual_encoder.{key}"): value for key, value in backbone.items()} | {
-        ("visual_encoder.encoder", "visual_encoder.heads"): visual.get("heads"),
-        ("text_encoder", "text_encoder.heads"): settings["text_encoder"]["heads"],
-        ("fusion", "fusion.heads"): settings["fusion"]["heads"],
-        ("fusion", "vls"): settings["vls"],
-        ("fusion", "position"): settings["position"],
-    }
+def _setting(settings: dict[str, Any], key: str) -> Any:
+    group, _, name = key.rpartition(".")
+    value = settings[group].get(name) if group else settings[name]
+    return value.partition(".")[0] if name == "backbone" else value  # without timm's tag of the pretrained weights
