@@ -14,6 +14,7 @@ from PIL import Image
 from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError
 from epmvg.evaluation.metrics import Row, is_correct
+from epmvg.evaluation.samples import plain_phrase
 from epmvg.evaluation.statistics import pair
 from epmvg.report.runs import Run
 
@@ -69,8 +70,8 @@ def make_comparison(runs: Sequence[Run], split: str, count: int, phrases: Sequen
     """Choose rows with one of `phrases`, or at most `count` whose IoU improves most from the first run to the last."""
     every = _paired(runs, split)
     if phrases:
-        wanted = {plain(phrase) for phrase in phrases}
-        chosen = [rows for rows in every if plain(rows[0]["phrase"]) in wanted]
+        wanted = {plain_phrase(phrase) for phrase in phrases}
+        chosen = [rows for rows in every if plain_phrase(rows[0]["phrase"]) in wanted]
         return Group("Chosen phrases", len(chosen), _cards(runs, chosen))
     improved: dict[str, Rows] = {}  # one per image, most improved first
     for rows in sorted(every, key=lambda rows: rows[0]["iou"] - rows[-1]["iou"]):
@@ -78,11 +79,6 @@ def make_comparison(runs: Sequence[Run], split: str, count: int, phrases: Sequen
             improved.setdefault(rows[0]["image"], rows)
     title = f"Where {runs[-1].name} improves most on {runs[0].name}"
     return Group(title, len(improved), _cards(runs, list(improved.values())[:count]))
-
-
-def plain(phrase: str) -> str:
-    """Return a phrase without differences of letter case and spaces."""
-    return " ".join(phrase.casefold().split())
 
 
 def _paired(runs: Sequence[Run], split: str) -> list[Rows]:

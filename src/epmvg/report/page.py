@@ -11,9 +11,10 @@ from jinja2 import Environment, StrictUndefined
 
 from epmvg.core.types import InputError
 from epmvg.evaluation.metrics import SLICINGS, Row, is_correct, slices
+from epmvg.evaluation.samples import plain_phrase
 from epmvg.evaluation.statistics import BINS, MIN_IMAGES, bootstrap, compare, confidence_metrics, pair
 from epmvg.report.charts import colour, confidence_charts, training_charts
-from epmvg.report.gallery import make_comparison, make_gallery, plain
+from epmvg.report.gallery import make_comparison, make_gallery
 from epmvg.report.runs import Run, is_number, split_order
 
 COMPARED = 4  # phrases in the comparison where none are given
@@ -36,9 +37,9 @@ def render(runs: Sequence[Run], gallery: int, phrases: Sequence[str]) -> str:
     splits = sorted({split for run in runs for split in run.predictions}, key=split_order)
     images = max(1, gallery // len(splits)) if gallery else 0
     sections = [_section(runs, split, images, phrases) for split in splits]
-    found = {plain(card.rows[0]["phrase"]) for section in sections for card in section["comparison"].cards}
+    found = {plain_phrase(card.rows[0]["phrase"]) for section in sections for card in section["comparison"].cards}
     for phrase in phrases:
-        if plain(phrase) not in found:
+        if plain_phrase(phrase) not in found:
             raise InputError(f"No run predicted the phrase {phrase!r}. Give a whole phrase of their predictions.")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "points": points, "colour": colour, "setting": setting}
