@@ -163,7 +163,7 @@ def test_a_published_folder_predicts_the_same_and_contains_no_paths(run: Path, t
     low, high = metrics["intervals"]["acc50"]
     assert f"| {100 * metrics['acc50']:.1f} % ({100 * low:.1f} % to {100 * high:.1f} %) |" in card
     assert "0 of the 6 images of annotations val are among the 6 training images" in card
-    assert "Teacher: none" in card and "No licence was stated" in card
+    assert "Teacher: none" in card and "No license was stated" in card
     assert yaml.safe_load(card.split("---")[1])["license"] == "unknown"
     for file in folder.rglob("*"):
         assert file.suffix not in (".bin", ".pt", ".pkl")
