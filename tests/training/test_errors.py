@@ -147,7 +147,7 @@ def test_vanished_images_are_counted_and_named_once(squares: Path, tmp_path: Pat
     skipped = [row for row in reported if row["event"] == "skipped"]
     named = [why for row in skipped for why in row["reasons"]]  # type: ignore[attr-defined]
     assert [sum(f"{number}.png" in why for why in named) for number in (0, 2, 4)] == [0, 1, 1]
-    assert skipped[-1]["images"] == 2 and "skipped so far: 2; now" in str(skipped[-1]["why"])
+    assert skipped[-1]["images"] == 2 and "skipped so far: 2; " in str(skipped[-1]["why"])
     assert [row for row in rows(tmp_path / "run") if row["event"] == "skipped"]
 
 

@@ -44,22 +44,6 @@ def test_killed_run_resumes_to_the_same_weights(squares: Path, tmp_path: Path, m
     assert again == timeless
 
 
-def test_training_is_deterministic(squares: Path, tmp_path: Path) -> None:
-    first, second = (epmvg.train(recipe(squares), tmp_path / name) for name in ("first", "second"))
-    a, b = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (first, second))
-    assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-def test_precision_may_differ_between_trainings_of_one_process(squares: Path, tmp_path: Path) -> None:
-    first, second, third = (
-        epmvg.train(recipe(squares, "train.epochs=1", f"train.precision={precision}"), tmp_path / name)
-        for name, precision in (("a", "fp32"), ("b", "bf16"), ("c", "fp32"))
-    )
-    ours, other, again = (weights(folder) for folder in (first, second, third))
-    assert all(torch.equal(tensor, again[name]) for name, tensor in ours.items())
-    assert not all(torch.equal(tensor, other[name]) for name, tensor in ours.items())
-
-
 @pytest.mark.parametrize("frozen", [True, False])
 def test_distillation_losses_fall_and_weights_exclude_the_teacher(squares: Path, tmp_path: Path, frozen: bool) -> None:
     settings = [f"distill.teacher={write_clip(tmp_path / 'teacher')}"]

@@ -63,24 +63,6 @@ def test_last_batches_of_an_epoch_are_a_step(squares: Path, tmp_path: Path) -> N
     assert {int(moment["step"]) for moment in moments.values()} == {4}
 
 
-def test_short_last_step_equals_one_batch_of_the_same_phrases(squares: Path, tmp_path: Path) -> None:
-    same = [
-        "data.phrases_per_image=4",
-        "train.epochs=2",
-        "train.precision=fp32",
-        "model.dropout=0",
-        "loss.token_box_weight=0",
-    ]
-    one = epmvg.train(recipe(squares, *same, "data.batch_size=16"), tmp_path / "one")
-    split = epmvg.train(
-        recipe(squares, *same, "data.batch_size=4", "train.gradient_accumulation_steps=4"), tmp_path / "split"
-    )
-    losses = [[row["loss"] for row in rows(run) if row["event"] == "step"] for run in (one, split)]
-    assert len(losses[0]) == 4
-    for whole, parts in zip(*losses, strict=True):
-        assert parts == pytest.approx(whole, rel=1e-4, abs=2e-5)
-
-
 @pytest.mark.parametrize(
     "settings, words",
     [

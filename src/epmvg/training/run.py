@@ -208,11 +208,14 @@ class Run:
         """Report the number of skipped images, and the reason for each that was not reported before."""
         new = sorted({reason for reasons in gather(self.skipped) for reason in reasons} - self.reported)
         self.skipped = []
-        if new:
-            self.reported.update(new)
-            more = f" (and {len(new) - 1} more, see metrics.jsonl)" if len(new) > 1 else ""
-            reason = f"Images skipped so far: {len(self.reported)}; now {new[0].rstrip('.')}{more}"
-            self.write_metrics({"event": "skipped", "images": len(self.reported), "why": reason, "reasons": new})
+        self.reported.update(new)
+        self._write_skipped("Images skipped so far", len(self.reported), new)
+
+    def _write_skipped(self, title: str, count: int, reasons: list[str]) -> None:
+        if reasons:
+            more = f" (and {len(reasons) - 1} more, see metrics.jsonl)" if len(reasons) > 1 else ""
+            why = f"{title}: {count}; {reasons[0].rstrip('.')}{more}"
+            self.write_metrics({"event": "skipped", "images": count, "why": why, "reasons": reasons})
 
     def validate(self) -> None:
         """Evaluate on the validation split in float32, as `evaluate` does, and save the weights if they are the best.
@@ -220,16 +223,14 @@ class Run:
         An unreadable image is a miss. `seconds` excludes validation.
         """
         began = time.monotonic()
-        first = self.state.best < 0
-        if first and self.accelerator.is_main_process:  # so that there are weights if validation fails
-            save(self.saved_model, self.folder)
         unreadable: list[str] = []
         rows = predict_rows(self.saved_model, self._val_batches(unreadable))
         self.model.train()
         self.state.validated_step = self.state.step
-        self._report_unreadable(unreadable)
+        reasons = sorted({reason for part in gather(unreadable) for reason in part})
+        self._write_skipped("Images of the validation split whose phrases count as misses", len(reasons), reasons)
         if self.accelerator.is_main_process:
-            self._log_validation(with_misses(rows, self.val_loader.samples), save_best=not first)
+            self._log_validation(with_misses(rows, self.val_loader.samples))
         self.started += time.monotonic() - began
 
     def _val_batches(self, unreadable: list[str]) -> Iterator[Batch]:
@@ -239,14 +240,7 @@ class Run:
             unreadable += batch.skipped
             yield batch
 
-    def _report_unreadable(self, unreadable: list[str]) -> None:
-        reasons = sorted({reason for part in gather(unreadable) for reason in part})
-        if reasons:
-            text = "Images of the validation split that cannot be read, whose phrases count as misses"
-            why = f"{text}: {len(reasons)}; the first: {reasons[0]}"
-            self.write_metrics({"event": "skipped", "images": len(reasons), "why": why, "reasons": reasons})
-
-    def _log_validation(self, rows: list[Any], *, save_best: bool) -> None:
+    def _log_validation(self, rows: list[Any]) -> None:
         metrics = Metrics.of(rows)
         name, split = short_name(self.recipe.data.name), self.recipe.data.val_split
         total = self.samples["val"].phrases
@@ -254,6 +248,5 @@ class Run:
         self.write_metrics({"event": "evaluate", "data": name, "split": split} | subset | asdict(metrics))
         if metrics.acc50 >= self.state.best:  # on a tie, the later step, whose learning rate is lower
             self.state.best, self.state.best_step = metrics.acc50, self.state.step
-            if save_best:
-                save(self.saved_model, self.folder)
+            save(self.saved_model, self.folder)
             write_rows(self.folder / f"predictions-{name}-{split}{'_sample' if subset else ''}.jsonl", rows)
