@@ -35,14 +35,14 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 
 
 def test_an_animation_is_its_first_picture(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "green", "blue")]
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
     for kind in ("gif", "png", "webp"):
         frames[0].save(tmp_path / f"moving.{kind}", save_all=True, append_images=frames[1:])
         red, green, blue = open_image(tmp_path / f"moving.{kind}").getpixel((4, 3))  # type: ignore[misc]
         assert red > 240 and green < 20 and blue < 20
 
 
-def test_printing_colours_become_rgb(tmp_path: Path) -> None:
+def test_printing_colors_become_rgb(tmp_path: Path) -> None:
     (tmp_path / "print.jpg").write_bytes(bytes_of(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
     red, green, _ = open_image(tmp_path / "print.jpg").getpixel((4, 4))  # type: ignore[misc]
     assert red > 200 and green < 50

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 
-from epmvg.data.conventions import BoxConvention
+from epmvg.core.types import Box
+from epmvg.data.conventions import detect_convention
 
 Turn = Callable[[float, float, float, float, float, float], tuple[float, float, float, float]]
 
 WRITTEN: dict[str, Turn] = {
     "box-corners": lambda x, y, w, h, u, v: (x, y, x + w, y + h),
-    "box-sizes": lambda x, y, w, h, u, v: (x, y, w - x, h - y),
     "box-centre": lambda x, y, w, h, u, v: (x + w / 2, y + h / 2, w, h),
     "box-0-1": lambda x, y, w, h, u, v: (x / u, y / v, w / u, h / v),
     "box-0-100": lambda x, y, w, h, u, v: (100 * x / u, 100 * y / v, 100 * w / u, 100 * h / v),
@@ -30,14 +30,15 @@ WRITTEN: dict[str, Turn] = {
 
 
 def detected(turn: Turn | None, size: tuple[int, int], seed: int) -> tuple[str, str] | None:
-    draw, found = random.Random(seed), BoxConvention()
+    draw = random.Random(seed)
+    boxes: list[tuple[Box, tuple[int, int]]] = []
     width, height = size
     for _ in range(40):
         w, h = draw.uniform(0.1, 0.5) * width, draw.uniform(0.1, 0.5) * height
         x, y = draw.uniform(0, width - w), draw.uniform(0, height - h)
         a, b, c, d = turn(x, y, w, h, width, height) if turn else (x, y, w, h)
-        found.add((a, b, a + c, b + d), size)
-    return found.detect()
+        boxes.append(((a, b, a + c, b + d), size))
+    return detect_convention(boxes)
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (2000, 1500)])

@@ -234,5 +234,5 @@ def test_unknown_names_and_splits_are_named(name: str, split: str | None, words:
 
 
 def test_scenes_are_not_drawn_in_a_folder_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="create the folder to draw the scenes in it"):
+    with pytest.raises(InputError, match="is not a folder"):
         open_samples("scenes", split=None, root=tmp_path / "none")

@@ -294,7 +294,7 @@ def test_unreadable_image_is_a_miss_in_evaluation(tiny: Grounder, squares: Path,
     save(tiny, tmp_path / "run")
     (tmp_path / "run" / "config.yaml").write_text(recipe(squares).dump())
     whole = epmvg.evaluate(tmp_path / "run")
-    kept = (tmp_path / "run" / whole["rows"]).read_text().splitlines()
+    kept = (tmp_path / "run" / whole["predictions"]).read_text().splitlines()
     others = sum(row["iou"] for row in map(json.loads, kept) if "/1.png" not in row["image"])
     (squares.parent / "1.png").write_bytes(b"no image")
     with pytest.warns(UserWarning, match=r"cannot be read and their phrases count as misses \(first: .*1\.png\)"):

@@ -11,31 +11,21 @@ from functools import partial
 from pathlib import Path
 
 from epmvg.core.types import InputError, Sample
-from epmvg.data.readers.annotations import Located, Skipped, collect, to_samples
+from epmvg.data.readers.annotations import Located, Skipped, collect
 from epmvg.data.readers.files import cache_folder, is_file, is_folder
 from epmvg.data.readers.flickr30k import read_flickr30k
 from epmvg.data.readers.formats import READABLE, file_samples
-from epmvg.data.readers.jsonl import jsonl_annotations
 from epmvg.data.readers.refcoco import read_refcoco
 from epmvg.data.readers.referit import read_referit
 from epmvg.data.readers.transvg import FLAGS, read_transvg
 
 
-def _read_annotations_jsonl(root: Path, split: str | None, *, split_key: str) -> Located[Sample]:
-    file = root / "annotations.jsonl"
-    if not file.exists():
-        raise InputError(f"{root} holds no {file.name}: give the folder that holds it with data.root=FOLDER or --root.")
-    return to_samples(jsonl_annotations(file), root, split_key, split=split)
-
-
 def _read_scenes(root: Path, split: str | None) -> Located[Sample]:
     if not (root / "annotations.jsonl").exists():
-        if root != cache_folder() / "scenes" and not root.is_dir():
-            raise InputError(f"{root} does not exist: create the folder to draw the scenes in it, or give no root.")
         from epmvg.data.synthetic.scenes import write_scenes
 
         write_scenes(root)
-    return _read_annotations_jsonl(root, split, split_key="split")
+    return file_samples(root, split=split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +53,7 @@ DATASETS: dict[str, DataSet] = {
     "flickr-mini": DataSet(
         "real photos of Flickr30k Entities and the RefCOCO family, as JSONL",
         _TEST,
-        partial(_read_annotations_jsonl, split_key="mini_split"),
+        lambda root, split: file_samples(root, split=split, split_key="mini_split"),
     ),
     **{
         name: DataSet(f"{title}, from refer's refs({by}).p", splits, partial(read_refcoco, name=name))
@@ -76,9 +66,6 @@ DATASETS: dict[str, DataSet] = {
     },
     "referit": DataSet("ReferItGame, from the Berkeley metadata", _TRAINVAL, read_referit),
     "flickr30k": DataSet("Flickr30k Entities, the union of a phrase's boxes", _TEST, read_flickr30k),
-    "flickr30k-all": DataSet(
-        "Flickr30k Entities, a sample for each box of a phrase", _TEST, partial(read_flickr30k, union=False)
-    ),
     **{
         f"transvg-{flag}": DataSet(f"{title}, from TransVG's index files", splits, partial(read_transvg, flag=flag))
         for flag, (title, splits) in FLAGS.items()
@@ -139,6 +126,8 @@ def located_samples(
         return file_samples(name, split=split, root=root, split_key=split_key)
     dataset = DATASETS[name]
     folder = Path(root) if root else dataset.default_root()
+    if root and not is_folder(root):
+        raise InputError(f"{root} is not a folder: give the folder of {name} with data.root=FOLDER or --root.")
     if folder is None:
         raise InputError(f"The data set {name} has no default folder: give its folder with data.root=FOLDER or --root.")
     if split is not None and split not in dataset.splits:

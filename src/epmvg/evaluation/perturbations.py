@@ -15,7 +15,6 @@ from PIL import Image, ImageEnhance, ImageFilter
 from epmvg.data.misspell import NEIGHBOURS
 from epmvg.data.side_words import cased_like, swap_sides
 from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
-from epmvg.evaluation.metrics import COLOUR_WORDS
 
 Input = TypeVar("Input", str, Image.Image)
 
@@ -40,22 +39,7 @@ def generator(seed: int, name: str, subject: str) -> np.random.Generator:
 
 _WORD = re.compile(r"[^\W\d_]{3,}")  # a typo in "a" or "of" would leave nothing of the word
 _PALETTE = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
-_SIMILAR = {
-    "violet": ("purple", "blue", "pink"),
-    "tan": ("brown", "orange", "yellow", "white"),
-    "beige": ("brown", "orange", "yellow", "white"),
-    "turquoise": ("blue", "green"),
-    "teal": ("blue", "green"),
-    "navy": ("blue", "black", "purple"),
-    "maroon": ("red", "brown", "purple"),
-    "gold": ("yellow", "orange", "brown"),
-    "golden": ("yellow", "orange", "brown"),
-    "silver": ("grey", "white"),
-    "blond": ("yellow", "brown", "white"),
-    "blonde": ("yellow", "brown", "white"),
-}
-"""Colour words outside the palette, with the palette's colours that people call by the same word."""
-_COLOUR = re.compile(rf"\b({COLOUR_WORDS})\b", re.IGNORECASE)
+_COLOUR = re.compile(rf"\b({'|'.join(_PALETTE)}|gray)\b", re.IGNORECASE)
 _ARTICLE = re.compile(r"(a|an|the|this|that|his|her|its|their|one|two|three|another|some)\b", re.IGNORECASE)
 
 
@@ -84,14 +68,11 @@ def shuffle_words(phrase: str, random: np.random.Generator) -> str | None:
 
 
 def swap_colours(phrase: str, random: np.random.Generator) -> str:
-    """Replace each colour word by another colour, one that nobody would call by the same word."""
+    """Replace each basic colour by another, one that nobody would call by the same word."""
 
     def other(match: re.Match[str]) -> str:
-        word = match.group().lower().replace("gray", "grey")
-        if word not in _PALETTE and word not in _SIMILAR:  # "colourful" has no other
-            return match.group()
-        own = _SIMILAR.get(word, (word,))
-        apart = [c for c in _PALETTE if c not in own and not any(frozenset((c, each)) in CLOSE_COLOURS for each in own)]
+        own = match.group().lower().replace("gray", "grey")
+        apart = [colour for colour in _PALETTE if colour != own and frozenset((colour, own)) not in CLOSE_COLOURS]
         return cased_like(match.group(), apart[int(random.integers(len(apart)))])
 
     return _COLOUR.sub(other, phrase)

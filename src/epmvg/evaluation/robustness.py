@@ -12,7 +12,8 @@ from PIL import Image
 from epmvg.core.files import write_json, write_rows
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Progress, Sample
-from epmvg.evaluation.evaluate import PROTOCOL, Row, ious, prediction_row
+from epmvg.evaluation.evaluate import Row, ious, prediction_row
+from epmvg.evaluation.metrics import PROTOCOL
 from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, Perturbation, generator
 from epmvg.evaluation.samples import evaluation_samples, limit_to_images, results_folder, results_stem, short_name
 from epmvg.evaluation.statistics import accuracy, bootstrap, compare, pair
@@ -21,7 +22,6 @@ from epmvg.inference.predictor import Predictor
 LIMIT = 1000  # phrases: minutes on a CPU, intervals of a few points
 CLEAN = "clean"
 BATCH = 64  # phrases in one forward pass
-SAME_BOX = 0.5  # a box with a lower IoU with the clean one has moved
 
 Found = tuple[list[float], float]
 """A box in pixels of the upright image, and its confidence."""
@@ -33,17 +33,16 @@ def measure_robustness(
     data: str | None = None,
     split: str | None = None,
     root: str | None = None,
-    split_key: str | None = None,
     limit: int = LIMIT,
     seed: int = 0,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a run on perturbed phrases and images; write `robustness-<data>-<split>.json` and `.jsonl` (all rows).
+    """Evaluate a run on perturbed phrases and images; write `robustness-DATA-SPLIT.json`, predictions to `.jsonl`.
 
     Args:
         run: a folder that training wrote, or what else `Predictor` takes.
-        data, split, root, split_key: as for `evaluate`.
+        data, split, root: as for `evaluate`.
         limit: most phrases, of images drawn at random.
         seed: of the images and of all perturbations.
         device: as for `hardware.select_device`.
@@ -51,14 +50,14 @@ def measure_robustness(
 
     Returns:
         data, split, protocol, seed; `skipped`, why images were skipped; `clean` (n, images, acc50, acc50_interval);
-        `perturbations`, the result of `perturbation_metrics` for each; and `rows`, the name of the file of rows.
+        `perturbations`, the result of `perturbation_metrics` for each; and `predictions`, the name of the file of them.
 
     Raises:
         InputError: the run or the data cannot be read, none of the images can, or `limit` is below 1.
     """
     if limit < 1:
-        raise InputError(f"limit={limit} leaves no phrase: give 1 or more.")
-    settings, split, samples = evaluation_samples(run, data, split, root, split_key)
+        raise InputError(f"limit={limit} leaves no phrase. Give 1 or more.")
+    settings, split, samples = evaluation_samples(run, data, split, root)
     results_folder(run)  # an error in it is raised before the work
     predictor = Predictor(run, device=device)
     by_image: dict[Path, list[Sample]] = {}
@@ -68,35 +67,30 @@ def measure_robustness(
     skipped: list[str] = []
     for done, (path, own) in enumerate(by_image.items(), 1):
         try:
-            image = open_image(path)
+            for row in query_image(predictor, open_image(path), own, seed):
+                rows.setdefault(row["perturbation"], []).append(row)
         except InputError as error:
             skipped.append(str(error))
-            continue
-        for row in query_image(predictor, image, own, seed):
-            rows.setdefault(row["perturbation"], []).append(row)
         if progress:
             progress(done, len(by_image))
-    if not rows[CLEAN]:
+    clean = rows[CLEAN]
+    if not clean:
         raise InputError(f"None of the images can be opened; the first: {skipped[0]}")
     stem = f"robustness-{results_stem(run, settings, split)}"
     result: dict[str, Any] = {"data": short_name(settings.name), "split": split or "all", "protocol": PROTOCOL}
-    result |= {"seed": seed, "skipped": skipped, "rows": f"{stem}.jsonl", "clean": _clean_metrics(rows[CLEAN])}
+    result |= {"seed": seed, "skipped": skipped, "predictions": f"{stem}.jsonl"}
+    images = len({row["image"] for row in clean})
+    result["clean"] = {"n": len(clean), "images": images, "acc50": accuracy(clean), "acc50_interval": bootstrap(clean)}
     every: list[Perturbation[Any]] = [*PHRASE_PERTURBATIONS, *IMAGE_PERTURBATIONS]
-    result["perturbations"] = [perturbation_metrics(each, rows.get(each.name, []), rows[CLEAN]) for each in every]
+    result["perturbations"] = [perturbation_metrics(each, rows.get(each.name, []), clean) for each in every]
     folder = results_folder(run, create=True)
-    write_rows(folder / result["rows"], [row for part in rows.values() for row in part])
+    write_rows(folder / result["predictions"], [row for part in rows.values() for row in part])
     write_json(folder / f"{stem}.json", result)
     return result
 
 
 def query_image(predictor: Predictor, image: Image.Image, samples: Sequence[Sample], seed: int) -> list[Row]:
-    """Predict the phrases of one image: as they are, and under each perturbation.
-
-    Args:
-        predictor: of the run.
-        image: upright RGB.
-        samples: all of this image.
-        seed: of all perturbations.
+    """Predict the phrases of one image, upright RGB: as they are, and under each perturbation.
 
     Returns:
         A prediction row for each query, with `perturbation`, its name; `queried`, the perturbed phrase; and
@@ -150,13 +144,8 @@ def _rows(
 
 
 def has_moved(row: Mapping[str, Any]) -> bool:
-    """Return whether the box of a perturbed query is another than that of the clean one."""
-    return float(row["agreement"]) < SAME_BOX
-
-
-def _clean_metrics(rows: Sequence[Row]) -> dict[str, Any]:
-    images = len({row["image"] for row in rows})
-    return {"n": len(rows), "images": images, "acc50": accuracy(rows), "acc50_interval": list(bootstrap(rows))}
+    """Return whether the box of a perturbed query has an IoU below 0.5 with that of the clean one."""
+    return float(row["agreement"]) < 0.5
 
 
 def perturbation_metrics(perturbation: Perturbation[Any], rows: Sequence[Row], clean: Sequence[Row]) -> dict[str, Any]:
@@ -173,8 +162,8 @@ def perturbation_metrics(perturbation: Perturbation[Any], rows: Sequence[Row], c
     return result | {
         "clean_acc50": accuracy([before for before, _ in pair(clean, rows)]),
         "acc50": accuracy(rows),
-        "acc50_interval": list(bootstrap(rows)),
+        "acc50_interval": bootstrap(rows),
         "difference": {"points": difference.points, "low": difference.low, "high": difference.high},
         "moved": float(np.mean([has_moved(row) for row in rows])),
-        "moved_interval": list(bootstrap(rows, value=has_moved)),
+        "moved_interval": bootstrap(rows, value=has_moved),
     }

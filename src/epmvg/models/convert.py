@@ -99,14 +99,6 @@ _SIGNATURE = {
 }
 """Parameters that a file of each kind must hold."""
 
-_OTHER_NETWORKS = {
-    "transformer.text_encoder.": "MDETR",
-    "ml_visual_projection.": "CLIP-VG",
-    "clip.visual.": "CLIP-VG",
-    "transformer.level_embed": "Grounding DINO or another deformable DETR",
-}
-"""How parameters of other networks begin, of which people have weights."""
-
 _MAY_BE_NEW: dict[str, tuple[str, ...]] = {
     "transvg": (),
     "qrnet": (),
@@ -130,7 +122,7 @@ class Conversion:
     preset: str
     converted: list[str]  # published names
     ignored: dict[str, str]  # published name -> reason
-    new: list[str]  # our names that the file does not hold; they keep their random initialisation
+    new: list[str]  # our names that the file does not hold; they keep their random initialization
 
 
 def convert(
@@ -187,10 +179,7 @@ def write(conversion: Conversion, folder: Path | str) -> None:
 
 
 def _check_kind(published: dict[str, Tensor], kind: str, file: str) -> None:
-    """Reject weights that are not of a kind, naming what they are where that can be seen."""
-    for prefix, network in _OTHER_NETWORKS.items():
-        if any(name.startswith(prefix) for name in published):
-            raise InputError(f"{file} holds weights of {network}, which no model here has: use {', '.join(KINDS)}.")
+    """Reject weights that are not of a kind, naming the kind that they are of."""
     absent = _SIGNATURE.get(kind, set()) - published.keys()
     if absent:
         other = next((k for k, signature in _SIGNATURE.items() if signature <= published.keys()), None)

@@ -101,7 +101,7 @@ def load_bert(model: Grounder, name: str) -> None:
 
 
 def _read_bert(name: str) -> tuple[BertModel, set[str]]:
-    """Return a BERT and the names of the parameters that its files lack; transformers itself only prints a table."""
+    """Return a BERT and the names of the parameters that its files lack, without transformers' table of them."""
     logs = cast(Any, transformers).logging
     logs.disable_progress_bar()
     level = logs.get_verbosity()

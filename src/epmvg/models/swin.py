@@ -31,7 +31,7 @@ class SwinEncoder(BaseVisualEncoder):
         backbone_kwargs: arguments of `timm.create_model` (`embed_dim`, `depths`, `num_heads`).
         strides: of the feature levels that become tokens, out of 4, 8, 16, 32 and 64.
         width: C, of the neck.
-        gates: `off`, or how the first layer of channel gates is initialised (`QueryGate`).
+        gates: `off`, or how the first layer of channel gates is initialized (`QueryGate`).
         drop_path: stochastic depth of the last block.
         frozen: names of backbone modules that never train, or "all".
         mean, std: of the pixels, RGB in 0..1.
@@ -71,7 +71,7 @@ class SwinEncoder(BaseVisualEncoder):
             self.stage_gates.extend(QueryGate(query_width, c, gates) for c in channels)
             self.neck_gates.extend(QueryGate(query_width, width, gates) for _ in range(self.num_downsamplings))
             for layer in self.stage_gates.modules():
-                if isinstance(layer, nn.Linear):  # as published; those of the neck keep torch's initialisation
+                if isinstance(layer, nn.Linear):  # as published; those of the neck keep torch's initialization
                     nn.init.trunc_normal_(layer.weight, std=0.02)
                     nn.init.zeros_(layer.bias)
         self.freeze(frozen)

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from epmvg.core.types import InputError
-from epmvg.evaluation.metrics import Row, slicings
+from epmvg.evaluation.metrics import SLICINGS, Row, slices
 from epmvg.evaluation.statistics import (
     BINS,
     MIN_IMAGES,
@@ -130,10 +130,11 @@ def _accuracy(rows: Sequence[Row]) -> Mean:
 def _slices(parts: Sequence[Sequence[Row]]) -> list[tuple[str, list[tuple[str, int, list[Mean | None]]]]]:
     """Compute Acc@0.5 of the slices that the first run's rows show, for every run."""
     tables = []
-    for slicing, names in slicings(parts[0]):
-        selected = [(name, [slicing.select(rows, name) for rows in parts]) for name in names]
+    for title, first in slices(parts[0]).items():
+        names_of = SLICINGS[title].names_of
+        selected = [(name, [[row for row in rows if name in names_of(row)] for rows in parts]) for name in first]
         table = [(name, len(rows[0]), [_accuracy(part) if part else None for part in rows]) for name, rows in selected]
-        tables.append((slicing.title, table))
+        tables.append((title, table))
     return tables
 
 

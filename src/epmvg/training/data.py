@@ -12,7 +12,7 @@ import accelerate
 from epmvg.config.settings import Recipe
 from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError, Sample
-from epmvg.data.conventions import BoxConvention
+from epmvg.data.conventions import detect_convention
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.readers.annotations import Skipped
 from epmvg.data.readers.files import cache_folder, is_file
@@ -145,14 +145,11 @@ def _check_boxes(samples: Sequence[Sample], name: str) -> None:
     images = list(dict.fromkeys(sample.image for sample in samples if sample.size is None))
     chosen = images[:: max(1, len(images) // _HEADERS)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        sizes = dict(zip(chosen, pool.map(_size_of, chosen), strict=True))
-    convention = BoxConvention()
-    for sample in samples:
-        size = sample.size or sizes.get(sample.image)
-        convention.add(sample.box, None if isinstance(size, InputError) else size)
-    verdict = convention.detect()
-    if verdict is not None:
-        kind, why = verdict
+        read = dict(zip(chosen, pool.map(_size_of, chosen), strict=True))
+    sizes = {image: size for image, size in read.items() if not isinstance(size, InputError)}
+    detected = detect_convention((sample.box, sample.size or sizes.get(sample.image)) for sample in samples)
+    if detected is not None:
+        kind, why = detected
         raise InputError(f"{name}: {KINDS[kind].title} ({why}). {KINDS[kind].fix} `epmvg data check` lists them.")
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import codecs
 import json
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path, PurePath
 from typing import Any
 
+from filelock import FileLock
+
+from epmvg.core.files import disk_errors
 from epmvg.core.types import InputError
 from epmvg.data.readers.fields import is_encodable, short_repr
 
@@ -23,6 +27,32 @@ def cache_folder() -> Path:
     """Return the folder of drawn scenes, unpacked tars and the like: $EPMVG_CACHE, or epmvg in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("EPMVG_CACHE") or Path(home) / "epmvg")
+
+
+def build_folder(folder: Path, build: Callable[[Path], object]) -> None:
+    """Build a folder unless it exists, whole or not at all; other processes that want the same one wait.
+
+    Args:
+        build: writes the content into the temporary folder that it is given.
+
+    Raises:
+        InputError: the disk is full or read-only.
+    """
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if folder.exists() and any(folder.iterdir()):
+                return
+            temporary = folder.with_name(f".{folder.name}.part")
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            try:
+                temporary.mkdir()
+                build(temporary)
+                if folder.exists():
+                    folder.rmdir()
+                temporary.rename(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def open_file(file: Path) -> BufferedReader:

@@ -9,20 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
-from filelock import FileLock
-
-from epmvg.core.files import atomic_write, disk_errors
+from epmvg.core.files import atomic_write
 from epmvg.core.images import image_suffixes
 from epmvg.core.types import InputError
 from epmvg.data.readers.fields import Annotation, short_repr
-from epmvg.data.readers.files import cache_folder, is_file, parse_json, path_inside, read_bytes
+from epmvg.data.readers.files import build_folder, cache_folder, is_file, parse_json, path_inside, read_bytes
 from epmvg.data.readers.jsonl import json_line, json_objects
 
 _ANNOTATIONS = "annotations.jsonl"  # of an unpacked file
@@ -130,23 +127,13 @@ def unpack_once(files: Sequence[Path], kind: str, unpack: Unpack) -> Path:
     """
     states = [(file.resolve().as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     folder = cache_folder() / kind / hashlib.sha256(repr(states).encode(errors="replace")).hexdigest()[:32]
-    temporary = folder.with_suffix(".part")
-    if folder.exists():
-        return folder
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if folder.exists():  # another process has unpacked them meanwhile
-                return folder
-            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-            try:
-                temporary.mkdir()
-                with (temporary / _ANNOTATIONS).open("wb") as out:
-                    for location, one in chain.from_iterable(unpack(file, temporary) for file in files):
-                        out.write(json_line({"where": location, "annotation": one}))
-                temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+
+    def build(temporary: Path) -> None:
+        with (temporary / _ANNOTATIONS).open("wb") as out:
+            for location, one in chain.from_iterable(unpack(file, temporary) for file in files):
+                out.write(json_line({"where": location, "annotation": one}))
+
+    build_folder(folder, build)
     return folder
 
 

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from epmvg.core.types import Sample
+
+Located = tuple[str, Sample]
+"""Where a sample is ("line 12"), and the sample."""
+
 
 class Kind(NamedTuple):
     """One kind of issue. An error cannot be used as it is; a warning can, but is probably a mistake."""
@@ -27,9 +32,6 @@ KINDS = {
     "box-thin": Kind("boxes at most a pixel wide or high", "Annotate the box again or delete the sample.", "warning"),
     "box-corners": Kind(
         "bbox looks like [x0, y0, x1, y1], and is read as [x, y, width, height]", "Write [x0, y0, x1 - x0, y1 - y0]."
-    ),
-    "box-sizes": Kind(
-        "boxes look as if [x, y, width, height] had been converted as corners", "Write [x, y, width, height]."
     ),
     "box-centre": Kind(
         "bbox looks like [center x, center y, width, height], and is read as [x, y, width, height]",
@@ -54,8 +56,11 @@ KINDS = {
     "phrase-unknown": Kind(
         "phrases without any word in BERT's vocabulary", "Write them in English words, or use another BERT.", "warning"
     ),
-    "phrase-control": Kind("phrases with control or invisible characters", "Delete the characters.", "warning"),
-    "phrase-unicode": Kind("phrases with wrongly decoded or not normalized Unicode", "Normalize to NFC.", "warning"),
+    "phrase-characters": Kind(
+        "phrases with control characters, invisible or wrongly decoded ones, or not in Unicode's form NFC",
+        "Delete the characters, or normalize the phrase.",
+        "warning",
+    ),
     "phrase-two-boxes": Kind(
         "phrases with different boxes in one image: if these are far apart, one of them counts as wrong",
         "Make the phrases unambiguous, or take this fraction as an upper bound of accuracy.",
@@ -63,9 +68,6 @@ KINDS = {
     ),
     "image-missing": Kind("images that do not exist", "Copy the images there, or give their folder with --root."),
     "image-unreadable": Kind("images that cannot be read", "Copy or convert the image again."),
-    "image-animated": Kind(
-        "images with several frames, of which the first is used", "Save the annotated frame as an image.", "warning"
-    ),
     "image-size": Kind("images of another size than their samples state", "State the size of the file."),
     "image-turned": Kind(
         "images that EXIF turns, with boxes on the unturned pixels",
@@ -74,7 +76,6 @@ KINDS = {
     "split-same-image": Kind("images in two splits", "Keep the image in one split.", "warning"),
     "split-similar-image": Kind("images in two splits that look the same", "Keep one of them.", "warning"),
     "list-same-image": Kind("evaluation images in the list", "Exclude them from evaluation.", "warning"),
-    "list-similar-image": Kind("evaluation images that look like one of the list", "Exclude them.", "warning"),
     "split-unnamed": Kind("samples without a split, while others have one", "Name their split.", "warning"),
     "split-missing": Kind(
         "splits without samples",
