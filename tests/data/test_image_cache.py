@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from epmvg.config.settings import AugmentSettings
 from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError
 from epmvg.data.image_cache import ImageCache
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.registry import open_samples
-from epmvg.data.transforms import Augment
 
 
 def write_image(file: Path, seed: int, size: tuple[int, int] = (200, 100), turned: bool = False) -> Path:
@@ -84,7 +84,7 @@ def test_training_images_are_the_same_with_the_cache(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
-    augment = Augment(horizontal_flip=0.5, crop=0.5, scale=0.7, translate=1.0, color_jitter=0.5)
+    augment = AugmentSettings(horizontal_flip=0.5, crop=0.5, scale=0.7, translate=1.0, color_jitter=0.5)
 
     def tokenize(phrases: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(len(phrases), 1, dtype=torch.int64), torch.zeros(len(phrases), 1, dtype=torch.bool)

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from epmvg.config.settings import AugmentSettings
 from epmvg.core.geometry import Letterbox
 from epmvg.core.types import Batch, InputError, Sample
 from epmvg.data.loader import Example, GroundingLoader, collate, make_loader
 from epmvg.data.registry import open_samples
-from epmvg.data.transforms import Augment
 from epmvg.models.grounder import Grounder
 
-VARIED = Augment(horizontal_flip=0.5, crop=0.8, scale=0.7, translate=1.0, color_jitter=0.5)
+VARIED = AugmentSettings(horizontal_flip=0.5, crop=0.8, scale=0.7, translate=1.0, color_jitter=0.5)
 
 
 def tokenize(phrases: list[str]) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,13 @@ def test_without_shuffling_ranks_take_whole_batches_in_turn(squares: Path) -> No
 
 def test_a_flip_swaps_sides_in_boxes_and_phrases(squares: Path) -> None:
     plain = next(make(squares, augment=None, shuffle=False).batches(0))
-    flipped = next(make(squares, augment=Augment(horizontal_flip=1.0), shuffle=False).batches(0))
+    flipped = next(
+        make(
+            squares,
+            augment=AugmentSettings(horizontal_flip=1.0, crop=0, scale=1, color_jitter=0, translate=0),
+            shuffle=False,
+        ).batches(0)
+    )
     torch.testing.assert_close(flipped.boxes[:, 0], 1 - plain.boxes[:, 0], atol=0.02, rtol=0)
     torch.testing.assert_close(flipped.boxes[:, 1:], plain.boxes[:, 1:])
     assert plain.phrases == [sample.phrase for sample in plain.samples]

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from epmvg.config.settings import AugmentSettings
 from epmvg.core.types import Batch, GroundingOutput, InputError, Sample, SimilarityMap
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.transforms import Augment
 from epmvg.distill import teacher as teacher_module
 from epmvg.distill.losses import dense_loss, resample, tokens_within
 from epmvg.distill.target_cache import CachedTeacher
@@ -107,7 +107,9 @@ def batches(photo: Path, views: int) -> list[Batch]:
     """Training inputs of a wide image: flipped, cropped, scaled and moved."""
     student = create_model("tiny-resnet")
     rows = [Sample(photo, phrase, (60.0, 30.0, 100.0, 60.0)) for phrase in PHRASES]
-    augment = Augment(horizontal_flip=0.5, crop=0.7, min_crop=0.5, min_visible=0.1, scale=0.8, translate=1.0)
+    augment = AugmentSettings(
+        horizontal_flip=0.5, crop=0.7, min_crop=0.5, min_visible=0.1, scale=0.8, translate=1.0, color_jitter=0
+    )
     loader = GroundingLoader(rows, student.tokenize, image_size=128, augment=augment, seed=3)
     return [next(loader.batches(epoch)) for epoch in range(views)]
 

@@ -240,7 +240,7 @@ def test_what_cannot_run_is_shown_with_its_reason(scenes: Path, tmp_path: Path) 
     assert "no counterpart" in small["rows"][-1]["trainings"][0]["remark"]
     assert all(cell["reproduced"] is None for row in small["rows"] for cell in row["cells"])
     no_teacher = reproduce("4", [*TINY, "distill.teacher=RN5O"], out=tmp_path / "out", root=scenes)
-    assert "There is no teacher 'RN5O'" in no_teacher["rows"][0]["trainings"][0]["state"]
+    assert "'RN5O'" in no_teacher["rows"][0]["trainings"][0]["state"]
 
 
 def test_a_scale_makes_its_own_teacher_once(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,10 +233,7 @@ def _check_path(path: str | Path) -> Path:
         raise InputError("The image is an empty string. Give the path of a file.")
     expanded = Path(path).expanduser()
     if isinstance(path, str) and _URL.match(path) and not expanded.exists():
-        raise InputError(
-            f"{path[:80]} is a URL, and images are not downloaded. Give the bytes, for example "
-            "urllib.request.urlopen(url).read()."
-        )
+        raise InputError(f"{path[:80]} is a URL, and images are not downloaded. Give the bytes of the file.")
     return expanded
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from epmvg.core.types import InputError, Sample
+from epmvg.core.types import InputError, Sample, did_you_mean
 from epmvg.data.readers.annotations import Located, Skipped, collect
 from epmvg.data.readers.files import cache_folder, is_file, is_folder
 from epmvg.data.readers.flickr30k import read_flickr30k
@@ -122,7 +121,8 @@ def located_samples(
     """
     if name not in DATASETS:
         if not (is_file(name) or is_folder(name) or name.lower().endswith(READABLE)):
-            raise InputError(f"There is no data set {name!r}: {_suggestion(name)}")
+            known = f"{did_you_mean(name, DATASETS)} Or give a file or folder ({', '.join(READABLE)})."
+            raise InputError(f"There is no data set {name!r}. {known}")
         return file_samples(name, split=split, root=root, split_key=split_key)
     dataset = DATASETS[name]
     folder = Path(root) if root else dataset.default_root()
@@ -133,13 +133,6 @@ def located_samples(
     if split is not None and split not in dataset.splits:
         raise InputError(f"{name} has no split {split!r}: there are {', '.join(dataset.splits)}.")
     return dataset.read(folder, split)
-
-
-def _suggestion(name: str) -> str:
-    close = difflib.get_close_matches(name, DATASETS, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"there are {', '.join(sorted(DATASETS))}, or give a file or folder ({', '.join(READABLE)})."
 
 
 def fraction_of(samples: list[Sample], fraction: float) -> list[Sample]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from epmvg.core.boxes import paired_iou, to_xyxy
-from epmvg.core.calibration import CONFIDENCE_FILE, Array, Calibration, Method, log_features
+from epmvg.core.calibration import CONFIDENCE_FILE, Array, Calibration, log_features
 from epmvg.core.files import write_text
 from epmvg.core.hardware import select_device
 from epmvg.core.types import InputError, Progress, Sample
@@ -131,16 +131,11 @@ def calibration_of(rows: Sequence[Row], negatives: Sequence[Row], false_positive
     return replace(calibration, threshold=threshold, false_positive_rate=false_positive_rate, fitted=fitted)
 
 
-IDENTITY = Calibration("none", 1.0, 1.0, 0.0)
-
-_METHODS: dict[Method, Array] = {  # parameters a and b from the coefficients of a logistic regression
-    "platt": np.array([[1.0], [1.0]]),
-    "beta": np.eye(2),
-}
+RAW = Calibration("none", 1.0, 1.0, 0.0)
 
 
 def fit_calibration(score: Array, correct: Array, images: Sequence[str]) -> tuple[Calibration, Array]:
-    """Choose a method by cross-validation over images and fit it to all rows.
+    """Fit beta calibration, or leave scores raw where it has no lower log loss on held-out rows.
 
     Args:
         score: raw scores [n].
@@ -148,39 +143,34 @@ def fit_calibration(score: Array, correct: Array, images: Sequence[str]) -> tupl
         images: [n], the image of each row; rows of one image stay in one fold.
 
     Returns:
-        The calibration with the lowest log loss on held-out rows, and the probabilities [n] of these.
+        The calibration, fitted to all rows, and the probabilities [n] of held-out rows.
     """
     from sklearn.metrics import log_loss
     from sklearn.model_selection import GroupKFold
 
+    raw, held_out = RAW(score), np.empty(len(score))
     splitter = GroupKFold(min(FOLDS, len(set(images))), shuffle=True, random_state=0)
-    folds = list(splitter.split(score, groups=images))
-    best: tuple[float, Method, Array] | None = None
-    for method in ("none", *_METHODS):
-        held_out = np.empty(len(score))
-        for train, test in folds:
-            held_out[test] = _fit(method, score[train], correct[train])(score[test])
-        loss = float(log_loss(correct, held_out, labels=[0, 1]))
-        if best is None or loss < best[0]:
-            best = loss, method, held_out
-    assert best is not None
-    return _fit(best[1], score, correct), best[2]
+    for train, test in splitter.split(score, groups=images):
+        held_out[test] = _fit(score[train], correct[train])(score[test])
+    if log_loss(correct, held_out, labels=[0, 1]) < log_loss(correct, raw, labels=[0, 1]):
+        return _fit(score, correct), held_out
+    return RAW, raw
 
 
-def _fit(method: Method, score: Array, correct: Array) -> Calibration:
-    """Fit a method by logistic regression; a negative slope, which would reverse the order, becomes 0 (Kull et al.)."""
+def _fit(score: Array, correct: Array) -> Calibration:
+    """Fit by logistic regression; a negative slope, which would reverse the order, becomes 0 (Kull et al.)."""
     from sklearn.linear_model import LogisticRegression
 
-    if method == "none" or correct.min() == correct.max():
-        return IDENTITY
-    to_slopes = _METHODS[method]
+    if correct.min() == correct.max():
+        return RAW
+    kept = np.ones(2)
     while True:
         model = LogisticRegression(C=np.inf, max_iter=1000)  # C=inf: no penalty
-        model.fit(log_features(score) @ to_slopes, correct)
+        model.fit(log_features(score) * kept, correct)
         if (model.coef_[0] >= 0).all():
-            a, b = to_slopes @ model.coef_[0]
-            return Calibration(method, float(a), float(b), float(model.intercept_[0]))
-        to_slopes = to_slopes * (model.coef_[0] >= 0)
+            a, b = model.coef_[0] * kept
+            return Calibration("beta", float(a), float(b), float(model.intercept_[0]))
+        kept *= model.coef_[0] >= 0
 
 
 def threshold_for(false_positive_rate: float, negative: Array) -> float | None:

@@ -114,11 +114,7 @@ def _confidence(
 
 @torch.no_grad()
 def predict_rows(
-    model: Grounder,
-    batches: Iterable[Batch],
-    *,
-    progress: Progress | None = None,
-    total: int = 0,
+    model: Grounder, batches: Iterable[Batch], *, progress: Progress | None = None, total: int = 0
 ) -> list[Row]:
     """Predict every phrase of some batches and return a prediction row for each.
 
@@ -174,29 +170,15 @@ def ious(boxes: Sequence[Sequence[float]], targets: Sequence[Sequence[float]]) -
     return cast(list[float], paired_iou(*pair).tolist())
 
 
-def evaluation_loader(
-    model: Grounder,
-    samples: Sequence[Sample],
-    *,
-    batch_size: int = 64,
-    rank: int = 0,
-    world_size: int = 1,
-    skip_unreadable: bool = False,
-) -> GroundingLoader:
-    """Return a loader with evaluation transforms: every sample once, in order, in batches that processes take in turn.
+def evaluation_loader(model: Grounder, samples: Sequence[Sample], **options: Any) -> GroundingLoader:
+    """Return a loader with evaluation transforms, in batches that are the same for any number of processes.
 
-    The batches are the same for any number of processes. `batch_size` counts image-phrase pairs.
+    Args:
+        model: whose tokenizer and image size it uses.
+        samples: loaded once each, in order.
+        options: of `GroundingLoader`, such as `batch_size` and `rank`.
     """
-    return GroundingLoader(
-        samples,
-        model.tokenize,
-        image_size=model.image_size,
-        batch_size=batch_size,
-        phrases_per_image=16,
-        rank=rank,
-        world_size=world_size,
-        skip_unreadable=skip_unreadable,
-    )
+    return GroundingLoader(samples, model.tokenize, image_size=model.image_size, phrases_per_image=16, **options)
 
 
 def split_negatives(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:

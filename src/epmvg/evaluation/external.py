@@ -15,7 +15,7 @@ from epmvg.data.registry import open_samples
 from epmvg.evaluation.evaluate import Row, ious, prediction_row, row_order, score_rows
 from epmvg.evaluation.external_formats import FORMATS, Coordinates, ExternalPrediction, Format, Size, read_predictions
 from epmvg.evaluation.metrics import PROTOCOL, row_metrics
-from epmvg.evaluation.samples import short_name
+from epmvg.evaluation.samples import plain_phrase, short_name
 from epmvg.evaluation.statistics import difference
 
 Targets = Literal["own", "any"]
@@ -95,7 +95,8 @@ def _read_rows(
         convention.to_pixels(one.corners, size, one.input_size) if one.corners and size else None
         for one, size in zip(predictions, sizes, strict=True)
     ]
-    warnings = check_coordinates(file, convention, predictions, boxes, sizes)
+    corners = [one.corners for one in predictions if one.corners]
+    warnings = _check_coordinates(file, convention, corners, boxes, sizes)
     rows = []
     for sample, prediction, box, size in zip(samples, predictions, boxes, sizes, strict=True):
         clipped = _clip(box, size) if box and size else None
@@ -145,28 +146,18 @@ def target_boxes(sample: Sample) -> list[Box]:
     return boxes
 
 
-def check_coordinates(
+def _check_coordinates(
     file: Path,
     convention: Coordinates,
-    predictions: Sequence[ExternalPrediction],
+    corners: Sequence[Box],
     boxes: Sequence[Box | None],
     sizes: Sequence[Size | None],
 ) -> list[str]:
-    """Return a warning where more than a tenth of the boxes are implausible in the named convention.
+    """Return a warning where more than a tenth of the boxes are implausible; raise InputError where most are.
 
-    Args:
-        file: of the predictions.
-        convention: their coordinates.
-        predictions: one per sample.
-        boxes: xyxy in pixels, None without a box, of each sample.
-        sizes: of the samples' images.
-
-    Raises:
-        InputError: most boxes are inverted or outside the range of the unit, or all numbers are fractions.
+    `corners` are in the unit of the file, `boxes` in pixels, with the `sizes` of their images.
     """
-    span = convention.span
-    corners = [one.corners for one in predictions if one.corners]
-    n = len(corners)
+    span, n = convention.span, len(corners)
     outside = sum(span is not None and (max(box) > 1.1 * span or min(box) < -0.1 * span) for box in corners)
     beyond = sum(_is_beyond(box, size) for box, size in zip(boxes, sizes, strict=True) if box and size)
     counts = {
@@ -184,9 +175,8 @@ def check_coordinates(
 
 def _is_beyond(box: Box, size: Size) -> bool:
     """Return whether a box exceeds its image by more than 1 % of the side and a pixel."""
-    (x0, y0, x1, y1), (width, height) = box, size
-    x, y = 1 + 0.01 * width, 1 + 0.01 * height
-    return min(x0, x1) < -x or min(y0, y1) < -y or max(x0, x1) > width + x or max(y0, y1) > height + y
+    sides = (size[number % 2] for number in range(4))
+    return any(not -0.01 * side - 1 <= edge <= 1.01 * side + 1 for edge, side in zip(box, sides, strict=True))
 
 
 def match(samples: Sequence[Sample], predictions: Sequence[ExternalPrediction], file: Path) -> list[ExternalPrediction]:
@@ -231,7 +221,7 @@ class _SampleIndex:
         for number, sample in enumerate(samples):
             if sample_id := sample.id or str(sample.extra.get("ann_id", "")):
                 self.by_id.setdefault(sample_id, []).append(number)
-            self.by_phrase.setdefault((self._tail(sample.image), _plain(sample.phrase)), []).append(number)
+            self.by_phrase.setdefault((self._tail(sample.image), plain_phrase(sample.phrase)), []).append(number)
 
     def _tail(self, image: PurePath) -> tuple[str, ...]:
         return image.parts[-self.depth :]
@@ -243,7 +233,7 @@ class _SampleIndex:
             InputError: there is none.
         """
         image = None if prediction.image is None else self._tail(PurePath(prediction.image))
-        phrase = None if prediction.phrase is None else _plain(prediction.phrase)
+        phrase = None if prediction.phrase is None else plain_phrase(prediction.phrase)
         if prediction.id and self.by_id:
             key = f"id {short_repr(prediction.id)}"
             found = [number for number in self.by_id.get(prediction.id, ()) if self._agrees(number, image, phrase)]
@@ -260,8 +250,4 @@ class _SampleIndex:
 
     def _agrees(self, number: int, image: tuple[str, ...] | None, phrase: str | None) -> bool:
         sample = self.samples[number]
-        return phrase in (None, _plain(sample.phrase)) and image in (None, self._tail(sample.image))
-
-
-def _plain(phrase: str) -> str:
-    return " ".join(phrase.casefold().split())
+        return phrase in (None, plain_phrase(sample.phrase)) and image in (None, self._tail(sample.image))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -16,20 +14,9 @@ from epmvg.data.misspell import NEIGHBOURS
 from epmvg.data.side_words import cased_like, swap_sides
 from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
 
-Input = TypeVar("Input", str, Image.Image)
-
-
-@dataclass(frozen=True)  # no slots: Python 3.11 cannot make a frozen, generic class that has them
-class Perturbation(Generic[Input]):
-    """A change of a phrase or an image.
-
-    `apply` is pure; it returns None, or its input, where there is nothing to change. `expects` is "other" where the
-    phrase means another box afterwards.
-    """
-
-    name: str
-    apply: Callable[[Input, np.random.Generator], Input | None]
-    expects: Literal["same", "other"] = "same"
+# A perturbation is pure; it returns None, or its input, where there is nothing to change.
+PhrasePerturbation = Callable[[str, np.random.Generator], str | None]
+ImagePerturbation = Callable[[Image.Image, np.random.Generator], Image.Image | None]
 
 
 def generator(seed: int, name: str, subject: str) -> np.random.Generator:
@@ -105,19 +92,21 @@ def shrink(image: Image.Image, _: np.random.Generator) -> Image.Image | None:
     return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
 
 
-PHRASE_PERTURBATIONS: tuple[Perturbation[str], ...] = (
-    Perturbation("typo", typo),
-    Perturbation("long prefix", lambda phrase, _: f"what can be seen in this picture here is {phrase}"),
-    Perturbation("words shuffled", shuffle_words),
-    Perturbation("colours swapped", swap_colours, "other"),
-    Perturbation("sides swapped", lambda phrase, _: swap_sides(phrase), "other"),
-    Perturbation("negated", negate, "other"),
-)
-IMAGE_PERTURBATIONS: tuple[Perturbation[Image.Image], ...] = (
-    Perturbation("blur", lambda image, _: image.filter(ImageFilter.GaussianBlur(0.02 * max(image.size)))),
-    Perturbation("noise", add_noise),
-    Perturbation("JPEG", compress),
-    Perturbation("dark", lambda image, _: ImageEnhance.Brightness(image).enhance(0.1)),
-    Perturbation("greyscale", lambda image, _: image.convert("L").convert("RGB")),
-    Perturbation("small", shrink),
-)
+PHRASE_PERTURBATIONS: dict[str, PhrasePerturbation] = {
+    "typo": typo,
+    "long prefix": lambda phrase, _: f"what can be seen in this picture here is {phrase}",
+    "words shuffled": shuffle_words,
+    "colours swapped": swap_colours,
+    "sides swapped": lambda phrase, _: swap_sides(phrase),
+    "negated": negate,
+}
+IMAGE_PERTURBATIONS: dict[str, ImagePerturbation] = {
+    "blur": lambda image, _: image.filter(ImageFilter.GaussianBlur(0.02 * max(image.size))),
+    "noise": add_noise,
+    "JPEG": compress,
+    "dark": lambda image, _: ImageEnhance.Brightness(image).enhance(0.1),
+    "greyscale": lambda image, _: image.convert("L").convert("RGB"),
+    "small": shrink,
+}
+OTHER_BOX = frozenset({"colours swapped", "sides swapped", "negated"})
+"""Perturbations after which a phrase means another box."""

@@ -14,7 +14,7 @@ from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Progress, Sample
 from epmvg.evaluation.evaluate import Row, ious, prediction_row
 from epmvg.evaluation.metrics import PROTOCOL
-from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, Perturbation, generator
+from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, OTHER_BOX, PHRASE_PERTURBATIONS, generator
 from epmvg.evaluation.samples import evaluation_samples, limit_to_images, results_folder, results_stem, short_name
 from epmvg.evaluation.statistics import accuracy, bootstrap, compare, pair
 from epmvg.inference.predictor import Predictor
@@ -81,8 +81,8 @@ def measure_robustness(
     result |= {"seed": seed, "skipped": skipped, "predictions": f"{stem}.jsonl"}
     images = len({row["image"] for row in clean})
     result["clean"] = {"n": len(clean), "images": images, "acc50": accuracy(clean), "acc50_interval": bootstrap(clean)}
-    every: list[Perturbation[Any]] = [*PHRASE_PERTURBATIONS, *IMAGE_PERTURBATIONS]
-    result["perturbations"] = [perturbation_metrics(each, rows.get(each.name, []), clean) for each in every]
+    names = [*PHRASE_PERTURBATIONS, *IMAGE_PERTURBATIONS]
+    result["perturbations"] = [perturbation_metrics(name, rows.get(name, []), clean) for name in names]
     folder = results_folder(run, create=True)
     write_rows(folder / result["predictions"], [row for part in rows.values() for row in part])
     write_json(folder / f"{stem}.json", result)
@@ -99,27 +99,21 @@ def query_image(predictor: Predictor, image: Image.Image, samples: Sequence[Samp
     phrases = [sample.phrase for sample in samples]
     clean = _find(predictor, image, phrases)
     rows = _rows(CLEAN, samples, phrases, clean, clean)
-    changed = [
-        (each.name, number, made)
-        for each in PHRASE_PERTURBATIONS
-        for number, phrase in enumerate(phrases)
-        if (made := each.apply(phrase, generator(seed, each.name, phrase))) not in (None, phrase)
-    ]
-    queried = sorted(
-        {made for _, _, made in changed}, key=lambda phrase: (len(phrase), phrase)
-    )  # padded to the longest
-    found = dict(zip(queried, _find(predictor, image, queried), strict=True))
-    for name, i, made in changed:
-        rows += _rows(name, samples[i : i + 1], [made], [found[made]], clean[i : i + 1])
-    for perturbation in IMAGE_PERTURBATIONS:
-        perturbed = perturbation.apply(image, generator(seed, perturbation.name, samples[0].image.name))
-        if perturbed is not None:
-            scale = [image.size[i % 2] / perturbed.size[i % 2] for i in range(4)]
+    for name, reword in PHRASE_PERTURBATIONS.items():
+        reworded = [reword(phrase, generator(seed, name, phrase)) for phrase in phrases]
+        changed = [(i, made) for i, made in enumerate(reworded) if made is not None and made != phrases[i]]
+        numbers, queried = [i for i, _ in changed], [made for _, made in changed]
+        found = _find(predictor, image, queried)  # the image is encoded once
+        rows += _rows(name, [samples[i] for i in numbers], queried, found, [clean[i] for i in numbers])
+    for name, change in IMAGE_PERTURBATIONS.items():
+        changed_image = change(image, generator(seed, name, samples[0].image.name))
+        if changed_image is not None:
+            scale = [image.size[i % 2] / changed_image.size[i % 2] for i in range(4)]
             scaled = [
                 ([edge * by for edge, by in zip(box, scale, strict=True)], score)
-                for box, score in _find(predictor, perturbed, phrases)
+                for box, score in _find(predictor, changed_image, phrases)
             ]
-            rows += _rows(perturbation.name, samples, phrases, scaled, clean)
+            rows += _rows(name, samples, phrases, scaled, clean)
     return rows
 
 
@@ -148,14 +142,16 @@ def has_moved(row: Mapping[str, Any]) -> bool:
     return float(row["agreement"]) < 0.5
 
 
-def perturbation_metrics(perturbation: Perturbation[Any], rows: Sequence[Row], clean: Sequence[Row]) -> dict[str, Any]:
+def perturbation_metrics(name: str, rows: Sequence[Row], clean: Sequence[Row]) -> dict[str, Any]:
     """Compare the rows of a perturbation with the clean rows of the same phrases.
 
     Returns:
-        name, expects, n (phrases that it changes), and where n is not 0: clean_acc50, acc50, acc50_interval,
-        difference (points, low, high: perturbed minus clean), moved (fraction of boxes that moved), moved_interval.
+        name, expects (same or other box), n (phrases that it changes), and unless n is 0: clean_acc50, acc50,
+        acc50_interval, difference (points, low, high: perturbed minus clean), moved (fraction of boxes that moved)
+        and moved_interval.
     """
-    result: dict[str, Any] = {"name": perturbation.name, "expects": perturbation.expects, "n": len(rows)}
+    expects = "other" if name in OTHER_BOX else "same"
+    result: dict[str, Any] = {"name": name, "expects": expects, "n": len(rows)}
     if not rows:
         return result
     difference = compare(clean, rows)

@@ -98,6 +98,11 @@ def limit_to_images(samples: Sequence[Sample], limit: int, seed: int) -> list[Sa
     return sorted(samples, key=lambda sample: order[sample.image])[:limit]
 
 
+def plain_phrase(phrase: str) -> str:
+    """Return a phrase without differences of letter case and spaces."""
+    return " ".join(phrase.casefold().split())
+
+
 def short_name(data: str) -> str:
     """Return the name of a data set or file in file names."""
     return Path(data).stem.replace("*", "all")

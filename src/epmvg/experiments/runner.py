@@ -17,6 +17,7 @@ from epmvg.distill.pretrain import train_teacher
 from epmvg.evaluation.evaluate import evaluate
 from epmvg.evaluation.samples import short_name
 from epmvg.experiments.plan import OWN_TEACHER, Job, Scale, data_hash, missing_data
+from epmvg.report.runs import read_metrics
 from epmvg.training import Report, train
 
 RESULT = "result.json"
@@ -82,10 +83,8 @@ def read_predictions(job: Job, split: str) -> list[dict[str, Any]]:
 
 
 def _seconds(folder: Path) -> float:
-    """Return the training time, from the last row of metrics that states it; the last line may be torn."""
-    with (folder / "metrics.jsonl").open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines if line.endswith("}\n")]
-    return float(next((row["seconds"] for row in reversed(rows) if "seconds" in row), 0.0))
+    """Return the training time, from the last row of metrics that states it."""
+    return float(next((row["seconds"] for row in reversed(read_metrics(folder)) if "seconds" in row), 0.0))
 
 
 def make_teacher(scale: Scale, job: Job, report: Report) -> str:

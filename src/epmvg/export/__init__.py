@@ -88,7 +88,7 @@ def export_run(
     """
     out = Path(out)
     if out.exists() and not is_exported(out):
-        raise InputError(f"{out} exists and is no exported folder: give another --out.")
+        raise InputError(f"{out} exists and is no exported folder. Give another --out.")
     if format == "openvino":
         with optional_imports("--format openvino"):
             import_module("openvino")  # else it would be missing after minutes

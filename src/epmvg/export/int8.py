@@ -64,7 +64,7 @@ def quantize_and_evaluate(
     box, confidence = largest_difference(ExportedRuntime(float_folder), ExportedRuntime(folder))
     report(f"largest difference of int8 from float: box edge {box:.2f} of {size} px, confidence {confidence:.3f}")
     if not np.isfinite([box, confidence]).all():
-        raise InputError("The int8 graphs predict NaN or Inf: calibrate on other images.")
+        raise InputError("The int8 graphs predict NaN or Inf. Calibrate on other images.")
     before, after = (_ious(each, samples) for each in (float_folder, folder))
     accuracy = {"fp32": float((before >= 0.5).mean()), "int8": float((after >= 0.5).mean())}
     report(f"Acc@0.5 on {len(samples)} phrases: {accuracy['fp32']:.4f} in float, {accuracy['int8']:.4f} in int8")
@@ -72,7 +72,7 @@ def quantize_and_evaluate(
     if round(drop, 9) > MAX_ACCURACY_DROP:
         raise InputError(
             f"int8 loses {drop:.4f} of Acc@0.5 ({accuracy['fp32']:.4f} to {accuracy['int8']:.4f}), more than "
-            f"{MAX_ACCURACY_DROP}: calibrate on more images like those that it will be used on."
+            f"{MAX_ACCURACY_DROP}. Calibrate on more images like those that it will be used on."
         )
     scores = {"n": len(samples), "acc50": accuracy}
     return {"precision": "int8", "calibrated_on": len(images), "int8_difference_px": round(box, 3), "scores": scores}

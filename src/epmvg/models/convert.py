@@ -141,7 +141,7 @@ def convert(
             fits the model only in part.
     """
     if kind not in KINDS:
-        raise InputError(f"There is no kind {kind!r} of published weights: give one of {', '.join(KINDS)}.")
+        raise InputError(f"There is no kind {kind!r} of published weights. Give one of {', '.join(KINDS)}.")
     published, stated = (source, {}) if isinstance(source, dict) else read_published(source)
     file = "the state dict" if isinstance(source, dict) else str(source)
     _check_kind(published, kind, file)
@@ -153,7 +153,7 @@ def convert(
         settings["image_size"], settings["max_length"] = _sizes(len(positions), settings, stated, file)
     if bert is not None:
         if any(key.startswith("text_encoder.") for key in state):
-            raise InputError(f"{file} holds its own BERT: leave out --bert.")
+            raise InputError(f"{file} holds its own BERT. Leave out --bert.")
         settings["text_encoder"] = settings["text_encoder"] | bert_sizes(bert)
     built = build(settings)
     new = _fill(built, state, origin, kind, file)
@@ -173,7 +173,7 @@ def write(conversion: Conversion, folder: Path | str) -> None:
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty: choose another --out.")
+        raise InputError(f"{folder} is not empty. Choose another --out.")
     save(conversion.model, folder)
     write_text(folder / CONVERSION_FILE, yaml.safe_dump({"new": conversion.new}))
 
@@ -205,7 +205,7 @@ def _check_stated(stated: dict[str, Any], kind: str, settings: dict[str, Any], f
 
 def _guess_preset(kind: str, published: dict[str, Tensor], file: str) -> str:
     if kind == "imagenet":
-        raise InputError(f"{file} may be for several models: name one, for example --model transvg-r50.")
+        raise InputError(f"{file} may be for several models. Name one, for example --model transvg-r50.")
     if kind in ("qrnet", "swin"):
         return "qrnet-swin-s"
     return "transvg-r101" if any(".layer3.22." in name for name in published) else "transvg-r50"
@@ -270,11 +270,11 @@ def _fill(model: Grounder, state: dict[str, Tensor], origin: dict[str, str], kin
             raise InputError(f"{file}: our model has no parameter for {origin[name]}: is this {kind}?")
         if wanted[name].shape != tensor.shape:
             raise InputError(
-                f"{file}: {origin[name]} is {list(tensor.shape)} and ours is {list(wanted[name].shape)}: "
-                "choose the --model that these weights were made for."
+                f"{file}: {origin[name]} is {list(tensor.shape)} and ours is {list(wanted[name].shape)}. "
+                "Choose the --model that these weights were made for."
             )
         if not torch.isfinite(tensor.float()).all():
-            raise InputError(f"{file}: {origin[name]} contains NaN or Inf: download the file again.")
+            raise InputError(f"{file}: {origin[name]} contains NaN or Inf. Download the file again.")
     new = [name for name in wanted if name not in state]
     missing = [name for name in new if not name.startswith(_MAY_BE_NEW[kind])]
     if missing:

@@ -121,7 +121,7 @@ def load(run: Path | str) -> Grounder:
     folder = locate(run)
     if not (folder / SETTINGS_FILE).exists():
         raise InputError(
-            f"{folder} is an export, which `epmvg predict` and `serve` take: give the run that it was made of here."
+            f"{folder} is an export, which `epmvg predict` and `serve` take. Give the run that it was made of here."
         )
     try:
         settings = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
@@ -135,12 +135,12 @@ def load(run: Path | str) -> Grounder:
         *(AttributeError, KeyError, TypeError, RuntimeError),
     ) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{folder} holds a model that cannot be read ({reason}): copy or train it again.") from error
+        raise InputError(f"{folder} holds a model that cannot be read ({reason}). Copy or train it again.") from error
     model.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     model.calibration = read_calibration(folder)
     if model.calibration and model.calibration.weights not in (None, weights_digest(folder / WEIGHTS)):
         raise InputError(
-            f"{folder / CONFIDENCE_FILE} was made for other weights than {WEIGHTS}: delete it, or calibrate again then."
+            f"{folder / CONFIDENCE_FILE} was made for other weights than {WEIGHTS}. Delete it, or calibrate again then."
         )
     model.domain = read_domain(folder)
     return model.eval()
@@ -180,7 +180,7 @@ def init_from(model: Grounder, folder: Path | str) -> set[str]:
         loaded[_POSITIONS] = _resized_positions(model, saved)
     for name in [*own, *loaded]:
         if name not in own or name not in loaded or own[name].shape != loaded[name].shape:
-            raise InputError(f"{folder} holds a model of another shape (see {name}): give the preset it was made for.")
+            raise InputError(f"{folder} holds a model of another shape (see {name}). Give the preset it was made for.")
     model.load_state_dict(loaded, strict=False)  # the names were compared above
     model.tokenizer = saved.tokenizer
     return set(loaded)
@@ -208,7 +208,7 @@ def _new_names(folder: Path) -> set[str]:
     try:
         return set(yaml.safe_load(file.read_text(encoding="utf-8"))["new"]) if file.exists() else set()
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{file} cannot be read: convert the published weights again.") from error
+        raise InputError(f"{file} cannot be read. Convert the published weights again.") from error
 
 
 def _check_settings(model: Grounder, saved: Grounder, folder: Path, new: set[str]) -> None:
@@ -218,7 +218,7 @@ def _check_settings(model: Grounder, saved: Grounder, folder: Path, new: set[str
         is_new = any(name.startswith(f"{part}.") for name in new)
         if not is_new and other[part, key] != value:
             raise InputError(
-                f"{folder} was made with model.{key}={other[part, key]} and this model has {value}: give both the same."
+                f"{folder} was made with model.{key}={other[part, key]} and this model has {value}. Give both the same."
             )
 
 

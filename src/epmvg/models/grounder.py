@@ -115,7 +115,7 @@ class Grounder(nn.Module):
     ) -> None:
         super().__init__()
         if dense_head and len(visual_encoder.strides) > 1:
-            raise InputError("model.dense_head=true needs one level of visual tokens: give visual_encoder one stride.")
+            raise InputError("model.dense_head=true needs one level of visual tokens. Give visual_encoder one stride.")
         self.tokenizer, self.settings = tokenizer, settings
         self.image_size, self.max_length, self.width, self.vls = image_size, max_length, width, vls
         self.visual_encoder = visual_encoder

@@ -33,8 +33,7 @@ class SwinEncoder(BaseVisualEncoder):
         width: C, of the neck.
         gates: `off`, or how the first layer of channel gates is initialized (`QueryGate`).
         drop_path: stochastic depth of the last block.
-        frozen: names of backbone modules that never train, or "all".
-        mean, std: of the pixels, RGB in 0..1.
+        frozen, mean, std: as for `VisualEncoder`.
 
     Raises:
         InputError: the backbone is no Swin of timm, or image_size or strides do not fit it.
@@ -121,11 +120,11 @@ def _create_swin(
 ) -> SwinTransformer:
     """Create timm's Swin transformer without its classifier, with windows padded before they are shifted."""
     if image_size % 32:
-        raise InputError(f"model.image_size={image_size} does not fit a Swin transformer: use a multiple of 32.")
+        raise InputError(f"model.image_size={image_size} does not fit a Swin transformer. Use a multiple of 32.")
     if absent := set(strides) - set(_STRIDES):
-        raise InputError(f"model.visual_encoder.strides has {min(absent)}: use {', '.join(map(str, _STRIDES))}.")
+        raise InputError(f"model.visual_encoder.strides has {min(absent)}. Use {', '.join(map(str, _STRIDES))}.")
     if not backbone.startswith("swin_"):
-        raise InputError(f"model.visual_encoder.backbone={backbone} is no Swin transformer: use a swin_... of timm.")
+        raise InputError(f"model.visual_encoder.backbone={backbone} is no Swin transformer. Use a swin_... of timm.")
     settings = {"img_size": image_size, "num_classes": 0, "drop_path_rate": drop_path} | settings
     swin = create_backbone(backbone, always_partition=True, **settings)
     assert isinstance(swin, SwinTransformer)

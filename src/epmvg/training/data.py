@@ -18,7 +18,6 @@ from epmvg.data.readers.annotations import Skipped
 from epmvg.data.readers.files import cache_folder, is_file
 from epmvg.data.registry import fraction_of, open_samples
 from epmvg.data.samples import SampleDigest
-from epmvg.data.transforms import Augment
 from epmvg.data.validation.issues import KINDS
 from epmvg.evaluation.evaluate import evaluation_loader
 from epmvg.evaluation.samples import limit_to_images
@@ -67,7 +66,7 @@ def make_loaders(
         image_size=image_size,
         batch_size=data.batch_size,
         phrases_per_image=data.phrases_per_image,
-        augment=Augment(**data.augment.model_dump()) if data.augment else None,
+        augment=data.augment,
         shuffle=True,
         seed=settings.seed,
         num_workers=data.num_workers,
@@ -149,8 +148,8 @@ def _check_boxes(samples: Sequence[Sample], name: str) -> None:
     sizes = {image: size for image, size in read.items() if not isinstance(size, InputError)}
     detected = detect_convention((sample.box, sample.size or sizes.get(sample.image)) for sample in samples)
     if detected is not None:
-        kind, why = detected
-        raise InputError(f"{name}: {KINDS[kind].title} ({why}). {KINDS[kind].fix} `epmvg data check` lists them.")
+        kind = KINDS["box-convention"]
+        raise InputError(f"{name}: {kind.title} ({detected}). {kind.fix}")
 
 
 def _size_of(image: Path) -> tuple[int, int] | InputError:

@@ -208,12 +208,16 @@ FAULTS: dict[str, tuple[str, str, Planter]] = {
     "outside": ("box-outside", "30 px outside of 120 x 90", put(bbox=[90, 10, 60, 20])),
     "left of the image": ("box-outside", "20 px outside", put(bbox=[-20, 10, 60, 20])),
     "a pixel wide": ("box-thin", "1 x 20", put(bbox=[60, 10, 1, 20])),
-    "corners": ("box-corners", "144", boxes(lambda x, y, w, h: (x, y, x + w, y + h))),
-    "centres": ("box-centre", "144", boxes(lambda x, y, w, h: (x + w / 2, y + h / 2, w, h))),
-    "0..1": ("box-0-1", "144", boxes(lambda x, y, w, h: (x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT))),
+    "corners": ("box-convention", "as corners, 144", boxes(lambda x, y, w, h: (x, y, x + w, y + h))),
+    "centers": ("box-convention", "as center x", boxes(lambda x, y, w, h: (x + w / 2, y + h / 2, w, h))),
+    "0..1": (
+        "box-convention",
+        "as fractions of the sides, 144",
+        boxes(lambda x, y, w, h: (x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT)),
+    ),
     "0..1000": (
-        "box-0-1000",
-        "144",
+        "box-convention",
+        "as thousandths",
         boxes(lambda x, y, w, h: (1000 * x / WIDTH, 1000 * y / HEIGHT, 1000 * w / WIDTH, 1000 * h / HEIGHT)),
     ),
     "empty phrase": ("phrase-unusable", "empty", put(phrase="  ")),
@@ -365,7 +369,7 @@ def test_no_output_of_the_check_is_an_input(tmp_path: Path, lines: Lines) -> Non
     assert isinstance(run.exception, InputError) and "would overwrite" in str(run.exception)
     assert file.read_bytes() == before
     boxes(lambda x, y, w, h: (x, y, x + w, y + h))(tmp_path, lines)
-    with pytest.raises(InputError, match=r"was not written: .*bbox looks like"):
+    with pytest.raises(InputError, match=r"was not written: bbox of all samples"):
         check(str(write(tmp_path, lines)), clean=tmp_path / "clean.jsonl")
     for i in range(len(lines)):
         at(lines, i)["phrase"] = ""

@@ -68,11 +68,9 @@ def _write_clean(target: Path, located: Sequence[Located], issues: Sequence[Issu
         InputError: there are none, or the boxes of all samples are in another convention.
     """
     errors = [issue for issue in issues if KINDS[issue.kind].severity == "error"]
-    convention = next(
-        (KINDS[i.kind] for i in errors if i.kind.startswith("box-") and not i.where and not i.image), None
-    )
-    if convention is not None:
-        raise InputError(f"{target} was not written: in the whole data set {convention.title}. {convention.fix}")
+    if any(issue.kind == "box-convention" for issue in errors):
+        kind = KINDS["box-convention"]
+        raise InputError(f"{target} was not written: {kind.title}. {kind.fix}")
     bad = {issue.where for issue in errors if not issue.kind.startswith("image-")}
     bad_images = {issue.image for issue in errors if issue.kind.startswith("image-")}
     kept = {

@@ -19,8 +19,7 @@ def box_issues(located: Sequence[Located], images: Mapping[Path, ImageInfo]) -> 
     sized = [(where, sample, images[sample.image].size or sample.size) for where, sample in located]
     detected = detect_convention((sample.box, size) for _, sample, size in sized if all(map(math.isfinite, sample.box)))
     if detected is not None:
-        kind, why = detected
-        yield Issue(kind, note=why)
+        yield Issue("box-convention", note=detected)
         return
     unturned = _unturned_images(located, images)
     for image, note in unturned.items():

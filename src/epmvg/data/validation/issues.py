@@ -30,22 +30,9 @@ KINDS = {
         "Check that boxes and image have the same scale; clip the box or delete the sample.",
     ),
     "box-thin": Kind("boxes at most a pixel wide or high", "Annotate the box again or delete the sample.", "warning"),
-    "box-corners": Kind(
-        "bbox looks like [x0, y0, x1, y1], and is read as [x, y, width, height]", "Write [x0, y0, x1 - x0, y1 - y0]."
-    ),
-    "box-centre": Kind(
-        "bbox looks like [center x, center y, width, height], and is read as [x, y, width, height]",
-        "Write [x - width / 2, y - height / 2, width, height].",
-    ),
-    "box-scaled": Kind(
-        "boxes look annotated on resized images", "Multiply all numbers by the image's width / the resized width."
-    ),
-    "box-0-1": Kind("boxes look normalized to 0..1", "Multiply x and width by the image's width, y and height by its."),
-    "box-0-100": Kind(
-        "boxes look normalized to 0..100", "Multiply x and width by the image's width / 100, y and height alike."
-    ),
-    "box-0-1000": Kind(
-        "boxes look normalized to 0..1000", "Multiply x and width by the image's width / 1000, y and height alike."
+    "box-convention": Kind(
+        "bbox of all samples seems to be written in another convention than the [x, y, width, height] it is read as",
+        "Write x, y, width, height in pixels of the upright image.",
     ),
     "phrase-unusable": Kind("phrases that are empty, not encodable or too long", "Fix or delete the sample."),
     "phrase-long": Kind(
