@@ -96,7 +96,7 @@ def test_images_inside_parquet_are_unpacked_once(tmp_path: Path, monkeypatch: py
 
 
 def test_image_folders_with_several_metadata_files_and_split_names(tmp_path: Path) -> None:
-    places = {".": "", "train": "train", "valid": "val", "data/dev": "val", "data/testing": "test", "testA": "testA"}
+    places = {".": "", "train": "train", "valid": "val", "data/dev": "val", "data/test": "test", "testA": "testA"}
     for number, place in enumerate(places):
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         line = {"file_name": f"{number}.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4]}
