@@ -67,9 +67,9 @@ def test_malformed_tables_are_rejected_in_one_sentence(tmp_path: Path) -> None:
     }
     for case, (line, words) in tables.items():
         parquet.write_table(arrow.Table.from_pylist([line]), tmp_path / "t.parquet")
-        with pytest.raises(InputError, match=words) as refused:
+        with pytest.raises(InputError, match=words) as caught:
             open_samples(str(tmp_path / "t.parquet"), split=None)
-        assert "\n" not in str(refused.value), case
+        assert "\n" not in str(caught.value), case
     with pytest.raises(InputError, match=r"none\.parquet cannot be opened"):
         open_samples(str(tmp_path / "none.parquet"), split=None)
 
