@@ -122,7 +122,7 @@ def test_results_of_default_are_in_runs_and_a_folder_default_has_priority(
     with pytest.raises(SystemExit, match="0"):
         main(["evaluate", "default", "--data", str(squares), "--split", "val", "--json"])
     result = json.loads(capsys.readouterr().out)
-    predictions = (tmp_path / "runs" / "default" / result["rows"]).read_text().splitlines()
+    predictions = (tmp_path / "runs" / "default" / result["predictions"]).read_text().splitlines()
     assert result["n"] == len(predictions) == 24
     assert epmvg.write_report(["runs/default"], tmp_path / "report.html").exists()
     with pytest.raises(InputError, match="cannot be changed"):
@@ -163,7 +163,7 @@ def test_a_published_folder_predicts_the_same_and_contains_no_paths(run: Path, t
     low, high = metrics["intervals"]["acc50"]
     assert f"| {100 * metrics['acc50']:.1f} % ({100 * low:.1f} % to {100 * high:.1f} %) |" in card
     assert "0 of the 6 images of annotations val are among the 6 training images" in card
-    assert "Teacher: none" in card and "No licence was stated" in card
+    assert "Teacher: none" in card and "No license was stated" in card
     assert yaml.safe_load(card.split("---")[1])["license"] == "unknown"
     for file in folder.rglob("*"):
         assert file.suffix not in (".bin", ".pt", ".pkl")

@@ -60,9 +60,13 @@ def evaluate(
         print(json.dumps(result))
         return
     parts = {f"{result['data']} {result['split']}": result} | result["slices"].get("Data set", {})
-    rows = [{"data": name} | {key: part[key] for key in ("n", "acc50", "miou")} for name, part in parts.items()]
     low, high = result["intervals"]["acc50"]
-    rows[0]["acc50 (95 %)"] = f"{low:.4f} to {high:.4f}"
+    interval = f"{low:.4f} to {high:.4f}"
+    rows = [
+        {"data": name, "n": part["n"], "acc50": part["acc50"]}
+        | {"95 %": interval if part is result else None, "miou": part["miou"]}
+        for name, part in parts.items()
+    ]
     print_table(str(run), rows)
     print_table("Confidence", [{name: result["confidence"][name] for name in CONFIDENCE}])
     console.print(f"Predictions: {results_folder(run) / result['predictions']}")

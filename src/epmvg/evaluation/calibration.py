@@ -48,18 +48,16 @@ def calibrate(
 
     Args:
         run: a folder that training wrote.
-        data: a data set's name or file; the run's own by default.
+        data, root, device: as for `evaluate`.
         split: of that data; the run's validation split by default. Test splits and images that the run was trained on
             are rejected.
-        root: as for `evaluate`.
         fit_head: first fit a new IoU head on the training split of the same data.
         false_positive_rate: fraction of negative phrases that may reach the stored threshold.
-        device: as for `hardware.select_device`.
         progress: called with (phrases done, all of them).
 
     Returns:
         The content of `confidence.json`: method ("none" leaves scores raw), mapping, threshold, and metrics on this
-        split before and after (after: on rows that the mapping was not fitted to).
+        split before and after (after: on samples that the mapping was not fitted to).
 
     Raises:
         InputError: the run or the data cannot be read, or the run cannot be calibrated on it.

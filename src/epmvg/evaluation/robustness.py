@@ -41,11 +41,9 @@ def measure_robustness(
     """Evaluate a run on perturbed phrases and images; write `robustness-DATA-SPLIT.json`, predictions to `.jsonl`.
 
     Args:
-        run: a folder that training wrote, or what else `Predictor` takes.
-        data, split, root: as for `evaluate`.
+        run, data, split, root, device: as for `evaluate`.
         limit: most phrases, of images drawn at random.
         seed: of the images and of all perturbations.
-        device: as for `hardware.select_device`.
         progress: called with (images done, all of them).
 
     Returns:

@@ -9,7 +9,7 @@ from typing import Any
 from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.files import write_json, write_text
 from epmvg.core.types import InputError
-from epmvg.experiments.plan import SCALES, clear_cache, plan_row, size_of
+from epmvg.experiments.plan import SCALES, Job, clear_cache, plan_row, size_of
 from epmvg.experiments.results import Plan, as_markdown, table_result
 from epmvg.experiments.runner import Outcome, make_teacher, read_outcome, run_job
 from epmvg.experiments.tables import read_table
@@ -61,13 +61,7 @@ def reproduce(
     jobs = sorted(by_folder.values(), key=lambda job: job.seed)  # one seed of each setting first
     outcomes = {job.folder: read_outcome(job) for job in jobs}
     if dry_run:
-        runs = [
-            {"folder": str(job.folder), "state": outcomes[job.folder].state, "epochs": job.recipe.train.epochs}
-            | size_of(job)
-            for job in jobs
-        ]
-        planned = {"runs": runs, "to_run": sum(run["state"] != "done" for run in runs)}
-        return table_result(name, table, chosen, plan, {}) | {"plan": planned}
+        return table_result(name, table, chosen, plan, {}) | {"plan": _planned(jobs, outcomes)}
     for number, job in enumerate(jobs, 1):
         report({"event": "say", "text": f"{number}/{len(jobs)} {job.folder}"})
         if outcomes[job.folder].state != "done" and (problem := make_teacher(chosen, job, report)):
@@ -83,16 +77,26 @@ def reproduce(
 def _check(overrides: Sequence[str], scale: str, seeds: int) -> None:
     if rank_and_world_size()[1] > 1:
         raise InputError(
-            "The trainings of a table run in one process each: start `epmvg reproduce` once per GPU without a launcher "
+            "The trainings of a table run in one process each. Start `epmvg reproduce` once per GPU without a launcher "
             "(CUDA_VISIBLE_DEVICES=0, 1, ...) and with the same --out, so that they share the table."
         )
     if scale not in SCALES:
-        raise InputError(f"There is no scale {scale!r}: give {', '.join(SCALES)}.")
+        raise InputError(f"There is no scale {scale!r}. Give {', '.join(SCALES)}.")
     if seeds < 1:
-        raise InputError(f"seeds={seeds} is not a number of trainings: give 1 or more.")
+        raise InputError(f"seeds={seeds} is not a number of trainings. Give 1 or more.")
     for fixed in ("data", "data.name", "train", "train.seed", "distill"):
         if any(override.partition("=")[0] == fixed for override in overrides):
-            raise InputError(f"{fixed} is set by the table: leave {fixed}=... out.")
+            raise InputError(f"{fixed} is set by the table. Leave {fixed}=... out.")
+
+
+def _planned(jobs: Sequence[Job], outcomes: dict[Path, Outcome]) -> dict[str, Any]:
+    """Return the state and size of each training, and how many are to be run."""
+    runs = [
+        {"folder": str(job.folder), "state": outcomes[job.folder].state, "epochs": job.recipe.train.epochs}
+        | size_of(job)
+        for job in jobs
+    ]
+    return {"runs": runs, "to_run": sum(run["state"] != "done" for run in runs)}
 
 
 def _write(result: dict[str, Any], folder: Path) -> None:

@@ -61,5 +61,5 @@ def read_table(name: str) -> Table:
     """
     tables = read_tables()
     if name not in tables:
-        raise InputError(f"There is no table {name!r}: give one of {', '.join(tables)}.")
+        raise InputError(f"There is no table {name!r}. Give one of {', '.join(tables)}.")
     return tables[name]
