@@ -71,8 +71,7 @@ class ImageFile:
         turned: whether the EXIF orientation swaps width and height.
 
     Raises:
-        InputError: missing, empty, truncated, too large or not an image.
-        TypeError: `source` is not of such a type.
+        InputError, TypeError: as `open_image`.
     """
 
     def __init__(
@@ -109,9 +108,6 @@ class ImageFile:
 
         Args:
             at_least: a sufficient width and height; a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size.
-
-        Raises:
-            InputError: it cannot be decoded.
         """
         with _naming(self.name, self._max_pixels):
             if at_least is not None and self._is_own and self._image.format == "JPEG":
@@ -131,11 +127,7 @@ def open_image(source: ImageSource) -> Image.Image:
 
 
 def image_digest(source: ImageSource) -> bytes:
-    """Return the SHA-256 of a file's bytes, without decoding them, or of the upright RGB pixels of any other image.
-
-    Raises:
-        InputError, TypeError: as `open_image`.
-    """
+    """Return the SHA-256 of a file's bytes, without decoding them, or of the upright RGB pixels of any other image."""
     if isinstance(source, Path | str):
         try:
             return hashlib.sha256(Path(source).expanduser().read_bytes()).digest()
@@ -158,12 +150,8 @@ def image_suffixes() -> frozenset[str]:
 def upright_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
     """Return a new RGB image without metadata, EXIF orientation applied and transparency blended with white.
 
-    Args:
-        image: of any mode; it is decoded, and not changed otherwise.
-        name: of the image, for the error.
-
     Raises:
-        InputError: the pixels are floating-point or 32-bit numbers.
+        InputError: the pixels are floating-point or 32-bit numbers; `name` is the image's in the message.
     """
     image.load()
     transpose = _TRANSPOSE.get(_orientation(image))

@@ -118,10 +118,13 @@ def _check_settings(recipe: Recipe, model: Grounder, image_size: int, world_size
 
 
 def _report_truncated(samples: list[Sample], model: Grounder, report: Report) -> None:
-    truncated, unknown = model.phrase_tokenizer().count_truncated_and_unknown([sample.phrase for sample in samples])
+    tokens = model.phrase_tokenizer()([sample.phrase for sample in samples])
     for count, problem in (
-        (truncated, f"are longer than {model.max_length} word pieces and are truncated (model.max_length)"),
-        (unknown, "contain no word of the vocabulary"),
+        (
+            tokens.truncated.sum(),
+            f"are longer than {model.max_length} word pieces and are truncated (model.max_length)",
+        ),
+        (tokens.unknown.sum(), "contain no word of the vocabulary"),
     ):
         if count:
             report({"event": "say", "text": f"{count:,} of {len(samples):,} training phrases {problem}."})
