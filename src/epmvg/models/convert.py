@@ -164,12 +164,9 @@ def convert(
 
 
 def write(conversion: Conversion, folder: Path | str) -> None:
-    """Save the converted model as a folder that `load` and `model.init_from` read.
+    """Save the converted model as a new folder that `load` and `model.init_from` read.
 
     The names of new weights are stored with it; a training that starts from it draws these from its own seed.
-
-    Raises:
-        InputError: the folder is not empty.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):

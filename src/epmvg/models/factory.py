@@ -34,6 +34,14 @@ CONVERSION_FILE = "conversion.yaml"
 
 _POSITIONS = "vl_pos_embed.weight"
 
+_BEHIND_WEIGHTS = {
+    "visual_encoder.backbone": [f"visual_encoder.{key}" for key in ("backbone", "strides", "mean", "std")],
+    "visual_encoder.encoder": ["visual_encoder.heads"],
+    "text_encoder": ["text_encoder.heads"],
+    "fusion": ["fusion.heads", "vls", "position"],
+}
+"""Parts of a model, and the settings that their weights depend on without a trace in names and shapes."""
+
 
 def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Grounder:
     """Create a grounder by preset name.
@@ -54,11 +62,7 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Groun
 
 
 def build(settings: dict[str, Any]) -> Grounder:
-    """Build a grounder with random weights from complete settings.
-
-    Raises:
-        InputError: a setting is unknown, out of range or does not fit the others.
-    """
+    """Build a grounder with random weights from complete settings; invalid ones are rejected (`validated`)."""
     settings = validated(settings)
     visual, text, dropout = settings["visual_encoder"], settings["text_encoder"], settings["dropout"]
     visual_encoder: BaseVisualEncoder
@@ -85,14 +89,7 @@ def default_tokenizer() -> PreTrainedTokenizerBase:
 def save(model: Grounder, folder: Path | str) -> None:
     """Write weights, tokenizer and settings into a folder that `load` reads without anything else.
 
-    A calibration of other weights in the folder is deleted.
-
-    Args:
-        model: the grounder.
-        folder: created if it does not exist.
-
-    Raises:
-        InputError: the folder cannot be written.
+    The folder is created if it does not exist; a calibration of other weights in it is deleted.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -213,23 +210,17 @@ def _new_names(folder: Path) -> set[str]:
 
 def _check_settings(model: Grounder, saved: Grounder, folder: Path, new: set[str]) -> None:
     """Reject weights trained with other settings that leave no trace in names and shapes; new ones do not count."""
-    own, other = (_settings_behind_weights(each.settings) for each in (model, saved))
-    for (part, key), value in own.items():
+    for part, keys in _BEHIND_WEIGHTS.items():
         is_new = any(name.startswith(f"{part}.") for name in new)
-        if not is_new and other[part, key] != value:
-            raise InputError(
-                f"{folder} was made with model.{key}={other[part, key]} and this model has {value}. Give both the same."
-            )
+        for key in () if is_new else keys:
+            own, other = (_setting(each.settings, key) for each in (model, saved))
+            if own != other:
+                raise InputError(
+                    f"{folder} was made with model.{key}={other} and this model has {own}. Give both the same."
+                )
 
 
-def _settings_behind_weights(settings: dict[str, Any]) -> dict[tuple[str, str], Any]:
-    """Return the settings that weights depend on without a trace in their shapes, each with its part of the model."""
-    visual = settings["visual_encoder"] | {"backbone": settings["visual_encoder"]["backbone"].partition(".")[0]}
-    backbone = {key: visual[key] for key in ("backbone", "strides", "mean", "std")}
-    return {("visual_encoder.backbone", f"visual_encoder.{key}"): value for key, value in backbone.items()} | {
-        ("visual_encoder.encoder", "visual_encoder.heads"): visual.get("heads"),
-        ("text_encoder", "text_encoder.heads"): settings["text_encoder"]["heads"],
-        ("fusion", "fusion.heads"): settings["fusion"]["heads"],
-        ("fusion", "vls"): settings["vls"],
-        ("fusion", "position"): settings["position"],
-    }
+def _setting(settings: dict[str, Any], key: str) -> Any:
+    group, _, name = key.rpartition(".")
+    value = settings[group].get(name) if group else settings[name]
+    return value.partition(".")[0] if name == "backbone" else value  # without timm's tag of the pretrained weights
