@@ -82,7 +82,7 @@ def default_tokenizer() -> PreTrainedTokenizerBase:
     return BertTokenizer(vocab=bert_vocabulary(), do_lower_case=True)
 
 
-def save(model: Grounder, folder: Path | str) -> None:
+def save(model: Grounder, folder: Path | str, *, int8: bool = False) -> None:
     """Write weights, tokenizer and settings into a folder that `load` reads without anything else.
 
     A calibration of other weights in the folder is deleted.
@@ -90,6 +90,7 @@ def save(model: Grounder, folder: Path | str) -> None:
     Args:
         model: the grounder.
         folder: created if it does not exist.
+        int8: store matrices as int8 with a scale per row; they are loaded as float32.
 
     Raises:
         InputError: the folder cannot be written.
@@ -100,7 +101,7 @@ def save(model: Grounder, folder: Path | str) -> None:
     model.tokenizer.save_pretrained(folder / "tokenizer")
     write_text(folder / SETTINGS_FILE, yaml.safe_dump(model.settings, sort_keys=False))
     with atomic_write(folder / WEIGHTS) as temporary:
-        write_weights(temporary, model.state_dict())
+        write_weights(temporary, model.state_dict(), int8=int8)
     if model.calibration is not None:
         calibration = replace(model.calibration, weights=weights_digest(folder / WEIGHTS))
         write_text(folder / CONFIDENCE_FILE, calibration.dump())
