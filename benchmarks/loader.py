@@ -30,9 +30,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as vision
 
+from epmvg.config.settings import AugmentSettings
 from epmvg.core.types import Box, Sample
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.transforms import Augment
 
 SIDE = 640
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -133,7 +133,7 @@ def main() -> None:
 def compare(files: list[Path], phrases: int, rounds: int) -> dict[str, Any]:
     """Time the pipelines alternately; return medians over rounds and ratios of medians."""
     one, many = samples_of(files, 1), samples_of(files, phrases)
-    augment = Augment(horizontal_flip=0.5, color_jitter=0.8, translate=1.0)
+    augment = AugmentSettings(horizontal_flip=0.5, crop=0, scale=1, color_jitter=0.8, translate=1.0)
 
     def loader(samples: list[Sample], cache_gb: float) -> Callable[[int], None]:
         grounding_loader = GroundingLoader(

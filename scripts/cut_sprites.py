@@ -94,12 +94,12 @@ GROUPS: dict[str, str] = {
 TINTED_GROUPS = ("vehicles", "play", "clothes", "music", "office", "household")
 """Things that exist in any color."""
 
-ONE_COLOUR = """
+ONE_COLOR = """
     ambulance, fire engine, police car, taxi, stop sign, traffic light, basketball, baseball, football, soccer ball,
     pumpkin, Christmas tree, trophy, medal, target, coin, pair of sunglasses, television, light bulb, magnifying glass,
     painting, fire extinguisher, pair of glasses, laptop, computer, window, mirror, door, ladder, cardboard box,
     violin, money bag, ring, candle, saxophone, trumpet, palette, hourglass, ship, canoe, speedboat, sailboat"""
-"""Things that are known by their color, or whose coloured part is not what a colour word would mean."""
+"""Things that are known by their color, or whose colored part is not what a color word would mean."""
 
 ALIKE = """
     bear, teddy bear | fish, shark, whale | car, taxi, police car, racing car | truck, van, ambulance, fire engine,
@@ -115,7 +115,7 @@ ALIKE = """
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--art", type=Path, required=True, help="the folder of .webp pictures")
+    parser.add_argument("--art", type=Path, required=True, help="the folder of .webp images")
     parser.add_argument("--names", type=Path, required=True, help="emojibase's data.json")
     given = parser.parse_args()
     codes = {row["label"]: row["hexcode"].lower() for row in json.loads(given.names.read_text(encoding="utf-8"))}
@@ -129,25 +129,25 @@ def main() -> None:
 
 
 def cut(art: Path, code: str, name: str, group: str) -> dict[str, Any]:
-    """Cut one sprite to what is visible, save it, and return its row of the table."""
+    """Crop one sprite to its visible part, save it, and return its row of the table."""
     source = next(path for path in (art / f"{code}.webp", art / f"{code}-fe0f.webp") if path.exists())
-    picture = Image.open(source).convert("RGBA")
-    picture = picture.crop(picture.getchannel("A").point(lambda alpha: 255 * (alpha >= VISIBLE)).getbbox())
-    picture.thumbnail((SPRITE_SIDE, SPRITE_SIDE), Image.Resampling.LANCZOS)
+    image = Image.open(source).convert("RGBA")
+    image = image.crop(image.getchannel("A").point(lambda alpha: 255 * (alpha >= VISIBLE)).getbbox())
+    image.thumbnail((SPRITE_SIDE, SPRITE_SIDE), Image.Resampling.LANCZOS)
     file = name.lower().replace(" ", "-") + ".webp"
-    picture.save(SPRITE_FOLDER / file, quality=85, method=6)
-    picture = Image.open(SPRITE_FOLDER / file).convert("RGBA")
-    colour = name_colour(picture)
-    hue = dominant_hue(picture) if group in TINTED_GROUPS and name not in split(ONE_COLOUR) else None
+    image.save(SPRITE_FOLDER / file, quality=85, method=6)
+    image = Image.open(SPRITE_FOLDER / file).convert("RGBA")
+    color = name_color(image)
+    hue = dominant_hue(image) if group in TINTED_GROUPS and name not in split(ONE_COLOR) else None
     tints = (
         []
         if hue is None
-        else [word for word in TINT_HUES if name_colour(tint(picture, hue, word)) == word and word != colour]
+        else [word for word in TINT_HUES if name_color(tint(image, hue, word)) == word and word != color]
     )
     return {
         "name": name,
         "file": file,
-        "colour": colour,
+        "colour": color,
         "hue": hue if tints else None,
         "tints": tints,
         "alike": next((names[0] for names in map(split, ALIKE.split("|")) if name in names), None),
@@ -169,7 +169,7 @@ def dominant_hue(image: Image.Image) -> int | None:
     return int(window.argmax())
 
 
-def name_colour(image: Image.Image) -> str | None:
+def name_color(image: Image.Image) -> str | None:
     """Return the one color word for a sprite, None where people might disagree."""
     hue, saturation, value = hsv(image)
     vivid, bright = saturation >= 0.35, value >= 0.55

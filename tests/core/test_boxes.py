@@ -24,12 +24,12 @@ def test_conversions_undo_each_other() -> None:
     torch.testing.assert_close(to_xyxy(to_cxcywh(boxes)), boxes)
 
 
-def test_paired_overlaps_are_the_diagonal_of_the_pairwise_ones() -> None:
+def test_paired_iou_is_the_diagonal_of_the_pairwise_one() -> None:
     a, b = random_boxes(60, 1), random_boxes(60, 7)
     torch.testing.assert_close(paired_iou(a, b), box_iou(a, b).diagonal())
 
 
-def test_empty_boxes_give_finite_overlaps() -> None:
+def test_iou_of_empty_boxes_is_0() -> None:
     empty = torch.tensor([[3.0, 3.0, 3.0, 3.0]])
     assert paired_iou(empty, empty).item() == 0
 

@@ -1,4 +1,4 @@
-"""Images: one picture has the same pixels in whatever form it is given, and what is no image is named as what it is."""
+"""Images: one image has the same pixels in whatever form it is given, and other files are named."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ UNDONE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-"""What a camera does to an upright picture before it writes that orientation."""
+"""What a camera does to an upright image before it writes that orientation."""
 
 
 def upright(size: tuple[int, int] = (48, 32)) -> Image.Image:
@@ -52,7 +52,7 @@ def upright(size: tuple[int, int] = (48, 32)) -> Image.Image:
 
 
 def forms(file: Path) -> Iterator[tuple[str, Any]]:
-    """Everything a file's picture can be given as."""
+    """Everything a file's image can be given as."""
     content = file.read_bytes()
     yield from {"path": file, "text": str(file), "bytes": content, "bytearray": bytearray(content)}.items()
     yield "BytesIO", BytesIO(content)
@@ -93,31 +93,31 @@ def test_every_orientation_is_upright_in_every_form(suffix: str, tmp_path: Path)
         assert seen.turned is (orientation >= 5)
 
 
-def pictures() -> dict[str, Image.Image]:
-    grey = upright().convert("L")
+def images() -> dict[str, Image.Image]:
+    gray = upright().convert("L")
     half = upright().convert("RGBA")
     half.putalpha(Image.linear_gradient("L").resize(half.size))
     palette = upright().convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
-    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
     return {
-        "grey.png": grey,
+        "gray.png": gray,
         "half.png": half,
-        "grey and alpha.png": half.convert("LA"),
+        "gray and alpha.png": half.convert("LA"),
         "palette.png": palette,
         "deep.png": deep,
         "deep.tif": deep,
         "ink.jpg": upright().convert("CMYK"),
         "ink.tif": upright().convert("CMYK"),
-        "bits.png": grey.convert("1"),
+        "bits.png": gray.convert("1"),
         "luma.tif": upright().convert("YCbCr"),
     }
 
 
-@pytest.mark.parametrize("name", pictures())
+@pytest.mark.parametrize("name", images())
 def test_every_mode_is_alike_in_every_form(name: str, tmp_path: Path) -> None:
     file = tmp_path / name
     keys: dict[str, Any] = {"transparency": 1} if name == "palette.png" else {}
-    pictures()[name].save(file, **keys)
+    images()[name].save(file, **keys)
     opened = open_image(file)
     for form, given in forms(file):
         assert open_image(given).tobytes() == opened.tobytes(), form
@@ -137,17 +137,17 @@ def test_pixels_without_a_known_white_are_rejected(mode: str, tmp_path: Path) ->
 
 
 def test_arrays_and_tensors_equal_the_image() -> None:
-    picture = upright()
-    pixels = np.asarray(picture)
-    half = picture.convert("RGBA")
+    image = upright()
+    pixels = np.asarray(image)
+    half = image.convert("RGBA")
     half.putalpha(90)
-    assert open_image(pixels).tobytes() == picture.tobytes()
-    assert open_image(pixels[:, ::-1][:, ::-1]).tobytes() == picture.tobytes()  # a view with other strides
-    assert open_image(np.asarray(half)).tobytes() == open_image(half).tobytes() != picture.tobytes()
-    grey = picture.convert("L")
-    for array in (np.asarray(grey), np.asarray(grey)[..., None]):
-        assert open_image(array).tobytes() == grey.convert("RGB").tobytes()
-    assert open_image(torch.from_numpy(pixels.copy()).permute(2, 0, 1)).tobytes() == picture.tobytes()  # type: ignore[arg-type]
+    assert open_image(pixels).tobytes() == image.tobytes()
+    assert open_image(pixels[:, ::-1][:, ::-1]).tobytes() == image.tobytes()  # a view with other strides
+    assert open_image(np.asarray(half)).tobytes() == open_image(half).tobytes() != image.tobytes()
+    gray = image.convert("L")
+    for array in (np.asarray(gray), np.asarray(gray)[..., None]):
+        assert open_image(array).tobytes() == gray.convert("RGB").tobytes()
+    assert open_image(torch.from_numpy(pixels.copy()).permute(2, 0, 1)).tobytes() == image.tobytes()  # type: ignore[arg-type]
 
 
 def test_a_given_image_is_not_changed(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_broken_metadata_is_tolerated(tmp_path: Path) -> None:
     assert open_image(tmp_path / "xmp.png").size == (48, 32)
 
 
-NO_IMAGES = {
+OTHER_FILES = {
     "lfs.jpg": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "Git LFS pointer: run `git lfs pull`"),
     "x.html": (b"<!DOCTYPE html><title>404</title>", "an HTML page"),
     "x.txt": (b"hello", "no image that can be read here"),
@@ -181,9 +181,9 @@ NO_IMAGES = {
 }
 
 
-@pytest.mark.parametrize("name", NO_IMAGES)
+@pytest.mark.parametrize("name", OTHER_FILES)
 def test_other_kinds_of_files_are_named(name: str, tmp_path: Path) -> None:
-    content, message = NO_IMAGES[name]
+    content, message = OTHER_FILES[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=f"{name} is .*{message.removeprefix('is ')}"):
         open_image(tmp_path / name)

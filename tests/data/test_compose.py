@@ -10,7 +10,8 @@ import pytest
 
 from epmvg.core.types import Box, InputError, Sample
 from epmvg.data import compose
-from epmvg.data.compose import LIMITS, LONGEST, Mention, compose_expressions, parse_sentence
+from epmvg.data.compose import LIMITS, LONGEST, compose_expressions
+from epmvg.data.readers.flickr30k import Mention, parse_sentence
 from epmvg.data.readers.formats import write_file
 from epmvg.data.registry import open_samples
 from epmvg.data.side_words import has_clear_sides, names_place, swap_sides

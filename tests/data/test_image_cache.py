@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from epmvg.config.settings import AugmentSettings
 from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError
 from epmvg.data.image_cache import ImageCache
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.registry import open_samples
-from epmvg.data.transforms import Augment
 
 
 def write_image(file: Path, seed: int, size: tuple[int, int] = (200, 100), turned: bool = False) -> Path:
@@ -57,7 +57,7 @@ def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
     assert 0 < len(cache.arrays) < len(files) and cache.arrays.nbytes <= 500_000
 
 
-def test_a_limit_too_small_for_an_image_is_refused(tmp_path: Path) -> None:
+def test_a_limit_too_small_for_an_image_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cache_gb=0\.001 .* set 0\.005 or more"):
         ImageCache(tmp_path / "images.sqlite", 0.001, longest_side=1067)
     cache = ImageCache(tmp_path / "images.sqlite", 0.005, longest_side=1067)
@@ -65,7 +65,7 @@ def test_a_limit_too_small_for_an_image_is_refused(tmp_path: Path) -> None:
     assert len(cache.arrays) == 1
 
 
-def test_a_damaged_cache_is_refused_at_first_and_costs_only_time_later(tmp_path: Path) -> None:
+def test_a_damaged_cache_is_rejected_at_first_and_costs_only_time_later(tmp_path: Path) -> None:
     file, store = write_image(tmp_path / "photo.jpg", 0), tmp_path / "images.sqlite"
     cache = ImageCache(store, 1.0, longest_side=80)
     whole, _ = decode(cache, file)
@@ -84,7 +84,7 @@ def test_training_images_are_the_same_with_the_cache(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
-    augment = Augment(horizontal_flip=0.5, crop=0.5, scale=0.7, translate=1.0, color_jitter=0.5)
+    augment = AugmentSettings(horizontal_flip=0.5, crop=0.5, scale=0.7, translate=1.0, color_jitter=0.5)
 
     def tokenize(phrases: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(len(phrases), 1, dtype=torch.int64), torch.zeros(len(phrases), 1, dtype=torch.bool)

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from epmvg.config.settings import AugmentSettings
 from epmvg.core.geometry import Letterbox
 from epmvg.core.types import Batch, InputError, Sample
 from epmvg.data.loader import Example, GroundingLoader, collate, make_loader
 from epmvg.data.registry import open_samples
-from epmvg.data.transforms import Augment
 from epmvg.models.grounder import Grounder
 
-VARIED = Augment(horizontal_flip=0.5, crop=0.8, scale=0.7, translate=1.0, color_jitter=0.5)
+VARIED = AugmentSettings(horizontal_flip=0.5, crop=0.8, scale=0.7, translate=1.0, color_jitter=0.5)
 
 
 def tokenize(phrases: list[str]) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,13 @@ def test_without_shuffling_ranks_take_whole_batches_in_turn(squares: Path) -> No
 
 def test_a_flip_swaps_sides_in_boxes_and_phrases(squares: Path) -> None:
     plain = next(make(squares, augment=None, shuffle=False).batches(0))
-    flipped = next(make(squares, augment=Augment(horizontal_flip=1.0), shuffle=False).batches(0))
+    flipped = next(
+        make(
+            squares,
+            augment=AugmentSettings(horizontal_flip=1.0, crop=0, scale=1, color_jitter=0, translate=0),
+            shuffle=False,
+        ).batches(0)
+    )
     torch.testing.assert_close(flipped.boxes[:, 0], 1 - plain.boxes[:, 0], atol=0.02, rtol=0)
     torch.testing.assert_close(flipped.boxes[:, 1:], plain.boxes[:, 1:])
     assert plain.phrases == [sample.phrase for sample in plain.samples]
@@ -165,15 +171,15 @@ def test_a_batch_of_unreadable_images_is_empty() -> None:
 
 
 def test_cached_features_follow_their_images(squares: Path) -> None:
-    loader = make(squares, augment=None, cached={"maps": torch.arange(12.0)[:, None]})
+    loader = make(squares, augment=None, cached={"backbone_features": torch.arange(12.0)[:, None]})
     for batch in loader.batches(0):
         assert batch.images.abs().sum() == 0  # not decoded
         for index, sample in zip(batch.image_index.tolist(), batch.samples, strict=True):
-            assert batch.cached["maps"][index].item() == int(sample.image.stem)
+            assert batch.cached["backbone_features"][index].item() == int(sample.image.stem)
 
 
 def test_cached_features_need_no_sizes_in_annotations(squares: Path) -> None:
-    cached = {"maps": torch.zeros(12, 1)}
+    cached = {"backbone_features": torch.zeros(12, 1)}
     stated = list(make(squares, augment=None, cached=cached).batches(0))
     rows = [json.loads(line) for line in squares.read_text().splitlines()]
     squares.write_text("".join(json.dumps(row | {"width": None, "height": None}) + "\n" for row in rows))

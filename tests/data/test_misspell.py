@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from epmvg.config.settings import AugmentSettings
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.misspell import misspell, vary_text
 from epmvg.data.registry import open_samples
-from epmvg.data.transforms import Augment
 from epmvg.models.grounder import Grounder
 
 
@@ -52,15 +52,15 @@ def test_phrases_vary_at_the_given_rate(typo: float, letter_case: float) -> None
 
 
 def test_the_loader_repeats_the_typos_of_an_epoch_and_varies_them_between_epochs(squares: Path, tiny: Grounder) -> None:
-    def phrases(augment: Augment, epoch: int) -> list[str]:
+    def phrases(augment: AugmentSettings, epoch: int) -> list[str]:
         samples = open_samples(str(squares), split="train")
         loader = GroundingLoader(
             samples, tiny.tokenize, image_size=64, batch_size=8, augment=augment, shuffle=True, seed=1
         )
         return [phrase for batch in loader.batches(epoch) for phrase in batch.phrases]
 
-    typed = phrases(Augment(typo=1.0), 0)
-    assert typed == phrases(Augment(typo=1.0), 0) != phrases(Augment(typo=1.0), 1)
-    assert all(edits(a, b) <= 1 for a, b in zip(typed, phrases(Augment(), 0), strict=True)) and typed != phrases(
-        Augment(), 0
-    )
+    typed = phrases(AugmentSettings(typo=1.0), 0)
+    assert typed == phrases(AugmentSettings(typo=1.0), 0) != phrases(AugmentSettings(typo=1.0), 1)
+    assert all(
+        edits(a, b) <= 1 for a, b in zip(typed, phrases(AugmentSettings(), 0), strict=True)
+    ) and typed != phrases(AugmentSettings(), 0)

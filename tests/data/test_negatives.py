@@ -42,7 +42,7 @@ def test_negative_samples_share_no_content_word_with_their_image() -> None:
     assert negatives == negative_samples(SAMPLES, 1.0, seed=3)
     belongs = {(sample.image, sample.phrase) for sample in SAMPLES}
     for sample in negatives:
-        assert (sample.image, sample.phrase) not in belongs and sample.extra == {"absent": True}
+        assert (sample.image, sample.phrase) not in belongs and sample.extra == {"negative": True}
         assert sample.size == (len(sample.image.stem), 9)
         assert content_words(sample.phrase).isdisjoint(content_words(" ".join(PHRASES[sample.image.stem])))
     assert {sample.phrase for sample in negatives} == {

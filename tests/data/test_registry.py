@@ -224,8 +224,8 @@ def test_a_fraction_depends_on_paths_below_the_common_folder() -> None:
     [
         ("refcoco", "val", "has no default folder: give its folder"),
         ("scenes", "testA", "scenes has no split 'testA': there are train, val, test, open"),
-        ("refcoc", None, "did you mean 'refcoco'?"),
-        ("nothing-like-it", None, "or give a file or folder"),
+        ("refcoc", None, "Did you mean 'refcoco'?"),
+        ("nothing-like-it", None, "Or give a file or folder"),
     ],
 )
 def test_unknown_names_and_splits_are_named(name: str, split: str | None, words: str) -> None:
@@ -234,5 +234,5 @@ def test_unknown_names_and_splits_are_named(name: str, split: str | None, words:
 
 
 def test_scenes_are_not_drawn_in_a_folder_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="create the folder to draw the scenes in it"):
+    with pytest.raises(InputError, match="is not a folder"):
         open_samples("scenes", split=None, root=tmp_path / "none")

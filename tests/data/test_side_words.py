@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from epmvg.config.settings import AugmentSettings
 from epmvg.data.side_words import has_clear_sides, names_place, swap_sides
-from epmvg.data.transforms import Augment, draw_transform
+from epmvg.data.transforms import draw_transform
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_an_image_is_not_flipped_where_a_word_may_be_no_side(phrase: str) -> Non
         random = np.random.default_rng(seed)
         phrases = ["the cup on the left", phrase]
         assert not draw_transform(
-            (60, 40), 60, [(1, 2, 9, 9)] * 2, phrases, Augment(horizontal_flip=1.0), random
+            (60, 40), 60, [(1, 2, 9, 9)] * 2, phrases, AugmentSettings(horizontal_flip=1.0), random
         ).letterbox.flip
 
 
@@ -65,7 +66,7 @@ def test_an_image_is_not_flipped_where_a_word_may_be_no_side(phrase: str) -> Non
 def test_sides_are_flipped_with_their_image(phrase: str, flipped: str) -> None:
     assert swap_sides(phrase) == flipped
     transform = draw_transform(
-        (60, 40), 60, [(1, 2, 9, 9)], [phrase], Augment(horizontal_flip=1.0), np.random.default_rng(0)
+        (60, 40), 60, [(1, 2, 9, 9)], [phrase], AugmentSettings(horizontal_flip=1.0), np.random.default_rng(0)
     )
     assert transform.letterbox.flip
 

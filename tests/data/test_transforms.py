@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
+from epmvg.config.settings import AugmentSettings
 from epmvg.core.boxes import to_xyxy
 from epmvg.core.geometry import Letterbox
 from epmvg.core.images import ImageFile, open_image
-from epmvg.data.transforms import Augment, ImageTransform, apply_transform, draw_transform
+from epmvg.data.transforms import ImageTransform, apply_transform, draw_transform
 
-STRONG = Augment(horizontal_flip=0.5, crop=1.0, min_crop=0.4, scale=0.5, color_jitter=1.0, translate=1.0)
-TRANSVG = Augment(horizontal_flip=0.5, crop=0.5, scale=0.7, color_jitter=0.8, translate=1.0, recipe="transvg")
+STRONG = AugmentSettings(horizontal_flip=0.5, crop=1.0, min_crop=0.4, scale=0.5, color_jitter=1.0, translate=1.0)
+TRANSVG = AugmentSettings(horizontal_flip=0.5, crop=0.5, scale=0.7, color_jitter=0.8, translate=1.0, recipe="transvg")
 
 
 def draw_image(width: int, height: int) -> Image.Image:
@@ -42,8 +42,8 @@ def test_evaluation_transform_is_the_published_one(shared: Path) -> None:
         torch.testing.assert_close(ours[:, ::8, ::8], case["img_s8"], atol=1e-5, rtol=0)
 
 
-@given(st.integers(0, 10_000), st.sampled_from([STRONG, replace(TRANSVG, crop=1.0)]), st.integers(1, 4))
-def test_training_transforms_keep_their_boxes(seed: int, augment: Augment, phrases: int) -> None:
+@given(st.integers(0, 10_000), st.sampled_from([STRONG, TRANSVG.model_copy(update={"crop": 1.0})]), st.integers(1, 4))
+def test_training_transforms_keep_their_boxes(seed: int, augment: AugmentSettings, phrases: int) -> None:
     """A transform shows at least `min_visible` of each box, inside the input."""
     random = np.random.default_rng(seed)
     width, height = (int(v) for v in random.integers(40, 300, 2))
@@ -71,7 +71,7 @@ def test_a_transformed_object_lies_in_its_box() -> None:
     """The pixels of a white object on black stay in the transformed box."""
     image = Image.new("RGB", (120, 90))
     image.paste((255, 255, 255), (30, 20, 80, 70))
-    quiet = Augment(horizontal_flip=0.5, crop=1.0, min_crop=0.6, scale=0.6, translate=1.0)
+    quiet = AugmentSettings(horizontal_flip=0.5, crop=1.0, min_crop=0.6, scale=0.6, translate=1.0, color_jitter=0)
     for seed in range(20):
         transform = draw_transform((120, 90), 128, [(30, 20, 80, 70)], ["it"], quiet, np.random.default_rng(seed))
         white = (apply_transform(image, transform).min(0).values > 0.5).nonzero().float()
@@ -88,7 +88,9 @@ def test_published_sizes_and_crops() -> None:
     random = np.random.default_rng(0)
     sides, shares = set(), []
     for _ in range(300):
-        transform = draw_transform((1200, 900), 640, [(500, 400, 600, 500)], ["it"], replace(TRANSVG, crop=1.0), random)
+        transform = draw_transform(
+            (1200, 900), 640, [(500, 400, 600, 500)], ["it"], TRANSVG.model_copy(update={"crop": 1.0}), random
+        )
         sides.add(max(transform.size))
         shares.append((transform.crop[2] - transform.crop[0]) / 900)
         assert transform.color_jitter == () or sorted(name for name, _ in transform.color_jitter) == [
@@ -156,7 +158,7 @@ def test_an_image_is_decoded_as_finely_as_its_transform_needs(tmp_path: Path) ->
     for seed in range(8):
         with ImageFile(tmp_path / "turned.jpg") as photo:
             assert photo.size == whole.size == (900, 1600)
-            augment = replace(STRONG, color_jitter=0.0)
+            augment = STRONG.model_copy(update={"color_jitter": 0.0})
             random = np.random.default_rng(seed)
             transform = draw_transform(photo.size, 320, [(300, 300, 600, 900)], ["it"], augment, random)
             reduced = photo.decode(transform.min_size)

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from epmvg.config.settings import AugmentSettings
 from epmvg.core.types import Batch, GroundingOutput, InputError, Sample, SimilarityMap
 from epmvg.data.loader import GroundingLoader
-from epmvg.data.transforms import Augment
 from epmvg.distill import teacher as teacher_module
 from epmvg.distill.losses import dense_loss, resample, tokens_within
 from epmvg.distill.target_cache import CachedTeacher
@@ -24,7 +24,7 @@ from epmvg.models.factory import create_model
 
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 VIT = {"image_size": 64, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-TOWERS = {
+ENCODERS = {
     "class token": VIT,
     "fine": VIT | {"patch_size": 4},
     "average": VIT | {"pool_type": "avg"},
@@ -36,29 +36,29 @@ TOWERS = {
 
 
 def teacher_of(
-    tower: str,
+    encoder: str,
     folder: Path,
     *,
     kind: type[ClipTeacher] = ClipTeacher,
     mode: str = "shortest",
 ) -> ClipTeacher:
     torch.manual_seed(0)
-    config = {"embed_dim": 24, "vision_cfg": TOWERS[tower], "text_cfg": TEXT}
+    config = {"embed_dim": 24, "vision_cfg": ENCODERS[encoder], "text_cfg": TEXT}
     config |= {"preprocess_cfg": {"resize_mode": mode, "fill_color": 128}}
     (folder / "teacher.json").write_text(json.dumps(config))
     return kind(folder / "teacher.json", "random")
 
 
-@pytest.mark.parametrize("tower", ["class token", "average", "timm map"])
-def test_patches_are_projected_as_the_whole_is(tower: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder", ["class token", "average", "timm map"])
+def test_patches_are_projected_as_the_whole_is(encoder: str, tmp_path: Path) -> None:
     """Averages of patches are the average's vector; beside a class token they are what open_clip calls its tokens."""
-    teacher = teacher_of(tower, tmp_path)
+    teacher = teacher_of(encoder, tmp_path)
     image = torch.rand(2, 3, 64, 64)
     tokens = teacher.tokens(image)
     rows, columns = teacher.grid
     assert tokens.shape == (2, 1 + rows * columns, teacher.width) == (2, 1 + rows * columns, 24)
     torch.testing.assert_close(tokens[:, 0], teacher.image(image), atol=1e-5, rtol=1e-4)
-    if tower == "class token":
+    if encoder == "class token":
         teacher.clip.visual.output_tokens = True
         _, patches = teacher.clip.visual((image - teacher.mean) / teacher.std)
         torch.testing.assert_close(tokens[:, 1:], patches @ teacher.clip.visual.proj, atol=1e-5, rtol=1e-4)
@@ -75,30 +75,30 @@ def test_norm_after_pooling_is_applied_to_each_patch(tmp_path: Path) -> None:
     torch.testing.assert_close(tokens[:, 1:], tokens[:, :1].expand(-1, 16, -1), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("tower", ["resnet", "timm transformer"])
-def test_encoder_without_such_patches_is_rejected(tower: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder", ["resnet", "timm transformer"])
+def test_encoder_without_such_patches_is_rejected(encoder: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"set distill\.dense_weight=0"):
-        DistillationTargets(teacher_of(tower, tmp_path), dense=True)
+        DistillationTargets(teacher_of(encoder, tmp_path), dense=True)
 
 
 PHRASES = ["the red thing on the left", "green"]
-SEEN = ["the red thing on the right", "green"]  # in the mirror
+MIRRORED = ["the red thing on the right", "green"]
 
 
-class Placed(ClipTeacher):
-    """A teacher whose patches are the colours they show, and whose sentences ask for red or for green."""
+class ColorTeacher(ClipTeacher):
+    """A teacher whose patch embeddings are the colors of the patches, and whose text embeddings are red or green."""
 
-    asked: tuple[str, ...] = ()
+    embedded: tuple[str, ...] = ()
 
-    def _encode_text(self, phrase: list[str]) -> Tensor:
-        self.asked += tuple(phrase)
-        return torch.stack([F.one_hot(torch.tensor(2 * ("green" in text)), 24).float() for text in phrase])
+    def text(self, phrases: list[str]) -> Tensor:
+        self.embedded += tuple(phrases)
+        return torch.stack([F.one_hot(torch.tensor(2 * ("green" in phrase)), 24).float() for phrase in phrases])
 
 
-def coloured(clip: object, pixels: Tensor, *, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors of length 1 whose cosines with the two sentences are red and green, over the root of 2."""
-    colour = F.avg_pool2d(pixels * std + mean, 4)[:, :2]  # [I, 2, h, w]
-    parts = torch.stack([colour, (1 - colour.square()).clamp(min=0).sqrt()], 2).flatten(1, 2) / 2**0.5
+def color_embeddings(clip: object, pixels: Tensor, *, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors of length 1 whose cosines with the two text embeddings are red and green, over the root of 2."""
+    color = F.avg_pool2d(pixels * std + mean, 4)[:, :2]  # [I, 2, h, w]
+    parts = torch.stack([color, (1 - color.square()).clamp(min=0).sqrt()], 2).flatten(1, 2) / 2**0.5
     vectors = F.pad(parts.permute(0, 2, 3, 1), (0, 20))
     return vectors.mean((1, 2)), vectors
 
@@ -107,71 +107,61 @@ def batches(photo: Path, views: int) -> list[Batch]:
     """Training inputs of a wide image: flipped, cropped, scaled and moved."""
     student = create_model("tiny-resnet")
     rows = [Sample(photo, phrase, (60.0, 30.0, 100.0, 60.0)) for phrase in PHRASES]
-    augment = Augment(horizontal_flip=0.5, crop=0.7, min_crop=0.5, min_visible=0.1, scale=0.8, translate=1.0)
+    augment = AugmentSettings(
+        horizontal_flip=0.5, crop=0.7, min_crop=0.5, min_visible=0.1, scale=0.8, translate=1.0, color_jitter=0
+    )
     loader = GroundingLoader(rows, student.tokenize, image_size=128, augment=augment, seed=3)
     return [next(loader.batches(epoch)) for epoch in range(views)]
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-@pytest.mark.parametrize("view", ["image", "letterboxed"])
+@pytest.mark.parametrize("teacher_input", ["image", "letterboxed"])
 def test_map_is_aligned_with_the_input_of_the_student(
-    view: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher_input: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The colours of the image encode positions: the map at a token is the colour of the student's input there.
+    """The colors of the image encode positions: the map at a token is the color of the student's input there.
 
-    Image and phrases are of one world: where the student's view is mirrored, so is what the teacher sees and reads.
+    Where the student's input is mirrored, so are the teacher's image and phrases.
     """
     x, y = np.meshgrid(np.linspace(0, 255, 160), np.linspace(0, 255, 90))
     photo = tmp_path / "photo.png"
     Image.fromarray(np.stack([x, y, np.full_like(x, 128)], -1).astype(np.uint8)).save(photo)
-    teacher = teacher_of("fine", tmp_path, kind=Placed, mode=mode)
-    assert isinstance(teacher, Placed)
+    teacher = teacher_of("fine", tmp_path, kind=ColorTeacher, mode=mode)
+    assert isinstance(teacher, ColorTeacher)
 
     def patch_embeddings(clip: object, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return coloured(clip, pixels, mean=teacher.mean, std=teacher.std)
+        return color_embeddings(clip, pixels, mean=teacher.mean, std=teacher.std)
 
     monkeypatch.setattr(teacher_module, "patch_embeddings", patch_embeddings)
-    by_photo = view == "image"
+    from_files = teacher_input == "image"
     targets = DistillationTargets(
-        CachedTeacher(teacher, tmp_path) if by_photo else teacher, from_files=by_photo, embeddings=(), dense=True
+        CachedTeacher(teacher, tmp_path) if from_files else teacher, from_files=from_files, embeddings=(), dense=True
     )
     flips = 0
     for batch in batches(photo, 8):
-        answer = targets(batch)
-        assert answer.image is None and answer.text is None and answer.similarity is not None
-        read = resample(answer.similarity, (16, 16)).view(2, 16, 16) / teacher.scale * 2**0.5
+        embeddings = targets(batch)
+        similarity = embeddings.similarity
+        assert embeddings.image is None and embeddings.text is None and similarity is not None
+        resampled = resample(similarity, (16, 16)).view(2, 16, 16) / teacher.scale * 2**0.5
         shown = F.avg_pool2d(batch.images, 8)[0, :2]
         content = F.avg_pool2d((~batch.image_mask).float(), 8)[0] == 1
-        content &= tokens_within(answer.similarity.frame, (16, 16))[0].view(16, 16)
+        content &= tokens_within(similarity.grid_box, (16, 16))[0].view(16, 16)
         assert content.any()
-        # At an edge there is no neighbour to lean on: half a patch of a picture that is some 6 patches high.
-        assert (read - shown).abs()[:, content].max() < 0.13
-        assert (read - shown).abs()[:, content].mean() < 0.03
+        # At an edge nothing is interpolated: half a patch of an image that is some 6 patches high.
+        assert (resampled - shown).abs()[:, content].max() < 0.13
+        assert (resampled - shown).abs()[:, content].mean() < 0.03
         flips += batch.letterboxes[0].flip
     assert 0 < flips < 8
-    assert set(teacher.asked) == set(PHRASES + SEEN)
-
-
-def test_cached_patches_equal_computed_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = teacher_of("class token", tmp_path)
-    image, image_mask = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
-    expected = teacher.tokens(image, image_mask)
-    torch.testing.assert_close(
-        CachedTeacher(teacher, tmp_path).tokens(image, image_mask), expected, atol=2e-3, rtol=2e-3
-    )
-    again = CachedTeacher(teacher, tmp_path)
-    again.tokens(image[:1])  # another question: its padding is not known
-    monkeypatch.delattr(ClipTeacher, "tokens")
-    torch.testing.assert_close(again.tokens(image, image_mask), expected, atol=2e-3, rtol=2e-3)
+    assert set(teacher.embedded) == set(PHRASES + MIRRORED)
 
 
 def test_area_outside_the_teacher_s_crop_has_no_target() -> None:
-    """Tokens outside the frame change nothing, and a phrase whose frame is outside the input has no term."""
-    frame = torch.tensor([[0.25, 0.0, 0.75, 1.0], [1.5, 0.0, 2.0, 1.0]])
-    teacher = SimilarityMap(torch.randn(2, 4, 4), torch.ones(2, 4, 4), frame)
+    """Tokens outside the grid box change nothing, and a phrase whose grid box is outside the input has no term."""
+    grid_box = torch.tensor([[0.25, 0.0, 0.75, 1.0], [1.5, 0.0, 2.0, 1.0]])
+    teacher = SimilarityMap(torch.randn(2, 4, 4), torch.ones(2, 4, 4), grid_box)
 
     def loss_of(similarity: Tensor, count: int) -> Tensor:
-        part = SimilarityMap(teacher.logits[:count], teacher.content[:count], frame[:count])
+        part = SimilarityMap(teacher.logits[:count], teacher.content[:count], grid_box[:count])
         none = torch.zeros(count, 4)
         output = GroundingOutput(none, none, none, torch.arange(count), similarity=similarity[:count], grid=(4, 4))
         return dense_loss(output, part)

@@ -1,4 +1,4 @@
-"""Losses: the published figures, finite where the published ones are not, zero where there is nothing to learn."""
+"""Losses: equal to the published ones, finite where those are not, and 0 for equal embeddings."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_two_empty_boxes_have_a_loss_and_a_gradient() -> None:
 
 def output(phrases: int, width: int, grid: tuple[int, int] = (4, 4)) -> GroundingOutput:
     generator = torch.Generator().manual_seed(0)
-    places = grid[0] * grid[1]
+    tokens = grid[0] * grid[1]
     return GroundingOutput(
         box=torch.rand(phrases, 4, generator=generator) * 0.5 + 0.2,
         visual=torch.randn(phrases, width, generator=generator),
         text=torch.randn(phrases, width, generator=generator),
         image_index=torch.arange(phrases) % 2,
-        heatmap=torch.randn(phrases, places, generator=generator),
-        token_boxes=torch.rand(phrases, places, 4, generator=generator) * 0.5 + 0.2,
+        heatmap=torch.randn(phrases, tokens, generator=generator),
+        token_boxes=torch.rand(phrases, tokens, 4, generator=generator) * 0.5 + 0.2,
         grid=grid,
     )
 
@@ -102,14 +102,14 @@ def test_distillation_loss_is_0_for_equal_embeddings(width: int) -> None:
     torch.testing.assert_close(distillation_loss(-pooled, vectors, "cosine"), torch.tensor(2.0))
 
 
-WHOLE = torch.tensor([0.0, 0.0, 1.0, 1.0])
+WHOLE_INPUT = torch.tensor([0.0, 0.0, 1.0, 1.0])
 
 
-def similarity_map(logits: torch.Tensor, frame: torch.Tensor = WHOLE) -> SimilarityMap:
-    return SimilarityMap(logits, torch.ones_like(logits), frame.expand(len(logits), -1))
+def similarity_map(logits: torch.Tensor, grid_box: torch.Tensor = WHOLE_INPUT) -> SimilarityMap:
+    return SimilarityMap(logits, torch.ones_like(logits), grid_box.expand(len(logits), -1))
 
 
-def test_map_is_resampled_in_its_frame() -> None:
+def test_map_is_resampled_in_its_grid_box() -> None:
     """Over the whole input it is unchanged, mirrored it is flipped, in a quarter of the input it is there only."""
     logits = torch.randn(3, 4, 6)
     torch.testing.assert_close(resample(similarity_map(logits), (4, 6)).view(3, 4, 6), logits)
@@ -123,18 +123,18 @@ def test_padding_of_the_teacher_is_not_resampled() -> None:
     logits = torch.randn(2, 4, 4)
     content = torch.ones(2, 4, 4)
     content[:, 3] = 0
-    seen = SimilarityMap(logits, content, WHOLE.expand(2, -1))
-    before = resample(seen, (8, 8)).view(2, 8, 8)[:, :6]
+    similarity = SimilarityMap(logits, content, WHOLE_INPUT.expand(2, -1))
+    before = resample(similarity, (8, 8)).view(2, 8, 8)[:, :6]
     logits[:, 3] = 1e3
-    torch.testing.assert_close(resample(seen, (8, 8)).view(2, 8, 8)[:, :6], before)
+    torch.testing.assert_close(resample(similarity, (8, 8)).view(2, 8, 8)[:, :6], before)
 
 
 def test_dense_loss_is_0_only_for_equal_maps() -> None:
     out = output(3, 8)
     logits = torch.randn(3, 4, 4)
-    agreed = logits.flatten(1) + 5  # a softmax knows no constant
-    agreed[:, :4] = -torch.inf  # padding
-    out.similarity = agreed.clone().requires_grad_()
+    equal = logits.flatten(1) + 5  # a constant does not change a softmax
+    equal[:, :4] = -torch.inf  # padding
+    out.similarity = equal.clone().requires_grad_()
     assert dense_loss(out, similarity_map(logits)).abs() < 1e-6
     loss = dense_loss(out, similarity_map(logits.flip(2)))
     assert loss > 1e-2
@@ -142,9 +142,9 @@ def test_dense_loss_is_0_only_for_equal_maps() -> None:
     assert out.similarity.grad is not None and out.similarity.grad.isfinite().all()
     assert (out.similarity.grad[:, :4] == 0).all()
     out.similarity = None
-    dense_loss(out, similarity_map(logits))  # the where-map's turn
+    assert dense_loss(out, similarity_map(logits)) > 0  # of the heatmap
     out.heatmap = None
-    with pytest.raises(InputError, match="one map"):
+    with pytest.raises(InputError, match="one similarity map"):
         dense_loss(out, similarity_map(logits))
 
 
@@ -158,14 +158,14 @@ def test_image_embedding_is_compared_with_each_phrase_of_its_image() -> None:
 
 
 def test_targets_in_padding_have_finite_losses() -> None:
-    """Every token inside each box is padding: the votes weigh nothing, and the other terms still teach."""
+    """Every token inside each box is padding: the token boxes have no loss, the other terms have."""
     box = torch.tensor([[0.125, 0.125, 0.2, 0.2]] * 2)
-    where = torch.zeros(2, 16, requires_grad=True)
-    hidden = where.masked_fill(tokens_inside(box, (4, 4)), -math.inf)
+    heatmap = torch.zeros(2, 16, requires_grad=True)
+    masked = heatmap.masked_fill(tokens_inside(box, (4, 4)), -math.inf)
     token_boxes = torch.full((2, 16, 4), 0.3, requires_grad=True)
     vector = torch.ones(2, 8)
     output = GroundingOutput(
-        box + 0.01, vector, vector, torch.arange(2), heatmap=hidden, token_boxes=token_boxes, grid=(4, 4)
+        box + 0.01, vector, vector, torch.arange(2), heatmap=masked, token_boxes=token_boxes, grid=(4, 4)
     )
     loss = GroundingLoss()(output, box)
     loss.total.backward()
@@ -173,12 +173,12 @@ def test_targets_in_padding_have_finite_losses() -> None:
     assert token_boxes.grad is not None and (token_boxes.grad == 0).all()
 
 
-def test_tokens_inside_agree_with_a_drawn_mask() -> None:
+def test_tokens_inside_a_box() -> None:
     box = torch.tensor([[0.5, 0.5, 0.5, 0.25], [0.1, 0.9, 0.01, 0.01], [0.5, 0.5, 1.0, 1.0]])
     inside = tokens_inside(box, (8, 8)).view(3, 8, 8)
-    drawn = torch.zeros(8, 8, dtype=torch.bool)
-    drawn[3:5, 2:6] = True
-    assert torch.equal(inside[0], drawn)
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[3:5, 2:6] = True
+    assert torch.equal(inside[0], expected)
     assert inside[1].sum() == 1 and inside[1, 7, 0]
     assert inside[2].all()
 

@@ -1,4 +1,4 @@
-"""Image preprocessing of a teacher equals the published one; `frame` gives its position in the image."""
+"""Image preprocessing of a teacher equals the published one; `input_box` gives its position in the image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODES = ["shortest", "longest", "squash"]
 
 
 def drawn(width: int = 150, height: int = 90) -> Image.Image:
-    """Smooth: red tells the column, green the row."""
+    """A smooth image: red encodes the column, green the row."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, np.full_like(x, 128)], -1).astype(np.uint8))
 
@@ -50,11 +50,11 @@ def test_images_are_those_of_transformers(processor: CLIPImageProcessor, mode: s
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [(150, 90), (90, 150), (64, 64)])
-def test_images_lie_in_their_frame(mode: str, size: tuple[int, int]) -> None:
+def test_input_box_is_where_the_image_is(mode: str, size: tuple[int, int]) -> None:
     preprocess = Preprocess.of({"resize_mode": mode}, (32, 48))
     seen = preprocess.image(drawn(*size))
     assert seen.shape == (3, 32, 48)
-    x0, y0, x1, y1 = preprocess.frame(*size).tolist()
+    x0, y0, x1, y1 = preprocess.input_box(*size).tolist()
     x = x0 + (torch.arange(48) + 0.5) / 48 * (x1 - x0)
     y = y0 + (torch.arange(32) + 0.5) / 32 * (y1 - y0)
     inside = (x > 0.05) & (x < 0.95), (y > 0.05) & (y < 0.95)
@@ -72,7 +72,7 @@ def test_square_inputs_are_stretched() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"resize_mode": "stretch"}, {"interpolation": "lanczos"}, {"mean": [1, 2]}])
-def test_unknown_preprocessing_is_refused(settings: dict[str, object]) -> None:
+def test_unknown_preprocessing_is_rejected(settings: dict[str, object]) -> None:
     with pytest.raises(InputError, match=str(next(iter(settings.values())))[:5].replace("[", r"\[")):
         Preprocess.of(settings, 32)
 

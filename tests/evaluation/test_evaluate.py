@@ -27,10 +27,10 @@ def converted(tiny: Grounder, tmp_path: Path) -> Path:
 
 
 def test_a_converted_student_is_evaluated_on_named_data(converted: Path, squares: Path) -> None:
-    with pytest.raises(InputError, match="converted, not trained, and has no data of its own: name some with --data"):
+    with pytest.raises(InputError, match="converted, not trained, and has no data of its own"):
         evaluate(converted)
     result = evaluate(converted, data=str(squares), split="val")
-    assert result["n"] == 24 and (converted / result["rows"]).exists()
+    assert result["n"] == 24 and (converted / result["predictions"]).exists()
 
 
 def test_files_of_one_name_and_splits_with_slashes_have_files_of_their_own(tiny: Grounder, tmp_path: Path) -> None:
@@ -54,7 +54,10 @@ def test_a_split_with_a_slash_is_written(converted: Path, squares: Path) -> None
     other = squares.with_name("other.jsonl")
     other.write_text("".join(json.dumps(row | {"split": "val/x"}) + "\n" for row in rows[:4]))
     result = evaluate(converted, data=str(other), split="val/x")
-    assert result["split"] == "val/x" and len((converted / result["rows"]).read_text().splitlines()) == result["n"] == 4
+    assert (
+        result["split"] == "val/x"
+        and len((converted / result["predictions"]).read_text().splitlines()) == result["n"] == 4
+    )
 
 
 def test_phrases_that_are_not_read_as_written_are_counted(converted: Path, squares: Path) -> None:
@@ -66,7 +69,7 @@ def test_phrases_that_are_not_read_as_written_are_counted(converted: Path, squar
     result = evaluate(converted, data=str(squares), split="train")
     assert (result["truncated"], result["unknown"]) == (1, 1)
     assert result["slices"]["Truncation"]["truncated"]["n"] == 1
-    marked = [json.loads(line) for line in (converted / result["rows"]).read_text().splitlines()]
+    marked = [json.loads(line) for line in (converted / result["predictions"]).read_text().splitlines()]
     assert [row["phrase"][:4] for row in marked if row.get("truncated")] == ["very"]
     assert [row["phrase"] for row in marked if row.get("unknown")] == ["\N{DOG FACE}"]
     reported: list[dict[str, Any]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,6 @@ import pytest
 import epmvg
 from epmvg.cli import main
 from epmvg.core.types import InputError
-from epmvg.data.readers.formats import write_file
-from epmvg.data.registry import open_samples
 from epmvg.evaluation.external_formats import ORDERS, UNITS
 from epmvg.evaluation.metrics import IOU_THRESHOLDS, METRICS
 from epmvg.models.factory import save
@@ -118,7 +117,7 @@ def test_formats_agree(unit: str, order: str, tmp_path: Path) -> None:
     ]
     text = write(tmp_path / "text.jsonl", outputs)
     got = epmvg.score(text, data=str(data), form="text", coordinates=f"{unit}:{order}")
-    assert metrics_of(got) == expected and got["read"] == {"format": "text", "coordinates": f"{unit}:{order}"}
+    assert metrics_of(got) == expected
 
 
 @pytest.mark.parametrize(
@@ -147,7 +146,7 @@ def test_order_and_scale_change_nothing(known: tuple[Path, Rows], tmp_path: Path
     mixed = write(tmp_path / "b.jsonl", rng.sample(predictions, len(predictions)))
     assert metrics_of(epmvg.score(mixed, data=str(tmp_path / "shuffled.jsonl"))) == metrics_of(whole)
     bigger = [row | {"bbox": [4 * v for v in row["bbox"]]} for row in map(json.loads, lines)]
-    bigger = [{key: row[key] for key in row if key not in ("width", "height")} for row in bigger]
+    bigger = [row | {key: 4 * row[key] for key in ("width", "height")} for row in bigger]
     outputs = write(tmp_path / "c.jsonl", [row | {"box": [4 * v for v in row["box"]]} for row in predictions])
     scaled = epmvg.score(outputs, data=str(write(tmp_path / "large.jsonl", bigger)))
     assert {name: scaled[name] for name in METRICS} == {name: whole[name] for name in METRICS}
@@ -161,7 +160,6 @@ def test_accuracy_falls_with_the_threshold(known: tuple[Path, Rows], tmp_path: P
     assert sorted(accuracies, reverse=True) == accuracies
     assert result["macc"] == pytest.approx(sum(accuracies) / 4)
     assert all(low <= result[name] <= high for name, (low, high) in result["intervals"].items())
-    assert result["metadata"]["correct"] == "IoU >= threshold"
 
 
 def test_our_own_evaluation_has_equal_metrics(tiny: Grounder, squares: Path, tmp_path: Path) -> None:
@@ -177,7 +175,7 @@ def test_our_own_evaluation_has_equal_metrics(tiny: Grounder, squares: Path, tmp
             write(tmp_path / "moved.jsonl", [row | {"image": "/elsewhere/" + Path(row["image"]).name} for row in rows]),
             data=str(squares),
             split="val",
-            rows=tmp_path / "again.jsonl",
+            out=tmp_path / "again.jsonl",
         )
         == scored
     )
@@ -185,22 +183,17 @@ def test_our_own_evaluation_has_equal_metrics(tiny: Grounder, squares: Path, tmp
     assert sorted(again, key=str) == sorted(rows, key=str)
 
 
-def test_coco_results_are_matched_by_image_id(known: tuple[Path, Rows], tmp_path: Path) -> None:
-    data, predictions = known
-    write_file(tmp_path / "data.json", open_samples(str(data), split=None), tmp_path)
-    numbers = {image["file_name"]: image["id"] for image in json.loads((tmp_path / "data.json").read_text())["images"]}
-    results = [
-        {
-            "image_id": numbers[row["image"]],
-            "caption": row["phrase"],
-            "bbox": as_numbers(row["box"], "pixels", "xywh", (1, 1), (1, 1)),
-        }
-        for row in predictions
-    ]
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    expected = epmvg.score(write(tmp_path / "own.jsonl", predictions), data=str(data))
-    got = epmvg.score(tmp_path / "results.json", data=str(tmp_path / "data.json"), form="coco")
-    assert metrics_of(got) == metrics_of(expected)
+def test_boxes_are_clipped_to_the_image_as_those_of_a_run(squares: Path, tmp_path: Path) -> None:
+    """With the size that the annotations state, or that of the file."""
+    data = squares.with_name("one.jsonl")
+    sample = {"image": "1.png", "phrase": "it", "bbox": [10, 10, 70, 50]}
+    prediction = {"image": "1.png", "phrase": "it", "box": [10, 10, 200, 100]}
+    sizes: list[dict[str, int]] = [{}, {"width": 80, "height": 60}]
+    for size in sizes:
+        write(data, [{**sample, **size}])
+        result = epmvg.score(write(tmp_path / "p.jsonl", [prediction]), data=str(data), out=tmp_path / "out.jsonl")
+        assert json.loads((tmp_path / "out.jsonl").read_text())["box"] == [10, 10, 80, 60]
+        assert result["miou"] == 1 and "clipped to the image" in result["protocol"]
 
 
 # Several boxes a phrase
@@ -213,7 +206,8 @@ def several(tmp_path: Path) -> Path:
     for number in range(10):
         boxes = [[10, 10, 20, 20], [50, 10, 20, 30]][: 1 + number % 2]
         union = [10, 10, 60, 30] if len(boxes) == 2 else boxes[0]
-        row = {"image": f"{number}.jpg", "phrase": "dogs", "id": f"{number}#0/EN#1", "bbox": union}
+        size = {"width": 90, "height": 60}
+        row = {"image": f"{number}.jpg", "phrase": "dogs", "id": f"{number}#0/EN#1", "bbox": union, **size}
         rows.append(row | {"n_boxes": len(boxes)} | ({"boxes": boxes} if len(boxes) == 2 else {}))
     return write(tmp_path / "union.jsonl", rows)
 
@@ -229,7 +223,7 @@ def test_any_box_of_a_phrase_counts(several: Path, tmp_path: Path) -> None:
         for row in rows
     ]
     file = write(tmp_path / "predictions.jsonl", predictions)
-    union, best = (epmvg.score(file, data=str(several), targets=kind) for kind in ("rows", "any"))
+    union, best = (epmvg.score(file, data=str(several), targets=kind) for kind in ("own", "any"))
     assert union["metadata"] != best["metadata"]
     for place in (0, -1):
         one = [row | {"bbox": (row.get("boxes") or [row["bbox"]])[place]} for row in rows]
@@ -270,35 +264,31 @@ def test_unreadable_predictions_are_misses_and_listed(known: tuple[Path, Rows], 
         texts[2]["answer"] + "[1,2,3,4]",
     )
     got = epmvg.score(write(tmp_path / "t.jsonl", texts), data=str(data), form="text", coordinates="pixels:xyxy")
-    assert [one["where"].split()[-1] for one in got["unreadable"]] == ["1", "2"] and got["multiple_boxes"] == 1
+    assert [re.findall(r"t\.jsonl.*? (\d+)", one) for one in got["unreadable"]] == [["1"], ["2"]]
     gone = [row | ({"box": None, "error": "gone"} if i < 2 else {}) for i, row in enumerate(predictions)]
     gone[1]["box"] = [-1e300, 5, 1e300, float("nan")]
     rows = epmvg.score(write(tmp_path / "r.jsonl", gone), data=str(data))
     assert metrics_of(rows) == metrics_of(got) and rows["n"] == 30
-    part = epmvg.score(write(tmp_path / "p.jsonl", predictions[2:]), data=str(data), allow_partial=True)
-    assert metrics_of(part) == metrics_of(got) and len(part["missing"]) == 2
 
 
-def test_the_first_of_several_boxes_counts_with_a_warning(known: tuple[Path, Rows], tmp_path: Path) -> None:
+def test_the_first_of_several_boxes_counts(known: tuple[Path, Rows], tmp_path: Path) -> None:
     data, predictions = known
     texts = [{"id": row["id"], "answer": f"{row['box']} or [1, 2, 3, 4]"} for row in predictions]
-    file = write(tmp_path / "t.jsonl", texts)
-
     rows = epmvg.score(write(tmp_path / "rows.jsonl", predictions), data=str(data))
+    file = write(tmp_path / "t.jsonl", texts)
     scored = epmvg.score(file, data=str(data), form="text", coordinates="pixels:xyxy")
     assert metrics_of(scored) == metrics_of(rows)
-    assert "30 of 30 outputs have several boxes" in scored["warnings"][0]
 
 
 def test_letter_case_and_an_id_of_zero_match(tmp_path: Path) -> None:
-    data = [
-        {"image": "a.jpg", "phrase": "The Dog", "id": str(number), "bbox": [2 * number, 0, 9, 9]} for number in (0, 1)
-    ]
+    size = {"width": 20, "height": 20}
+    sample = {"image": "a.jpg", "phrase": "The Dog"} | size
+    data = [sample | {"id": str(number), "bbox": [2 * number, 0, 9, 9]} for number in (0, 1)]
     outputs = [{"id": number, "phrase": "the  dog ", "bbox": [2 * number, 0, 9, 9]} for number in (0, 1)]
     (tmp_path / "a.json").write_text(json.dumps(outputs))
     file = write(tmp_path / "data.jsonl", data)
     assert epmvg.score(tmp_path / "a.json", data=str(file), form="coco")["miou"] == 1
-    alone = write(tmp_path / "alone.jsonl", [{"image": "a.jpg", "phrase": "The Dog", "bbox": [0, 0, 9, 9]}])
+    alone = write(tmp_path / "alone.jsonl", [sample | {"bbox": [0, 0, 9, 9]}])
     own = write(tmp_path / "own.jsonl", [{"image": "a.jpg", "phrase": "the dog", "box": [0, 0, 9, 9]}])
     assert epmvg.score(own, data=str(alone))["miou"] == 1
 
@@ -334,7 +324,7 @@ def test_outputs_replace_no_inputs(known: tuple[Path, Rows], tmp_path: Path) -> 
     for file in (data, own, other):
         before = file.read_bytes()
         with pytest.raises(InputError, match="overwrite"):
-            epmvg.score(own, data=str(data), against=other, rows=file)
+            epmvg.score(own, data=str(data), against=other, out=file)
         assert file.read_bytes() == before
 
 
@@ -353,7 +343,7 @@ def refusals(data: Path, predictions: Rows, folder: Path) -> dict[str, tuple[lis
     no_size = [{"image": "gone.jpg", "phrase": "it", "bbox": [1, 2, 3, 4]}]
     fractions = rows("fractions", [{"image": "gone.jpg", "phrase": "it", "answer": "[0,0,1,1]"}])
     twice = write(folder / "twice.jsonl", [no_size[0], no_size[0] | {"bbox": [5, 5, 9, 9]}])
-    lost = write(folder / "lost.jsonl", [no_size[0] | {"id": "a/0", "n_boxes": 3}])
+    lost = write(folder / "lost.jsonl", [no_size[0] | {"id": "a/0", "n_boxes": 3, "width": 9, "height": 9}])
     other = rows("single", [{"id": "a/0", "box": [1, 2, 3, 4]}])
     unlike = [{"image": "gone.jpg", "phrase": "it", "box": [1, 2, 3, edge]} for edge in (4, 5)]
     name = ["--format", "text", "--coordinates"]
@@ -362,7 +352,7 @@ def refusals(data: Path, predictions: Rows, folder: Path) -> dict[str, tuple[lis
             [rows("double", [*predictions, first]), "--data", data],
             "predicts id 'r0', 'the thing 0' of 0.jpg again",
         ),
-        "left out": ([rows("few", predictions[1:]), "--data", data], "has no prediction for 1 of the 30 samples"),
+        "missing": ([rows("few", predictions[1:]), "--data", data], "has no prediction for 1 of the 30 samples"),
         "of other data": ([rows("other", [first | {"id": "x"}]), "--data", data], "no sample with this id 'x'"),
         "of other words": ([rows("words", [first | {"phrase": "a cat"}]), "--data", data], "('a cat')"),
         "of no row": (
@@ -382,13 +372,13 @@ def refusals(data: Path, predictions: Rows, folder: Path) -> dict[str, tuple[lis
         ),
         "no input size": ([folder / "t.jsonl", "--data", data, *name, "input-pixels:xyxy"], '"input_width"'),
         "no size at all": ([fractions, "--data", write(folder / "one.jsonl", no_size), *name, "0-1:xyxy"], "gone.jpg"),
-        "no box": ([folder / "t.jsonl", "--data", data], 'has no "box": name the format of the file with --format'),
+        "no box": ([folder / "t.jsonl", "--data", data], 'has no "box". Name the format of the file with --format'),
         "three numbers": ([rows("three", [first | {"box": [1, 2, 3]}]), "--data", data], "must be four numbers"),
         "no answer": ([own, "--data", data, *name, "pixels:xyxy"], '"answer" is None'),
-        "a row for results": ([own, "--data", data, "--format", "coco"], "is not JSON"),
-        "an unknown image": ([listed, "--data", data, "--format", "coco"], "has no image_id 77"),
-        "ambiguous": ([rows("unlike", unlike), "--data", twice], 'give each prediction the "id"'),
-        "boxes lost": ([other, "--data", lost, "--targets", "any"], "has 3 boxes, but its row holds 1"),
+        "JSONL as results": ([own, "--data", data, "--format", "coco"], "is not JSON"),
+        "a number as image": ([listed, "--data", data, "--format", "coco"], "names no sample"),
+        "ambiguous": ([rows("unlike", unlike), "--data", twice], 'Give each prediction its "id"'),
+        "boxes lost": ([other, "--data", lost, "--targets", "any"], "has 3 boxes, of which the data holds 1"),
         "other system partial": (
             [own, "--data", data, "--against", folder / "few.jsonl"],
             "few.jsonl has no prediction for 1",
@@ -406,7 +396,7 @@ def test_mistakes_are_rejected_by_name(
 ) -> None:
     for case, (arguments, words) in refusals(*known, tmp_path).items():
         with pytest.raises(SystemExit) as ended:
-            main(["score", *map(str, arguments), "--rows", str(tmp_path / "out.jsonl")])
+            main(["score", *map(str, arguments), "--out", str(tmp_path / "out.jsonl")])
         predictions = capsys.readouterr().err
         assert ended.value.code == 2 and words in predictions, f"{case}: {predictions}"
         assert predictions.count("\n") == 1 and not (tmp_path / "out.jsonl").exists(), case

@@ -7,8 +7,7 @@ import math
 import pytest
 
 from epmvg.core.types import InputError
-from epmvg.evaluation.evaluate import PROTOCOL
-from epmvg.evaluation.metrics import MAX_NAMES, SLICINGS, Metrics, slicings
+from epmvg.evaluation.metrics import MAX_NAMES, PROTOCOL, SLICINGS, Metrics, slices
 
 TARGET = [40.0, 30.0, 100.0, 90.0]
 
@@ -19,7 +18,7 @@ def test_an_iou_of_exactly_the_threshold_counts() -> None:
     metrics = Metrics.of(rows)
     assert (metrics.acc25, metrics.acc50, metrics.acc75) == (1.0, 0.5, 0.25)
     assert PROTOCOL.startswith("IoU >= 0.5")
-    with pytest.raises(InputError, match="no rows to score"):
+    with pytest.raises(InputError, match="no predictions to score"):
         Metrics.of([])
 
 
@@ -41,13 +40,13 @@ def test_an_iou_of_exactly_the_threshold_counts() -> None:
     ],
 )
 def test_a_row_is_in_the_slices_it_names(title: str, phrase: str, name: str) -> None:
-    (slicing,) = [each for each in SLICINGS if each.title == title]
     row = {"phrase": phrase, "target": TARGET, "dataset": "refcoco", "split": "testA", "types": ["animals"]}
-    assert list(slicing.names_of(row)) == [name]
+    assert list(SLICINGS[title].names_of(row)) == [name]
 
 
 def test_only_slicings_with_several_names_are_shown_and_rare_names_are_not() -> None:
     rows = [{"phrase": "a dog", "target": TARGET, "kind": f"kind {i}"} for i in range(20) for _ in range(20 - i)]
-    ((slicing, names),) = slicings(rows)
-    assert slicing.title == "Kind of phrase" and names == [f"kind {i}" for i in range(MAX_NAMES)]
-    assert len(slicing.select(rows, "kind 3")) == 17
+    divided = slices(rows)
+    assert list(divided) == ["Kind of phrase"]
+    assert list(divided["Kind of phrase"]) == [f"kind {i}" for i in range(MAX_NAMES)]
+    assert len(divided["Kind of phrase"]["kind 3"]) == 17

@@ -25,7 +25,6 @@ PHRASES = (
     "a café's straße",
     "it",
 )
-BY_NAME = {perturbation.name: perturbation for perturbation in PHRASE_PERTURBATIONS}
 
 
 def random_image(size: tuple[int, int] = (90, 60)) -> Image.Image:
@@ -34,18 +33,18 @@ def random_image(size: tuple[int, int] = (90, 60)) -> Image.Image:
 
 
 def made(name: str, phrase: str, seed: int = 0) -> str | None:
-    return BY_NAME[name].apply(phrase, generator(seed, name, phrase))
+    return PHRASE_PERTURBATIONS[name](phrase, generator(seed, name, phrase))
 
 
 def test_a_perturbation_depends_on_its_arguments_alone() -> None:
-    for perturbation in PHRASE_PERTURBATIONS:
-        assert [made(perturbation.name, phrase) for phrase in PHRASES] == [made(perturbation.name, p) for p in PHRASES]
+    for name in PHRASE_PERTURBATIONS:
+        assert [made(name, phrase) for phrase in PHRASES] == [made(name, phrase) for phrase in PHRASES]
     seeds = {made("typo", PHRASES[0], seed) for seed in range(20)}
     assert len(seeds) > 5
-    for change in IMAGE_PERTURBATIONS:
-        one, other = (change.apply(random_image(), generator(1, change.name, "a")) for _ in range(2))
-        assert one is not None and np.array_equal(np.asarray(one), np.asarray(other)), change.name
-        assert not np.array_equal(np.asarray(one), np.asarray(random_image())), change.name
+    for name, change in IMAGE_PERTURBATIONS.items():
+        one, other = (change(random_image(), generator(1, name, "a")) for _ in range(2))
+        assert one is not None and np.array_equal(np.asarray(one), np.asarray(other)), name
+        assert not np.array_equal(np.asarray(one), np.asarray(random_image())), name
 
 
 @pytest.mark.parametrize("phrase", PHRASES)
@@ -62,22 +61,6 @@ def test_a_swapped_colour_is_plainly_another() -> None:
         assert words[1][0].isupper()
         for before, after in (("red", words[1].lower()), ("grey", words[5])):
             assert before != after and frozenset((before, after)) not in CLOSE_COLOURS
-
-
-@pytest.mark.parametrize(
-    ("colour", "also"),
-    [
-        ("navy", {"blue", "black"}),
-        ("violet", {"purple", "blue"}),
-        ("teal", {"green", "blue"}),
-        ("maroon", {"red", "brown"}),
-        ("golden", {"yellow", "orange"}),
-        ("blonde", {"yellow", "white"}),
-    ],
-)
-def test_a_colour_outside_the_palette_is_not_swapped_for_what_it_may_be_called(colour: str, also: set[str]) -> None:
-    made = {swap_colours(colour, np.random.default_rng(seed)) for seed in range(60)}
-    assert len(made) > 2 and not made & (also | {colour})
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -137,7 +120,7 @@ def test_a_run_is_perturbed_whole(run: Path, capsys: pytest.CaptureFixture[str])
     stem = "robustness-annotations-val"
     assert result == json.loads((run / f"{stem}.json").read_text(encoding="utf-8"))
     assert result["clean"]["n"] == 8 and result["clean"]["images"] == 2
-    names = [*(each.name for each in PHRASE_PERTURBATIONS), *(each.name for each in IMAGE_PERTURBATIONS)]
+    names = [*PHRASE_PERTURBATIONS, *IMAGE_PERTURBATIONS]
     assert [row["name"] for row in result["perturbations"]] == names
     for row in result["perturbations"]:
         assert row["n"] <= 8

@@ -1,9 +1,7 @@
-"""The demo replaces only its own files, and its parts stop as soon as one of them fails."""
+"""The demo replaces only its own files."""
 
 from __future__ import annotations
 
-import queue
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,8 @@ import pytest
 from epmvg.config.settings import Recipe
 from epmvg.core.types import InputError
 from epmvg.experiments import demo
-from epmvg.experiments.demo import FILES, FOLDERS, MARKER, _prepare_folder, _run_part, _Stopped
-from epmvg.training import Report
+from epmvg.experiments.demo import FILES, FOLDERS, MARKER, _prepare_folder
+from epmvg.experiments.parallel import Part, Report
 
 
 def test_an_earlier_demo_is_replaced_and_other_files_are_kept(tmp_path: Path) -> None:
@@ -34,21 +32,6 @@ def test_a_folder_of_something_else_is_rejected(tmp_path: Path) -> None:
     assert (tmp_path / "plain").exists()
 
 
-def test_a_part_stops_at_its_next_report_once_another_failed(tmp_path: Path) -> None:
-    rows: queue.Queue[dict[str, Any]] = queue.Queue()
-    failed = threading.Event()
-
-    def part(out: Path, quick: bool, report: Report) -> dict[str, Any]:
-        report({"step": 1})
-        failed.set()
-        report({"step": 2})
-        return {}
-
-    with pytest.raises(_Stopped):
-        _run_part("plain", part, tmp_path, True, 1, rows, failed)
-    assert rows.get_nowait() == {"step": 1, "who": "plain"} and rows.empty()
-
-
 def test_the_demo_writes_its_files_and_a_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the trainings faked: the student of the best accuracy is drawn, and both are in the report."""
     metrics = {"acc50": 0.5, "miou": 0.4}
@@ -58,7 +41,7 @@ def test_the_demo_writes_its_files_and_a_summary(tmp_path: Path, monkeypatch: py
         trained.append(folder)
         report({"event": "step"})
 
-    def in_turn(parts: dict[str, demo.Part], out: Path, quick: bool, report: Report, memory: Any) -> dict[str, Any]:
+    def in_turn(parts: dict[str, Part], out: Path, quick: bool, report: Report) -> dict[str, Any]:
         return {name: value for part in parts.values() for name, value in part(out, quick, report).items()}
 
     drawn: list[Path] = []
@@ -68,28 +51,12 @@ def test_the_demo_writes_its_files_and_a_summary(tmp_path: Path, monkeypatch: py
         demo, "train_teacher", lambda *_, progress, **settings: progress(1, 1) or Recipe.load("scenes").loss
     )
     monkeypatch.setattr(demo, "asdict", lambda _: {"val_loss": 1.0})
-    monkeypatch.setattr(demo, "_run_parallel", in_turn)
+    monkeypatch.setattr(demo, "run_parallel", in_turn)
     monkeypatch.setattr(demo, "write_report", lambda runs, out: out.write_text("report"))
     monkeypatch.setattr(demo, "_draw", lambda run, scenes, file: drawn.append(run))
     events: list[str] = []
     summary = demo.run_demo(tmp_path / "demo", quick=True, report=lambda row: events.append(row["event"]))
     assert trained == [tmp_path / "demo" / name for name in ("plain", "distilled")]
     assert drawn == [tmp_path / "demo" / "distilled"] and {"say", "store", "step"} <= set(events)
-    assert summary["distilled"]["acc50"] == 1.5 and summary["teacher"]["val_loss"] == 1.0 and summary["peak_rss_mb"] > 0
+    assert summary["distilled"]["acc50"] == 1.5 and summary["teacher"]["val_loss"] == 1.0
     assert (tmp_path / "demo" / "scenes" / "annotations.jsonl").exists()
-
-
-def _ok(out: Path, quick: bool, report: Report) -> dict[str, Any]:
-    report({"event": "step"})
-    return {"ok": 1}
-
-
-def _fails(out: Path, quick: bool, report: Report) -> dict[str, Any]:
-    raise InputError("this part fails")
-
-
-def test_the_error_of_a_part_in_a_process_is_raised(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = []
-    with pytest.raises(InputError, match="this part fails"):
-        demo._run_parallel({"a": _ok, "b": _fails}, tmp_path, True, rows.append, demo._PeakMemory())
-    assert rows in ([], [{"event": "step", "who": "a"}])

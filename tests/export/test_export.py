@@ -246,7 +246,7 @@ def test_int8_that_loses_accuracy_is_rejected(
     run: Path, calibration_data: export.CalibrationData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(int8, "MAX_ACCURACY_DROP", -1.0)
-    with pytest.raises(InputError, match=r"int8 loses 0\.0000 of Acc@0\.5.*calibrate on more images"):
+    with pytest.raises(InputError, match=r"int8 loses 0\.0000 of Acc@0\.5.*Calibrate on more images"):
         export.export_run(run, tmp_path / "out" / "int8", calibration_data=calibration_data)
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -184,23 +184,6 @@ def test_prefixes_of_wrappers_are_taken_off(checkpoint: Checkpoint, tmp_path: Pa
     assert wrapped.keys() == read_published(saved(wrapped, tmp_path))[0].keys()
 
 
-@pytest.mark.parametrize(
-    ("name", "network"),
-    [
-        ("transformer.text_encoder.embeddings.word_embeddings.weight", "MDETR"),
-        ("clip.visual.conv1.weight", "CLIP-VG"),
-        ("module.transformer.level_embed", "Grounding DINO"),
-    ],
-)
-def test_other_networks_are_named(tmp_path: Path, name: str, network: str) -> None:
-    state = {name: torch.zeros(1)}
-    if not name.startswith("module."):
-        state["transformer.encoder.layers.0.linear1.weight"] = torch.zeros(1)
-    for kind in ("transvg", "detr", "imagenet"):
-        with pytest.raises(InputError, match=f"weights of {network}"):
-            convert(saved({"model": state}, tmp_path), kind)
-
-
 def test_advice_leads_to_a_kind_that_fits(tmp_path: Path) -> None:
     names = ["transformer.encoder.layers.0.linear1.weight", "query_embed.weight", "class_embed.weight"]
     with pytest.raises(InputError, match="give --as detr"):

@@ -132,5 +132,5 @@ def test_init_from_another_shape_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds a model of another shape"):
         init_from(create_model("tiny-resnet", fusion={"layers": 1}), tmp_path)
     (tmp_path / "conversion.yaml").write_text("[")
-    with pytest.raises(InputError, match="convert the published weights again"):
+    with pytest.raises(InputError, match="Convert the published weights again"):
         init_from(create_model("tiny-resnet"), tmp_path)

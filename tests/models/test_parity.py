@@ -57,7 +57,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Conversion, dict[str, Any]]:
 
 def inputs(model: Grounder, size: int = 2) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
     batch = name_seed().batch(size=size, length=model.max_length, side=model.image_size)
-    image = batch["img"] * model.visual_encoder.std + model.visual_encoder.mean  # published pictures come normalised
+    image = batch["img"] * model.visual_encoder.std + model.visual_encoder.mean  # published pictures come normalized
     return (image, batch["img_mask"].bool(), batch["word_id"], batch["word_mask"] == 0), batch["target"]
 
 

@@ -58,9 +58,7 @@ def rewritten(folder: Path, change: Any) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_a_bert_folder_is_loaded_completely_or_rejected(
-    bert: tuple[Grounder, Path], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bert_folder_is_loaded_completely_or_rejected(bert: tuple[Grounder, Path]) -> None:
     model, folder = bert
     state = rewritten(folder, lambda name: name)
     load_bert(model, str(folder))
@@ -73,7 +71,6 @@ def test_a_bert_folder_is_loaded_completely_or_rejected(
     with pytest.raises(InputError, match="lacks embeddings"):
         load_bert(model, str(folder))
     assert all(torch.equal(model.text_encoder.bert.state_dict()[name], value) for name, value in loaded.items())
-    assert "MISSING" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize(("key", "value"), [("hidden_act", "relu"), ("layer_norm_eps", 1e-5)])

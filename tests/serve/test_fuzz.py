@@ -51,8 +51,8 @@ def encoded(kind: str, size: tuple[int, int] = (24, 16), **options: Any) -> byte
     return out.getvalue()
 
 
-WHOLE = {kind: encoded(kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")}
-GOOD = base64.b64encode(WHOLE["PNG"]).decode()
+VALID_IMAGES = {kind: encoded(kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")}
+VALID_BASE64 = base64.b64encode(VALID_IMAGES["PNG"]).decode()
 
 
 @pytest.fixture(scope="module")
@@ -83,18 +83,20 @@ def post(client: TestClient, image: bytes) -> Any:
 
 @HOW_MANY
 def test_damaged_images(client: TestClient, examples: int) -> None:
-    def check(kind: str, place: int, junk: bytes, cut: bool) -> None:
-        image = WHOLE[kind]
-        assert_valid(post(client, image[:place] + junk + (b"" if cut else image[place + len(junk) :])))
+    def check(kind: str, position: int, junk: bytes, cut: bool) -> None:
+        image = VALID_IMAGES[kind]
+        assert_valid(post(client, image[:position] + junk + (b"" if cut else image[position + len(junk) :])))
 
-    kinds, junk = st.sampled_from(sorted(WHOLE)), st.binary(max_size=12)
-    fuzz(examples, check, kind=kinds, place=st.integers(0, 400), junk=junk, cut=st.booleans())
+    kinds, junk = st.sampled_from(sorted(VALID_IMAGES)), st.binary(max_size=12)
+    fuzz(examples, check, kind=kinds, position=st.integers(0, 400), junk=junk, cut=st.booleans())
 
 
 @HOW_MANY
 def test_phrases_of_any_characters(client: TestClient, examples: int) -> None:
     def check(phrases: list[str]) -> None:
-        response = client.post("/v1/ground", content=json.dumps({"image": GOOD, "phrases": phrases}), headers=JSON)
+        response = client.post(
+            "/v1/ground", content=json.dumps({"image": VALID_BASE64, "phrases": phrases}), headers=JSON
+        )
         assert_valid(response)
         if response.status_code == 200:
             assert [each["phrase"] for each in response.json()["results"]] == phrases
@@ -124,7 +126,9 @@ LINES = [
     b"\x00: \x00",
 ]
 PIECES = st.one_of(
-    st.sampled_from([*LINES, b"--x", b"--x--", b"--y", b"", b"it", b"+2AA-", WHOLE["PNG"], b"\r", b"--x\r\n" * 50]),
+    st.sampled_from(
+        [*LINES, b"--x", b"--x--", b"--y", b"", b"it", b"+2AA-", VALID_IMAGES["PNG"], b"\r", b"--x\r\n" * 50]
+    ),
     st.binary(max_size=20),
 )
 KINDS = st.sampled_from(
@@ -154,38 +158,38 @@ def test_broken_forms(client: TestClient, examples: int) -> None:
 
 def test_the_file_of_an_incomplete_form_is_closed(client: TestClient) -> None:
     """Python warns about a file left open, which is an error in pytest."""
-    body = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + WHOLE["PNG"]
+    body = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + VALID_IMAGES["PNG"]
     assert_valid(client.post("/v1/ground", content=body, headers=FORM))
     gc.collect()
 
 
 @HOW_MANY
 def test_broken_json(client: TestClient, examples: int) -> None:
-    def check(body: Any, place: int, junk: bytes) -> None:
+    def check(body: Any, position: int, junk: bytes) -> None:
         text = body if isinstance(body, bytes) else json.dumps(body).encode()
-        for content in (text, text[:place] + junk + text[place:]):
+        for content in (text, text[:position] + junk + text[position:]):
             assert_valid(client.post("/v1/ground", content=content, headers=JSON))
 
-    leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(GOOD)
+    leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(VALID_BASE64)
     keys = st.sampled_from(["image", "phrases", "min_score", "x"])
     tree = st.recursive(leaf, lambda part: st.lists(part, max_size=3) | st.dictionaries(keys, part, max_size=3))
-    fuzz(examples, check, body=tree | st.binary(max_size=50), place=st.integers(0, 60), junk=st.binary(max_size=3))
+    fuzz(examples, check, body=tree | st.binary(max_size=50), position=st.integers(0, 60), junk=st.binary(max_size=3))
 
 
 def test_json_bombs(client: TestClient) -> None:
-    good = f'{{"image": "{GOOD}", "phrases": %s}}'
+    query = f'{{"image": "{VALID_BASE64}", "phrases": %s}}'
     bombs = [
         b"[" * 1_000_000,
         b'{"image":' * 100_000,
-        (good % ("[" * 50_000 + "]" * 50_000)).encode(),
-        (good % ("9" * 1_000_000)).encode(),
-        (good % "[1e999999999]").encode(),
-        (good % "[NaN, -Infinity]").encode(),
-        (good % '["\\ud800"]').encode(),
-        (good % ('["' + "a" * 5_000_000 + '"]')).encode(),
-        (good % ("[" + '"it",' * 100_000 + '"it"]')).encode(),
-        b"\xef\xbb\xbf" + (good % '["it"]').encode(),
-        (good % '["it"]').encode("utf-16"),
+        (query % ("[" * 50_000 + "]" * 50_000)).encode(),
+        (query % ("9" * 1_000_000)).encode(),
+        (query % "[1e999999999]").encode(),
+        (query % "[NaN, -Infinity]").encode(),
+        (query % '["\\ud800"]').encode(),
+        (query % ('["' + "a" * 5_000_000 + '"]')).encode(),
+        (query % ("[" + '"it",' * 100_000 + '"it"]')).encode(),
+        b"\xef\xbb\xbf" + (query % '["it"]').encode(),
+        (query % '["it"]').encode("utf-16"),
         b"{" + b'"image": "a", ' * 10_000 + b'"phrases": ["it"]}',
     ]
     for bomb in bombs:
@@ -210,15 +214,15 @@ def png(width: int, height: int, rows: bytes, *more: tuple[bytes, bytes], kind: 
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
-def resized(image: bytes, place: int, form: str, *size: int) -> bytes:
+def resized(image: bytes, position: int, form: str, *size: int) -> bytes:
     """Declare another size in the header of a valid image."""
-    return image[:place] + struct.pack(form, *size) + image[place + struct.calcsize(form) :]
+    return image[:position] + struct.pack(form, *size) + image[position + struct.calcsize(form) :]
 
 
 def bombs() -> dict[str, bytes]:
     zeros = zlib.compress(bytes(30_000_000), 9)  # 30 KB
     text = b"comment\0\0" + zeros
-    jpeg = WHOLE["JPEG"]
+    jpeg = VALID_IMAGES["JPEG"]
     return {
         "PNG of 2^31 pixels a side": png(2**31 - 1, 2**31 - 1, zeros),
         "PNG of 30,000 pixels a side": png(30_000, 30_000, zeros),
@@ -230,15 +234,15 @@ def bombs() -> dict[str, bytes]:
         "PNG with a compressed profile": png(10, 10, zlib.compress(bytes(110)), (b"iCCP", text)),
         "PNG one pixel high": png(9_000_000, 1, zlib.compress(bytes(9_000_001))),
         "PNG one pixel wide": png(1, 4_000_000, zlib.compress(bytes(8_000_000))),
-        "GIF of 65,535 pixels a side": resized(WHOLE["GIF"], 6, "<HH", 65_535, 65_535),
-        "GIF with a frame beyond its screen": WHOLE["GIF"].replace(
+        "GIF of 65,535 pixels a side": resized(VALID_IMAGES["GIF"], 6, "<HH", 65_535, 65_535),
+        "GIF with a frame beyond its screen": VALID_IMAGES["GIF"].replace(
             b",\0\0\0\0" + struct.pack("<HH", 24, 16), b",\0\0\0\0" + struct.pack("<HH", 65_535, 65_535)
         ),
         "GIF of a thousand frames": gif_of(1_000),
         "JPEG of 65,500 pixels a side": resized(jpeg, jpeg.index(b"\xff\xc0") + 5, ">HH", 65_500, 65_500),
-        "BMP of 2^31 pixels a side": resized(WHOLE["BMP"], 18, "<ii", 2**31 - 1, 2**31 - 1),
-        "BMP of negative size": resized(WHOLE["BMP"], 18, "<ii", -24, -(2**31)),
-        "WebP of 16,383 pixels a side": resized(WHOLE["WEBP"], 26, "<HH", 16_383, 16_383),
+        "BMP of 2^31 pixels a side": resized(VALID_IMAGES["BMP"], 18, "<ii", 2**31 - 1, 2**31 - 1),
+        "BMP of negative size": resized(VALID_IMAGES["BMP"], 18, "<ii", -24, -(2**31)),
+        "WebP of 16,383 pixels a side": resized(VALID_IMAGES["WEBP"], 26, "<HH", 16_383, 16_383),
     }
 
 

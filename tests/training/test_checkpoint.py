@@ -299,7 +299,7 @@ def test_unreadable_image_is_a_miss_in_evaluation(tiny: Grounder, squares: Path,
     save(tiny, tmp_path / "run")
     (tmp_path / "run" / "config.yaml").write_text(recipe(squares).dump())
     whole = epmvg.evaluate(tmp_path / "run")
-    kept = (tmp_path / "run" / whole["rows"]).read_text().splitlines()
+    kept = (tmp_path / "run" / whole["predictions"]).read_text().splitlines()
     others = sum(row["iou"] for row in map(json.loads, kept) if "/1.png" not in row["image"])
     (squares.parent / "1.png").write_bytes(b"no image")
     with pytest.warns(UserWarning, match=r"cannot be read and their phrases count as misses \(first: .*1\.png\)"):
@@ -343,7 +343,7 @@ def test_boxes_of_another_convention_are_rejected_before_the_first_step(
         return plain | {"bbox": change(*row["bbox"])}  # type: ignore[misc]
 
     edited(squares, lambda lines: list(map(converted, lines)))
-    words = {"corners": r"looks like \[x0, y0, x1, y1\]", "shares": r"look normalized to 0\.\.1"}[kind]
+    words = {"corners": "as corners, 24 do", "shares": "as fractions of the sides"}[kind]
     with pytest.raises(InputError, match=rf"annotations\.jsonl: .*{words}"):
         epmvg.train(recipe(squares), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -172,7 +172,7 @@ def test_dense_training_after_caching_computes_nothing_new(squares: Path, vit: P
         (["distill.image_weight=0", "distill.text_weight=0"], r"Set distill=null"),
         (["distill.loss=l3"], r"distill\.loss='l3' does not fit"),
         (["loss.giou_weight=0", "loss.box_weight=0"], r"are both 0"),
-        (["distill.dense_weight=1", "model.similarity=false"], r"set distill\.dense_weight=0"),
+        (["distill.dense_weight=1", "model.similarity=false"], r"Set distill\.dense_weight=0"),
         (["distill.dense_weight=1", "model.name=tiny-swin"], r"one stride"),
     ],
 )

@@ -10,11 +10,10 @@ import torch
 from runs import KilledError, checkpoint, killed_at, recipe, rows, weights
 
 import epmvg
-from epmvg.config.settings import Recipe
+from epmvg.config.settings import AugmentSettings, Recipe
 from epmvg.core.types import InputError
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.registry import open_samples
-from epmvg.data.transforms import Augment
 from epmvg.distill.losses import Losses
 from epmvg.models.convert import Conversion, write
 from epmvg.models.factory import create_model, init_from, load
@@ -116,7 +115,7 @@ def made(
         image_size=64,
         batch_size=batch_size,
         phrases_per_image=phrases,
-        augment=Augment(horizontal_flip=0.5, crop=0.5, scale=0.7, color_jitter=0.8, translate=1.0),
+        augment=AugmentSettings(horizontal_flip=0.5, crop=0.5, scale=0.7, color_jitter=0.8, translate=1.0),
         shuffle=True,
         seed=3,
         rank=rank,
@@ -208,7 +207,7 @@ def test_converted_folder_states_its_new_parameters(squares: Path, tmp_path: Pat
 
 def test_init_from_other_normalisation_is_rejected(tmp_path: Path) -> None:
     start, _, _ = converted(tmp_path / "start")
-    with pytest.raises(InputError, match=r"made with model\.visual_encoder\.mean=\[0\.485.*: give both the same"):
+    with pytest.raises(InputError, match=r"made with model\.visual_encoder\.mean=\[0\.485.*Give both the same"):
         init_from(
             create_model("tiny-resnet", dense_head=True, similarity=True, visual_encoder={"mean": [0.5] * 3}), start
         )

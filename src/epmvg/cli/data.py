@@ -25,7 +25,7 @@ def stats(name: Data, root: Root = None, as_json: Json = False) -> None:
 
 def convert(
     name: Data,
-    to: Annotated[Path, typer.Option(help=".jsonl, .json (COCO), .odvg.jsonl, .parquet, .tar or a folder.")],
+    to: Annotated[Path, typer.Option(help=".jsonl, .json (COCO), .odvg.jsonl, .parquet or .tar.")],
     split: Split = None,
     root: Root = None,
     split_key: Annotated[str, typer.Option(help="Key of an annotation that names its split.")] = "split",

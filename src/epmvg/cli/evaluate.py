@@ -23,7 +23,7 @@ class Format(StrEnum):
 
 
 class Targets(StrEnum):
-    rows = "rows"
+    own = "own"
     any = "any"
 
 
@@ -60,10 +60,16 @@ def evaluate(
         print(json.dumps(result))
         return
     parts = {f"{result['data']} {result['split']}": result} | result["slices"].get("Data set", {})
-    rows = [{"data": name} | {key: part[key] for key in ("n", "acc50", "miou")} for name, part in parts.items()]
+    low, high = result["intervals"]["acc50"]
+    interval = f"{low:.4f} to {high:.4f}"
+    rows = [
+        {"data": name, "n": part["n"], "acc50": part["acc50"]}
+        | {"95 %": interval if part is result else None, "miou": part["miou"]}
+        for name, part in parts.items()
+    ]
     print_table(str(run), rows)
     print_table("Confidence", [{name: result["confidence"][name] for name in CONFIDENCE}])
-    console.print(f"Predictions: {results_folder(run) / result['rows']}")
+    console.print(f"Predictions: {results_folder(run) / result['predictions']}")
 
 
 CONFIDENCE = ("ece", "aurc", "auroc_correct", "auroc_negative")
@@ -108,10 +114,10 @@ def score(
         str | None, typer.Option(help="UNIT:ORDER of the boxes, for example 0-1000:xyxy; required for text.")
     ] = None,
     targets: Annotated[
-        Targets, typer.Option(help="Of a phrase with several boxes: the row's own, or any.")
-    ] = Targets.rows,
-    against: Annotated[Path | None, typer.Option(help="Rows of another system to compare with.")] = None,
-    rows: Annotated[Path | None, typer.Option(help="Write the evaluated predictions to this JSONL file.")] = None,
+        Targets, typer.Option(help="Of a phrase with several boxes: the sample's own box, or any of them.")
+    ] = Targets.own,
+    against: Annotated[Path | None, typer.Option(help="Predictions of another system to compare with.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSONL file to write the scored predictions to.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score any system's predictions as `evaluate` scores a run."""
@@ -126,7 +132,7 @@ def score(
         coordinates=coordinates,
         targets=targets.value,
         against=against,
-        rows=rows,
+        out=out,
     )
     parts = {"": result} | ({f" of {result['against']['file']}": result["against"]} if result.get("against") else {})
     for name, part in parts.items():
@@ -145,11 +151,10 @@ def score(
             row |= {"points (95 %)": _points(difference), "p": difference["p"]}
     print_table(f"{result['data']} {result['split']}, {result['n']:,} phrases", metrics)
     for name, part in parts.items():
-        for kind in ("missing", "unreadable"):
-            if part[kind]:
-                console.print(f"Predictions{name} counted as misses, {kind}: {len(part[kind]):,}")
-            for each in part[kind][:10]:
-                console.print(f"  {each['where']}: {each['why']}" if isinstance(each, dict) else f"  {each}")
+        if part["unreadable"]:
+            console.print(f"Predictions{name} without a box, counted as misses: {len(part['unreadable']):,}")
+        for line in part["unreadable"][:10]:
+            console.print(f"  {line}")
     console.print(f"{result['protocol']}; data {result['metadata']['data_sha256'][:16]}")
 
 
@@ -169,13 +174,13 @@ def calibrate(
     """
     locate(run)
     from epmvg.evaluation.calibration import calibrate as run_calibration
-    from epmvg.evaluation.calibration import remark
 
     options: dict[str, Any] = {"fit_head": fit_head, "false_positive_rate": false_positive_rate, "device": device}
     with progress_bar(error_console, "Calibrating") as progress:
         done = run_calibration(run, data=data, split=split, **options, progress=progress)
-    if (warning := remark(done)) is not None:
-        error_console.print(f"warning: {warning}")
+    if done["method"] == "none":
+        phrases = f"{done['fitted']['n']:,} phrases"
+        error_console.print(f"warning: no mapping predicts better than the raw scores on {phrases}. They stay raw.")
     shown = done["fitted"] | {"method": done["method"], "threshold": done["threshold"]}
     print_table(str(run), [{"": key, "value": value} for key, value in shown.items()])
 

@@ -75,5 +75,5 @@ def read_calibration(folder: Path) -> Calibration | None:
         calibration = Calibration(**json.loads(file.read_text(encoding="utf-8")))
         calibration(np.array([0.5]))
     except (ValueError, TypeError) as error:
-        raise InputError(f"{file} cannot be read: delete it, or run `epmvg calibrate {folder}` again.") from error
+        raise InputError(f"{file} cannot be read. Delete it, or run `epmvg calibrate {folder}` again.") from error
     return calibration

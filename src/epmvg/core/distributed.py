@@ -56,7 +56,7 @@ def process_group() -> Iterator[tuple[int, int]]:
         yield dist.get_rank(), dist.get_world_size()
     except RuntimeError as error:
         if is_lost_process(error):
-            raise InputError("Another process ended: correct what its message names, and start all again.") from error
+            raise InputError("Another process ended. Correct what its message names, and start all again.") from error
         raise
     finally:
         dist.destroy_process_group()

@@ -56,15 +56,7 @@ def temporary_path(file: Path, suffix: str = "") -> Path:
 
 
 def check_not_input(out: Path | str, *inputs: Path | str | None) -> None:
-    """Reject an output that is one of the inputs under any spelling or link.
-
-    Args:
-        out: the file or folder to write.
-        inputs: files or folders that are read; None is ignored.
-
-    Raises:
-        InputError: `out` is one of them.
-    """
+    """Reject an output that is one of the inputs under any spelling or link; inputs of None are ignored."""
     for path in inputs:
         is_same = False
         with suppress(OSError, ValueError):  # no such file, or not a valid name of one
@@ -75,11 +67,7 @@ def check_not_input(out: Path | str, *inputs: Path | str | None) -> None:
 
 @contextmanager
 def disk_errors(file: Path) -> Iterator[None]:
-    """Raise the disk errors of a block as InputError that names `file` and what to do.
-
-    Raises:
-        InputError: the disk is full, read-only or fails otherwise.
-    """
+    """Raise the disk errors of a block as an InputError that names `file` and what to do."""
     try:
         yield
     except InputError:
@@ -111,20 +99,12 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write JSON atomically.
-
-    Raises:
-        InputError: a number is not finite, or as `atomic_write`.
-    """
+    """Write JSON atomically; numbers that are not finite are rejected."""
     write_text(file, _json(file, value, indent=1) + "\n")
 
 
 def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSONL atomically; scores are rounded to six digits here and nowhere before.
-
-    Raises:
-        InputError: as `write_json`.
-    """
+    """Write JSONL atomically, as `write_json`; scores are rounded to six digits here and nowhere before."""
     with atomic_write(file) as temporary, temporary.open("w", encoding="utf-8") as out:
         for row in rows:
             score = row.get("score")

@@ -27,9 +27,6 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 _UNREADABLE = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 """Formats that Pillow registers but cannot decode by itself."""
 
-_ANIMATED = frozenset({"AVIF", "GIF", "PNG", "TIFF", "WEBP"})
-"""Formats whose frames are an animation or pages; in a phone's JPEG a second frame is neither."""
-
 _ORIENTATION = ExifTags.Base.Orientation
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,8 +71,7 @@ class ImageFile:
         turned: whether the EXIF orientation swaps width and height.
 
     Raises:
-        InputError: missing, empty, truncated, too large or not an image.
-        TypeError: `source` is not of such a type.
+        InputError, TypeError: as `open_image`.
     """
 
     def __init__(
@@ -107,19 +103,11 @@ class ImageFile:
         if self._is_own:
             self._image.close()
 
-    @property
-    def animated(self) -> bool:
-        """Whether the file has several frames, of which the first is used; only valid before decoding."""
-        return self._image.format in _ANIMATED and bool(getattr(self._image, "is_animated", False))
-
     def decode(self, at_least: tuple[int, int] | None = None) -> Image.Image:
         """Return the image as upright RGB, in memory of its own.
 
         Args:
             at_least: a sufficient width and height; a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size.
-
-        Raises:
-            InputError: it cannot be decoded.
         """
         with _naming(self.name, self._max_pixels):
             if at_least is not None and self._is_own and self._image.format == "JPEG":
@@ -139,11 +127,7 @@ def open_image(source: ImageSource) -> Image.Image:
 
 
 def image_digest(source: ImageSource) -> bytes:
-    """Return the SHA-256 of a file's bytes, without decoding them, or of the upright RGB pixels of any other image.
-
-    Raises:
-        InputError, TypeError: as `open_image`.
-    """
+    """Return the SHA-256 of a file's bytes, without decoding them, or of the upright RGB pixels of any other image."""
     if isinstance(source, Path | str):
         try:
             return hashlib.sha256(Path(source).expanduser().read_bytes()).digest()
@@ -166,12 +150,8 @@ def image_suffixes() -> frozenset[str]:
 def upright_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
     """Return a new RGB image without metadata, EXIF orientation applied and transparency blended with white.
 
-    Args:
-        image: of any mode; it is decoded, and not changed otherwise.
-        name: of the image, for the error.
-
     Raises:
-        InputError: the pixels are floating-point or 32-bit numbers.
+        InputError: the pixels are floating-point or 32-bit numbers; `name` is the image's in the message.
     """
     image.load()
     transpose = _TRANSPOSE.get(_orientation(image))
@@ -233,10 +213,7 @@ def _check_path(path: str | Path) -> Path:
         raise InputError("The image is an empty string. Give the path of a file.")
     expanded = Path(path).expanduser()
     if isinstance(path, str) and _URL.match(path) and not expanded.exists():
-        raise InputError(
-            f"{path[:80]} is a URL, and images are not downloaded. Give the bytes, for example "
-            "urllib.request.urlopen(url).read()."
-        )
+        raise InputError(f"{path[:80]} is a URL, and images are not downloaded. Give the bytes of the file.")
     return expanded
 
 

@@ -76,11 +76,6 @@ class PhraseTokenizer:
             unknown=np.array([self._is_unknown(one) for one in encoded], np.bool_),
         )
 
-    def count_truncated_and_unknown(self, phrases: Sequence[str]) -> tuple[int, int]:
-        """Return the numbers of truncated phrases and of phrases without a known word."""
-        tokens = self(phrases)
-        return int(tokens.truncated.sum()), int(tokens.unknown.sum())
-
     def _truncate(self, ids: list[int]) -> list[int]:
         return ids if len(ids) <= self.max_length else [*ids[: self.max_length - 1], ids[-1]]
 

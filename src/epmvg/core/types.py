@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing torch takes a second
     import torch
@@ -113,7 +113,7 @@ class SimilarityMap:
 
     logits: Tensor  # [P, h, w], cosine of patch and phrase embeddings times the logit scale
     content: Tensor  # [P, h, w], fraction of a patch that is not padding
-    frame: Tensor  # [P, 4], the area of the grid, xyxy in 0..1 of the student's input
+    grid_box: Tensor  # [P, 4], the area of the grid, xyxy in 0..1 of the student's input
 
 
 @dataclass(slots=True)
@@ -123,12 +123,6 @@ class TeacherEmbeddings:
     image: Tensor | None = None  # [I, E]
     text: Tensor | None = None  # [P, E]
     similarity: SimilarityMap | None = None
-
-
-class Teacher(Protocol):
-    """Embeds images and phrases."""
-
-    def __call__(self, image: Tensor, phrase: list[str], image_mask: Tensor | None = None) -> TeacherEmbeddings: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from the others ("guy in the blue shirt", "second horse from left"). The annotat
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 from zlib import crc32
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from epmvg.core.types import Box, InputError, Sample
 from epmvg.data.negatives import content_words
 from epmvg.data.readers.files import first_existing, path_inside, read_text_lines
-from epmvg.data.readers.flickr30k import FOLDERS, PART, read_chains
+from epmvg.data.readers.flickr30k import FOLDERS, Mention, parse_sentence, read_chains
 
 Composed = Literal["span", "position", "size"]
 
@@ -36,26 +36,28 @@ LONGEST = 12
 
 _WORD = re.compile(r"[^\W\d_]+")
 _ARTICLE = re.compile(r"(?:a|an|the|his|her|its|their|some|this|that)\s+", re.IGNORECASE)
-_ENDS_THING = re.compile(r"\s(?:of|in|with|on|at|from|for|and|or|to|by)\s|,")
+_ENDS_HEAD = re.compile(r"\s(?:of|in|with|on|at|from|for|and|or|to|by)\s|,")
 
-_RELATION_WORDS = """
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_RELATIONS = _words("""
 in with wearing holding riding on near beside behind carrying pushing pulling playing dressed sitting standing
 leaning lying laying looking jumping talking walking running next under against at by between eating drinking
 throwing catching kicking hitting painting reading using climbing driving chasing crossing facing kneeling petting
 hugging swinging operating working cooking cutting pointing reaching
-"""
-"""Words that may follow X in "X in Y", an "is" or "who is" before them left out."""
-_NEVER_LINK_WORDS = "and or but while as , . ; : - who that which when where"
-_COLOUR_WORDS = "red orange yellow green blue purple pink brown black white grey gray tan"
-_SEVERAL_WORDS = "group crowd couple pair team band crew family bunch audience class row people public"
-_NO_KIND_WORDS = """
-side top front back area part background group photo picture something someone number set lot kind type other others
-"""
-_RELATIONS, _NEVER_LINKS, _COLOURS, _SEVERAL, _NO_KIND = (
-    frozenset(words.split())
-    for words in (_RELATION_WORDS, _NEVER_LINK_WORDS, _COLOUR_WORDS, _SEVERAL_WORDS, _NO_KIND_WORDS)
-)
-_LINKS = ("is", "are", "who is", "who are", "that is", "that are", "who 's")
+""")
+"""Words that may follow X in "X in Y", after one of `_LINKS`."""
+_LINKS = ("that are", "who are", "that is", "who is", "who 's", "are", "is")
+_NEVER_RELATE = _words("and or but while as , . ; : - who that which when where")
+_COLOURS = _words("red orange yellow green blue purple pink brown black white grey gray tan")
+_NUMBERS = _words("two three four five six several many some both few")
+_SEVERAL = _words("group crowd couple pair team band crew family bunch audience class row people public")
+_NO_KIND = _SEVERAL | _words("""
+side top front back area part background group photo picture someone something number set lot kind type other others
+""")
 _WORN = frozenset(("clothing", "bodyparts"))
 
 _SAME_KIND = {"guy": "man", "gentleman": "man", "male": "man", "fellow": "man", "lady": "woman", "female": "woman"}
@@ -102,27 +104,12 @@ _LARGER = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Mention:
-    """A marked phrase of a sentence."""
-
-    chain: str
-    types: tuple[str, ...]
-    phrase: str
-
-
-@dataclass(slots=True)
 class _Scene:
     """Annotations of one image."""
 
     size: tuple[int, int]
     sentences: list[list[Mention | str]]
     chains: dict[str, list[Box]]
-    named: dict[str, list[Mention]] = field(default_factory=dict)  # by chain
-
-    def __post_init__(self) -> None:
-        for piece in (piece for sentence in self.sentences for piece in sentence):
-            if isinstance(piece, Mention):
-                self.named.setdefault(piece.chain, []).append(piece)
 
 
 Expression = tuple[Composed, str, Box]  # form, phrase, box in pixels of the annotated image
@@ -175,21 +162,14 @@ def _read_scene(base: Path, name: str) -> _Scene:
     return _Scene(size, [list(parse_sentence(line)) for line in lines], chains)
 
 
-def parse_sentence(line: str) -> Iterator[Mention | str]:
-    """Yield the marked phrases and the other words of a line of Sentences/ID.txt, in order."""
-    for chain, types, phrase, word in PART.findall(line):
-        yield word or Mention(chain, tuple(types.split("/")[1:]), phrase)
-
-
 def _expressions(scene: _Scene, random: np.random.Generator) -> list[Expression]:
     """Draw the expressions of an image, no two with the same wording."""
-    forms = {"span": _spans(scene, random), "position": _positions(scene, random), "size": _sizes(scene, random)}
+    groups = _groups(scene)
+    forms = [_spans(scene, random), _positions(groups, scene.size, random), _sizes(groups, random)]
     kept: dict[str, Expression] = {}
-    for form, limit in LIMITS.items():
-        drawn = forms[form]
-        order = random.permutation(len(drawn))[:limit].tolist()
-        for expression in (drawn[place] for place in order):
-            kept.setdefault(expression[1], expression)
+    for drawn, limit in zip(forms, LIMITS.values(), strict=True):
+        for place in random.permutation(len(drawn))[:limit].tolist():
+            kept.setdefault(drawn[place][1], drawn[place])
     return list(kept.values())
 
 
@@ -234,10 +214,10 @@ def _descriptions(sentence: Sequence[Mention | str], start: int) -> Iterator[lis
 
 def _relation(between: str) -> str | None:
     """Return the words between two phrases if they relate the first to the second: "is holding" -> "holding"."""
-    for link in sorted(_LINKS, key=len, reverse=True):
+    for link in _LINKS:
         between = between.removeprefix(f"{link} ")
     words = between.split()
-    if not 1 <= len(words) <= 4 or words[0] not in _RELATIONS or not _NEVER_LINKS.isdisjoint(words):
+    if not 1 <= len(words) <= 4 or words[0] not in _RELATIONS or not _NEVER_RELATE.isdisjoint(words):
         return None
     return " ".join(words)
 
@@ -262,13 +242,11 @@ def _described(other: Mention, random: np.random.Generator) -> str:
     return _ARTICLE.sub("", phrase, count=1) if _ARTICLE.match(phrase) and random.random() < 0.4 else phrase
 
 
-def _positions(scene: _Scene, random: np.random.Generator) -> list[Expression]:
+def _positions(groups: dict[str, list[Box]], size: tuple[int, int], random: np.random.Generator) -> list[Expression]:
     found: list[Expression] = []
-    for kind, things in _kinds(scene).items():
+    for kind, things in groups.items():
         boxes = np.array(things)  # [n, 4]
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / np.array(scene.size)
-        if not 2 <= len(boxes) <= 5 or not _apart(boxes):
-            continue
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / np.array(size)
         for axis in (0, 1):
             order = centres[:, axis].argsort()
             if np.diff(centres[order, axis]).min() < _SEPARATE * (1 + axis):  # "top" needs more distance
@@ -296,12 +274,10 @@ def _templates(place: int, count: int, axis: int) -> list[str]:
     return templates
 
 
-def _sizes(scene: _Scene, random: np.random.Generator) -> list[Expression]:
+def _sizes(groups: dict[str, list[Box]], random: np.random.Generator) -> list[Expression]:
     found: list[Expression] = []
-    for kind, things in _kinds(scene).items():
+    for kind, things in groups.items():
         boxes = np.array(things)
-        if not 2 <= len(boxes) <= 5 or not _apart(boxes):
-            continue
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
         *_, next_to, biggest = areas.argsort().tolist()
         if areas[biggest] < _LARGER * areas[next_to]:
@@ -329,12 +305,37 @@ def _draw(options: Sequence[str], random: np.random.Generator) -> str:
     return options[int(random.integers(len(options)))]
 
 
-def _apart(boxes: NDArray[np.float64]) -> bool:
-    """Return whether no two of the boxes [n, 4] overlap so much that a side does not tell them apart."""
-    return bool(_overlaps(boxes)[np.triu_indices(len(boxes), 1)].max() < _OVERLAP)
+def _groups(scene: _Scene) -> dict[str, list[Box]]:
+    """Return the boxes of each kind of object of which two to five are in the image, all with a box, well separated.
+
+    An object is of every kind that a sentence names it, and people are of the kind "person" too.
+    """
+    named: dict[str, list[Mention]] = {}  # by chain
+    for part in chain.from_iterable(scene.sentences):
+        if isinstance(part, Mention):
+            named.setdefault(part.chain, []).append(part)
+    kinds: dict[str, list[Box]] = {}
+    incomplete: set[str] = set()
+    for number, mentions in named.items():
+        boxes = scene.chains.get(number, [])
+        several = any(_is_several(mention.phrase) for mention in mentions)
+        for kind in dict.fromkeys(kind for mention in mentions for kind in _kinds_of(mention)):
+            if number == "0" or not boxes or (several and len(boxes) == 1):
+                incomplete.add(kind)  # their number and places are unknown
+            known = kinds.setdefault(kind, [])
+            for box in boxes:
+                if (_ious(np.array([box, *known]))[0, 1:] <= 0.5).all():
+                    known.append(box)
+    return {
+        kind: boxes
+        for kind, boxes in kinds.items()
+        if kind not in incomplete
+        and 2 <= len(boxes) <= 5
+        and _ious(np.array(boxes))[np.triu_indices(len(boxes), 1)].max() < _OVERLAP
+    }
 
 
-def _overlaps(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ious(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the IoU of each two boxes [n, 4], xyxy -> [n, n]."""
     low, high = np.maximum(boxes[:, None, :2], boxes[:, :2]), np.minimum(boxes[:, None, 2:], boxes[:, 2:])
     shared = (high - low).clip(min=0).prod(-1)
@@ -343,48 +344,30 @@ def _overlaps(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     return iou
 
 
-def _kinds(scene: _Scene) -> dict[str, list[Box]]:
-    """Return the boxes of each kind of thing of which every single one has a box, each thing once.
-
-    A thing is of every kind that a sentence names it, and people are of the kind "person" too.
-    """
-    kinds: dict[str, list[Box]] = {}
-    incomplete: set[str] = set()
-    for chain, mentions in scene.named.items():
-        called = Counter(kind for mention in mentions for kind in _kinds_of(mention))
-        boxes = scene.chains.get(chain, [])
-        several = any(_is_several(mention.phrase) for mention in mentions)
-        for kind in called:
-            if chain == "0" or not boxes or (several and len(boxes) == 1):
-                incomplete.add(kind)  # their number and places are unknown
-            known = kinds.setdefault(kind, [])
-            for box in boxes:
-                if (_overlaps(np.array([box, *known]))[0, 1:] <= 0.5).all():
-                    known.append(box)
-    return {kind: boxes for kind, boxes in kinds.items() if kind not in incomplete}
-
-
 def _kinds_of(mention: Mention) -> list[str]:
-    """Return the kinds that a phrase names: the noun it ends with, and "person" for people."""
-    if {"scene", "bodyparts", "notvisual"} & set(mention.types):
+    """Return the kinds that a phrase names: the noun its head ends with, and "person" for people."""
+    if not {"scene", "bodyparts", "notvisual"}.isdisjoint(mention.types):
         return []
-    words = _WORD.findall(_ENDS_THING.split(mention.phrase.lower(), maxsplit=1)[0])
+    words = _head(mention.phrase)
+    nouns = _singular(words[-1]) if words and words[-1] not in _NO_KIND else []
     person = ["person"] if "people" in mention.types else []
-    if not words or words[-1] in _NO_KIND | _SEVERAL:
-        return person
-    kinds = [_SAME_KIND.get(noun, noun) for noun in _noun(words[-1])]
-    return [*dict.fromkeys(kinds + person)]
-
-
-def _noun(word: str) -> list[str]:
-    """Return the singular of a word that may name a kind, none of a colour, a place or "one"."""
-    return [word] if word in _SAME_KIND else [*content_words(word)]
+    return [*dict.fromkeys([_SAME_KIND.get(noun, noun) for noun in nouns] + person)]
 
 
 def _is_several(phrase: str) -> bool:
-    """Return whether a phrase means more than one thing."""
-    words = _WORD.findall(_ENDS_THING.split(phrase.lower(), maxsplit=1)[0])
+    """Return whether a phrase means more than one object."""
+    words = _head(phrase)
     if not words:
         return False
-    counted = {"two", "three", "four", "five", "six", "several", "many", "some", "both", "few"} & set(words)
-    return bool(counted) or words[-1] in _SEVERAL or words[-1] not in (_noun(words[-1]) or [words[-1]])
+    last = words[-1]
+    return not _NUMBERS.isdisjoint(words) or last in _SEVERAL or last not in (_singular(last) or [last])
+
+
+def _head(phrase: str) -> list[str]:
+    """Return the words of a phrase before what describes it: "man" of "man in a hat"."""
+    return _WORD.findall(_ENDS_HEAD.split(phrase.lower(), maxsplit=1)[0])
+
+
+def _singular(word: str) -> list[str]:
+    """Return the singular of a word that may name a kind, none of a colour, a place or "one"."""
+    return [word] if word in _SAME_KIND else [*content_words(word)]

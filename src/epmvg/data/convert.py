@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,6 @@ from epmvg.data.readers.formats import format_of, write_file
 from epmvg.data.readers.hugging_face import metadata_files
 from epmvg.data.readers.webdataset import tar_files
 from epmvg.data.registry import DATASETS, open_samples
-
-_ANNOTATIONS = re.compile(
-    r"annotations\.jsonl|instances\.json|refs\(.*|referit_\w+\.json|.+_(train|val|trainval|test[AB]?)\.\w+"
-)
-"""Names of the annotation files of named data sets."""
 
 
 def convert_data(
@@ -33,7 +27,7 @@ def convert_data(
     """Read a data set by name or file and write it in another format.
 
     Args:
-        target: the file or folder to write; its ending means the format.
+        target: the file to write; its ending means the format.
         split, root, split_key: as for `open_samples`.
 
     Returns:
@@ -74,22 +68,13 @@ def write_samples(target: Path, samples: list[Sample], root: str | Path | None) 
 
 
 def reject_inputs(target: Path, name: str, root: str | Path | None = None) -> None:
-    """Reject a target that is one of the annotation files that a data set, by name or file, is read from.
-
-    Raises:
-        InputError: it is.
-    """
-    check_not_input(target, *_input_files(name, root))
-
-
-def _input_files(name: str, root: str | Path | None) -> list[Path]:
+    """Reject a target that is a file that a data set is read from, or any file in the folder of a named one."""
+    file = Path(name)
     if name in DATASETS:
         folder = Path(root) if root else DATASETS[name].default_root()
-        if folder is None or not folder.is_dir():
-            return []
-        files = (file for level in ("*", "*/*") for file in folder.glob(level))
-        return [file for file in files if _ANNOTATIONS.fullmatch(file.name)]
-    file = Path(name)
-    if is_folder(file):
-        return [file, file / "annotations.jsonl", *metadata_files(file)]
-    return tar_files(file) if file.suffix.lower() == ".tar" else [file]
+        is_inside = folder is not None and target.resolve().is_relative_to(folder.resolve())
+        check_not_input(target, target if is_inside and target.exists() else None)
+    elif is_folder(file):
+        check_not_input(target, file, file / "annotations.jsonl", *metadata_files(file))
+    else:
+        check_not_input(target, *(tar_files(file) if file.suffix.lower() == ".tar" else [file]))

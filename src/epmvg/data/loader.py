@@ -29,7 +29,7 @@ from epmvg.data.misspell import vary_text
 from epmvg.data.readers.files import cache_folder
 from epmvg.data.registry import open_samples
 from epmvg.data.side_words import swap_sides
-from epmvg.data.transforms import Augment, apply_transform, draw_transform
+from epmvg.data.transforms import apply_transform, draw_transform, longest_side
 
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
 """Phrases -> tokens int64 [P, L], token_mask bool [P, L]."""
@@ -74,7 +74,7 @@ class GroundingLoader:
         image_size: int,
         batch_size: int = 64,
         phrases_per_image: int = 8,
-        augment: Augment | None = None,
+        augment: AugmentSettings | None = None,
         shuffle: bool = False,
         seed: int = 0,
         num_workers: int = 0,
@@ -105,7 +105,7 @@ class GroundingLoader:
         self._group_counts = -(-self._sample_counts // phrases_per_image)
         self.cache: ImageCache | None = None
         if cache_gb and augment is not None:
-            self.cache = ImageCache(cache_folder() / "images.sqlite", cache_gb, augment.longest_side(image_size))
+            self.cache = ImageCache(cache_folder() / "images.sqlite", cache_gb, longest_side(augment, image_size))
 
     def __len__(self) -> int:
         """Number of batches per epoch on this rank."""
@@ -307,7 +307,7 @@ def make_loader(
         image_size=image_size,
         batch_size=batch_size,
         phrases_per_image=phrases_per_image,
-        augment=Augment(**AugmentSettings().model_dump()) if training else None,
+        augment=AugmentSettings() if training else None,
         shuffle=training,
         seed=seed,
     )

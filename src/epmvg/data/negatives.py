@@ -98,7 +98,7 @@ class NegativeSampler:
 
 
 def negative_samples(samples: Sequence[Sample], per_phrase: float, *, seed: int = 0) -> list[Sample]:
-    """Return negative samples, at most `per_phrase` for each sample, marked by `extra["absent"]`.
+    """Return negative samples, at most `per_phrase` for each sample, marked by `extra["negative"]`.
 
     Their boxes have no meaning.
     """
@@ -111,5 +111,5 @@ def negative_samples(samples: Sequence[Sample], per_phrase: float, *, seed: int 
         image = sampler.draw_image(samples[number].phrase, images, random)
         if image is not None:
             path = images[image]
-            negatives.append(replace(samples[number], image=path, size=sizes[path], id="", extra={"absent": True}))
+            negatives.append(replace(samples[number], image=path, size=sizes[path], id="", extra={"negative": True}))
     return negatives

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 from collections.abc import Callable
@@ -10,32 +9,22 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from epmvg.core.types import InputError, Sample
-from epmvg.data.readers.annotations import Located, Skipped, collect, to_samples
+from epmvg.core.types import InputError, Sample, did_you_mean
+from epmvg.data.readers.annotations import Located, Skipped, collect
 from epmvg.data.readers.files import cache_folder, is_file, is_folder
 from epmvg.data.readers.flickr30k import read_flickr30k
 from epmvg.data.readers.formats import READABLE, file_samples
-from epmvg.data.readers.jsonl import jsonl_annotations
-from epmvg.data.readers.refcoco import read_refcoco
+from epmvg.data.readers.refcoco import LAYOUT, read_refcoco
 from epmvg.data.readers.referit import read_referit
 from epmvg.data.readers.transvg import FLAGS, read_transvg
 
 
-def _read_annotations_jsonl(root: Path, split: str | None, *, split_key: str) -> Located[Sample]:
-    file = root / "annotations.jsonl"
-    if not file.exists():
-        raise InputError(f"{root} holds no {file.name}: give the folder that holds it with data.root=FOLDER or --root.")
-    return to_samples(jsonl_annotations(file), root, split_key, split=split)
-
-
 def _read_scenes(root: Path, split: str | None) -> Located[Sample]:
     if not (root / "annotations.jsonl").exists():
-        if root != cache_folder() / "scenes" and not root.is_dir():
-            raise InputError(f"{root} does not exist: create the folder to draw the scenes in it, or give no root.")
         from epmvg.data.synthetic.scenes import write_scenes
 
         write_scenes(root)
-    return _read_annotations_jsonl(root, split, split_key="split")
+    return file_samples(root, split=split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +37,6 @@ class DataSet:
     default_root: Callable[[], Path | None] = lambda: None
 
 
-_TEST_AB = ("train", "val", "trainval", "testA", "testB")
-_TEST = ("train", "val", "test")
-_TRAINVAL = ("train", "val", "trainval", "test")
-_GOOGLE = ("train", "val", "trainval")
-
 DATASETS: dict[str, DataSet] = {
     "scenes": DataSet(
         "drawn scenes with true phrases, drawn on first use",
@@ -62,23 +46,15 @@ DATASETS: dict[str, DataSet] = {
     ),
     "flickr-mini": DataSet(
         "real photos of Flickr30k Entities and the RefCOCO family, as JSONL",
-        _TEST,
-        partial(_read_annotations_jsonl, split_key="mini_split"),
+        ("train", "val", "test"),
+        lambda root, split: file_samples(root, split=split, split_key="mini_split"),
     ),
     **{
-        name: DataSet(f"{title}, from refer's refs({by}).p", splits, partial(read_refcoco, name=name))
-        for name, title, by, splits in (
-            ("refcoco", "RefCOCO, split by UNC", "unc", _TEST_AB),
-            ("refcoco+", "RefCOCO+, split by UNC", "unc", _TEST_AB),
-            ("refcocog-umd", "RefCOCOg, split by UMD", "umd", _TRAINVAL),
-            ("refcocog-google", "RefCOCOg, split by Google", "google", _GOOGLE),
-        )
+        name: DataSet(f"{folder}, from refer's refs({by}).p", splits, partial(read_refcoco, name=name))
+        for name, (folder, by, splits) in LAYOUT.items()
     },
-    "referit": DataSet("ReferItGame, from the Berkeley metadata", _TRAINVAL, read_referit),
-    "flickr30k": DataSet("Flickr30k Entities, the union of a phrase's boxes", _TEST, read_flickr30k),
-    "flickr30k-all": DataSet(
-        "Flickr30k Entities, a sample for each box of a phrase", _TEST, partial(read_flickr30k, union=False)
-    ),
+    "referit": DataSet("ReferItGame, from the Berkeley metadata", ("train", "val", "trainval", "test"), read_referit),
+    "flickr30k": DataSet("Flickr30k Entities, the union of a phrase's boxes", ("train", "val", "test"), read_flickr30k),
     **{
         f"transvg-{flag}": DataSet(f"{title}, from TransVG's index files", splits, partial(read_transvg, flag=flag))
         for flag, (title, splits) in FLAGS.items()
@@ -135,22 +111,18 @@ def located_samples(
     """
     if name not in DATASETS:
         if not (is_file(name) or is_folder(name) or name.lower().endswith(READABLE)):
-            raise InputError(f"There is no data set {name!r}: {_suggestion(name)}")
+            known = f"{did_you_mean(name, DATASETS)} Or give a file or folder ({', '.join(READABLE)})."
+            raise InputError(f"There is no data set {name!r}. {known}")
         return file_samples(name, split=split, root=root, split_key=split_key)
     dataset = DATASETS[name]
     folder = Path(root) if root else dataset.default_root()
+    if root and not is_folder(root):
+        raise InputError(f"{root} is not a folder: give the folder of {name} with data.root=FOLDER or --root.")
     if folder is None:
         raise InputError(f"The data set {name} has no default folder: give its folder with data.root=FOLDER or --root.")
     if split is not None and split not in dataset.splits:
         raise InputError(f"{name} has no split {split!r}: there are {', '.join(dataset.splits)}.")
     return dataset.read(folder, split)
-
-
-def _suggestion(name: str) -> str:
-    close = difflib.get_close_matches(name, DATASETS, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"there are {', '.join(sorted(DATASETS))}, or give a file or folder ({', '.join(READABLE)})."
 
 
 def fraction_of(samples: list[Sample], fraction: float) -> list[Sample]:

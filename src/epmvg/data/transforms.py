@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from epmvg.config.settings import AugmentSettings
 from epmvg.core.geometry import MEAN_COLOR, Letterbox
 from epmvg.data.side_words import has_clear_sides, names_place
 
@@ -25,40 +25,10 @@ _GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue in Pillow's conv
 _CROP_TRIES = 20  # crops drawn before the image stays whole (TransVG)
 
 
-@dataclass(frozen=True, slots=True)
-class Augment:
-    """Settings of training transforms; with all probabilities 0 and `scale` 1 it is the evaluation transform.
-
-    Args:
-        horizontal_flip: probability of a flip.
-        crop: probability of a crop; images whose phrases name a place ("on the left") are never cropped.
-        min_crop: least width and height of a crop, as a fraction of the image's.
-        min_visible: least fraction of each box inside the crop.
-        scale: least longer side of the resized image, as a fraction of the input size; the largest is 1.
-        color_jitter: probability of changing brightness, contrast and saturation by up to 40 %.
-        translate: probability of a random position in the input.
-        typo: probability of one typo in a phrase (`misspell.vary_text`).
-        letter_case: probability of other letter case of a phrase, which only a cased tokenizer sees.
-        recipe: "transvg" draws sizes and crops as TransVG does: longer sides in steps of 1/20 of the input size (640,
-            608, ... 448 with `scale` 0.7), and crops of 384 to 600 px from an image whose shorter side is 400, 500 or
-            600 px, for an input of 640 px.
-    """
-
-    horizontal_flip: float = 0.0
-    crop: float = 0.0
-    min_crop: float = 0.6
-    min_visible: float = 0.8
-    scale: float = 1.0
-    color_jitter: float = 0.0
-    translate: float = 0.0
-    typo: float = 0.0
-    letter_case: float = 0.0
-    recipe: Literal["default", "transvg"] = "default"
-
-    def longest_side(self, image_size: int) -> int:
-        """Return the longer side in pixels beyond which an image has no detail that a transform keeps."""
-        smallest = 1.0 if not self.crop else self.min_crop if self.recipe == "default" else 384 / 600
-        return math.ceil(image_size / smallest)
+def longest_side(augment: AugmentSettings, image_size: int) -> int:
+    """Return the longer side in pixels beyond which an image has no detail that a transform keeps."""
+    smallest = 1.0 if not augment.crop else augment.min_crop if augment.recipe == "default" else 384 / 600
+    return math.ceil(image_size / smallest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +76,7 @@ def draw_transform(
     image_size: int,
     boxes: ArrayLike,
     phrases: Sequence[str],
-    augment: Augment,
+    augment: AugmentSettings,
     random: np.random.Generator,
 ) -> ImageTransform:
     """Draw one training transform of an image for all its phrases.
@@ -115,7 +85,10 @@ def draw_transform(
         size: width and height of the image in pixels.
         image_size: S, the side of the network's input in pixels.
         boxes: of the phrases, [P, 4] xyxy in pixels of the image.
-        phrases: [P]; they decide whether the image may be flipped and cropped.
+        phrases: [P]; an image is not flipped if one has "left" or "right" that may be no side, and not cropped if one
+            names a place ("on the left").
+        augment: with recipe "transvg", longer sides in steps of 1/20 of the input size (640, 608, ... 448 with `scale`
+            0.7), and crops of 384 to 600 px from an image whose shorter side is 400, 500 or 600 px, for 640 px.
     """
     width, height = size
     flip = bool(random.random() < augment.horizontal_flip) and all(map(has_clear_sides, phrases))
@@ -138,14 +111,18 @@ def draw_transform(
     return ImageTransform(letterbox, (x0, y0, x1, y1), resized, jitter)
 
 
-def _draw_longer_side(image_size: int, augment: Augment, random: np.random.Generator) -> int:
+def _draw_longer_side(image_size: int, augment: AugmentSettings, random: np.random.Generator) -> int:
     if augment.recipe == "transvg":
         return max(1, round(image_size * (1 - int(random.integers(0, round((1 - augment.scale) * 20) + 1)) / 20)))
     return max(1, round(image_size * random.uniform(augment.scale, 1.0)))
 
 
 def _draw_crop(
-    size: tuple[int, int], image_size: int, boxes: NDArray[np.float64], augment: Augment, random: np.random.Generator
+    size: tuple[int, int],
+    image_size: int,
+    boxes: NDArray[np.float64],
+    augment: AugmentSettings,
+    random: np.random.Generator,
 ) -> tuple[float, float, float, float]:
     """Return the first drawn crop that keeps every box [P, 4], else the whole image; xyxy in pixels of the image."""
     width, height = size

@@ -7,6 +7,7 @@ folder or a configuration file does; a bare weights file does not, so the caller
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from open_clip.model import build_model_from_openai_state_dict, convert_to_custo
 from torch import Tensor
 
 from epmvg.core.types import InputError
-from epmvg.distill.clip_tokenizers import PROBES, Tokenize, describe, tokenizer_of_architecture, tokenizer_of_config
+from epmvg.distill.clip_tokenizers import Tokenize, describe, tokenizer_of_architecture, tokenizer_of_config
 from epmvg.distill.preprocess import Preprocess
-from epmvg.distill.transformers_clip import WEIGHT_FILES, open_transformers, read_json
+from epmvg.distill.transformers_clip import WEIGHT_FILES, open_transformers
 from epmvg.distill.weights_files import Weights, read_weights
 
 CONFIG = "open_clip_config.json"
@@ -69,8 +70,8 @@ def open_clip_model(name: str, pretrained: str | None = None, quick_gelu: bool |
     known = architecture in open_clip.list_models() and (pretrained is not None or not path.exists())
     if not known and path.suffix != ".json" and pretrained is not None:
         raise InputError(
-            f"The teacher {name} is no architecture of open_clip, so distill.pretrained={pretrained} cannot be its"
-            f" weights: set distill.pretrained=null, or name an architecture ({_hint(architecture)})."
+            f"The teacher {name} is not an architecture of open_clip, so distill.pretrained={pretrained} cannot be its"
+            f" weights. Set distill.pretrained=null, or name an architecture. {_hint(architecture)}"
         )
     try:
         if known:
@@ -85,7 +86,7 @@ def open_clip_model(name: str, pretrained: str | None = None, quick_gelu: bool |
         raise
     except Exception as error:  # on broken files and configurations the libraries raise nearly anything
         reason = f"{type(error).__name__} {str(error).strip()[:120]}".splitlines()[0].rstrip(". ")
-        raise InputError(f"The teacher {name} cannot be opened ({reason}): check its files and the network.") from error
+        raise InputError(f"The teacher {name} cannot be opened ({reason}). Check its files and the network.") from error
     _check_stated(name, bool(opened.config.get("quick_gelu")), quick_gelu)
     return opened
 
@@ -106,26 +107,29 @@ def _open_architecture(name: str, pretrained: str | None, stated: bool | None) -
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise InputError(
-            f"The teacher {name} has no weights: give distill.pretrained= {', '.join([*tags, 'a weights file'])} or"
+            f"The teacher {name} has no weights. Give distill.pretrained= {', '.join([*tags, 'a weights file'])} or"
             f" {RANDOM}."
         )
     config, tag = open_clip.get_model_config(name), open_clip.get_pretrained_cfg(name, pretrained)
+    built = bool(config.get("quick_gelu"))
     weights: Weights | None = None
     if tag:
         form, preprocess = "tag", tag
-        quick = select_activation(name, pretrained, bool(config.get("quick_gelu")), bool(tag.get("quick_gelu")), stated)
+        quick = select_activation(name, pretrained, built, bool(tag.get("quick_gelu")), stated)
     elif pretrained == RANDOM:
         form, preprocess = "random weights", _preprocess_of_tags(name, tags[:1])
-        quick = bool(config.get("quick_gelu")) if stated is None else stated
+        quick = built if stated is None else stated
     elif Path(pretrained).is_file():
         form, weights = "weights file", read_weights(Path(pretrained))
         preprocess = {} if weights.openai else _preprocess_of_tags(name, tags)  # open_clip's defaults are OpenAI's
-        quick = select_activation(name, pretrained, bool(config.get("quick_gelu")), weights.openai or None, stated)
+        quick = select_activation(name, pretrained, built, weights.openai or None, stated)
+    elif "/" in pretrained or Path(pretrained).suffix:
+        raise InputError(f"The weights file {pretrained} does not exist. Check the path.")
     else:
-        raise InputError(_no_such_weights(name, pretrained, tags))
+        raise InputError(f"The teacher {name} has no weights {pretrained!r}. Give one of {', '.join(tags) or 'none'}.")
     _check_stated(name, quick, stated)
     if tag:
-        weights = _download_tag(name, pretrained, tag)
+        weights = read_weights(Path(open_clip.factory.download_pretrained(tag)))
     config["quick_gelu"] = quick
     model = build_clip(config)
     if weights is not None:
@@ -152,12 +156,12 @@ def select_activation(name: str, weights: str, built: bool, required: bool | Non
         if built and stated is None:
             raise InputError(
                 f"The architecture {name} has quick_gelu=true, the weights {weights!r} are listed with"
-                " quick_gelu=false: state which they were trained with by distill.quick_gelu=true or false."
+                " quick_gelu=false. State which they were trained with by distill.quick_gelu=true or false."
             )
         return built and bool(stated)
     if stated is None and name + _QUICK in open_clip.list_models():
         raise InputError(
-            f"{weights} does not state its activation: name the architecture {name}{_QUICK} (QuickGELU: OpenAI,"
+            f"{weights} does not state its activation. Name the architecture {name}{_QUICK} (QuickGELU: OpenAI,"
             f" MetaCLIP, DFN), or {name} with distill.quick_gelu=false (GELU: most of LAION and DataComp)."
         )
     return built if stated is None else stated
@@ -166,20 +170,9 @@ def select_activation(name: str, weights: str, built: bool, required: bool | Non
 def _check_stated(name: str, quick: bool, stated: bool | None) -> None:
     if stated is not None and quick is not stated:
         raise InputError(
-            f"The teacher {name} is built with quick_gelu={str(quick).lower()}, distill.quick_gelu="
-            f"{str(stated).lower()} disagrees: leave that out."
+            f"The teacher {name} is built with quick_gelu={str(quick).lower()}, but distill.quick_gelu="
+            f"{str(stated).lower()}. Remove that setting."
         )
-
-
-def _download_tag(name: str, tag: str, settings: dict[str, Any]) -> Weights:
-    try:
-        file = open_clip.factory.download_pretrained(settings)
-    except Exception as error:  # of the network, the hub and a server
-        raise InputError(
-            f"The weights {tag!r} of the teacher {name} could not be downloaded ({type(error).__name__}): check the"
-            " network, or give distill.pretrained= a weights file."
-        ) from error
-    return read_weights(Path(file))
 
 
 def _preprocess_of_tags(name: str, tags: list[str]) -> dict[str, Any]:
@@ -188,19 +181,10 @@ def _preprocess_of_tags(name: str, tags: list[str]) -> dict[str, Any]:
     found = [{key: open_clip.get_pretrained_cfg(name, tag).get(key) for key in keys} for tag in tags]
     if any(settings != found[0] for settings in found):
         raise InputError(
-            f"A weights file of {name} does not state its image preprocessing, of which there are several: give a tag,"
-            f" or a folder whose {CONFIG} has a preprocess_cfg."
+            f"A weights file of {name} does not state its image preprocessing, and the tags of {name} differ in it."
+            f" Give a tag, or a folder whose {CONFIG} has a preprocess_cfg."
         )
     return found[0] if found else {}
-
-
-def _no_such_weights(name: str, pretrained: str, tags: list[str]) -> str:
-    if "/" in pretrained or Path(pretrained).suffix:
-        return f"The weights file {pretrained} does not exist: check the path."
-    others = [other for other, tag in open_clip.list_pretrained() if tag == pretrained]
-    twin = next((other for other in others if other.removesuffix(_QUICK) == name.removesuffix(_QUICK)), None)
-    hint = f"the architecture {twin} has them" if twin else f"there are {', '.join(tags) or 'none'}"
-    return f"The teacher {name} has no weights {pretrained!r}: {hint}."
 
 
 def _open_folder(folder: Path) -> OpenedClip:
@@ -210,10 +194,10 @@ def _open_folder(folder: Path) -> OpenedClip:
         if weights is not None:
             return _open_config(folder / CONFIG, str(weights), form="open_clip folder")
         if not has_config:
-            raise InputError(f"{folder} has {CONFIG} but no weights: copy {WEIGHTS[0]} into it.")
+            raise InputError(f"{folder} has {CONFIG} but no weights. Copy {WEIGHTS[0]} into it.")
     if not has_config:
         raise InputError(
-            f"{folder} is not a teacher: it has no {CONFIG} (open_clip, `epmvg teacher train`) and no config.json"
+            f"{folder} is not a teacher. Give a folder with {CONFIG} (open_clip, `epmvg teacher train`) or config.json"
             " (Hugging Face)."
         )
     model, tokenize, preprocess = open_transformers(folder)
@@ -225,16 +209,16 @@ def _open_folder(folder: Path) -> OpenedClip:
 
 def _open_config(file: Path, pretrained: str | None, form: str = "configuration") -> OpenedClip:
     if pretrained is None:
-        raise InputError(f"The teacher {file} has no weights: give distill.pretrained= a weights file, or {RANDOM}.")
-    settings = read_json(file)
+        raise InputError(f"The teacher {file} has no weights. Give distill.pretrained= a weights file, or {RANDOM}.")
+    settings = json.loads(file.read_text(encoding="utf-8"))
     config = {key: value for key, value in settings.get("model_cfg", settings).items() if key != "preprocess_cfg"}
     for key in ("embed_dim", "vision_cfg", "text_cfg"):
         if key not in config:
-            raise InputError(f"{file} is no configuration of open_clip: it lacks {key}.")
+            raise InputError(f"{file} is not a configuration of open_clip. Add {key}.")
     weights = None if pretrained == RANDOM else read_weights(Path(pretrained))
     if weights is not None and weights.openai and not config.get("quick_gelu"):
         raise InputError(
-            f"{file} has quick_gelu=false, but {pretrained} contains OpenAI's weights, which need quick_gelu=true: set"
+            f"{file} has quick_gelu=false, but {pretrained} contains OpenAI's weights, which need quick_gelu=true. Set"
             " it in the file."
         )
     tokenize = tokenizer_of_config(config["text_cfg"], file.parent)
@@ -250,7 +234,7 @@ def _open_openai(file: Path) -> OpenedClip:
     weights = read_weights(file)
     if not weights.openai or "visual.conv1.weight" not in weights.state:
         raise InputError(
-            f"{file} is a weights file that does not state its architecture: name that as the teacher, and give the"
+            f"{file} is a weights file that does not state its architecture. Name that as the teacher, and give the"
             " file as distill.pretrained."
         )
     model = build_model_from_openai_state_dict(dict(weights.state)).float()
@@ -275,7 +259,7 @@ def _load(model: Any, weights: Weights, source: str, name: str) -> None:
         if expected != found:
             raise InputError(
                 f"The weights in {source} are not of the architecture of {name}: {key} is {expected} there and"
-                f" {found} in the file; name the architecture that they were trained with."
+                f" {found} in the file. Name the architecture that they were trained with."
             )
     model.load_state_dict(state)
 
@@ -284,9 +268,7 @@ def _download(name: str, architecture: str) -> Path:
     """Download a model from the hub, or find it in the hub's local cache."""
     repository = name.removeprefix("hf-hub:")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise InputError(
-            f"There is no teacher {name!r}, neither a file or folder nor an open_clip model; {_hint(architecture)}."
-        )
+        raise InputError(f"There is no file, folder or open_clip model {name!r} as a teacher. {_hint(architecture)}")
     try:
         folder = Path(snapshot_download(repository, allow_patterns=["*.json", "*.txt", "*.model"]))
         names = WEIGHTS if (folder / CONFIG).is_file() else WEIGHT_FILES
@@ -298,14 +280,14 @@ def _download(name: str, architecture: str) -> Path:
     except Exception as error:  # of the network, the hub and a server
         raise InputError(
             f"There is no folder {repository}, and the model of that name could not be downloaded from the hub"
-            f" ({type(error).__name__}): check name and network, or give a local folder."
+            f" ({type(error).__name__}). Check name and network, or give a local folder."
         ) from error
     return folder
 
 
 def _hint(name: str) -> str:
     close = difflib.get_close_matches(name, open_clip.list_models(), n=1)
-    return f"did you mean {close[0]!r}?" if close else "`epmvg list teachers` lists them"
+    return f"Did you mean {close[0]!r}?" if close else "`epmvg list teachers` lists them."
 
 
 def _opened(
@@ -313,12 +295,5 @@ def _opened(
 ) -> OpenedClip:
     model = model.float().eval()
     size = model.image_size if hasattr(model, "image_size") else model.visual.image_size
-    text, tokens = config.get("text_cfg", {}), tokenize(PROBES)
-    vocabulary = text.get("vocab_size")
-    if vocabulary is not None and "hf_model_name" not in text and int(tokens.max()) >= int(vocabulary):
-        raise InputError(
-            f"The tokenizer of the teacher {about['teacher']} has token {int(tokens.max())}, its text encoder a"
-            f" vocabulary of {vocabulary}: give the model's own tokenizer."
-        )
-    about |= {"tokenizer": describe(tokenize, tokens)}
+    about |= {"tokenizer": describe(tokenize)}
     return OpenedClip(model, tokenize, int(config["embed_dim"]), Preprocess.of(preprocess, size), config, about)

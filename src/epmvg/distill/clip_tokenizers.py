@@ -22,7 +22,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", 
 CLIP_VOCABULARY = 49_408
 """Tokens of OpenAI's byte-pair encoding, CLIP's own."""
 
-PROBES = ["a dog", "The LEFT-most man's 2nd coat, in blue!", "zürich \u00e9t\u00e9 \u72d7", "word " * 90]
+_PROBES = ["a dog", "The LEFT-most man's 2nd coat, in blue!", "zürich \u00e9t\u00e9 \u72d7", "word " * 90]
 """Phrases whose tokens differ between tokenizers."""
 
 
@@ -42,13 +42,7 @@ class TransformersTokenizer:
 
 @cache
 def tokenizer_of_architecture(architecture: str) -> Tokenize:
-    try:
-        return cast(Tokenize, open_clip.get_tokenizer(architecture))
-    except Exception as error:  # of the network, the hub and a server
-        raise InputError(
-            f"The tokenizer of the teacher {architecture} could not be downloaded ({type(error).__name__}): check the"
-            " network, or give a local folder that contains it."
-        ) from error
+    return cast(Tokenize, open_clip.get_tokenizer(architecture))
 
 
 def tokenizer_of_config(text: dict[str, Any], folder: Path) -> Tokenize:
@@ -65,19 +59,17 @@ def tokenizer_of_config(text: dict[str, Any], folder: Path) -> Tokenize:
             return cast(Tokenize, HFTokenizer(str(source), context_length=length, tokenizer_mode=mode, **options))
         except Exception as error:  # of the files, the network and the hub
             raise InputError(
-                f"{folder} needs the tokenizer {name or encoder}, which cannot be opened ({type(error).__name__}): copy"
+                f"{folder} needs the tokenizer {name or encoder}, which cannot be opened ({type(error).__name__}). Copy"
                 " its files, tokenizer.json and tokenizer_config.json, into that folder."
             ) from error
     if text.get("vocab_size", CLIP_VOCABULARY) != CLIP_VOCABULARY:
         raise InputError(
-            f"{folder} has a vocabulary of {text['vocab_size']}, CLIP's tokenizer one of {CLIP_VOCABULARY}: name the"
+            f"{folder} has a vocabulary of {text['vocab_size']}, CLIP's tokenizer one of {CLIP_VOCABULARY}. Name the"
             " model's own by text_cfg.hf_tokenizer_name."
         )
-    return (
-        cast(Tokenize, open_clip.SimpleTokenizer(context_length=length, **options))
-        if options
-        else clip_tokenizer(length)
-    )
+    if options:
+        return cast(Tokenize, open_clip.SimpleTokenizer(context_length=length, **options))
+    return clip_tokenizer(length)
 
 
 @cache
@@ -86,9 +78,9 @@ def clip_tokenizer(context_length: int) -> Tokenize:
     return cast(Tokenize, open_clip.SimpleTokenizer(context_length=context_length))
 
 
-def describe(tokenize: Any, tokens: Tensor) -> dict[str, Any]:
+def describe(tokenize: Any) -> dict[str, Any]:
     """Describe a tokenizer: its kind, context length and a hash of its vocabulary and rules."""
-    inner = getattr(tokenize, "tokenizer", tokenize)
+    inner, tokens = getattr(tokenize, "tokenizer", tokenize), tokenize(_PROBES)
     backend = getattr(inner, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else "\n".join(getattr(inner, "encoder", ()))
     rules = hashlib.sha256(f"{words} {tokens.tolist()}".encode()).hexdigest()[:16]

@@ -13,8 +13,8 @@ from torchvision.ops import generalized_box_iou_loss
 from epmvg.core.boxes import paired_iou, to_xyxy
 from epmvg.core.types import GroundingOutput, InputError, SimilarityMap, TeacherEmbeddings
 
-BoxLoss = Literal["l1", "smooth_l1"]
-DistillationLoss = Literal["cosine", "l1"]
+BoxLossName = Literal["l1", "smooth_l1"]
+DistillLossName = Literal["cosine", "l1"]
 
 
 @dataclass(slots=True)
@@ -27,13 +27,17 @@ class Losses:
     def total(self) -> Tensor:
         return torch.stack(list(self.terms.values())).sum()
 
+    def add(self, name: str, weight: float, loss: Tensor) -> None:
+        """Add a term, unless its weight is 0."""
+        if weight:
+            self.terms[name] = weight * loss
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroundingLoss:
     """Compare a student's output with target boxes and, if there is a teacher, with its embeddings (eq. 8).
 
-    A term whose weight is 0 is left out. Beyond the paper are the terms of students with a dense head, a similarity
-    map or an IoU head, and the teacher's similarity map.
+    A term whose weight is 0 is left out.
 
     Args:
         box: "smooth_l1" (eq. 8) or "l1" (TransVG), summed over the four coordinates, averaged over phrases.
@@ -42,18 +46,19 @@ class GroundingLoss:
         image_weight, text_weight: alpha and beta of eq. 7 (Table 3).
         distill_loss: Between student and teacher embeddings, as for `distillation_loss`.
         dense_weight: Of the teacher's similarity map.
-        heatmap_weight, similarity_weight: Of the student's maps against the tokens inside the target.
+        heatmap_weight, similarity_weight: Of the student's heatmap and similarity map against the tokens inside the
+            target.
         reg_box_weight: Of both box terms of the box from [REG], where the student also has a dense head.
         token_box_weight: Of both box terms of the boxes that tokens inside the target predict.
         iou_head_weight: Of the predicted IoU.
     """
 
-    box: BoxLoss = "smooth_l1"
+    box: BoxLossName = "smooth_l1"
     box_weight: float = 1.0
     giou_weight: float = 1.0
     image_weight: float = 1.5
     text_weight: float = 2.0
-    distill_loss: DistillationLoss = "cosine"
+    distill_loss: DistillLossName = "cosine"
     dense_weight: float = 0.0
     heatmap_weight: float = 1.0
     similarity_weight: float = 0.5
@@ -72,78 +77,83 @@ class GroundingLoss:
         Raises:
             InputError: The output lacks what the teacher is to be compared with.
         """
-        terms = self._box_terms(
-            output.box, boxes
-        )  # with the teacher's terms, the loss (eq. 8); the others go beyond the paper
-        if teacher is not None:
-            terms |= self._distillation_terms(output, teacher)
+        losses = Losses()
+
+        # box regression + lambda * GIoU + distillation (eq. 8)
+        losses.add(self.box, self.box_weight, box_loss(output.box, boxes, self.box))
+        losses.add("giou", self.giou_weight, giou_loss(output.box, boxes))  # lambda (eq. 8)
+        if teacher is not None and teacher.image is not None:
+            target = teacher.image[output.image_index]  # [DIE] of each phrase's image
+            image_loss = distillation_loss(output.visual, target, self.distill_loss)
+            losses.add("image", self.image_weight, image_loss)  # alpha (eq. 7)
+        if teacher is not None and teacher.text is not None:
+            text_loss = distillation_loss(output.text, teacher.text, self.distill_loss)
+            losses.add("text", self.text_weight, text_loss)  # beta (eq. 7)
+
+        # beyond the paper
+        if teacher is not None and teacher.similarity is not None:
+            losses.add("dense", self.dense_weight, dense_loss(output, teacher.similarity))
         if output.reg_box is not None:
-            terms |= self._box_terms(output.reg_box, boxes, "reg_box_", self.reg_box_weight)
-        if output.token_boxes is not None and output.grid is not None and self.token_box_weight:
-            terms |= self._token_box_terms(output, output.token_boxes, output.grid, boxes)
-        if output.grid is not None and output.heatmap is not None:
-            terms["heatmap"] = self.heatmap_weight * heatmap_loss(output.heatmap, boxes, output.grid)
-        if output.grid is not None and output.similarity is not None:
-            terms["similarity"] = self.similarity_weight * heatmap_loss(output.similarity, boxes, output.grid)
+            self._add_boxes(losses, "reg_box", self.reg_box_weight, output.reg_box, boxes)
+        if output.token_boxes is not None and output.grid is not None:
+            self._add_token_boxes(losses, output, output.token_boxes, output.grid, boxes)
+        for name, weight, logits in (
+            ("heatmap", self.heatmap_weight, output.heatmap),
+            ("similarity", self.similarity_weight, output.similarity),
+        ):
+            if logits is not None and output.grid is not None:
+                losses.add(name, weight, heatmap_loss(logits, boxes, output.grid))
         if output.iou_logits is not None and output.iou_box is not None:
-            iou_head = iou_head_loss(output.iou_logits, output.iou_box, boxes, output.negative_iou_logits)
-            terms["iou_head"] = self.iou_head_weight * iou_head
-        return Losses(terms)
+            iou_loss = iou_head_loss(output.iou_logits, output.iou_box, boxes, output.negative_iou_logits)
+            losses.add("iou_head", self.iou_head_weight, iou_loss)
+        return losses
 
-    def _box_terms(
-        self, predicted: Tensor, target: Tensor, prefix: str = "", scale: float = 1.0, weight: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        terms = {}
-        if self.box_weight:
-            terms[prefix + self.box] = scale * self.box_weight * box_loss(predicted, target, self.box, weight)
-        if self.giou_weight:
-            terms[prefix + "giou"] = scale * self.giou_weight * giou_loss(predicted, target, weight)  # lambda (eq. 8)
-        return terms
+    def _add_boxes(
+        self,
+        losses: Losses,
+        name: str,
+        scale: float,
+        predicted: Tensor,
+        target: Tensor,
+        phrase_weight: Tensor | None = None,
+    ) -> None:
+        """Add both box terms of another predicted box."""
+        box = box_loss(predicted, target, self.box, phrase_weight)
+        losses.add(f"{name}_{self.box}", scale * self.box_weight, box)
+        losses.add(f"{name}_giou", scale * self.giou_weight, giou_loss(predicted, target, phrase_weight))
 
-    def _distillation_terms(self, output: GroundingOutput, teacher: TeacherEmbeddings) -> dict[str, Tensor]:
-        terms = {}
-        if teacher.image is not None and self.image_weight:
-            image = distillation_loss(output.visual, teacher.image[output.image_index], self.distill_loss)
-            terms["image"] = self.image_weight * image  # alpha (eq. 7)
-        if teacher.text is not None and self.text_weight:
-            text = distillation_loss(output.text, teacher.text, self.distill_loss)
-            terms["text"] = self.text_weight * text  # beta (eq. 7)
-        if teacher.similarity is not None and self.dense_weight:
-            terms["dense"] = self.dense_weight * dense_loss(output, teacher.similarity)
-        return terms
-
-    def _token_box_terms(
-        self, output: GroundingOutput, token_boxes: Tensor, grid: tuple[int, int], boxes: Tensor
-    ) -> dict[str, Tensor]:
-        """Each phrase has the same weight, whatever the number of tokens inside its target."""
+    def _add_token_boxes(
+        self, losses: Losses, output: GroundingOutput, token_boxes: Tensor, grid: tuple[int, int], boxes: Tensor
+    ) -> None:
+        """Add the box terms of tokens inside the target; each phrase has the same weight, whatever their number."""
         inside = tokens_inside(boxes, grid)
         if output.heatmap is not None:
             inside &= output.heatmap.isfinite()
         phrase, token = inside.nonzero(as_tuple=True)
         weight = torch.bincount(phrase, minlength=len(boxes)).reciprocal()[phrase]
-        return self._box_terms(token_boxes[phrase, token], boxes[phrase], "token_box_", self.token_box_weight, weight)
+        self._add_boxes(losses, "token_box", self.token_box_weight, token_boxes[phrase, token], boxes[phrase], weight)
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, kind: DistillationLoss) -> Tensor:
+def distillation_loss(student: Tensor, teacher: Tensor, name: DistillLossName) -> Tensor:
     """Compare student vectors [P, D] with teacher vectors [P, E] pooled to D, averaged over phrases.
 
     Args:
-        student, teacher: The vectors.
-        kind: 1 - "cosine" (eq. 7), or "l1" (Table 3).
+        student, teacher: [VLS] with [DIE], or [CLS] with [DTE].
+        name: 1 - "cosine" (eq. 7), or "l1" (Table 3).
     """
     target = F.adaptive_avg_pool1d(teacher.float(), student.shape[-1])  # [P, D] (eq. 5, 6)
-    if kind == "l1":
+    if name == "l1":
         return F.l1_loss(student.float(), target)
     return (1 - F.cosine_similarity(student.float(), target, dim=-1)).mean()
 
 
-def box_loss(predicted: Tensor, target: Tensor, kind: BoxLoss, weight: Tensor | None = None) -> Tensor:
+def box_loss(predicted: Tensor, target: Tensor, name: BoxLossName, weight: Tensor | None = None) -> Tensor:
     """L1 or smooth L1 of [P, 4] boxes, summed over coordinates, averaged over phrases (TransVG's reduction).
 
     `weight` [P] makes that a weighted mean.
     """
-    between = F.l1_loss if kind == "l1" else F.smooth_l1_loss
-    return _mean(between(predicted, target, reduction="none").sum(-1), weight)
+    loss_fn = F.l1_loss if name == "l1" else F.smooth_l1_loss
+    return _mean(loss_fn(predicted, target, reduction="none").sum(-1), weight)
 
 
 def giou_loss(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -158,7 +168,7 @@ def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def heatmap_loss(logits: Tensor, boxes: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Cross-entropy of a map over visual tokens with the tokens inside the target box.
+    """Cross-entropy of a heatmap over visual tokens with the tokens inside the target box.
 
     Args:
         logits: [P, N], -inf at padding.
@@ -187,10 +197,10 @@ def iou_head_loss(logits: Tensor, predicted: Tensor, target: Tensor, negative_lo
 
 
 def dense_loss(output: GroundingOutput, teacher: SimilarityMap) -> Tensor:
-    """KL divergence of the student's map over its visual tokens from the teacher's, averaged over phrases.
+    """KL divergence of the student's similarity map, or else heatmap, from the teacher's, averaged over phrases.
 
-    The student's is its similarity map or, without one, its heatmap. Padding is left out, and so is what the teacher's
-    crop does not show; a phrase whose image is not shown at all has no term.
+    Padding is left out, and so is what the teacher's crop does not contain; a phrase without any common token has no
+    term.
 
     Raises:
         InputError: The student has neither, or several feature levels.
@@ -198,10 +208,10 @@ def dense_loss(output: GroundingOutput, teacher: SimilarityMap) -> Tensor:
     logits = output.heatmap if output.similarity is None else output.similarity  # [P, N], -inf at padding
     if logits is None or output.grid is None:
         raise InputError(
-            "distill.dense_weight needs one map over the student's visual tokens: set model.similarity=true and one "
-            "stride."
+            "distill.dense_weight needs one similarity map over the student's visual tokens. Set model.similarity=true "
+            "and one stride."
         )
-    common = logits.isfinite() & tokens_within(teacher.frame, output.grid)
+    common = logits.isfinite() & tokens_within(teacher.grid_box, output.grid)
     phrases = common.any(-1)
     left_out = ~common[phrases]
     target = resample(teacher, output.grid)[phrases].masked_fill(left_out, -torch.inf).log_softmax(-1)
@@ -210,39 +220,39 @@ def dense_loss(output: GroundingOutput, teacher: SimilarityMap) -> Tensor:
     return divergence.sum() / max(1, len(divergence))
 
 
-def _centres(count: int, device: torch.device) -> Tensor:
+def _centers(count: int, device: torch.device) -> Tensor:
     return (torch.arange(count, device=device) + 0.5) / count
 
 
 def tokens_inside(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return which tokens have their centre in cxcywh boxes [P, 4], at least the nearest one: bool [P, N]."""
+    """Return which tokens have their center in cxcywh boxes [P, 4], at least the nearest one: bool [P, N]."""
     (rows, columns), device = grid, boxes.device
     cx, cy, w, h = (part[:, None] for part in boxes.unbind(-1))
-    # A box thinner than a token still contains the token of its centre.
-    across = (_centres(columns, device) - cx).abs() <= torch.clamp(w, min=1 / columns) / 2  # [P, columns]
-    down = (_centres(rows, device) - cy).abs() <= torch.clamp(h, min=1 / rows) / 2  # [P, rows]
-    return (down[:, :, None] & across[:, None, :]).flatten(1)
+    # A box thinner than a token still contains the token of its center.
+    inside_x = (_centers(columns, device) - cx).abs() <= torch.clamp(w, min=1 / columns) / 2  # [P, columns]
+    inside_y = (_centers(rows, device) - cy).abs() <= torch.clamp(h, min=1 / rows) / 2  # [P, rows]
+    return (inside_y[:, :, None] & inside_x[:, None, :]).flatten(1)
 
 
-def tokens_within(frame: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return which tokens have their centre within xyxy frames [P, 4]: bool [P, N]."""
-    x0, y0, x1, y1 = (edge[:, None] for edge in frame.unbind(-1))
-    x, y = _centres(grid[1], frame.device), _centres(grid[0], frame.device)
-    across, down = (x > x0) & (x < x1), (y > y0) & (y < y1)
-    return (down[:, :, None] & across[:, None, :]).flatten(1)
+def tokens_within(grid_box: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return which tokens have their center within xyxy boxes [P, 4]: bool [P, N]."""
+    x0, y0, x1, y1 = (edge[:, None] for edge in grid_box.unbind(-1))
+    x, y = _centers(grid[1], grid_box.device), _centers(grid[0], grid_box.device)
+    inside_x, inside_y = (x > x0) & (x < x1), (y > y0) & (y < y1)
+    return (inside_y[:, :, None] & inside_x[:, None, :]).flatten(1)
 
 
 def resample(teacher: SimilarityMap, grid: tuple[int, int]) -> Tensor:
-    """Interpolate a teacher's map at the centres of the student's tokens -> [P, N], in rows and columns of `grid`.
+    """Interpolate a teacher's similarity map at the centers of the student's tokens -> [P, N].
 
     Bilinear; each of the four patches is weighted by the fraction of it that is image and not padding.
     """
     rows, columns = grid
-    x0, y0, x1, y1 = (edge[:, None] for edge in teacher.frame.unbind(-1))
-    x, y = _centres(columns, x0.device), _centres(rows, x0.device)
-    across = ((x - x0) / (x1 - x0))[:, None, :].expand(-1, rows, -1)  # 0..1 of the teacher's grid
-    down = ((y - y0) / (y1 - y0))[:, :, None].expand(-1, -1, columns)
-    points = torch.stack([across, down], -1) * 2 - 1  # [P, rows, columns, 2]
+    x0, y0, x1, y1 = (edge[:, None] for edge in teacher.grid_box.unbind(-1))
+    x, y = _centers(columns, x0.device), _centers(rows, x0.device)
+    grid_x = ((x - x0) / (x1 - x0))[:, None, :].expand(-1, rows, -1)  # 0..1 of the teacher's grid
+    grid_y = ((y - y0) / (y1 - y0))[:, :, None].expand(-1, -1, columns)
+    points = torch.stack([grid_x, grid_y], -1) * 2 - 1  # [P, rows, columns, 2]
     values = torch.stack([teacher.logits * teacher.content, teacher.content], 1).float()  # [P, 2, h, w]
     sampled = F.grid_sample(values, points.float(), padding_mode="border", align_corners=False)  # [P, 2, rows, columns]
     return (sampled[:, 0] / sampled[:, 1].clamp(min=1e-6)).flatten(1)

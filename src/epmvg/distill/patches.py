@@ -41,8 +41,8 @@ def patch_embeddings(clip: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         if features.ndim == 4 and features.shape[1] == encoder.trunk.num_features:
             return _of_feature_map(encoder, features)
     raise InputError(
-        "distill.dense_weight: this teacher's image encoder has no patch embeddings in the space of its sentences: "
-        "use a CLIP with a ViT or a teacher of `epmvg teacher train`, or set distill.dense_weight=0."
+        "This teacher's image encoder has no patch embeddings in the space of its sentences, as distill.dense_weight "
+        "needs. Use a CLIP with a ViT or a teacher of `epmvg teacher train`, or set distill.dense_weight=0."
     )
 
 

@@ -39,16 +39,16 @@ class Preprocess:
         """
         values = asdict(PreprocessCfg()) | {key: value for key, value in settings.items() if value not in (None, "")}
         for name in ("mean", "std"):
-            colour = values[name] if isinstance(values[name], list | tuple) else [values[name]] * 3
-            if len(colour) != 3 or not all(isinstance(number, int | float) for number in colour):
-                raise InputError(f"{name}={values[name]!r} of the preprocessing is no colour: give three numbers.")
-            values[name] = tuple(map(float, colour))
+            color = values[name] if isinstance(values[name], list | tuple) else [values[name]] * 3
+            if len(color) != 3 or not all(isinstance(number, int | float) for number in color):
+                raise InputError(f"{name}={values[name]!r} of the preprocessing is not a color. Give three numbers.")
+            values[name] = tuple(map(float, color))
         interpolation, mode = values["interpolation"], values["resize_mode"]
         if interpolation == "random":  # in training
             interpolation = "bicubic"
         if interpolation not in ("bicubic", "bilinear") or mode not in ("shortest", "longest", "squash"):
             raise InputError(
-                f"interpolation={interpolation!r} with resize_mode={mode!r} is unknown: give bicubic or bilinear, and"
+                f"interpolation={interpolation!r} with resize_mode={mode!r} is unknown. Give bicubic or bilinear, and"
                 " shortest, longest or squash."
             )
         height, width = (size, size) if isinstance(size, int) else size
@@ -65,7 +65,7 @@ class Preprocess:
             return image
         return F.interpolate(image, self.size, mode=self.interpolation, antialias=True).clamp(0, 1)
 
-    def frame(self, width: int, height: int) -> Tensor:
+    def input_box(self, width: int, height: int) -> Tensor:
         """Return where the encoder's input lies in an image of `width` x `height`: [4], xyxy in 0..1 of the image.
 
         Outside 0..1 is padding.

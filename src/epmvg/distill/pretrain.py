@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.hardware import select_device, use_bf16
@@ -32,8 +32,7 @@ from epmvg.distill.clip_checkpoints import CONFIG, WEIGHTS, build_clip
 from epmvg.distill.teacher import ClipTeacher
 from epmvg.models.pretrained import efficientnet_lite0_state, minilm_folder
 
-TextEncoder = Literal["minilm", "tiny"]
-TEXT = "text"  # folder of the text encoder in a teacher's
+TEXT_FOLDER = "text"  # of the text encoder, in a teacher's folder
 PREPROCESS = {
     "mean": [0.5, 0.5, 0.5],
     "std": [0.5, 0.5, 0.5],
@@ -41,7 +40,9 @@ PREPROCESS = {
     "resize_mode": "longest",
     "fill_color": 128,
 }
-"""Whole images, padded with grey to the square."""
+"""Whole images, padded with gray to the square."""
+
+_WIDTH = 256  # E, of its embeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class TeacherMetrics:
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class _Pairs:
     """Images and the captions of each."""
 
     images: list[Path]
@@ -79,33 +80,23 @@ def train_teacher(
     out: Path | str,
     *,
     images: Path | str | None = None,
-    image_encoder: str = "tf_efficientnet_lite0",
-    text_encoder: TextEncoder = "minilm",
     image_size: int = 224,
-    width: int = 256,
     epochs: int = 10,
     batch_size: int = 256,
     lr: float = 1e-3,
-    seed: int = 0,
-    device: str = "auto",
     progress: Progress | None = None,
 ) -> TeacherMetrics:
     """Train a teacher and write a folder that `ClipTeacher` opens.
 
     Images that cannot be opened are skipped, counted, and named in the folder's teacher.json. The caller's random
-    numbers are not changed.
+    number generators are not changed.
 
     Args:
         captions: JSONL rows `{"image", "split", "captions": [...]}`; split "train" is learned, "val" chooses the epoch.
         out: The teacher's folder; it must not exist yet.
         images: Folder that image paths are relative to; that of `captions` by default.
-        image_encoder: A timm network; tf_efficientnet_lite0 starts from pretrained weights, others from random ones.
-        text_encoder: "minilm" (pretrained) or "tiny" (random, for tests).
         image_size: Of its square input, pixels.
-        width: E, of its embeddings.
         epochs, batch_size, lr: Of the contrastive training; the best epoch on val is kept.
-        seed: Of weights and order.
-        device: Of the encoders, "auto" or one of torch's.
         progress: Called with (images read, total).
 
     Raises:
@@ -113,48 +104,29 @@ def train_teacher(
             exists.
     """
     start = time.monotonic()
+    settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
     captions, out = Path(captions), Path(out)
     if out.exists():
-        raise InputError(f"{out} exists already: choose another folder for the teacher.")
+        raise InputError(f"{out} exists already. Choose another folder for the teacher.")
     root = Path(images) if images else captions.parent
     train, val = (_read(captions, root, split) for split in ("train", "val"))
-    chosen = select_device(device)
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
     with staging as parent, disk_errors(out), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(0)
         folder = Path(parent) / out.name
-        folder.mkdir()
-        clip = _write_encoders(folder, image_encoder, text_encoder, image_size, width)
-        teacher = ClipTeacher(folder).to(chosen)
-        skipped: list[str] = []
-        total = len(train.images) + len(val.images)
-
-        def report(done: int) -> None:
-            if progress:
-                progress(done, total)
-
-        train_features = _encode(teacher, train, skipped, report)
-        val_features = _encode(teacher, val, skipped, lambda done: report(len(train.images) + done))
+        clip = _write_encoders(folder, image_size)
+        train_features, val_features, skipped = _encode_splits(folder, train, val, progress)
         for features, split in ((train_features, "train"), (val_features, "val")):
             _check_count(captions, len(features.captions), split, skipped)
-        r1, r5, epoch = _fit(clip, train_features, val_features, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+        r1, r5, epoch = _fit(clip, train_features, val_features, **settings)
+        _write_weights(clip, folder)
         counts = len(train_features.captions), len(train_features.texts)
         metrics = TeacherMetrics(r1, r5, epoch, *counts, round(time.monotonic() - start, 1), len(skipped))
-        _write_weights(clip, folder)
-        description = {
-            "captions": captions.name,
-            "captions_sha256": hashlib.sha256(captions.read_bytes()).hexdigest(),
-            "image_encoder": image_encoder,
-            "text_encoder": text_encoder,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "lr": lr,
-            "seed": seed,
-            "skipped": skipped,
-            "metrics": asdict(metrics),
-        }
+        digest = hashlib.sha256(captions.read_bytes()).hexdigest()
+        description = {"captions": captions.name, "captions_sha256": digest} | settings
+        description |= {"skipped": skipped, "metrics": asdict(metrics)}
         (folder / "teacher.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
         folder.rename(out)
     return metrics
@@ -163,38 +135,54 @@ def train_teacher(
 def _check_count(file: Path, count: int, split: str, skipped: list[str]) -> None:
     if count < 2:
         reason = f" ({skipped[0]})" if skipped else ""
-        raise InputError(f"{file} has {count} captioned images of split {split!r}: give at least two{reason}.")
+        raise InputError(f"{file} has {count} captioned images of split {split!r}{reason}. Give at least two.")
 
 
-def _read(file: Path, root: Path, split: str) -> Pairs:
+def _read(file: Path, root: Path, split: str) -> _Pairs:
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
         rows = [row for row in rows if row.get("split", "train") == split]
-        pairs = Pairs([root / row["image"] for row in rows], [[str(text) for text in row["captions"]] for row in rows])
+        pairs = _Pairs([root / row["image"] for row in rows], [[str(text) for text in row["captions"]] for row in rows])
     except OSError as error:
-        raise InputError(f"{file} cannot be opened ({error.strerror}): check the path.") from error
+        raise InputError(f"{file} cannot be opened ({error.strerror}). Check the path.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f'{file} must contain JSON rows {{"image", "split", "captions": [...]}} ({error}).') from error
+        raise InputError(
+            f'{file} is unusable ({error}). Write JSON rows {{"image", "split", "captions": [...]}}.'
+        ) from error
     for image, texts in zip(pairs.images, pairs.captions, strict=True):
         if not texts:
-            raise InputError(f"{file} has no caption for {image}: give at least one, or remove the row.")
+            raise InputError(f"{file} has no caption for {image}. Give at least one, or remove the row.")
     _check_count(file, len(pairs.images), split, [])
     return pairs
 
 
-def _write_encoders(folder: Path, image_encoder: str, text_encoder: TextEncoder, image_size: int, width: int) -> Any:
+def _write_encoders(folder: Path, image_size: int) -> Any:
     """Write configuration, text encoder and first weights into `folder`; return the model."""
-    text_weights = _write_text_encoder(folder / TEXT, text_encoder)
-    vision = {"timm_model_name": image_encoder, "timm_pool": "avg", "timm_proj": "linear", "image_size": image_size}
-    text = {"hf_model_name": TEXT, "hf_proj_type": "linear", "hf_pooler_type": "mean_pooler", "context_length": 64}
-    config = {"embed_dim": width, "vision_cfg": vision, "text_cfg": text}
+    source = minilm_folder()
+    AutoConfig.from_pretrained(source).save_pretrained(folder / TEXT_FOLDER)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder / TEXT_FOLDER)
+    vision = {
+        "timm_model_name": "tf_efficientnet_lite0",
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        "image_size": image_size,
+    }
+    text = {
+        "hf_model_name": TEXT_FOLDER,
+        "hf_proj_type": "linear",
+        "hf_pooler_type": "mean_pooler",
+        "context_length": 64,
+    }
+    config = {"embed_dim": _WIDTH, "vision_cfg": vision, "text_cfg": text}
     settings = {"model_cfg": config, "preprocess_cfg": PREPROCESS}
     (folder / CONFIG).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     clip = build_clip(config, folder)
-    if image_encoder == "tf_efficientnet_lite0":
-        weights = efficientnet_lite0_state()
-        clip.visual.trunk.load_state_dict({name: weights[name] for name in clip.visual.trunk.state_dict()})
-    clip.text.transformer.load_state_dict({name: text_weights[name] for name in clip.text.transformer.state_dict()})
+    text_weights = safetensors.torch.load_file(source / "model.safetensors")
+    for encoder, weights in (
+        (clip.visual.trunk, efficientnet_lite0_state()),
+        (clip.text.transformer, text_weights),
+    ):
+        encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
     _write_weights(clip, folder)
     return clip.eval()
 
@@ -204,32 +192,24 @@ def _write_weights(clip: Any, folder: Path) -> None:
         safetensors.torch.save_file({name: t.contiguous() for name, t in clip.state_dict().items()}, temporary)
 
 
-def _write_text_encoder(folder: Path, name: TextEncoder) -> dict[str, Tensor]:
-    """Write the text encoder's configuration and tokenizer; return its weights."""
-    if name == "minilm":
-        source = minilm_folder()
-        config = BertConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        weights = safetensors.torch.load_file(source / "model.safetensors")
-    else:
-        letters = "abcdefghijklmnopqrstuvwxyz"
-        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-        tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary)})
-        sizes: dict[str, Any] = {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-        }
-        config = BertConfig(vocab_size=len(vocabulary), **sizes)
-        weights = BertModel(config).state_dict()
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return weights
+def _encode_splits(
+    folder: Path, train: _Pairs, val: _Pairs, progress: Progress | None
+) -> tuple[_Features, _Features, list[str]]:
+    """Encode both splits by the encoders in `folder`; also return what is wrong with unreadable images."""
+    teacher, skipped = ClipTeacher(folder).to(select_device("auto")), list[str]()
+    total = len(train.images) + len(val.images)
+
+    def report(done: int) -> None:
+        if progress:
+            progress(done, total)
+
+    train_features = _encode(teacher, train, skipped, report)
+    val_features = _encode(teacher, val, skipped, lambda done: report(len(train.images) + done))
+    return train_features, val_features, skipped
 
 
 @torch.no_grad()
-def _encode(teacher: ClipTeacher, pairs: Pairs, skipped: list[str], report: Callable[[int], None]) -> _Features:
+def _encode(teacher: ClipTeacher, pairs: _Pairs, skipped: list[str], report: Callable[[int], None]) -> _Features:
     """Encode images and captions by the frozen encoders, and add what is wrong with unreadable images to `skipped`."""
     features: list[Tensor] = []
     captions: list[list[int]] = []
@@ -274,7 +254,7 @@ def _encode_texts(teacher: ClipTeacher, texts: list[str]) -> Tensor:
 
 
 def _fit(
-    clip: Any, train: _Features, val: _Features, *, epochs: int, batch_size: int, lr: float, seed: int
+    clip: Any, train: _Features, val: _Features, *, epochs: int, batch_size: int, lr: float
 ) -> tuple[float, float, int]:
     """Learn the projections contrastively, keep the best epoch on val, and return its R@1, R@5 and number."""
     heads = nn.ModuleList([clip.visual.head, clip.text.proj]).train()
@@ -285,7 +265,7 @@ def _fit(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(1, steps)))
     )
     criterion = ClipLoss()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     best: tuple[float, float, int] = (-1.0, 0.0, 0)
     best_weights: dict[str, Tensor] = {}
     for epoch in range(1, epochs + 1):
@@ -306,7 +286,7 @@ def _fit(
         if (r1, r5) > best[:2]:
             best, best_weights = (r1, r5, epoch), copy.deepcopy(heads.state_dict())
     if not all(tensor.isfinite().all() for tensor in best_weights.values()):
-        raise InputError(f"The teacher's weights became NaN or Inf in epoch {best[2]}: lower lr={lr:g}.")
+        raise InputError(f"The teacher's weights became NaN or Inf in epoch {best[2]}. Lower lr={lr:g}.")
     heads.load_state_dict(best_weights)
     heads.eval()
     return best

@@ -111,10 +111,7 @@ class ClipTeacher(nn.Module):
     def text(self, phrase: list[str]) -> Tensor:
         """Embed P phrases -> [P, E], not normalised; a phrase is truncated at the context length."""
         with self._precision():
-            return self._encode_text(phrase)
-
-    def _encode_text(self, phrase: list[str]) -> Tensor:
-        return cast(Tensor, self.clip.encode_text(self.tokenize(phrase).to(self.mean.device)))
+            return cast(Tensor, self.clip.encode_text(self.tokenize(phrase).to(self.mean.device)))
 
     @contextmanager
     def _precision(self) -> Iterator[None]:

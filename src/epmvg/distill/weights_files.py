@@ -49,7 +49,7 @@ def read_weights(file: Path) -> Weights:
     """Read the weights of a CLIP from a file.
 
     Raises:
-        InputError: the file is missing, torn, or of an unknown form.
+        InputError: The file is missing, torn, or of an unknown form.
     """
     try:
         state, openai = _read(file)
@@ -57,13 +57,13 @@ def read_weights(file: Path) -> Weights:
         raise
     except Exception as error:  # on broken bytes the readers raise nearly anything
         raise InputError(
-            f"{file} cannot be read as weights ({type(error).__name__}): download or save it again."
+            f"{file} cannot be read as weights ({type(error).__name__}). Download or save it again."
         ) from error
     if not state:
-        raise InputError(f"{file} contains no tensors by name: give the file of a model's state_dict().")
+        raise InputError(f"{file} contains no tensors by name. Give the file of a model's state_dict().")
     if any(name.startswith("vision_model.") for name in state):
         raise InputError(
-            f"{file} contains a Hugging Face model's weights: give the folder with its config.json as the teacher."
+            f"{file} contains a Hugging Face model's weights. Give the folder with its config.json as the teacher."
         )
     openai = openai or state.keys() >= OPENAI_CONSTANTS
     kept = {name: tensor for name, tensor in state.items() if name not in OPENAI_CONSTANTS}
@@ -73,13 +73,11 @@ def read_weights(file: Path) -> Weights:
 def _read(file: Path) -> tuple[dict[str, Tensor], bool]:
     """Return tensors by name, and whether they come from a TorchScript archive."""
     if not file.is_file():
-        raise InputError(f"{file} does not exist: check the path.")
+        raise InputError(f"{file} does not exist. Check the path.")
     with file.open("rb") as opened:
         first = opened.read(64)
     if first.startswith(b"version https://git-lfs"):
-        raise InputError(f"{file} is a Git LFS pointer and not the weights: fetch them with `git lfs pull`.")
-    if file.suffix in (".npz", ".npy"):
-        raise InputError(f"{file} is a NumPy archive: give an open_clip or Hugging Face form of these weights instead.")
+        raise InputError(f"{file} is a Git LFS pointer and not the weights. Fetch them with `git lfs pull`.")
     if file.suffix == ".safetensors":
         return _unwrapped(safetensors.torch.load_file(file)), False
     if zipfile.is_zipfile(file):
@@ -91,7 +89,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], bool]:
         saved = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{file} is no weights file, or contains Python objects beside its tensors: give a file with a"
+            f"{file} is not a weights file, or contains Python objects beside its tensors. Give a file with a"
             " model's state_dict() alone."
         ) from error
     return _unwrapped(saved), False
@@ -121,7 +119,9 @@ class _Archive(pickle.Unpickler):
         (name,) = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
         self.root = name.partition("/")[0]
         if archive.getinfo(name).file_size > _MAX_PICKLE_BYTES:
-            raise InputError(f"{file} is no CLIP of OpenAI: its description of the model is too long.")
+            raise InputError(
+                f"{file} is not a CLIP of OpenAI, as its description of the model is too long. Use another file."
+            )
         data = archive.read(name)
         for operation, argument, _ in pickletools.genops(data):
             if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(data):
@@ -139,7 +139,7 @@ class _Archive(pickle.Unpickler):
             return dict
         if module == "torch.jit._pickle" and name.startswith("build_"):
             return list
-        raise InputError(f"{self.file} refers to {module}.{name}, which no CLIP of OpenAI does: use another file.")
+        raise InputError(f"{self.file} refers to {module}.{name}, which no CLIP of OpenAI does. Use another file.")
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, _, _ = pid

@@ -14,23 +14,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from epmvg.core.boxes import paired_iou, to_xyxy
-from epmvg.core.calibration import CONFIDENCE_FILE, Array, Calibration, Method, log_features
+from epmvg.core.calibration import CONFIDENCE_FILE, Array, Calibration, log_features
 from epmvg.core.files import write_text
 from epmvg.core.hardware import select_device
 from epmvg.core.types import InputError, Progress, Sample
 from epmvg.data.negatives import negative_samples
 from epmvg.evaluation.evaluate import Row, evaluation_loader, predict_rows, split_negatives
-from epmvg.evaluation.metrics import evaluation_metadata
+from epmvg.evaluation.metrics import data_sha256
 from epmvg.evaluation.samples import data_settings, limit_to_images, open_split, shared_images, training_images
 from epmvg.evaluation.statistics import calibration_error, confidence_metrics
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
-from epmvg.models.text_encoder import TextFeatureCache
 from epmvg.models.weights_file import WEIGHTS, weights_digest
 
 NEGATIVES = 0.5  # negative pairs per phrase, in fitting and calibrating
-MIN_PHRASES = 300  # fewer can hardly support a mapping
 FOLDS = 5
+MAX_PHRASES = 20_000  # that an IoU head is fitted on
+EPOCHS = 30
 
 
 def calibrate(
@@ -48,39 +48,35 @@ def calibrate(
 
     Args:
         run: a folder that training wrote.
-        data: a data set's name or file; the run's own by default.
+        data, root, device: as for `evaluate`.
         split: of that data; the run's validation split by default. Test splits and images that the run was trained on
             are rejected.
-        root: as for `evaluate`.
         fit_head: first fit a new IoU head on the training split of the same data.
         false_positive_rate: fraction of negative phrases that may reach the stored threshold.
-        device: as for `hardware.select_device`.
         progress: called with (phrases done, all of them).
 
     Returns:
         The content of `confidence.json`: method ("none" leaves scores raw), mapping, threshold, and metrics on this
-        split before and after (after: on rows that the mapping was not fitted to).
+        split before and after (after: on samples that the mapping was not fitted to).
 
     Raises:
         InputError: the run or the data cannot be read, or the run cannot be calibrated on it.
     """
     if not 0 < false_positive_rate < 1:
-        raise InputError(f"false_positive_rate={false_positive_rate:g} is not between 0 and 1: give for example 0.1.")
+        raise InputError(f"false_positive_rate={false_positive_rate:g} is not between 0 and 1. Give for example 0.1.")
     run = Path(run)
     model = load(run)
     if not run.is_dir():
-        raise InputError(f"{run} cannot be changed: calibrate a copy (`epmvg publish {run} --to FOLDER`).")
+        raise InputError(f"{run} cannot be changed. Calibrate a copy (`epmvg publish {run} --to FOLDER`).")
     model.calibration = None
     if not fit_head and model.iou_head is None and not model.dense_head:
-        raise InputError(f"{run} has neither an IoU head nor a heatmap to score by: fit a head with --fit-head.")
+        raise InputError(f"{run} has neither an IoU head nor a heatmap to score by. Fit a head with --fit-head.")
     settings, _ = data_settings(run, data, root)
     split = split or settings.val_split
     samples = _validation_samples(run, settings, split)
     model.to(select_device(device))
     if fit_head:
-        fit_iou_head(
-            model, open_split(settings, settings.train_split), batch_size=settings.batch_size, progress=progress
-        )
+        fit_iou_head(model, open_split(settings, settings.train_split), settings.batch_size, progress)
     queries = [*samples, *negative_samples(samples, NEGATIVES)]
     loader = evaluation_loader(model, queries, batch_size=settings.batch_size)
     rows = predict_rows(model, loader.batches(0), progress=progress, total=len(queries))
@@ -88,7 +84,6 @@ def calibrate(
     about = {"data": Path(settings.name).stem, "split": split}
     calibration = replace(calibration, fitted=about | (calibration.fitted or {}))
     if fit_head:
-        model.calibration = calibration
         save(model, run)
     calibration = replace(calibration, weights=weights_digest(run / WEIGHTS))
     write_text(run / CONFIDENCE_FILE, calibration.dump())
@@ -98,13 +93,13 @@ def calibrate(
 def _validation_samples(run: Path, settings: Any, split: str) -> list[Sample]:
     """Read the samples to calibrate on; raise InputError for a test split, one image, or images of the training."""
     if split.startswith("test"):
-        raise InputError(f"split {split} is for reporting: calibrate on a validation split.")
+        raise InputError(f"split {split} is for reporting. Calibrate on a validation split.")
     samples = open_split(settings, split)
     images = {sample.image for sample in samples}
     if len(images) < 2:
-        raise InputError(f"{settings.name} {split} has a single image: calibrate on more.")
+        raise InputError(f"{settings.name} {split} has a single image. Calibrate on more.")
     if len(shared_images(images, training_images(run) or set())) == len(images):
-        raise InputError(f"{run} was trained on all images of {settings.name} {split}: calibrate on others.")
+        raise InputError(f"{run} was trained on all images of {settings.name} {split}. Calibrate on others.")
     return samples
 
 
@@ -122,7 +117,7 @@ def calibration_of(rows: Sequence[Row], negatives: Sequence[Row], false_positive
         "n": len(rows),
         "images": len(set(images)),
         "negatives": len(raw),
-        "data_sha256": evaluation_metadata(rows)["data_sha256"],
+        "data_sha256": data_sha256(rows),
         "acc50": float(correct.mean()),
         "ece_before": before["ece"],
         "ece_after": calibration_error(held_out, correct),
@@ -134,67 +129,46 @@ def calibration_of(rows: Sequence[Row], negatives: Sequence[Row], false_positive
     return replace(calibration, threshold=threshold, false_positive_rate=false_positive_rate, fitted=fitted)
 
 
-def remark(calibration: dict[str, Any]) -> str | None:
-    """Return a sentence that states why scores stay raw, None where they became probabilities."""
-    if calibration["method"] != "none":
-        return None
-    n, images = calibration["fitted"]["n"], calibration["fitted"]["images"]
-    if n < MIN_PHRASES:
-        return f"{n} phrases of {images} images are too few to calibrate on: scores remain raw, no probabilities."
-    return "No mapping predicts better than the raw scores: they remain as they are."
+RAW = Calibration("none", 1.0, 1.0, 0.0)
 
 
-IDENTITY = Calibration("none", 1.0, 1.0, 0.0)
-
-_METHODS: dict[Method, Array] = {  # parameters a and b from the coefficients of a logistic regression
-    "platt": np.array([[1.0], [1.0]]),
-    "beta": np.eye(2),
-}
-
-
-def fit_calibration(score: Array, correct: Array, images: Sequence[str], *, seed: int = 0) -> tuple[Calibration, Array]:
-    """Choose a method by cross-validation over images and fit it to all rows.
+def fit_calibration(score: Array, correct: Array, images: Sequence[str]) -> tuple[Calibration, Array]:
+    """Fit beta calibration, or leave scores raw where it has no lower log loss on held-out rows.
 
     Args:
-        score: raw scores [n]; correct: 0 or 1 [n].
+        score: raw scores [n].
         correct: whether each box is correct, 0 or 1 [n].
         images: [n], the image of each row; rows of one image stay in one fold.
-        seed: of the folds.
 
     Returns:
-        The calibration with the lowest log loss on held-out rows, and the probabilities [n] of these.
+        The calibration, fitted to all rows, and the probabilities [n] of held-out rows.
     """
     from sklearn.metrics import log_loss
     from sklearn.model_selection import GroupKFold
 
-    splitter = GroupKFold(min(FOLDS, len(set(images))), shuffle=True, random_state=seed)
-    folds = list(splitter.split(score, groups=images))
-    best: tuple[float, Method, Array] | None = None
-    for method in ("none", *_METHODS):
-        held_out = np.empty(len(score))
-        for train, test in folds:
-            held_out[test] = _fit(method, score[train], correct[train])(score[test])
-        loss = float(log_loss(correct, held_out, labels=[0, 1]))
-        if best is None or loss < best[0]:
-            best = loss, method, held_out
-    assert best is not None
-    return _fit(best[1], score, correct), best[2]
+    raw, held_out = RAW(score), np.empty(len(score))
+    splitter = GroupKFold(min(FOLDS, len(set(images))), shuffle=True, random_state=0)
+    for train, test in splitter.split(score, groups=images):
+        held_out[test] = _fit(score[train], correct[train])(score[test])
+    if log_loss(correct, held_out, labels=[0, 1]) < log_loss(correct, raw, labels=[0, 1]):
+        return _fit(score, correct), held_out
+    return RAW, raw
 
 
-def _fit(method: Method, score: Array, correct: Array) -> Calibration:
-    """Fit a method by logistic regression; a negative slope, which would reverse the order, becomes 0 (Kull et al.)."""
+def _fit(score: Array, correct: Array) -> Calibration:
+    """Fit by logistic regression; a negative slope, which would reverse the order, becomes 0 (Kull et al.)."""
     from sklearn.linear_model import LogisticRegression
 
-    if method == "none" or correct.min() == correct.max():
-        return IDENTITY
-    to_slopes = _METHODS[method]
+    if correct.min() == correct.max():
+        return RAW
+    kept = np.ones(2)
     while True:
         model = LogisticRegression(C=np.inf, max_iter=1000)  # C=inf: no penalty
-        model.fit(log_features(score) @ to_slopes, correct)
+        model.fit(log_features(score) * kept, correct)
         if (model.coef_[0] >= 0).all():
-            a, b = to_slopes @ model.coef_[0]
-            return Calibration(method, float(a), float(b), float(model.intercept_[0]))
-        to_slopes = to_slopes * (model.coef_[0] >= 0)
+            a, b = model.coef_[0] * kept
+            return Calibration("beta", float(a), float(b), float(model.intercept_[0]))
+        kept *= model.coef_[0] >= 0
 
 
 def threshold_for(false_positive_rate: float, negative: Array) -> float | None:
@@ -209,35 +183,23 @@ def threshold_for(false_positive_rate: float, negative: Array) -> float | None:
     return float(np.nextafter(np.sort(negative)[-allowed], 2.0)) if allowed <= len(negative) else 0.0
 
 
-def fit_iou_head(
-    model: Grounder,
-    samples: Sequence[Sample],
-    *,
-    batch_size: int = 64,
-    limit: int = 20_000,
-    epochs: int = 30,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> None:
+def fit_iou_head(model: Grounder, samples: Sequence[Sample], batch_size: int, progress: Progress | None = None) -> None:
     """Fit a new IoU head with everything else frozen, in place: boxes stay as they are.
 
     The features are computed once; the head of the epoch with the lowest loss on a tenth of the images is kept.
 
     Args:
         model: the trained model.
-        samples: what it was trained on.
+        samples: what it was trained on; images are drawn at random up to `MAX_PHRASES`.
         batch_size: image-phrase pairs in a batch.
-        limit: most phrases, of images drawn at random.
-        epochs: of the head.
-        seed: of images and order.
         progress: called with (phrases done, all of them) while features are computed, which takes nearly all the time.
 
     Raises:
         InputError: the samples are of a single image, so that none can be held out.
     """
-    samples = limit_to_images(samples, limit, seed)
+    samples = limit_to_images(samples, MAX_PHRASES, seed=0)
     if len({sample.image for sample in samples}) < 2:
-        raise InputError("An IoU head is fitted on some images and validated on others: give at least two images.")
+        raise InputError("An IoU head is fitted on some images and validated on others. Give at least two images.")
     device = next(model.parameters()).device
     model.iou_head = model.new_iou_head().to(device)
     model.settings = model.settings | {"iou_head": True}
@@ -245,9 +207,9 @@ def fit_iou_head(
     head = model.iou_head.cpu()
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-2)
     train, val = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
-    order = torch.Generator().manual_seed(seed)
+    order = torch.Generator().manual_seed(0)
     lowest, best = math.inf, head.state_dict()
-    for _ in range(epochs):
+    for _ in range(EPOCHS):
         for part in train[torch.randperm(len(train), generator=order)].split(256):
             loss = F.binary_cross_entropy_with_logits(head(features[part]), iou[part])
             optimizer.zero_grad()
@@ -269,16 +231,15 @@ def _iou_features(
     model.eval()
     queries = [*samples, *negative_samples(samples, NEGATIVES)]
     numbers = {image: number for number, image in enumerate(dict.fromkeys(sample.image for sample in samples))}
-    text_cache = TextFeatureCache(model.text_encoder) if model.text_encoder.frozen else None
     features, targets, held_out = [], [], []
     device = next(model.parameters()).device
-    for batch in (each.to(device) for each in evaluation_loader(model, queries, batch_size=batch_size).batches(0)):
-        states = text_cache(batch.tokens, batch.token_mask) if text_cache else None
-        output = model(*batch.inputs, text_features=states)
+    for batch in evaluation_loader(model, queries, batch_size=batch_size).batches(0):
+        output = model(*batch.to(device).inputs)
         assert output.iou_features is not None and output.iou_box is not None
-        positive = torch.tensor(["absent" not in sample.extra for sample in batch.samples])
+        positive = torch.tensor(["negative" not in sample.extra for sample in batch.samples])
         features.append(output.iou_features.cpu())
-        targets.append(paired_iou(to_xyxy(output.iou_box), to_xyxy(batch.boxes)).clamp(0, 1).cpu() * positive)
+        iou = paired_iou(to_xyxy(output.iou_box.cpu()), to_xyxy(batch.boxes))
+        targets.append(iou.clamp(0, 1) * positive)
         held_out += [numbers[sample.image] % 10 == 0 for sample in batch.samples]
         if progress:
             progress(len(held_out), len(queries))

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from epmvg.core.boxes import paired_iou
 from epmvg.core.calibration import Calibration
@@ -23,9 +22,10 @@ from epmvg.core.hardware import select_device
 from epmvg.core.locate import fetch
 from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.core.types import Batch, GroundingOutput, InputError, Progress, Sample
+from epmvg.core.version import __version__
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.negatives import negative_samples
-from epmvg.evaluation.metrics import Metrics, Targets, evaluation_metadata, row_metrics, slicings
+from epmvg.evaluation.metrics import PROTOCOL, Metrics, data_sha256, row_metrics, slices
 from epmvg.evaluation.samples import evaluation_samples, results_folder, results_stem, short_name
 from epmvg.evaluation.statistics import BINS, confidence_metrics, mean_intervals
 from epmvg.models.factory import load
@@ -36,12 +36,10 @@ from epmvg.models.weights_file import WEIGHTS, weights_digest
 Row = dict[str, Any]
 """A prediction row: a sample and what was predicted for it."""
 
-PROTOCOL = "IoU >= 0.5 in pixels of the original image, target not clipped, prediction clipped to the image"
+NEGATIVES = 0.25  # negative pairs per phrase of the split, at most
 
-NEGATIVES = 0.25
-"""Negative pairs per phrase of the split, at most."""
-
-_COPIED = ("kind", "types", "dataset", "split", "category", "absent")
+_COPIED = ("kind", "types", "dataset", "split", "category", "negative")
+"""Keys of a sample that its prediction row repeats: slices need them, and `split_negatives` the last."""
 
 
 def evaluate(
@@ -50,7 +48,6 @@ def evaluate(
     data: str | None = None,
     split: str | None = None,
     root: str | None = None,
-    split_key: str | None = None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -64,20 +61,19 @@ def evaluate(
         data: a data set's name or JSONL file; the run's own by default.
         split: of that data; by default the validation split of the run's own data, and all samples of other data.
         root: folder of the data; the run's own by default.
-        split_key: the key of a row that names its split; the run's own by default.
         device: as for `hardware.select_device`.
         progress: called with (phrases done, all of them).
 
     Returns:
         data, split, protocol; what `score_rows` returns; `truncated` and `unknown` (phrases longer than the model
         reads, and phrases without a known word); `unread_images`, which count as misses; `confidence`
-        (docs/evaluate.md); `weights`, their SHA-256; and `rows`, the name of the file of predictions.
+        (docs/evaluate.md); `weights`, their SHA-256; and `predictions`, the name of the file of predictions.
 
     Raises:
         InputError: the run, the data or all images cannot be read.
     """
     with process_group() as (rank, world):  # first, so that the others notice an error in what follows
-        settings, split, samples = evaluation_samples(run, data, split, root, split_key)
+        settings, split, samples = evaluation_samples(run, data, split, root)
         model = load(run).to(select_device(device))
         model.visual_encoder.fuse_norms()
         results_folder(run)  # an error in it is raised before the work
@@ -91,25 +87,26 @@ def evaluate(
             stem = results_stem(run, settings, split)
             read, negatives = split_negatives(predicted)
             rows = with_misses(read, samples)
-            result |= {"rows": f"predictions-{stem}.jsonl", "unread_images": _warn_unread(read, rows, settings.name)}
+            result["predictions"] = f"predictions-{stem}.jsonl"
+            result["unread_images"] = _warn_unread(read, rows, settings.name)
             result |= _mark_unreadable_phrases(rows, model.phrase_tokenizer()) | score_rows(rows)
             result["confidence"] = _confidence(read, negatives, model.calibration, result["metadata"]["data_sha256"])
             result["weights"] = weights_digest(fetch(run) / WEIGHTS)
             folder = results_folder(run, create=True)
-            write_rows(folder / result["rows"], rows)
+            write_rows(folder / result["predictions"], rows)
             write_rows(folder / f"negatives-{stem}.jsonl", negatives)
             write_json(folder / f"evaluation-{stem}.json", result)
         return broadcast(result)
 
 
 def _confidence(
-    rows: Sequence[Row], negatives: Sequence[Row], calibration: Calibration | None, data_sha256: str
+    rows: Sequence[Row], negatives: Sequence[Row], calibration: Calibration | None, sha256: str
 ) -> dict[str, Any]:
     fitted = (calibration and calibration.fitted) or {}
     return {
         "calibrated": calibration is not None and calibration.changes_scores,
         "mapping": calibration and calibration.mapping,
-        "calibrated_on_these_rows": fitted.get("data_sha256") == data_sha256,
+        "calibrated_on_these_samples": fitted.get("data_sha256") == sha256,
         "bins": BINS,
         "negatives": len(negatives),
     } | confidence_metrics(rows, negatives)
@@ -117,12 +114,7 @@ def _confidence(
 
 @torch.no_grad()
 def predict_rows(
-    model: Grounder,
-    batches: Iterable[Batch],
-    *,
-    autocast: bool = False,
-    progress: Progress | None = None,
-    total: int = 0,
+    model: Grounder, batches: Iterable[Batch], *, progress: Progress | None = None, total: int = 0
 ) -> list[Row]:
     """Predict every phrase of some batches and return a prediction row for each.
 
@@ -134,11 +126,8 @@ def predict_rows(
     by_batch: list[list[Row]] = []
     done = 0
     for batch in (each.to(device) for each in _prefetched(batches)):
-        rows: list[Row] = []
-        if batch.samples:  # else none of its images could be read
-            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                output = model(*batch.inputs, image_features=batch.cached.get("maps"))
-            rows = _rows(output, batch, model.calibration)
+        # without samples none of its images could be read
+        rows = _rows(model(*batch.inputs), batch, model.calibration) if batch.samples else []
         by_batch.append(rows)
         done += len(rows)
         if progress:
@@ -158,19 +147,14 @@ def _prefetched(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def _rows(output: GroundingOutput, batch: Batch, calibration: Calibration | None) -> list[Row]:
-    boxes, scores = output.box.float().cpu(), confidence_of(output, calibration).tolist()
+    boxes, scores = output.box.cpu().double(), raw_confidence(output).cpu().double().numpy()
+    scores = scores if calibration is None else calibration(scores)
     rows = []
     for i, sample in enumerate(batch.samples):
-        source = batch.letterboxes[int(batch.image_index[i])].to_image(boxes[i].double())
-        box = [round(value, 3) for value in source.tolist()]
-        rows.append(prediction_row(sample, box, ious([box], [sample.box])[0], scores[i]))
+        in_image = batch.letterboxes[int(batch.image_index[i])].to_image(boxes[i])
+        box = [round(value, 3) for value in in_image.tolist()]
+        rows.append(prediction_row(sample, box, ious([box], [sample.box])[0], float(scores[i])))
     return rows
-
-
-def confidence_of(output: GroundingOutput, calibration: Calibration | None = None) -> Tensor:
-    """Return the confidence in each box, float64 [P] in 0..1, on the CPU: calibrated, or the raw score."""
-    score = raw_confidence(output).cpu().double()
-    return score if calibration is None else torch.from_numpy(calibration(score.numpy()))
 
 
 def prediction_row(sample: Sample, box: list[float] | None, iou: float, score: float | None) -> Row:
@@ -186,35 +170,21 @@ def ious(boxes: Sequence[Sequence[float]], targets: Sequence[Sequence[float]]) -
     return cast(list[float], paired_iou(*pair).tolist())
 
 
-def evaluation_loader(
-    model: Grounder,
-    samples: Sequence[Sample],
-    *,
-    batch_size: int = 64,
-    rank: int = 0,
-    world_size: int = 1,
-    skip_unreadable: bool = False,
-) -> GroundingLoader:
-    """Return a loader with evaluation transforms: every sample once, in order, in batches that processes take in turn.
+def evaluation_loader(model: Grounder, samples: Sequence[Sample], **options: Any) -> GroundingLoader:
+    """Return a loader with evaluation transforms, in batches that are the same for any number of processes.
 
-    The batches are the same for any number of processes. `batch_size` counts image-phrase pairs.
+    Args:
+        model: whose tokenizer and image size it uses.
+        samples: loaded once each, in order.
+        options: of `GroundingLoader`, such as `batch_size` and `rank`.
     """
-    return GroundingLoader(
-        samples,
-        model.tokenize,
-        image_size=model.image_size,
-        batch_size=batch_size,
-        phrases_per_image=16,
-        rank=rank,
-        world_size=world_size,
-        skip_unreadable=skip_unreadable,
-    )
+    return GroundingLoader(samples, model.tokenize, image_size=model.image_size, phrases_per_image=16, **options)
 
 
 def split_negatives(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Separate prediction rows from those of negative pairs, which have no target."""
-    negatives = [{k: row[k] for k in ("image", "phrase", "box", "score")} for row in rows if row.get("absent")]
-    return [row for row in rows if not row.get("absent")], negatives
+    negatives = [{k: row[k] for k in ("image", "phrase", "box", "score")} for row in rows if row.get("negative")]
+    return [row for row in rows if not row.get("negative")], negatives
 
 
 def with_misses(rows: Sequence[Row], samples: Sequence[Sample]) -> list[Row]:
@@ -233,7 +203,7 @@ def _warn_unread(read: Sequence[Row], rows: Sequence[Row], name: str) -> int:
     """Count and name the images that could not be read; raise InputError if there is no other."""
     unread = sorted({row["image"] for row in rows[len(read) :]})
     if not read:
-        raise InputError(f"None of the images of {name} can be read (first: {unread[0]}): check --root and the files.")
+        raise InputError(f"None of the images of {name} can be read (first: {unread[0]}). Check --root and the files.")
     if unread:
         warnings.warn(
             f"{len(unread)} images of {name} cannot be read and their phrases count as misses (first: {unread[0]}).",
@@ -252,27 +222,26 @@ def _mark_unreadable_phrases(rows: Sequence[Row], tokenizer: PhraseTokenizer) ->
     return {key: int(marked.sum()) for key, marked in marks.items()}
 
 
-def score_rows(rows: Sequence[Row], *, targets: Targets = "rows") -> dict[str, Any]:
+def score_rows(rows: Sequence[Row]) -> dict[str, Any]:
     """Compute all metrics of prediction rows, the same to the last digit in any order of them.
-
-    Args:
-        rows: prediction rows.
-        targets: what the rows' targets are, for the metadata.
 
     Returns:
         n and the values of `Metrics`; `intervals` of each (95 %, bootstrap over images); `slices`, metrics by title and
-        name; and `metadata`, what was evaluated and how.
+        name; and `metadata`: a hash of the samples, number of images, and the version that computed it.
     """
     rows = sorted(rows, key=row_order)
-    result: dict[str, Any] = asdict(Metrics.of(rows))
+    metrics = asdict(Metrics.of(rows))
+    images = [row["image"] for row in rows]
     values = row_metrics(rows)
-    intervals = mean_intervals([row["image"] for row in rows], np.stack(list(values.values()), -1))
-    result["intervals"] = dict(zip(values, intervals, strict=True))
-    result["slices"] = {
-        slicing.title: {name: asdict(Metrics.of(slicing.select(rows, name))) for name in names}
-        for slicing, names in slicings(rows)
+    intervals = mean_intervals(images, np.stack(list(values.values()), -1))
+    return metrics | {
+        "intervals": dict(zip(values, intervals, strict=True)),
+        "slices": {
+            title: {name: asdict(Metrics.of(part)) for name, part in parts.items()}
+            for title, parts in slices(rows).items()
+        },
+        "metadata": {"data_sha256": data_sha256(rows), "images": len(set(images)), "epmvg": __version__},
     }
-    return result | {"metadata": evaluation_metadata(rows, targets=targets)}
 
 
 def row_order(row: Row) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from epmvg.core.types import Box, InputError
 from epmvg.data.readers.coco import PHRASE_KEYS
-from epmvg.data.readers.fields import four_numbers, require, short_repr, size_of
+from epmvg.data.readers.fields import four_numbers, name_of, require, require_box, short_repr, size_of
 from epmvg.data.readers.files import read_json
 from epmvg.data.readers.jsonl import json_objects
 
@@ -59,7 +59,7 @@ class Coordinates:
         unit, _, order = text.partition(":")
         if unit not in UNITS or order not in ORDERS:
             raise InputError(
-                f"--coordinates {text} is not known: give a unit of {', '.join(UNITS)}, a colon and an order of"
+                f"--coordinates {text} is not known. Give a unit of {', '.join(UNITS)}, a colon and an order of"
                 f" {', '.join(ORDERS)}, for example 0-1000:xyxy."
             )
         return cls(unit, order)
@@ -115,21 +115,17 @@ Format = Literal["jsonl", "coco", "text"]
 FORMATS: dict[Format, str | None] = {"jsonl": "pixels:xyxy", "coco": "pixels:xywh", "text": None}
 """Formats with their default coordinates; text has none."""
 
-_ID_KEYS = ("id", "annotation_id", "ann_id")
-
 
 @dataclass(frozen=True, slots=True)
 class ExternalPrediction:
-    """One row of a file of predictions."""
+    """One line of a file of predictions."""
 
     location: str  # file and line
     id: str  # of the sample, "" without one
     image: str | None  # file name or path
-    image_id: int | None
     phrase: str | None
     corners: Box | None  # x0, y0, x1, y1 in the unit of the file; None without a box
     error: str  # why there is none
-    boxes: int  # in the output, of which the first counts
     score: float | None
     input_size: tuple[int, int] | None  # width and height of the resized image
     target: Box | None  # which our own rows repeat
@@ -144,11 +140,11 @@ def read_predictions(file: Path, form: Format, coordinates: Coordinates) -> list
     rows = _coco_results(file) if form == "coco" else json_objects(file)
     predictions = [_prediction(row, location, form, coordinates) for location, row in rows]
     if not predictions:
-        raise InputError(f"{file} holds no predictions: give a file with a row for each phrase.")
-    if not any(prediction.boxes for prediction in predictions):
+        raise InputError(f"{file} holds no predictions. Give a file with one line per phrase.")
+    if not any(prediction.corners for prediction in predictions):
+        first = f"the first ({predictions[0].location}): {predictions[0].error}"
         raise InputError(
-            f"{file}: none of {len(predictions):,} outputs holds a box in a known format, the first"
-            f" ({predictions[0].location}): {predictions[0].error}; docs/evaluate.md lists the formats."
+            f"{file}: none of {len(predictions):,} outputs holds a box in a format of docs/evaluate.md, {first}."
         )
     return predictions
 
@@ -156,62 +152,55 @@ def read_predictions(file: Path, form: Format, coordinates: Coordinates) -> list
 def _coco_results(file: Path) -> Iterator[tuple[str, Any]]:
     content = read_json(file)
     if not isinstance(content, list):
-        raise InputError(f'{file} is not a list of results: give [{{"image_id", "bbox", "score", "phrase"}}, ...].')
+        raise InputError(f'{file} is not a list of results. Give [{{"id", "bbox", "score"}}, ...].')
     for number, row in enumerate(content):
         if not isinstance(row, dict):
-            raise InputError(f"{file}, result {number} is not an object: correct or delete it.")
+            raise InputError(f"{file}, result {number} is not an object. Correct or delete it.")
         yield f"{file}, result {number}", row
 
 
 def _prediction(row: dict[str, Any], location: str, form: Format, coordinates: Coordinates) -> ExternalPrediction:
-    boxes, error = _boxes(row, location, form, coordinates)
-    sample_id = next((row[key] for key in _ID_KEYS if row.get(key) not in (None, "")), None)
-    if isinstance(sample_id, bool) or not isinstance(sample_id, str | int | None):
-        raise InputError(f"{location}: {short_repr(sample_id)} is not an id: give text or a whole number.")
-    image, image_id = row.get("image"), row.get("image_id")
-    image = image_id if image is None else image
+    corners, error = _text_box(row, location, coordinates) if form == "text" else _box(row, location, form, coordinates)
+    sample_id, image, score = name_of(row, "id", location), row.get("image"), row.get("score")
     phrase = next((row[key] for key in PHRASE_KEYS if isinstance(row.get(key), str)), None)
-    if sample_id is None and (phrase is None or (not isinstance(image, str) and type(image_id) is not int)):
-        raise InputError(f'{location} names no sample: give it "id", or "image" and "phrase".')
+    if not sample_id and (phrase is None or not isinstance(image, str)):
+        raise InputError(f'{location} names no sample. Give it "id", or "image" and "phrase".')
     input_size = size_of(row.get("input_width"), row.get("input_height"), location)
-    if coordinates.unit == INPUT_PIXELS and boxes and (input_size is None or 0 in input_size):
-        raise InputError(f'{location} has no "input_width" and "input_height": {INPUT_PIXELS} needs them in each row.')
-    number = four_numbers([row.get("score")] * 4)
+    if coordinates.unit == INPUT_PIXELS and corners and (input_size is None or 0 in input_size):
+        raise InputError(f'{location} has no "input_width" and "input_height", which {INPUT_PIXELS} needs.')
     return ExternalPrediction(
         location=location,
-        id="" if sample_id is None else sample_id if isinstance(sample_id, str) else short_repr(sample_id),
+        id=sample_id,
         image=image if isinstance(image, str) else None,
-        image_id=image_id if type(image_id) is int else None,
         phrase=phrase,
-        corners=boxes[0] if boxes else None,
+        corners=corners,
         error=error,
-        boxes=len(boxes),
-        score=number[0] if number and math.isfinite(number[0]) else None,
+        score=score if isinstance(score, float) and math.isfinite(score) else None,
         input_size=input_size,
         target=four_numbers(row.get("target")),
     )
 
 
-def _boxes(row: dict[str, Any], location: str, form: Format, coordinates: Coordinates) -> tuple[list[Box], str]:
-    """Return the boxes of a row as corners, and why there is none."""
-    if form == "text":
-        if row.get("answer", "") is None:
-            return [], "the answer is null"
-        text = require(row, "answer", str, location)
-        if len(text) > MAX_TEXT:
-            return [], f"the answer has {len(text):,} characters, more than {MAX_TEXT:,}"
-        return parse_boxes(text, coordinates), f"no box in {short_repr(text)}"
+def _text_box(row: dict[str, Any], location: str, coordinates: Coordinates) -> tuple[Box | None, str]:
+    """Return the first box in the output of a model as corners, or why there is none."""
+    if row.get("answer", "") is None:
+        return None, "the answer is null"
+    text = require(row, "answer", str, location)
+    boxes = parse_boxes(text, coordinates)
+    return (boxes[0], "") if boxes else (None, f"no box in {short_repr(text)}")
+
+
+def _box(row: dict[str, Any], location: str, form: Format, coordinates: Coordinates) -> tuple[Box | None, str]:
+    """Return the box of a row as corners, or why there is none."""
     key = "box" if form == "jsonl" else "bbox"
     if form == "jsonl" and row.get("box") is None and row.keys() & {"box", "error"}:
-        return [], str(row.get("error") or "the box is null")
+        return None, str(row.get("error") or "the box is null")
     if key not in row:
-        raise InputError(f'{location} has no "{key}": name the format of the file with --format {", ".join(FORMATS)}.')
-    numbers = four_numbers(row[key])
-    if numbers is None:
-        raise InputError(f'{location}: "{key}" is {short_repr(row[key])}, it must be four numbers.')
+        raise InputError(f'{location} has no "{key}". Name the format of the file with --format {", ".join(FORMATS)}.')
+    numbers = require_box(row, key, location)
     if not all(abs(value) <= MAX_COORDINATE for value in numbers):
-        return [], f"{short_repr(row[key])} holds a value that is no coordinate"
-    return [coordinates.corners(numbers)], ""
+        return None, f"{short_repr(row[key])} holds a value that is no coordinate"
+    return coordinates.corners(numbers), ""
 
 
 # Text
@@ -222,17 +211,15 @@ MAX_COORDINATE = 1e9  # products of two stay finite
 _NUMBER = re.compile(
     r"(?<![A-Za-z0-9.])[-+]?(?:[0-9]{1,9}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][-+]?[0-9]{1,3})?(?![0-9])"
 )
-_SAME_LIST = re.compile(r"(?:px)?[\"']?[\s,]{1,8}[\"']?")
-_NEXT_LIST = re.compile(r"\s{0,8};\s{0,8}|(?:px)?\s{0,8}[\])}>]{1,3}[\s,]{0,8}[\[({<]{1,3}\s{0,8}")
-_BEFORE = re.compile(r"[\[({<>]\s{0,8}[\"']?$")
-_AFTER = re.compile(r"(?:px)?[\"']?\s{0,8}[\])}><]")
+_SAME_LIST = re.compile(r"[\s,]{1,8}")
+_NEXT_LIST = re.compile(r"\s{0,8};\s{0,8}|\s{0,8}[\])}>]{1,3}[\s,]{0,8}[\[({<]{1,3}\s{0,8}")
+_BEFORE = re.compile(r"[\[({<>]\s{0,8}$")
+_AFTER = re.compile(r"\s{0,8}[\])}><]")
 
 _LOCATION = re.compile(r"<(?:loc_?|bin_)([0-9]{1,4})>")
-_REASONING_END = re.compile(r"</think(?:ing)?>|◁/think▷", re.IGNORECASE)
-_REASONING_START = re.compile(r"<think(?:ing)?>|◁think▷", re.IGNORECASE)
+_REASONING_START, _REASONING_END = re.compile(r"<think>", re.IGNORECASE), re.compile(r"</think>", re.IGNORECASE)
 _ANSWER_START = re.compile(r"<answer>|<\|begin_of_box\|>", re.IGNORECASE)
 _ANSWER_END = re.compile(r"</answer>|<\|end_of_box\|>", re.IGNORECASE)
-_ASCII = {0xFF01 + code: chr(0x21 + code) for code in range(94)}  # full-width characters of Chinese keyboards
 
 
 def parse_boxes(text: str, convention: Coordinates) -> list[Box]:
@@ -245,12 +232,12 @@ def parse_boxes(text: str, convention: Coordinates) -> list[Box]:
     """
     if len(text) > MAX_TEXT:
         return []
-    output = _REASONING_START.split(_REASONING_END.split(text.translate(_ASCII))[-1])[0]
+    output = _REASONING_START.split(_REASONING_END.split(text)[-1])[0]
     output = _ANSWER_END.split(_ANSWER_START.split(output)[-1])[0].strip()
     output = _LOCATION.sub(r"<\1>", output)
     boxes: list[Box] = []
     for start, end, lists in _number_lists(output):
-        enclosed = _BEFORE.search(output[max(0, start - 16) : start]) and _AFTER.match(output, end)
+        enclosed = _BEFORE.search(output[max(0, start - 9) : start]) and _AFTER.match(output, end)
         if not enclosed and (start, end) != (0, len(output)):
             continue
         flat = [number for numbers in lists for number in numbers]

@@ -10,31 +10,22 @@ import hashlib
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epmvg.core.types import InputError
-from epmvg.core.version import __version__
 
 Row = Mapping[str, Any]
 
 IOU_THRESHOLDS = {"acc25": 0.25, "acc50": 0.5, "acc75": 0.75, "acc90": 0.9}
 METRICS = (*IOU_THRESHOLDS, "macc", "miou")
 
-Targets = Literal["rows", "any"]
-TARGETS: dict[Targets, str] = {
-    "rows": "each row's own box",
-    "any": "that box of a phrase which overlaps most",
-}
-"""What the target of a phrase with several boxes is."""
-
-BOX_FORMAT = "x0, y0, x1, y1 as float in pixels of the original upright image"
+PROTOCOL = "IoU >= 0.5 in pixels of the original image, target not clipped, prediction clipped to the image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +48,7 @@ class Metrics:
             InputError: there are no rows.
         """
         if not rows:
-            raise InputError("There are no rows to score: give predictions of at least one phrase.")
+            raise InputError("There are no predictions to score. Give those of at least one phrase.")
         return cls(len(rows), **{name: math.fsum(v) / len(rows) for name, v in row_metrics(rows).items()})
 
 
@@ -78,25 +69,14 @@ def is_correct(row: Row, threshold: float = IOU_THRESHOLDS["acc50"]) -> bool:
     return float(row["iou"]) >= threshold
 
 
-def evaluation_metadata(rows: Sequence[Row], *, targets: Targets = "rows") -> dict[str, Any]:
-    """Return what was evaluated and how; equal for the same samples in any order, whatever was predicted.
-
-    The hash is of image names, phrases and targets: not of predictions, ids or the folders of the images.
-    """
+def data_sha256(rows: Sequence[Row]) -> str:
+    """Return a hash of image names, phrases and targets, in any order: not of predictions, ids or folders of images."""
     samples = sorted(
         json.dumps([PurePath(row["image"]).name, row["phrase"], sorted(_floats(box) for box in boxes)])
         for row in rows
         for boxes in [row.get("targets") or [row["target"]]]
     )
-    return {
-        "data_sha256": hashlib.sha256("\n".join(samples).encode()).hexdigest(),
-        "images": len({row["image"] for row in rows}),
-        "phrases": len(rows),
-        "correct": "IoU >= threshold",
-        "boxes": BOX_FORMAT,
-        "targets": TARGETS[targets],
-        "epmvg": __version__,
-    }
+    return hashlib.sha256("\n".join(samples).encode()).hexdigest()
 
 
 def _floats(box: Sequence[float]) -> list[float]:
@@ -120,32 +100,25 @@ LENGTHS = {2: "1 or 2 words", 4: "3 or 4 words", 8: "5 to 8 words", math.inf: "9
 AREAS = {32**2: "small (< 32² px)", 96**2: "medium (< 96² px)", math.inf: "large"}  # COCO's, in original pixels
 
 
-@dataclass(frozen=True, slots=True)
-class Slicing:
+class Slicing(NamedTuple):
     """A division of rows into named slices, which may overlap."""
 
-    title: str
     names_of: Callable[[Row], Sequence[str]]
     order: tuple[str, ...] = ()  # of the names; by number of rows where empty
 
-    def names(self, rows: Sequence[Row]) -> list[str]:
-        """Return the names that occur."""
-        counts = Counter(name for row in rows for name in self.names_of(row))
-        if self.order:
-            return [name for name in self.order if name in counts]
-        return [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))][:MAX_NAMES]
 
-    def select(self, rows: Sequence[Row], name: str) -> list[Row]:
-        """Return the rows of a slice."""
-        return [row for row in rows if name in self.names_of(row)]
-
-
-def slicings(rows: Sequence[Row]) -> Iterator[tuple[Slicing, list[str]]]:
-    """Yield the slicings that divide these rows into at least two slices, with the names of these."""
-    for slicing in SLICINGS:
-        names = slicing.names(rows)
-        if len(names) > 1:
-            yield slicing, names
+def slices(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Return the rows of each slice, by title of the slicing and name, for slicings with at least two slices."""
+    divided = {}
+    for title, slicing in SLICINGS.items():
+        parts: dict[str, list[Row]] = {}
+        for row in rows:
+            for name in dict.fromkeys(slicing.names_of(row)):
+                parts.setdefault(name, []).append(row)
+        names = slicing.order or sorted(parts, key=lambda name: (-len(parts[name]), name))[:MAX_NAMES]
+        if len(parts) > 1:
+            divided[title] = {name: parts[name] for name in names if name in parts}
+    return divided
 
 
 def _data_set(row: Row) -> list[str]:
@@ -154,15 +127,15 @@ def _data_set(row: Row) -> list[str]:
 
 def _values(key: str) -> Callable[[Row], list[str]]:
     def names_of(row: Row) -> list[str]:
-        value: Any = row.get(key)
+        value = row.get(key)
         return [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str) and name]
 
     return names_of
 
 
-def _words(title: str, pattern: str) -> Slicing:
+def _words(pattern: str) -> Slicing:
     known = re.compile(rf"\b({pattern})\b", re.IGNORECASE)
-    return Slicing(title, lambda row: ["with" if known.search(row["phrase"]) else "without"], ("with", "without"))
+    return Slicing(lambda row: ["with" if known.search(row["phrase"]) else "without"], ("with", "without"))
 
 
 def _length(row: Row) -> list[str]:
@@ -175,14 +148,15 @@ def _area(row: Row) -> list[str]:
     return [next(name for bound, name in AREAS.items() if (x1 - x0) * (y1 - y0) < bound)]
 
 
-SLICINGS = (
-    Slicing("Data set", _data_set),
-    Slicing("Kind of phrase", _values("kind")),
-    Slicing("Type of object", _values("types")),
-    _words("Side words", SIDE_WORDS),
-    _words("Colour words", COLOUR_WORDS),
-    _words("Relation words", RELATION_WORDS),
-    Slicing("Length of the phrase", _length, tuple(LENGTHS.values())),
-    Slicing("Truncation", lambda row: ["truncated" if row.get("truncated") else "whole"], ("whole", "truncated")),
-    Slicing("Size of the target", _area, tuple(AREAS.values())),
-)
+SLICINGS = {
+    "Data set": Slicing(_data_set),
+    "Kind of phrase": Slicing(_values("kind")),
+    "Type of object": Slicing(_values("types")),
+    "Side words": _words(SIDE_WORDS),
+    "Colour words": _words(COLOUR_WORDS),
+    "Relation words": _words(RELATION_WORDS),
+    "Length of the phrase": Slicing(_length, tuple(LENGTHS.values())),
+    "Truncation": Slicing(lambda row: ["truncated" if row.get("truncated") else "whole"], ("whole", "truncated")),
+    "Size of the target": Slicing(_area, tuple(AREAS.values())),
+}
+"""By title."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -15,22 +13,10 @@ from PIL import Image, ImageEnhance, ImageFilter
 from epmvg.data.misspell import NEIGHBOURS
 from epmvg.data.side_words import cased_like, swap_sides
 from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
-from epmvg.evaluation.metrics import COLOUR_WORDS
 
-Input = TypeVar("Input", str, Image.Image)
-
-
-@dataclass(frozen=True)  # no slots: Python 3.11 cannot make a frozen, generic class that has them
-class Perturbation(Generic[Input]):
-    """A change of a phrase or an image.
-
-    `apply` is pure; it returns None, or its input, where there is nothing to change. `expects` is "other" where the
-    phrase means another box afterwards.
-    """
-
-    name: str
-    apply: Callable[[Input, np.random.Generator], Input | None]
-    expects: Literal["same", "other"] = "same"
+# A perturbation is pure; it returns None, or its input, where there is nothing to change.
+PhrasePerturbation = Callable[[str, np.random.Generator], str | None]
+ImagePerturbation = Callable[[Image.Image, np.random.Generator], Image.Image | None]
 
 
 def generator(seed: int, name: str, subject: str) -> np.random.Generator:
@@ -40,22 +26,7 @@ def generator(seed: int, name: str, subject: str) -> np.random.Generator:
 
 _WORD = re.compile(r"[^\W\d_]{3,}")  # a typo in "a" or "of" would leave nothing of the word
 _PALETTE = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
-_SIMILAR = {
-    "violet": ("purple", "blue", "pink"),
-    "tan": ("brown", "orange", "yellow", "white"),
-    "beige": ("brown", "orange", "yellow", "white"),
-    "turquoise": ("blue", "green"),
-    "teal": ("blue", "green"),
-    "navy": ("blue", "black", "purple"),
-    "maroon": ("red", "brown", "purple"),
-    "gold": ("yellow", "orange", "brown"),
-    "golden": ("yellow", "orange", "brown"),
-    "silver": ("grey", "white"),
-    "blond": ("yellow", "brown", "white"),
-    "blonde": ("yellow", "brown", "white"),
-}
-"""Colour words outside the palette, with the palette's colours that people call by the same word."""
-_COLOUR = re.compile(rf"\b({COLOUR_WORDS})\b", re.IGNORECASE)
+_COLOUR = re.compile(rf"\b({'|'.join(_PALETTE)}|gray)\b", re.IGNORECASE)
 _ARTICLE = re.compile(r"(a|an|the|this|that|his|her|its|their|one|two|three|another|some)\b", re.IGNORECASE)
 
 
@@ -84,14 +55,11 @@ def shuffle_words(phrase: str, random: np.random.Generator) -> str | None:
 
 
 def swap_colours(phrase: str, random: np.random.Generator) -> str:
-    """Replace each colour word by another colour, one that nobody would call by the same word."""
+    """Replace each basic colour by another, one that nobody would call by the same word."""
 
     def other(match: re.Match[str]) -> str:
-        word = match.group().lower().replace("gray", "grey")
-        if word not in _PALETTE and word not in _SIMILAR:  # "colourful" has no other
-            return match.group()
-        own = _SIMILAR.get(word, (word,))
-        apart = [c for c in _PALETTE if c not in own and not any(frozenset((c, each)) in CLOSE_COLOURS for each in own)]
+        own = match.group().lower().replace("gray", "grey")
+        apart = [colour for colour in _PALETTE if colour != own and frozenset((colour, own)) not in CLOSE_COLOURS]
         return cased_like(match.group(), apart[int(random.integers(len(apart)))])
 
     return _COLOUR.sub(other, phrase)
@@ -124,19 +92,21 @@ def shrink(image: Image.Image, _: np.random.Generator) -> Image.Image | None:
     return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
 
 
-PHRASE_PERTURBATIONS: tuple[Perturbation[str], ...] = (
-    Perturbation("typo", typo),
-    Perturbation("long prefix", lambda phrase, _: f"what can be seen in this picture here is {phrase}"),
-    Perturbation("words shuffled", shuffle_words),
-    Perturbation("colours swapped", swap_colours, "other"),
-    Perturbation("sides swapped", lambda phrase, _: swap_sides(phrase), "other"),
-    Perturbation("negated", negate, "other"),
-)
-IMAGE_PERTURBATIONS: tuple[Perturbation[Image.Image], ...] = (
-    Perturbation("blur", lambda image, _: image.filter(ImageFilter.GaussianBlur(0.02 * max(image.size)))),
-    Perturbation("noise", add_noise),
-    Perturbation("JPEG", compress),
-    Perturbation("dark", lambda image, _: ImageEnhance.Brightness(image).enhance(0.1)),
-    Perturbation("greyscale", lambda image, _: image.convert("L").convert("RGB")),
-    Perturbation("small", shrink),
-)
+PHRASE_PERTURBATIONS: dict[str, PhrasePerturbation] = {
+    "typo": typo,
+    "long prefix": lambda phrase, _: f"what can be seen in this picture here is {phrase}",
+    "words shuffled": shuffle_words,
+    "colours swapped": swap_colours,
+    "sides swapped": lambda phrase, _: swap_sides(phrase),
+    "negated": negate,
+}
+IMAGE_PERTURBATIONS: dict[str, ImagePerturbation] = {
+    "blur": lambda image, _: image.filter(ImageFilter.GaussianBlur(0.02 * max(image.size))),
+    "noise": add_noise,
+    "JPEG": compress,
+    "dark": lambda image, _: ImageEnhance.Brightness(image).enhance(0.1),
+    "greyscale": lambda image, _: image.convert("L").convert("RGB"),
+    "small": shrink,
+}
+OTHER_BOX = frozenset({"colours swapped", "sides swapped", "negated"})
+"""Perturbations after which a phrase means another box."""

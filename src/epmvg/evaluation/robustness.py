@@ -12,8 +12,9 @@ from PIL import Image
 from epmvg.core.files import write_json, write_rows
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Progress, Sample
-from epmvg.evaluation.evaluate import PROTOCOL, Row, ious, prediction_row
-from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, Perturbation, generator
+from epmvg.evaluation.evaluate import Row, ious, prediction_row
+from epmvg.evaluation.metrics import PROTOCOL
+from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, OTHER_BOX, PHRASE_PERTURBATIONS, generator
 from epmvg.evaluation.samples import evaluation_samples, limit_to_images, results_folder, results_stem, short_name
 from epmvg.evaluation.statistics import accuracy, bootstrap, compare, pair
 from epmvg.inference.predictor import Predictor
@@ -21,7 +22,6 @@ from epmvg.inference.predictor import Predictor
 LIMIT = 1000  # phrases: minutes on a CPU, intervals of a few points
 CLEAN = "clean"
 BATCH = 64  # phrases in one forward pass
-SAME_BOX = 0.5  # a box with a lower IoU with the clean one has moved
 
 Found = tuple[list[float], float]
 """A box in pixels of the upright image, and its confidence."""
@@ -33,32 +33,29 @@ def measure_robustness(
     data: str | None = None,
     split: str | None = None,
     root: str | None = None,
-    split_key: str | None = None,
     limit: int = LIMIT,
     seed: int = 0,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a run on perturbed phrases and images; write `robustness-<data>-<split>.json` and `.jsonl` (all rows).
+    """Evaluate a run on perturbed phrases and images; write `robustness-DATA-SPLIT.json`, predictions to `.jsonl`.
 
     Args:
-        run: a folder that training wrote, or what else `Predictor` takes.
-        data, split, root, split_key: as for `evaluate`.
+        run, data, split, root, device: as for `evaluate`.
         limit: most phrases, of images drawn at random.
         seed: of the images and of all perturbations.
-        device: as for `hardware.select_device`.
         progress: called with (images done, all of them).
 
     Returns:
         data, split, protocol, seed; `skipped`, why images were skipped; `clean` (n, images, acc50, acc50_interval);
-        `perturbations`, the result of `perturbation_metrics` for each; and `rows`, the name of the file of rows.
+        `perturbations`, the result of `perturbation_metrics` for each; and `predictions`, the name of the file of them.
 
     Raises:
         InputError: the run or the data cannot be read, none of the images can, or `limit` is below 1.
     """
     if limit < 1:
-        raise InputError(f"limit={limit} leaves no phrase: give 1 or more.")
-    settings, split, samples = evaluation_samples(run, data, split, root, split_key)
+        raise InputError(f"limit={limit} leaves no phrase. Give 1 or more.")
+    settings, split, samples = evaluation_samples(run, data, split, root)
     results_folder(run)  # an error in it is raised before the work
     predictor = Predictor(run, device=device)
     by_image: dict[Path, list[Sample]] = {}
@@ -68,35 +65,30 @@ def measure_robustness(
     skipped: list[str] = []
     for done, (path, own) in enumerate(by_image.items(), 1):
         try:
-            image = open_image(path)
+            for row in query_image(predictor, open_image(path), own, seed):
+                rows.setdefault(row["perturbation"], []).append(row)
         except InputError as error:
             skipped.append(str(error))
-            continue
-        for row in query_image(predictor, image, own, seed):
-            rows.setdefault(row["perturbation"], []).append(row)
         if progress:
             progress(done, len(by_image))
-    if not rows[CLEAN]:
+    clean = rows[CLEAN]
+    if not clean:
         raise InputError(f"None of the images can be opened; the first: {skipped[0]}")
     stem = f"robustness-{results_stem(run, settings, split)}"
     result: dict[str, Any] = {"data": short_name(settings.name), "split": split or "all", "protocol": PROTOCOL}
-    result |= {"seed": seed, "skipped": skipped, "rows": f"{stem}.jsonl", "clean": _clean_metrics(rows[CLEAN])}
-    every: list[Perturbation[Any]] = [*PHRASE_PERTURBATIONS, *IMAGE_PERTURBATIONS]
-    result["perturbations"] = [perturbation_metrics(each, rows.get(each.name, []), rows[CLEAN]) for each in every]
+    result |= {"seed": seed, "skipped": skipped, "predictions": f"{stem}.jsonl"}
+    images = len({row["image"] for row in clean})
+    result["clean"] = {"n": len(clean), "images": images, "acc50": accuracy(clean), "acc50_interval": bootstrap(clean)}
+    names = [*PHRASE_PERTURBATIONS, *IMAGE_PERTURBATIONS]
+    result["perturbations"] = [perturbation_metrics(name, rows.get(name, []), clean) for name in names]
     folder = results_folder(run, create=True)
-    write_rows(folder / result["rows"], [row for part in rows.values() for row in part])
+    write_rows(folder / result["predictions"], [row for part in rows.values() for row in part])
     write_json(folder / f"{stem}.json", result)
     return result
 
 
 def query_image(predictor: Predictor, image: Image.Image, samples: Sequence[Sample], seed: int) -> list[Row]:
-    """Predict the phrases of one image: as they are, and under each perturbation.
-
-    Args:
-        predictor: of the run.
-        image: upright RGB.
-        samples: all of this image.
-        seed: of all perturbations.
+    """Predict the phrases of one image, upright RGB: as they are, and under each perturbation.
 
     Returns:
         A prediction row for each query, with `perturbation`, its name; `queried`, the perturbed phrase; and
@@ -105,27 +97,21 @@ def query_image(predictor: Predictor, image: Image.Image, samples: Sequence[Samp
     phrases = [sample.phrase for sample in samples]
     clean = _find(predictor, image, phrases)
     rows = _rows(CLEAN, samples, phrases, clean, clean)
-    changed = [
-        (each.name, number, made)
-        for each in PHRASE_PERTURBATIONS
-        for number, phrase in enumerate(phrases)
-        if (made := each.apply(phrase, generator(seed, each.name, phrase))) not in (None, phrase)
-    ]
-    queried = sorted(
-        {made for _, _, made in changed}, key=lambda phrase: (len(phrase), phrase)
-    )  # padded to the longest
-    found = dict(zip(queried, _find(predictor, image, queried), strict=True))
-    for name, i, made in changed:
-        rows += _rows(name, samples[i : i + 1], [made], [found[made]], clean[i : i + 1])
-    for perturbation in IMAGE_PERTURBATIONS:
-        perturbed = perturbation.apply(image, generator(seed, perturbation.name, samples[0].image.name))
-        if perturbed is not None:
-            scale = [image.size[i % 2] / perturbed.size[i % 2] for i in range(4)]
+    for name, reword in PHRASE_PERTURBATIONS.items():
+        reworded = [reword(phrase, generator(seed, name, phrase)) for phrase in phrases]
+        changed = [(i, made) for i, made in enumerate(reworded) if made is not None and made != phrases[i]]
+        numbers, queried = [i for i, _ in changed], [made for _, made in changed]
+        found = _find(predictor, image, queried)  # the image is encoded once
+        rows += _rows(name, [samples[i] for i in numbers], queried, found, [clean[i] for i in numbers])
+    for name, change in IMAGE_PERTURBATIONS.items():
+        changed_image = change(image, generator(seed, name, samples[0].image.name))
+        if changed_image is not None:
+            scale = [image.size[i % 2] / changed_image.size[i % 2] for i in range(4)]
             scaled = [
                 ([edge * by for edge, by in zip(box, scale, strict=True)], score)
-                for box, score in _find(predictor, perturbed, phrases)
+                for box, score in _find(predictor, changed_image, phrases)
             ]
-            rows += _rows(perturbation.name, samples, phrases, scaled, clean)
+            rows += _rows(name, samples, phrases, scaled, clean)
     return rows
 
 
@@ -150,31 +136,28 @@ def _rows(
 
 
 def has_moved(row: Mapping[str, Any]) -> bool:
-    """Return whether the box of a perturbed query is another than that of the clean one."""
-    return float(row["agreement"]) < SAME_BOX
+    """Return whether the box of a perturbed query has an IoU below 0.5 with that of the clean one."""
+    return float(row["agreement"]) < 0.5
 
 
-def _clean_metrics(rows: Sequence[Row]) -> dict[str, Any]:
-    images = len({row["image"] for row in rows})
-    return {"n": len(rows), "images": images, "acc50": accuracy(rows), "acc50_interval": list(bootstrap(rows))}
-
-
-def perturbation_metrics(perturbation: Perturbation[Any], rows: Sequence[Row], clean: Sequence[Row]) -> dict[str, Any]:
+def perturbation_metrics(name: str, rows: Sequence[Row], clean: Sequence[Row]) -> dict[str, Any]:
     """Compare the rows of a perturbation with the clean rows of the same phrases.
 
     Returns:
-        name, expects, n (phrases that it changes), and where n is not 0: clean_acc50, acc50, acc50_interval,
-        difference (points, low, high: perturbed minus clean), moved (fraction of boxes that moved), moved_interval.
+        name, expects (same or other box), n (phrases that it changes), and unless n is 0: clean_acc50, acc50,
+        acc50_interval, difference (points, low, high: perturbed minus clean), moved (fraction of boxes that moved)
+        and moved_interval.
     """
-    result: dict[str, Any] = {"name": perturbation.name, "expects": perturbation.expects, "n": len(rows)}
+    expects = "other" if name in OTHER_BOX else "same"
+    result: dict[str, Any] = {"name": name, "expects": expects, "n": len(rows)}
     if not rows:
         return result
     difference = compare(clean, rows)
     return result | {
         "clean_acc50": accuracy([before for before, _ in pair(clean, rows)]),
         "acc50": accuracy(rows),
-        "acc50_interval": list(bootstrap(rows)),
+        "acc50_interval": bootstrap(rows),
         "difference": {"points": difference.points, "low": difference.low, "high": difference.high},
         "moved": float(np.mean([has_moved(row) for row in rows])),
-        "moved_interval": list(bootstrap(rows, value=has_moved)),
+        "moved_interval": bootstrap(rows, value=has_moved),
     }

@@ -33,7 +33,7 @@ def results_folder(run: Path | str, *, create: bool = False) -> Path:
         return Path(run)
     folder = Path("runs") / Path(run).name
     if (folder / "model.yaml").exists():
-        raise InputError(f"{folder} holds another model, so results of {run} cannot be written there: rename it.")
+        raise InputError(f"{folder} holds another model, so results of {run} cannot be written there. Rename it.")
     if create and not folder.exists():
         with disk_errors(folder):
             folder.mkdir(parents=True)
@@ -43,9 +43,7 @@ def results_folder(run: Path | str, *, create: bool = False) -> Path:
     return folder
 
 
-def data_settings(
-    run: Path | str, data: str | None = None, root: str | None = None, split_key: str | None = None
-) -> tuple[DataSettings, bool]:
+def data_settings(run: Path | str, data: str | None = None, root: str | None = None) -> tuple[DataSettings, bool]:
     """Return data settings of a run, overridden by the arguments, and whether they name the data of its training.
 
     Raises:
@@ -54,13 +52,12 @@ def data_settings(
     config = fetch(run) / "config.yaml"
     if not config.exists():
         if data is None:
-            raise InputError(f"{run} was converted, not trained, and has no data of its own: name some with --data.")
-        return DataSettings(name=data, root=root, split_key=split_key or "split"), False
+            raise InputError(f"{run} was converted, not trained, and has no data of its own. Name some with --data.")
+        return DataSettings(name=data, root=root), False
     own = Recipe.load(config).data
     is_own = data is None or data == own.name or Path(data).resolve() == Path(own.name).resolve()
     name = own.name if is_own or data is None else data
-    changed = {"name": name, "root": root or (own.root if is_own else None), "split_key": split_key or own.split_key}
-    return own.model_copy(update=changed), is_own
+    return own.model_copy(update={"name": name, "root": root or (own.root if is_own else None)}), is_own
 
 
 def open_split(settings: DataSettings, split: str | None) -> list[Sample]:
@@ -69,7 +66,7 @@ def open_split(settings: DataSettings, split: str | None) -> list[Sample]:
 
 
 def evaluation_samples(
-    run: Path | str, data: str | None, split: str | None, root: str | None, split_key: str | None
+    run: Path | str, data: str | None, split: str | None, root: str | None
 ) -> tuple[DataSettings, str | None, list[Sample]]:
     """Return the data settings, split (None: all) and samples that a run is evaluated on.
 
@@ -78,7 +75,7 @@ def evaluation_samples(
     Raises:
         InputError: the run has no settings, or the data cannot be read.
     """
-    settings, is_own = data_settings(run, data, root, split_key)
+    settings, is_own = data_settings(run, data, root)
     if split is None and is_own:
         split = settings.val_split
     samples = open_split(settings, split)
@@ -99,6 +96,11 @@ def limit_to_images(samples: Sequence[Sample], limit: int, seed: int) -> list[Sa
     images = list(dict.fromkeys(sample.image for sample in samples))
     order = {images[i]: rank for rank, i in enumerate(np.random.default_rng(seed).permutation(len(images)).tolist())}
     return sorted(samples, key=lambda sample: order[sample.image])[:limit]
+
+
+def plain_phrase(phrase: str) -> str:
+    """Return a phrase without differences of letter case and spaces."""
+    return " ".join(phrase.casefold().split())
 
 
 def short_name(data: str) -> str:

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import queue
 import shutil
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import psutil
-import torch
 
 from epmvg.config.settings import Recipe
 from epmvg.core.files import write_json
@@ -26,6 +17,7 @@ from epmvg.data.registry import open_samples
 from epmvg.data.synthetic.scenes import DEFAULT_SIZES, write_scenes
 from epmvg.distill.pretrain import train_teacher
 from epmvg.evaluation.evaluate import evaluate
+from epmvg.experiments.parallel import run_parallel
 from epmvg.inference.draw import draw_boxes
 from epmvg.inference.predictor import Predictor
 from epmvg.report import write_report
@@ -57,18 +49,16 @@ def run_demo(out: Path, *, quick: bool = False, report: Report | None = None) ->
     report = report or (lambda row: None)
     start = time.monotonic()
     _prepare_folder(out)
-    memory = _PeakMemory()
     report({"event": "say", "text": "1. Generating synthetic scenes with phrases"})
     sizes = QUICK_SIZES if quick else DEFAULT_SIZES
     write_scenes(out / "scenes", sizes=sizes, workers=min(cpu_threads(), 4), progress=_progress(report, "scenes"))
     report({"event": "say", "text": "2. Training a baseline, and in parallel a teacher and its distilled student"})
-    summary = _run_parallel({"plain": _plain, "distilled": _distilled}, out, quick, report, memory)
+    summary = run_parallel({"plain": _plain, "distilled": _distilled}, out, quick, report)
     best = max(("plain", "distilled"), key=lambda name: float(summary[name]["acc50"]))
     report({"event": "say", "text": "3. Drawing a prediction and writing the report"})
     _draw(out / best, out / "scenes", out / "prediction.png")
     write_report([out / "plain", out / "distilled"], out / "report.html")
-    memory.sample()
-    summary |= {"peak_rss_mb": memory.peak_mb, "seconds": round(time.monotonic() - start, 1)}
+    summary["seconds"] = round(time.monotonic() - start, 1)
     write_json(out / "summary.json", summary)
     return summary
 
@@ -77,93 +67,13 @@ def _prepare_folder(out: Path) -> None:
     """Remove the files of an earlier demo, and nothing else."""
     if out.exists() and any(out.iterdir()):
         if not (out / MARKER).exists():
-            raise InputError(f"{out} is not empty and holds no earlier demo: choose another --out.")
+            raise InputError(f"{out} is not empty and holds no earlier demo. Choose another --out.")
         for name in FOLDERS:
-            if (out / name).exists():
-                shutil.rmtree(out / name)
+            shutil.rmtree(out / name, ignore_errors=True)
         for name in FILES:
             (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / MARKER, {"made_by": "epmvg demo"})
-
-
-class _PeakMemory:
-    """Peak memory in MB of this process and its children together, sampled at most once a second.
-
-    Pages that processes share count once where the system knows it (Linux).
-    """
-
-    def __init__(self) -> None:
-        self.peak_mb = 0
-        self.due = 0.0
-
-    def sample(self) -> None:
-        """Update the peak."""
-        if time.monotonic() < self.due:
-            return
-        self.due = time.monotonic() + 1
-        own = psutil.Process()
-        total = 0
-        for process in (own, *own.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):  # it has just ended
-                memory = process.memory_full_info()
-                total += getattr(memory, "pss", memory.rss)
-        self.peak_mb = max(self.peak_mb, round(total / 1e6))
-
-
-Part = Callable[[Path, bool, Report], dict[str, Any]]
-"""A part of the demo: called with the demo's folder, `quick` and a report."""
-
-
-def _run_parallel(
-    parts: dict[str, Part], out: Path, quick: bool, report: Report, memory: _PeakMemory
-) -> dict[str, Any]:
-    """Run each part in a process with its fraction of the cores, and merge their results.
-
-    Two processes use two cores better than the threads of one: the networks are small. When a part fails, the others
-    stop at their next report.
-    """
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, cpu_threads() // len(parts))
-    with context.Manager() as manager, ProcessPoolExecutor(len(parts), mp_context=context) as pool:
-        rows: queue.Queue[dict[str, Any]] = manager.Queue()
-        failed = manager.Event()
-        running = [
-            pool.submit(_run_part, name, part, out, quick, threads, rows, failed) for name, part in parts.items()
-        ]
-        while not all(each.done() for each in running) or not rows.empty():
-            try:
-                report(rows.get(timeout=0.2))
-            except queue.Empty:
-                memory.sample()
-            if any(each.done() and each.exception() for each in running):
-                failed.set()
-        errors = [error for each in running if (error := each.exception())]
-        if errors:
-            raise next((error for error in errors if not isinstance(error, _Stopped)), errors[0])
-        return {name: value for each in running for name, value in each.result().items()}
-
-
-def _run_part(
-    name: str,
-    part: Part,
-    out: Path,
-    quick: bool,
-    threads: int,
-    rows: queue.Queue[dict[str, Any]],
-    failed: threading.Event,
-) -> dict[str, Any]:
-    def report(row: dict[str, Any]) -> None:
-        if failed.is_set():
-            raise _Stopped
-        rows.put(row | {"who": name})
-
-    torch.set_num_threads(threads)
-    return part(out, quick, report)
-
-
-class _Stopped(Exception):  # noqa: N818  # the error of another part is raised instead
-    """A part of the demo stops because another failed."""
 
 
 def _plain(out: Path, quick: bool, report: Report) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from epmvg.core.types import InputError, Sample
 from epmvg.data.readers.annotations import Skipped
 from epmvg.data.registry import DATASETS, fraction_of, open_samples
 from epmvg.experiments.demo import TEACHER_SETTINGS
-from epmvg.experiments.tables import Row, Table, published_phrases
+from epmvg.experiments.tables import Row, Table
 from epmvg.models.presets import preset
 from epmvg.training.optimizer import StepCount
 
@@ -63,11 +63,8 @@ class Job:
     recipe: Recipe
     splits: tuple[str, ...]
     folder: Path
+    seed: int
     settings: str  # their hash: the same for all seeds
-
-    @property
-    def seed(self) -> int:
-        return self.recipe.train.seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,7 @@ class Setting:
 
 
 def plan_row(
-    row: Row, table: Table, scale: Scale, *, seeds: int, out: Path, root: str | None, overrides: Sequence[str]
+    row: Row, table: Table, scale: Scale, *, seeds: int, out: Path, root: Path | str | None, overrides: Sequence[str]
 ) -> list[Setting]:
     """Return the trainings of a row, one setting per data set; a cited system has none.
 
@@ -108,14 +105,14 @@ def plan_row(
             recipe = base.model_copy(update={"train": base.train.model_copy(update={"seed": seed})})
             kind = "baseline" if base.distill is None else "distilled"
             folder = out / scale.name / f"{data}-{base.model.name}-{kind}-{key}" / f"seed-{seed}"
-            jobs.append(Job(recipe, splits, folder, key))
+            jobs.append(Job(recipe, splits, folder, seed, key))
         settings.append(Setting(data, splits, tuple(jobs), _remark(row, scale, base)))
     return settings
 
 
-def _recipe(row: Row, scale: Scale, data: str, out: Path, root: str | None, overrides: Sequence[str]) -> Recipe:
+def _recipe(row: Row, scale: Scale, data: str, out: Path, root: Path | str | None, overrides: Sequence[str]) -> Recipe:
     """Return the recipe of a row on a data set; the row's settings take precedence over `overrides`."""
-    settings = [f"data.root={root}"] if root else []
+    settings = [f"data.root={root}"] if root is not None else []
     own = [_override(key, value) for key, value in row.settings.items()]
     if row.distill is None:
         settings += ["distill=null", *(each for each in overrides if not each.startswith("distill")), *own]
@@ -214,26 +211,14 @@ def missing_data(recipe: Recipe, splits: Sequence[str]) -> str:
     return ""
 
 
-def is_not_generated(data: DataSettings) -> bool:
-    """Return whether opening the data would first generate it, which a plan does not do."""
+def size_of(job: Job) -> dict[str, Any]:
+    """Return `phrases` of the training split and `steps`, None without the data, and what is `missing` of it."""
+    data = job.recipe.data
     folder = Path(data.root) if data.root else DATASETS["scenes"].default_root()
-    return data.name == "scenes" and folder is not None and not (folder / "annotations.jsonl").exists()
-
-
-def training_size(recipe: Recipe) -> dict[str, Any]:
-    """Return `phrases` of the training split, whether they were `counted` in the data (else published), and `steps`.
-
-    phrases and steps are None for data that is neither readable nor published.
-    """
-    data = recipe.data
-    try:
-        every = [] if is_not_generated(data) else list(samples_of(data, data.train_split))
-    except InputError:
-        every = []
-    samples = fraction_of(every, data.fraction)
-    published = published_phrases(data.name)
-    if not samples and published is None:
-        return {"phrases": None, "counted": False, "steps": None}
-    phrases = len(samples) or round((published or 0) * data.fraction)
-    steps = StepCount.of(-(-phrases // data.batch_size), recipe.train).total
-    return {"phrases": phrases, "counted": bool(samples), "steps": steps}
+    if data.name == "scenes" and folder is not None and not (folder / "annotations.jsonl").exists():
+        return {"phrases": None, "steps": None, "missing": "generated on first use"}
+    if missing := missing_data(job.recipe, job.splits):
+        return {"phrases": None, "steps": None, "missing": missing}
+    phrases = len(fraction_of(list(samples_of(data, data.train_split)), data.fraction))
+    steps = StepCount.of(-(-phrases // data.batch_size), job.recipe.train).total
+    return {"phrases": phrases, "steps": steps, "missing": ""}

@@ -9,23 +9,11 @@ from typing import Any
 from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.files import write_json, write_text
 from epmvg.core.types import InputError
-from epmvg.experiments.plan import (
-    SCALES,
-    Scale,
-    Setting,
-    clear_cache,
-    is_not_generated,
-    missing_data,
-    plan_row,
-    training_size,
-)
-from epmvg.experiments.results import Predictions, as_markdown, predictions_of, result_row
+from epmvg.experiments.plan import SCALES, Job, clear_cache, plan_row, size_of
+from epmvg.experiments.results import Plan, as_markdown, table_result
 from epmvg.experiments.runner import Outcome, make_teacher, read_outcome, run_job
-from epmvg.experiments.tables import Row, Table, read_table
+from epmvg.experiments.tables import read_table
 from epmvg.training import Report
-
-Plan = list[tuple[Row, list[Setting]]]
-"""The rows of a table with their trainings."""
 
 
 def reproduce(
@@ -56,7 +44,7 @@ def reproduce(
         report: called with the rows of metrics of the trainings.
 
     Returns:
-        table, title, columns and `rows` (`results.result_row`).
+        `results.table_result`, with the `plan` of a dry run.
 
     Raises:
         InputError: an unknown table or scale, an override that does not fit, or a launcher of several processes.
@@ -65,23 +53,23 @@ def reproduce(
     _check(overrides, scale, seeds)
     clear_cache()
     table, chosen, folder = read_table(name), SCALES[scale], Path(out)
-    data_root = None if root is None else str(root)
     plan: Plan = [
-        (row, plan_row(row, table, chosen, seeds=seeds, out=folder, root=data_root, overrides=overrides))
+        (row, plan_row(row, table, chosen, seeds=seeds, out=folder, root=root, overrides=overrides))
         for row in table.rows
     ]
+    by_folder = {job.folder: job for _, settings in plan for setting in settings for job in setting.jobs}
+    jobs = sorted(by_folder.values(), key=lambda job: job.seed)  # one seed of each setting first
+    outcomes = {job.folder: read_outcome(job) for job in jobs}
     if dry_run:
-        return _result(name, table, chosen, plan, {}) | {"plan": _planned(plan)}
-    jobs = {job.folder: job for _, settings in plan for setting in settings for job in setting.jobs}
-    outcomes = {job.folder: read_outcome(job) for job in jobs.values()}
-    for number, job in enumerate(sorted(jobs.values(), key=lambda job: job.seed), 1):  # one seed of each setting first
+        return table_result(name, table, chosen, plan, {}) | {"plan": _planned(jobs, outcomes)}
+    for number, job in enumerate(jobs, 1):
         report({"event": "say", "text": f"{number}/{len(jobs)} {job.folder}"})
         if outcomes[job.folder].state != "done" and (problem := make_teacher(chosen, job, report)):
             outcomes[job.folder] = Outcome("cannot run", problem)
         else:
             outcomes[job.folder] = run_job(job, report)
-        _write(_result(name, table, chosen, plan, outcomes), folder / scale)
-    result = _result(name, table, chosen, plan, outcomes)
+        _write(table_result(name, table, chosen, plan, outcomes), folder / scale)
+    result = table_result(name, table, chosen, plan, outcomes)
     _write(result, folder / scale)
     return result
 
@@ -89,58 +77,26 @@ def reproduce(
 def _check(overrides: Sequence[str], scale: str, seeds: int) -> None:
     if rank_and_world_size()[1] > 1:
         raise InputError(
-            "The trainings of a table run in one process each: start `epmvg reproduce` once per GPU without a launcher "
+            "The trainings of a table run in one process each. Start `epmvg reproduce` once per GPU without a launcher "
             "(CUDA_VISIBLE_DEVICES=0, 1, ...) and with the same --out, so that they share the table."
         )
     if scale not in SCALES:
-        raise InputError(f"There is no scale {scale!r}: give {', '.join(SCALES)}.")
+        raise InputError(f"There is no scale {scale!r}. Give {', '.join(SCALES)}.")
     if seeds < 1:
-        raise InputError(f"seeds={seeds} is not a number of trainings: give 1 or more.")
+        raise InputError(f"seeds={seeds} is not a number of trainings. Give 1 or more.")
     for fixed in ("data", "data.name", "train", "train.seed", "distill"):
         if any(override.partition("=")[0] == fixed for override in overrides):
-            raise InputError(f"{fixed} is set by the table: leave {fixed}=... out.")
+            raise InputError(f"{fixed} is set by the table. Leave {fixed}=... out.")
 
 
-def _result(name: str, table: Table, scale: Scale, plan: Plan, outcomes: dict[Path, Outcome]) -> dict[str, Any]:
-    columns = [f"{data} {split}" for data, split in table.columns]
-    predictions: dict[Path, Predictions] = {}
-    for setting in _settings(plan):
-        columns += [f"{setting.data} {split}" for split in setting.splits]
-        predictions[setting.folder] = predictions_of(setting, outcomes)
-    columns = list(dict.fromkeys(columns))
-    by_row = {row.name: settings for row, settings in plan}
-    first = table.rows[0].name
-    return {
-        "table": name,
-        "heading": f"Table {name} of the paper, reproduced" if name.isdigit() else f"Study {name}",
-        "title": table.title,
-        "scale": scale.name,
-        "about": scale.about,
-        "note": table.note,
-        "columns": columns,
-        "rows": [
-            result_row(row, settings, columns, outcomes, predictions, by_row[row.against or first])
-            for row, settings in plan
-        ],
-    }
-
-
-def _settings(plan: Plan) -> list[Setting]:
-    return [setting for _, settings in plan for setting in settings]
-
-
-def _planned(plan: Plan) -> dict[str, Any]:
-    """Return the trainings of a plan and their size; equal settings are counted once."""
-    runs: dict[Path, dict[str, Any]] = {}
-    for setting in _settings(plan):
-        for job in setting.jobs:
-            recipe = job.recipe
-            missing = (
-                "generated on first use" if is_not_generated(recipe.data) else missing_data(recipe, setting.splits)
-            )
-            about = {"folder": str(job.folder), "state": read_outcome(job).state, "epochs": recipe.train.epochs}
-            runs[job.folder] = about | training_size(recipe) | {"missing": missing}
-    return {"runs": list(runs.values()), "to_run": sum(run["state"] != "done" for run in runs.values())}
+def _planned(jobs: Sequence[Job], outcomes: dict[Path, Outcome]) -> dict[str, Any]:
+    """Return the state and size of each training, and how many are to be run."""
+    runs = [
+        {"folder": str(job.folder), "state": outcomes[job.folder].state, "epochs": job.recipe.train.epochs}
+        | size_of(job)
+        for job in jobs
+    ]
+    return {"runs": runs, "to_run": sum(run["state"] != "done" for run in runs)}
 
 
 def _write(result: dict[str, Any], folder: Path) -> None:

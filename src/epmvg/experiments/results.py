@@ -10,17 +10,56 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.evaluation.statistics import accuracy, compare
-from epmvg.experiments.plan import Setting
+from epmvg.experiments.plan import Scale, Setting
 from epmvg.experiments.runner import Outcome, read_predictions
-from epmvg.experiments.tables import Row
+from epmvg.experiments.tables import Row, Table
 
 DASH = "\N{EN DASH}"
+
+Plan = Sequence[tuple[Row, Sequence[Setting]]]
+"""The rows of a table with their trainings."""
 
 Predictions = dict[str, dict[int, list[dict[str, Any]]]]
 """Prediction rows by column and seed."""
 
 
-def predictions_of(setting: Setting, outcomes: Mapping[Path, Outcome]) -> Predictions:
+def table_result(name: str, table: Table, scale: Scale, plan: Plan, outcomes: Mapping[Path, Outcome]) -> dict[str, Any]:
+    """Return the results of a table.
+
+    Returns:
+        table (its name), heading, title, scale, about, note, `columns` (the table's own first), and `rows`: name,
+        group, backbone, source; `cells`, each with reported, reproduced (`_spread`) and difference (paired by seed and
+        phrase), None where there is none; and `trainings`, one entry per data set.
+    """
+    settings = [setting for _, settings in plan for setting in settings]
+    columns = [f"{data} {split}" for data, split in table.columns]
+    columns += [f"{setting.data} {split}" for setting in settings for split in setting.splits]
+    columns = list(dict.fromkeys(columns))
+    predictions = {setting.folder: _predictions(setting, outcomes) for setting in settings}
+    folders = {row.name: {setting.data: setting.folder for setting in settings} for row, settings in plan}
+    return {
+        "table": name,
+        "heading": f"Table {name} of the paper, reproduced" if name.isdigit() else f"Study {name}",
+        "title": table.title,
+        "scale": scale.name,
+        "about": scale.about,
+        "note": table.note,
+        "columns": columns,
+        "rows": [
+            {
+                "name": row.name,
+                "group": row.group,
+                "backbone": row.backbone,
+                "source": row.source or ("the paper" if row.student is None else row.reported_in),
+                "cells": _cells(row, settings, columns, predictions, folders[row.against or table.rows[0].name]),
+                "trainings": [_training(setting, outcomes) for setting in settings],
+            }
+            for row, settings in plan
+        ],
+    }
+
+
+def _predictions(setting: Setting, outcomes: Mapping[Path, Outcome]) -> Predictions:
     """Read the predictions of a setting's finished trainings."""
     found: Predictions = defaultdict(dict)
     for job in setting.jobs:
@@ -30,56 +69,27 @@ def predictions_of(setting: Setting, outcomes: Mapping[Path, Outcome]) -> Predic
     return found
 
 
-def result_row(
+def _cells(
     row: Row,
     settings: Sequence[Setting],
     columns: Sequence[str],
-    outcomes: Mapping[Path, Outcome],
     predictions: Mapping[Path, Predictions],
-    base: Sequence[Setting],
-) -> dict[str, Any]:
-    """Return a row of the result.
-
-    Args:
-        row: of the table.
-        settings: its trainings.
-        columns: of the result; the table's own come first.
-        outcomes: of all trainings.
-        predictions: by the folder of a setting.
-        base: the trainings that it is compared with.
-
-    Returns:
-        name, group, backbone, source; `cells`, each with reported, reproduced (`_spread`) and difference (paired by
-        seed and phrase), None where there is none; and `trainings`, one entry per data set.
-    """
-    reproduced: dict[str, Any] = {}
-    differences: dict[str, Any] = {}
-    base_folders = {setting.data: setting.folder for setting in base}
-    for setting in settings:
-        other = base_folders.get(setting.data, setting.folder)
-        base_predictions = predictions[other] if other != setting.folder else {}
-        for column, own in predictions[setting.folder].items():
-            reproduced[column] = _spread([100 * accuracy(rows) for rows in own.values()])
-            seeds = sorted(own.keys() & base_predictions.get(column, {}).keys())
-            if seeds:
-                first, second = ([r for seed in seeds for r in by[seed]] for by in (base_predictions[column], own))
-                differences[column] = asdict(compare(first, second))
+    base_folders: Mapping[str, Path],
+) -> list[dict[str, Any]]:
+    """Return the cells of a row; `base_folders` are those of the row that it is compared with, by data set."""
     reported = dict(zip(columns, row.reported, strict=False))
-    return {
-        "name": row.name,
-        "group": row.group,
-        "backbone": row.backbone,
-        "source": row.source or ("the paper" if row.student is None else row.reported_in),
-        "cells": [
-            {
-                "reported": reported.get(column),
-                "reproduced": reproduced.get(column),
-                "difference": differences.get(column),
-            }
-            for column in columns
-        ],
-        "trainings": [_training(setting, outcomes) for setting in settings],
+    cells: dict[str, dict[str, Any]] = {
+        column: {"reported": reported.get(column), "reproduced": None, "difference": None} for column in columns
     }
+    for setting in settings:
+        base_folder = base_folders.get(setting.data, setting.folder)
+        for column, own in predictions[setting.folder].items():
+            cells[column]["reproduced"] = _spread([100 * accuracy(rows) for rows in own.values()])
+            base = {} if base_folder == setting.folder else predictions[base_folder].get(column, {})
+            if seeds := sorted(own.keys() & base.keys()):
+                first, second = ([row for seed in seeds for row in by_seed[seed]] for by_seed in (base, own))
+                cells[column]["difference"] = asdict(compare(first, second))
+    return list(cells.values())
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
@@ -96,7 +106,7 @@ def _training(setting: Setting, outcomes: Mapping[Path, Outcome]) -> dict[str, A
     return {
         "data": setting.data,
         "settings": setting.jobs[0].settings if setting.jobs else "",
-        "rows": results[0]["data"] if results else "",
+        "samples": results[0]["data"] if results else "",
         "seeds": len(results),
         "seconds": statistics.fmean(result["seconds"] for result in results) if results else None,
         "state": "; ".join(dict.fromkeys(states)),
@@ -123,8 +133,9 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     for row in result["rows"]:
         for training in row["trainings"]:
             time = DASH if training["seconds"] is None else f"{training['seconds'] / 60:.1f} min"
-            values = [row["name"], training["data"], training["seeds"], time, training["settings"], training["rows"]]
-            lines.append(_line([*values, remark(training)]))
+            remark = "; ".join(part for part in (training["state"], training["remark"]) if part)
+            values = [row["name"], training["data"], training["seeds"], time]
+            lines.append(_line([*values, training["settings"], training["samples"], remark]))
     return "\n".join(lines) + "\n"
 
 
@@ -139,11 +150,6 @@ def cell_text(cell: Mapping[str, Any]) -> str:
     if gap is not None:
         parts.append(f"{gap['points']:+.1f} [{gap['low']:+.1f}, {gap['high']:+.1f}]")
     return " ".join(parts) or DASH
-
-
-def remark(training: Mapping[str, Any]) -> str:
-    """Return the state of a training, and where its setting differs from the paper's."""
-    return "; ".join(part for part in (training["state"], training["remark"]) if part)
 
 
 def _line(values: Sequence[Any]) -> str:

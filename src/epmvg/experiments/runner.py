@@ -17,6 +17,7 @@ from epmvg.distill.pretrain import train_teacher
 from epmvg.evaluation.evaluate import evaluate
 from epmvg.evaluation.samples import short_name
 from epmvg.experiments.plan import OWN_TEACHER, Job, Scale, data_hash, missing_data
+from epmvg.report.runs import read_metrics
 from epmvg.training import Report, train
 
 RESULT = "result.json"
@@ -30,7 +31,7 @@ class Outcome:
 
     state: State
     reason: str = ""
-    result: dict[str, Any] | None = None  # seed, settings, data, seconds, metrics by split
+    result: dict[str, Any] | None = None  # seed, data, seconds, metrics by split
 
 
 def read_outcome(job: Job) -> Outcome:
@@ -57,22 +58,22 @@ def run_job(job: Job, report: Report) -> Outcome:
 
 def _run(job: Job, report: Report) -> Outcome:
     done = read_outcome(job)
-    missing = missing_data(job.recipe, job.splits)
-    if missing:
+    if missing := missing_data(job.recipe, job.splits):
         return done if done.state == "done" else Outcome("cannot run", missing)
     data = data_hash(job.recipe, job.splits)
-    if done.state == "done" and done.result is not None:
-        same = done.result["data"] == data
-        return done if same else Outcome("cannot run", f"{job.folder} was trained on other rows: choose another --out")
+    if done.state == "done" and done.result is not None and done.result["data"] != data:
+        return Outcome("cannot run", f"{job.folder} was trained on other samples. Choose another --out")
+    if done.state == "done":
+        return done
     try:
         train(job.recipe, job.folder, resume=(job.folder / "config.yaml").exists(), report=report)
         evaluations = {split: evaluate(job.folder, split=split) for split in job.splits}
     except InputError as error:
         return Outcome("cannot run", str(error))
     metrics = {split: {key: one[key] for key in ("n", "acc50", "miou")} for split, one in evaluations.items()}
-    result = {"seed": job.seed, "settings": job.settings, "data": data, "seconds": _seconds(job.folder)}
-    write_json(job.folder / RESULT, result | {"metrics": metrics})
-    return Outcome("done", result=result | {"metrics": metrics})
+    result = {"seed": job.seed, "data": data, "seconds": _seconds(job.folder), "metrics": metrics}
+    write_json(job.folder / RESULT, result)
+    return Outcome("done", result=result)
 
 
 def read_predictions(job: Job, split: str) -> list[dict[str, Any]]:
@@ -82,10 +83,8 @@ def read_predictions(job: Job, split: str) -> list[dict[str, Any]]:
 
 
 def _seconds(folder: Path) -> float:
-    """Return the training time, from the last row of metrics that states it; the last line may be torn."""
-    with (folder / "metrics.jsonl").open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines if line.endswith("}\n")]
-    return float(next((row["seconds"] for row in reversed(rows) if "seconds" in row), 0.0))
+    """Return the training time, from the last row of metrics that states it."""
+    return float(next((row["seconds"] for row in reversed(read_metrics(folder)) if "seconds" in row), 0.0))
 
 
 def make_teacher(scale: Scale, job: Job, report: Report) -> str:
@@ -102,13 +101,15 @@ def make_teacher(scale: Scale, job: Job, report: Report) -> str:
         if missing:
             return missing
         root = job.recipe.data.root or DATASETS[job.recipe.data.name].default_root()
-        assert root is not None  # else the rows could not have been read
-
-        def progress(done: int, total: int) -> None:
-            report({"event": "store", "name": "teacher", "done": done, "total": total})
-
+        assert root is not None  # else the samples could not have been read
+        row: dict[str, Any] = {"event": "store", "name": "teacher"}
         try:
-            train_teacher(Path(root) / "captions.jsonl", folder, **scale.teacher, progress=progress)
+            train_teacher(
+                Path(root) / "captions.jsonl",
+                folder,
+                **scale.teacher,
+                progress=lambda done, total: report(row | {"done": done, "total": total}),
+            )
         except InputError as error:
             return str(error)
     return ""

@@ -49,7 +49,8 @@ class Table(BaseModel):
 
 def read_tables() -> dict[str, Table]:
     """Return the paper's tables by number, then the studies by name."""
-    return {str(name): Table.model_validate(values) for name, values in _yaml()["tables"].items()}
+    tables = yaml.safe_load((resources.files("epmvg.experiments") / "tables.yaml").read_text(encoding="utf-8"))
+    return {str(name): Table.model_validate(values) for name, values in tables.items()}
 
 
 def read_table(name: str) -> Table:
@@ -60,17 +61,5 @@ def read_table(name: str) -> Table:
     """
     tables = read_tables()
     if name not in tables:
-        raise InputError(f"There is no table {name!r}: give one of {', '.join(tables)}.")
+        raise InputError(f"There is no table {name!r}. Give one of {', '.join(tables)}.")
     return tables[name]
-
-
-def published_phrases(data: str) -> int | None:
-    """Return the number of training phrases of a published data set; None for other data."""
-    phrases: dict[str, int] = _yaml()["phrases"]
-    return phrases.get(data)
-
-
-def _yaml() -> dict[str, Any]:
-    text = (resources.files("epmvg.experiments") / "tables.yaml").read_text(encoding="utf-8")
-    values: dict[str, Any] = yaml.safe_load(text)
-    return values

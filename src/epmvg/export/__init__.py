@@ -24,13 +24,15 @@ from epmvg.export.parity import largest_difference
 from epmvg.inference.runtimes.exported import ExportedRuntime
 from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import load
-from epmvg.models.grounder import Grounder
 
 MAX_BOX_DIFFERENCE = 0.05
 """Pixels of the input by which a box's edge may differ between a float export and the run."""
 
 MAX_CONFIDENCE_DIFFERENCE = 0.001
 """By which raw confidences may differ between a float export and the run."""
+
+MAX_SAMPLES = 1000
+"""To evaluate int8 on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +44,15 @@ class CalibrationData:
         split: of that data; None takes all samples.
         root: the data set's folder.
         max_images: to calibrate on, and at most half of them all.
-        max_samples: to evaluate, all of other images.
     """
 
     data: str
     split: str | None = None
     root: str | None = None
     max_images: int = 64
-    max_samples: int = 1000
 
     def read(self) -> tuple[list[Path], list[Sample]]:
-        """Return the images to calibrate on and the samples to evaluate.
-
-        Raises:
-            InputError: the data cannot be read, or has too few images.
-        """
+        """Return the images to calibrate on and the samples to evaluate."""
         samples = open_samples(self.data, split=self.split, root=self.root)
         images = list(dict.fromkeys(sample.image for sample in samples))
         count = min(self.max_images, len(images) // 2)
@@ -64,7 +60,7 @@ class CalibrationData:
         others = [sample for sample in samples if sample.image not in set(chosen)]
         if not chosen or not others:
             raise InputError(f"{self.data} has too few images: int8 is calibrated on some and evaluated on others.")
-        return chosen, limit_to_images(others, self.max_samples, seed=0)
+        return chosen, limit_to_images(others, MAX_SAMPLES, seed=0)
 
 
 def export_run(
@@ -81,7 +77,7 @@ def export_run(
         run: a folder that training wrote.
         out: the folder to write; an earlier export there is replaced once the new one is complete.
         format: the runtime that the folder is for.
-        calibration_data: quantise to int8, calibrated and evaluated on these; None keeps float weights.
+        calibration_data: quantize to int8, calibrated and evaluated on these; None keeps float weights.
         report: called with a line about each measurement.
 
     Returns:
@@ -93,7 +89,7 @@ def export_run(
     """
     out = Path(out)
     if out.exists() and (is_run(out) or not is_exported(out)):
-        raise InputError(f"{out} exists and is no exported folder: give another --out.")
+        raise InputError(f"{out} exists and is no exported folder. Give another --out.")
     if format == "openvino":
         with optional_imports("--format openvino"):
             import_module("openvino")  # else it would be missing after minutes
@@ -104,7 +100,15 @@ def export_run(
         temporary = Path(beside)
         done = temporary / "fp32"
         settings = write_folder(model, done, format)
-        settings |= _check_parity(model, done, run, report)
+        box, confidence = largest_difference(TorchRuntime(copy.deepcopy(model)), ExportedRuntime(done))
+        report(f"largest difference from the run: box edge {box:.5f} of {model.image_size} px, score {confidence:.6f}")
+        if not (box <= MAX_BOX_DIFFERENCE and confidence <= MAX_CONFIDENCE_DIFFERENCE):  # nan fails too
+            raise InputError(
+                f"The exported {run} differs from the run by {box:.3f} px and {confidence:.4f} in confidence, more "
+                f"than {MAX_BOX_DIFFERENCE} px or {MAX_CONFIDENCE_DIFFERENCE}. "
+                "Export with other versions of torch, onnxscript and the runtime."
+            )
+        settings |= {"difference_px": round(box, 6), "difference_score": round(confidence, 6)}
         if data is not None:
             from epmvg.export.int8 import quantize_and_evaluate
 
@@ -118,16 +122,3 @@ def export_run(
             out.rename(temporary / "replaced")
         done.rename(out)
     return settings
-
-
-def _check_parity(model: Grounder, folder: Path, run: Path | str, report: Callable[[str], None]) -> dict[str, float]:
-    """Compare a float export with its model and return the differences for `export.json`."""
-    box, confidence = largest_difference(TorchRuntime(copy.deepcopy(model)), ExportedRuntime(folder))
-    report(f"largest difference from the run: box edge {box:.5f} of {model.image_size} px, confidence {confidence:.6f}")
-    if not (box <= MAX_BOX_DIFFERENCE and confidence <= MAX_CONFIDENCE_DIFFERENCE):  # nan fails too
-        raise InputError(
-            f"The exported {run} differs from the run by {box:.3f} px and {confidence:.4f} in confidence, more than "
-            f"{MAX_BOX_DIFFERENCE} px or {MAX_CONFIDENCE_DIFFERENCE}: "
-            "export with other versions of torch, onnxscript and the runtime."
-        )
-    return {"difference_px": round(box, 6), "difference_score": round(confidence, 6)}

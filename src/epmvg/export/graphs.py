@@ -157,7 +157,7 @@ def _write(graph: nn.Module, file: Path, inputs: dict[str, tuple[Tensor, dict[in
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress warnings and logs of exporters and quantisers; errors are still raised."""
+    """Suppress warnings and logs of exporters and quantizers; errors are still raised."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

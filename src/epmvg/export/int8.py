@@ -1,4 +1,4 @@
-"""Int8 graphs: the image graph quantised statically, calibrated on images, text encoder and fusion dynamically.
+"""Int8 graphs: the image graph quantized statically, calibrated on images, text encoder and fusion dynamically.
 
 Weights are symmetric and per channel, word embeddings per row, activations of the image graph asymmetric. The heads
 stay in float, and so do the first convolution and the depthwise ones.
@@ -39,7 +39,7 @@ MIN_TABLE_ROWS = 1000
 """Smaller embeddings (of positions, of types) stay in float."""
 
 _DYNAMIC = {"model.text_encoder", "model.fusion"}
-"""Modules whose matrix products are quantised dynamically."""
+"""Modules whose matrix products are quantized dynamically."""
 
 
 def quantize_and_evaluate(
@@ -50,12 +50,11 @@ def quantize_and_evaluate(
     samples: Sequence[Sample],
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Quantise a copy of a float export and evaluate both; return the settings that differ.
+    """Quantize a copy of a float export and evaluate both; return the settings that differ.
 
     Args:
-        float_folder: the float export.
+        float_folder, settings: the float export.
         folder: its copy.
-        settings: of the float export.
         images: to calibrate on.
         samples: to evaluate, of other images.
         report: called with a line about each measurement.
@@ -70,23 +69,18 @@ def quantize_and_evaluate(
     box, confidence = largest_difference(ExportedRuntime(float_folder), ExportedRuntime(folder))
     report(f"largest difference of int8 from float: box edge {box:.2f} of {size} px, confidence {confidence:.3f}")
     if not np.isfinite([box, confidence]).all():
-        raise InputError("The int8 graphs predict NaN or Inf: calibrate on other images.")
+        raise InputError("The int8 graphs predict NaN or Inf. Calibrate on other images.")
     before, after = (_ious(each, samples) for each in (float_folder, folder))
     accuracy = {"fp32": float((before >= 0.5).mean()), "int8": float((after >= 0.5).mean())}
     report(f"Acc@0.5 on {len(samples)} phrases: {accuracy['fp32']:.4f} in float, {accuracy['int8']:.4f} in int8")
-    report(f"mean IoU: {before.mean():.4f} in float, {after.mean():.4f} in int8")
     drop = accuracy["fp32"] - accuracy["int8"]
     if round(drop, 9) > MAX_ACCURACY_DROP:
         raise InputError(
             f"int8 loses {drop:.4f} of Acc@0.5 ({accuracy['fp32']:.4f} to {accuracy['int8']:.4f}), more than "
-            f"{MAX_ACCURACY_DROP}: calibrate on more images like those that it will be used on."
+            f"{MAX_ACCURACY_DROP}. Calibrate on more images like those that it will be used on."
         )
-    return {
-        "precision": "int8",
-        "calibrated_on": len(images),
-        "int8_difference_px": round(box, 3),
-        "scores": {"n": len(samples), "acc50": accuracy},
-    }
+    scores = {"n": len(samples), "acc50": accuracy}
+    return {"precision": "int8", "calibrated_on": len(images), "int8_difference_px": round(box, 3), "scores": scores}
 
 
 def quantize(folder: Path, inputs: Iterable[Input]) -> None:
@@ -136,13 +130,11 @@ def _ious(folder: Path, samples: Sequence[Sample]) -> NDArray[np.float64]:
     for image, numbers in group_by_image(samples).items():
         predicted += predictor.predict_boxes(image, [samples[number].phrase for number in numbers])[0]
         targets += [samples[number].box for number in numbers]
-    boxes = [torch.tensor(each, dtype=torch.float64) for each in (predicted, targets)]
-    ious: NDArray[np.float64] = paired_iou(*boxes).numpy()
-    return ious
+    return paired_iou(*(torch.tensor(each, dtype=torch.float64) for each in (predicted, targets))).numpy()
 
 
 def _prepare(file: Path) -> Path:
-    """Write a graph with its shapes inferred and its constants folded beside it, as quantisation needs it."""
+    """Write a graph with its shapes inferred and its constants folded beside it, as quantization needs it."""
     prepared = file.with_suffix(".prepared.onnx")
     model = onnx.load(file)
     del model.graph.value_info[:]  # shapes are inferred anew: a few of torch 2.8's are wrong

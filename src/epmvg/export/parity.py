@@ -21,9 +21,7 @@ _PHRASES = (
 _BATCHES: tuple[tuple[tuple[tuple[int, int], ...], int], ...] = (
     (((640, 480),), 1),
     (((480, 640),), 7),
-    (((500, 500), (900, 120), (33, 100)), 4),
-    (((1600, 900),), 2),
-    (((2000, 10),), 1),
+    (((500, 500), (2000, 10), (33, 100)), 4),
 )
 """(width and height of each image of a batch, number of phrases)."""
 

@@ -48,18 +48,19 @@ def read_published(file: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]
     """
     file = Path(file)
     if not file.is_file():
-        raise InputError(f"{file} does not exist: give a .pth or .safetensors file.")
+        raise InputError(f"{file} does not exist. Give a .pth or .safetensors file.")
     content = _read(file)
     stated: dict[str, Any] = {}
     while isinstance(content, dict):
-        stated = _settings_in(content) or stated
+        args = content.get("args")
+        stated = (vars(args) if isinstance(args, argparse.Namespace) else args) or stated
         inner = next((content[key] for key in _CONTAINERS if isinstance(content.get(key), dict)), None)
         if inner is None:
             break
         content = inner
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
-        raise InputError(f"{file} holds no weights by name: give a checkpoint or a state dict.")
+        raise InputError(f"{file} holds no weights by name. Give a checkpoint or a state dict.")
     while prefix := next((word for word in _WRAPPERS if all(name.startswith(word) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors, stated
@@ -74,18 +75,8 @@ def _read(file: Path) -> Any:
     except Exception as error:  # torch raises many kinds for a file that is not its own
         if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise InputError(
-                f"{file} contains a {refused[1]}, which is not plain data, and was not opened: "
-                "save its state dict alone where you trust it."
+                f"{file} contains a {refused[1]}, which is not plain data, and was not opened. "
+                "Save its state dict alone where you trust it."
             ) from error
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise InputError(f"{file} is not a checkpoint that can be read ({reason}): download it again.") from error
-
-
-def _settings_in(content: dict[Any, Any]) -> dict[str, Any]:
-    for key in ("args", "hyper_parameters"):
-        value = content.get(key)
-        if isinstance(value, argparse.Namespace):
-            return vars(value)
-        if isinstance(value, dict):
-            return value
-    return {}
+        raise InputError(f"{file} is not a checkpoint that can be read ({reason}). Download it again.") from error

@@ -99,14 +99,6 @@ _SIGNATURE = {
 }
 """Parameters that a file of each kind must hold."""
 
-_OTHER_NETWORKS = {
-    "transformer.text_encoder.": "MDETR",
-    "ml_visual_projection.": "CLIP-VG",
-    "clip.visual.": "CLIP-VG",
-    "transformer.level_embed": "Grounding DINO or another deformable DETR",
-}
-"""How parameters of other networks begin, of which people have weights."""
-
 _MAY_BE_NEW: dict[str, tuple[str, ...]] = {
     "transvg": (),
     "qrnet": (),
@@ -130,7 +122,7 @@ class Conversion:
     preset: str
     converted: list[str]  # published names
     ignored: dict[str, str]  # published name -> reason
-    new: list[str]  # our names that the file does not hold; they keep their random initialisation
+    new: list[str]  # our names that the file does not hold; they keep their random initialization
 
 
 def convert(
@@ -149,7 +141,7 @@ def convert(
             fits the model only in part.
     """
     if kind not in KINDS:
-        raise InputError(f"There is no kind {kind!r} of published weights: give one of {', '.join(KINDS)}.")
+        raise InputError(f"There is no kind {kind!r} of published weights. Give one of {', '.join(KINDS)}.")
     published, stated = (source, {}) if isinstance(source, dict) else read_published(source)
     file = "the state dict" if isinstance(source, dict) else str(source)
     _check_kind(published, kind, file)
@@ -161,7 +153,7 @@ def convert(
         settings["image_size"], settings["max_length"] = _sizes(len(positions), settings, stated, file)
     if bert is not None:
         if any(key.startswith("text_encoder.") for key in state):
-            raise InputError(f"{file} holds its own BERT: leave out --bert.")
+            raise InputError(f"{file} holds its own BERT. Leave out --bert.")
         settings["text_encoder"] = settings["text_encoder"] | bert_sizes(bert)
     built = build(settings)
     new = _fill(built, state, origin, kind, file)
@@ -172,25 +164,19 @@ def convert(
 
 
 def write(conversion: Conversion, folder: Path | str) -> None:
-    """Save the converted model as a folder that `load` and `model.init_from` read.
+    """Save the converted model as a new folder that `load` and `model.init_from` read.
 
     The names of new weights are stored with it; a training that starts from it draws these from its own seed.
-
-    Raises:
-        InputError: the folder is not empty.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty: choose another --out.")
+        raise InputError(f"{folder} is not empty. Choose another --out.")
     save(conversion.model, folder)
     write_text(folder / CONVERSION_FILE, yaml.safe_dump({"new": conversion.new}))
 
 
 def _check_kind(published: dict[str, Tensor], kind: str, file: str) -> None:
-    """Reject weights that are not of a kind, naming what they are where that can be seen."""
-    for prefix, network in _OTHER_NETWORKS.items():
-        if any(name.startswith(prefix) for name in published):
-            raise InputError(f"{file} holds weights of {network}, which no model here has: use {', '.join(KINDS)}.")
+    """Reject weights that are not of a kind, naming the kind that they are of."""
     absent = _SIGNATURE.get(kind, set()) - published.keys()
     if absent:
         other = next((k for k, signature in _SIGNATURE.items() if signature <= published.keys()), None)
@@ -216,7 +202,7 @@ def _check_stated(stated: dict[str, Any], kind: str, settings: dict[str, Any], f
 
 def _guess_preset(kind: str, published: dict[str, Tensor], file: str) -> str:
     if kind == "imagenet":
-        raise InputError(f"{file} may be for several models: name one, for example --model transvg-r50.")
+        raise InputError(f"{file} may be for several models. Name one, for example --model transvg-r50.")
     if kind in ("qrnet", "swin"):
         return "qrnet-swin-s"
     return "transvg-r101" if any(".layer3.22." in name for name in published) else "transvg-r50"
@@ -281,11 +267,11 @@ def _fill(model: Grounder, state: dict[str, Tensor], origin: dict[str, str], kin
             raise InputError(f"{file}: our model has no parameter for {origin[name]}: is this {kind}?")
         if wanted[name].shape != tensor.shape:
             raise InputError(
-                f"{file}: {origin[name]} is {list(tensor.shape)} and ours is {list(wanted[name].shape)}: "
-                "choose the --model that these weights were made for."
+                f"{file}: {origin[name]} is {list(tensor.shape)} and ours is {list(wanted[name].shape)}. "
+                "Choose the --model that these weights were made for."
             )
         if not torch.isfinite(tensor.float()).all():
-            raise InputError(f"{file}: {origin[name]} contains NaN or Inf: download the file again.")
+            raise InputError(f"{file}: {origin[name]} contains NaN or Inf. Download the file again.")
     new = [name for name in wanted if name not in state]
     missing = [name for name in new if not name.startswith(_MAY_BE_NEW[kind])]
     if missing:

@@ -47,18 +47,18 @@ class DenseHead(nn.Module):
         self.heatmap_head = nn.Linear(width, 1)
         self.token_box_head = MLP(width, width, 4)
         last = cast(nn.Linear, self.token_box_head.layers[-1])
-        nn.init.normal_(last.weight, std=0.01)  # boxes start at their token's centre
+        nn.init.normal_(last.weight, std=0.01)  # boxes start at their token's center
         nn.init.zeros_(last.bias)
 
     def forward(
-        self, fused: Tensor, reg: Tensor, centres: Tensor, mask: Tensor, similarity: Tensor | None
+        self, fused: Tensor, reg: Tensor, centers: Tensor, mask: Tensor, similarity: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Predict from fused visual tokens.
 
         Args:
             fused: float [P, n, D].
             reg: float [P, D], fused [REG].
-            centres: float [P, n, 2], (x, y) of each token in 0..1 of the input.
+            centers: float [P, n, 2], (x, y) of each token in 0..1 of the input.
             mask: bool [P, n], True at padding.
             similarity: logits [P, n] that are added to the heatmap.
 
@@ -69,7 +69,7 @@ class DenseHead(nn.Module):
         if similarity is not None:
             heatmap = heatmap + similarity
         offset = self.token_box_head(fused + reg[:, None]).float()
-        token_boxes = torch.cat([centres + offset[..., :2], offset[..., 2:].sigmoid()], -1)
+        token_boxes = torch.cat([centers + offset[..., :2], offset[..., 2:].sigmoid()], -1)
         return heatmap.masked_fill(mask, -math.inf), token_boxes
 
 

@@ -34,6 +34,14 @@ CONVERSION_FILE = "conversion.yaml"
 
 _POSITIONS = "vl_pos_embed.weight"
 
+_BEHIND_WEIGHTS = {
+    "visual_encoder.backbone": [f"visual_encoder.{key}" for key in ("backbone", "strides", "mean", "std")],
+    "visual_encoder.encoder": ["visual_encoder.heads"],
+    "text_encoder": ["text_encoder.heads"],
+    "fusion": ["fusion.heads", "vls", "position"],
+}
+"""Parts of a model, and the settings that their weights depend on without a trace in names and shapes."""
+
 
 def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Grounder:
     """Create a grounder by preset name.
@@ -54,11 +62,7 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Groun
 
 
 def build(settings: dict[str, Any]) -> Grounder:
-    """Build a grounder with random weights from complete settings.
-
-    Raises:
-        InputError: a setting is unknown, out of range or does not fit the others.
-    """
+    """Build a grounder with random weights from complete settings; invalid ones are rejected (`validated`)."""
     settings = validated(settings)
     visual, text, dropout = settings["visual_encoder"], settings["text_encoder"], settings["dropout"]
     visual_encoder: BaseVisualEncoder
@@ -85,15 +89,8 @@ def default_tokenizer() -> PreTrainedTokenizerBase:
 def save(model: Grounder, folder: Path | str, *, int8: bool = False) -> None:
     """Write weights, tokenizer and settings into a folder that `load` reads without anything else.
 
-    A calibration of other weights in the folder is deleted.
-
-    Args:
-        model: the grounder.
-        folder: created if it does not exist.
-        int8: store matrices as int8 with a scale per row; they are loaded as float32.
-
-    Raises:
-        InputError: the folder cannot be written.
+    The folder is created if it does not exist; a calibration of other weights in it is deleted. With `int8` matrices
+    are stored as int8 with a scale per row, and loaded as float32.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +119,7 @@ def load(run: Path | str) -> Grounder:
     folder = locate(run)
     if not (folder / SETTINGS_FILE).exists():
         raise InputError(
-            f"{folder} is an export, which `epmvg predict` and `serve` take: give the run that it was made of here."
+            f"{folder} is an export, which `epmvg predict` and `serve` take. Give the run that it was made of here."
         )
     try:
         settings = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
@@ -136,12 +133,12 @@ def load(run: Path | str) -> Grounder:
         *(AttributeError, KeyError, TypeError, RuntimeError),
     ) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{folder} holds a model that cannot be read ({reason}): copy or train it again.") from error
+        raise InputError(f"{folder} holds a model that cannot be read ({reason}). Copy or train it again.") from error
     model.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     model.calibration = read_calibration(folder)
     if model.calibration and model.calibration.weights not in (None, weights_digest(folder / WEIGHTS)):
         raise InputError(
-            f"{folder / CONFIDENCE_FILE} was made for other weights than {WEIGHTS}: delete it, or calibrate again then."
+            f"{folder / CONFIDENCE_FILE} was made for other weights than {WEIGHTS}. Delete it, or calibrate again then."
         )
     model.domain = read_domain(folder)
     return model.eval()
@@ -181,7 +178,7 @@ def init_from(model: Grounder, folder: Path | str) -> set[str]:
         loaded[_POSITIONS] = _resized_positions(model, saved)
     for name in [*own, *loaded]:
         if name not in own or name not in loaded or own[name].shape != loaded[name].shape:
-            raise InputError(f"{folder} holds a model of another shape (see {name}): give the preset it was made for.")
+            raise InputError(f"{folder} holds a model of another shape (see {name}). Give the preset it was made for.")
     model.load_state_dict(loaded, strict=False)  # the names were compared above
     model.tokenizer = saved.tokenizer
     return set(loaded)
@@ -209,28 +206,22 @@ def _new_names(folder: Path) -> set[str]:
     try:
         return set(yaml.safe_load(file.read_text(encoding="utf-8"))["new"]) if file.exists() else set()
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{file} cannot be read: convert the published weights again.") from error
+        raise InputError(f"{file} cannot be read. Convert the published weights again.") from error
 
 
 def _check_settings(model: Grounder, saved: Grounder, folder: Path, new: set[str]) -> None:
     """Reject weights trained with other settings that leave no trace in names and shapes; new ones do not count."""
-    own, other = (_settings_behind_weights(each.settings) for each in (model, saved))
-    for (part, key), value in own.items():
+    for part, keys in _BEHIND_WEIGHTS.items():
         is_new = any(name.startswith(f"{part}.") for name in new)
-        if not is_new and other[part, key] != value:
-            raise InputError(
-                f"{folder} was made with model.{key}={other[part, key]} and this model has {value}: give both the same."
-            )
+        for key in () if is_new else keys:
+            own, other = (_setting(each.settings, key) for each in (model, saved))
+            if own != other:
+                raise InputError(
+                    f"{folder} was made with model.{key}={other} and this model has {own}. Give both the same."
+                )
 
 
-def _settings_behind_weights(settings: dict[str, Any]) -> dict[tuple[str, str], Any]:
-    """Return the settings that weights depend on without a trace in their shapes, each with its part of the model."""
-    visual = settings["visual_encoder"] | {"backbone": settings["visual_encoder"]["backbone"].partition(".")[0]}
-    backbone = {key: visual[key] for key in ("backbone", "strides", "mean", "std")}
-    return {("visual_encoder.backbone", f"visual_encoder.{key}"): value for key, value in backbone.items()} | {
-        ("visual_encoder.encoder", "visual_encoder.heads"): visual.get("heads"),
-        ("text_encoder", "text_encoder.heads"): settings["text_encoder"]["heads"],
-        ("fusion", "fusion.heads"): settings["fusion"]["heads"],
-        ("fusion", "vls"): settings["vls"],
-        ("fusion", "position"): settings["position"],
-    }
+def _setting(settings: dict[str, Any], key: str) -> Any:
+    group, _, name = key.rpartition(".")
+    value = settings[group].get(name) if group else settings[name]
+    return value.partition(".")[0] if name == "backbone" else value  # without timm's tag of the pretrained weights

@@ -58,8 +58,8 @@ class VisualTokens:
         index = self.index if values.dim() == 2 else self.index[..., None].expand_as(values)
         return values.new_full((values.shape[0], count, *values.shape[2:]), fill).scatter(1, index, values)
 
-    def centres(self) -> Tensor:
-        """Return the centres (x, y) of the tokens of a single level in 0..1 of the input, [P, n, 2]."""
+    def centers(self) -> Tensor:
+        """Return the centers (x, y) of the tokens of a single level in 0..1 of the input, [P, n, 2]."""
         ((rows, columns),) = self.grids
         x = (self.index % columns + 0.5) / columns
         y = (self.index.div(columns, rounding_mode="floor") + 0.5) / rows
@@ -86,7 +86,7 @@ class Grounder(nn.Module):
 
     Attributes:
         calibration: from raw confidence to probability, or None; `load` reads it.
-        domain: what the model was trained to recognise, where its model card states it; `load` reads it.
+        domain: what the model was trained to recognize, where its model card states it; `load` reads it.
 
     Raises:
         InputError: `dense_head` with several feature levels of visual tokens.
@@ -115,7 +115,7 @@ class Grounder(nn.Module):
     ) -> None:
         super().__init__()
         if dense_head and len(visual_encoder.strides) > 1:
-            raise InputError("model.dense_head=true needs one level of visual tokens: give visual_encoder one stride.")
+            raise InputError("model.dense_head=true needs one level of visual tokens. Give visual_encoder one stride.")
         self.tokenizer, self.settings = tokenizer, settings
         self.image_size, self.max_length, self.width, self.vls = image_size, max_length, width, vls
         self.visual_encoder = visual_encoder
@@ -242,7 +242,7 @@ class Grounder(nn.Module):
         if similarity is not None:
             output.similarity = visual.scatter_to_grid(similarity, -math.inf)
         if self.dense_head is not None:
-            heatmap, token_boxes = self.dense_head(fused_visual, fused_reg, visual.centres(), visual.mask, similarity)
+            heatmap, token_boxes = self.dense_head(fused_visual, fused_reg, visual.centers(), visual.mask, similarity)
             output.reg_box = output.box
             output.box = mean_box(heatmap, token_boxes) if self.training else median_box(heatmap, token_boxes)
             output.heatmap = visual.scatter_to_grid(heatmap, -math.inf)

@@ -189,19 +189,19 @@ def _check_fit(values: dict[str, Any]) -> None:
     for part in ["text_encoder", "fusion", *with_sine]:
         width, heads = values[part]["width"], values[part]["heads"]
         if width % heads:
-            raise InputError(f"model.{part}.heads={heads} does not divide model.{part}.width={width}: use a divisor.")
+            raise InputError(f"model.{part}.heads={heads} does not divide model.{part}.width={width}. Use a divisor.")
     for part in [*with_sine, *(["fusion"] if values["position"] == "sine" else [])]:
         if (width := values[part]["width"]) % 4:
-            raise InputError(f"model.{part}.width={width} does not fit sine positions: use a multiple of 4.")
+            raise InputError(f"model.{part}.width={width} does not fit sine positions. Use a multiple of 4.")
     strides = values["visual_encoder"]["strides"]
     if len(set(strides)) < len(strides):
-        raise InputError(f"model.visual_encoder.strides={strides} names a stride twice: give each once.")
+        raise InputError(f"model.visual_encoder.strides={strides} names a stride twice. Give each once.")
 
 
 def _merge(base: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:
     """Replace known keys of `base`, nested groups key by key."""
     if not isinstance(overrides, dict):
-        raise InputError(f"{where} is a group of settings, not {overrides!r}: name a setting of it.")
+        raise InputError(f"{where} is a group of settings, not {overrides!r}. Name a setting of it.")
     merged = dict(base)
     for key, value in overrides.items():
         if key not in base:

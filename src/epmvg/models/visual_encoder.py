@@ -131,7 +131,7 @@ class VisualEncoder(BaseVisualEncoder):
             reductions = cast(Any, create_backbone(backbone, features_only=True)).feature_info.reduction()
         if absent := set(strides) - set(reductions):
             known = ", ".join(map(str, sorted(set(reductions))))
-            raise InputError(f"model.visual_encoder.strides has {min(absent)}, and {backbone} has {known}: use these.")
+            raise InputError(f"model.visual_encoder.strides has {min(absent)}, and {backbone} has {known}. Use these.")
         levels = [reductions.index(stride) for stride in sorted(strides)]
         network = create_backbone(backbone, features_only=True, out_indices=levels)
         super().__init__(cast(Any, freeze_batch_norm_2d)(network), width, [min(strides)], mean, std)
@@ -180,7 +180,7 @@ def create_backbone(name: str, **settings: Any) -> nn.Module:
         return timm.create_model(name, **settings)
     except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"timm cannot build model.visual_encoder.backbone={name} ({reason}): use another.") from error
+        raise InputError(f"timm cannot build model.visual_encoder.backbone={name} ({reason}). Use another.") from error
 
 
 def downsample_mask(image_mask: Tensor, stride: int) -> Tensor:

@@ -46,7 +46,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """
     state = safetensors.torch.load_file(file)
     if _written_digest(file) not in (None, fingerprint(state)):
-        raise InputError(f"{file} is damaged, its weights are not those that were saved: copy or train it again.")
+        raise InputError(f"{file} is damaged, its weights are not those that were saved. Copy or train it again.")
     return _dequantize(state)
 
 

@@ -33,10 +33,10 @@ def write_report(
             predicted one of `phrases`.
     """
     if gallery < 0:
-        raise InputError(f"gallery={gallery} is not a number of images: give 0 or more.")
+        raise InputError(f"gallery={gallery} is not a number of images. Give 0 or more.")
     out = Path(out)
     if out.is_dir():
-        raise InputError(f"{out} is a folder: name the HTML file, for example {out / 'report.html'}.")
+        raise InputError(f"{out} is a folder. Name the HTML file, for example {out / 'report.html'}.")
     html = render(read_runs(runs), gallery, phrases)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, html)

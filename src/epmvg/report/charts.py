@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from epmvg.evaluation.metrics import Row
 from epmvg.evaluation.statistics import reliability, risk_coverage
-from epmvg.report.runs import Run, SplitName, is_number
+from epmvg.report.runs import Run, is_number, split_order
 
 COLOURS = ("#c98a00", "#2f86d6", "#c65aa8", "#d8623a", "#8067d8", "#5f8797")
 """Of the runs, in their order; readable on white and on black."""
@@ -51,25 +51,14 @@ def colour(number: int) -> str:
 
 def training_charts(runs: Sequence[Run]) -> list[Chart]:
     """Draw Acc@0.5 on each validation split and each loss term over phrases seen, a line per run."""
-    splits = sorted({_split(row) for run in runs for row in run.metrics if row.get("event") == "evaluate"})
+    evaluations = (row for run in runs for row in run.metrics if row.get("event") == "evaluate")
+    splits = sorted({_split(row) for row in evaluations}, key=split_order)
     terms = sorted(
         {name for run in runs for row in run.metrics for name in _loss(row)}, key=lambda n: (n != "total", n)
     )
     charts = [_curves(f"Acc@0.5 on {split}", runs, _accuracy_on(split), percent=True) for split in splits]
     charts += [_curves(f"Loss: {term}", runs, _loss_term(term)) for term in terms]
     return [chart for chart in charts if chart]
-
-
-def iou_histogram(scored: Iterable[Scored], split: SplitName) -> Chart:
-    """Draw the distribution of IoU, a stepped line per run, with the threshold of a correct box dashed."""
-    figure, axes = _axes("IoU with the target", percent=True)
-    bins = np.linspace(0, 1, 21)
-    for number, rows in scored:
-        counts, _ = np.histogram([row["iou"] for row in rows], bins)
-        axes.stairs(counts / len(rows), bins, color=colour(number), linewidth=1.8)
-    axes.axvline(0.5, color=_TEXT, linewidth=1, linestyle="--")
-    axes.set_xlim(0, 1)
-    return _chart(f"Phrases of {split} by IoU", figure)
 
 
 def confidence_charts(scored: Iterable[Scored]) -> list[Chart]:
@@ -100,11 +89,11 @@ def _loss_term(name: str) -> Callable[[Row], Any]:
     return lambda row: _loss(row).get(name)
 
 
-def _split(row: Row) -> SplitName:
-    return SplitName.of(str(row.get("data", "")), str(row.get("split", "")))
+def _split(row: Row) -> str:
+    return f"{row.get('data', '')} {row.get('split', '')}"
 
 
-def _accuracy_on(split: SplitName) -> Callable[[Row], Any]:
+def _accuracy_on(split: str) -> Callable[[Row], Any]:
     return lambda row: row.get("acc50") if row.get("event") == "evaluate" and _split(row) == split else None
 
 

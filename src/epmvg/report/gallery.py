@@ -14,8 +14,9 @@ from PIL import Image
 from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError
 from epmvg.evaluation.metrics import Row, is_correct
+from epmvg.evaluation.samples import plain_phrase
 from epmvg.evaluation.statistics import pair
-from epmvg.report.runs import Run, SplitName
+from epmvg.report.runs import Run
 
 THUMBNAIL = 360  # px, the longer side: sharp at a card's width, about 20 kB
 
@@ -49,7 +50,7 @@ class Group:
     cards: list[Card]
 
 
-def make_gallery(runs: Sequence[Run], split: SplitName, count: int) -> list[Group]:
+def make_gallery(runs: Sequence[Run], split: str, count: int) -> list[Group]:
     """Choose at most `count` phrases at random of each group: by which runs are correct."""
     names = [run.name for run in runs]
     groups: dict[tuple[bool, ...], list[Rows]] = {}
@@ -59,18 +60,18 @@ def make_gallery(runs: Sequence[Run], split: SplitName, count: int) -> list[Grou
     for pattern, members in sorted(groups.items(), key=lambda item: (sum(item[0]) in (0, len(runs)), item[0])):
         correct = [name for name, hit in zip(names, pattern, strict=True) if hit]
         title = "All correct" if len(correct) == len(runs) else f"Correct: {', '.join(correct) or 'none'}"
-        chosen = _draw(members, count, f"{split} {pattern}")
+        chosen = random.Random(f"{split} {pattern}").sample(members, min(count, len(members)))  # the same at every call
         if chosen:
             shown.append(Group(title, len(members), _cards(runs, chosen)))
     return shown
 
 
-def make_comparison(runs: Sequence[Run], split: SplitName, count: int, phrases: Sequence[str]) -> Group:
+def make_comparison(runs: Sequence[Run], split: str, count: int, phrases: Sequence[str]) -> Group:
     """Choose rows with one of `phrases`, or at most `count` whose IoU improves most from the first run to the last."""
     every = _paired(runs, split)
     if phrases:
-        wanted = {plain(phrase) for phrase in phrases}
-        chosen = [rows for rows in every if plain(rows[0]["phrase"]) in wanted]
+        wanted = {plain_phrase(phrase) for phrase in phrases}
+        chosen = [rows for rows in every if plain_phrase(rows[0]["phrase"]) in wanted]
         return Group("Chosen phrases", len(chosen), _cards(runs, chosen))
     improved: dict[str, Rows] = {}  # one per image, most improved first
     for rows in sorted(every, key=lambda rows: rows[0]["iou"] - rows[-1]["iou"]):
@@ -80,12 +81,7 @@ def make_comparison(runs: Sequence[Run], split: SplitName, count: int, phrases: 
     return Group(title, len(improved), _cards(runs, list(improved.values())[:count]))
 
 
-def plain(phrase: str) -> str:
-    """Return a phrase without differences of letter case and spaces."""
-    return " ".join(phrase.casefold().split())
-
-
-def _paired(runs: Sequence[Run], split: SplitName) -> list[Rows]:
+def _paired(runs: Sequence[Run], split: str) -> list[Rows]:
     """Return the rows of phrases that every run predicted."""
     paired: list[Rows] = [(row,) for row in runs[0].predictions[split]]
     for run in runs[1:]:
@@ -93,13 +89,6 @@ def _paired(runs: Sequence[Run], split: SplitName) -> list[Rows]:
         pairs = pair([rows[0] for rows in paired], run.predictions[split])
         paired = [(*before[id(first)], row) for first, row in pairs]
     return paired
-
-
-def _draw(phrases: Sequence[Rows], count: int, seed: str) -> list[Rows]:
-    """Draw phrases at random, the same at every call, of different images as long as there are any."""
-    drawn = random.Random(seed).sample(list(phrases), len(phrases))
-    first = {id(rows) for rows in {rows[0]["image"]: rows for rows in reversed(drawn)}.values()}
-    return sorted(drawn, key=lambda rows: id(rows) not in first)[:count]
 
 
 def _cards(runs: Sequence[Run], phrases: Sequence[Rows]) -> list[Card]:

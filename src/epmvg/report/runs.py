@@ -12,48 +12,31 @@ from typing import Any, TypeGuard
 import yaml
 
 from epmvg.core.types import InputError
+from epmvg.data.readers.jsonl import json_object, json_objects
 from epmvg.evaluation.metrics import Row
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class SplitName:
-    """A data set and split; test splits sort first, validation and training splits last."""
-
-    rank: int
-    data: str
-    split: str
-
-    @classmethod
-    def of(cls, data: str, split: str) -> SplitName:
-        """Return the name of a split."""
-        rank = 0 if split.startswith("test") else 2 if split.startswith(("val", "train")) else 1
-        return cls(rank, data, split)
-
-    def __str__(self) -> str:
-        return f"{self.data} {self.split}"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The content of a run's folder."""
+    """The content of a run's folder; a split is named "DATA SPLIT"."""
 
     name: str  # unique on the page
     folder: Path
     settings: dict[str, Any]  # flat, dotted keys
     metrics: list[dict[str, Any]]
-    predictions: dict[SplitName, list[Row]] = field(default_factory=dict)
-    protocols: dict[SplitName, str] = field(default_factory=dict)
-    negatives: dict[SplitName, list[Row]] = field(default_factory=dict)
-
-    @property
-    def teacher(self) -> str | None:
-        """The teacher's name, None for a baseline."""
-        return self.settings.get("distill.teacher")
+    predictions: dict[str, list[Row]] = field(default_factory=dict)  # by split
+    protocols: dict[str, str] = field(default_factory=dict)
+    negatives: dict[str, list[Row]] = field(default_factory=dict)
 
     def last(self, key: str) -> float | None:
         """Return the last number of a key in the metrics, for example "seconds"."""
-        numbers = [row[key] for row in self.metrics if is_number(row.get(key))]
-        return float(numbers[-1]) if numbers else None
+        return next((float(row[key]) for row in reversed(self.metrics) if is_number(row.get(key))), None)
+
+
+def split_order(split: str) -> tuple[int, str]:
+    """Return a sort key of "DATA SPLIT": test splits first, validation and training splits last."""
+    name = split.rpartition(" ")[2]
+    return 0 if name.startswith("test") else 2 if name.startswith(("val", "train")) else 1, split
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -67,66 +50,68 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
     Raises:
         InputError: none is given, one is given twice, or one is missing, unreadable or without predictions.
     """
-    if isinstance(folders, str | Path):
-        folders = [folders]
     if not folders:
-        raise InputError("No run given: give at least one run folder.")
+        raise InputError("No run given. Give at least one run folder.")
     paths = [Path(folder) for folder in folders]
-    for path in paths:
-        if sum(path.resolve() == other.resolve() for other in paths) > 1:
-            raise InputError(f"{path} is given twice: give each run once.")
-    names = [path.resolve().name for path in paths]
-    return [
-        _read_run(path, name if names.count(name) == 1 else str(path.resolve()))
-        for path, name in zip(paths, names, strict=True)
-    ]
+    resolved = [path.resolve() for path in paths]
+    names = [path.name for path in resolved]
+    runs = []
+    for path, whole in zip(paths, resolved, strict=True):
+        if resolved.count(whole) > 1:
+            raise InputError(f"{path} is given twice. Give each run once.")
+        runs.append(_read_run(path, whole.name if names.count(whole.name) == 1 else str(whole)))
+    return runs
 
 
 def _read_run(folder: Path, name: str) -> Run:
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: give the --out of a training.")
-    metrics = folder / "metrics.jsonl"
-    settings = _flatten(_read_settings(folder / "config.yaml"))
-    run = Run(name, folder, settings, [row for _, row in _read_jsonl(metrics)] if metrics.is_file() else [])
+        raise InputError(f"{folder} is not a folder. Give the --out of a training.")
+    run = Run(name, folder, _flatten(_read_settings(folder / "config.yaml")), read_metrics(folder))
     for file in sorted(folder.glob("predictions-*.jsonl")):
-        split, protocol = _split_of(file)
-        rows = _read_jsonl(file)
-        for number, row in rows:
-            if error := _error(row):
-                raise InputError(f"{file} line {number}: {error}; run `epmvg evaluate` again.")
+        rows = list(json_objects(file))
+        for location, row in rows:
+            if not _is_prediction(row):
+                raise InputError(f"{location} is not a prediction with its target and IoU. Run `epmvg evaluate` again.")
         if rows:
+            split, protocol = _split_of(file)
             run.predictions[split] = [row for _, row in rows]
             run.protocols[split] = protocol
             negatives = file.with_name(file.name.replace("predictions-", "negatives-", 1))
-            read = _read_jsonl(negatives) if negatives.is_file() else []
+            read = json_objects(negatives) if negatives.is_file() else ()
             run.negatives[split] = [row for _, row in read if is_number(row.get("score"))]
     if not run.predictions:
-        raise InputError(f"{folder} holds no predictions: run `epmvg evaluate {folder}` first.")
+        raise InputError(f"{folder} holds no predictions. Run `epmvg evaluate {folder}` first.")
     return run
 
 
-def _split_of(predictions: Path) -> tuple[SplitName, str]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Read the rows of metrics.jsonl, if any; a last line without an end was torn when the run was killed."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+    whole = [line for line in lines if line.endswith(b"\n")]
+    return [json_object(line, f"{file} line {number}") for number, line in enumerate(whole, 1)]
+
+
+def _split_of(predictions: Path) -> tuple[str, str]:
     """Return split and protocol of a file of predictions: from the evaluation beside it, else from its name."""
     stem = predictions.stem.removeprefix("predictions-")
     file = predictions.with_name(f"evaluation-{stem}.json")
-    evaluation: dict[str, Any] = {}
     if file.is_file():
         try:
-            evaluation = dict(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{file} is not valid JSON: run `epmvg evaluate` again.") from error
-    data, _, split = stem.rpartition("-")
-    name = SplitName.of(str(evaluation.get("data") or data or stem), str(evaluation.get("split") or split))
-    return name, str(evaluation.get("protocol") or "")
+            evaluation = json.loads(file.read_text(encoding="utf-8"))
+            return f"{evaluation['data']} {evaluation['split']}", str(evaluation["protocol"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{file} is not the result of an evaluation. Run `epmvg evaluate` again.") from error
+    return " ".join(stem.rsplit("-", 1)), ""
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise InputError(f"{file} does not exist: {file.parent} is not the folder of a run.")
+        raise InputError(f"{file} does not exist. {file.parent} is not the folder of a run.")
     try:
         return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
-        raise InputError(f"{file} is not a YAML mapping ({str(error).splitlines()[0]}): restore it.") from error
+        raise InputError(f"{file} is not a YAML mapping ({str(error).splitlines()[0]}). Restore it.") from error
 
 
 def _flatten(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -138,33 +123,12 @@ def _flatten(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _error(row: Row) -> str:
-    for key in ("image", "phrase"):
-        if not isinstance(row.get(key), str):
-            return f"{key!r} is missing or not text"
-    for key in ("box", "target"):
-        box = row.get(key)
-        if key == "box" and box is None and "box" in row:
-            continue  # a miss
-        if not isinstance(box, list) or len(box) != 4 or not all(is_number(edge) for edge in box):
-            return f"{key!r} is missing or not four numbers"
-    return "" if is_number(row.get("iou")) else "'iou' is missing or not a number"
+def _is_prediction(row: Row) -> bool:
+    """Return whether a row has image, phrase, target, IoU, and a box, which is None for a miss."""
+    texts = all(isinstance(row.get(key), str) for key in ("image", "phrase"))
+    boxes = [row.get("target"), *([] if row.get("box", ()) is None else [row.get("box")])]
+    return texts and is_number(row.get("iou")) and all(map(_is_box, boxes))
 
 
-def _read_jsonl(file: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Read numbered rows; a last line without an end was torn when the run was killed, and is skipped."""
-    rows = []
-    lines = file.read_bytes().decode("utf-8", "replace").split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise InputError(f"{file} line {number} is not valid JSON: delete that line.") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{file} line {number} is not a JSON object: delete that line.")
-        rows.append((number, row))
-    return rows
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))

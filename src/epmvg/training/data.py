@@ -12,13 +12,12 @@ import accelerate
 from epmvg.config.settings import Recipe
 from epmvg.core.images import ImageFile
 from epmvg.core.types import InputError, Sample
-from epmvg.data.conventions import BoxConvention
+from epmvg.data.conventions import detect_convention
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.readers.annotations import Skipped
 from epmvg.data.readers.files import cache_folder, is_file
 from epmvg.data.registry import fraction_of, open_samples
 from epmvg.data.samples import SampleDigest
-from epmvg.data.transforms import Augment
 from epmvg.data.validation.issues import KINDS
 from epmvg.evaluation.evaluate import evaluation_loader
 from epmvg.evaluation.samples import limit_to_images
@@ -60,14 +59,14 @@ def make_loaders(
     cached: dict[str, Any] = {}
     if settings.cache_features:
         file = cache_folder() / "features.sqlite"
-        cached["maps"] = FeatureCache(model, samples, file, settings.feature_cache_gb, report)
+        cached["backbone_features"] = FeatureCache(model, samples, file, settings.feature_cache_gb, report)
     loader = GroundingLoader(
         samples,
         model.tokenize,
         image_size=image_size,
         batch_size=data.batch_size,
         phrases_per_image=data.phrases_per_image,
-        augment=Augment(**data.augment.model_dump()) if data.augment else None,
+        augment=data.augment,
         shuffle=True,
         seed=settings.seed,
         num_workers=data.num_workers,
@@ -119,10 +118,13 @@ def _check_settings(recipe: Recipe, model: Grounder, image_size: int, world_size
 
 
 def _report_truncated(samples: list[Sample], model: Grounder, report: Report) -> None:
-    truncated, unknown = model.phrase_tokenizer().count_truncated_and_unknown([sample.phrase for sample in samples])
+    tokens = model.phrase_tokenizer()([sample.phrase for sample in samples])
     for count, problem in (
-        (truncated, f"are longer than {model.max_length} word pieces and are truncated (model.max_length)"),
-        (unknown, "contain no word of the vocabulary"),
+        (
+            tokens.truncated.sum(),
+            f"are longer than {model.max_length} word pieces and are truncated (model.max_length)",
+        ),
+        (tokens.unknown.sum(), "contain no word of the vocabulary"),
     ):
         if count:
             report({"event": "say", "text": f"{count:,} of {len(samples):,} training phrases {problem}."})
@@ -145,15 +147,12 @@ def _check_boxes(samples: Sequence[Sample], name: str) -> None:
     images = list(dict.fromkeys(sample.image for sample in samples if sample.size is None))
     chosen = images[:: max(1, len(images) // _HEADERS)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        sizes = dict(zip(chosen, pool.map(_size_of, chosen), strict=True))
-    convention = BoxConvention()
-    for sample in samples:
-        size = sample.size or sizes.get(sample.image)
-        convention.add(sample.box, None if isinstance(size, InputError) else size)
-    verdict = convention.detect()
-    if verdict is not None:
-        kind, why = verdict
-        raise InputError(f"{name}: {KINDS[kind].title} ({why}): {KINDS[kind].fix} `epmvg data check` lists them.")
+        read = dict(zip(chosen, pool.map(_size_of, chosen), strict=True))
+    sizes = {image: size for image, size in read.items() if not isinstance(size, InputError)}
+    detected = detect_convention((sample.box, sample.size or sizes.get(sample.image)) for sample in samples)
+    if detected is not None:
+        kind = KINDS["box-convention"]
+        raise InputError(f"{name}: {kind.title} ({detected}). {kind.fix}")
 
 
 def _size_of(image: Path) -> tuple[int, int] | InputError:

@@ -143,7 +143,7 @@ class Run:
 
     def frozen_inputs(self, batch: Batch) -> dict[str, Any]:
         """Return cached outputs of frozen encoders, and negative pairs for the IoU head, as keywords of the model."""
-        inputs: dict[str, Any] = {"image_features": batch.cached.get("maps")}
+        inputs: dict[str, Any] = {"image_features": batch.cached.get("backbone_features")}
         if self.text_cache is not None:
             with torch.no_grad():
                 inputs["text_features"] = self.text_cache(batch.tokens, batch.token_mask)

@@ -24,7 +24,7 @@ def open_teacher(recipe: Recipe, model: Grounder | None = None) -> ClipTeacher |
 
     Args:
         recipe: With or without a teacher.
-        model: The student, which is checked to have what the teacher supervises.
+        model: The student, which must have what the teacher supervises.
 
     Raises:
         InputError: The teacher cannot be opened, or does not fit the student or the recipe.
@@ -33,16 +33,17 @@ def open_teacher(recipe: Recipe, model: Grounder | None = None) -> ClipTeacher |
     if distill is None:
         return None
     if recipe.train.cache_features and distill.input != "image":
-        raise InputError("train.cache_features=true opens no images: set distill.input=image.")
+        raise InputError("train.cache_features=true opens no images. Set distill.input=image.")
     if distill.dense_weight and model is not None:
         if model.similarity is None and not model.dense_head:
             raise InputError(
-                "distill.dense_weight supervises a map that this student lacks: set distill.dense_weight=0 or "
-                "model.similarity=true."
+                "distill.dense_weight supervises a similarity map or heatmap, which this student lacks. Set "
+                "distill.dense_weight=0 or model.similarity=true."
             )
         if len(model.visual_encoder.strides) > 1:
             raise InputError(
-                "distill.dense_weight needs one map of visual tokens: set distill.dense_weight=0, or give one stride."
+                "distill.dense_weight needs a student with one feature level. Set distill.dense_weight=0, or give one "
+                "stride."
             )
     return ClipTeacher(distill.teacher, distill.pretrained, quick_gelu=distill.quick_gelu, frozen=distill.frozen)
 
@@ -54,7 +55,6 @@ def distillation_targets(recipe: Recipe, teacher: ClipTeacher) -> DistillationTa
     return DistillationTargets(
         CachedTeacher(teacher, cache_folder() / "teachers") if teacher.frozen else teacher,
         from_files=distill.input == "image",
-        fixed_images=recipe.data.augment is None,
         embeddings=distill.sides,
         dense=distill.dense_weight > 0,
     )
@@ -78,14 +78,14 @@ def cache_teacher(recipe: Recipe, progress: Progress | None = None, device: str 
         device: "auto" or one of torch's.
 
     Returns:
-        `embeddings` and `megabytes` of the cache, `seconds`, `skipped` images with the reason, and the cache's `file`.
+        `embeddings` and `megabytes` of the cache, its `file`, and `skipped` images with the reason.
 
     Raises:
         InputError: The recipe has no frozen teacher, or its data cannot be read.
     """
     teacher, distill = open_teacher(recipe), recipe.distill
     if teacher is None or distill is None or not teacher.frozen:
-        raise InputError("There is no frozen teacher in this recipe: give distill=NAME or distill=FOLDER.")
+        raise InputError("This recipe has no frozen teacher. Give distill=NAME or distill=FOLDER.")
     samples = open_training_samples(recipe, lambda row: None)
     flips = recipe.data.augment is not None and recipe.data.augment.horizontal_flip > 0
     phrases = [sample.phrase for sample in samples] if distill.text_weight or distill.dense_weight else []
@@ -94,4 +94,11 @@ def cache_teacher(recipe: Recipe, progress: Progress | None = None, device: str 
     uses_images = distill.input == "image" and (distill.image_weight or distill.dense_weight)
     images = [sample.image for sample in samples] if uses_images else []
     cached = CachedTeacher(teacher.to(select_device(device)), cache_folder() / "teachers")
-    return cached.precompute(phrases, images, progress, mirrored=flips, patches=distill.dense_weight > 0)
+    skipped = cached.precompute(phrases, images, progress, mirrored=flips, patches=distill.dense_weight > 0)
+    megabytes = round(cached.cache.nbytes / 1e6, 2)
+    return {
+        "embeddings": len(cached.cache),
+        "megabytes": megabytes,
+        "file": str(cached.cache.path),
+        "skipped": skipped,
+    }

@@ -153,8 +153,8 @@ def test_processes_that_unpack_at_once_and_one_that_was_killed_agree(
     times = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     open_samples(str(tmp_path / "x.tar"), split=None)
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == times  # not unpacked again
-    folder.rename(folder.with_suffix(".part"))  # as a killed process leaves it
-    (folder.with_suffix(".part") / _ANNOTATIONS).write_text('{"truncated')
+    part = folder.rename(folder.with_name(f".{folder.name}.part"))  # as a killed process leaves it
+    (part / _ANNOTATIONS).write_text('{"truncated')
     assert len(open_samples(str(tmp_path / "x.tar"), split=None)) == 48
 
 

@@ -154,6 +154,6 @@ def test_drawing_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_mistyped_root_is_not_drawn_in(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="is not a folder"):
         open_samples("scenes", split="val", root=tmp_path / "scnees")
     assert list(tmp_path.iterdir()) == []

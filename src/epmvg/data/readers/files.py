@@ -1,15 +1,22 @@
-"""Annotation files: reading them whole or line by line, and the paths that they name below a root."""
+"""Annotation files: reading them whole or line by line, and the paths that they name below a root.
+
+A file that cannot be read, is a Git LFS pointer or in another encoding than UTF-8 raises an InputError that names it.
+"""
 
 from __future__ import annotations
 
 import codecs
 import json
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path, PurePath
 from typing import Any
 
+from filelock import FileLock
+
+from epmvg.core.files import disk_errors
 from epmvg.core.types import InputError
 from epmvg.data.readers.fields import is_encodable, short_repr
 
@@ -25,12 +32,34 @@ def cache_folder() -> Path:
     return Path(os.environ.get("EPMVG_CACHE") or Path(home) / "epmvg")
 
 
-def open_file(file: Path) -> BufferedReader:
-    """Open a file to read its bytes.
+def build_folder(folder: Path, build: Callable[[Path], object]) -> None:
+    """Build a folder unless it exists, whole or not at all; other processes that want the same one wait.
+
+    Args:
+        build: writes the content into the temporary folder that it is given.
 
     Raises:
-        InputError: it cannot be opened, or is a Git LFS pointer.
+        InputError: the disk is full or read-only.
     """
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if folder.exists() and any(folder.iterdir()):
+                return
+            temporary = folder.with_name(f".{folder.name}.part")
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            try:
+                temporary.mkdir()
+                build(temporary)
+                if folder.exists():
+                    folder.rmdir()
+                temporary.rename(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
+def open_file(file: Path) -> BufferedReader:
+    """Open a file to read its bytes."""
     try:
         stream = file.open("rb")
         start = stream.peek(len(_LFS_POINTER))
@@ -44,17 +73,13 @@ def open_file(file: Path) -> BufferedReader:
 
 
 def read_bytes(file: Path) -> bytes:
-    """Read a file whole; raises InputError as `open_file`."""
+    """Read a file whole."""
     with open_file(file) as stream:
         return stream.read()
 
 
 def read_text_lines(file: Path) -> list[str]:
-    """Read the lines of a text file that are not blank, stripped.
-
-    Raises:
-        InputError: it cannot be opened or is not UTF-8.
-    """
+    """Read the lines of a text file that are not blank, stripped."""
     try:
         text = read_bytes(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -63,11 +88,7 @@ def read_text_lines(file: Path) -> list[str]:
 
 
 def byte_lines(file: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (file and line number, content) of each line of a file that is not blank.
-
-    Raises:
-        InputError: the file cannot be opened, is a Git LFS pointer, or is UTF-16.
-    """
+    """Yield (file and line number, content) of each line of a file that is not blank."""
     with open_file(file) as lines:
         for number, line in enumerate(lines, 1):
             if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -77,20 +98,12 @@ def byte_lines(file: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def read_json(file: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: it cannot be opened or is not JSON.
-    """
+    """Read a JSON file."""
     return parse_json(read_bytes(file), str(file))
 
 
 def parse_json(text: bytes, location: str) -> Any:
-    """Parse JSON from an unknown source.
-
-    Raises:
-        InputError: it is not JSON or not UTF-8, or is nested too deep.
-    """
+    """Parse JSON from an unknown source."""
     try:
         return json.loads(text)
     except UnicodeDecodeError as error:

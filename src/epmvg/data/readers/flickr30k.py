@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,17 +24,24 @@ FOLDERS = (".", "flickr30k_entities", "Flickr30k", "flickr30k", "data")
 IMAGE_FOLDERS = ("flickr30k_images", "flickr30k-images", "Flickr30k/flickr30k_images", "images")
 SPLITS = ("train", "val", "test")
 
-PART = re.compile(r"\[/EN#([^\s/\[\]]+)((?:/[^\s/\[\]]+)*) ([^\[\]]*)\]|(\S+)")
-"""A marked phrase of a sentence (chain, types, words), or a word outside of them."""
+_PART = re.compile(r"\[/EN#([^\s/\[\]]+)((?:/[^\s/\[\]]+)*) ([^\[\]]*)\]|(\S+)")
 
 
-def read_flickr30k(root: Path, split: str | None, *, union: bool = True) -> Located[Sample]:
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """A marked phrase of a sentence."""
+
+    chain: str
+    types: tuple[str, ...]
+    phrase: str
+
+
+def read_flickr30k(root: Path, split: str | None) -> Located[Sample]:
     """Read Flickr30k Entities, one sample per phrase that has a box.
 
     Args:
         root: holds Annotations/, Sentences/ and train.txt, val.txt, test.txt, itself or in one of `FOLDERS`.
         split: train, val or test; None reads all three.
-        union: of a phrase with several boxes, one sample with their union rather than a sample for each.
 
     Raises:
         InputError: files are missing or truncated.
@@ -47,50 +55,43 @@ def read_flickr30k(root: Path, split: str | None, *, union: bool = True) -> Loca
         listed = base / f"{part}.txt"
         for name in read_text_lines(listed):
             try:
-                samples = list(_image_samples(base, find, name, part, union))
+                samples = list(_image_samples(base, find, name, part))
             except InputError as error:
                 yield f"{listed}, {name}", error
                 continue
             yield from samples
 
 
-def _image_samples(base: Path, find: ImageFinder, name: str, split: str, union: bool) -> Iterator[tuple[str, Sample]]:
+def _image_samples(base: Path, find: ImageFinder, name: str, split: str) -> Iterator[tuple[str, Sample]]:
     listed = f"{base / split}.txt"
     sentences = path_inside(base / "Sentences", f"{name}.txt", listed)
     size, chains = read_chains(path_inside(base / "Annotations", f"{name}.xml", listed))
     image = find(f"{name}.jpg", listed)
     for number, sentence in enumerate(read_text_lines(sentences)):
         location = f"{sentences} line {number + 1}"
-        for chain, kinds, phrase, first in _phrases(sentence):
-            boxes = chains.get(chain, [])
-            phrase_id = f"{name}#{number}:{first}-{first + len(phrase.split())}/EN#{chain}"
-            extra: dict[str, Any] = {"types": kinds, "chain": chain, "n_boxes": len(boxes)}
-            if len(boxes) > 1 and union:
-                extra["boxes"] = [to_xywh(box) for box in boxes]
-                yield location, Sample(image, phrase, union_box(boxes), split, phrase_id, size, extra)
+        words = 0
+        for part in parse_sentence(sentence):
+            if isinstance(part, str):
+                words += 1
                 continue
-            for place, box in enumerate(boxes):
-                box_id = phrase_id if len(boxes) == 1 else f"{phrase_id}/{place}"
-                yield location, Sample(image, phrase, box, split, box_id, size, dict(extra))
+            first, words = words, words + len(part.phrase.split())
+            boxes = chains.get(part.chain, [])
+            if boxes:
+                extra: dict[str, Any] = {"types": list(part.types), "chain": part.chain, "n_boxes": len(boxes)}
+                if len(boxes) > 1:
+                    extra["boxes"] = [to_xywh(box) for box in boxes]
+                phrase_id = f"{name}#{number}:{first}-{words}/EN#{part.chain}"
+                yield location, Sample(image, part.phrase, union_box(boxes), split, phrase_id, size, extra)
 
 
-def _phrases(sentence: str) -> Iterator[tuple[str, list[str], str, int]]:
-    """Yield chain, types, phrase and the number of its first word."""
-    words = 0
-    for chain, kinds, phrase, word in PART.findall(sentence):
-        if word:
-            words += 1
-        else:
-            yield chain, kinds.split("/")[1:], phrase, words
-            words += len(phrase.split())
+def parse_sentence(line: str) -> Iterator[Mention | str]:
+    """Yield the marked phrases and the other words of a line of Sentences/ID.txt, in order."""
+    for chain, types, phrase, word in _PART.findall(line):
+        yield word or Mention(chain, tuple(types.split("/")[1:]), phrase)
 
 
 def read_chains(file: Path) -> tuple[tuple[int, int], dict[str, list[Box]]]:
-    """Read the size (width, height) of an image and the boxes of each chain, xyxy in pixels, from an XML file.
-
-    Raises:
-        InputError: the file is missing or is not an annotation.
-    """
+    """Read the size (width, height) of an image and the boxes of each chain, xyxy in pixels, from an XML file."""
     content = read_bytes(file)
     try:
         tree = ElementTree.fromstring(content)

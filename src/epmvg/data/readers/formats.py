@@ -17,7 +17,6 @@ from epmvg.data.readers.hugging_face import (
     folder_annotations,
     metadata_files,
     parquet_annotations,
-    write_folder,
     write_parquet,
 )
 from epmvg.data.readers.jsonl import json_line, jsonl_annotations
@@ -52,7 +51,7 @@ def file_samples(
     if is_folder(file) and not metadata_files(file):
         file /= "annotations.jsonl"
         if not is_file(file):
-            raise InputError(f"{name} holds no annotations.jsonl and no metadata.jsonl: name a file in it.")
+            raise InputError(f"{name} holds no annotations.jsonl and no metadata.jsonl: give the file or its folder.")
     folder = Path(root) if root else file if is_folder(file) else file.parent
     ending = file.suffix.lower()
     annotations: Located[Annotation]
@@ -94,11 +93,7 @@ def _line_annotations(file: Path) -> Located[Annotation]:
 
 
 def _json_annotations(file: Path) -> Located[Annotation]:
-    """Yield the annotations of one JSON value.
-
-    Raises:
-        InputError: it is of no known format.
-    """
+    """Yield the annotations of one JSON value."""
     content: Any = read_json(file)
     if isinstance(content, dict) and isinstance(content.get("images"), list):
         yield from coco_annotations(content, file)
@@ -131,10 +126,6 @@ def write_file(target: Path, samples: Sequence[Sample], root: Path) -> Path:
     """
     format_ = format_of(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if format_ == "folder":
-        target.mkdir(exist_ok=True)
-        write_folder(target, to_annotations(samples, root), root)
-        return target
     own = target.parent
     if format_ == "tar":
         write_webdataset(target, to_annotations(samples, root), root)
@@ -154,14 +145,8 @@ def write_file(target: Path, samples: Sequence[Sample], root: Path) -> Path:
 
 
 def format_of(target: Path) -> str:
-    """Return the format that the ending of a file or folder to write means.
-
-    Raises:
-        InputError: none.
-    """
+    """Return the format that the ending of a file to write means."""
     for ending, format_ in _WRITABLE.items():
         if target.name.lower().endswith(ending):
             return format_
-    if not target.suffix:
-        return "folder"
-    raise InputError(f"{target} means no format: end it in {', '.join(_WRITABLE)}, or name a folder.")
+    raise InputError(f"{target} means no format: end it in {', '.join(_WRITABLE)}.")

@@ -6,34 +6,29 @@ one malformed line or an own key of two types, without naming the line; it takes
 
 Keys without a column stand together, as JSON, in the column `attributes`. In an image folder each image has one line,
 {"file_name", "width", "height", "objects": {"phrase": [...], "bbox": [...], ...}}, since `datasets` finds an image by
-its name alone. A line that is itself an annotation is read too.
+its name alone, or is itself an annotation.
 """
 
 from __future__ import annotations
 
-import filecmp
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from epmvg.core.extras import optional_imports
-from epmvg.core.files import atomic_write, disk_errors
+from epmvg.core.files import atomic_write
 from epmvg.core.images import image_suffixes
 from epmvg.core.types import InputError
 from epmvg.data.readers.annotations import Located, parsed
 from epmvg.data.readers.fields import Annotation, merged, picked, require
-from epmvg.data.readers.files import is_file, open_file, parse_json, path_inside
-from epmvg.data.readers.jsonl import json_line, jsonl_annotations
+from epmvg.data.readers.files import open_file, parse_json, path_inside
+from epmvg.data.readers.jsonl import jsonl_annotations
 from epmvg.data.readers.webdataset import unpack_once, unpacked_annotations
 
 _COLUMNS = ("image", "phrase", "bbox", "width", "height", "split", "id")
-_OBJECT_COLUMNS = ("phrase", "bbox", "split", "id")
-_SPLITS = {"valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test", "eval": "test"}
-_SPLITS |= {"evaluation": "test"}
-"""Names of folders that `datasets` reads as a split -> the split."""
+_SPLITS = {"valid": "val", "validation": "val", "dev": "val"}  # other names of folders
 
 
 def parquet_annotations(file: Path) -> tuple[Located[Annotation], Path | None]:
@@ -100,7 +95,7 @@ def write_parquet(file: Path, annotations: Iterable[Annotation]) -> None:
     types |= {"bbox": arrow.list_(arrow.float64()), "width": arrow.int64(), "height": arrow.int64()}
     lines = []
     for one in annotations:
-        own = _own_keys(one)
+        own = {key: value for key, value in one.items() if not _fits_column(key, value)}
         plain = {key: value for key, value in one.items() if key not in own}
         lines.append(plain | {"attributes": json.dumps(own) if own else None})
     try:
@@ -148,49 +143,13 @@ def _line_annotations(line: Annotation, location: str) -> Iterator[Annotation]:
         if not isinstance(values, list) or len(values) != count:
             raise InputError(f'{location}: "objects.{key}" must be a list as long as "objects.phrase"; fix the line.')
     for number in range(count):
-        one = {key: values[number] for key, values in columns.items() if values[number] is not None}
+        one = {key: values[number] for key, values in columns.items() if values[number] not in (None, "")}
         own = _attributes(one.pop("attributes", None), location)
-        stated = {key: value for key, value in one.items() if key not in _OBJECT_COLUMNS or value != ""}
-        yield merged(picked(line, "width", "height"), merged(stated, own))
+        yield merged(picked(line, "width", "height"), merged(one, own))
 
 
-def write_folder(folder: Path, annotations: Iterable[Annotation], root: Path) -> None:
-    """Copy the images of annotations from a root into a folder and write its metadata.jsonl last.
-
-    Raises:
-        InputError: an image is missing, or another file has its place in the folder; nothing is written then.
-    """
-    lines: dict[str, Annotation] = {}
-    for one in annotations:
-        columns: dict[str, list[Any]] = {key: [] for key in (*_OBJECT_COLUMNS, "attributes")}
-        fresh = {"file_name": one["image"], **picked(one, "width", "height"), "objects": columns}
-        columns = lines.setdefault(one["image"], fresh)["objects"]
-        own = _own_keys(one)
-        for key in _OBJECT_COLUMNS:
-            columns[key].append("" if key in own else one.get(key, ""))
-        columns["attributes"].append(json.dumps(own))
-    copies = {path_inside(root, name, str(folder)): path_inside(folder, name, str(folder)) for name in lines}
-    for source, target in copies.items():
-        if not is_file(source):
-            raise InputError(f"{source} does not exist, and an image folder holds its images: give --root.")
-        if target.exists() and not filecmp.cmp(source, target, shallow=False):
-            raise InputError(f"{target} is another file than {source}: choose another folder.")
-    for source, target in copies.items():
-        if not target.exists():
-            with disk_errors(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
-    with atomic_write(folder / "metadata.jsonl") as temporary:
-        temporary.write_bytes(b"".join(json_line(line) for line in lines.values()))
-
-
-def _own_keys(annotation: Annotation) -> Annotation:
-    """Return the keys that have no column, and those whose value does not fit theirs."""
-    return {
-        key: value
-        for key, value in annotation.items()
-        if key not in _COLUMNS or (key in ("split", "id") and not isinstance(value, str))
-    }
+def _fits_column(key: str, value: object) -> bool:
+    return key in _COLUMNS and (key not in ("split", "id") or isinstance(value, str))
 
 
 def _attributes(value: object, location: str) -> Annotation:

@@ -12,7 +12,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ from epmvg.data.readers.files import read_bytes, read_json
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 """What torch.save wrote first, before its files became zip archives (torch/serialization.py)."""
 
-_ELEMENT_TYPES = re.compile(r"[biuf][1248]|[US][1-9]\d{0,4}|O8?")
+_ELEMENT_TYPES = re.compile(r"[biuf][1248]")
 
 _TRUNCATED = (
     *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, EOFError, OSError),
@@ -63,11 +63,7 @@ def load_pickle(file: Path) -> Any:
 
 
 def load_rows(file: Path) -> list[Any]:
-    """Read a list from a pickle, or from JSON of the same content.
-
-    Raises:
-        InputError: as `load_pickle`, or it is no list.
-    """
+    """Read a list from a pickle, or from JSON of the same content."""
     rows = read_json(file) if file.suffix.lower() == ".json" else load_pickle(file)
     if not isinstance(rows, list):
         raise InputError(f"{file} holds {short_repr(rows)} instead of a list: download the file again.")
@@ -89,7 +85,9 @@ class _Array(list[Any]):
     """A numpy array as nested lists, filled once the pickle states its content."""
 
     def set_state(self, _version: Any, shape: Any, dtype: Any, fortran: Any, data: Any) -> None:
-        self[:] = _to_lists(shape, dtype, fortran, data)
+        if fortran:
+            raise _ForbiddenError("an array in Fortran order")
+        self[:] = _to_lists(shape, dtype, data)
 
 
 class _DType:
@@ -106,33 +104,22 @@ class _DType:
         self.order = order
 
 
-def _to_lists(shape: Any, dtype: Any, fortran: Any, data: Any) -> list[Any]:
+def _to_lists(shape: Any, dtype: Any, data: Any) -> list[Any]:
     import numpy as np
 
     if not isinstance(dtype, _DType) or not isinstance(shape, tuple):
         raise TypeError("array")
-    if not all(isinstance(side, int) and side >= 0 for side in shape):
-        raise ValueError("shape")
-    if dtype.code.startswith("O"):
-        flat = np.empty(len(data), dtype=object)
-        for number, value in enumerate(data):
-            flat[number] = value
-    else:  # Python 2 pickled bytes as text: every letter is one byte
-        content = data.encode("latin-1") if isinstance(data, str) else data
-        flat = np.frombuffer(content, dtype=np.dtype(dtype.order + dtype.code))
-    if 0 in shape:
+    if 0 in shape:  # the other sides may be huge
         return []
-    values = flat.reshape(shape, order="F" if fortran else "C").tolist()
+    # Python 2 pickled bytes as text: every letter is one byte
+    content = data.encode("latin-1") if isinstance(data, str) else data
+    values = np.frombuffer(content, dtype=np.dtype(dtype.order + dtype.code)).reshape(shape).tolist()
     return values if isinstance(values, list) else [values]
 
 
 def _scalar(dtype: Any, data: Any) -> Any:
-    (value,) = _to_lists((1,), dtype, False, data)
+    (value,) = _to_lists((1,), dtype, data)
     return value
-
-
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    return _Array(_to_lists(shape, dtype, order == "F", bytes(data)))
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -141,35 +128,13 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
-def _no_call(*_: Any) -> Any:
-    raise _ForbiddenError("an array made by a call")
-
-
-def _checked_key(value: Any) -> Any:
-    """Return a key that hashes in one step."""
-    if value is not None and not isinstance(value, str | int | float | bytes):
-        raise _ForbiddenError(f"a key that is a {type(value).__name__}")
-    return value
-
-
-def _dict(pairs: Iterable[Any] = ()) -> dict[Any, Any]:
-    return {_checked_key(key): value for key, value in pairs}
-
-
-def _set(items: Iterable[Any] = ()) -> set[Any]:
-    return {_checked_key(item) for item in items}
-
-
 _ALLOWED: dict[str, Callable[..., Any]] = {
-    "builtins.set": _set,
-    "builtins.frozenset": _set,
     "builtins.bytes": lambda: b"",  # how Python 3 writes no bytes for Python 2
     "_codecs.encode": _encode,
-    "numpy.ndarray": _no_call,  # an argument of _reconstruct
+    "numpy.ndarray": lambda *_: _Array(),  # an argument of _reconstruct
     "numpy.dtype": lambda code, *_: _DType(code),
     "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
     "numpy.core.multiarray.scalar": _scalar,
-    "numpy.core.numeric._frombuffer": _from_buffer,
 }
 """What a pickle may name -> the function called in its place; nothing is imported."""
 
@@ -224,12 +189,12 @@ class _DataUnpickler(pickle._Unpickler):
 
     def load_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
-        if isinstance(target, dict):
-            target.update(_dict(zip(items[::2], items[1::2], strict=True)))
-        elif isinstance(target, set):
-            target.update(_set(items))
-        else:
+        if not isinstance(target, dict):
             raise _ForbiddenError(f"setting items of a {type(target).__name__}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if key is not None and not isinstance(key, str | int | float | bytes):  # a nested tuple hashes recursively
+                raise _ForbiddenError(f"a key that is a {type(key).__name__}")
+            target[key] = value
 
     def load_dict(self) -> None:
         items = self.pop_mark()
@@ -247,8 +212,7 @@ _DataUnpickler.dispatch = {
     pickle.DICT[0]: _DataUnpickler.load_dict,
     pickle.SETITEM[0]: lambda self: self.load_items([self.stack.pop(), self.stack.pop()][::-1]),
     pickle.SETITEMS[0]: lambda self: self.load_items(self.pop_mark()),
-    pickle.ADDITEMS[0]: lambda self: self.load_items(self.pop_mark()),
-    pickle.FROZENSET[0]: lambda self: self.stack.append(_set(self.pop_mark())),
     pickle.BYTEARRAY8[0]: _DataUnpickler.dispatch[pickle.BINBYTES8[0]],  # allocates no more than there is
-    **dict.fromkeys(b"io\x81\x92\x82\x83\x84PQ\x97\x98", _DataUnpickler.load_object),  # instances, extensions, buffers
+    # instances, sets, extensions, buffers
+    **dict.fromkeys(b"io\x81\x92\x8f\x90\x91\x82\x83\x84PQ\x97\x98", _DataUnpickler.load_object),
 }

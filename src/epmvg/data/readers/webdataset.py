@@ -9,20 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
-from filelock import FileLock
-
-from epmvg.core.files import atomic_write, disk_errors
+from epmvg.core.files import atomic_write
 from epmvg.core.images import image_suffixes
 from epmvg.core.types import InputError
 from epmvg.data.readers.fields import Annotation, short_repr
-from epmvg.data.readers.files import cache_folder, is_file, parse_json, path_inside, read_bytes
+from epmvg.data.readers.files import build_folder, cache_folder, is_file, parse_json, path_inside, read_bytes
 from epmvg.data.readers.jsonl import json_line, json_objects
 
 _ANNOTATIONS = "annotations.jsonl"  # of an unpacked file
@@ -32,11 +29,7 @@ Unpack = Callable[[Path, Path], Iterator[tuple[str, Annotation]]]
 
 
 def tar_files(name: Path | str) -> list[Path]:
-    """Expand a path or a glob pattern such as `shards/train-*.tar` to files, in order.
-
-    Raises:
-        InputError: there are none that can be read.
-    """
+    """Expand a path or a glob pattern such as `shards/train-*.tar` to files, in order."""
     path = Path(name)
     files = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
     if not files or not all(is_file(file) and os.access(file, os.R_OK) for file in files):
@@ -45,12 +38,7 @@ def tar_files(name: Path | str) -> list[Path]:
 
 
 def unpack_tar(file: Path, folder: Path) -> Iterator[tuple[str, Annotation]]:
-    """Unpack the images of a tar into a folder of its name, and yield (location, annotation).
-
-    Raises:
-        InputError: it is not an uncompressed tar, or holds a link, a name outside the folder, or several images of one
-            sample.
-    """
+    """Unpack the images of a tar into a folder of its name, and yield (location, annotation)."""
     try:
         with tarfile.open(file, "r:") as tar:
             for members in _samples(tar, file):
@@ -123,30 +111,16 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def unpack_once(files: Sequence[Path], kind: str, unpack: Unpack) -> Path:
-    """Unpack files below the cache folder, unless that was done before, and return location.
-
-    Raises:
-        InputError: as `unpack` does, or the disk is full.
-    """
+    """Unpack files below the cache folder, unless that was done before, and return location."""
     states = [(file.resolve().as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     folder = cache_folder() / kind / hashlib.sha256(repr(states).encode(errors="replace")).hexdigest()[:32]
-    temporary = folder.with_suffix(".part")
-    if folder.exists():
-        return folder
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if folder.exists():  # another process has unpacked them meanwhile
-                return folder
-            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-            try:
-                temporary.mkdir()
-                with (temporary / _ANNOTATIONS).open("wb") as out:
-                    for location, one in chain.from_iterable(unpack(file, temporary) for file in files):
-                        out.write(json_line({"where": location, "annotation": one}))
-                temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+
+    def build(temporary: Path) -> None:
+        with (temporary / _ANNOTATIONS).open("wb") as out:
+            for location, one in chain.from_iterable(unpack(file, temporary) for file in files):
+                out.write(json_line({"where": location, "annotation": one}))
+
+    build_folder(folder, build)
     return folder
 
 

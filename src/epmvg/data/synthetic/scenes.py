@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import multiprocessing
-import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 
-from epmvg.core.files import disk_errors, temporary_path
 from epmvg.core.types import Box, InputError, Progress
+from epmvg.data.readers.files import build_folder
 from epmvg.data.synthetic.phrases import Phrase, SceneObject, captions_of, phrases_of
 from epmvg.data.synthetic.sprite_library import Sprite, load_sprites, sprite_image
 
@@ -106,16 +104,16 @@ def _place(
     image: Image.Image, sprite: Sprite, tint: str | None, objects: Sequence[SceneObject], random: np.random.Generator
 ) -> SceneObject | None:
     """Paste a sprite where it hides little of the other objects; return None if a few tries fail."""
-    picture = sprite_image(sprite.name, tint)
+    drawing = sprite_image(sprite.name, tint)
     for _ in range(12):
-        scale = max(image.size) * random.uniform(*OBJECT_SIZES) / max(picture.size)
-        width, height = (max(8, round(edge * scale)) for edge in picture.size)
+        scale = max(image.size) * random.uniform(*OBJECT_SIZES) / max(drawing.size)
+        width, height = (max(8, round(edge * scale)) for edge in drawing.size)
         if width >= image.width or height >= image.height:
             continue
         x, y = int(random.integers(0, image.width - width)), int(random.integers(0, image.height - height))
         box = (float(x), float(y), float(x + width), float(y + height))
         if all(_overlap(box, other.box) <= MAX_OVERLAP for other in objects):
-            resized = picture.resize((width, height), Image.Resampling.BILINEAR)
+            resized = drawing.resize((width, height), Image.Resampling.BILINEAR)
             image.paste(resized, (x, y), resized)
             return SceneObject(sprite.name, tint or sprite.colour, box)
     return None
@@ -191,28 +189,13 @@ def write_scenes(
     settings = {"version": VERSION, "sizes": dict(sizes), "side": side, "seed": seed}
     if _is_complete(folder, settings):
         return folder
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):  # other processes of a launcher draw the same
-            if _is_complete(folder, settings):
-                return folder
-            temporary = temporary_path(folder)
-            try:
-                _write_all(temporary, settings, workers, progress)
-                if folder.exists():
-                    folder.rmdir()
-                temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+    build_folder(folder, functools.partial(_write_all, settings=settings, workers=workers, progress=progress))
+    _is_complete(folder, settings)  # another process may have drawn other scenes
     return folder
 
 
 def _is_complete(folder: Path, settings: Mapping[str, Any]) -> bool:
-    """Return whether a folder contains the scenes of these settings.
-
-    Raises:
-        InputError: it contains something else.
-    """
+    """Return whether a folder contains the scenes of these settings."""
     marker = folder / "scenes.json"
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == settings:
         return True
@@ -223,10 +206,10 @@ def _is_complete(folder: Path, settings: Mapping[str, Any]) -> bool:
 
 def _write_all(folder: Path, settings: Mapping[str, Any], workers: int, progress: Progress | None) -> None:
     """Draw all scenes into a new folder."""
-    (folder / "images").mkdir(parents=True)
+    (folder / "images").mkdir()
     scenes = [(split, number) for split, count in settings["sizes"].items() for number in range(count)]
     draw = functools.partial(_write_scene, folder, settings["seed"], settings["side"])
-    rows: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     captions: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         written: Iterable[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = map(draw, scenes)
@@ -234,32 +217,41 @@ def _write_all(folder: Path, settings: Mapping[str, Any], workers: int, progress
             context = multiprocessing.get_context("spawn")  # a fork is unsafe where the caller has threads
             pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
             written = pool.map(draw, scenes, chunksize=32)
-        for done, (scene_rows, scene_captions) in enumerate(written, 1):
-            rows += scene_rows
+        for done, (scene_annotations, scene_captions) in enumerate(written, 1):
+            annotations += scene_annotations
             captions += scene_captions
             if progress:
                 progress(done, len(scenes))
-    for file, content in (("annotations.jsonl", rows), ("captions.jsonl", captions), ("scenes.json", [settings])):
-        text = "".join(json.dumps(row) + "\n" for row in content)
+    for file, content in (
+        ("annotations.jsonl", annotations),
+        ("captions.jsonl", captions),
+        ("scenes.json", [settings]),
+    ):
+        text = "".join(json.dumps(line) + "\n" for line in content)
         (folder / file).write_text(text, encoding="utf-8")
 
 
 def _write_scene(
     folder: Path, seed: int, side: int, place: tuple[str, int]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Draw scene (split, number) into a folder; return its rows of annotations and of captions."""
+    """Draw scene (split, number) into a folder; return its annotations and its captions."""
     split, number = place
     scene = draw_scene(split, number, seed=seed, side=side)
     stem = f"{split}-{number:05d}"
     name = f"images/{stem}.jpg"
     scene.image.save(folder / name, quality=90)
-    rows = []
+    annotations = []
     for i, phrase in enumerate(scene.phrases if split != "captions" else []):
         target = scene.objects[phrase.target]
         x0, y0, x1, y1 = target.box
-        row: dict[str, Any] = {"image": name, "phrase": phrase.text, "bbox": [x0, y0, x1 - x0, y1 - y0], "split": split}
-        row |= {"id": f"{stem}-{i}", "width": scene.image.width, "height": scene.image.height}
-        rows.append(row | {"kind": phrase.kind, "name": target.name})
+        annotation: dict[str, Any] = {
+            "image": name,
+            "phrase": phrase.text,
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "split": split,
+        }
+        annotation |= {"id": f"{stem}-{i}", "width": scene.image.width, "height": scene.image.height}
+        annotations.append(annotation | {"kind": phrase.kind, "name": target.name})
     if not scene.captions or split not in ("train", "captions", "val"):
-        return rows, []
-    return rows, [{"image": name, "split": "val" if split == "val" else "train", "captions": scene.captions}]
+        return annotations, []
+    return annotations, [{"image": name, "split": "val" if split == "val" else "train", "captions": scene.captions}]

@@ -12,9 +12,8 @@ from epmvg.data.convert import reject_inputs, write_samples
 from epmvg.data.registry import DATASETS
 from epmvg.data.validation.boxes import box_issues
 from epmvg.data.validation.images import image_issues, inspect_images
-from epmvg.data.validation.issues import KINDS, CheckReport, Issue, by_kind
-from epmvg.data.validation.phrases import phrase_issues
-from epmvg.data.validation.samples import Located, read_samples, sample_issues
+from epmvg.data.validation.issues import KINDS, CheckReport, Issue, Located, by_kind
+from epmvg.data.validation.samples import phrase_issues, read_samples, sample_issues
 from epmvg.data.validation.splits import list_issues, split_issues
 
 __all__ = ["CheckReport", "check"]
@@ -46,15 +45,13 @@ def check(
         reject_inputs(Path(clean), data, root)
     located, issues = read_samples(data, root)
     images = inspect_images(list(dict.fromkeys(sample.image for _, sample in located)), progress)
-    known = DATASETS.get(data)
-    expected = [split for split in known.splits if split != "trainval"] if known else None
     issues += sample_issues(located)
     issues += phrase_issues(located)
     issues += box_issues(located, images)
     issues += image_issues(located, images)
-    issues += split_issues(located, images, expected)
+    issues += split_issues(located, images, DATASETS[data].splits if data in DATASETS else None)
     if against is not None:
-        issues += list_issues(located, images, Path(against))
+        issues += list_issues(located, Path(against))
     written = None if clean is None else _write_clean(Path(clean), located, issues, root)
     splits: dict[str, dict[str, int]] = {}
     for split in dict.fromkeys(sample.split for _, sample in located):
@@ -65,17 +62,11 @@ def check(
 
 
 def _write_clean(target: Path, located: Sequence[Located], issues: Sequence[Issue], root: Path | str | None) -> int:
-    """Write the samples without errors, each once, and return their number.
-
-    Raises:
-        InputError: there are none, or the boxes of all samples are in another convention.
-    """
+    """Write the samples without errors, each once, and return their number."""
     errors = [issue for issue in issues if KINDS[issue.kind].severity == "error"]
-    convention = next(
-        (KINDS[i.kind] for i in errors if i.kind.startswith("box-") and not i.where and not i.image), None
-    )
-    if convention is not None:
-        raise InputError(f"{target} was not written: in the whole data set {convention.title}. {convention.fix}")
+    if any(issue.kind == "box-convention" for issue in errors):
+        kind = KINDS["box-convention"]
+        raise InputError(f"{target} was not written: {kind.title}. {kind.fix}")
     bad = {issue.where for issue in errors if not issue.kind.startswith("image-")}
     bad_images = {issue.image for issue in errors if issue.kind.startswith("image-")}
     kept = {

@@ -15,8 +15,7 @@ from PIL import Image
 from epmvg.core.hardware import cpu_threads
 from epmvg.core.images import ImageError, ImageFile
 from epmvg.core.types import InputError, Progress
-from epmvg.data.validation.issues import Issue
-from epmvg.data.validation.samples import Located
+from epmvg.data.validation.issues import Issue, Located
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -40,7 +39,6 @@ class ImageInfo:
     missing: bool = False
     size: tuple[int, int] | None = None  # width and height, upright
     turned: bool = False  # EXIF swaps width and height
-    animated: bool = False
     hash: bytes = b""  # 256 bits
 
 
@@ -48,9 +46,8 @@ def inspect_image(path: Path) -> ImageInfo:
     """Read an image file, a JPEG at reduced size; errors are returned."""
     try:
         with ImageFile(path) as file:
-            animated = file.animated
             image = file.decode((_SIDE, _SIDE))  # reads the whole file, so that truncation shows
-            return ImageInfo(size=file.size, turned=file.turned, animated=animated, hash=perceptual_hash(image))
+            return ImageInfo(size=file.size, turned=file.turned, hash=perceptual_hash(image))
     except InputError as error:
         missing = isinstance(error, ImageError) and error.missing
         return ImageInfo(error.detail if isinstance(error, ImageError) else str(error), missing)
@@ -96,7 +93,7 @@ def _signs(hashes: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def image_issues(located: Sequence[Located], images: Mapping[Path, ImageInfo]) -> Iterator[Issue]:
-    """Find images that are missing or unreadable, animated, or of another size than their samples state."""
+    """Find images that are missing or unreadable, or of another size than their samples state."""
     by_image: dict[Path, list[Located]] = {}
     for where, sample in located:
         by_image.setdefault(sample.image, []).append((where, sample))
@@ -104,8 +101,6 @@ def image_issues(located: Sequence[Located], images: Mapping[Path, ImageInfo]) -
         info, where = images[image], members[0][0]
         if info.error:
             yield Issue("image-missing" if info.missing else "image-unreadable", where, info.error, image)
-        if info.animated:
-            yield Issue("image-animated", where, image=image)
         if info.size:
             correct = (None, info.size, info.size[::-1] if info.turned else None)  # turned ones: see boxes.py
             for stated in {sample.size for _, sample in members if sample.size not in correct}:

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from epmvg.core.types import Sample
+
+Located = tuple[str, Sample]
+"""Where a sample is ("line 12"), and the sample."""
+
 
 class Kind(NamedTuple):
     """One kind of issue. An error cannot be used as it is; a warning can, but is probably a mistake."""
@@ -25,25 +30,9 @@ KINDS = {
         "Check that boxes and image have the same scale; clip the box or delete the sample.",
     ),
     "box-thin": Kind("boxes at most a pixel wide or high", "Annotate the box again or delete the sample.", "warning"),
-    "box-corners": Kind(
-        "bbox looks like [x0, y0, x1, y1], and is read as [x, y, width, height]", "Write [x0, y0, x1 - x0, y1 - y0]."
-    ),
-    "box-sizes": Kind(
-        "boxes look as if [x, y, width, height] had been converted as corners", "Write [x, y, width, height]."
-    ),
-    "box-centre": Kind(
-        "bbox looks like [center x, center y, width, height], and is read as [x, y, width, height]",
-        "Write [x - width / 2, y - height / 2, width, height].",
-    ),
-    "box-scaled": Kind(
-        "boxes look annotated on resized images", "Multiply all numbers by the image's width / the resized width."
-    ),
-    "box-0-1": Kind("boxes look normalized to 0..1", "Multiply x and width by the image's width, y and height by its."),
-    "box-0-100": Kind(
-        "boxes look normalized to 0..100", "Multiply x and width by the image's width / 100, y and height alike."
-    ),
-    "box-0-1000": Kind(
-        "boxes look normalized to 0..1000", "Multiply x and width by the image's width / 1000, y and height alike."
+    "box-convention": Kind(
+        "bbox of all samples seems to be written in another convention than the [x, y, width, height] it is read as",
+        "Write x, y, width, height in pixels of the upright image.",
     ),
     "phrase-unusable": Kind("phrases that are empty, not encodable or too long", "Fix or delete the sample."),
     "phrase-long": Kind(
@@ -54,8 +43,11 @@ KINDS = {
     "phrase-unknown": Kind(
         "phrases without any word in BERT's vocabulary", "Write them in English words, or use another BERT.", "warning"
     ),
-    "phrase-control": Kind("phrases with control or invisible characters", "Delete the characters.", "warning"),
-    "phrase-unicode": Kind("phrases with wrongly decoded or not normalized Unicode", "Normalize to NFC.", "warning"),
+    "phrase-characters": Kind(
+        "phrases with control characters, invisible or wrongly decoded ones, or not in Unicode's form NFC",
+        "Delete the characters, or normalize the phrase.",
+        "warning",
+    ),
     "phrase-two-boxes": Kind(
         "phrases with different boxes in one image: if these are far apart, one of them counts as wrong",
         "Make the phrases unambiguous, or take this fraction as an upper bound of accuracy.",
@@ -63,9 +55,6 @@ KINDS = {
     ),
     "image-missing": Kind("images that do not exist", "Copy the images there, or give their folder with --root."),
     "image-unreadable": Kind("images that cannot be read", "Copy or convert the image again."),
-    "image-animated": Kind(
-        "images with several frames, of which the first is used", "Save the annotated frame as an image.", "warning"
-    ),
     "image-size": Kind("images of another size than their samples state", "State the size of the file."),
     "image-turned": Kind(
         "images that EXIF turns, with boxes on the unturned pixels",
@@ -74,7 +63,6 @@ KINDS = {
     "split-same-image": Kind("images in two splits", "Keep the image in one split.", "warning"),
     "split-similar-image": Kind("images in two splits that look the same", "Keep one of them.", "warning"),
     "list-same-image": Kind("evaluation images in the list", "Exclude them from evaluation.", "warning"),
-    "list-similar-image": Kind("evaluation images that look like one of the list", "Exclude them.", "warning"),
     "split-unnamed": Kind("samples without a split, while others have one", "Name their split.", "warning"),
     "split-missing": Kind(
         "splits without samples",

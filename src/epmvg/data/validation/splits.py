@@ -8,13 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path, PurePosixPath
 
-from epmvg.data.readers.files import is_file, read_text_lines
-from epmvg.data.validation.images import ImageInfo, inspect_image, similar_pairs
-from epmvg.data.validation.issues import Issue
-from epmvg.data.validation.samples import Located
-
-_OTHER_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev")}
-"""Splits that training needs, and names that people give them."""
+from epmvg.data.readers.files import read_text_lines
+from epmvg.data.validation.images import ImageInfo, similar_pairs
+from epmvg.data.validation.issues import Issue, Located
 
 
 def split_issues(
@@ -29,9 +25,13 @@ def split_issues(
             neither and is for evaluation alone.
     """
     counts = Counter(sample.split for _, sample in located)
-    missing = [name for name in expected if not counts[name]] if expected is not None else _missing_for_training(counts)
-    for name in missing:
-        yield Issue("split-missing", note=name)
+    names = ", ".join(sorted(counts.keys() - {""}))
+    missing = [name for name in expected or ("train", "val") if name != "trainval" and not counts[name]]
+    if expected is None and not names:
+        yield Issue("split-missing", note="no sample names a split" if counts else "there are no samples")
+    elif expected is not None or len(missing) == 1:
+        for name in missing:
+            yield Issue("split-missing", note=f"{name} (there are {names})")
     if counts[""] and len(counts) > 1:
         for where, sample in located:
             if not sample.split:
@@ -54,47 +54,24 @@ def _shared_image_issues(located: Sequence[Located], images: Mapping[Path, Image
             yield Issue("split-similar-image", a[image], f"{first} and {second}: looks like {other}", image)
 
 
-def _missing_for_training(counts: Counter[str]) -> list[str]:
-    """Return train or val if it has no samples, with the name that it may have instead."""
-    names = sorted(name for name in counts if name)
-    if not names:
-        return ["no sample names a split" if counts else "there are no samples"]
-    missing = [split for split in _OTHER_NAMES if split not in names]
-    others = {split: next((n for n in names if n.lower() in _OTHER_NAMES[split]), None) for split in missing}
-    if len(missing) == 2 and not any(others.values()):  # for evaluation alone
-        return []
-    return [
-        split
-        + (f": perhaps {others[split]!r} is meant: set data.{split}_split={others[split]}" if others[split] else "")
-        for split in missing
-    ]
-
-
-def list_issues(located: Sequence[Located], images: Mapping[Path, ImageInfo], file: Path) -> Iterator[Issue]:
+def list_issues(located: Sequence[Located], file: Path) -> Iterator[Issue]:
     """Find images of evaluation splits in a text file of names, ids or paths, one per line.
 
     Names agree if their last parts do, or a number of five or more digits in them: 398214 is
-    COCO_train2014_000000398214.jpg. Lines that are paths of images, relative to the file, are also compared by look.
+    COCO_train2014_000000398214.jpg.
 
     Raises:
         InputError: the list cannot be read.
     """
-    lines = read_text_lines(file)
-    listed = {key: line for line in reversed(lines) for key in _keys(line, is_id=True)}
+    listed = {key: line for line in reversed(read_text_lines(file)) for key in _keys(line, is_id=True)}
     evaluated: dict[Path, str] = {}
     for where, sample in located:
         if "train" not in sample.split.lower():
             evaluated.setdefault(sample.image, where)
-    unlisted = {}
     for image, where in evaluated.items():
         line = next((listed[key] for key in _keys(image.name) if key in listed), None)
         if line is not None:
             yield Issue("list-same-image", where, f"in the list as {line}", image)
-        else:
-            unlisted[image] = images[image].hash
-    hashes = {line: inspect_image(path).hash for line in lines if is_file(path := file.parent / line)}
-    for image, line in similar_pairs(unlisted, hashes):
-        yield Issue("list-similar-image", evaluated[image], f"looks like {line}", image)
 
 
 def _keys(name: str, *, is_id: bool = False) -> set[str]:
