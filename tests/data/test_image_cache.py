@@ -57,7 +57,7 @@ def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
     assert 0 < len(cache.arrays) < len(files) and cache.arrays.nbytes <= 500_000
 
 
-def test_a_limit_too_small_for_an_image_is_refused(tmp_path: Path) -> None:
+def test_a_limit_too_small_for_an_image_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cache_gb=0\.001 .* set 0\.005 or more"):
         ImageCache(tmp_path / "images.sqlite", 0.001, longest_side=1067)
     cache = ImageCache(tmp_path / "images.sqlite", 0.005, longest_side=1067)
@@ -65,7 +65,7 @@ def test_a_limit_too_small_for_an_image_is_refused(tmp_path: Path) -> None:
     assert len(cache.arrays) == 1
 
 
-def test_a_damaged_cache_is_refused_at_first_and_costs_only_time_later(tmp_path: Path) -> None:
+def test_a_damaged_cache_is_rejected_at_first_and_costs_only_time_later(tmp_path: Path) -> None:
     file, store = write_image(tmp_path / "photo.jpg", 0), tmp_path / "images.sqlite"
     cache = ImageCache(store, 1.0, longest_side=80)
     whole, _ = decode(cache, file)

@@ -27,9 +27,6 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)
 _UNREADABLE = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 """Formats that Pillow registers but cannot decode by itself."""
 
-_ANIMATED = frozenset({"AVIF", "GIF", "PNG", "TIFF", "WEBP"})
-"""Formats whose frames are an animation or pages; in a phone's JPEG a second frame is neither."""
-
 _ORIENTATION = ExifTags.Base.Orientation
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -105,11 +102,6 @@ class ImageFile:
         """Close the file; a PIL image that was given stays open."""
         if self._is_own:
             self._image.close()
-
-    @property
-    def animated(self) -> bool:
-        """Whether the file has several frames, of which the first is used; only valid before decoding."""
-        return self._image.format in _ANIMATED and bool(getattr(self._image, "is_animated", False))
 
     def decode(self, at_least: tuple[int, int] | None = None) -> Image.Image:
         """Return the image as upright RGB, in memory of its own.

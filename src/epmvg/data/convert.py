@@ -68,11 +68,7 @@ def write_samples(target: Path, samples: list[Sample], root: str | Path | None) 
 
 
 def reject_inputs(target: Path, name: str, root: str | Path | None = None) -> None:
-    """Reject a target that is a file that a data set is read from, or any file in the folder of a named one.
-
-    Raises:
-        InputError: it is.
-    """
+    """Reject a target that is a file that a data set is read from, or any file in the folder of a named one."""
     file = Path(name)
     if name in DATASETS:
         folder = Path(root) if root else DATASETS[name].default_root()

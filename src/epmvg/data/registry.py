@@ -14,7 +14,7 @@ from epmvg.data.readers.annotations import Located, Skipped, collect
 from epmvg.data.readers.files import cache_folder, is_file, is_folder
 from epmvg.data.readers.flickr30k import read_flickr30k
 from epmvg.data.readers.formats import READABLE, file_samples
-from epmvg.data.readers.refcoco import read_refcoco
+from epmvg.data.readers.refcoco import LAYOUT, read_refcoco
 from epmvg.data.readers.referit import read_referit
 from epmvg.data.readers.transvg import FLAGS, read_transvg
 
@@ -37,11 +37,6 @@ class DataSet:
     default_root: Callable[[], Path | None] = lambda: None
 
 
-_TEST_AB = ("train", "val", "trainval", "testA", "testB")
-_TEST = ("train", "val", "test")
-_TRAINVAL = ("train", "val", "trainval", "test")
-_GOOGLE = ("train", "val", "trainval")
-
 DATASETS: dict[str, DataSet] = {
     "scenes": DataSet(
         "drawn scenes with true phrases, drawn on first use",
@@ -51,20 +46,15 @@ DATASETS: dict[str, DataSet] = {
     ),
     "flickr-mini": DataSet(
         "real photos of Flickr30k Entities and the RefCOCO family, as JSONL",
-        _TEST,
+        ("train", "val", "test"),
         lambda root, split: file_samples(root, split=split, split_key="mini_split"),
     ),
     **{
-        name: DataSet(f"{title}, from refer's refs({by}).p", splits, partial(read_refcoco, name=name))
-        for name, title, by, splits in (
-            ("refcoco", "RefCOCO, split by UNC", "unc", _TEST_AB),
-            ("refcoco+", "RefCOCO+, split by UNC", "unc", _TEST_AB),
-            ("refcocog-umd", "RefCOCOg, split by UMD", "umd", _TRAINVAL),
-            ("refcocog-google", "RefCOCOg, split by Google", "google", _GOOGLE),
-        )
+        name: DataSet(f"{folder}, from refer's refs({by}).p", splits, partial(read_refcoco, name=name))
+        for name, (folder, by, splits) in LAYOUT.items()
     },
-    "referit": DataSet("ReferItGame, from the Berkeley metadata", _TRAINVAL, read_referit),
-    "flickr30k": DataSet("Flickr30k Entities, the union of a phrase's boxes", _TEST, read_flickr30k),
+    "referit": DataSet("ReferItGame, from the Berkeley metadata", ("train", "val", "trainval", "test"), read_referit),
+    "flickr30k": DataSet("Flickr30k Entities, the union of a phrase's boxes", ("train", "val", "test"), read_flickr30k),
     **{
         f"transvg-{flag}": DataSet(f"{title}, from TransVG's index files", splits, partial(read_transvg, flag=flag))
         for flag, (title, splits) in FLAGS.items()

@@ -23,9 +23,9 @@ def test_one_malformed_annotation_is_counted_and_named(tmp_path: Path, name: str
     assert len(open_samples(source, split=None, skipped=skipped)) in (1, 2)
     assert skipped.counts == {MALFORMED: 1}
     assert str(file) in skipped.first[MALFORMED]
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as caught:
         open_samples(source, split=None)
-    assert str(refused.value) == skipped.first[MALFORMED]
+    assert str(caught.value) == skipped.first[MALFORMED]
 
 
 def test_published_layouts_skip_one_annotation_too(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_size_and_path_of_the_image_win_in_every_format(tmp_path: Path) -> None:
         assert sample.size == (640, 480) and sample.image.name == "a.jpg", name
 
 
-def test_one_id_for_two_images_is_refused_and_ids_may_be_text(tmp_path: Path) -> None:
+def test_one_id_for_two_images_is_rejected_and_ids_may_be_text(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"images: id 1 stands for 'a\.jpg' and for 'b\.jpg'"):
         read(tmp_path / "c.json", NOTE, images=[IMAGE, IMAGE | {"file_name": "b.jpg"}])
     assert len(read(tmp_path / "c.json", NOTE, images=[IMAGE, IMAGE])) == 1

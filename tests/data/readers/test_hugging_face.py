@@ -67,9 +67,9 @@ def test_malformed_tables_are_rejected_in_one_sentence(tmp_path: Path) -> None:
     }
     for case, (line, words) in tables.items():
         parquet.write_table(arrow.Table.from_pylist([line]), tmp_path / "t.parquet")
-        with pytest.raises(InputError, match=words) as refused:
+        with pytest.raises(InputError, match=words) as caught:
             open_samples(str(tmp_path / "t.parquet"), split=None)
-        assert "\n" not in str(refused.value), case
+        assert "\n" not in str(caught.value), case
     with pytest.raises(InputError, match=r"none\.parquet cannot be opened"):
         open_samples(str(tmp_path / "none.parquet"), split=None)
 
@@ -96,7 +96,7 @@ def test_images_inside_parquet_are_unpacked_once(tmp_path: Path, monkeypatch: py
 
 
 def test_image_folders_with_several_metadata_files_and_split_names(tmp_path: Path) -> None:
-    places = {".": "", "train": "train", "valid": "val", "data/dev": "val", "data/testing": "test", "testA": "testA"}
+    places = {".": "", "train": "train", "valid": "val", "data/dev": "val", "data/test": "test", "testA": "testA"}
     for number, place in enumerate(places):
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         line = {"file_name": f"{number}.jpg", "phrase": "a cup", "bbox": [1, 2, 3, 4]}

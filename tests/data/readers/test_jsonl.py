@@ -39,7 +39,7 @@ def test_samples_survive_a_round_trip(tmp_path: Path, squares: Path) -> None:
         ({**GOOD, "phrase": "  "}, "phrase is empty"),
         ({**GOOD, "phrase": "word " * 500}, "500 words"),
         ({"image": "a.jpg", "bbox": [1, 2, 3, 4]}, "phrase"),
-        ("{torn", "not JSON"),
+        ("{cut", "not JSON"),
         ("[1]", "not a JSON object"),
     ],
 )

@@ -1,4 +1,7 @@
-"""Fields of annotations: parsing and checking the values that a file states."""
+"""Fields of annotations: parsing and checking the values that a file states.
+
+A value that cannot be used raises an InputError that names its location: the file, and the line or number in it.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,7 @@ _NOUNS: dict[type, str] = {str: "a text", int: "a whole number", bytes: "bytes",
 
 
 def require(annotation: object, key: str, kind: type[T], location: str) -> T:
-    """Return the value of a key that must be there and of a type.
-
-    Args:
-        location: the file and the line or number of the annotation, for the message.
-
-    Raises:
-        InputError: it is missing or of another type.
-    """
+    """Return the value of a key that must be there and of a type."""
     value = annotation.get(key) if isinstance(annotation, dict) else None
     if not isinstance(value, kind):
         raise InputError(f'{location}: "{key}" is {short_repr(value)}, it must be {_NOUNS[kind]}; fix the annotation.')
@@ -33,7 +29,7 @@ def require(annotation: object, key: str, kind: type[T], location: str) -> T:
 
 
 def require_box(annotation: Annotation, key: str, location: str) -> Box:
-    """Return the four numbers of a key, which mean what the format says; raises InputError as `require`."""
+    """Return the four numbers of a key, which mean what the format says."""
     numbers = four_numbers(annotation.get(key))
     if numbers is None:
         value = short_repr(annotation.get(key))
@@ -42,11 +38,7 @@ def require_box(annotation: Annotation, key: str, location: str) -> Box:
 
 
 def name_of(annotation: Annotation, key: str, location: str) -> str:
-    """Return the text or number of a key as text, "" where it is missing or null.
-
-    Raises:
-        InputError: it is anything else.
-    """
+    """Return the text or number of a key as text, "" where it is missing or null."""
     value = annotation.get(key)
     if value is None:
         return ""
@@ -74,11 +66,7 @@ def _floats(values: Sequence[Any]) -> list[float] | None:
 
 
 def size_of(width: object, height: object, location: str) -> tuple[int, int] | None:
-    """Return (width, height) in pixels, also of numbers in text, or None where either is not stated.
-
-    Raises:
-        InputError: one of them is no number of pixels.
-    """
+    """Return (width, height) in pixels, also of numbers in text, or None where either is not stated."""
     if width is None or height is None:
         return None
     sides = _floats((width, height))
@@ -89,11 +77,7 @@ def size_of(width: object, height: object, location: str) -> tuple[int, int] | N
 
 
 def index_by_id(entries: list[Any], key: str, location: str) -> dict[str, Annotation]:
-    """Return the entries of a list by their ids, as text, without those that have none.
-
-    Raises:
-        InputError: two entries of one id differ in `key`.
-    """
+    """Return the entries of a list by their ids, as text; two of one id must have the same value of `key`."""
     found: dict[str, Annotation] = {}
     for entry in entries:
         entry_id = entry.get("id") if isinstance(entry, dict) else None

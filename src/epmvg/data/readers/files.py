@@ -1,4 +1,7 @@
-"""Annotation files: reading them whole or line by line, and the paths that they name below a root."""
+"""Annotation files: reading them whole or line by line, and the paths that they name below a root.
+
+A file that cannot be read, is a Git LFS pointer or in another encoding than UTF-8 raises an InputError that names it.
+"""
 
 from __future__ import annotations
 
@@ -56,11 +59,7 @@ def build_folder(folder: Path, build: Callable[[Path], object]) -> None:
 
 
 def open_file(file: Path) -> BufferedReader:
-    """Open a file to read its bytes.
-
-    Raises:
-        InputError: it cannot be opened, or is a Git LFS pointer.
-    """
+    """Open a file to read its bytes."""
     try:
         stream = file.open("rb")
         start = stream.peek(len(_LFS_POINTER))
@@ -74,17 +73,13 @@ def open_file(file: Path) -> BufferedReader:
 
 
 def read_bytes(file: Path) -> bytes:
-    """Read a file whole; raises InputError as `open_file`."""
+    """Read a file whole."""
     with open_file(file) as stream:
         return stream.read()
 
 
 def read_text_lines(file: Path) -> list[str]:
-    """Read the lines of a text file that are not blank, stripped.
-
-    Raises:
-        InputError: it cannot be opened or is not UTF-8.
-    """
+    """Read the lines of a text file that are not blank, stripped."""
     try:
         text = read_bytes(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -93,11 +88,7 @@ def read_text_lines(file: Path) -> list[str]:
 
 
 def byte_lines(file: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (file and line number, content) of each line of a file that is not blank.
-
-    Raises:
-        InputError: the file cannot be opened, is a Git LFS pointer, or is UTF-16.
-    """
+    """Yield (file and line number, content) of each line of a file that is not blank."""
     with open_file(file) as lines:
         for number, line in enumerate(lines, 1):
             if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -107,20 +98,12 @@ def byte_lines(file: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def read_json(file: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: it cannot be opened or is not JSON.
-    """
+    """Read a JSON file."""
     return parse_json(read_bytes(file), str(file))
 
 
 def parse_json(text: bytes, location: str) -> Any:
-    """Parse JSON from an unknown source.
-
-    Raises:
-        InputError: it is not JSON or not UTF-8, or is nested too deep.
-    """
+    """Parse JSON from an unknown source."""
     try:
         return json.loads(text)
     except UnicodeDecodeError as error:

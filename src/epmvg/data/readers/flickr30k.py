@@ -91,11 +91,7 @@ def parse_sentence(line: str) -> Iterator[Mention | str]:
 
 
 def read_chains(file: Path) -> tuple[tuple[int, int], dict[str, list[Box]]]:
-    """Read the size (width, height) of an image and the boxes of each chain, xyxy in pixels, from an XML file.
-
-    Raises:
-        InputError: the file is missing or is not an annotation.
-    """
+    """Read the size (width, height) of an image and the boxes of each chain, xyxy in pixels, from an XML file."""
     content = read_bytes(file)
     try:
         tree = ElementTree.fromstring(content)

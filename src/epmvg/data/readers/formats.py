@@ -93,11 +93,7 @@ def _line_annotations(file: Path) -> Located[Annotation]:
 
 
 def _json_annotations(file: Path) -> Located[Annotation]:
-    """Yield the annotations of one JSON value.
-
-    Raises:
-        InputError: it is of no known format.
-    """
+    """Yield the annotations of one JSON value."""
     content: Any = read_json(file)
     if isinstance(content, dict) and isinstance(content.get("images"), list):
         yield from coco_annotations(content, file)
@@ -149,11 +145,7 @@ def write_file(target: Path, samples: Sequence[Sample], root: Path) -> Path:
 
 
 def format_of(target: Path) -> str:
-    """Return the format that the ending of a file to write means.
-
-    Raises:
-        InputError: none.
-    """
+    """Return the format that the ending of a file to write means."""
     for ending, format_ in _WRITABLE.items():
         if target.name.lower().endswith(ending):
             return format_

@@ -28,9 +28,7 @@ from epmvg.data.readers.jsonl import jsonl_annotations
 from epmvg.data.readers.webdataset import unpack_once, unpacked_annotations
 
 _COLUMNS = ("image", "phrase", "bbox", "width", "height", "split", "id")
-_SPLITS = {"valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test", "eval": "test"}
-_SPLITS |= {"evaluation": "test"}
-"""Names of folders that `datasets` reads as a split -> the split."""
+_SPLITS = {"valid": "val", "validation": "val", "dev": "val"}  # other names of folders
 
 
 def parquet_annotations(file: Path) -> tuple[Located[Annotation], Path | None]:

@@ -27,11 +27,7 @@ class ImageFinder:
         self._paths: dict[str, Path] = {}
 
     def __call__(self, name: object, location: str) -> Path:
-        """Return the path of an image: the file that exists, else as it is named; equal names share one `Path`.
-
-        Raises:
-            InputError: it is no path, or outside of the root; `location` is the annotation's place in its file.
-        """
+        """Return the path of an image: the file that exists, else as it is named; equal names share one `Path`."""
         if isinstance(name, str) and name in self._paths:
             return self._paths[name]
         path = path_inside(self.root, name, location)

@@ -15,11 +15,7 @@ from epmvg.data.readers.files import byte_lines, parse_json
 
 
 def jsonl_annotations(file: Path) -> Located[Annotation]:
-    """Yield (location, object or what is wrong with it) of each line of a JSONL file.
-
-    Raises:
-        InputError: the file cannot be opened, or is a Git LFS pointer.
-    """
+    """Yield (location, object or what is wrong with it) of each line of a JSONL file."""
     for location, line in byte_lines(file):
         try:
             yield location, json_object(line, location)
@@ -28,21 +24,13 @@ def jsonl_annotations(file: Path) -> Located[Annotation]:
 
 
 def json_objects(file: Path) -> Iterator[tuple[str, Annotation]]:
-    """Yield (location, object) of each line of a JSONL file.
-
-    Raises:
-        InputError: the file cannot be opened, is a Git LFS pointer, or a line is not a JSON object.
-    """
+    """Yield (location, object) of each line of a JSONL file."""
     for location, line in byte_lines(file):
         yield location, json_object(line, location)
 
 
 def json_object(line: bytes, location: str) -> Annotation:
-    """Parse one line of JSONL.
-
-    Raises:
-        InputError: it is not a JSON object.
-    """
+    """Parse one line of JSONL."""
     value = parse_json(line, location)
     if not isinstance(value, dict):
         raise InputError(f"{location} is not a JSON object: fix or delete the line.")

@@ -21,11 +21,7 @@ def is_task(value: object) -> bool:
 
 
 def task_annotations(task: Any, location: str) -> Iterator[Annotation]:
-    """Yield an annotation for each rectangle of a task.
-
-    Raises:
-        InputError: the task is malformed, or a rectangle has no phrase or is rotated.
-    """
+    """Yield an annotation for each rectangle of a task."""
     data = require(task, "data", dict, location)
     image = _image(data, location)
     done = [one for one in require(task, "annotations", list, location) if isinstance(one, dict)]

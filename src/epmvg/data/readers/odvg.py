@@ -16,11 +16,7 @@ def is_odvg(line: object) -> bool:
 
 
 def odvg_annotations(line: Any, location: str) -> Iterator[Annotation]:
-    """Yield an annotation for each region of a line; of several boxes the union.
-
-    Raises:
-        InputError: the line is malformed, or holds detections without phrases.
-    """
+    """Yield an annotation for each region of a line; of several boxes the union."""
     if "grounding" not in line:
         raise InputError(f'{location} has no "grounding": delete detections without phrases.')
     require(line, "filename", str, location)

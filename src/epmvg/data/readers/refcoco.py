@@ -17,12 +17,12 @@ from epmvg.data.readers.files import first_existing, read_json
 from epmvg.data.readers.safe_pickle import load_rows
 
 LAYOUT = {
-    "refcoco": ("refcoco", "unc"),
-    "refcoco+": ("refcoco+", "unc"),
-    "refcocog-umd": ("refcocog", "umd"),
-    "refcocog-google": ("refcocog", "google"),
+    "refcoco": ("refcoco", "unc", ("train", "val", "trainval", "testA", "testB")),
+    "refcoco+": ("refcoco+", "unc", ("train", "val", "trainval", "testA", "testB")),
+    "refcocog-umd": ("refcocog", "umd", ("train", "val", "trainval", "test")),
+    "refcocog-google": ("refcocog", "google", ("train", "val", "trainval")),
 }
-"""Name -> the folder, and who split it."""
+"""Name -> the folder, who split it, and the splits."""
 
 PARTS = {"trainval": ("train", "val")}
 """Splits that are made of others."""
@@ -46,7 +46,7 @@ def read_refcoco(root: Path, split: str | None, *, name: str) -> Located[Sample]
     Raises:
         InputError: files are missing, truncated or inconsistent.
     """
-    folder, by = LAYOUT[name]
+    folder, by, _ = LAYOUT[name]
     tops = (root, root / "data")
     file = first_existing(tops, (f"{folder}/refs({by}).p", f"{folder}/refs({by}).json"))
     if file is None:

@@ -12,7 +12,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
 from typing import Any, ClassVar
@@ -63,11 +63,7 @@ def load_pickle(file: Path) -> Any:
 
 
 def load_rows(file: Path) -> list[Any]:
-    """Read a list from a pickle, or from JSON of the same content.
-
-    Raises:
-        InputError: as `load_pickle`, or it is no list.
-    """
+    """Read a list from a pickle, or from JSON of the same content."""
     rows = read_json(file) if file.suffix.lower() == ".json" else load_pickle(file)
     if not isinstance(rows, list):
         raise InputError(f"{file} holds {short_repr(rows)} instead of a list: download the file again.")
@@ -113,6 +109,8 @@ def _to_lists(shape: Any, dtype: Any, data: Any) -> list[Any]:
 
     if not isinstance(dtype, _DType) or not isinstance(shape, tuple):
         raise TypeError("array")
+    if 0 in shape:  # the other sides may be huge
+        return []
     # Python 2 pickled bytes as text: every letter is one byte
     content = data.encode("latin-1") if isinstance(data, str) else data
     values = np.frombuffer(content, dtype=np.dtype(dtype.order + dtype.code)).reshape(shape).tolist()
@@ -130,25 +128,10 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
-def _no_call(*_: Any) -> Any:
-    raise _ForbiddenError("an array made by a call")
-
-
-def _checked_key(value: Any) -> Any:
-    """Return a key that hashes in one step."""
-    if value is not None and not isinstance(value, str | int | float | bytes):
-        raise _ForbiddenError(f"a key that is a {type(value).__name__}")
-    return value
-
-
-def _dict(pairs: Iterable[Any]) -> dict[Any, Any]:
-    return {_checked_key(key): value for key, value in pairs}
-
-
 _ALLOWED: dict[str, Callable[..., Any]] = {
     "builtins.bytes": lambda: b"",  # how Python 3 writes no bytes for Python 2
     "_codecs.encode": _encode,
-    "numpy.ndarray": _no_call,  # an argument of _reconstruct
+    "numpy.ndarray": lambda *_: _Array(),  # an argument of _reconstruct
     "numpy.dtype": lambda code, *_: _DType(code),
     "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
     "numpy.core.multiarray.scalar": _scalar,
@@ -208,7 +191,10 @@ class _DataUnpickler(pickle._Unpickler):
         target = self.stack[-1]
         if not isinstance(target, dict):
             raise _ForbiddenError(f"setting items of a {type(target).__name__}")
-        target.update(_dict(zip(items[::2], items[1::2], strict=True)))
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if key is not None and not isinstance(key, str | int | float | bytes):  # a nested tuple hashes recursively
+                raise _ForbiddenError(f"a key that is a {type(key).__name__}")
+            target[key] = value
 
     def load_dict(self) -> None:
         items = self.pop_mark()

@@ -29,11 +29,7 @@ Unpack = Callable[[Path, Path], Iterator[tuple[str, Annotation]]]
 
 
 def tar_files(name: Path | str) -> list[Path]:
-    """Expand a path or a glob pattern such as `shards/train-*.tar` to files, in order.
-
-    Raises:
-        InputError: there are none that can be read.
-    """
+    """Expand a path or a glob pattern such as `shards/train-*.tar` to files, in order."""
     path = Path(name)
     files = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
     if not files or not all(is_file(file) and os.access(file, os.R_OK) for file in files):
@@ -42,12 +38,7 @@ def tar_files(name: Path | str) -> list[Path]:
 
 
 def unpack_tar(file: Path, folder: Path) -> Iterator[tuple[str, Annotation]]:
-    """Unpack the images of a tar into a folder of its name, and yield (location, annotation).
-
-    Raises:
-        InputError: it is not an uncompressed tar, or holds a link, a name outside the folder, or several images of one
-            sample.
-    """
+    """Unpack the images of a tar into a folder of its name, and yield (location, annotation)."""
     try:
         with tarfile.open(file, "r:") as tar:
             for members in _samples(tar, file):
@@ -120,11 +111,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def unpack_once(files: Sequence[Path], kind: str, unpack: Unpack) -> Path:
-    """Unpack files below the cache folder, unless that was done before, and return location.
-
-    Raises:
-        InputError: as `unpack` does, or the disk is full.
-    """
+    """Unpack files below the cache folder, unless that was done before, and return location."""
     states = [(file.resolve().as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     folder = cache_folder() / kind / hashlib.sha256(repr(states).encode(errors="replace")).hexdigest()[:32]
 

@@ -195,11 +195,7 @@ def write_scenes(
 
 
 def _is_complete(folder: Path, settings: Mapping[str, Any]) -> bool:
-    """Return whether a folder contains the scenes of these settings.
-
-    Raises:
-        InputError: it contains something else.
-    """
+    """Return whether a folder contains the scenes of these settings."""
     marker = folder / "scenes.json"
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == settings:
         return True

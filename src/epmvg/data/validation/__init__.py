@@ -62,11 +62,7 @@ def check(
 
 
 def _write_clean(target: Path, located: Sequence[Located], issues: Sequence[Issue], root: Path | str | None) -> int:
-    """Write the samples without errors, each once, and return their number.
-
-    Raises:
-        InputError: there are none, or the boxes of all samples are in another convention.
-    """
+    """Write the samples without errors, each once, and return their number."""
     errors = [issue for issue in issues if KINDS[issue.kind].severity == "error"]
     if any(issue.kind == "box-convention" for issue in errors):
         kind = KINDS["box-convention"]

@@ -25,11 +25,7 @@ _BAD_CHARACTERS = re.compile(
 
 
 def read_samples(data: str, root: Path | str | None) -> tuple[list[Located], list[Issue]]:
-    """Read all samples of a data set, and an issue for each that cannot be read.
-
-    Raises:
-        InputError: the data set cannot be read at all.
-    """
+    """Read all samples of a data set, and an issue for each that cannot be read."""
     located: list[Located] = []
     issues: list[Issue] = []
     for place, sample in located_samples(data, root=root):
