@@ -166,7 +166,7 @@ def test_what_a_file_states_is_used(checkpoint: Checkpoint, tmp_path: Path) -> N
     right = {"max_query_len": 30, "imsize": 64, "dilation": False, "nheads": 2, "vl_nheads": 2, "backbone": "resnet50"}
     checkpoint["args"] = argparse.Namespace(**right, output_dir=Path("runs/x"), old=PureWindowsPath("c:/y"))
     assert convert(saved(checkpoint, tmp_path), "transvg").model.max_length == 30
-    checkpoint["model"]["vl_pos_embed.weight"] = torch.zeros(1 + 20 + 16, 32)  # stride 16 at 64 px, where no size is stated
+    checkpoint["model"]["vl_pos_embed.weight"] = torch.zeros(1 + 20 + 16, 32)  # stride 16 at 64 px
     checkpoint["args"] = argparse.Namespace(dilation=True, imsize=64)
     with pytest.raises(InputError, match="dilation=True"):
         convert(saved(checkpoint, tmp_path), "transvg")
