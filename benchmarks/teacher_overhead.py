@@ -1,7 +1,7 @@
 """What a teacher costs a training step: with none, with cached embeddings, and with one that runs in every step.
 
-Whole steps as `epmvg train` takes them (forward, teacher, loss, backward, optimiser), by one student in one process, on
-the same batches in turn; opening the student's pictures is in none of them. The teacher is of the named size and
+Whole steps as `epmvg train` takes them (forward, teacher, loss, backward, optimizer), by one student in one process, on
+the same batches in turn; opening the student's images is in none of them. The teacher is of the named size and
 random. Cached, it takes the image file, and all its embeddings are on disk before the clock runs; in every step, it
 takes the student's input, and nothing is cached.
 
@@ -35,14 +35,14 @@ BATCHES = 3  # that come in turn
 
 
 def prepare(preset: str, folder: Path, arguments: argparse.Namespace) -> Run:
-    """Make a run of a preset with a frozen teacher that looks at photos."""
+    """Make a run of a preset with a frozen teacher that encodes the image files."""
     recipe = Recipe.of(
         {
-            "model": {"preset": preset, "pretrained": False},
+            "model": {"name": preset, "pretrained": False},
             "data": {
                 "name": str(folder / "scenes" / "annotations.jsonl"),
-                "images": arguments.images,
-                "phrases": arguments.phrases,
+                "batch_size": arguments.images * arguments.phrases,
+                "phrases_per_image": arguments.phrases,
             },
             "distill": {
                 "teacher": arguments.teacher,
@@ -52,7 +52,7 @@ def prepare(preset: str, folder: Path, arguments: argparse.Namespace) -> Run:
         },
         "benchmark",
     )
-    return prepare_run(recipe, folder / preset, join_processes(recipe.train, "cpu"), lambda row: None)
+    return prepare_run(recipe, folder / preset, join_processes("cpu"), lambda row: None)
 
 
 def take_step(run: Run, batch: Batch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from commands import main_ok
 
 from epmvg.cli import main
-from epmvg.training import Stopped
+from epmvg.training import TrainingStopped
 
 Replace = Callable[[str, Any], dict[str, Any]]
 
@@ -84,7 +84,7 @@ def test_demo_prints_the_scores(replace: Replace, tmp_path: Path, capsys: pytest
 def test_a_stopped_training_prints_how_to_continue(
     replace: Replace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    replace("epmvg.training.train", Stopped(15, 3, 9))
+    replace("epmvg.training.train", TrainingStopped(15, 3, 9))
     with pytest.raises(SystemExit) as ended:
         main(["train", "scenes", "train.epochs=1", "--device", "cpu", "--out", str(tmp_path / "a run")])
     assert ended.value.code == 128 + 15

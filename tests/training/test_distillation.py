@@ -1,4 +1,4 @@
-"""Distillation as a recipe sets it: it trains and resumes, what cannot be is refused, inference pays nothing."""
+"""Distillation by a recipe: trained, resumed, checked settings, and no cost at inference."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import safetensors.torch
 import torch
+from clips import write_clip
 from processes import together
 from runs import KilledError, checkpoint, killed_at
 
@@ -50,18 +50,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def vit(tmp_path: Path) -> Path:
-    """The folder of a tiny open_clip ViT with random weights."""
-    torch.manual_seed(0)
-    config = {
-        "embed_dim": 24,
-        "vision_cfg": {"image_size": 64, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-    }
-    folder = tmp_path / "vit"
-    folder.mkdir()
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    safetensors.torch.save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
-    return folder
+    return write_clip(tmp_path / "vit")
 
 
 def recipe(squares: Path, *settings: str) -> Recipe:
@@ -105,7 +94,7 @@ def test_two_processes_train_an_unfrozen_teacher_as_one_does(squares: Path, vit:
         chosen, folder = recipe(squares, *settings, "train.epochs=2", "data.batch_size=8"), tmp_path / f"by-{count}"
         assert together(count, partial(epmvg.train, chosen, folder)) == [0] * count
         state = checkpoint(folder)
-        ends.append(state["model"] | {f"teacher.{key}": value for key, value in state["auxiliary"]["teacher"].items()})
+        ends.append(state["model"] | {f"teacher.{key}": value for key, value in state["teacher"].items()})
     first = safetensors.torch.load_file(weights)
     assert any((ends[0][f"teacher.clip.{key}"] - value).abs().max() > 1e-3 for key, value in first.items())
     for key, value in ends[0].items():
@@ -127,30 +116,28 @@ def test_unfrozen_teacher_is_resumed_with_the_student(
     monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
     cut = epmvg.train(chosen, tmp_path / "cut", resume=True)
     expected, resumed = (checkpoint(folder) for folder in (whole, cut))
-    assert set(expected["auxiliary"]) == {"teacher"}
-    for name, part in {"model": expected["model"], **expected["auxiliary"]}.items():
-        again = resumed["model"] if name == "model" else resumed["auxiliary"][name]
-        assert all(torch.equal(tensor, again[key]) for key, tensor in part.items()), name
+    for name in ("model", "teacher"):
+        assert all(torch.equal(tensor, resumed[name][key]) for key, tensor in expected[name].items()), name
 
 
-@pytest.mark.parametrize(("off", "tower"), [("image", "encode_image"), ("text", "encode_text")])
+@pytest.mark.parametrize(("off", "encoder"), [("image", "encode_image"), ("text", "encode_text")])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_encoder_of_a_loss_with_weight_0_never_runs(
-    squares: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: str, tower: str, frozen: bool
+    squares: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: str, encoder: str, frozen: bool
 ) -> None:
     chosen = recipe(
         squares, f"distill.teacher={vit}", f"distill.{off}_weight=0", f"distill.frozen={frozen}", "train.epochs=0.5"
     )
     opened = teachers.open_teacher
 
-    def without_tower(recipe: Recipe, model: Grounder | None = None) -> ClipTeacher | None:
+    def without_encoder(recipe: Recipe, model: Grounder | None = None) -> ClipTeacher | None:
         teacher = opened(recipe, model)
         assert teacher is not None
-        monkeypatch.setattr(teacher.clip, tower, None)
+        monkeypatch.setattr(teacher.clip, encoder, None)
         return teacher
 
     for module in (teachers, prepare):
-        monkeypatch.setattr(module, "open_teacher", without_tower)
+        monkeypatch.setattr(module, "open_teacher", without_encoder)
     if frozen:
         cache_teacher(chosen)
     (step,) = losses(epmvg.train(chosen, tmp_path / "run"))[:1]
@@ -160,7 +147,7 @@ def test_encoder_of_a_loss_with_weight_0_never_runs(
 def test_dense_training_after_caching_computes_nothing_new(squares: Path, vit: Path, tmp_path: Path) -> None:
     chosen = recipe(squares, f"distill.teacher={vit}", "distill.dense_weight=1", "train.epochs=1")
     built = cache_teacher(chosen)
-    assert built["embeddings"] == 2 * 6 + 4  # photos and their mirror images with their patches, phrases
+    assert built["embeddings"] == 2 * 6 + 4  # images and their mirror images with their patches, phrases
     epmvg.train(chosen, tmp_path / "run")
     assert cache_teacher(chosen)["embeddings"] == built["embeddings"]
 
@@ -205,18 +192,18 @@ def test_distillation_costs_nothing_at_inference(squares: Path, vit: Path, tmp_p
     """Same parameters, same size of file, and prediction imports neither open_clip nor `epmvg.distill`."""
     settings = ["train.epochs=0.5", "model.vls=mean"]
     plain = epmvg.train(recipe(squares, "distill=null", *settings), tmp_path / "plain")
-    taught = [f"distill.teacher={vit}", "distill.dense_weight=1"]
-    distilled = epmvg.train(recipe(squares, *taught, *settings), tmp_path / "distilled")
+    teacher = [f"distill.teacher={vit}", "distill.dense_weight=1"]
+    distilled = epmvg.train(recipe(squares, *teacher, *settings), tmp_path / "distilled")
     files = [folder / "model.safetensors" for folder in (plain, distilled)]
     shapes = [{k: v.shape for k, v in safetensors.torch.load_file(file).items()} for file in files]
     assert shapes[0] == shapes[1]
     assert files[0].stat().st_size == files[1].stat().st_size
-    ask = (
+    code = (
         "import sys, epmvg\n"
-        "(found,) = epmvg.Predictor(sys.argv[1])(sys.argv[2], ['the red square'])\n"
-        "print(found.box)\n"
+        "(prediction,) = epmvg.Predictor(sys.argv[1])(sys.argv[2], ['the red square'])\n"
+        "print(prediction.box)\n"
         "sys.exit(any(name.split('.')[0] == 'open_clip' or name.startswith('epmvg.distill') for name in sys.modules))"
     )
-    command = [sys.executable, "-c", ask, str(distilled), str(squares.parent / "0.png")]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert asked.returncode == 0 and asked.stdout.startswith("("), asked.stderr
+    command = [sys.executable, "-c", code, str(distilled), str(squares.parent / "0.png")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and result.stdout.startswith("("), result.stderr

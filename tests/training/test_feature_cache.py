@@ -41,7 +41,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_features_are_those_of_the_backbone(samples: list[Sample], file: Path) -> None:
-    """Same weights, other strides, mean or std: none gets the features of another one."""
+    """Models with the same weights but other strides, mean or std do not share features."""
     half = [0.5, 0.5, 0.5]
     models = [frozen(strides=[16, 32]), frozen(strides=[32]), frozen(strides=[16, 32], mean=half, std=half)]
     first = {sample.image: sample for sample in reversed(samples)}
@@ -95,7 +95,7 @@ def test_the_cache_keeps_its_bound(samples: list[Sample], file: Path) -> None:
         FeatureCache(model, parts[0], file, two, quiet)
         FeatureCache(model, parts[2], file, two, quiet)
     assert first.cache.nbytes <= two * 1e9 and len(first[[0]]) == 1
-    with pytest.raises(InputError, match=r"lost features .* raise train\.feature_cache_gb"):
+    with pytest.raises(InputError, match=r"lost features .* Raise train\.feature_cache_gb"):
         second[[0]]
-    with pytest.raises(InputError, match=r"raise train\.feature_cache_gb=.* or set train\.cache_features=false"):
+    with pytest.raises(InputError, match=r"Raise train\.feature_cache_gb=.* or set train\.cache_features=false"):
         FeatureCache(frozen(strides=[16]), samples, file, nbytes / 1e9, quiet)

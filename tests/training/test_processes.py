@@ -1,4 +1,4 @@
-"""Several processes do the work of one: the same scores to the last digit, the same loss curve, every row once."""
+"""Several processes give the results of one: identical evaluation, the same losses and weights within rounding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import epmvg
 from epmvg.config.settings import ModelSettings, Recipe
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
-from epmvg.training import Stopped, loop
+from epmvg.training import TrainingStopped, loop
 from epmvg.training import setup as prepare
 from epmvg.training.run import Run
 
@@ -28,7 +28,7 @@ SAME += [
     "data.augment={horizontal_flip: 0.5, translate: 1.0}",
     "data.phrases_per_image=3",
 ]
-# On a grid of 4 x 4 a small target may hold no token of the picture, whose votes have no mean then.
+# On a grid of 4 x 4 a small target may contain no token of the image, so that its token boxes have no mean.
 SAME += ["loss.token_box_weight=0", "train.precision=fp32", "train.eval_interval=1", "train.warmup_steps=0"]
 SAME += ["train.epochs=3", "train.lr=1e-3", "train.lr_backbone=1e-3", "train.log_interval=1", "train.save_interval=2"]
 
@@ -43,8 +43,8 @@ def uneven(squares: Path) -> Path:
     """The squares with 1 to 4 phrases per training image, so that batches differ in their number of phrases."""
     kept = []
     for line in squares.read_text().splitlines():
-        picture, colour = json.loads(line)["id"].split("-")
-        if int(picture) % 2 or int(picture) < 4 or colour == "red" or (colour == "blue" and int(picture) > 8):
+        image, color = json.loads(line)["id"].split("-")
+        if int(image) % 2 or int(image) < 4 or color == "red" or (color == "blue" and int(image) > 8):
             kept.append(line + "\n")
     squares.write_text("".join(kept))
     return squares
@@ -74,15 +74,15 @@ def test_evaluation_is_identical_with_several_processes(
         files = [folder / "predictions-annotations-val.jsonl", folder / "evaluation-annotations-val.json"]
         found.append([file.read_text() for file in files])
     assert found[0] == found[1]
-    asked = [json.loads(line)["id"] for line in squares.read_text().splitlines() if '"val"' in line]
-    assert [json.loads(line)["id"] for line in found[1][0].splitlines()] == asked
+    expected = [json.loads(line)["id"] for line in squares.read_text().splitlines() if '"val"' in line]
+    assert [json.loads(line)["id"] for line in found[1][0].splitlines()] == expected
 
 
 def test_two_processes_and_accumulation_equal_one_batch(uneven: Path, tmp_path: Path) -> None:
     """Losses within 1e-4 of themselves, weights within 1e-4: sums are taken in another order.
 
-    Not what a softmax does not see (the where-map's bias, the biases of attention's keys): its gradient is rounding, of
-    which AdamW makes steps.
+    Without the parameters that a softmax ignores (the heatmap's bias, the biases of attention's keys): their gradients
+    are rounding errors, which AdamW makes as large as any.
     """
     ways = {"one": (1, 8, 1), "accumulated": (1, 4, 2), "two": (2, 8, 1), "both": (2, 4, 2)}
     curves, ends = {}, {}
@@ -105,11 +105,11 @@ def test_two_processes_and_accumulation_equal_one_batch(uneven: Path, tmp_path: 
         for step, loss in zip(curves["one"], curves[name], strict=True):
             assert loss == pytest.approx(step, rel=1e-4, abs=2e-5), name
         for key, tensor in ends["one"].items():
-            own, other = seen_by_softmax(key, tensor), seen_by_softmax(key, ends[name][key])
+            own, other = without_softmax_shift(key, tensor), without_softmax_shift(key, ends[name][key])
             torch.testing.assert_close(other, own, atol=1e-4, rtol=1e-3, msg=key)
 
 
-def seen_by_softmax(name: str, parameter: torch.Tensor) -> torch.Tensor:
+def without_softmax_shift(name: str, parameter: torch.Tensor) -> torch.Tensor:
     """A parameter without the part that only shifts the logits of a softmax."""
     if name == "dense_head.heatmap_head.bias" or name.endswith("key.bias"):
         return parameter.new_zeros(0)
@@ -134,8 +134,8 @@ def test_indivisible_batches_are_rejected_on_all_processes(
         squares.write_text("".join(line for line in lines if '"0-red' in line or '"val"' in line))
     chosen = Recipe.load("scenes", f"data.name={squares}", *SAME, *settings)
     assert together(2, lambda: epmvg.train(chosen, tmp_path / "run")) == [2, 2]
-    said = capfd.readouterr().err
-    assert said.count(words) == 2 and "Traceback" not in said
+    errors = capfd.readouterr().err
+    assert errors.count(words) == 2 and "Traceback" not in errors
     assert not (tmp_path / "run").exists()
 
 
@@ -160,8 +160,8 @@ def test_two_processes_equal_one_although_one_has_no_readable_image(
     assert [row["phrases"] for row in alone] == [row["phrases"] for row in shared]
     for one, two in zip(alone, shared, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4, abs=2e-5)
-    (lost,) = rows(tmp_path / "2", "skipped")
-    assert lost["images"] == 1 and "4.png" in str(lost["why"])
+    (skipped,) = rows(tmp_path / "2", "skipped")
+    assert skipped["images"] == 1 and "4.png" in str(skipped["why"])
 
 
 def test_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
@@ -176,8 +176,8 @@ def test_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
 
     monkeypatch.setattr(loop, "check_finite", before_each_backward(killed))
     assert together(2, lambda: epmvg.train(recipe, tmp_path / "cut")) == [2, -signal.SIGKILL]
-    said = capfd.readouterr().err
-    assert "Another process of this training ended" in said and "--resume" in said and "Traceback" not in said
+    errors = capfd.readouterr().err
+    assert "Another process of this training ended" in errors and "--resume" in errors and "Traceback" not in errors
     monkeypatch.undo()
     monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
     assert together(1, lambda: epmvg.train(recipe, tmp_path / "cut", resume=True)) == [2]
@@ -185,7 +185,7 @@ def test_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
     disks = ["cut", "another machine's"]
     apart = lambda: epmvg.train(recipe, tmp_path / disks[int(os.environ["RANK"])], resume=True)  # noqa: E731
     assert together(2, apart) == [2, 2]
-    assert "(step 4, none): let all machines share that folder" in capfd.readouterr().err
+    assert "(step 4, none). Let all machines share that folder" in capfd.readouterr().err
     assert together(2, lambda: epmvg.train(recipe, tmp_path / "cut", resume=True)) == [0, 0]
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "cut")[name]), name
@@ -204,7 +204,7 @@ def test_signal_to_one_process_stops_all_after_the_same_step(
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # coverage sets a handler, which training would keep
         try:
             epmvg.train(recipe, tmp_path / "run")
-        except Stopped as stop:
+        except TrainingStopped as stop:
             os._exit(stop.status)
 
     monkeypatch.setattr(loop, "check_finite", before_each_backward(signalled))

@@ -95,11 +95,11 @@ def reproduce(
 @contextmanager
 def _stoppable(command: str) -> Iterator[None]:
     """Where a signal ends a training, print the command that continues it and exit with the signal's status."""
-    from epmvg.training import Stopped
+    from epmvg.training import TrainingStopped
 
     try:
         yield
-    except Stopped as stop:
+    except TrainingStopped as stop:
         if is_first():
             print(f"{stop}. Continue with: {command}", file=sys.stderr)
         raise typer.Exit(stop.status) from stop

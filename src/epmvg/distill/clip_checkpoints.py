@@ -53,17 +53,7 @@ class OpenedClip:
 
 
 def open_clip_model(name: str, pretrained: str | None = None, quick_gelu: bool | None = None) -> OpenedClip:
-    """Open a CLIP or SigLIP.
-
-    Args:
-        name: An architecture of open_clip, a folder, a configuration (.json), OpenAI's archive (.pt), or a name on the
-            hub (`hf-hub:OWNER/NAME`, `OWNER/NAME`).
-        pretrained: Of an architecture or configuration: a tag, a weights file, or "random".
-        quick_gelu: The activation of a weights file that does not state it; None takes the form's.
-
-    Raises:
-        InputError: There is no such model, it cannot be read, or its parts contradict each other.
-    """
+    """Open a CLIP or SigLIP; arguments and errors are those of `ClipTeacher`."""
     name = name.removeprefix("local-dir:")
     path = Path(name)
     architecture = name.replace("/", "-")  # OpenAI writes ViT-B/32

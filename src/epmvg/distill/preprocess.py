@@ -28,11 +28,7 @@ class Preprocess:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], size: int | tuple[int, int]) -> Preprocess:
-        """Read open_clip's `preprocess_cfg`, or the configuration of a tag, over open_clip's defaults.
-
-        Args:
-            settings: The configuration.
-            size: Of the encoder's input, whatever the configuration states.
+        """Read open_clip's `preprocess_cfg`, or the configuration of a tag; `size` is that of the encoder's input.
 
         Raises:
             InputError: An unknown resize mode or interpolation, or not three numbers of a mean or std.

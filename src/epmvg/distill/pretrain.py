@@ -44,6 +44,8 @@ PREPROCESS = {
 
 _WIDTH = 256  # E, of its embeddings
 
+CaptionedImage = tuple[Path, list[str]]
+
 
 @dataclass(frozen=True, slots=True)
 class TeacherMetrics:
@@ -56,14 +58,6 @@ class TeacherMetrics:
     captions: int
     seconds: float
     skipped: int = 0  # images that cannot be opened; teacher.json names them
-
-
-@dataclass(frozen=True, slots=True)
-class _Pairs:
-    """Images and the captions of each."""
-
-    images: list[Path]
-    captions: list[list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,22 +132,21 @@ def _check_count(file: Path, count: int, split: str, skipped: list[str]) -> None
         raise InputError(f"{file} has {count} captioned images of split {split!r}{reason}. Give at least two.")
 
 
-def _read(file: Path, root: Path, split: str) -> _Pairs:
+def _read(file: Path, root: Path, split: str) -> list[CaptionedImage]:
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
         rows = [row for row in rows if row.get("split", "train") == split]
-        pairs = _Pairs([root / row["image"] for row in rows], [[str(text) for text in row["captions"]] for row in rows])
+        captioned = [(root / row["image"], [str(text) for text in row["captions"]]) for row in rows]
     except OSError as error:
         raise InputError(f"{file} cannot be opened ({error.strerror}). Check the path.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f'{file} is unusable ({error}). Write JSON rows {{"image", "split", "captions": [...]}}.'
-        ) from error
-    for image, texts in zip(pairs.images, pairs.captions, strict=True):
+        message = f'{file} is unusable ({error}). Write JSON rows {{"image", "split", "captions": [...]}}.'
+        raise InputError(message) from error
+    for image, texts in captioned:
         if not texts:
             raise InputError(f"{file} has no caption for {image}. Give at least one, or remove the row.")
-    _check_count(file, len(pairs.images), split, [])
-    return pairs
+    _check_count(file, len(captioned), split, [])
+    return captioned
 
 
 def _write_encoders(folder: Path, image_size: int) -> Any:
@@ -193,30 +186,31 @@ def _write_weights(clip: Any, folder: Path) -> None:
 
 
 def _encode_splits(
-    folder: Path, train: _Pairs, val: _Pairs, progress: Progress | None
+    folder: Path, train: list[CaptionedImage], val: list[CaptionedImage], progress: Progress | None
 ) -> tuple[_Features, _Features, list[str]]:
     """Encode both splits by the encoders in `folder`; also return what is wrong with unreadable images."""
     teacher, skipped = ClipTeacher(folder).to(select_device("auto")), list[str]()
-    total = len(train.images) + len(val.images)
 
     def report(done: int) -> None:
         if progress:
-            progress(done, total)
+            progress(done, len(train) + len(val))
 
     train_features = _encode(teacher, train, skipped, report)
-    val_features = _encode(teacher, val, skipped, lambda done: report(len(train.images) + done))
+    val_features = _encode(teacher, val, skipped, lambda done: report(len(train) + done))
     return train_features, val_features, skipped
 
 
 @torch.no_grad()
-def _encode(teacher: ClipTeacher, pairs: _Pairs, skipped: list[str], report: Callable[[int], None]) -> _Features:
+def _encode(
+    teacher: ClipTeacher, captioned: list[CaptionedImage], skipped: list[str], report: Callable[[int], None]
+) -> _Features:
     """Encode images and captions by the frozen encoders, and add what is wrong with unreadable images to `skipped`."""
     features: list[Tensor] = []
     captions: list[list[int]] = []
     texts: list[str] = []
-    for start in range(0, len(pairs.images), 32):
+    for start in range(0, len(captioned), 32):
         pixels: list[Tensor] = []
-        batch = list(zip(pairs.images, pairs.captions, strict=True))[start : start + 32]
+        batch = captioned[start : start + 32]
         for image, own in batch:
             try:
                 pixels.append(teacher.preprocess.image(open_image(image)))

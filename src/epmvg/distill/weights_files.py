@@ -27,11 +27,7 @@ OPENAI_CONSTANTS = frozenset({"input_resolution", "context_length", "vocab_size"
 _STORAGES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
     "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "BoolStorage": torch.bool,
 }
 _MAX_PICKLE_BYTES = 1 << 24  # OpenAI's largest has a fiftieth of that
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile

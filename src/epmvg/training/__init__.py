@@ -19,10 +19,10 @@ from epmvg.training.loop import fit
 from epmvg.training.processes import join_processes
 from epmvg.training.run import Report, Run
 from epmvg.training.setup import prepare_run
-from epmvg.training.signals import Stopped, handle_signals
+from epmvg.training.signals import TrainingStopped, handle_signals
 from epmvg.training.teacher import cache_teacher, write_description
 
-__all__ = ["Report", "Stopped", "cache_teacher", "train"]
+__all__ = ["Report", "TrainingStopped", "cache_teacher", "train"]
 
 
 def train(
@@ -43,10 +43,10 @@ def train(
 
     Raises:
         InputError: Unusable settings, data or folder.
-        Stopped: A KeyboardInterrupt; a signal ended the training, which `resume` continues.
+        TrainingStopped: A KeyboardInterrupt; a signal ended the training, which `resume` continues.
     """
     folder, recipe = Path(out), with_absolute_paths(recipe)
-    accelerator = join_processes(recipe.train, device)
+    accelerator = join_processes(device)
     if report is None or not accelerator.is_main_process:
         report = _ignore
     with ExitStack() as stack, explain_errors(recipe, folder):

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved atomically, verified by checksum when read, the one before kept."""
+"""Checkpoints of a run: written atomically, verified by checksum when read, with the one before as a spare."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from epmvg.core.files import atomic_write, disk_errors, write_text
 from epmvg.core.types import InputError
 from epmvg.data.samples import SAMPLES, SampleDigest
 from epmvg.training.folder import restart_advice
-from epmvg.training.optimizer import make_optimizer
 from epmvg.training.run import Run, TrainingState
 
 FOLDER = "checkpoint"
 """In a run's folder; contains last.pt and previous.pt."""
 
-_VERSION = 3
+_VERSION = 4
 
 
 def save_checkpoint(run: Run) -> None:
@@ -41,19 +40,18 @@ def save_checkpoint(run: Run) -> None:
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(
-                f"{name} contains NaN or Inf after step {run.state.step}: {restart_advice(run.folder)}, with a lower "
-                f"train.lr or train.max_grad_norm=1; {folder} keeps the checkpoint before."
+                f"{name} contains NaN or Inf after step {run.state.step}, so the checkpoint before stays in {folder}. "
+                f"To continue, {restart_advice(run.folder)}, with a lower train.lr or train.max_grad_norm=1."
             )
     with disk_errors(folder):
         folder.mkdir(exist_ok=True)
     checkpoint = {
         "version": _VERSION,
         "model": weights,
-        "auxiliary": {name: module.state_dict() for name, module in run.auxiliary.items()},
+        "teacher": None if run.trained_teacher is None else run.trained_teacher.state_dict(),
         "average": None if run.average is None else run.average.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.scheduler.state_dict(),
-        "new_parameters": run.new_parameters,
         "rng": [states for states, _ in local],  # of each process, like the next
         "means": [means for _, means in local],
         "state": asdict(run.state) | {"seconds": run.seconds},
@@ -77,31 +75,26 @@ def restore(run: Run) -> None:
     steps = broadcast(gather("none" if checkpoint is None else f"step {checkpoint['state']['step']}"))
     if len(set(steps)) > 1:
         raise InputError(
-            f"The processes found different checkpoints in {folder} ({', '.join(steps)}): let all machines share that "
+            f"The processes found different checkpoints in {folder} ({', '.join(steps)}). Let all machines share that "
             "folder, or copy it to each."
         )
     if checkpoint is None:
-        warnings.warn(f"{run.folder} was stopped before its first checkpoint: it starts again.", stacklevel=3)
+        warnings.warn(f"{run.folder} was stopped before its first checkpoint, so it starts again.", stacklevel=3)
         (run.folder / "metrics.jsonl").unlink(missing_ok=True)
         return
     if checkpoint.get("version") != _VERSION:
         raise InputError(
-            f"{folder} was saved by another version of epmvg: resume it with that one, or {restart_advice(run.folder)}."
+            f"{folder} was saved by another version of epmvg. Resume it with that one, or {restart_advice(run.folder)}."
         )
     _check_samples(run)
     world_size = len(checkpoint["rng"])
     if world_size != run.accelerator.num_processes:
-        raise InputError(f"{run.folder} was trained by {world_size} processes: resume it with as many.")
+        raise InputError(f"{run.folder} was trained by {world_size} processes. Resume it with as many.")
     run.model.load_state_dict(checkpoint["model"])
-    for name, module in run.auxiliary.items():
-        module.load_state_dict(checkpoint["auxiliary"][name])
+    if run.trained_teacher is not None:
+        run.trained_teacher.load_state_dict(checkpoint["teacher"])
     if run.average is not None:
         run.average.load_state_dict(checkpoint["average"])
-    if run.new_parameters != checkpoint["new_parameters"]:  # the folder of model.init_from has changed
-        run.new_parameters = checkpoint["new_parameters"]
-        run.optimizer, run.scheduler = make_optimizer(
-            run.model, run.recipe.train, run.count, run.new_parameters, run.auxiliary
-        )
     run.optimizer.load_state_dict(checkpoint["optimizer"])
     run.scheduler.load_state_dict(checkpoint["scheduler"])
     _set_rng_states(checkpoint["rng"][rank])
@@ -140,17 +133,17 @@ def _check_samples(run: Run) -> None:
     saved = broadcast(saved)
     if saved is None:
         return
-    advice = f"restore what it began with, or {restart_advice(run.folder)}"
+    advice = f"Restore what it began with, or {restart_advice(run.folder)}"
     for name, samples in run.samples.items():
         before = SampleDigest(**saved[name])
         if samples != before:
             split = "training" if name == "train" else "validation"
             raise InputError(
                 f"The {split} samples of {run.recipe.data.name} changed since {run.folder} began "
-                f"({before} then, {samples} now): {advice}."
+                f"({before} then, {samples} now). {advice}."
             )
     if run.teacher_fingerprint != saved["teacher"] and run.recipe.distill is not None:
-        raise InputError(f"The teacher {run.recipe.distill.teacher} changed since {run.folder} began: {advice}.")
+        raise InputError(f"The teacher {run.recipe.distill.teacher} changed since {run.folder} began. {advice}.")
 
 
 def _rng_states() -> dict[str, Any]:
@@ -183,10 +176,12 @@ def _read_last(folder: Path) -> dict[str, Any] | None:
         if checkpoint is not None:
             if file != files[0]:
                 step = checkpoint["state"]["step"]
-                warnings.warn(f"{files[0]} is damaged: continuing from {file.name}, step {step}.", stacklevel=4)
+                warnings.warn(f"{files[0]} is damaged. Continuing from {file.name}, step {step}.", stacklevel=4)
             return checkpoint
     if files:
-        raise InputError(f"{files[0]} is damaged and no other checkpoint is intact: {restart_advice(folder.parent)}.")
+        raise InputError(
+            f"{files[0]} is damaged, and no other checkpoint is intact. To continue, {restart_advice(folder.parent)}."
+        )
     return None
 
 

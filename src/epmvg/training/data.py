@@ -77,7 +77,7 @@ def make_loaders(
     )
     if len(samples) < shard["world_size"]:
         raise InputError(
-            f"{data.name} has {len(samples)} training samples for {shard['world_size']} processes: start fewer."
+            f"{data.name} has {len(samples)} training samples for {shard['world_size']} processes. Start fewer."
         )
     val_loader = evaluation_loader(model, val, batch_size=data.batch_size, skip_unreadable=True, **shard)
     return loader, val_loader, digests
@@ -93,7 +93,7 @@ def open_training_samples(recipe: Recipe, report: Report) -> list[Sample]:
     samples = open_samples(data.name, split=data.train_split, root=data.root, split_key=data.split_key, skipped=skipped)
     exists = {image: is_file(image) for image in {sample.image for sample in samples}}
     if not any(exists.values()):
-        raise InputError(f"None of the {len(exists)} images exists (first: {samples[0].image}): check data.root.")
+        raise InputError(f"None of the {len(exists)} images exists (first: {samples[0].image}). Check data.root.")
     for sample in samples:
         if not exists[sample.image]:
             skipped.add("the image is missing", str(sample.image))
@@ -108,8 +108,8 @@ def _check_settings(recipe: Recipe, model: Grounder, image_size: int, world_size
         raise InputError(f"data.image_size={image_size} needs model.position=sine and train.cache_features=false.")
     if data.batch_size % world_size:
         raise InputError(
-            f"data.batch_size={data.batch_size} is for all processes together and cannot be divided among {world_size}:"
-            f" set a multiple of {world_size}."
+            f"data.batch_size={data.batch_size} is for all processes together and cannot be divided among {world_size}."
+            f" Set a multiple of {world_size}."
         )
     if settings.cache_features and (data.augment is not None or not model.visual_encoder.frozen):
         raise InputError(
@@ -137,8 +137,8 @@ def _check_images(images: Sequence[Path], rank: int = 0, world_size: int = 1) ->
     errors = [size for size in sizes if isinstance(size, InputError)]
     if errors:
         raise InputError(
-            f"Images of the validation split that cannot be read: {len(errors)} (first: {str(errors[0]).rstrip('.')}): "
-            "fix them, check data.root, or remove their rows from the split."
+            f"Images of the validation split that cannot be read: {len(errors)} (first: {str(errors[0]).rstrip('.')}). "
+            "Fix them, check data.root, or remove their samples from the split."
         )
 
 

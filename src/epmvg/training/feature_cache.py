@@ -61,7 +61,7 @@ class FeatureCache:
             needed = features[0].nbytes * len(images)
             if needed > limit_gb * 1e9:
                 raise InputError(
-                    f"The features of this training's images take {needed / 1e9:.1f} GB: raise "
+                    f"The features of this training's images take {needed / 1e9:.1f} GB. Raise "
                     f"train.feature_cache_gb={limit_gb:g} or set train.cache_features=false."
                 )
             self.cache.put([self.keys[i] for i in missing[done : done + len(features)]], list(features))
@@ -73,7 +73,7 @@ class FeatureCache:
         arrays = [array for array in self.cache.get([self.keys[i] for i in indices]) if array is not None]
         if len(arrays) < len(indices):
             raise InputError(
-                f"{self.cache.path} lost features of this training to another one: raise "
+                f"{self.cache.path} lost features of this training to another one. Raise "
                 f"train.feature_cache_gb={self.limit_gb:g}."
             )
         stacked = np.stack(arrays) if arrays else np.empty((0, 1, 1, 1), np.uint16)
@@ -83,13 +83,8 @@ class FeatureCache:
 @torch.no_grad()
 def _encode(model: Grounder, images: Tensor, image_mask: Tensor) -> Any:
     device = model.visual_encoder.mean.device
-    features = (
-        model.visual_encoder.backbone_features(images.to(device), image_mask.to(device))
-        .to(torch.bfloat16)
-        .cpu()
-        .contiguous()
-    )
-    return features.view(torch.uint16).numpy()
+    features = model.visual_encoder.backbone_features(images.to(device), image_mask.to(device))
+    return features.to(torch.bfloat16).cpu().contiguous().view(torch.uint16).numpy()
 
 
 def _backbone_key(model: Grounder) -> bytes:

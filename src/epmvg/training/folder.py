@@ -41,7 +41,7 @@ def lock_folder(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
             lock = FileLock(folder / LOCK).acquire(timeout=0)
         except Timeout as error:
             raise InputError(
-                f"{folder} is being written by another training: wait for its end, or choose another --out."
+                f"{folder} is being written by another training. Wait for its end, or choose another --out."
             ) from error
     with lock:
         _check_folder(folder, recipe, resume)  # again, as nobody else can write it now
@@ -51,7 +51,7 @@ def lock_folder(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove what `lock_folder` wrote, so that the folder can be used again."""
+    """Remove what `lock_folder` wrote."""
     for name in ("config.yaml", LOCK):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):  # there were other hidden files before
@@ -112,7 +112,7 @@ def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
     config = folder / "config.yaml"
     if resume:
         if not config.exists():
-            raise InputError(f"{folder} contains no run to resume: leave out --resume to start one.")
+            raise InputError(f"{folder} contains no run to resume. Omit --resume to start one.")
         changed = differences(Recipe.load(config), recipe)
         if changed:
             raise InputError(
@@ -120,4 +120,4 @@ def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
                 f"{restart_advice(folder)}."
             )
     elif folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
-        raise InputError(f"{folder} is not empty: choose another --out, or continue that run with --resume.")
+        raise InputError(f"{folder} is not empty. Choose another --out, or continue that run with --resume.")

@@ -12,7 +12,7 @@ def fit(run: Run) -> None:
 
     Raises:
         InputError: A loss is NaN or infinite, or no image of a whole epoch can be opened.
-        Stopped: A signal arrived; the step was completed and a checkpoint saved.
+        TrainingStopped: A signal arrived; the step was completed and a checkpoint saved.
     """
     if run.validation_due():  # the run ended between a checkpoint and its validation
         run.validate()
@@ -39,7 +39,7 @@ def fit(run: Run) -> None:
         if run.log_due():
             run.log()
         if run.validation_due():
-            save_checkpoint(run)  # a validation that fails loses nothing
+            save_checkpoint(run)  # so that a failed validation loses nothing
             run.validate()
         if run.checkpoint_due():
             save_checkpoint(run)

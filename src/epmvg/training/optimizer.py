@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,32 +33,31 @@ class StepCount:
 
     @classmethod
     def of(cls, batches: int, settings: TrainSettings) -> StepCount:
-        """Count the steps of a training with so many batches per epoch."""
-        per_epoch = -(-batches // settings.gradient_accumulation_steps)
-        return cls(per_epoch, round(settings.epochs * per_epoch), max(1, round(settings.eval_interval * per_epoch)))
-
-    def check(self, settings: TrainSettings) -> None:
-        """Reject settings that do not fit the number of steps.
+        """Count the steps of a training with so many batches per epoch.
 
         Raises:
             InputError: There is no step at all, or the warm-up would not end before the training does.
         """
-        if not self.total:
+        per_epoch = -(-batches // settings.gradient_accumulation_steps)
+        total = round(settings.epochs * per_epoch)
+        if not total:
             raise InputError(
-                f"train.epochs={settings.epochs:g} is no optimizer step, an epoch having {self.per_epoch}: raise it."
+                f"train.epochs={settings.epochs:g} is less than one optimizer step, as an epoch has {per_epoch}. Raise "
+                "it."
             )
-        if settings.warmup_steps >= self.total:
+        if settings.warmup_steps >= total:
             raise InputError(
-                f"train.warmup_steps={settings.warmup_steps} would not end within the {self.total} optimizer steps of "
-                f"this training: set train.warmup_steps={self.total // 10} or raise train.epochs={settings.epochs:g}."
+                f"train.warmup_steps={settings.warmup_steps} would not end within the {total} optimizer steps of this "
+                f"training. Set train.warmup_steps={total // 10} or raise train.epochs={settings.epochs:g}."
             )
+        return cls(per_epoch, total, max(1, round(settings.eval_interval * per_epoch)))
 
 
 def parameter_groups(
     model: Grounder,
     settings: TrainSettings,
     new: Collection[str] = (),
-    auxiliary: Mapping[str, nn.Module] | None = None,
+    teacher: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by learning rate (sec. 4.2).
 
@@ -67,7 +66,7 @@ def parameter_groups(
             the rest, and what is new, has `train.lr`.
         settings: The learning rates.
         new: Names of parameters that were not loaded.
-        auxiliary: An unfrozen "teacher" (Table 4).
+        teacher: One that is not frozen (Table 4).
     """
     rates = {"backbone": settings.lr_backbone, "encoder": settings.lr_visual_encoder, "text": settings.lr_text_encoder}
     rates |= {"rest": settings.lr, "teacher": settings.lr_teacher}
@@ -76,8 +75,8 @@ def parameter_groups(
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
     for name, parameter in model.named_parameters():
         groups["rest" if name in new else group_of.get(id(parameter), "rest")].append(parameter)
-    for name, module in (auxiliary or {}).items():
-        groups[name] += module.parameters()
+    if teacher is not None:
+        groups["teacher"] += teacher.parameters()
     trainable = {name: [p for p in parameters if p.requires_grad] for name, parameters in groups.items()}
     return [{"name": name, "params": params, "lr": rates[name]} for name, params in trainable.items() if params]
 
@@ -87,10 +86,10 @@ def make_optimizer(
     settings: TrainSettings,
     count: StepCount,
     new: Collection[str],
-    auxiliary: Mapping[str, nn.Module],
+    teacher: nn.Module | None,
 ) -> tuple[torch.optim.Optimizer, Scheduler]:
     """Make the optimizer of `parameter_groups` and its learning-rate scheduler, stepped once per optimizer step."""
-    groups = parameter_groups(model, settings, new, auxiliary)
+    groups = parameter_groups(model, settings, new, teacher)
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     return optimizer, Scheduler(optimizer, lambda step: lr_factor(step, count, settings))
 

@@ -12,62 +12,43 @@ import accelerate
 import torch
 from torch import Tensor, nn
 
-from epmvg.config.settings import TrainSettings
 from epmvg.core.distributed import rank_and_world_size
-from epmvg.core.hardware import select_device, use_bf16
+from epmvg.core.hardware import select_device
 from epmvg.core.types import InputError
 
 
-def join_processes(settings: TrainSettings, device: str = "auto") -> accelerate.PartialState:
+def join_processes(device: str = "auto") -> accelerate.PartialState:
     """Join the launcher's process group, each process on its own device.
 
     Args:
-        settings: Of the recipe.
         device: As for `epmvg.core.hardware.select_device`.
 
     Raises:
         InputError: There is no such device, one GPU is named for several processes, the launcher's variables are
-            incomplete, or an `ACCELERATE_*` variable contradicts the recipe.
+            incomplete, or it is to train in another way.
     """
     world_size = rank_and_world_size()[1]
     chosen = select_device(device)
     if world_size > 1 and device.startswith("cuda:"):
-        raise InputError(f"--device {device} is one GPU for {world_size} processes: give cuda or auto.")
-    _check_environment(settings, chosen)
+        raise InputError(f"--device {device} is one GPU for {world_size} processes. Give cuda or auto.")
+    _check_environment()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     state = accelerate.PartialState(cpu=chosen.type == "cpu")
     if state.num_processes != world_size:
-        raise InputError(f"WORLD_SIZE={world_size} is set but LOCAL_RANK is not: start with torchrun.")
+        raise InputError(f"WORLD_SIZE={world_size} is set but LOCAL_RANK is not. Start with torchrun.")
     state.device = chosen  # it keeps the device of this process's last training
     return state
 
 
-def _check_environment(settings: TrainSettings, device: torch.device) -> None:
-    """Reject variables of Accelerate that contradict the recipe, since they would have no effect."""
-    off = {"false", "no", "none", "0", "1"}
-    allowed = {
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
-            {"1", str(settings.gradient_accumulation_steps)},
-            "set train.gradient_accumulation_steps={}",
-        ),
-        "ACCELERATE_MIXED_PRECISION": (
-            {"no", "bf16" if use_bf16(settings.precision, device) else "no"},
-            "set train.precision=bf16 or fp32",
-        ),
-        "ACCELERATE_DYNAMO_BACKEND": (off, "nothing is compiled in training"),
-        "ACCELERATE_GRADIENT_CLIPPING": (off - {"1"}, "set train.max_grad_norm={}"),
-        "ACCELERATE_USE_CPU": (off | ({"true"} if device.type == "cpu" else set()), "give --device cpu"),
-        "ACCELERATE_TORCH_DEVICE": ({str(device), device.type}, "give --device {}"),
-    }
+def _check_environment() -> None:
+    """Reject launches for other ways to train on several devices, since they would have no effect."""
     for strategy in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
-        allowed[f"ACCELERATE_USE_{strategy}"] = off, "choose multi-GPU in `accelerate config`"
-    for variable, (values, advice) in allowed.items():
+        variable = f"ACCELERATE_USE_{strategy}"
         value = os.environ.get(variable, "")
-        if value and value.lower() not in values:
+        if value.lower() not in ("", "false", "no", "0"):
             raise InputError(
-                f"The variable {variable}={value} does not fit this training: unset it, and"
-                f" {advice.format(value.lower())}."
+                f"{variable}={value}, but training is data-parallel only. Choose multi-GPU in `accelerate config`."
             )
 
 

@@ -1,4 +1,4 @@
-"""What the training loop works on: model, teacher, data, optimizer, state, and their steps, log and validation."""
+"""A training: model, teacher, data, optimizer and state, with its steps, log and validation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from epmvg.models.text_encoder import TextFeatureCache
 from epmvg.training.metrics import RunningMeans
 from epmvg.training.optimizer import Scheduler, StepCount, lr_factor
 from epmvg.training.processes import sum_gradients, sum_over_processes
-from epmvg.training.signals import Stopped, StopRequest
+from epmvg.training.signals import StopRequest, TrainingStopped
 
 Report = Callable[[dict[str, Any]], None]
 """Called with each row of metrics.jsonl as it is written."""
@@ -53,7 +53,7 @@ class TrainingState:
 
 @dataclass(slots=True)
 class Run:
-    """A training."""
+    """Everything that the training loop works on."""
 
     recipe: Recipe
     folder: Path
@@ -66,8 +66,7 @@ class Run:
     scheduler: Scheduler
     accelerator: accelerate.PartialState
     count: StepCount
-    new_parameters: list[str]  # names of those that were not loaded from pretrained weights
-    auxiliary: dict[str, nn.Module]  # trained and not part of the model: an unfrozen teacher
+    trained_teacher: nn.Module | None  # the teacher, if it is not frozen
     report: Report
     text_cache: TextFeatureCache | None  # of a frozen text encoder
     negatives: NegativeSampler | None  # for the IoU head
@@ -95,11 +94,12 @@ class Run:
     def steps(self) -> Iterator[Iterator[tuple[Batch, float]]]:
         """Yield the micro-batches of each optimizer step, each with its fraction of the step's phrases.
 
-        Phrases are counted over all micro-batches and processes; a micro-batch without phrases is left out.
+        Phrases are counted over all micro-batches and processes; a micro-batch without phrases is left out. The caller
+        increments `state.step` after each step.
 
         Raises:
             InputError: No image of a whole epoch can be opened.
-            Stopped: A signal arrived on any process; the step before was completed.
+            TrainingStopped: A signal arrived on any process; the step before was completed.
         """
         accumulation, empty_steps = self.recipe.train.gradient_accumulation_steps, 0
         while self.state.step < self.count.total:
@@ -111,30 +111,27 @@ class Run:
                 if empty_steps == self.count.per_epoch:
                     first = f" ({self.skipped[0].rstrip('.')})" if self.skipped else ""
                     raise InputError(
-                        f"None of the images of a whole epoch can be opened{first}: check data.root and the files."
+                        f"None of the images of a whole epoch can be opened{first}. Check data.root and the files."
                     )
                 self.state.phrases += phrases
-                yield (
-                    (batch.to(self.accelerator.device), len(batch.samples) / phrases)
-                    for batch in taken
-                    if batch.samples
-                )
+                readable = [batch for batch in taken if batch.samples]
+                yield ((batch.to(self.accelerator.device), len(batch.samples) / phrases) for batch in readable)
                 if self.stopping and self.state.step < self.count.total:
                     raise self._stopped()
         self._report_skipped()
 
     def _reduce_phrases(self, batches: list[Batch]) -> int:
-        """Count the phrases of an optimizer step over all processes, and learn whether any received a signal."""
+        """Count the phrases of an optimizer step over all processes, and check whether any received a signal."""
         self.skipped += [reason for batch in batches for reason in batch.skipped]
         local = [sum(len(batch.samples) for batch in batches), self.stop.signal is not None]
         phrases, signals = sum_over_processes(local, self.accelerator)
         self.stopping = signals > 0
         return round(phrases)
 
-    def _stopped(self) -> Stopped:
+    def _stopped(self) -> TrainingStopped:
         self._report_skipped()
         signal = next(number for number in broadcast(gather(self.stop.signal)) if number is not None)
-        return Stopped(signal, self.state.step, self.count.total)
+        return TrainingStopped(signal, self.state.step, self.count.total)
 
     def autocast(self) -> torch.autocast:
         """Return the context of the recipe's precision."""
@@ -211,28 +208,29 @@ class Run:
         """Report the number of skipped images, and the reason for each that was not reported before."""
         new = sorted({reason for reasons in gather(self.skipped) for reason in reasons} - self.reported)
         self.skipped = []
-        if new:
-            self.reported.update(new)
-            more = f" (and {len(new) - 1} more, see metrics.jsonl)" if len(new) > 1 else ""
-            reason = f"Images skipped so far: {len(self.reported)}; now {new[0].rstrip('.')}{more}"
-            self.write_metrics({"event": "skipped", "images": len(self.reported), "why": reason, "pictures": new})
+        self.reported.update(new)
+        self._write_skipped("Images skipped so far", len(self.reported), new)
+
+    def _write_skipped(self, title: str, count: int, reasons: list[str]) -> None:
+        if reasons:
+            more = f" (and {len(reasons) - 1} more, see metrics.jsonl)" if len(reasons) > 1 else ""
+            why = f"{title}: {count}; {reasons[0].rstrip('.')}{more}"
+            self.write_metrics({"event": "skipped", "images": count, "why": why, "reasons": reasons})
 
     def validate(self) -> None:
         """Evaluate on the validation split in float32, as `evaluate` does, and save the weights if they are the best.
 
-        An unreadable image is a miss. The clock of `seconds` stands still.
+        An unreadable image is a miss. `seconds` excludes validation.
         """
         began = time.monotonic()
-        first = self.state.best < 0
-        if first and self.accelerator.is_main_process:  # so that there are weights if validation fails
-            save(self.saved_model, self.folder)
         unreadable: list[str] = []
         rows = predict_rows(self.saved_model, self._val_batches(unreadable))
         self.model.train()
         self.state.validated_step = self.state.step
-        self._report_unreadable(unreadable)
+        reasons = sorted({reason for part in gather(unreadable) for reason in part})
+        self._write_skipped("Images of the validation split whose phrases count as misses", len(reasons), reasons)
         if self.accelerator.is_main_process:
-            self._log_validation(with_misses(rows, self.val_loader.samples), save_best=not first)
+            self._log_validation(with_misses(rows, self.val_loader.samples))
         self.started += time.monotonic() - began
 
     def _val_batches(self, unreadable: list[str]) -> Iterator[Batch]:
@@ -242,21 +240,13 @@ class Run:
             unreadable += batch.skipped
             yield batch
 
-    def _report_unreadable(self, unreadable: list[str]) -> None:
-        reasons = sorted({reason for part in gather(unreadable) for reason in part})
-        if reasons:
-            text = "Images of the validation split that cannot be read, whose phrases count as misses"
-            why = f"{text}: {len(reasons)}; the first: {reasons[0]}"
-            self.write_metrics({"event": "skipped", "images": len(reasons), "why": why, "pictures": reasons})
-
-    def _log_validation(self, rows: list[Any], *, save_best: bool) -> None:
+    def _log_validation(self, rows: list[Any]) -> None:
         metrics = Metrics.of(rows)
         name, split = short_name(self.recipe.data.name), self.recipe.data.val_split
         total = self.samples["val"].phrases
         subset = {"sample_of": total} if len(rows) < total else {}
         self.write_metrics({"event": "evaluate", "data": name, "split": split} | subset | asdict(metrics))
-        if metrics.acc50 >= self.state.best:  # of equals the later, whose learning rate is lower
+        if metrics.acc50 >= self.state.best:  # on a tie, the later step, whose learning rate is lower
             self.state.best, self.state.best_step = metrics.acc50, self.state.step
-            if save_best:
-                save(self.saved_model, self.folder)
+            save(self.saved_model, self.folder)
             write_rows(self.folder / f"predictions-{name}-{split}{'_sample' if subset else ''}.jsonl", rows)

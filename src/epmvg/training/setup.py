@@ -1,11 +1,10 @@
-"""From a recipe to a run."""
+"""Build a run from a recipe."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import accelerate
-from torch import nn
 
 from epmvg.config.settings import ModelSettings, Recipe
 from epmvg.core.hardware import use_bf16
@@ -41,18 +40,17 @@ def prepare_run(
         teacher = open_teacher(recipe, model)
         train_loader, val_loader, samples = make_loaders(recipe, model, accelerator, report, resume=resume)
         count = StepCount.of(len(train_loader), settings)
-        count.check(settings)
         targets = None if teacher is None else distillation_targets(recipe, teacher.to(accelerator.device))
     if not accelerator.is_main_process:
-        accelerate.utils.set_seed(settings.seed + accelerator.process_index)  # for other neurons in dropout
+        accelerate.utils.set_seed(settings.seed + accelerator.process_index)  # so that dropout differs
     model.to(accelerator.device)
     if accelerator.device.type == "cpu" and use_bf16(settings.precision, accelerator.device):
         speed_up_bf16_training(model)
-    frozen = teacher is not None and teacher.frozen
-    auxiliary: dict[str, nn.Module] = {} if teacher is None or frozen else {"teacher": teacher}
-    for module in (model, *auxiliary.values()):
-        broadcast_weights(module, accelerator.num_processes)
-    optimizer, scheduler = make_optimizer(model, settings, count, new_parameters, auxiliary)
+    broadcast_weights(model, accelerator.num_processes)
+    trained_teacher = None if teacher is None or teacher.frozen else teacher
+    if trained_teacher is not None:
+        broadcast_weights(trained_teacher, accelerator.num_processes)
+    optimizer, scheduler = make_optimizer(model, settings, count, new_parameters, trained_teacher)
     uses_negatives = model.iou_head is not None and settings.negatives_per_phrase
     return Run(
         recipe=recipe,
@@ -66,14 +64,13 @@ def prepare_run(
         scheduler=scheduler,
         accelerator=accelerator,
         count=count,
-        new_parameters=new_parameters,
-        auxiliary=auxiliary,
+        trained_teacher=trained_teacher,
         report=report,
         text_cache=TextFeatureCache(model.text_encoder) if model.text_encoder.frozen else None,
         negatives=NegativeSampler(train_loader.samples) if uses_negatives else None,
         average=None if settings.ema_decay is None else average_weights(model, settings.ema_decay),
         samples=samples,
-        teacher_fingerprint=teacher.fingerprint() if teacher is not None and frozen else None,
+        teacher_fingerprint=teacher.fingerprint() if teacher is not None and teacher.frozen else None,
     )
 
 

@@ -16,7 +16,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 _REPEATED = 2.0  # seconds within which a launcher passes on what its processes have received from the terminal
 
 
-class Stopped(KeyboardInterrupt):
+class TrainingStopped(KeyboardInterrupt):
     """A signal ended a training, whose checkpoint is saved.
 
     Attributes:

@@ -95,10 +95,6 @@ def cache_teacher(recipe: Recipe, progress: Progress | None = None, device: str 
     images = [sample.image for sample in samples] if uses_images else []
     cached = CachedTeacher(teacher.to(select_device(device)), cache_folder() / "teachers")
     skipped = cached.precompute(phrases, images, progress, mirrored=flips, patches=distill.dense_weight > 0)
-    megabytes = round(cached.cache.nbytes / 1e6, 2)
-    return {
-        "embeddings": len(cached.cache),
-        "megabytes": megabytes,
-        "file": str(cached.cache.path),
-        "skipped": skipped,
-    }
+    cache = cached.cache
+    megabytes = round(cache.nbytes / 1e6, 2)
+    return {"embeddings": len(cache), "megabytes": megabytes, "file": str(cache.path), "skipped": skipped}
