@@ -1,4 +1,4 @@
-"""What long work says: a bar that moves on a terminal; piped, ten lines a training and no letter of a bar."""
+"""Progress: bars on a terminal; piped, ten lines per training and no bar."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_two_trainings_side_by_side(terminal: bool) -> None:
         for number in range(1, STEPS + 1):
             for who in ("plain", "distilled"):
                 report(step(number, who))
-        report({"event": "store", "name": "maps", "done": 3, "total": 3})
-        report({"event": "skipped", "why": "Pictures left out so far: 1"})
+        report({"event": "store", "name": "features", "done": 3, "total": 3})
+        report({"event": "skipped", "why": "Images skipped so far: 1"})
         report({"event": "say", "text": "3. Drawing"})
         score = {"event": "evaluate", "data": "mine", "split": "val", "phrases": 1234, "seconds": 9.6, "n": 40}
         report(score | {"acc50": 0.25, "miou": 0.5})
@@ -42,7 +42,7 @@ def test_two_trainings_side_by_side(terminal: bool) -> None:
         assert shown == sorted(set(shown)) and len(shown) == 10 and shown[-1] == STEPS
     assert lines[-1] == "distilled: step 37/37: loss 0.054 (l1 0.01, giou 0.04), 12.5 images/s"
     assert message.splitlines()[len(lines) :] == [
-        "Pictures left out so far: 1.",
+        "Images skipped so far: 1.",
         "3. Drawing",
         "mine val after 1,234 phrases, 10 s: Acc@0.5 0.250, mean IoU 0.500 (40 phrases)",
     ]

@@ -1,4 +1,4 @@
-"""Published weights become a student whole or not at all, and no file ever runs code."""
+"""Published weights are converted completely or rejected, and no file runs code."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def checkpoint(student: Grounder) -> Checkpoint:
     }
 
 
-def saved(held: Any, folder: Path, name: str = "published.pth") -> Path:
+def saved(content: Any, folder: Path, name: str = "published.pth") -> Path:
     file = folder / name
-    torch.save(held, file)
+    torch.save(content, file)
     return file
 
 
 @torch.no_grad()
-def test_a_converted_checkpoint_answers_like_the_student(
+def test_a_converted_checkpoint_predicts_as_the_student(
     student: Grounder, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     conversion = convert(saved(checkpoint, tmp_path), "transvg")
@@ -94,26 +94,26 @@ def test_a_converted_checkpoint_answers_like_the_student(
     assert torch.equal(load(tmp_path / "run")(image, image_mask, *words).box, student(image, image_mask, *words).box)
 
 
-class Stranger:
-    """Something that only code can build."""
+class Foreign:
+    """A class that only code can build."""
 
 
 def drop(name: str) -> Callable[[Checkpoint], None]:
-    def spoil(checkpoint: Checkpoint) -> None:
+    def change(checkpoint: Checkpoint) -> None:
         del checkpoint["model"][name]
 
-    return spoil
+    return change
 
 
 def put(name: str, value: Tensor) -> Callable[[Checkpoint], None]:
-    def spoil(checkpoint: Checkpoint) -> None:
+    def change(checkpoint: Checkpoint) -> None:
         checkpoint["model"][name] = value
 
-    return spoil
+    return change
 
 
 @pytest.mark.parametrize(
-    ("spoil", "named"),
+    ("change", "message"),
     [
         (drop("visumodel.input_proj.weight"), "holds no transvg weights"),
         (drop("bbox_embed.layers.0.weight"), "box_head.layers.0.weight"),
@@ -123,22 +123,22 @@ def put(name: str, value: Tensor) -> Callable[[Checkpoint], None]:
         (put("vl_pos_embed.weight", torch.zeros(24, 32)), "24 positions"),
     ],
 )
-def test_wrong_or_partial_files_are_refused(
-    checkpoint: Checkpoint, tmp_path: Path, spoil: Callable[[Checkpoint], None], named: str
+def test_wrong_or_partial_files_are_rejected(
+    checkpoint: Checkpoint, tmp_path: Path, change: Callable[[Checkpoint], None], message: str
 ) -> None:
-    spoil(checkpoint)
-    with pytest.raises(InputError, match=named):
+    change(checkpoint)
+    with pytest.raises(InputError, match=message):
         convert(saved(checkpoint, tmp_path), "transvg")
 
 
 def test_code_in_a_file_is_not_run(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    checkpoint["args"] = Stranger()
-    with pytest.raises(InputError, match="Stranger"):
+    checkpoint["args"] = Foreign()
+    with pytest.raises(InputError, match="Foreign"):
         read_published(saved(checkpoint, tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("stated", "said"),
+    ("stated", "message"),
     [
         ({"dilation": True}, "dilation=True"),
         ({"pre_norm": True}, "pre_norm=True"),
@@ -152,11 +152,11 @@ def test_code_in_a_file_is_not_run(checkpoint: Checkpoint, tmp_path: Path) -> No
 )
 @pytest.mark.parametrize("space", [argparse.Namespace, dict])
 def test_what_a_file_states_is_not_contradicted(
-    checkpoint: Checkpoint, tmp_path: Path, stated: dict[str, Any], said: str, space: Any
+    checkpoint: Checkpoint, tmp_path: Path, stated: dict[str, Any], message: str, space: Any
 ) -> None:
     """Heads, dilation, image size: they leave no trace in shapes, and decide what the tensors mean."""
     checkpoint["args"] = space(**stated)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         convert(saved(checkpoint, tmp_path), "transvg")
 
 
@@ -166,7 +166,7 @@ def test_what_a_file_states_is_used(checkpoint: Checkpoint, tmp_path: Path) -> N
     right = {"max_query_len": 30, "imsize": 64, "dilation": False, "nheads": 2, "vl_nheads": 2, "backbone": "resnet50"}
     checkpoint["args"] = argparse.Namespace(**right, output_dir=Path("runs/x"), old=PureWindowsPath("c:/y"))
     assert convert(saved(checkpoint, tmp_path), "transvg").model.max_length == 30
-    checkpoint["model"]["vl_pos_embed.weight"] = torch.zeros(1 + 20 + 16, 32)  # stride 16 at 64 px, if nothing is said
+    checkpoint["model"]["vl_pos_embed.weight"] = torch.zeros(1 + 20 + 16, 32)  # stride 16 at 64 px
     checkpoint["args"] = argparse.Namespace(dilation=True, imsize=64)
     with pytest.raises(InputError, match="dilation=True"):
         convert(saved(checkpoint, tmp_path), "transvg")
@@ -184,7 +184,7 @@ def test_prefixes_of_wrappers_are_taken_off(checkpoint: Checkpoint, tmp_path: Pa
     assert wrapped.keys() == read_published(saved(wrapped, tmp_path))[0].keys()
 
 
-def test_advice_leads_to_a_kind_that_fits(tmp_path: Path) -> None:
+def test_messages_name_the_kind_that_fits(tmp_path: Path) -> None:
     names = ["transformer.encoder.layers.0.linear1.weight", "query_embed.weight", "class_embed.weight"]
     with pytest.raises(InputError, match="give --as detr"):
         convert(saved(dict.fromkeys(names, torch.zeros(1)), tmp_path), "transvg")
@@ -192,7 +192,7 @@ def test_advice_leads_to_a_kind_that_fits(tmp_path: Path) -> None:
         convert(saved({names[0]: torch.zeros(1)}, tmp_path), "transvg")
 
 
-def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+def test_other_files_are_rejected_by_name(tmp_path: Path) -> None:
     (tmp_path / "noise.pth").write_bytes(b"not weights")
     (tmp_path / "noise.safetensors").write_bytes(b"not weights")
     for name in ("noise.pth", "noise.safetensors", "absent.pth"):
@@ -202,7 +202,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
         read_published(saved([1, 2], tmp_path))
 
 
-def test_detr_fills_the_visual_branch_only(student: Grounder, tmp_path: Path) -> None:
+def test_detr_fills_the_visual_encoder_only(student: Grounder, tmp_path: Path) -> None:
     detr = {
         published_name(name).removeprefix("visumodel."): tensor + 1
         for name, tensor in student.state_dict().items()
@@ -239,7 +239,7 @@ def test_imagenet_and_a_bert_from_a_folder(student: Grounder, tmp_path: Path) ->
 
 
 def test_a_swin_detector_fills_backbone_and_neck() -> None:
-    """Published names of patch merging, of norms and of 1x1 convolutions find their places."""
+    """Published names of patch merging, norms and 1x1 convolutions are mapped to ours."""
     model = create_model("transvg-swin-s", image_size=64)
     state = model.state_dict()
     detector: dict[str, Tensor] = {}

@@ -34,7 +34,7 @@ def test_outputs_and_parameters_stay() -> None:
         assert_close(again(*inputs), fast(*inputs))
 
 
-def test_depthwise_convolutions_compute_in_float32_and_learn() -> None:
+def test_depthwise_convolutions_compute_in_float32_and_train() -> None:
     model = depthwise().train()
     speed_up_bf16_training(model)
     dtypes: dict[str, torch.dtype] = {}

@@ -72,19 +72,19 @@ def test_sizes_json_is_up_to_date(name: str) -> None:
 def test_load_is_independent_of_the_callers_defaults(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     save(create_model(name, **({"dense_head": True, "similarity": True} if name == "tiny-resnet" else {})), tmp_path)
-    picture, phrases = np.full((40, 60, 3), 90, np.uint8), ["the red square", "dog"]
-    expected = Predictor(tmp_path, device="cpu")(picture, phrases)
+    image, phrases = np.full((40, 60, 3), 90, np.uint8), ["the red square", "dog"]
+    expected = Predictor(tmp_path, device="cpu")(image, phrases)
     state = torch.get_rng_state()
     try:
         for dtype, device in ((torch.float64, "cpu"), (torch.float32, "meta")):
             torch.set_default_dtype(dtype)
             torch.set_default_device(device)
-            ground = Predictor(tmp_path, device="cpu")
-            for one, other in zip(ground(picture, phrases), expected, strict=True):
+            predictor = Predictor(tmp_path, device="cpu")
+            for one, other in zip(predictor(image, phrases), expected, strict=True):
                 assert one.box == pytest.approx(other.box, abs=0.011) and one.score == pytest.approx(
                     other.score, abs=1e-5
                 )
-            assert ground.maps("attention", picture, "dog")[0].shape == (40, 60)
+            assert predictor.maps("attention", image, "dog")[0].shape == (40, 60)
             assert torch.get_default_dtype() == dtype and torch.get_default_device().type == device
     finally:
         torch.set_default_dtype(torch.float32)
@@ -93,7 +93,7 @@ def test_load_is_independent_of_the_callers_defaults(name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"visual_encoder": {"mean": [0.5] * 3, "std": [0.5] * 3}}, r"model\.visual_encoder\.mean=\[0\.5"),
         ({"vls": "mean"}, r"model\.vls=mean and this model has first"),
@@ -102,10 +102,10 @@ def test_load_is_independent_of_the_callers_defaults(name: str, tmp_path: Path) 
         ({"text_encoder": {"heads": 4}}, r"model\.text_encoder\.heads=4"),
     ],
 )
-def test_init_from_other_settings_is_rejected(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    """Names and shapes agree; the pixels or the heads they were trained for do not."""
+def test_init_from_other_settings_is_rejected(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """Names and shapes are equal; the weights were trained for other pixels or heads."""
     save(create_model("tiny-resnet", **changes), tmp_path / "start")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         init_from(create_model("tiny-resnet"), tmp_path / "start")
     init_from(create_model("tiny-resnet", dropout=0.0, **changes), tmp_path / "start")
 

@@ -46,8 +46,8 @@ def published(name: str, fill: bool = True) -> dict[str, Tensor]:
 
 
 def references(name: str) -> dict[str, Any]:
-    held: dict[str, Any] = torch.load(FOLDER / "references.pt", weights_only=True)[name]
-    return held
+    outputs: dict[str, Any] = torch.load(FOLDER / "references.pt", weights_only=True)[name]
+    return outputs
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -57,16 +57,16 @@ def case(request: pytest.FixtureRequest) -> tuple[Conversion, dict[str, Any]]:
 
 def inputs(model: Grounder, size: int = 2) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
     batch = name_seed().batch(size=size, length=model.max_length, side=model.image_size)
-    image = batch["img"] * model.visual_encoder.std + model.visual_encoder.mean  # published pictures come normalized
+    image = batch["img"] * model.visual_encoder.std + model.visual_encoder.mean  # published images come normalized
     return (image, batch["img_mask"].bool(), batch["word_id"], batch["word_mask"] == 0), batch["target"]
 
 
 @torch.no_grad()
-def test_published_answers(case: tuple[Conversion, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Boxes within 1e-5, fused tokens within 1e-4 relative; only [REG], [VLS], [CLS] and content are carried."""
+def test_published_outputs(case: tuple[Conversion, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes within 1e-5, fused tokens within 1e-4 relative; only [REG], [VLS], [CLS] and unpadded tokens are kept."""
     model, expected = case[0].model, case[1]
     fused: list[Tensor] = []
-    model.fusion.register_forward_hook(lambda module, given, answer: fused.append(answer))
+    model.fusion.register_forward_hook(lambda module, inputs, output: fused.append(output))
     batch, _ = inputs(model)
     output = model(*batch)
     torch.testing.assert_close(output.box, expected["boxes"], atol=1e-5, rtol=0)
@@ -78,7 +78,7 @@ def test_published_answers(case: tuple[Conversion, dict[str, Any]], monkeypatch:
     for i in range(2):
         content = (~image_mask[i]).clone()
         content[0] = True
-        place = torch.cumsum(content, 0)  # 1-based place among what is carried, [REG] being 0
+        index = torch.cumsum(content, 0)  # 1-based index of kept tokens; [REG] is 0
         end = fused[-1].shape[1] - model.max_length
         for row, tokens in zip(rows.tolist(), published_tokens[i], strict=True):
             if row == 0:
@@ -86,7 +86,7 @@ def test_published_answers(case: tuple[Conversion, dict[str, Any]], monkeypatch:
             elif row <= model.max_length:
                 own = fused[-1][i, end + row - 1]
             elif content[row - 1 - model.max_length]:
-                own = fused[-1][i, int(place[row - 1 - model.max_length])]
+                own = fused[-1][i, int(index[row - 1 - model.max_length])]
             else:
                 continue
             assert (own - tokens).abs().max() < 1e-4 * scale
@@ -96,26 +96,26 @@ def test_published_answers(case: tuple[Conversion, dict[str, Any]], monkeypatch:
 
 
 @torch.no_grad()
-def test_every_intermediate_answer(case: tuple[Conversion, dict[str, Any]], shared: Path) -> None:
-    """The whole of the reference material, where it is at hand."""
+def test_every_intermediate_output(case: tuple[Conversion, dict[str, Any]], shared: Path) -> None:
+    """All reference outputs, where the shared folder has them."""
     model = case[0].model
     name = "transvg_r50" if model.settings["visual_encoder"].get("gates") is None else "qrnet_swin_s"
     expected = torch.load(shared / "parity" / f"{name}.pt", weights_only=True)["outputs"]
     (image, image_mask, tokens, token_mask), _ = inputs(model)
-    states = model.text_encoder(tokens, token_mask)
-    torch.testing.assert_close(states, expected["bert_out"], atol=1e-4, rtol=1e-4)
+    text_features = model.text_encoder(tokens, token_mask)
+    torch.testing.assert_close(text_features, expected["bert_out"], atol=1e-4, rtol=1e-4)
     visual = model.visual_encoder.visual_tokens(
-        model.visual_encoder.backbone_features(image, image_mask), image_mask, states[:, 0], torch.arange(2)
+        model.visual_encoder.backbone_features(image, image_mask), image_mask, text_features[:, 0], torch.arange(2)
     )
     scales = getattr(model.visual_encoder, "scale_embed", None)
-    if scales is not None:  # published QRNet adds the scale after the branch, we in it
+    if scales is not None:  # published QRNet adds the scale after the encoder, ours in it
         visual = visual - torch.cat([scales.weight[3].expand(400, -1), scales.weight[4].expand(100, -1)])
     wanted = expected["visu_out"].transpose(0, 1)
-    token_pad_of_image = torch.cat([level.flatten(1) for level in model.visual_encoder.token_masks(image_mask)], 1)
-    assert torch.equal(token_pad_of_image, expected["visu_mask"])
-    carried = ~token_pad_of_image
-    carried[:, 0] = True  # [VLS]
-    torch.testing.assert_close(visual[carried], wanted[carried], atol=1e-4 * wanted.abs().max().item(), rtol=1e-4)
+    padding = torch.cat([level.flatten(1) for level in model.visual_encoder.token_masks(image_mask)], 1)
+    assert torch.equal(padding, expected["visu_mask"])
+    kept = ~padding
+    kept[:, 0] = True  # [VLS]
+    torch.testing.assert_close(visual[kept], wanted[kept], atol=1e-4 * wanted.abs().max().item(), rtol=1e-4)
 
 
 def test_every_parameter_is_accounted_for(case: tuple[Conversion, dict[str, Any]]) -> None:
@@ -167,8 +167,8 @@ def our_name(published_name: str, kind: str) -> str | None:
 def test_published_training_steps(name: str) -> None:
     """Losses and boxes over three AdamW steps at the published learning rates, dropout off.
 
-    AdamW's first steps move a weight by its learning rate however small its gradient, so that what is rounding in one
-    processor's sums grows from step to step: QRNet's third boxes differ by 0.003 or 0.025 on one thread or two.
+    AdamW's first steps move a weight by its learning rate however small its gradient, so that rounding grows from step
+    to step: QRNet's third boxes differ by 0.003 or 0.025 on one thread or two.
     """
     model, expected = convert(published(name), KINDS[name]).model, references(name)
     optimizer = torch.optim.AdamW(parameter_groups(model, Recipe().train), weight_decay=1e-4)

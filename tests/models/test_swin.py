@@ -15,24 +15,24 @@ def test_query_aware_tokens_depend_on_the_phrase() -> None:
     model = create_model("tiny-swin").eval()
     image, image_mask = torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.bool)
     query, image_index = torch.randn(2, model.text_encoder.width), torch.zeros(2, dtype=torch.int64)
-    maps = model.visual_encoder.backbone_features(image, image_mask)
-    same = model.visual_encoder.visual_tokens(maps, image_mask, query, image_index)
+    features = model.visual_encoder.backbone_features(image, image_mask)
+    same = model.visual_encoder.visual_tokens(features, image_mask, query, image_index)
     assert torch.equal(same[0], same[1])  # V = 0: every gate is a half
     for name, parameter in model.visual_encoder.named_parameters():
         if name.endswith(".V"):
             torch.nn.init.normal_(parameter)
-    differ = model.visual_encoder.visual_tokens(maps, image_mask, query, image_index)
+    differ = model.visual_encoder.visual_tokens(features, image_mask, query, image_index)
     assert (differ[0] - differ[1]).abs().max() > 1e-3
 
 
 def test_gradient_checkpointing_saves_memory() -> None:
-    """A block keeps only its input; the rest is what BERT, the neck and the fusion keep."""
+    """A block keeps only its input; BERT, the neck and the fusion keep the rest."""
     model = create_model("tiny-swin").train()
-    given, kept = random_inputs(model), []
+    inputs, megabytes = random_inputs(model), []
     for checkpointed in (False, True):
         model.set_grad_checkpointing(checkpointed)
-        with LiveTensors([*model.parameters(), *model.buffers(), *given]) as live:
-            box = model(*given).box
-        kept.append(live.megabytes())
+        with LiveTensors([*model.parameters(), *model.buffers(), *inputs]) as live:
+            box = model(*inputs).box
+        megabytes.append(live.megabytes())
         del box
-    assert kept[1] < 0.7 * kept[0]
+    assert megabytes[1] < 0.7 * megabytes[0]

@@ -1,4 +1,4 @@
-"""A model's weights come back bit for bit, or the file is refused: whichever bit of it is flipped."""
+"""Weights are read back bit for bit, or the file is rejected, whichever bit is flipped."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def test_any_bit_of_the_values_is_noticed_and_any_other_changes_none(tmp_path: P
     write_weights(file, STATE)
     content = file.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
-    dice = random.Random(0)
-    for bit in dice.sample(range(8 * start), 150) + dice.sample(range(8 * start, 8 * len(content)), 50):
+    rng = random.Random(0)
+    for bit in rng.sample(range(8 * start), 150) + rng.sample(range(8 * start, 8 * len(content)), 50):
         flip(file, bit)
         if bit >= 8 * start:
             with pytest.raises(InputError, match=r"weights\.safetensors is damaged.*Copy or train it again"):
                 read_weights(file)
-        else:  # of the header: no file, the wrong sum, another name (which no network has), or nothing of importance
+        else:  # in the header: an invalid file, another digest, another name, or no effect
             try:
                 found = read_weights(file)
             except (InputError, safetensors.SafetensorError):
@@ -46,7 +46,7 @@ def test_any_bit_of_the_values_is_noticed_and_any_other_changes_none(tmp_path: P
         file.write_bytes(content)
 
 
-def test_the_file_is_plain_safetensors_and_one_without_a_checksum_is_read(tmp_path: Path) -> None:
+def test_the_file_is_plain_safetensors_and_one_without_a_digest_is_read(tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     write_weights(file, STATE)
     found = safetensors.torch.load_file(file)
@@ -55,17 +55,17 @@ def test_the_file_is_plain_safetensors_and_one_without_a_checksum_is_read(tmp_pa
     assert all(torch.equal(value, STATE[name]) for name, value in read_weights(file).items())
 
 
-def test_a_damaged_model_is_refused_in_one_sentence(tiny: Grounder, tmp_path: Path) -> None:
+def test_a_damaged_model_is_rejected_in_one_sentence(tiny: Grounder, tmp_path: Path) -> None:
     save(tiny, tmp_path)
     weights = tmp_path / "model.safetensors"
     flip(weights, 8 * (weights.stat().st_size - 1000))
-    with pytest.raises(InputError, match=r"model\.safetensors is damaged") as refused:
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged") as error:
         epmvg.load(tmp_path)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
-def test_weights_are_readable_by_whom_the_umask_lets(tiny: Grounder, tmp_path: Path, mask: int, mode: int) -> None:
+def test_the_umask_decides_who_can_read_weights(tiny: Grounder, tmp_path: Path, mask: int, mode: int) -> None:
     before = os.umask(mask)
     try:
         save(tiny, tmp_path / "run")
@@ -76,9 +76,29 @@ def test_weights_are_readable_by_whom_the_umask_lets(tiny: Grounder, tmp_path: P
 
 
 def test_a_digest_is_of_the_values(tmp_path: Path) -> None:
-    """The same for the same values, also in a file that somebody else wrote; another for others."""
+    """Equal for equal values, also without a written digest; different for others."""
     ours, theirs, other = (tmp_path / name for name in ("ours", "theirs", "other"))
     write_weights(ours, STATE)
     safetensors.torch.save_file(STATE, theirs)
     write_weights(other, STATE | {"b": torch.tensor([False, False])})
     assert weights_digest(ours) == weights_digest(theirs) != weights_digest(other)
+
+
+def test_int8_weights_are_a_quarter_of_the_size_and_close(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = {"linear": torch.randn(64, 128), "kernel": torch.randn(8, 4, 3, 3) * 100, "bias": torch.randn(64)}
+    state |= {"zeros": torch.zeros(3, 5), "count": torch.tensor([2**40])}
+    for name, int8 in (("float", False), ("int8", True)):
+        write_weights(tmp_path / name, state, int8=int8)
+    read = read_weights(tmp_path / "int8")
+    assert read.keys() == state.keys() and all(read[name].dtype == state[name].dtype for name in state)
+    for name in ("bias", "zeros", "count"):
+        assert torch.equal(read[name], state[name])
+    for name in ("linear", "kernel"):
+        largest = state[name].flatten(1).abs().amax(1)
+        error = (read[name] - state[name]).flatten(1).abs().amax(1)
+        assert (error <= largest / 127 / 2 * 1.001).all()
+    write_weights(tmp_path / "again", read, int8=True)
+    for name, tensor in read_weights(tmp_path / "again").items():
+        torch.testing.assert_close(tensor, read[name], rtol=1e-6, atol=0)
+    assert (tmp_path / "int8").stat().st_size < 0.3 * (tmp_path / "float").stat().st_size
