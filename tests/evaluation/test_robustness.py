@@ -16,6 +16,7 @@ from epmvg.core.types import Sample
 from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
 from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, generator, swap_colors
 from epmvg.evaluation.robustness import CLEAN, measure_robustness, query_image
+from epmvg.inference.runtimes.protocol import RuntimeOutput
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
 
@@ -81,9 +82,11 @@ def test_a_typo_is_a_single_slip_and_shuffling_keeps_the_words(seed: int) -> Non
 class FakePredictor:
     """A fake predictor: the same part of the image for every phrase, with higher confidence for short phrases."""
 
-    def predict_boxes(self, image: Image.Image, phrases: list[str]) -> tuple[list[list[float]], list[float]]:
+    def predict_boxes(self, image: Image.Image, phrases: list[str]) -> RuntimeOutput:
         width, height = image.size
-        return [[0.2 * width, 0.3 * height, 0.6 * width, 0.9 * height]] * len(phrases), [1 / len(p) for p in phrases]
+        boxes = np.array([[0.2 * width, 0.3 * height, 0.6 * width, 0.9 * height]] * len(phrases))
+        none = np.zeros(len(phrases), np.bool_)
+        return RuntimeOutput(boxes, np.array([1 / len(phrase) for phrase in phrases]), none, none)
 
 
 def test_boxes_follow_the_image_and_every_query_has_its_row(tmp_path: Path) -> None:
