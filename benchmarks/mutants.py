@@ -41,7 +41,7 @@ MUTANTS = [
         'float(row["iou"]) > threshold',
         "evaluation/test_metrics.py",
     ),
-    Mutant("evaluation/calibration.py", "loss < best[0]", "loss > best[0]", "evaluation/test_calibration.py"),
+    Mutant("evaluation/calibration.py", "labels=[0, 1]) <", "labels=[0, 1]) >", "evaluation/test_calibration.py"),
     Mutant("data/loader.py", "-(-len(order) // self", "(len(order) // self", "data/test_loader.py", "not workers"),
     Mutant("data/transforms.py", 'word.lower() == "left"', 'word.lower() != "left"', "data/test_transforms.py", "side"),
     Mutant("data/readers/files.py", 'and ".." not in path.parts', "", "test_security.py", "path"),
@@ -65,7 +65,7 @@ MUTANTS = [
         "similarity.float()",
         "models/test_grounder.py",
     ),
-    Mutant("data/negatives.py", "words.isdisjoint(", "not words.isdisjoint(", "data/test_absent.py"),
+    Mutant("data/negatives.py", "words.isdisjoint(", "not words.isdisjoint(", "data/test_negatives.py"),
     Mutant("core/files.py", "temporary.unlink(missing_ok=True)", "pass", "training/test_errors.py", "does_not_fit"),
 ]
 

@@ -14,7 +14,7 @@ import epmvg
 from epmvg.cli import main
 from epmvg.core.types import Sample
 from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
-from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, generator, swap_colours
+from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, generator, swap_colors
 from epmvg.evaluation.robustness import CLEAN, measure_robustness, query_image
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
@@ -56,7 +56,7 @@ def test_swapping_sides_twice_changes_nothing(phrase: str) -> None:
 
 def test_a_swapped_colour_is_plainly_another() -> None:
     for seed in range(50):
-        words = swap_colours("the Red cat and a gray dog", np.random.default_rng(seed)).split()
+        words = swap_colors("the Red cat and a gray dog", np.random.default_rng(seed)).split()
         assert [words[i] for i in (0, 2, 3, 4, 6)] == ["the", "cat", "and", "a", "dog"]
         assert words[1][0].isupper()
         for before, after in (("red", words[1].lower()), ("grey", words[5])):
@@ -94,7 +94,7 @@ def test_boxes_follow_the_image_and_every_query_has_its_row(tmp_path: Path) -> N
     assert all(r["iou"] == pytest.approx(1, abs=1e-3) == r["agreement"] for r in rows)
     counts = {name: sum(row["perturbation"] == name for row in rows) for name in {row["perturbation"] for row in rows}}
     assert counts[CLEAN] == counts["small"] == counts["long prefix"] == len(PHRASES)
-    assert counts["colours swapped"] == counts["sides swapped"] == 1
+    assert counts["colors swapped"] == counts["sides swapped"] == 1
     assert {row["queried"] for row in rows if row["perturbation"] == "small"} == set(PHRASES)
 
 
@@ -126,7 +126,7 @@ def test_a_run_is_perturbed_whole(run: Path, capsys: pytest.CaptureFixture[str])
         assert row["n"] <= 8
         assert not row["n"] or row["acc50_interval"][0] <= row["acc50"] <= row["acc50_interval"][1]
     counts = {row["name"]: row["n"] for row in result["perturbations"]}
-    assert counts["colours swapped"] == 8 and counts["sides swapped"] == 0
+    assert counts["colors swapped"] == 8 and counts["sides swapped"] == 0
 
     epmvg.evaluate(run)  # scores the same boxes
     lines = (run / "predictions-annotations-val.jsonl").read_text(encoding="utf-8").splitlines()

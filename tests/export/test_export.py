@@ -18,13 +18,14 @@ from PIL import Image
 from epmvg import export
 from epmvg.cli import main
 from epmvg.core.geometry import Letterbox
+from epmvg.core.locate import EXPORT_FILE
 from epmvg.core.types import InputError
 from epmvg.evaluation.evaluate import evaluate
 from epmvg.export import graphs
 from epmvg.export.parity import largest_difference
 from epmvg.inference.batch import predict_many
 from epmvg.inference.predictor import Predictor
-from epmvg.inference.runtimes.exported import SETTINGS, ExportedRuntime
+from epmvg.inference.runtimes.exported import ExportedRuntime
 from epmvg.inference.runtimes.protocol import GrounderRuntime
 from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import create_model, save
@@ -132,12 +133,12 @@ def test_an_exported_folder_predicts_as_the_run(run: Path, exported: Path) -> No
     with pytest.raises(InputError, match="has no attention"):
         ground.maps("attention", random_image(0), PHRASES)
     assert sorted(file.name for file in exported.iterdir()) == [
-        SETTINGS,
+        EXPORT_FILE,
         "image.onnx",
         "phrases.onnx",
         "tokenizer.json",
     ]
-    assert json.loads((exported / SETTINGS).read_text())["difference_px"] <= export.MAX_BOX_DIFFERENCE
+    assert json.loads((exported / EXPORT_FILE).read_text())["difference_px"] <= export.MAX_BOX_DIFFERENCE
 
 
 def test_an_exported_folder_runs_without_torch(run: Path, exported: Path, tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_openvino_predicts_the_same(
     assert f"The export is in {folder}" in printed.out
     assert "largest difference from the run: box edge" in printed.err
     names = ["image.bin", "image.xml", "phrases.bin", "phrases.xml"]
-    assert sorted(file.name for file in folder.iterdir()) == [SETTINGS, *names, "tokenizer.json"]
+    assert sorted(file.name for file in folder.iterdir()) == [EXPORT_FILE, *names, "tokenizer.json"]
     edges, scores = largest_difference(ExportedRuntime(folder), ExportedRuntime(exported))
     assert edges < 0.01 and scores < 1e-4
 
@@ -284,9 +285,9 @@ def test_an_unusable_folder_is_rejected(exported: Path, tmp_path: Path, fault: s
     shutil.copytree(exported, folder)
     options: dict[str, Any] = {}
     if fault == "settings":
-        (folder / SETTINGS).write_text("{")
+        (folder / EXPORT_FILE).write_text("{")
     elif fault == "format":
-        (folder / SETTINGS).write_text('{"format": "stone", "image_size": 64, "max_length": 20}')
+        (folder / EXPORT_FILE).write_text('{"format": "stone", "image_size": 64, "max_length": 20}')
     elif fault == "graph":
         (folder / "phrases.onnx").unlink()
     elif fault == "torn":

@@ -82,3 +82,23 @@ def test_a_digest_is_of_the_values(tmp_path: Path) -> None:
     safetensors.torch.save_file(STATE, theirs)
     write_weights(other, STATE | {"b": torch.tensor([False, False])})
     assert weights_digest(ours) == weights_digest(theirs) != weights_digest(other)
+
+
+def test_int8_weights_are_a_quarter_of_the_size_and_close(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = {"linear": torch.randn(64, 128), "kernel": torch.randn(8, 4, 3, 3) * 100, "bias": torch.randn(64)}
+    state |= {"zeros": torch.zeros(3, 5), "count": torch.tensor([2**40])}
+    for name, int8 in (("float", False), ("int8", True)):
+        write_weights(tmp_path / name, state, int8=int8)
+    read = read_weights(tmp_path / "int8")
+    assert read.keys() == state.keys() and all(read[name].dtype == state[name].dtype for name in state)
+    for name in ("bias", "zeros", "count"):
+        assert torch.equal(read[name], state[name])
+    for name in ("linear", "kernel"):
+        largest = state[name].flatten(1).abs().amax(1)
+        error = (read[name] - state[name]).flatten(1).abs().amax(1)
+        assert (error <= largest / 127 / 2 * 1.001).all()
+    write_weights(tmp_path / "again", read, int8=True)
+    for name, tensor in read_weights(tmp_path / "again").items():
+        torch.testing.assert_close(tensor, read[name], rtol=1e-6, atol=0)
+    assert (tmp_path / "int8").stat().st_size < 0.3 * (tmp_path / "float").stat().st_size

@@ -52,6 +52,16 @@ def _read_yaml(text: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def is_exported(folder: Path) -> bool:
+    """Return whether a folder holds graphs that `epmvg export` wrote."""
+    return (folder / EXPORT_FILE).is_file()
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder holds a model of torch, as a training writes it; `default` holds both."""
+    return (folder / "model.yaml").is_file()
+
+
 def fetch(run: Path | str, *, revision: str | None = None, token: str | None = None) -> Path:
     """Return the folder of a run: a path, `default`, or OWNER/NAME, which is downloaded from the hub once.
 
@@ -86,7 +96,7 @@ def locate(run: Path | str) -> Path:
     folder = fetch(run)
     if not folder.is_dir():
         raise InputError(f"There is no run {run}. {_WHERE}.")
-    for name in () if (folder / EXPORT_FILE).is_file() else ("model.yaml", "model.safetensors", "tokenizer"):
+    for name in () if is_exported(folder) else ("model.yaml", "model.safetensors", "tokenizer"):
         if not (folder / name).exists():
             raise InputError(f"{folder} is not a trained run: it has no {name}. {_WHERE}.")
     return folder

@@ -15,12 +15,13 @@ import numpy as np
 
 from epmvg.core.extras import optional_imports
 from epmvg.core.files import write_json
+from epmvg.core.locate import EXPORT_FILE, is_exported, is_run
 from epmvg.core.types import InputError, Sample
 from epmvg.data.registry import open_samples
 from epmvg.evaluation.samples import limit_to_images
 from epmvg.export.graphs import Format, write_folder
 from epmvg.export.parity import largest_difference
-from epmvg.inference.runtimes.exported import SETTINGS, ExportedRuntime, is_exported
+from epmvg.inference.runtimes.exported import ExportedRuntime
 from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import load
 
@@ -87,7 +88,7 @@ def export_run(
             predictions differ from the run's, or int8 loses too much accuracy. Nothing is written then.
     """
     out = Path(out)
-    if out.exists() and not is_exported(out):
+    if out.exists() and (is_run(out) or not is_exported(out)):
         raise InputError(f"{out} exists and is no exported folder. Give another --out.")
     if format == "openvino":
         with optional_imports("--format openvino"):
@@ -114,7 +115,7 @@ def export_run(
             done = temporary / "int8"
             shutil.copytree(temporary / "fp32", done)
             settings |= quantize_and_evaluate(temporary / "fp32", done, settings, *data, report)
-        write_json(done / SETTINGS, settings)
+        write_json(done / EXPORT_FILE, settings)
         for graph in done.glob("*.onnx") if format != "onnx" else ():
             graph.unlink()
         if out.exists():

@@ -18,8 +18,9 @@ from torch.export import Dim
 from epmvg.core.calibration import CONFIDENCE_FILE
 from epmvg.core.extras import optional_imports
 from epmvg.core.files import write_json, write_text
+from epmvg.core.locate import EXPORT_FILE
 from epmvg.core.version import __version__
-from epmvg.inference.runtimes.exported import IMAGE, PHRASES, SETTINGS, SUFFIX
+from epmvg.inference.runtimes.exported import IMAGE, PHRASES, SUFFIX
 from epmvg.models.grounder import EncodedImages, Grounder
 from epmvg.models.iou_head import raw_confidence
 
@@ -82,7 +83,7 @@ def write_folder(model: Grounder, folder: Path, format: Format) -> dict[str, Any
     }
     if model.domain is not None:
         settings["domain"] = model.domain
-    write_json(folder / SETTINGS, settings)
+    write_json(folder / EXPORT_FILE, settings)
     return to_openvino(folder) if format == "openvino" else settings
 
 
@@ -98,8 +99,8 @@ def to_openvino(folder: Path) -> dict[str, Any]:
     for name in (IMAGE, PHRASES):
         graph = core.read_model(str(folder / f"{name}{SUFFIX['onnx']}"))
         openvino.save_model(graph, str(folder / f"{name}{SUFFIX['openvino']}"), compress_to_fp16=False)
-    settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8")) | {"format": "openvino"}
-    write_json(folder / SETTINGS, settings)
+    settings: dict[str, Any] = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8")) | {"format": "openvino"}
+    write_json(folder / EXPORT_FILE, settings)
     return settings
 
 

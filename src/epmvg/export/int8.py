@@ -1,13 +1,13 @@
-"""Int8 graphs: the image graph quantized statically, calibrated on images, the text encoder dynamically.
+"""Int8 graphs: the image graph quantized statically, calibrated on images, text encoder and fusion dynamically.
 
-Weights are symmetric and per channel, activations of the image graph asymmetric. Fusion and heads stay in float, and
-so do the first convolution and the depthwise ones.
+Weights are symmetric and per channel, word embeddings per row, activations of the image graph asymmetric. The heads
+stay in float, and so do the first convolution and the depthwise ones.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -34,7 +35,11 @@ Input = tuple[NDArray[np.float32], NDArray[np.bool_]]
 MAX_ACCURACY_DROP = 0.005
 """Acc@0.5 that int8 may lose."""
 
-_TEXT_ENCODER = "model.text_encoder"
+MIN_TABLE_ROWS = 1000
+"""Smaller embeddings (of positions, of types) stay in float."""
+
+_DYNAMIC = {"model.text_encoder", "model.fusion"}
+"""Modules whose matrix products are quantized dynamically."""
 
 
 def quantize_and_evaluate(
@@ -96,10 +101,11 @@ def quantize(folder: Path, inputs: Iterable[Input]) -> None:
             **weights,
         )
         prepared.unlink()
-        nodes = _products_of(phrases, _TEXT_ENCODER)
+        nodes = _products_of(phrases, _DYNAMIC)
         prepared = _prepare(phrases)
         quantize_dynamic(prepared, phrases, op_types_to_quantize=["MatMul"], nodes_to_quantize=nodes, **weights)
         prepared.unlink()
+        _quantize_embeddings(phrases)
 
 
 class _InputReader(CalibrationDataReader):  # type: ignore[misc]
@@ -144,11 +150,38 @@ def _first_and_depthwise(file: Path) -> list[str]:
     return [node.name for node in (first, *grouped)]
 
 
-def _products_of(file: Path, module: str) -> list[str]:
-    """Return the names of the matrix products of a module and its parts."""
+def _quantize_embeddings(file: Path) -> None:
+    """Store tables of a thousand rows or more as int8 with a scale per row, multiplied after rows were taken."""
+    model = onnx.load(file)
+    graph, tables = model.graph, {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = []
+    for node in graph.node:
+        table = tables.get(node.input[0]) if node.op_type == "Gather" else None
+        if table is None or len(table.dims) != 2 or table.dims[0] < MIN_TABLE_ROWS:
+            nodes.append(node)
+            continue
+        values = numpy_helper.to_array(table)
+        scale = np.maximum(np.abs(values).max(1, keepdims=True) / 127, np.finfo(np.float32).tiny).astype(np.float32)
+        parts = {"int8": np.rint(values / scale).astype(np.int8), "scale": scale}
+        graph.initializer.remove(table)
+        for part, array in parts.items():
+            graph.initializer.append(numpy_helper.from_array(array, f"{table.name}:{part}"))
+            nodes.append(
+                helper.make_node("Gather", [f"{table.name}:{part}", node.input[1]], [f"{table.name}:{part}_rows"])
+            )
+        rows = [f"{table.name}:{part}" for part in ("int8_rows", "float_rows", "scale_rows")]
+        nodes.append(helper.make_node("Cast", rows[:1], rows[1:2], to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("Mul", rows[1:], node.output))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.save(model, file)
+
+
+def _products_of(file: Path, modules: Set[str]) -> list[str]:
+    """Return the names of the matrix products of modules and their parts."""
     names = []
     for node in onnx.load(file).graph.node:
         scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
-        if node.op_type == "MatMul" and module in ast.literal_eval(scopes):
+        if node.op_type == "MatMul" and modules & set(ast.literal_eval(scopes)):
             names.append(node.name)
     return names

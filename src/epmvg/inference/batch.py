@@ -17,11 +17,10 @@ from PIL import Image
 from epmvg.core.calibration import CONFIDENCE_FILE
 from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.images import image_digest, open_image
-from epmvg.core.locate import locate
+from epmvg.core.locate import is_exported, locate
 from epmvg.core.types import InputError, Prediction, Progress
 from epmvg.inference.batch_output import OutputFormat, PartialOutput, Row, check_outputs, open_partial, write_output
 from epmvg.inference.predictor import MinScore, Predictor
-from epmvg.inference.runtimes.exported import is_exported
 from epmvg.inference.sources import Query, Sources
 
 T = TypeVar("T")

@@ -86,10 +86,11 @@ def default_tokenizer() -> PreTrainedTokenizerBase:
     return BertTokenizer(vocab=bert_vocabulary(), do_lower_case=True)
 
 
-def save(model: Grounder, folder: Path | str) -> None:
+def save(model: Grounder, folder: Path | str, *, int8: bool = False) -> None:
     """Write weights, tokenizer and settings into a folder that `load` reads without anything else.
 
-    The folder is created if it does not exist; a calibration of other weights in it is deleted.
+    The folder is created if it does not exist; a calibration of other weights in it is deleted. With `int8` matrices
+    are stored as int8 with a scale per row, and loaded as float32.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +98,7 @@ def save(model: Grounder, folder: Path | str) -> None:
     model.tokenizer.save_pretrained(folder / "tokenizer")
     write_text(folder / SETTINGS_FILE, yaml.safe_dump(model.settings, sort_keys=False))
     with atomic_write(folder / WEIGHTS) as temporary:
-        write_weights(temporary, model.state_dict())
+        write_weights(temporary, model.state_dict(), int8=int8)
     if model.calibration is not None:
         calibration = replace(model.calibration, weights=weights_digest(folder / WEIGHTS))
         write_text(folder / CONFIDENCE_FILE, calibration.dump())

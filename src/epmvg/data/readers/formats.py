@@ -13,22 +13,11 @@ from epmvg.data.readers.annotations import Located, parsed, to_annotations, to_s
 from epmvg.data.readers.coco import as_coco, coco_annotations
 from epmvg.data.readers.fields import Annotation
 from epmvg.data.readers.files import is_file, is_folder, open_file, read_json
-from epmvg.data.readers.hugging_face import (
-    folder_annotations,
-    metadata_files,
-    parquet_annotations,
-    write_parquet,
-)
+from epmvg.data.readers.hugging_face import folder_annotations, metadata_files, parquet_annotations, write_parquet
 from epmvg.data.readers.jsonl import json_line, jsonl_annotations
 from epmvg.data.readers.label_studio import is_task, task_annotations
 from epmvg.data.readers.odvg import as_odvg, is_odvg, odvg_annotations
-from epmvg.data.readers.webdataset import (
-    tar_files,
-    unpack_once,
-    unpack_tar,
-    unpacked_annotations,
-    write_webdataset,
-)
+from epmvg.data.readers.webdataset import tar_annotations, write_webdataset
 
 READABLE = (".jsonl", ".json", ".parquet", ".tar")
 _WRITABLE = {".odvg.jsonl": "odvg", ".jsonl": "jsonl", ".json": "coco", ".parquet": "parquet", ".tar": "tar"}
@@ -58,8 +47,7 @@ def file_samples(
     if is_folder(file):
         annotations = folder_annotations(file)
     elif ending == ".tar":
-        folder = unpack_once(tar_files(file), "webdataset", unpack_tar)
-        annotations = unpacked_annotations(folder)
+        annotations, folder = tar_annotations(file)
     elif ending == ".parquet":
         annotations, unpacked = parquet_annotations(file)
         folder = unpacked or folder

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from epmvg.core.files import atomic_write
 from epmvg.core.images import image_suffixes
 from epmvg.core.types import InputError
+from epmvg.data.readers.annotations import Located
 from epmvg.data.readers.fields import Annotation, short_repr
 from epmvg.data.readers.files import build_folder, cache_folder, is_file, parse_json, path_inside, read_bytes
 from epmvg.data.readers.jsonl import json_line, json_objects
@@ -37,7 +38,13 @@ def tar_files(name: Path | str) -> list[Path]:
     return files
 
 
-def unpack_tar(file: Path, folder: Path) -> Iterator[tuple[str, Annotation]]:
+def tar_annotations(name: Path) -> tuple[Located[Annotation], Path]:
+    """Unpack the tars of a path or pattern; return (location, annotation) and the folder of the images."""
+    folder = unpack_once(tar_files(name), "webdataset", _unpack_tar)
+    return unpacked_annotations(folder), folder
+
+
+def _unpack_tar(file: Path, folder: Path) -> Iterator[tuple[str, Annotation]]:
     """Unpack the images of a tar into a folder of its name, and yield (location, annotation)."""
     try:
         with tarfile.open(file, "r:") as tar:

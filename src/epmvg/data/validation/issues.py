@@ -25,49 +25,32 @@ KINDS = {
     "sample-duplicate": Kind("samples stated more than once", "Delete the copies: each counts as a sample.", "warning"),
     "id-duplicate": Kind("ids of several different samples", "Give each sample an id of its own, or none.", "warning"),
     "box-invalid": Kind("boxes with NaN or infinity, or without a positive width and height", "Fix or delete them."),
-    "box-outside": Kind(
-        "boxes more than a pixel outside of their image",
-        "Check that boxes and image have the same scale; clip the box or delete the sample.",
-    ),
+    "box-outside": Kind("boxes more than a pixel outside of their image", "Check their scale; clip or delete them."),
     "box-thin": Kind("boxes at most a pixel wide or high", "Annotate the box again or delete the sample.", "warning"),
     "box-convention": Kind(
         "bbox of all samples seems to be written in another convention than the [x, y, width, height] it is read as",
         "Write x, y, width, height in pixels of the upright image.",
     ),
     "phrase-unusable": Kind("phrases that are empty, not encodable or too long", "Fix or delete the sample."),
-    "phrase-long": Kind(
-        "phrases with more tokens than a model reads: their end is ignored",
-        "Shorten the phrase, or set a larger model.max_length.",
-        "warning",
-    ),
-    "phrase-unknown": Kind(
-        "phrases without any word in BERT's vocabulary", "Write them in English words, or use another BERT.", "warning"
-    ),
+    "phrase-long": Kind("phrases longer than a model reads", "Shorten them, or raise model.max_length.", "warning"),
+    "phrase-unknown": Kind("phrases without any word in BERT's vocabulary", "Use English, or another BERT.", "warning"),
     "phrase-characters": Kind(
         "phrases with control characters, invisible or wrongly decoded ones, or not in Unicode's form NFC",
         "Delete the characters, or normalize the phrase.",
         "warning",
     ),
-    "phrase-two-boxes": Kind(
-        "phrases with different boxes in one image: if these are far apart, one of them counts as wrong",
-        "Make the phrases unambiguous, or take this fraction as an upper bound of accuracy.",
-        "warning",
-    ),
+    "phrase-two-boxes": Kind("phrases with different boxes in one image", "Make them unambiguous.", "warning"),
     "image-missing": Kind("images that do not exist", "Copy the images there, or give their folder with --root."),
     "image-unreadable": Kind("images that cannot be read", "Copy or convert the image again."),
     "image-size": Kind("images of another size than their samples state", "State the size of the file."),
     "image-turned": Kind(
-        "images that EXIF turns, with boxes on the unturned pixels",
-        "Remove the EXIF orientation or turn the boxes: images are read upright.",
+        "images that EXIF turns, with boxes on the unturned pixels", "Turn the boxes to the upright image."
     ),
     "split-same-image": Kind("images in two splits", "Keep the image in one split.", "warning"),
     "split-similar-image": Kind("images in two splits that look the same", "Keep one of them.", "warning"),
     "list-same-image": Kind("evaluation images in the list", "Exclude them from evaluation.", "warning"),
     "split-unnamed": Kind("samples without a split, while others have one", "Name their split.", "warning"),
-    "split-missing": Kind(
-        "splits without samples",
-        "Create them with `epmvg data split FILE 0.8/0.1/0.1 --out NEW`, or set data.train_split and data.val_split.",
-    ),
+    "split-missing": Kind("splits without samples", "Run `epmvg data split`, or set data.train_split, data.val_split."),
 }
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from epmvg.core.extras import optional_imports
+from epmvg.core.locate import fetch, is_exported, is_run
 from epmvg.core.types import InputError
-from epmvg.inference.runtimes.exported import ExportedRuntime, is_exported
+from epmvg.inference.runtimes.exported import ExportedRuntime
 from epmvg.inference.runtimes.protocol import Runtime
 
 if TYPE_CHECKING:
@@ -18,11 +19,16 @@ if TYPE_CHECKING:
 def open_runtime(
     run: Path | str | Grounder, *, device: str, precision: str, compile: bool, threads: int | None
 ) -> Runtime:
-    """Open the runtime of a run, an exported folder or a model; arguments and errors as for `Predictor`."""
-    if isinstance(run, Path | str) and is_exported(Path(run).expanduser()):
-        if device not in ("auto", "cpu") or compile:
+    """Open the runtime of a run, an exported folder or a model; arguments and errors as for `Predictor`.
+
+    A folder that is both, such as `default`, runs its graphs unless the arguments need torch.
+    """
+    if isinstance(run, Path | str) and is_exported(folder := fetch(run)):
+        needs_torch = device not in ("auto", "cpu") or compile
+        if not needs_torch:
+            return ExportedRuntime(folder, precision=precision, threads=threads)
+        if not is_run(folder):
             raise InputError(f"{run} is an exported folder, which runs on the CPU. Omit device and compile.")
-        return ExportedRuntime(Path(run).expanduser(), precision=precision, threads=threads)
 
     with optional_imports(f"{run}, a trained run," if isinstance(run, Path | str) else "A model"):
         from epmvg.inference.runtimes.torch_runtime import TorchRuntime

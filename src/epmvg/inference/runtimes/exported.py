@@ -21,16 +21,10 @@ from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.core.types import InputError
 from epmvg.inference.runtimes.protocol import GrounderRuntime, ModelInputs, ModelOutput
 
-SETTINGS = EXPORT_FILE
 IMAGE, PHRASES = "image", "phrases"
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 
 Graph = Callable[[dict[str, NDArray[Any]]], list[NDArray[Any]]]
-
-
-def is_exported(folder: Path) -> bool:
-    """Return whether `epmvg export` wrote a folder."""
-    return (folder / SETTINGS).is_file()
 
 
 class ExportedRuntime(GrounderRuntime):
@@ -86,9 +80,9 @@ class ExportedRuntime(GrounderRuntime):
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     try:
-        settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        settings: dict[str, Any] = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
         if settings["format"] in SUFFIX and settings["image_size"] > 0 and settings["max_length"] > 0:
             return settings
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / SETTINGS} cannot be read. Export the run again.") from error
-    raise InputError(f"{folder / SETTINGS} has a format that this version does not run. Export the run again.")
+        raise InputError(f"{folder / EXPORT_FILE} cannot be read. Export the run again.") from error
+    raise InputError(f"{folder / EXPORT_FILE} has a format that this version does not run. Export the run again.")

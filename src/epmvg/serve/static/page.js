@@ -1,6 +1,6 @@
 "use strict";
 
-const MAX_PHRASES = 8; // one per colour
+const MAX_PHRASES = 8; // one per color
 const DELAY = 300; // ms without a key press before the request is sent
 const MAX_SIDE = 1600; // px; a larger image is scaled down before upload
 
@@ -89,11 +89,11 @@ const phraseOf = (row) => inputOf(row).value.trim();
 
 function addRow(text = "") {
   if (rows().length >= MAX_PHRASES) return null;
-  const taken = rows().map((row) => row.dataset.colour);
-  const colour = [...Array(MAX_PHRASES).keys()].find((number) => !taken.includes(String(number)));
+  const taken = rows().map((row) => row.dataset.color);
+  const color = [...Array(MAX_PHRASES).keys()].find((number) => !taken.includes(String(number)));
   const row = document.createElement("li");
-  row.dataset.colour = colour;
-  row.className = `c${colour}`;
+  row.dataset.color = color;
+  row.className = `c${color}`;
   const input = document.createElement("input");
   Object.assign(input, { type: "text", value: text, maxLength: 300, autocomplete: "off", enterKeyHint: "next" });
   input.placeholder = "the cup on the left";
@@ -124,11 +124,11 @@ function addRow(text = "") {
 }
 
 function removeRow(row) {
-  const neighbour = row.previousElementSibling ?? row.nextElementSibling ?? addRow();
+  const neighbor = row.previousElementSibling ?? row.nextElementSibling ?? addRow();
   row.remove();
   number();
   draw();
-  return neighbour;
+  return neighbor;
 }
 
 /** Label the rows for screen readers. */
@@ -142,7 +142,7 @@ function number() {
 
 function highlight(row) {
   for (const box of at("boxes").children) {
-    box.classList.toggle("dim", row !== null && predictions.has(phraseOf(row)) && box.dataset.colour !== row.dataset.colour);
+    box.classList.toggle("dim", row !== null && predictions.has(phraseOf(row)) && box.dataset.color !== row.dataset.color);
   }
 }
 
@@ -238,7 +238,7 @@ function draw() {
     if (!prediction || low) continue;
     const box = document.createElement("div");
     box.className = `box ${row.className}`;
-    box.dataset.colour = row.dataset.colour;
+    box.dataset.color = row.dataset.color;
     box.style.left = percent(prediction.left);
     box.style.top = percent(prediction.top);
     box.style.width = percent(prediction.right - prediction.left);
