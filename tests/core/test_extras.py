@@ -31,7 +31,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 def test_the_extra_of_a_missing_module_is_named(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in EXTRAS[extra].split():
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(MissingExtraError) as error, optional_imports("Reading"):
+        with pytest.raises(MissingExtraError) as error, optional_imports("Reading", extra):
             __import__(module)
         assert str(error.value) == f"Reading needs {module}. Run pip install 'epmvg[{extra}]'."
         assert isinstance(error.value, InputError | ImportError)

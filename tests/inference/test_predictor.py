@@ -308,6 +308,7 @@ def test_a_reduced_copy_has_the_predictions_of_its_original(tiny: Grounder) -> N
     """What a server keeps of a photo, the pixels on the canvas, is all the model needs of it."""
     image = Image.effect_noise((403, 151), 90).convert("RGB")
     predictor, fresh = Predictor(tiny), Predictor(tiny)
+    assert predictor.image_size is not None
     laid = Letterbox.fit(*image.size, predictor.image_size).resize(image)
     assert max(laid.shape) == predictor.image_size < 403
     (reduced,) = fresh.predict_batch([(Image.fromarray(laid), ["it"])], sizes=[image.size])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from detectors import save_detector
 from fastapi.testclient import TestClient
 from serving import FORM, JSON, PHRASES, FakePredictor, as_json, client_of, encoded, metric, post_form, wait_for
 
@@ -187,3 +189,13 @@ def test_other_host_names_are_rejected(predictor: Predictor) -> None:
             response = client.get("/healthz", headers={"host": host})
             assert response.status_code == status, host
         assert "with a token" in response.json()["error"] and "content-security-policy" in response.headers
+
+
+def test_a_grounder_of_transformers_is_served_with_the_boxes_of_its_predictor(tmp_path: Path) -> None:
+    predictor = Predictor(save_detector("owlv2", tmp_path))
+    image = encoded(size=(90, 70))
+    with client_of(predictor) as client:
+        response = post_form(client, image, PHRASES)
+        assert response.status_code == 200, response.text
+        assert_same(response.json(), predictor(image, PHRASES))
+        assert client.get("/healthz").status_code == 200

@@ -20,7 +20,7 @@ error_console = Console(stderr=True, markup=False, emoji=False, highlight=False,
 """For progress and warnings; `--quiet` silences both."""
 
 Run = Annotated[
-    Path, typer.Argument(help="Folder of a trained or exported run, `default` (the bundled model), or OWNER/NAME.")
+    Path, typer.Argument(help="Folder of a run or export, `default` (the bundled model), OWNER/NAME or hf:OWNER/NAME.")
 ]
 Recipe = Annotated[str, typer.Argument(help="Name (see `epmvg list recipes`) or YAML file.")]
 Settings = Annotated[list[str] | None, typer.Argument(help="key=value, for example train.epochs=3.")]

@@ -144,8 +144,9 @@ def _predict_image(
     for file in [file for file in (draw, heatmap) if file is not None]:
         check_not_input(file, image)
         check_image_name(file)
+    locate(run)
     with error_console.status("Loading"):
-        predictor = Predictor(locate(run), device=device)
+        predictor = Predictor(run, device=device)
     _print_domain(run, predictor.domain)
     predictions = predictor(pixels, phrases, **options)
     predictions.name = str(image)

@@ -17,23 +17,30 @@ from epmvg.core.boxes import paired_iou, to_xyxy
 from epmvg.core.calibration import CONFIDENCE_FILE, Array, Calibration, log_features
 from epmvg.core.files import write_text
 from epmvg.core.hardware import select_device
-from epmvg.core.locate import is_exported, locate
+from epmvg.core.locate import is_transformers, locate, only_predicts
 from epmvg.core.types import InputError, Progress, Sample
 from epmvg.data.negatives import negative_samples
 from epmvg.evaluation.evaluate import (
     Row,
-    digest_of_weights,
     evaluation_loader,
     predict_rows,
     predict_samples,
     split_negatives,
 )
 from epmvg.evaluation.metrics import data_sha256
-from epmvg.evaluation.samples import data_settings, limit_to_images, open_split, shared_images, training_images
+from epmvg.evaluation.samples import (
+    data_settings,
+    limit_to_images,
+    open_split,
+    results_folder,
+    shared_images,
+    training_images,
+)
 from epmvg.evaluation.statistics import calibration_error, confidence_metrics
 from epmvg.inference.predictor import Predictor
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
+from epmvg.models.weights_file import digest_of_weights
 
 NEGATIVES = 0.5  # negative pairs per phrase, in fitting and calibrating
 FOLDS = 5
@@ -55,7 +62,7 @@ def calibrate(
     """Calibrate a run's confidence on validation data and write `confidence.json`, which `load` applies.
 
     Args:
-        run: a folder that training or `epmvg export` wrote.
+        run: a folder that training or `epmvg export` wrote, or a grounder of transformers.
         data, root, device: as for `evaluate`.
         split: of that data; the run's validation split by default. Test splits and images that the run was trained on
             are rejected.
@@ -73,14 +80,15 @@ def calibrate(
     if not 0 < false_positive_rate < 1:
         raise InputError(f"false_positive_rate={false_positive_rate:g} is not between 0 and 1. Give for example 0.1.")
     run = Path(run)
-    locate(run)
-    if not run.is_dir():
+    folder = locate(run)
+    if not run.is_dir() and not is_transformers(folder):
         raise InputError(f"{run} cannot be changed. Calibrate a copy (`epmvg publish {run} --to FOLDER`).")
     settings, _ = data_settings(run, data, root)
     split = split or settings.val_split
     samples = _validation_samples(run, settings, split)
     queries = [*samples, *negative_samples(samples, NEGATIVES)]
-    if is_exported(run) and not fit_head:
+    results_folder(run)  # an error in it is raised before the work
+    if only_predicts(folder) and not fit_head:
         predictor = Predictor(run, device=device)
         predictor.runtime.calibration = None
         rows = predict_samples(predictor, queries, progress=progress)
@@ -98,8 +106,8 @@ def calibrate(
     calibration = replace(calibration, fitted=about | (calibration.fitted or {}))
     if fit_head:
         save(model, run)
-    calibration = replace(calibration, weights=digest_of_weights(run))
-    write_text(run / CONFIDENCE_FILE, calibration.dump())
+    calibration = replace(calibration, weights=digest_of_weights(folder))
+    write_text(results_folder(run, create=True) / CONFIDENCE_FILE, calibration.dump())
     return asdict(calibration)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +21,7 @@ from epmvg.core.distributed import broadcast, gather, process_group, rank_and_wo
 from epmvg.core.files import write_json, write_rows
 from epmvg.core.hardware import select_device
 from epmvg.core.images import open_image
-from epmvg.core.locate import fetch, is_exported, is_run
+from epmvg.core.locate import fetch, only_predicts
 from epmvg.core.types import Batch, GroundingOutput, InputError, Progress, Sample
 from epmvg.core.version import __version__
 from epmvg.data.loader import GroundingLoader
@@ -34,7 +33,7 @@ from epmvg.inference.predictor import Predictor
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder
 from epmvg.models.iou_head import raw_confidence
-from epmvg.models.weights_file import WEIGHTS, weights_digest
+from epmvg.models.weights_file import digest_of_weights
 
 Row = dict[str, Any]
 """A prediction row: a sample and what was predicted for it."""
@@ -61,7 +60,7 @@ def evaluate(
     that a launcher started together share the work; the first writes, and all return the same.
 
     Args:
-        run: a folder that training wrote, or what else `load` takes, whose results go to `runs/NAME`.
+        run: a folder that training wrote, or what else `Predictor` takes; results of a name go to `runs/NAME`.
         data: a data set's name or JSONL file; the run's own by default.
         split: of that data; by default the validation split of the run's own data, and all samples of other data.
         root: folder of the data; the run's own by default.
@@ -102,8 +101,8 @@ def evaluate(
 def _predict(
     run: Path | str, queries: Sequence[Sample], batch_size: int, device: str, progress: Progress | None
 ) -> tuple[list[Row], Calibration | None]:
-    """Predict queries with the runtime of an export, or with the model of a run, as its training validates it."""
-    if is_exported(fetch(run)):
+    """Predict queries with the runtime of what only predicts, or with a run's model, as its training validates it."""
+    if only_predicts(fetch(run)):
         predictor = Predictor(run, device=device)
         return predict_samples(predictor, queries, progress=progress), predictor.runtime.calibration
     rank, world = rank_and_world_size()
@@ -114,16 +113,6 @@ def _predict(
     tokens = model.phrase_tokenizer()([row["phrase"] for row in rows])
     _mark(rows, tokens.truncated, tokens.unknown)
     return rows, model.calibration
-
-
-def digest_of_weights(folder: Path) -> str:
-    """Return the SHA-256 of a run's weights, or of the graphs of a folder that holds nothing else."""
-    if is_run(folder):
-        return weights_digest(folder / WEIGHTS)
-    digest = hashlib.sha256()
-    for file in sorted(file for suffix in ("onnx", "xml", "bin") for file in folder.glob(f"*.{suffix}")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def predict_samples(predictor: Predictor, samples: Sequence[Sample], *, progress: Progress | None = None) -> list[Row]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from epmvg.config.settings import DataSettings, Recipe
 from epmvg.core.files import disk_errors, write_text
-from epmvg.core.locate import fetch
+from epmvg.core.locate import fetch, is_run, is_transformers, own_folder
 from epmvg.core.types import InputError, Sample
 from epmvg.data.registry import open_samples
 from epmvg.data.samples import SAMPLES, SampleDigest
@@ -29,10 +29,10 @@ def results_folder(run: Path | str, *, create: bool = False) -> Path:
     Raises:
         InputError: another model lies in `runs/NAME`, or the folder cannot be made.
     """
+    folder = own_folder(run)
     if Path(run).exists():
-        return Path(run)
-    folder = Path("runs") / Path(run).name
-    if (folder / "model.yaml").exists():
+        return folder
+    if is_run(folder) or is_transformers(folder):
         raise InputError(f"{folder} holds another model, so results of {run} cannot be written there. Rename it.")
     if create and not folder.exists():
         with disk_errors(folder):

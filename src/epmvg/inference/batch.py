@@ -14,10 +14,17 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from epmvg.core.calibration import CONFIDENCE_FILE
+from epmvg.core.calibration import CONFIDENCE_FILE, read_calibration
 from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.images import image_digest, open_image
-from epmvg.core.locate import is_exported, locate
+from epmvg.core.locate import (
+    TRANSFORMERS_FILES,
+    TRANSFORMERS_PICKLED,
+    is_exported,
+    is_transformers,
+    locate,
+    own_folder,
+)
 from epmvg.core.types import InputError, Prediction, Progress
 from epmvg.inference.batch_output import OutputFormat, PartialOutput, Row, check_outputs, open_partial, write_output
 from epmvg.inference.predictor import MinScore, Predictor
@@ -65,7 +72,7 @@ def predict_many(
     """Predict phrases in all images of the sources and write one row per phrase (docs/scale.md).
 
     Args:
-        run: a folder that training or `epmvg export` wrote, `default`, or OWNER/NAME on the Hugging Face hub.
+        run: the name or folder of a model, as for `Predictor`.
         source: one or several of: an image, a folder of images (searched recursively), a glob pattern, a JSONL file
             with lines {"image", "phrase"} and optionally "id".
         out: the file to write, .jsonl, or .json for the other formats. Rows of interrupted work are kept in
@@ -93,15 +100,15 @@ def predict_many(
         raise InputError("Launched processes do not share a prediction. Start one command per part with --shard K/N.")
     sources, out = Sources([source] if isinstance(source, Path | str) else source, phrases, shard=shard), Path(out)
     check_outputs(out, sources, form=form, draw=draw)
-    folder = locate(run)
+    locate(run)
     batches = batched(sources.queries(), batch_size)
     first = next(batches)  # raises where there is nothing to predict, before a model is loaded
     offsets = array("q")
     with open_partial(out) as output:
         try:
-            predictor = Predictor(folder, device=device)
+            predictor = Predictor(run, device=device)
             threshold = None if min_score is None else predictor.resolve_min_score(min_score)
-            open_items = partial(_open, output=output, context=_digest_of(folder, threshold, top_k))
+            open_items = partial(_open, output=output, context=_digest_of(run, threshold, top_k))
             for items in _one_ahead(open_items, chain([first], batches)):
                 offsets.extend(_finish(predictor, items, output, threshold, top_k))
                 if progress:
@@ -212,10 +219,14 @@ def _key(context: bytes, digest: bytes, query: Query) -> bytes:
     return hashlib.blake2b(content.encode(errors="backslashreplace"), digest_size=16).hexdigest().encode()
 
 
-def _digest_of(folder: Path, threshold: float | None, top_k: int) -> bytes:
+def _digest_of(run: Path | str, threshold: float | None, top_k: int) -> bytes:
     """Return a digest of all of a model's files that its predictions depend on, and of the settings."""
-    patterns = ("**/*",) if is_exported(folder) else _MODEL_FILES
+    folder = locate(run)
+    patterns: Sequence[str] = ("**/*",) if is_exported(folder) else _MODEL_FILES
     digest = hashlib.sha256(repr((FORMAT_VERSION, threshold, top_k)).encode())
+    if is_transformers(folder):
+        patterns = (*TRANSFORMERS_FILES, *TRANSFORMERS_PICKLED)
+        digest.update(repr(read_calibration(own_folder(run))).encode())
     for file in sorted(file for pattern in patterns for file in folder.glob(pattern) if file.is_file()):
         with file.open("rb") as content:
             digest.update(file.relative_to(folder).as_posix().encode())

@@ -39,8 +39,8 @@ class Predictor:
     used by several threads of one process; pickled, it is loaded again from its folder.
 
     Args:
-        run: a folder that training or `epmvg export` wrote, `default`, OWNER/NAME on the Hugging Face hub, or a model,
-            which is copied.
+        run: a folder that training or `epmvg export` wrote, `default`, OWNER/NAME on the Hugging Face hub; a grounder
+            of transformers, as a folder or hf:OWNER/NAME; or a model, which is copied.
         device: device of torch, for example "cuda:1"; "auto" selects a GPU where there is one.
         precision: fp32, bf16, or auto, which is bf16 where the hardware has it. With fp32 boxes are those of
             `epmvg evaluate`.
@@ -94,8 +94,8 @@ class Predictor:
         return self.runtime.domain
 
     @property
-    def image_size(self) -> int:
-        """Side of the square network input, in pixels."""
+    def image_size(self) -> int | None:
+        """Side of the square network input, in pixels; None for grounders of transformers, whose input varies."""
         return self.runtime.image_size
 
     @property

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from epmvg.core.locate import is_run
 from epmvg.core.types import InputError
 
 WEIGHTS = "model.safetensors"
@@ -54,6 +55,17 @@ def weights_digest(file: Path) -> str:
     """Return the digest of a file's weights, computed where it was not written."""
     written = _written_digest(file)
     return fingerprint(safetensors.torch.load_file(file)) if written is None else written
+
+
+def digest_of_weights(folder: Path) -> str:
+    """Return the SHA-256 of a run's weights, or of the graphs or weights of a folder that only predicts."""
+    if is_run(folder):
+        return weights_digest(folder / WEIGHTS)
+    digest = hashlib.sha256()
+    for file in sorted(file for suffix in ("onnx", "xml", "bin", "safetensors") for file in folder.glob(f"*.{suffix}")):
+        with file.open("rb") as content:
+            hashlib.file_digest(content, lambda: digest)
+    return digest.hexdigest()
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from epmvg.core.locate import TRANSFORMERS_PREFIX, own_folder
 from epmvg.core.types import InputError
 from epmvg.data.readers.jsonl import json_object, json_objects
 from epmvg.evaluation.metrics import Row
@@ -45,14 +46,14 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def read_runs(folders: Sequence[Path | str]) -> list[Run]:
-    """Read run folders.
+    """Read run folders, or the folders of results of hf:OWNER/NAME.
 
     Raises:
         InputError: none is given, one is given twice, or one is missing, unreadable or without predictions.
     """
     if not folders:
         raise InputError("No run given. Give at least one run folder.")
-    paths = [Path(folder) for folder in folders]
+    paths = [own_folder(run) if str(run).startswith(TRANSFORMERS_PREFIX) else Path(run) for run in folders]
     resolved = [path.resolve() for path in paths]
     names = [path.name for path in resolved]
     runs = []
@@ -106,8 +107,8 @@ def _split_of(predictions: Path) -> tuple[str, str]:
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise InputError(f"{file} does not exist. {file.parent} is not the folder of a run.")
+    if not file.is_file():  # of a grounder that was not trained here
+        return {}
     try:
         return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:

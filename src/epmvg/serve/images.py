@@ -31,7 +31,7 @@ class DecodedImage:
 class ImageReader:
     """Decode images in two threads, and keep the latest within `limits.cache_bytes`."""
 
-    def __init__(self, limits: Limits, image_size: int) -> None:
+    def __init__(self, limits: Limits, image_size: int | None) -> None:
         self._max_pixels = limits.image_pixels
         self._image_size = image_size
         self._cache: LruCache[DecodedImage] = LruCache(limits.cache_bytes)
@@ -52,12 +52,18 @@ class ImageReader:
         if cached is not None:
             return cached, True
         with ImageFile(BytesIO(content), formats=FORMATS, max_pixels=self._max_pixels) as file:
-            letterbox = Letterbox.fit(*file.size, self._image_size)
-            left, top, right, bottom = letterbox.content
-            decoded = file.decode(at_least=(4 * (right - left), 4 * (bottom - top)))  # keeps a JPEG small in memory
-            image = DecodedImage(digest, Image.fromarray(letterbox.resize(decoded)), file.size)
+            image = DecodedImage(digest, self._pixels(file), file.size)
         self._cache.put(digest, image, 3 * image.pixels.width * image.pixels.height)
         return image, False
+
+    def _pixels(self, file: ImageFile) -> Image.Image:
+        """Return the image as the model's input holds it, or whole where the model resizes it in its own way."""
+        if self._image_size is None:
+            return file.decode()
+        letterbox = Letterbox.fit(*file.size, self._image_size)
+        left, top, right, bottom = letterbox.content
+        decoded = file.decode(at_least=(4 * (right - left), 4 * (bottom - top)))  # keeps a JPEG small in memory
+        return Image.fromarray(letterbox.resize(decoded))
 
     def close(self) -> None:
         """Stop the threads."""

@@ -1,4 +1,4 @@
-"""What runs a model for `Predictor`: torch, ONNX Runtime or OpenVINO."""
+"""What runs a model for `Predictor`: torch, ONNX Runtime, OpenVINO or transformers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from epmvg.core.extras import optional_imports
-from epmvg.core.locate import fetch, is_exported, is_run
+from epmvg.core.locate import fetch, is_exported, is_run, is_transformers, own_folder
 from epmvg.core.types import InputError
 from epmvg.inference.runtimes.exported import ExportedRuntime
 from epmvg.inference.runtimes.protocol import Runtime
@@ -23,6 +23,12 @@ def open_runtime(
 
     A folder that is both, such as `default`, runs its graphs unless the arguments need torch.
     """
+    if isinstance(run, Path | str) and is_transformers(folder := fetch(run)):
+        if compile:
+            raise InputError(f"{run}, a grounder of transformers, is not compiled. Omit compile.")
+        with optional_imports(f"{run}, a grounder of transformers,", "zoo"):
+            from epmvg.inference.runtimes.transformers_runtime import TransformersRuntime
+        return TransformersRuntime(folder, results=own_folder(run), device=device, precision=precision, threads=threads)
     if isinstance(run, Path | str) and is_exported(folder := fetch(run)):
         needs_torch = device not in ("auto", "cpu") or compile
         if not needs_torch:

@@ -47,10 +47,13 @@ class Runtime(Protocol):
     `size`, the (width, height) that boxes refer to, and `nbytes`, their memory.
     """
 
-    image_size: int  # side of the square network input, pixels
     max_length: int  # word pieces of a phrase
     calibration: Calibration | None
     domain: str | None  # what the model was trained to recognize, None where it is not stated
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of the square network input, pixels; None where the input is of another shape."""
 
     def encode(self, images: Sequence[Image.Image], sizes: Sequence[Size]) -> Sequence[Any]:
         """Encode I upright RGB images as far as no phrase is needed; `sizes` differ from theirs if they are reduced."""
