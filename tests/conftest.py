@@ -43,5 +43,5 @@ def tiny() -> Grounder:
 
 @pytest.fixture
 def squares(tmp_path: Path) -> Path:
-    """A JSONL data set of 12 images, each with four coloured squares, one per corner; half train, half val."""
+    """A JSONL data set of 12 images, each with four colored squares, one per corner; half train, half val."""
     return draw_squares(tmp_path)

@@ -1,4 +1,4 @@
-"""A data set of coloured squares, drawn for tests."""
+"""A data set of colored squares, drawn for tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), 
 
 
 def draw_squares(folder: Path) -> Path:
-    """Draw 12 images, each with four coloured squares, one per corner, half train and half val; return their file."""
+    """Draw 12 images, each with four colored squares, one per corner, half train and half val; return their file."""
     rows = []
     for number in range(12):
         image = Image.new("RGB", (80, 60), (120, 120, 120))

@@ -107,7 +107,7 @@ def push_to_hub(
 
 
 def model_card(run: Path | str, *, name: str | None = None, licence: str | None = None) -> str:
-    """Return a run's model card: settings, measured accuracy with intervals, teacher, leakage, licence.
+    """Return a run's model card: settings, measured accuracy with intervals, teacher, leakage, license.
 
     Args:
         run: as for `save_pretrained`.

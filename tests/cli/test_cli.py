@@ -137,7 +137,7 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "unknown key": (["train", "scenes", "train.epoch=1", "--out", tmp_path / "new"], "Did you mean 'train.epochs'"),
         "a demo over something else": (
             ["demo", "--quick", "--out", run],
-            "holds no earlier demo: choose another --out",
+            "holds no earlier demo. Choose another --out",
         ),
         "occupied folder": (["train", "scenes", "--out", run], "is not empty"),
         "unknown data set": (["evaluate", run, "--data", "scenez"], "Did you mean 'scenes'"),

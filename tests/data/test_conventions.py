@@ -16,8 +16,8 @@ WRITTEN: dict[str, Turn] = {
     "as corners": lambda x, y, w, h, u, v: (x, y, x + w, y + h),
     "as center x": lambda x, y, w, h, u, v: (x + w / 2, y + h / 2, w, h),
     "as fractions": lambda x, y, w, h, u, v: (x / u, y / v, w / u, h / v),
-    "as per cent": lambda x, y, w, h, u, v: (100 * x / u, 100 * y / v, 100 * w / u, 100 * h / v),
-    "as per cent, corners": lambda x, y, w, h, u, v: (100 * x / u, 100 * y / v, 100 * (x + w) / u, 100 * (y + h) / v),
+    "as percent": lambda x, y, w, h, u, v: (100 * x / u, 100 * y / v, 100 * w / u, 100 * h / v),
+    "as percent, corners": lambda x, y, w, h, u, v: (100 * x / u, 100 * y / v, 100 * (x + w) / u, 100 * (y + h) / v),
     "as thousandths": lambda x, y, w, h, u, v: (1000 * x / u, 1000 * y / v, 1000 * w / u, 1000 * h / v),
     "as thousandths, corners": lambda x, y, w, h, u, v: (
         1000 * x / u,

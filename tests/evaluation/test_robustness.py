@@ -14,8 +14,9 @@ import epmvg
 from epmvg.cli import main
 from epmvg.core.types import Sample
 from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
-from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, generator, swap_colours
+from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, generator, swap_colors
 from epmvg.evaluation.robustness import CLEAN, measure_robustness, query_image
+from epmvg.inference.runtimes.protocol import RuntimeOutput
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
 
@@ -56,7 +57,7 @@ def test_swapping_sides_twice_changes_nothing(phrase: str) -> None:
 
 def test_a_swapped_colour_is_plainly_another() -> None:
     for seed in range(50):
-        words = swap_colours("the Red cat and a gray dog", np.random.default_rng(seed)).split()
+        words = swap_colors("the Red cat and a gray dog", np.random.default_rng(seed)).split()
         assert [words[i] for i in (0, 2, 3, 4, 6)] == ["the", "cat", "and", "a", "dog"]
         assert words[1][0].isupper()
         for before, after in (("red", words[1].lower()), ("grey", words[5])):
@@ -81,9 +82,11 @@ def test_a_typo_is_a_single_slip_and_shuffling_keeps_the_words(seed: int) -> Non
 class FakePredictor:
     """A fake predictor: the same part of the image for every phrase, with higher confidence for short phrases."""
 
-    def predict_boxes(self, image: Image.Image, phrases: list[str]) -> tuple[list[list[float]], list[float]]:
+    def predict_boxes(self, image: Image.Image, phrases: list[str]) -> RuntimeOutput:
         width, height = image.size
-        return [[0.2 * width, 0.3 * height, 0.6 * width, 0.9 * height]] * len(phrases), [1 / len(p) for p in phrases]
+        boxes = np.array([[0.2 * width, 0.3 * height, 0.6 * width, 0.9 * height]] * len(phrases))
+        none = np.zeros(len(phrases), np.bool_)
+        return RuntimeOutput(boxes, np.array([1 / len(phrase) for phrase in phrases]), none, none)
 
 
 def test_boxes_follow_the_image_and_every_query_has_its_row(tmp_path: Path) -> None:
@@ -94,7 +97,7 @@ def test_boxes_follow_the_image_and_every_query_has_its_row(tmp_path: Path) -> N
     assert all(r["iou"] == pytest.approx(1, abs=1e-3) == r["agreement"] for r in rows)
     counts = {name: sum(row["perturbation"] == name for row in rows) for name in {row["perturbation"] for row in rows}}
     assert counts[CLEAN] == counts["small"] == counts["long prefix"] == len(PHRASES)
-    assert counts["colours swapped"] == counts["sides swapped"] == 1
+    assert counts["colors swapped"] == counts["sides swapped"] == 1
     assert {row["queried"] for row in rows if row["perturbation"] == "small"} == set(PHRASES)
 
 
@@ -126,7 +129,7 @@ def test_a_run_is_perturbed_whole(run: Path, capsys: pytest.CaptureFixture[str])
         assert row["n"] <= 8
         assert not row["n"] or row["acc50_interval"][0] <= row["acc50"] <= row["acc50_interval"][1]
     counts = {row["name"]: row["n"] for row in result["perturbations"]}
-    assert counts["colours swapped"] == 8 and counts["sides swapped"] == 0
+    assert counts["colors swapped"] == 8 and counts["sides swapped"] == 0
 
     epmvg.evaluate(run)  # scores the same boxes
     lines = (run / "predictions-annotations-val.jsonl").read_text(encoding="utf-8").splitlines()

@@ -17,10 +17,13 @@ from PIL import Image
 
 from epmvg import export
 from epmvg.cli import main
+from epmvg.core.calibration import Calibration
 from epmvg.core.geometry import Letterbox
 from epmvg.core.locate import EXPORT_FILE
 from epmvg.core.types import InputError
+from epmvg.evaluation.calibration import calibrate
 from epmvg.evaluation.evaluate import evaluate
+from epmvg.evaluation.robustness import measure_robustness
 from epmvg.export import graphs
 from epmvg.export.parity import largest_difference
 from epmvg.inference.batch import predict_many
@@ -111,9 +114,39 @@ def test_bulk_prediction_from_an_exported_folder(run: Path, exported: Path, squa
         assert other["box"] == pytest.approx(one["box"], abs=0.05) and other["phrase"] == one["phrase"]
 
 
-def test_evaluate_rejects_an_export(exported: Path, squares: Path) -> None:
-    with pytest.raises(InputError, match="is an export, which `epmvg predict` and `serve` take"):
-        evaluate(exported, data=str(squares), split="val")
+def test_an_export_is_evaluated_as_the_run(run: Path, squares: Path, exported: Path, tmp_path: Path) -> None:
+    """Evaluation and robustness of graphs and of the model agree."""
+    run, exported = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in (run, exported))
+    results = [evaluate(folder, data=str(squares), split="val") for folder in (run, exported)]
+    assert results[0]["weights"] != results[1]["weights"]
+    rows = [
+        [json.loads(line) for line in (folder / result["predictions"]).read_text().splitlines()]
+        for folder, result in zip((run, exported), results, strict=True)
+    ]
+    assert [row["phrase"] for row in rows[0]] == [row["phrase"] for row in rows[1]] and results[0]["n"] == len(rows[0])
+    for one, other in zip(*rows, strict=True):
+        assert other["box"] == pytest.approx(one["box"], abs=0.05)
+        assert other["iou"] == pytest.approx(one["iou"], abs=1e-3)
+        assert other["score"] == pytest.approx(one["score"], abs=1e-4) and other["target"] == one["target"]
+    for key in ("miou", "truncated", "unknown", "unread_images"):
+        assert results[0][key] == pytest.approx(results[1][key], abs=1e-3)
+    assert results[1]["confidence"]["negatives"] == results[0]["confidence"]["negatives"]
+    robust = [measure_robustness(folder, data=str(squares), split="val", limit=8) for folder in (run, exported)]
+    assert robust[0]["clean"] == robust[1]["clean"]
+    with pytest.raises(InputError, match="which only predicts"):
+        calibrate(exported, data=str(squares), split="val", fit_head=True)
+    with pytest.raises(InputError, match="has no data of its own"):
+        evaluate(exported)
+
+
+def test_an_export_is_calibrated(exported: Path, squares: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(exported, folder)
+    done = calibrate(folder, data=str(squares), split="val")
+    raw, calibrated = (Predictor(each)(random_image(0), PHRASES) for each in (exported, folder))
+    mapped = Calibration(**done)(np.array([one.score for one in raw]))
+    assert [one.score for one in calibrated] == pytest.approx(mapped, abs=1e-6)
+    assert [one.box for one in calibrated] == [one.box for one in raw]
 
 
 def test_an_exported_folder_predicts_as_the_run(run: Path, exported: Path) -> None:

@@ -93,7 +93,7 @@ def test_requests_beyond_a_limit_are_rejected(predictor: Predictor) -> None:
             (post_form(client, large, ["it"]), 413, "larger than 4,000 bytes"),
             (client.post("/v1/ground", json=as_json(large, ["it"])), 413, "larger than 4,000 bytes"),
             (client.post("/v1/ground", content=iter([b"{"] * 5_000), headers=JSON), 413, "larger than 4,000 bytes"),
-            (post_form(client, encoded(size=(100, 51)), ["it"]), 422, "100 x 51 pixels, more than 5,000"),
+            (post_form(client, encoded(size=(100, 51)), ["it"]), 422, "100 x 51 pixels: give one of 1 to 5,000"),
             (post_form(client, encoded(), ["a"] * 33), 422, "at most 32 items"),
             (post_form(client, encoded(), ["a" * 1_001]), 422, "at most 1000 characters"),
         ]

@@ -45,7 +45,7 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder to write; it needs neither torch nor the run.")],
     kind: Annotated[Runtime, typer.Option("--format", help="Runtime of the exported model.")] = Runtime.onnx,
     int8: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Quantise, calibrated and evaluated on this data set or file.")
+        str | None, typer.Option(metavar="DATA", help="Quantize, calibrated and evaluated on this data set or file.")
     ] = None,
     split: Split = None,
     root: Root = None,

@@ -52,7 +52,7 @@ hugging swinging operating working cooking cutting pointing reaching
 """Words that may follow X in "X in Y", after one of `_LINKS`."""
 _LINKS = ("that are", "who are", "that is", "who is", "who 's", "are", "is")
 _NEVER_RELATE = _words("and or but while as , . ; : - who that which when where")
-_COLOURS = _words("red orange yellow green blue purple pink brown black white grey gray tan")
+_COLORS = _words("red orange yellow green blue purple pink brown black white grey gray tan")
 _NUMBERS = _words("two three four five six several many some both few")
 _SEVERAL = _words("group crowd couple pair team band crew family bunch audience class row people public")
 _NO_KIND = _SEVERAL | _words("""
@@ -96,7 +96,7 @@ _CLOSEST = "closest {kind}|{kind} in front|the closest {kind}|front {kind}|{kind
 _ORDINALS = {1: ("second", "2nd", "second"), 2: ("third", "3rd", "third")}
 
 _SEPARATE = 0.1
-"""Of the image's side: the least distance between the centres of two neighbours that "left" and "right" tell apart."""
+"""Of the image's side: the least distance between the centers of two neighbors that "left" and "right" tell apart."""
 _OVERLAP = 0.3
 """IoU above which two boxes are not told apart by a side; above 0.5 they are taken for the same thing."""
 _LARGER = 2.0
@@ -234,11 +234,11 @@ def _reworded(phrase: str, random: np.random.Generator) -> str:
 
 
 def _described(other: Mention, random: np.random.Generator) -> str:
-    """Vary the second noun phrase of a span: sometimes without its article, or the colour alone for clothing."""
+    """Vary the second noun phrase of a span: sometimes without its article, or the color alone for clothing."""
     phrase = other.phrase.lower()
-    colours = [word for word in phrase.split() if word in _COLOURS]
-    if "clothing" in other.types and len(colours) == 1 and random.random() < 0.2:
-        return colours[0]
+    colors = [word for word in phrase.split() if word in _COLORS]
+    if "clothing" in other.types and len(colors) == 1 and random.random() < 0.2:
+        return colors[0]
     return _ARTICLE.sub("", phrase, count=1) if _ARTICLE.match(phrase) and random.random() < 0.4 else phrase
 
 
@@ -246,10 +246,10 @@ def _positions(groups: dict[str, list[Box]], size: tuple[int, int], random: np.r
     found: list[Expression] = []
     for kind, things in groups.items():
         boxes = np.array(things)  # [n, 4]
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / np.array(size)
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2 / np.array(size)
         for axis in (0, 1):
-            order = centres[:, axis].argsort()
-            if np.diff(centres[order, axis]).min() < _SEPARATE * (1 + axis):  # "top" needs more distance
+            order = centers[:, axis].argsort()
+            if np.diff(centers[order, axis]).min() < _SEPARATE * (1 + axis):  # "top" needs more distance
                 continue
             for place, number in enumerate(order.tolist()):
                 templates = _templates(place, len(order), axis)
@@ -369,5 +369,5 @@ def _head(phrase: str) -> list[str]:
 
 
 def _singular(word: str) -> list[str]:
-    """Return the singular of a word that may name a kind, none of a colour, a place or "one"."""
+    """Return the singular of a word that may name a kind, none of a color, a place or "one"."""
     return [word] if word in _SAME_KIND else [*content_words(word)]

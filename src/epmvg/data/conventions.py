@@ -20,7 +20,7 @@ TOLERANCE = 1.0  # pixels a box may leave its image: files round, and count from
 MIN_BOXES = 20  # below which no convention is detected
 ODD = 0.1  # fraction of boxes that must not fit as they are read before another reading is tried
 NEARLY_ALL = 0.98  # fraction of boxes that must fit in that other reading
-GRIDS = {"as per cent of the sides": 100, "as thousandths of the sides": 1000}  # reading -> scale of the numbers
+GRIDS = {"as percent of the sides": 100, "as thousandths of the sides": 1000}  # reading -> scale of the numbers
 _REACH = 0.8  # of such a scale that the farthest edges must pass, to the right and below
 _LARGER = 1.4  # times the scale: both sides of images in which boxes below it are no accident
 
@@ -72,10 +72,10 @@ def _count_fitting(boxes: Boxes, width: NDArray[np.float64], height: NDArray[np.
     """Return how many boxes fit their images in other readings; those of a scale must reach most of it."""
     x0, y0, x1, y1 = boxes
     w, h = x1 - x0, y1 - y0
-    corners, centred = np.array([x0, y0, w, h]), np.array([x0 - w / 2, y0 - h / 2, x0 + w / 2, y0 + h / 2])
+    corners, centered = np.array([x0, y0, w, h]), np.array([x0 - w / 2, y0 - h / 2, x0 + w / 2, y0 + h / 2])
     counts = {
         "as corners": fits(corners, width, height).sum(),
-        "as center x, center y, width, height": fits(centred, width, height).sum(),
+        "as center x, center y, width, height": fits(centered, width, height).sum(),
     }
     for reading, grid in GRIDS.items():
         as_sizes = fits(boxes, grid, grid)

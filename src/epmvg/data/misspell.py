@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 _KEY_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-NEIGHBOURS = {
+NEIGHBORS = {
     key: row[max(0, place - 1) : place] + row[place + 1 : place + 2]
     for row in _KEY_ROWS
     for place, key in enumerate(row)
@@ -27,7 +27,7 @@ def vary_text(phrase: str, typo: float, case: float, random: np.random.Generator
 
 
 def misspell(phrase: str, random: np.random.Generator) -> str:
-    """Make one typo in one word of three letters or more: a neighbouring key, a letter missed, doubled or swapped.
+    """Make one typo in one word of three letters or more: a neighboring key, a letter missed, doubled or swapped.
 
     The sides "left" and "right" stay as they are: "lright" may be either.
     """
@@ -37,7 +37,7 @@ def misspell(phrase: str, random: np.random.Generator) -> str:
     word = words[int(random.integers(len(words)))]
     place = word.start() + int(random.integers(len(word.group())))
     letter, following = phrase[place], phrase[place + 1 : place + 2]
-    beside = NEIGHBOURS.get(letter.lower(), letter)
+    beside = NEIGHBORS.get(letter.lower(), letter)
     key = beside[int(random.integers(len(beside)))]
     typed = [key.upper() if letter.isupper() else key, "", 2 * letter]
     if place + 1 < word.end():

@@ -21,7 +21,7 @@ from epmvg.config.settings import AugmentSettings
 from epmvg.core.geometry import MEAN_COLOR, Letterbox
 from epmvg.data.side_words import has_clear_sides, names_place
 
-_GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue in Pillow's conversion to grey
+_GRAY = (0.299, 0.587, 0.114)  # weights of red, green and blue in Pillow's conversion to gray
 _CROP_TRIES = 20  # crops drawn before the image stays whole (TransVG)
 
 
@@ -203,10 +203,10 @@ def _adjust(pixels: Tensor, name: str, factor: float) -> None:
     if name == "Brightness":
         pixels.mul_(factor)
     elif name == "Contrast":
-        grey = sum(float(plane.numpy().mean()) * weight for plane, weight in zip(pixels, _GREY, strict=True))
-        pixels.mul_(factor).add_(grey * (1 - factor))
+        gray = sum(float(plane.numpy().mean()) * weight for plane, weight in zip(pixels, _GRAY, strict=True))
+        pixels.mul_(factor).add_(gray * (1 - factor))
     else:
-        red, green, blue = (plane * (weight * (1 - factor)) for plane, weight in zip(pixels, _GREY, strict=True))
+        red, green, blue = (plane * (weight * (1 - factor)) for plane, weight in zip(pixels, _GRAY, strict=True))
         pixels.mul_(factor).add_(red.add_(green).add_(blue))
     if factor > 1:  # else the values stay in range
         pixels.clamp_(0, 1)

@@ -16,7 +16,7 @@ from epmvg.distill.transformers_clip import TransformersClip
 
 
 def patch_embeddings(clip: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Encode normalised pixels [I, 3, H, W] once.
+    """Encode normalized pixels [I, 3, H, W] once.
 
     Args:
         clip: An open_clip model whose image encoder is a vision transformer, or a timm network whose feature map

@@ -23,7 +23,7 @@ class Preprocess:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str  # "bicubic" or "bilinear"
-    resize_mode: str  # "shortest": centre crop; "longest": padded; "squash": stretched
+    resize_mode: str  # "shortest": center crop; "longest": padded; "squash": stretched
     fill_color: int = 0  # of padding, 0..255
 
     @classmethod

@@ -78,7 +78,7 @@ class ClipTeacher(nn.Module):
         return TeacherEmbeddings(self.image(image, image_mask), self.text(phrase))
 
     def image(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
-        """Embed image [I, 3, S, S] in 0..1 -> [I, E], not normalised; pixels under `image_mask` have no effect."""
+        """Embed image [I, 3, S, S] in 0..1 -> [I, E], not normalized; pixels under `image_mask` have no effect."""
         with self._precision():
             return cast(Tensor, self.clip.encode_image(self._pixels(image, image_mask)))
 
@@ -109,7 +109,7 @@ class ClipTeacher(nn.Module):
         return cast(Tensor, self.clip.logit_scale).detach().exp()
 
     def text(self, phrase: list[str]) -> Tensor:
-        """Embed P phrases -> [P, E], not normalised; a phrase is truncated at the context length."""
+        """Embed P phrases -> [P, E], not normalized; a phrase is truncated at the context length."""
         with self._precision():
             return cast(Tensor, self.clip.encode_text(self.tokenize(phrase).to(self.mean.device)))
 

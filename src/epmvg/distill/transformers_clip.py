@@ -53,7 +53,7 @@ class TransformersClip(nn.Module):
         return cast(Tensor, self.model.logit_scale)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Encode normalised pixels [I, 3, S, S] -> [I, E]."""
+        """Encode normalized pixels [I, 3, S, S] -> [I, E]."""
         return cast(Tensor, self.model.get_image_features(pixel_values=pixels).pooler_output)
 
     def encode_text(self, tokens: Tensor) -> Tensor:

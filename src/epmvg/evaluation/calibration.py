@@ -17,15 +17,23 @@ from epmvg.core.boxes import paired_iou, to_xyxy
 from epmvg.core.calibration import CONFIDENCE_FILE, Array, Calibration, log_features
 from epmvg.core.files import write_text
 from epmvg.core.hardware import select_device
+from epmvg.core.locate import is_exported, locate
 from epmvg.core.types import InputError, Progress, Sample
 from epmvg.data.negatives import negative_samples
-from epmvg.evaluation.evaluate import Row, evaluation_loader, predict_rows, split_negatives
+from epmvg.evaluation.evaluate import (
+    Row,
+    digest_of_weights,
+    evaluation_loader,
+    predict_rows,
+    predict_samples,
+    split_negatives,
+)
 from epmvg.evaluation.metrics import data_sha256
 from epmvg.evaluation.samples import data_settings, limit_to_images, open_split, shared_images, training_images
 from epmvg.evaluation.statistics import calibration_error, confidence_metrics
+from epmvg.inference.predictor import Predictor
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
-from epmvg.models.weights_file import WEIGHTS, weights_digest
 
 NEGATIVES = 0.5  # negative pairs per phrase, in fitting and calibrating
 FOLDS = 5
@@ -47,7 +55,7 @@ def calibrate(
     """Calibrate a run's confidence on validation data and write `confidence.json`, which `load` applies.
 
     Args:
-        run: a folder that training wrote.
+        run: a folder that training or `epmvg export` wrote.
         data, root, device: as for `evaluate`.
         split: of that data; the run's validation split by default. Test splits and images that the run was trained on
             are rejected.
@@ -65,27 +73,32 @@ def calibrate(
     if not 0 < false_positive_rate < 1:
         raise InputError(f"false_positive_rate={false_positive_rate:g} is not between 0 and 1. Give for example 0.1.")
     run = Path(run)
-    model = load(run)
+    locate(run)
     if not run.is_dir():
         raise InputError(f"{run} cannot be changed. Calibrate a copy (`epmvg publish {run} --to FOLDER`).")
-    model.calibration = None
-    if not fit_head and model.iou_head is None and not model.dense_head:
-        raise InputError(f"{run} has neither an IoU head nor a heatmap to score by. Fit a head with --fit-head.")
     settings, _ = data_settings(run, data, root)
     split = split or settings.val_split
     samples = _validation_samples(run, settings, split)
-    model.to(select_device(device))
-    if fit_head:
-        fit_iou_head(model, open_split(settings, settings.train_split), settings.batch_size, progress)
     queries = [*samples, *negative_samples(samples, NEGATIVES)]
-    loader = evaluation_loader(model, queries, batch_size=settings.batch_size)
-    rows = predict_rows(model, loader.batches(0), progress=progress, total=len(queries))
+    if is_exported(run) and not fit_head:
+        predictor = Predictor(run, device=device)
+        predictor.runtime.calibration = None
+        rows = predict_samples(predictor, queries, progress=progress)
+    else:
+        model = load(run).to(select_device(device))
+        model.calibration = None
+        if fit_head:
+            fit_iou_head(model, open_split(settings, settings.train_split), settings.batch_size, progress)
+        elif model.iou_head is None and not model.dense_head:
+            raise InputError(f"{run} has neither an IoU head nor a heatmap to score by. Fit a head with --fit-head.")
+        loader = evaluation_loader(model, queries, batch_size=settings.batch_size)
+        rows = predict_rows(model, loader.batches(0), progress=progress, total=len(queries))
     calibration = calibration_of(*split_negatives(rows), false_positive_rate)
     about = {"data": Path(settings.name).stem, "split": split}
     calibration = replace(calibration, fitted=about | (calibration.fitted or {}))
     if fit_head:
         save(model, run)
-    calibration = replace(calibration, weights=weights_digest(run / WEIGHTS))
+    calibration = replace(calibration, weights=digest_of_weights(run))
     write_text(run / CONFIDENCE_FILE, calibration.dump())
     return asdict(calibration)
 

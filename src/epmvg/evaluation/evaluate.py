@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from epmvg.core.boxes import paired_iou
 from epmvg.core.calibration import Calibration
-from epmvg.core.distributed import broadcast, gather, process_group
+from epmvg.core.distributed import broadcast, gather, process_group, rank_and_world_size
 from epmvg.core.files import write_json, write_rows
 from epmvg.core.hardware import select_device
-from epmvg.core.locate import fetch
-from epmvg.core.tokenizer import PhraseTokenizer
+from epmvg.core.images import open_image
+from epmvg.core.locate import fetch, is_exported, is_run
 from epmvg.core.types import Batch, GroundingOutput, InputError, Progress, Sample
 from epmvg.core.version import __version__
 from epmvg.data.loader import GroundingLoader
@@ -28,6 +30,7 @@ from epmvg.data.negatives import negative_samples
 from epmvg.evaluation.metrics import PROTOCOL, Metrics, data_sha256, row_metrics, slices
 from epmvg.evaluation.samples import evaluation_samples, results_folder, results_stem, short_name
 from epmvg.evaluation.statistics import BINS, confidence_metrics, mean_intervals
+from epmvg.inference.predictor import Predictor
 from epmvg.models.factory import load
 from epmvg.models.grounder import Grounder
 from epmvg.models.iou_head import raw_confidence
@@ -36,6 +39,7 @@ from epmvg.models.weights_file import WEIGHTS, weights_digest
 Row = dict[str, Any]
 """A prediction row: a sample and what was predicted for it."""
 
+PHRASES_PER_PASS = 64
 NEGATIVES = 0.25  # negative pairs per phrase of the split, at most
 
 _COPIED = ("kind", "types", "dataset", "split", "category", "negative")
@@ -72,16 +76,11 @@ def evaluate(
     Raises:
         InputError: the run, the data or all images cannot be read.
     """
-    with process_group() as (rank, world):  # first, so that the others notice an error in what follows
+    with process_group() as (rank, _):  # first, so that the others notice an error in what follows
         settings, split, samples = evaluation_samples(run, data, split, root)
-        model = load(run).to(select_device(device))
-        model.visual_encoder.fuse_norms()
         results_folder(run)  # an error in it is raised before the work
         queries = [*samples, *negative_samples(samples, NEGATIVES)]  # an image is still encoded once
-        loader = evaluation_loader(
-            model, queries, batch_size=settings.batch_size, rank=rank, world_size=world, skip_unreadable=True
-        )
-        predicted = predict_rows(model, loader.batches(0), progress=progress, total=-(-len(queries) // world))
+        predicted, calibration = _predict(run, queries, settings.batch_size, device, progress)
         result: dict[str, Any] = {"data": short_name(settings.name), "split": split or "all", "protocol": PROTOCOL}
         if rank == 0:
             stem = results_stem(run, settings, split)
@@ -89,14 +88,82 @@ def evaluate(
             rows = with_misses(read, samples)
             result["predictions"] = f"predictions-{stem}.jsonl"
             result["unread_images"] = _warn_unread(read, rows, settings.name)
-            result |= _mark_unreadable_phrases(rows, model.phrase_tokenizer()) | score_rows(rows)
-            result["confidence"] = _confidence(read, negatives, model.calibration, result["metadata"]["data_sha256"])
-            result["weights"] = weights_digest(fetch(run) / WEIGHTS)
+            result |= {key: sum(row.get(key, False) for row in rows) for key in ("truncated", "unknown")}
+            result |= score_rows(rows)
+            result["confidence"] = _confidence(read, negatives, calibration, result["metadata"]["data_sha256"])
+            result["weights"] = digest_of_weights(fetch(run))
             folder = results_folder(run, create=True)
             write_rows(folder / result["predictions"], rows)
             write_rows(folder / f"negatives-{stem}.jsonl", negatives)
             write_json(folder / f"evaluation-{stem}.json", result)
         return broadcast(result)
+
+
+def _predict(
+    run: Path | str, queries: Sequence[Sample], batch_size: int, device: str, progress: Progress | None
+) -> tuple[list[Row], Calibration | None]:
+    """Predict queries with the runtime of an export, or with the model of a run, as its training validates it."""
+    if is_exported(fetch(run)):
+        predictor = Predictor(run, device=device)
+        return predict_samples(predictor, queries, progress=progress), predictor.runtime.calibration
+    rank, world = rank_and_world_size()
+    model = load(run).to(select_device(device))
+    model.visual_encoder.fuse_norms()
+    loader = evaluation_loader(model, queries, batch_size=batch_size, rank=rank, world_size=world, skip_unreadable=True)
+    rows = predict_rows(model, loader.batches(0), progress=progress, total=-(-len(queries) // world))
+    tokens = model.phrase_tokenizer()([row["phrase"] for row in rows])
+    _mark(rows, tokens.truncated, tokens.unknown)
+    return rows, model.calibration
+
+
+def digest_of_weights(folder: Path) -> str:
+    """Return the SHA-256 of a run's weights, or of the graphs of a folder that holds nothing else."""
+    if is_run(folder):
+        return weights_digest(folder / WEIGHTS)
+    digest = hashlib.sha256()
+    for file in sorted(file for suffix in ("onnx", "xml", "bin") for file in folder.glob(f"*.{suffix}")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def predict_samples(predictor: Predictor, samples: Sequence[Sample], *, progress: Progress | None = None) -> list[Row]:
+    """Predict samples with any runtime and return a prediction row for each, those of one image together.
+
+    Images that cannot be read have none. Processes take the images in turn; the first gets all rows, the others none.
+    """
+    rank, world = rank_and_world_size()
+    by_image: dict[Path, list[Sample]] = {}
+    for sample in samples:
+        by_image.setdefault(sample.image, []).append(sample)
+    parts: list[list[Row]] = []
+    done = 0
+    for image, own in islice(by_image.items(), rank, None, world):
+        try:
+            opened = open_image(image)
+        except InputError:
+            parts.append([])
+            continue
+        rows: list[Row] = []
+        for start in range(0, len(own), PHRASES_PER_PASS):
+            queried = own[start : start + PHRASES_PER_PASS]
+            output = predictor.predict_boxes(opened, [sample.phrase for sample in queried])
+            boxes = [[round(value, 3) for value in box] for box in output.boxes.tolist()]
+            overlaps = ious(boxes, [sample.box for sample in queried])
+            rows += map(prediction_row, queried, boxes, overlaps, output.scores.tolist())
+            _mark(rows[start:], output.truncated, output.unknown)
+        parts.append(rows)
+        done += len(own)
+        if progress:
+            progress(done, -(-len(samples) // world))
+    turns = zip_longest(*gather(parts), fillvalue=[])
+    return [row for turn in turns for rows in turn for row in rows]
+
+
+def _mark(rows: Sequence[Row], truncated: NDArray[np.bool_], unknown: NDArray[np.bool_]) -> None:
+    """Mark rows whose phrase is truncated (`truncated`) or has no known word (`unknown`)."""
+    for key, marked in {"truncated": truncated, "unknown": unknown}.items():
+        for number in marked.nonzero()[0].tolist():
+            rows[number][key] = True
 
 
 def _confidence(
@@ -210,16 +277,6 @@ def _warn_unread(read: Sequence[Row], rows: Sequence[Row], name: str) -> int:
             stacklevel=3,
         )
     return len(unread)
-
-
-def _mark_unreadable_phrases(rows: Sequence[Row], tokenizer: PhraseTokenizer) -> dict[str, int]:
-    """Mark rows whose phrase is truncated (`truncated`) or has no known word (`unknown`), and count both."""
-    tokens = tokenizer([row["phrase"] for row in rows])
-    marks = {"truncated": tokens.truncated, "unknown": tokens.unknown}
-    for key, marked in marks.items():
-        for number in marked.nonzero()[0].tolist():
-            rows[number][key] = True
-    return {key: int(marked.sum()) for key, marked in marks.items()}
 
 
 def score_rows(rows: Sequence[Row]) -> dict[str, Any]:

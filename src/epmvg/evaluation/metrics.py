@@ -87,7 +87,7 @@ def _floats(box: Sequence[float]) -> list[float]:
 
 MAX_NAMES = 12  # of a slicing; the rest is rare
 
-COLOUR_WORDS = (
+COLOR_WORDS = (
     r"black|white|gr[ae]y|red|blue|green|yellow|orange|brown|pink|purple|violet|tan|beige|turquoise|maroon|navy|teal|"
     r"gold(en)?|silver|blonde?|colou?rful|multi-?colou?red"
 )
@@ -153,7 +153,7 @@ SLICINGS = {
     "Kind of phrase": Slicing(_values("kind")),
     "Type of object": Slicing(_values("types")),
     "Side words": _words(SIDE_WORDS),
-    "Colour words": _words(COLOUR_WORDS),
+    "Color words": _words(COLOR_WORDS),
     "Relation words": _words(RELATION_WORDS),
     "Length of the phrase": Slicing(_length, tuple(LENGTHS.values())),
     "Truncation": Slicing(lambda row: ["truncated" if row.get("truncated") else "whole"], ("whole", "truncated")),

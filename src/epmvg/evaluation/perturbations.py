@@ -10,7 +10,7 @@ from zlib import crc32
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from epmvg.data.misspell import NEIGHBOURS
+from epmvg.data.misspell import NEIGHBORS
 from epmvg.data.side_words import cased_like, swap_sides
 from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
 
@@ -26,19 +26,19 @@ def generator(seed: int, name: str, subject: str) -> np.random.Generator:
 
 _WORD = re.compile(r"[^\W\d_]{3,}")  # a typo in "a" or "of" would leave nothing of the word
 _PALETTE = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
-_COLOUR = re.compile(rf"\b({'|'.join(_PALETTE)}|gray)\b", re.IGNORECASE)
+_COLOR = re.compile(rf"\b({'|'.join(_PALETTE)}|gray)\b", re.IGNORECASE)
 _ARTICLE = re.compile(r"(a|an|the|this|that|his|her|its|their|one|two|three|another|some)\b", re.IGNORECASE)
 
 
 def typo(phrase: str, random: np.random.Generator) -> str | None:
-    """Make one typo in one word: a neighbouring key, a missing letter or a doubled one."""
+    """Make one typo in one word: a neighboring key, a missing letter or a doubled one."""
     words = list(_WORD.finditer(phrase))
     if not words:
         return None
     word = words[int(random.integers(len(words)))]
     place = word.start() + int(random.integers(len(word.group())))
     letter = phrase[place]
-    beside = NEIGHBOURS.get(letter.lower(), letter)
+    beside = NEIGHBORS.get(letter.lower(), letter)
     typed = [cased_like(letter, beside[int(random.integers(len(beside)))]), "", 2 * letter]
     return phrase[:place] + typed[int(random.integers(len(typed)))] + phrase[place + 1 :]
 
@@ -54,15 +54,15 @@ def shuffle_words(phrase: str, random: np.random.Generator) -> str | None:
             return " ".join(shuffled)
 
 
-def swap_colours(phrase: str, random: np.random.Generator) -> str:
-    """Replace each basic colour by another, one that nobody would call by the same word."""
+def swap_colors(phrase: str, random: np.random.Generator) -> str:
+    """Replace each basic color by another, one that nobody would call by the same word."""
 
     def other(match: re.Match[str]) -> str:
         own = match.group().lower().replace("gray", "grey")
-        apart = [colour for colour in _PALETTE if colour != own and frozenset((colour, own)) not in CLOSE_COLOURS]
+        apart = [color for color in _PALETTE if color != own and frozenset((color, own)) not in CLOSE_COLOURS]
         return cased_like(match.group(), apart[int(random.integers(len(apart)))])
 
-    return _COLOUR.sub(other, phrase)
+    return _COLOR.sub(other, phrase)
 
 
 def negate(phrase: str, _: np.random.Generator) -> str:
@@ -71,7 +71,7 @@ def negate(phrase: str, _: np.random.Generator) -> str:
 
 
 def add_noise(image: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Add Gaussian noise with a standard deviation of 60 grey levels."""
+    """Add Gaussian noise with a standard deviation of 60 gray levels."""
     pixels = np.asarray(image, np.float32)
     noise = random.standard_normal(pixels.shape, np.float32) * 60
     return Image.fromarray((pixels + noise).round().clip(0, 255).astype(np.uint8))
@@ -96,7 +96,7 @@ PHRASE_PERTURBATIONS: dict[str, PhrasePerturbation] = {
     "typo": typo,
     "long prefix": lambda phrase, _: f"what can be seen in this picture here is {phrase}",
     "words shuffled": shuffle_words,
-    "colours swapped": swap_colours,
+    "colors swapped": swap_colors,
     "sides swapped": lambda phrase, _: swap_sides(phrase),
     "negated": negate,
 }
@@ -105,8 +105,8 @@ IMAGE_PERTURBATIONS: dict[str, ImagePerturbation] = {
     "noise": add_noise,
     "JPEG": compress,
     "dark": lambda image, _: ImageEnhance.Brightness(image).enhance(0.1),
-    "greyscale": lambda image, _: image.convert("L").convert("RGB"),
+    "grayscale": lambda image, _: image.convert("L").convert("RGB"),
     "small": shrink,
 }
-OTHER_BOX = frozenset({"colours swapped", "sides swapped", "negated"})
+OTHER_BOX = frozenset({"colors swapped", "sides swapped", "negated"})
 """Perturbations after which a phrase means another box."""

@@ -118,7 +118,8 @@ def query_image(predictor: Predictor, image: Image.Image, samples: Sequence[Samp
 def _find(predictor: Predictor, image: Image.Image, phrases: Sequence[str]) -> list[Found]:
     found: list[Found] = []
     for start in range(0, len(phrases), BATCH):
-        found += zip(*predictor.predict_boxes(image, phrases[start : start + BATCH]), strict=True)
+        output = predictor.predict_boxes(image, phrases[start : start + BATCH])
+        found += zip(output.boxes.tolist(), output.scores.tolist(), strict=True)
     return found
 
 

@@ -47,12 +47,12 @@ def data_settings(run: Path | str, data: str | None = None, root: str | None = N
     """Return data settings of a run, overridden by the arguments, and whether they name the data of its training.
 
     Raises:
-        InputError: the run was converted, so it has no data of its own, and `data` is not given.
+        InputError: the run was converted or exported, so it has no data of its own, and `data` is not given.
     """
     config = fetch(run) / "config.yaml"
     if not config.exists():
         if data is None:
-            raise InputError(f"{run} was converted, not trained, and has no data of its own. Name some with --data.")
+            raise InputError(f"{run} was not trained here and has no data of its own. Name some with --data.")
         return DataSettings(name=data, root=root), False
     own = Recipe.load(config).data
     is_own = data is None or data == own.name or Path(data).resolve() == Path(own.name).resolve()

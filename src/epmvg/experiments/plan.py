@@ -145,7 +145,7 @@ def _remark(row: Row, scale: Scale, recipe: Recipe) -> str:
         )
     if scale.recipe is None:
         if preset(recipe.model.name, **recipe.model.overrides)["visual_encoder"].get("gates") == "normal_init":
-            remarks.append("gates not initialised with 0 as published (docs/paper.md)")
+            remarks.append("gates not initialized with 0 as published (docs/paper.md)")
         return "; ".join(remarks)
     remarks.append("mini in TransVG's place")
     if row.giou != 1:

@@ -128,7 +128,7 @@ def _ious(folder: Path, samples: Sequence[Sample]) -> NDArray[np.float64]:
     """Return the IoU of each predicted box of an exported folder, [n]; every image is encoded once."""
     predictor, predicted, targets = Predictor(folder), [], []
     for image, numbers in group_by_image(samples).items():
-        predicted += predictor.predict_boxes(image, [samples[number].phrase for number in numbers])[0]
+        predicted += predictor.predict_boxes(image, [samples[number].phrase for number in numbers]).boxes.tolist()
         targets += [samples[number].box for number in numbers]
     return paired_iou(*(torch.tensor(each, dtype=torch.float64) for each in (predicted, targets))).numpy()
 

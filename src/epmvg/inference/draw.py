@@ -20,7 +20,7 @@ from epmvg.core.images import upright_rgb
 from epmvg.core.types import Box, InputError
 
 COLORS = ("#ffd21f", "#4cc2ff", "#ff7a59", "#6ee7a0", "#f58ad0", "#c4a7ff", "#ffb454", "#5eead4")
-"""Light enough for dark text, and distinct for colour-blind readers (ordered after Okabe and Ito)."""
+"""Light enough for dark text, and distinct for color-blind readers (ordered after Okabe and Ito)."""
 
 DARK = "#141414"
 

@@ -181,14 +181,14 @@ class Predictor:
         outputs = self._query(images, keys or list(map(image_digest, images)), per_image, sizes, top_k)
         return [_predictions(phrases, output, 0.0) for phrases, (output, _) in zip(per_image, outputs, strict=True)]
 
-    def predict_boxes(self, image: ImageSource, phrases: Sequence[str]) -> tuple[list[list[float]], list[float]]:
-        """Return unrounded xyxy boxes [P, 4] in pixels of the upright image and scores [P]; phrases are not checked.
+    def predict_boxes(self, image: ImageSource, phrases: Sequence[str]) -> RuntimeOutput:
+        """Return the runtime's output for phrases in an image, boxes not rounded; phrases are not checked.
 
         Raises:
             InputError: the image cannot be opened.
         """
         ((output, _),) = self._query([image], [image_digest(image)], [phrases])
-        return output.boxes.tolist(), output.scores.tolist()
+        return output
 
     def maps(self, kind: MapKind, image: ImageSource, phrases: Sequence[str] | str) -> list[NDArray[np.float32]]:
         """Return a map over the image for each phrase, [height, width] with maximum 1.

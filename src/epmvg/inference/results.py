@@ -135,7 +135,7 @@ def to_coco(predictions: Predictions | Sequence[Predictions], root: Path | str |
 
 
 def to_label_studio(predictions: Predictions | Sequence[Predictions], prefix: str = "") -> list[dict[str, Any]]:
-    """Convert what was found to pre-annotated tasks of Label Studio, for the labelling setup in docs/predict.md.
+    """Convert what was found to pre-annotated tasks of Label Studio, for the labeling setup in docs/predict.md.
 
     Args:
         predictions: of one image or several.

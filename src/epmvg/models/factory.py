@@ -118,9 +118,7 @@ def load(run: Path | str) -> Grounder:
     """
     folder = locate(run)
     if not (folder / SETTINGS_FILE).exists():
-        raise InputError(
-            f"{folder} is an export, which `epmvg predict` and `serve` take. Give the run that it was made of here."
-        )
+        raise InputError(f"{folder} is an export, which only predicts. Give the run that it was made of.")
     try:
         settings = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         packaged = settings.pop("packaged_weights", {})  # of the bundled model only

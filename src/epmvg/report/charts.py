@@ -18,7 +18,7 @@ from epmvg.evaluation.metrics import Row
 from epmvg.evaluation.statistics import reliability, risk_coverage
 from epmvg.report.runs import Run, is_number, split_order
 
-COLOURS = ("#c98a00", "#2f86d6", "#c65aa8", "#d8623a", "#8067d8", "#5f8797")
+COLORS = ("#c98a00", "#2f86d6", "#c65aa8", "#d8623a", "#8067d8", "#5f8797")
 """Of the runs, in their order; readable on white and on black."""
 
 MAX_POINTS = 200  # of one line: more cannot be told apart
@@ -44,9 +44,9 @@ class Chart:
     src: str  # a data: address
 
 
-def colour(number: int) -> str:
-    """Return the colour of a run."""
-    return COLOURS[number % len(COLOURS)]
+def color(number: int) -> str:
+    """Return the color of a run."""
+    return COLORS[number % len(COLORS)]
 
 
 def training_charts(runs: Sequence[Run]) -> list[Chart]:
@@ -69,10 +69,10 @@ def confidence_charts(scored: Iterable[Scored]) -> list[Chart]:
         score = np.array([row["score"] for row in rows], np.float64)
         correct = np.array([row["iou"] >= 0.5 for row in rows], np.float64)
         _, mean_score, mean_correct = reliability(score, correct)
-        diagram_axes.plot(mean_score, mean_correct, color=colour(number), marker="o", markersize=3.5)
+        diagram_axes.plot(mean_score, mean_correct, color=color(number), marker="o", markersize=3.5)
         coverage, risk = risk_coverage(score, correct)
         every = -(-len(coverage) // MAX_POINTS)
-        curve_axes.plot(coverage[every - 1 :: every], risk[every - 1 :: every], color=colour(number))
+        curve_axes.plot(coverage[every - 1 :: every], risk[every - 1 :: every], color=color(number))
     diagram_axes.plot([0, 1], [0, 1], color=_TEXT, linewidth=1, linestyle="--")
     for axes in (diagram_axes, curve_axes):
         axes.set_xlim(0, 1)
@@ -104,9 +104,9 @@ def _curves(title: str, runs: Sequence[Run], value: Callable[[Row], Any], percen
         points = [(row.get("phrases"), value(row)) for row in run.metrics]
         kept = np.array([point for point in points if all(map(is_number, point))], np.float64).reshape(-1, 2)
         if len(kept):
-            parts = np.array_split(kept, min(len(kept), MAX_POINTS))  # neighbours share a point, their mean
+            parts = np.array_split(kept, min(len(kept), MAX_POINTS))  # neighbors share a point, their mean
             x, y = np.array([part.mean(0) for part in parts]).T
-            axes.plot(x, y, color=colour(number), marker="o" if len(x) <= 20 else None, markersize=3.5)
+            axes.plot(x, y, color=color(number), marker="o" if len(x) <= 20 else None, markersize=3.5)
     if not axes.lines:
         return None
     axes.set_xlim(left=0)

@@ -13,7 +13,7 @@ from epmvg.core.types import InputError
 from epmvg.evaluation.metrics import SLICINGS, Row, is_correct, slices
 from epmvg.evaluation.samples import plain_phrase
 from epmvg.evaluation.statistics import BINS, MIN_IMAGES, bootstrap, compare, confidence_metrics, pair
-from epmvg.report.charts import colour, confidence_charts, training_charts
+from epmvg.report.charts import color, confidence_charts, training_charts
 from epmvg.report.gallery import make_comparison, make_gallery
 from epmvg.report.runs import Run, is_number, split_order
 
@@ -42,7 +42,7 @@ def render(runs: Sequence[Run], gallery: int, phrases: Sequence[str]) -> str:
         if plain_phrase(phrase) not in found:
             raise InputError(f"No run predicted the phrase {phrase!r}. Give a whole phrase of their predictions.")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "points": points, "colour": colour, "setting": setting}
+    environment.filters |= {"percent": percent, "points": points, "color": color, "setting": setting}
     template, style = (
         (resources.files("epmvg.report") / name).read_text(encoding="utf-8") for name in ("page.html", "style.css")
     )

@@ -13,8 +13,8 @@ RULES = runpy.run_path(str(Path(__file__).parents[3] / "scripts" / "cut_sprites.
 def test_a_color_word_is_true_of_every_sprite_and_every_tint() -> None:
     for name, sprite in load_sprites().items():
         image = sprite_image(name)
-        assert RULES["name_colour"](image) == sprite.colour, name
+        assert RULES["name_color"](image) == sprite.colour, name
         if sprite.hue is not None:
             assert RULES["dominant_hue"](image) == sprite.hue, name
-        for colour in sprite.tints:
-            assert RULES["name_colour"](sprite_image(name, colour)) == colour, (name, colour)
+        for color in sprite.tints:
+            assert RULES["name_color"](sprite_image(name, color)) == color, (name, color)

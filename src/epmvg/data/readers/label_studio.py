@@ -1,4 +1,4 @@
-"""Label Studio's JSON export: tasks with an image, rectangles in per cent of its sides, and texts that are phrases.
+"""Label Studio's JSON export: tasks with an image, rectangles in percent of its sides, and texts that are phrases.
 
 A rectangle and its text are two results of one region id. Of the annotations of a task the last counts that was not
 cancelled.

@@ -70,8 +70,8 @@ def perceptual_hash(image: Image.Image) -> bytes:
     The hash is that of `imagehash.phash(image, 16)`: signs of low frequencies around their median. That package would
     also install SciPy and PyWavelets.
     """
-    grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32)
-    frequencies = _COSINES @ grey @ _COSINES.T
+    gray = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32)
+    frequencies = _COSINES @ gray @ _COSINES.T
     return np.packbits(frequencies > np.median(frequencies)).tobytes()
 
 

@@ -129,11 +129,11 @@ function addRow(text = "") {
 }
 
 function removeRow(row) {
-  const neighbour = row.previousElementSibling ?? row.nextElementSibling ?? addRow();
+  const neighbor = row.previousElementSibling ?? row.nextElementSibling ?? addRow();
   row.remove();
   number();
   draw();
-  return neighbour;
+  return neighbor;
 }
 
 /** Label the rows for screen readers. */
