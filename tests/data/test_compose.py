@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from epmvg.cli import main
 from epmvg.core.types import Box, InputError, Sample
 from epmvg.data import compose
 from epmvg.data.compose import LIMITS, LONGEST, compose_expressions
@@ -198,3 +199,19 @@ def test_training_photos_give_tens_of_thousands(shared: Path, tmp_path: Path) ->
         assert sample.size is not None
         x0, y0, x1, y1 = sample.box
         assert 0 <= x0 < x1 <= sample.size[0] and 0 <= y0 < y1 <= sample.size[1]
+
+
+def test_the_command_adds_to_the_training_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, sentence = tmp_path / "flickr", "[/EN#1/people Three hikers] walk on [/EN#2/scene a path] ."
+    for split, name in (("val", "7"), ("test", "8"), ("train", "9")):
+        write_image(root, name, [sentence], HIKERS)
+        (root / f"{split}.txt").write_text(name)
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "compose", str(root), str(tmp_path / "all.jsonl")])
+    assert ended.value.code == 0 and "position" in capsys.readouterr().out
+    samples = open_samples(str(tmp_path / "all.jsonl"), split=None, root=root)
+    added = [sample for sample in samples if "composed" in sample.extra]
+    assert added and {sample.split for sample in added} == {"train"} and len(samples) == len(added) + 3
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "compose", str(root), str(tmp_path / "all.txt")])
+    assert ended.value.code == 2

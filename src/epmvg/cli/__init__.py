@@ -29,8 +29,14 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 )
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": (
-        "Count, check, convert and split data sets.",
-        {"stats": data.stats, "check": data.check, "convert": data.convert, "split": data.split},
+        "Count, check, convert, split and compose data sets.",
+        {
+            "stats": data.stats,
+            "check": data.check,
+            "convert": data.convert,
+            "split": data.split,
+            "compose": data.compose,
+        },
     ),
     "teacher": ("Train and cache teachers.", {"train": train.train_teacher, "cache": train.cache_teacher}),
     "config": ("Recipes, and the settings of runs.", {"upgrade": train.upgrade_config}),

@@ -1,4 +1,4 @@
-"""Commands about data sets: `data stats`, `check`, `convert` and `split`."""
+"""Commands about data sets: `data stats`, `check`, `convert`, `split` and `compose`."""
 
 from __future__ import annotations
 
@@ -56,6 +56,18 @@ def split(
     print_table(str(out), [{"split": name} | part for name, part in done["splits"].items()])
     _print_root(out, done["root"])
     print_skipped(done["skipped"], done["first_skipped"])
+
+
+def compose(
+    root: Annotated[Path, typer.Argument(help="Folder of Flickr30k Entities.")],
+    out: Annotated[Path, typer.Argument(help="File to write; its suffix is the format, as for `data convert`.")],
+) -> None:
+    """Write Flickr30k Entities with referring expressions composed from its sentences for the training images."""
+    from epmvg.data.compose import compose_data
+
+    counts = compose_data(root, out)
+    print_table(str(out), [{"samples": name, "number": count} for name, count in counts.items()])
+    _print_root(out, str(root))
 
 
 def check(

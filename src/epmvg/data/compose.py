@@ -11,6 +11,7 @@ from the others ("guy in the blue shirt", "second horse from left"). The annotat
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -22,9 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epmvg.core.types import Box, InputError, Sample
+from epmvg.data.convert import write_samples
 from epmvg.data.negatives import content_words
 from epmvg.data.readers.files import first_existing, path_inside, read_text_lines
 from epmvg.data.readers.flickr30k import FOLDERS, Mention, parse_sentence, read_chains
+from epmvg.data.readers.formats import format_of
+from epmvg.data.registry import open_samples
 
 Composed = Literal["span", "position", "size"]
 
@@ -145,6 +149,26 @@ def compose_expressions(root: Path | str, samples: Sequence[Sample], *, seed: in
             sample_id = f"{name}#composed-{number}"
             found.append(Sample(image, phrase, scaled, sample.split, sample_id, sample.size, {"composed": form}))
     return found
+
+
+def compose_data(root: Path | str, target: Path) -> dict[str, int]:
+    """Write the samples of Flickr30k Entities, all splits, with expressions composed for the training images.
+
+    Args:
+        root: of Flickr30k Entities, as for `read_flickr30k`.
+        target: the file to write; its suffix is the format.
+
+    Returns:
+        numbers of samples: "flickr30k", and those of each form.
+
+    Raises:
+        InputError: the annotations cannot be read, or the format cannot hold the samples.
+    """
+    format_of(target)  # an unknown suffix is rejected before the work
+    samples = open_samples("flickr30k", split=None, root=root)
+    composed = compose_expressions(root, [sample for sample in samples if sample.split == "train"])
+    write_samples(target, [*samples, *composed], root)
+    return {"flickr30k": len(samples)} | Counter(sample.extra["composed"] for sample in composed)
 
 
 def _annotated(samples: Iterable[Sample]) -> dict[Path, Sample]:
