@@ -6,8 +6,10 @@ from pathlib import Path
 
 import accelerate
 
+from epmvg.config.published import missing_start
 from epmvg.config.settings import ModelSettings, Recipe
 from epmvg.core.hardware import use_bf16
+from epmvg.core.types import InputError
 from epmvg.data.negatives import NegativeSampler
 from epmvg.distill.losses import GroundingLoss
 from epmvg.models.cpu_training import speed_up_bf16_training
@@ -35,7 +37,7 @@ def prepare_run(
     settings = recipe.train
     accelerate.utils.set_seed(settings.seed)  # all processes start from the same weights
     with raise_on_all_processes():
-        model, new_parameters = _build_model(recipe.model)
+        model, new_parameters = _build_model(recipe.model, recipe.data.name)
         model.set_grad_checkpointing(settings.gradient_checkpointing)
         teacher = open_teacher(recipe, model)
         train_loader, val_loader, samples = make_loaders(recipe, model, accelerator, report, resume=resume)
@@ -74,8 +76,10 @@ def prepare_run(
     )
 
 
-def _build_model(settings: ModelSettings) -> tuple[Grounder, list[str]]:
+def _build_model(settings: ModelSettings, data: str) -> tuple[Grounder, list[str]]:
     """Build the model; return it and the names of its parameters that were not loaded."""
+    if missing := missing_start(settings.init_from, settings.name, data):
+        raise InputError(missing)
     model = create_model(settings.name, **settings.overrides)
     loaded: set[str] = set()
     if settings.init_from is not None:
