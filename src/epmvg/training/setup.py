@@ -37,7 +37,9 @@ def prepare_run(
     settings = recipe.train
     accelerate.utils.set_seed(settings.seed)  # all processes start from the same weights
     with raise_on_all_processes():
-        model, new_parameters = _build_model(recipe.model, recipe.data.name)
+        if missing := missing_start(recipe.model.init_from, recipe.model.name, recipe.data.name):
+            raise InputError(missing)
+        model, new_parameters = _build_model(recipe.model)
         model.set_grad_checkpointing(settings.gradient_checkpointing)
         teacher = open_teacher(recipe, model)
         train_loader, val_loader, samples = make_loaders(recipe, model, accelerator, report, resume=resume)
@@ -76,10 +78,8 @@ def prepare_run(
     )
 
 
-def _build_model(settings: ModelSettings, data: str) -> tuple[Grounder, list[str]]:
+def _build_model(settings: ModelSettings) -> tuple[Grounder, list[str]]:
     """Build the model; return it and the names of its parameters that were not loaded."""
-    if missing := missing_start(settings.init_from, settings.name, data):
-        raise InputError(missing)
     model = create_model(settings.name, **settings.overrides)
     loaded: set[str] = set()
     if settings.init_from is not None:
