@@ -1,10 +1,12 @@
-"""Take screenshots of the server's page and of a report: wide and narrow, light and dark. Drawn scenes only.
+"""Take screenshots of the server's page and of a report: wide and narrow, light and dark.
 
-Serves a run, predicts three phrases in a sample scene with Debian's Chromium and writes PNG files named by what they
-show. `--width` resizes them to this width and 256 colors, as in docs/images:
+Serves a run or an exported folder, predicts phrases in a sample photograph with Debian's Chromium and writes PNG files
+named by what they show: the empty page, the predictions, the candidates of the last phrase, and the API. `--width`
+resizes them to this width and 256 colors, as in docs/images:
 
+    python scripts/screenshots.py default --out shots
+    python scripts/screenshots.py exported --sample 1 --phrases 0 1 3 --min-score 0.3 --width 860 --out shots
     python scripts/screenshots.py runs/demo/distilled --reports runs/demo/plain runs/demo/distilled --out shots
-    python scripts/screenshots.py runs/demo/distilled --scene 2 --phrases 0 1 3 --width 860 --out shots
 """
 
 from __future__ import annotations
@@ -21,24 +23,24 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from epmvg.report import write_report
-
 VIEWPORTS = {"desktop": (1280, 800), "phone": (390, 844)}
 QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 TIMEOUT = 120_000  # ms
 
 
 @contextmanager
-def served(run: Path) -> Iterator[str]:
+def served(run: str) -> Iterator[str]:
     """Run `epmvg serve` on a free port and yield its address."""
-    command = [sys.executable, "-m", "epmvg", "serve", str(run), "--port", "0"]
+    command = [sys.executable, "-m", "epmvg", "serve", run, "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None
-            line = server.stderr.readline()
-            found = re.search(r"at (http://\S+)", line)
-            if found is None:
-                sys.exit(line + server.stderr.read())
+            output = ""
+            while (found := re.search(r"at (http://\S+)", output)) is None:
+                line = server.stderr.readline()  # "" once the server has ended
+                output += line
+                if not line:
+                    sys.exit(output)
             yield found.group(1)
         finally:
             server.terminate()
@@ -62,15 +64,17 @@ def views(browser: Browser, address: str) -> Iterator[tuple[str, Page]]:
             context.close()
 
 
-def predict(page: Page, scene: int, phrases: list[int]) -> None:
-    """Choose a sample scene and predict some of its suggested phrases."""
-    page.locator("#samples button").nth(scene).click()
+def predict(page: Page, sample: int, phrases: list[int], min_score: float | None) -> None:
+    """Choose a sample image and predict some of its suggested phrases."""
+    page.locator("#samples button").nth(sample).click()
     page.wait_for_selector("#suggestions button")
     for phrase in phrases:
         page.locator("#suggestions button").nth(phrase).click()
     has_scores = "count => [...document.querySelectorAll('#rows output')].filter(x => x.textContent).length === count"
     page.wait_for_function(has_scores, arg=len(phrases))  # a phrase that is not found has a score too
     page.get_by_text("Predicted in").wait_for()
+    if min_score is not None:
+        page.get_by_label("Minimum score").fill(str(min_score))
 
 
 def shrink(file: Path, width: int) -> None:
@@ -84,11 +88,12 @@ def shrink(file: Path, width: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", help="a run or an exported folder")
     parser.add_argument("--reports", type=Path, nargs="*", default=[], help="runs to report on, side by side")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scene", type=int, default=0)
-    parser.add_argument("--phrases", type=int, nargs="*", default=[0, 2, 4], help="which of the scene's suggestions")
+    parser.add_argument("--sample", type=int, default=0, help="which sample image, from 0")
+    parser.add_argument("--phrases", type=int, nargs="*", default=[0, 2, 4], help="its suggestions, from 0")
+    parser.add_argument("--min-score", type=float, help="position of the slider; by default the stored threshold")
     parser.add_argument("--width", type=int)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -111,12 +116,16 @@ def main() -> None:
                 page.wait_for_selector("#samples img")
                 page.wait_for_load_state("networkidle")
                 shoot(page, f"empty-{name}")
-                predict(page, arguments.scene, arguments.phrases)
+                predict(page, arguments.sample, arguments.phrases, arguments.min_score)
                 shoot(page, f"page-{name}")
+                page.get_by_role("textbox").last.focus()
+                shoot(page, f"candidates-{name}")
             for name, page in views(browser, f"{address}/docs"):
                 page.wait_for_selector("#operations article")
                 shoot(page, f"api-{name}")
         if arguments.reports:
+            from epmvg.report import write_report  # needs the extra `train`
+
             written = write_report(arguments.reports, arguments.out / "report.html")
             for name, page in views(browser, written.resolve().as_uri()):
                 shoot(page, f"report-{name}")

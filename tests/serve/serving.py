@@ -30,7 +30,7 @@ class FakePredictor:
     A phrase "unreadable" raises InputError, "crash" RuntimeError, "unlikely" has a score of 0.4, any other 0.5.
     """
 
-    image_size, threshold, domain = 64, 0.5, "coloured rectangles"
+    name, image_size, threshold, domain = "runs/fake", 64, 0.5, "colored rectangles"
 
     def __init__(self, *, released: bool = True) -> None:
         self.release = threading.Event()
@@ -71,9 +71,9 @@ def client_of(predictor: Any, **options: Any) -> TestClient:
     return TestClient(create_app(predictor, Limits(**options), **arguments))
 
 
-def encoded(colour: str = "teal", size: tuple[int, int] = (80, 60), kind: str = "PNG") -> bytes:
+def encoded(color: str = "teal", size: tuple[int, int] = (80, 60), kind: str = "PNG") -> bytes:
     """Return an image file with a red rectangle."""
-    image = Image.new("RGB", size, colour)
+    image = Image.new("RGB", size, color)
     image.paste((200, 30, 30), (size[0] // 8, size[1] // 8, size[0] // 2, size[1] // 2))
     out = io.BytesIO()
     image.save(out, kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,11 +13,12 @@ from typing import Any
 import pytest
 from PIL import Image
 from playwright.sync_api import ConsoleMessage, Locator, Page, Request, sync_playwright
-from serving import FakePredictor, serving
+from serving import FakePredictor, as_json, serving
 
 from epmvg.core.types import Prediction
 from epmvg.inference.predictor import Predictor
 from epmvg.models.grounder import Grounder
+from epmvg.serve.app import STATIC
 
 CHROMIUM = shutil.which("chromium")
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
@@ -68,6 +70,17 @@ def shoot(page: Page, name: str) -> None:
         page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=True)
 
 
+def pasted(page: Page) -> str:
+    """Return the text of the clipboard, pasted into a text area."""
+    page.evaluate("document.body.append(Object.assign(document.createElement('textarea'), { id: 'pasted' }))")
+    page.locator("#pasted").press("Control+v")
+    text = page.locator("#pasted").input_value()
+    page.evaluate("document.getElementById('pasted').remove()")
+    return text
+
+
+BOX = ".box:not(.candidate)"
+
 TRANSFER = """async ([kind, field, address]) => {
   const data = new DataTransfer();
   data.items.add(new File([await (await fetch(address)).blob()], "photo.jpg", { type: "image/jpeg" }));
@@ -87,6 +100,14 @@ def first_phrase(page: Page) -> Locator:
     return page.get_by_role("textbox", name="Phrase 1")
 
 
+def type_phrases(page: Page, *phrases: str) -> None:
+    """Type phrases into the last rows and wait for their predictions; the last row stays empty if there is room."""
+    for phrase in phrases:
+        page.get_by_role("textbox").last.fill(phrase)
+        page.wait_for_function("() => document.querySelector('#rows li:last-child output').textContent")
+        page.keyboard.press("Enter")
+
+
 def predict_sample(page: Page) -> None:
     page.locator("#samples button").first.click()
     page.locator("#suggestions button").nth(0).click()
@@ -100,15 +121,15 @@ def test_the_page_works_by_keyboard_alone(visit: Visit, address: str) -> None:
     page.wait_for_selector("#suggestions button")
     first_phrase(page).press_sequentially("the rooster")
     page.wait_for_selector(".box.c0")
-    label = page.locator(".box.c0 span").inner_text()
+    label = page.locator(f"{BOX}.c0 span").inner_text()
     assert re.fullmatch(r"the rooster 0\.\d\d", label)
     first_phrase(page).press("Enter")
     page.keyboard.type("<img src=x onerror=alert(1)>")
     page.wait_for_selector(".box.c1")
-    assert page.locator(".box.c1 span").inner_text().startswith("<img src=x onerror=alert(1)> 0.")
-    assert page.locator(".box").count() == 2 and page.locator("#boxes img").count() == 0
+    assert page.locator(f"{BOX}.c1 span").inner_text().startswith("<img src=x onerror=alert(1)> 0.")
+    assert page.locator(BOX).count() == 2 and page.locator("#boxes img").count() == 0
     page.keyboard.press("Escape")
-    assert page.locator(".box").count() == 1 and first_phrase(page).evaluate("e => e === document.activeElement")
+    assert page.locator(BOX).count() == 1 and first_phrase(page).evaluate("e => e === document.activeElement")
 
 
 def test_large_images_are_scaled_down_and_boxes_are_in_their_own_pixels(
@@ -139,7 +160,7 @@ def test_images_are_dropped_and_pasted(visit: Visit, address: str) -> None:
     first_phrase(page).fill("the red square")
     for kind, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
         with page.expect_response("**/v1/ground") as response:
-            page.evaluate(TRANSFER, [kind, field, f"static/samples/{int(kind == 'paste')}.jpg"])
+            page.evaluate(TRANSFER, [kind, field, f"static/samples/{'coffee' if kind == 'paste' else 'rocket'}.jpg"])
         assert response.value.status == 200
         page.wait_for_selector(".box.c0")
         page.get_by_text("Predicted in").wait_for()
@@ -153,9 +174,9 @@ def test_known_phrases_need_no_request(visit: Visit, address: str) -> None:
     phrase = first_phrase(page)
     before = phrase.input_value()
     phrase.fill("")
-    assert page.locator(".box").count() == 1
+    assert page.locator(BOX).count() == 1
     phrase.fill(before)
-    assert page.locator(".box").count() == 2
+    assert page.locator(BOX).count() == 2
     page.wait_for_timeout(500)
     assert requests == []
 
@@ -214,14 +235,74 @@ class LengthPredictor(FakePredictor):
 def test_the_minimum_score_hides_boxes(visit: Visit) -> None:
     with serving(LengthPredictor()) as address:
         page = visit(address)
-        page.get_by_text("This model was trained on coloured rectangles.").wait_for()
+        page.get_by_text("Model: fake, trained on colored rectangles").wait_for()
         assert page.get_by_label("Minimum score").input_value() == "0.5"
         page.locator("#samples button").first.click()
         first_phrase(page).fill("four")
         page.get_by_text("Predicted in").wait_for()
-        assert page.locator(".box").count() == 0 and page.locator("#rows output").inner_text() == "0.40"
+        assert page.locator(".box").count() == 0 and page.locator("#rows output").inner_text() == "not found\n0.40"
         page.get_by_label("Minimum score").fill("0.4")
-        assert page.locator(".box").count() == 1
+        assert page.locator(".box").count() == 1 and page.locator("#rows output").inner_text() == "0.40"
+
+
+@pytest.mark.parametrize("touch", [False, True])
+def test_a_selected_phrase_shows_its_candidates(visit: Visit, touch: bool) -> None:
+    with serving(FakePredictor()) as address:
+        page = visit(address, **({"viewport": {"width": 375, "height": 740}, "has_touch": True} if touch else {}))
+        page.locator("#samples button").first.click()
+        type_phrases(page, "it", "unlikely")
+        candidates = page.locator(".box.candidate")
+        assert page.locator(".box").count() == 1 and candidates.count() == 0
+        if touch:
+            first_phrase(page).tap()
+        else:
+            first_phrase(page).hover()
+        assert candidates.all_inner_texts() == ["0.25", "0.17"] and page.locator(".c0.candidate").count() == 2
+        page.get_by_role("textbox", name="Phrase 3").focus()  # it has no text yet
+        page.mouse.move(0, 0)
+        assert candidates.count() == 0
+        page.get_by_role("textbox", name="Phrase 2").focus()  # not found: its best box is dashed too
+        assert candidates.all_inner_texts() == ["0.40", "0.20", "0.13"]
+        assert page.locator(".box.dim").all_inner_texts() == ["it 0.50"]
+        shoot(page, f"candidates-{'touch' if touch else 'desktop'}")
+
+
+COVERED_LABELS = """() => {
+  const labels = [...document.querySelectorAll(".box span")].map((label) => label.getBoundingClientRect());
+  const hides = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+  return labels.flatMap((a, i) => labels.slice(i + 1).filter((b) => hides(a, b))).length;
+}"""
+
+
+def test_labels_never_cover_each_other(visit: Visit) -> None:
+    with serving(FakePredictor()) as address:  # all boxes are the whole image
+        page = visit(address, viewport={"width": 375, "height": 740}, is_mobile=True, has_touch=True)
+        page.locator("#samples button").last.click()
+        type_phrases(page, *(f"the tower number {number} of a long list" for number in range(8)))
+        assert page.locator(".box").count() == 8 + 2
+        assert page.locator(".box span").count() > 6 and page.evaluate(COVERED_LABELS) == 0
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        shoot(page, "crowded")
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_results_are_copied_as_the_api_returns_them(visit: Visit, secure: bool) -> None:
+    with serving(FakePredictor()) as address:
+        page = visit(address, permissions=["clipboard-read", "clipboard-write"])
+        if not secure:  # over plain HTTP browsers have no navigator.clipboard
+            page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+        copy = page.get_by_role("button", name="Copy as JSON")
+        assert copy.is_disabled()
+        page.locator("#samples button").first.click()
+        type_phrases(page, "it", "unlikely")
+        for min_score in (0.5, 0.4):
+            page.get_by_label("Minimum score").fill(str(min_score))
+            copy.click()
+            page.get_by_text("Copied 2 results as JSON.").wait_for()
+            copied = page.evaluate("navigator.clipboard?.readText()") if secure else pasted(page)
+            query = as_json((STATIC / "samples" / "astronaut.jpg").read_bytes(), ["it", "unlikely"], top_k=3)
+            response = page.request.post(f"{address}/v1/ground", data=query | {"min_score": min_score})
+            assert json.loads(copied) == response.json()
 
 
 def test_a_response_of_a_proxy_is_reported(visit: Visit, address: str) -> None:

@@ -29,5 +29,11 @@ def test_pages_have_a_strict_policy_and_their_files(client: TestClient, path: st
 
 
 def test_samples_are_images_with_phrases(client: TestClient) -> None:
-    for name, phrases in json.loads(client.get("/static/samples/samples.json").text).items():
-        assert client.get(f"/static/samples/{name}").headers["content-type"] == "image/jpeg" and phrases
+    samples = json.loads(client.get("/static/samples/samples.json").text)
+    for sample in samples:
+        assert client.get(f"/static/samples/{sample['file']}").headers["content-type"] == "image/jpeg"
+        assert sample["title"] and len(sample["phrases"]) > 4
+    files = {file.name for file in (STATIC / "samples").glob("*.jpg")}
+    assert files == {sample["file"] for sample in samples}
+    sources = (STATIC / "samples" / "SOURCES.md").read_text(encoding="utf-8")
+    assert files == set(re.findall(r"^\| (\S+\.jpg) \|", sources, re.MULTILINE)), "each file needs author and license"

@@ -147,7 +147,8 @@ def _add_routes(app: FastAPI, service: GroundingService, token: str | None) -> N
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="Report that the server is running")
     async def health() -> Health:
-        return Health(domain=service.predictor.domain, threshold=service.predictor.threshold)
+        model = Path(service.predictor.name).absolute().name  # "mine" of runs/mine, and of the folder itself as "."
+        return Health(model=model, domain=service.predictor.domain, threshold=service.predictor.threshold)
 
     @app.get(
         "/metrics",

@@ -108,10 +108,11 @@ class ErrorResponse(BaseModel):
 
 
 class Health(BaseModel):
-    """State of a running server, and what its model was trained on, where it is stated."""
+    """State of a running server and of its model; None where the model does not state it."""
 
     status: Literal["ok"] = "ok"
     version: str = __version__
+    model: str
     domain: str | None
     threshold: float | None
 

@@ -1,19 +1,22 @@
 "use strict";
 
 const MAX_PHRASES = 8; // one per color
+const TOP_K = 3; // boxes per phrase, the best one and its candidates
+const GAP = 3; // px between a box and its label
 const DELAY = 300; // ms without a key press before the request is sent
 const MAX_SIDE = 1600; // px; a larger image is scaled down before upload
 
 const at = (id) => document.getElementById(id);
 let current = null; // the chosen image: {blob, width, height, url}
-let predictions = new Map(); // phrase -> {score, left, top, right, bottom} in 0..1 of the image's sides
+let predictions = new Map(); // phrase -> result of the API, boxes in pixels of the chosen image
+let minScore = 0;
 let shown = 0; // images chosen so far
 let timer = 0;
 let request = null; // the AbortController of the current request
 
 // ---- image ----
 
-async function show(blob, phrases = [], scene = null) {
+async function show(blob, phrases = [], sample = null) {
   const turn = ++shown;
   const url = URL.createObjectURL(blob);
   const image = new Image();
@@ -37,8 +40,8 @@ async function show(blob, phrases = [], scene = null) {
   at("stage").classList.add("filled");
   suggest(phrases);
   for (const button of at("samples").children) {
-    button.classList.toggle("taken", button === scene);
-    button.setAttribute("aria-pressed", button === scene);
+    button.classList.toggle("taken", button === sample);
+    button.setAttribute("aria-pressed", button === sample);
   }
   draw();
   predict();
@@ -115,8 +118,10 @@ function addRow(text = "") {
       inputOf(removeRow(row)).focus();
     }
   });
-  for (const name of ["focusin", "mouseenter"]) row.addEventListener(name, () => highlight(row));
-  for (const name of ["focusout", "mouseleave"]) row.addEventListener(name, () => highlight(null));
+  row.addEventListener("mouseenter", () => highlight({ hovered: row }));
+  row.addEventListener("mouseleave", () => highlight({ hovered: null }));
+  row.addEventListener("focusin", () => highlight({ focused: row }));
+  row.addEventListener("focusout", () => highlight({ focused: null }));
   remove.addEventListener("click", () => inputOf(removeRow(row)).focus());
   at("rows").append(row);
   number();
@@ -140,12 +145,6 @@ function number() {
   at("add").disabled = rows().length >= MAX_PHRASES;
 }
 
-function highlight(row) {
-  for (const box of at("boxes").children) {
-    box.classList.toggle("dim", row !== null && predictions.has(phraseOf(row)) && box.dataset.color !== row.dataset.color);
-  }
-}
-
 at("add").addEventListener("click", () => inputOf(addRow()).focus());
 
 // ---- requests ----
@@ -166,6 +165,7 @@ async function predict() {
   const form = new FormData();
   form.append("image", current.blob, "image");
   for (const phrase of phrases) form.append("phrases", phrase);
+  form.append("top_k", TOP_K);
   const token = at("token").value.trim();
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   const started = performance.now();
@@ -181,21 +181,19 @@ async function predict() {
     }
     if (response.status === 401) at("token-field").hidden = false;
     if (!response.ok || body.error) return showStatus(body.error ?? `The server returned status ${response.status}.`, true);
-    for (const { phrase, box, score } of body.results) {
-      const [x0, y0, x1, y1] = box;
-      predictions.set(phrase, {
-        score,
-        left: x0 / body.width,
-        top: y0 / body.height,
-        right: x1 / body.width,
-        bottom: y1 / body.height,
-      });
-    }
+    for (const result of body.results) predictions.set(result.phrase, inImagePixels(result, body.width));
     draw();
     showStatus(`Predicted in ${((performance.now() - started) / 1000).toFixed(2)} s.`);
   } catch (error) {
     if (error.name !== "AbortError") showStatus("The server cannot be reached. Check that it is running.", true);
   }
+}
+
+/** Convert boxes of an image that was scaled down before upload. */
+function inImagePixels(result, width) {
+  const scale = current.width / width;
+  const convert = (one) => ({ ...one, box: one.box.map((edge) => (scale === 1 ? edge : Math.round(100 * scale * edge) / 100)) });
+  return { ...convert(result), candidates: result.candidates.map(convert) };
 }
 
 /** Parse the JSON of a response; a proxy may send something else. */
@@ -221,85 +219,163 @@ at("token").value = sessionStorage.getItem("token") ?? "";
 
 // ---- drawing ----
 
+let active = { hovered: null, focused: null }; // rows
+const resultOf = (row) => predictions.get(phraseOf(row));
+const isFound = (result) => result.found && result.score >= minScore; // the server's rule
+
 function draw() {
-  const taken = []; // rectangles of placed labels
   const phrases = rows().map(phraseOf);
   for (const button of at("suggestions").children) button.ariaPressed = phrases.includes(button.textContent);
+  rows().forEach(showScore);
+  at("copy").disabled = !rows().some(resultOf);
+  at("hint").hidden = !rows().some((row) => resultOf(row)?.candidates.length > 1);
+  drawBoxes();
+}
+
+function showScore(row) {
+  const result = resultOf(row);
+  const output = row.querySelector("output");
+  const text = result ? describe(result) : "";
+  if (output.textContent !== text) output.textContent = text; // a screen reader announces changes
+  output.title = result ? explain(result) : "";
+  row.classList.toggle("missing", Boolean(result) && !isFound(result));
+  inputOf(row).title = result ? pixels(result.box) : "";
+}
+
+function describe(result) {
+  if (isFound(result)) return result.score.toFixed(2);
+  return result.unknown ? "not found" : `not found\n${result.score.toFixed(2)}`;
+}
+
+function explain(result) {
+  if (result.unknown) return "The model knows no word of this phrase";
+  if (!isFound(result)) return "The score is below the minimum";
+  return result.truncated ? "Score, 0 to 1, without the end of the phrase, which is too long" : "Score, 0 to 1";
+}
+
+/** Draw the boxes of phrases that were found, and the candidates of the highlighted row. */
+function drawBoxes() {
+  const taken = []; // rectangles of placed labels
+  const row = [active.hovered, active.focused].find((each) => each?.isConnected && resultOf(each));
   at("boxes").replaceChildren();
-  for (const row of rows()) {
-    const phrase = phraseOf(row);
-    const prediction = phrase ? predictions.get(phrase) : undefined;
-    const output = row.querySelector("output");
-    const low = prediction !== undefined && prediction.score < minScore();
-    output.textContent = prediction ? prediction.score.toFixed(2) : "";
-    output.classList.toggle("low", low);
-    output.title = low ? "Not found: the score is below the minimum" : "Score, 0 to 1";
-    inputOf(row).title = prediction ? pixels(prediction) : "";
-    if (!prediction || low) continue;
-    const box = document.createElement("div");
-    box.className = `box ${row.className}`;
-    box.dataset.color = row.dataset.color;
-    box.style.left = percent(prediction.left);
-    box.style.top = percent(prediction.top);
-    box.style.width = percent(prediction.right - prediction.left);
-    box.style.height = percent(prediction.bottom - prediction.top);
-    const label = document.createElement("span");
-    const words = document.createElement("bdi"); // a long phrase is shortened, its score is not
-    words.textContent = phrase;
-    label.append(words, ` ${prediction.score.toFixed(2)}`);
-    box.append(label);
-    at("boxes").append(box);
-    taken.push(place(box, label, taken));
+  for (const each of rows()) {
+    const result = resultOf(each);
+    if (!result || !isFound(result)) continue;
+    const isDim = row !== undefined && row !== each;
+    addBox(each, result, phraseOf(each), isDim ? "dim" : "", taken);
   }
+  for (const candidate of row ? candidatesOf(resultOf(row)) : []) addBox(row, candidate, "", "candidate", taken);
 }
 
-/** Place a label where it covers no other: above its box, below it, or inside. */
-function place(box, label, taken) {
-  const whole = at("figure").getBoundingClientRect();
-  const beyond = label.getBoundingClientRect().right - whole.right;
-  if (beyond > 0) label.style.left = `${-3 - beyond}px`;
-  const free = ["above", "below", "inside", "foot"].find((side) => {
-    box.classList.remove("below", "inside", "foot");
-    box.classList.add(side);
-    const { left, top, right, bottom } = label.getBoundingClientRect();
-    const hides = (other) => left < other.right && other.left < right && top < other.bottom && other.top < bottom;
-    return top >= whole.top && bottom <= whole.bottom && !taken.some(hides);
-  });
-  if (!free) box.classList.replace("foot", "inside");
-  return label.getBoundingClientRect();
+/** Return the boxes that are drawn on request only; the first candidate is the box itself. */
+function candidatesOf(result) {
+  if (result.unknown) return [];
+  return result.candidates.slice(isFound(result) ? 1 : 0);
 }
 
-addEventListener("resize", draw);
+function addBox(row, { box: [x0, y0, x1, y1], score }, text, kind, taken) {
+  const box = document.createElement("div");
+  box.className = `box c${row.dataset.color} ${kind}`;
+  box.style.left = percent(x0 / current.width);
+  box.style.top = percent(y0 / current.height);
+  box.style.width = percent((x1 - x0) / current.width);
+  box.style.height = percent((y1 - y0) / current.height);
+  const label = document.createElement("span");
+  const words = document.createElement("bdi"); // a long phrase is shortened, its score is not
+  words.textContent = text;
+  label.append(...(text ? [words, " "] : []), score.toFixed(2));
+  box.append(label);
+  at("boxes").append(box);
+  place(label, box, taken);
+}
+
+/** Move a label to where it covers no other: near its box, or else anywhere; hide it where there is no room. */
+function place(label, box, taken) {
+  const { clientWidth: width, clientHeight: height } = at("boxes");
+  const { offsetWidth, offsetHeight } = label;
+  const isFree = ([x, y]) =>
+    y >= 0 &&
+    y + offsetHeight <= height &&
+    !taken.some((other) => x < other.right && other.left < x + offsetWidth && y < other.bottom && other.top < y + offsetHeight);
+  const spot = spots(box, offsetWidth, offsetHeight, width, height).find(isFree);
+  if (!spot) return label.remove();
+  const [x, y] = spot;
+  label.style.left = `${x - box.offsetLeft - box.clientLeft}px`;
+  label.style.top = `${y - box.offsetTop - box.clientTop}px`;
+  taken.push({ left: x, top: y, right: x + offsetWidth, bottom: y + offsetHeight });
+}
+
+/** List positions [x, y] of a label, the best first: above its box, below it, inside at the top or bottom, elsewhere. */
+function spots(box, labelWidth, labelHeight, width, height) {
+  const { offsetLeft: left, offsetTop: top, offsetWidth, offsetHeight } = box;
+  const [right, bottom] = [left + offsetWidth, top + offsetHeight];
+  const within = (x) => Math.max(0, Math.min(x, width - labelWidth));
+  const columns = [within(left), within(right - labelWidth)];
+  const near = [top - labelHeight - GAP, bottom + GAP, top + GAP, bottom - labelHeight - GAP];
+  const lines = [...Array(Math.floor(height / labelHeight)).keys()].map((number) => number * labelHeight);
+  lines.sort((one, other) => Math.abs(one - top) - Math.abs(other - top));
+  return [
+    ...columns.flatMap((x) => near.map((y) => [x, y])),
+    ...lines.flatMap((y) => [...columns, 0, within(width)].map((x) => [x, y])),
+  ];
+}
+
+function highlight(change) {
+  active = { ...active, ...change };
+  drawBoxes();
+}
+
+addEventListener("resize", drawBoxes);
 
 const percent = (fraction) => `${(100 * fraction).toFixed(2)}%`;
+const pixels = (box) => `x0, y0, x1, y1: ${box.map((edge) => Math.round(edge)).join(", ")} px`;
 
-/** Return the box in pixels of the chosen image. */
-function pixels({ left, top, right, bottom }) {
-  const values = [left * current.width, top * current.height, right * current.width, bottom * current.height];
-  return `x0, y0, x1, y1: ${values.map((value) => Math.round(value)).join(", ")} px`;
-}
+// ---- model and minimum score ----
 
-// ---- minimum score ----
-
-const minScore = () => Number(at("min-score").value);
-
-function updateMinScore() {
-  at("min-score-value").textContent = minScore().toFixed(2);
+function setMinScore(score) {
+  minScore = score;
+  at("min-score-value").textContent = score.toFixed(2);
   draw();
 }
 
-at("min-score").addEventListener("input", updateMinScore);
+at("min-score").addEventListener("input", () => setMinScore(Number(at("min-score").value)));
 
-/** Show what the model was trained on, and start from its stored threshold. */
+/** Show the name of the model and what it was trained on, and start from its stored threshold. */
 async function loadModelInfo() {
-  const { domain, threshold } = await (await fetch("healthz")).json();
-  at("domain").hidden = !domain;
-  at("domain").textContent = `This model was trained on ${domain}.`;
-  if (threshold !== null) {
-    at("min-score").value = threshold;
-    updateMinScore();
-  }
+  const { model, domain, threshold } = await (await fetch("healthz")).json();
+  at("model").textContent = `Model: ${model}${domain ? `, trained on ${domain}` : ""}`;
+  at("min-score").value = threshold ?? 0; // rounded by the slider
+  setMinScore(threshold ?? 0);
 }
+
+// ---- copy ----
+
+function results() {
+  const found = [...new Set(rows().map(resultOf))].filter(Boolean);
+  return found.map((result) => ({ ...result, found: isFound(result) }));
+}
+
+async function copyText(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = document.createElement("textarea"); // browsers offer the clipboard over HTTPS and on localhost only
+  Object.assign(area, { value: text, className: "hidden", readOnly: true });
+  document.body.append(area);
+  area.select();
+  const copied = document.execCommand("copy");
+  area.remove();
+  at("copy").focus();
+  if (!copied) throw new Error("not allowed");
+}
+
+at("copy").addEventListener("click", async () => {
+  const copied = results();
+  try {
+    await copyText(JSON.stringify({ width: current.width, height: current.height, results: copied }, null, 2));
+    showStatus(`Copied ${copied.length} ${copied.length === 1 ? "result" : "results"} as JSON.`);
+  } catch {
+    showStatus("The browser does not allow this page to copy. Change its permissions.", true);
+  }
+});
 
 // ---- samples ----
 
@@ -324,22 +400,24 @@ function suggest(phrases) {
 
 async function listSamples() {
   const samples = await (await fetch("static/samples/samples.json")).json();
-  Object.entries(samples).forEach(([name, phrases], index) => {
-    const image = `static/samples/${name}`;
-    const button = document.createElement("button");
-    const thumbnail = document.createElement("img");
-    Object.assign(thumbnail, { src: image, alt: `Sample scene ${index + 1}`, loading: "lazy" });
-    button.type = "button";
-    button.setAttribute("aria-pressed", false);
-    button.append(thumbnail);
-    button.addEventListener("click", async () => {
-      rows().forEach((row) => (inputOf(row).value = ""));
-      rows().slice(1).forEach((row) => row.remove());
-      number();
-      show(await (await fetch(image)).blob(), phrases, button);
-    });
-    at("samples").append(button);
+  at("samples").replaceChildren(...samples.map(sampleButton));
+}
+
+function sampleButton({ file, title, phrases }) {
+  const address = `static/samples/${file}`;
+  const thumbnail = document.createElement("img");
+  Object.assign(thumbnail, { src: address, alt: `Sample: ${title}`, loading: "lazy" });
+  const button = document.createElement("button");
+  button.type = "button";
+  button.setAttribute("aria-pressed", false);
+  button.append(thumbnail);
+  button.addEventListener("click", async () => {
+    rows().forEach((row) => (inputOf(row).value = ""));
+    rows().slice(1).forEach((row) => row.remove());
+    number();
+    show(await (await fetch(address)).blob(), phrases, button);
   });
+  return button;
 }
 
 addRow();
