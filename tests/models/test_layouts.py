@@ -189,26 +189,31 @@ def own_stages(model: Grounder, x: Tensor) -> Iterator[Tensor]:
         yield x
 
 
-@torch.no_grad()
-def test_swin_of_torchvision_keeps_its_features(tmp_path: Path) -> None:
-    swin = torchvision_swin()
-    torch.save(swin.state_dict(), tmp_path / "swin.pth")
-    model = convert(tmp_path / "swin.pth", "imagenet", model="tiny-swin").model
-    _, _, normalized = pixels(model, 64)
-    for own, expected in zip(own_stages(model, normalized), stages(swin, normalized), strict=True):
-        torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-4)
-
-
+AUTHORS = {"features.0.0.": "patch_embed.proj.", "features.0.2.": "patch_embed.norm."}
+AUTHORS |= {f"features.{2 * stage + 1}.": f"layers.{stage}.blocks." for stage in range(4)}
+AUTHORS |= {f"features.{2 * stage + 2}.": f"layers.{stage}.downsample." for stage in range(3)}
+AUTHORS |= {".mlp.0.": ".mlp.fc1.", ".mlp.3.": ".mlp.fc2."}
 MMDETECTION = {"features.0.0.": "patch_embed.projection.", "features.0.2.": "patch_embed.norm."}
 MMDETECTION |= {f"features.{2 * stage + 1}.": f"stages.{stage}.blocks." for stage in range(4)}
 MMDETECTION |= {f"features.{2 * stage + 2}.": f"stages.{stage}.downsample." for stage in range(3)}
 MMDETECTION |= {".attn.": ".attn.w_msa.", ".mlp.0.": ".ffn.layers.0.0.", ".mlp.3.": ".ffn.layers.1."}
 
 
-def mmdetection_name(name: str) -> str:
-    for theirs, own in MMDETECTION.items():
-        name = name.replace(theirs, own)
-    return f"backbone.{name}"
+def renamed(name: str, names: dict[str, str]) -> str:
+    for theirs, other in names.items():
+        name = name.replace(theirs, other)
+    return name
+
+
+@pytest.mark.parametrize("names", [{}, AUTHORS], ids=["torchvision", "authors"])
+@torch.no_grad()
+def test_swin_for_imagenet_keeps_its_features(names: dict[str, str], tmp_path: Path) -> None:
+    swin = torchvision_swin()
+    torch.save({"model": {renamed(key, names): value for key, value in swin.state_dict().items()}}, tmp_path / "s.pth")
+    model = convert(tmp_path / "s.pth", "imagenet", model="tiny-swin").model
+    _, _, normalized = pixels(model, 64)
+    for own, expected in zip(own_stages(model, normalized), stages(swin, normalized), strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -219,7 +224,8 @@ def test_a_swin_detector_of_mmdetection_keeps_its_features(tmp_path: Path, monke
     for stage in range(4):
         after[f"norm{stage}"], after[f"conv{stage}"] = nn.LayerNorm(16 * 2**stage), nn.Conv2d(16 * 2**stage, 32, 1)
     randomized(after)
-    state = {mmdetection_name(name): value for name, value in swin.state_dict().items() if name.startswith("features")}
+    backbone = {name: value for name, value in swin.state_dict().items() if name.startswith("features.")}
+    state = {f"backbone.{renamed(name, MMDETECTION)}": value for name, value in backbone.items()}
     for name, value in after.state_dict().items():
         part, _, kind = name.partition(".")
         neck = f"neck.lateral_convs.{part[-1]}.conv.{kind}"
