@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from epmvg.config.published import missing_start
 from epmvg.config.settings import Recipe, list_recipes
 from epmvg.core.types import InputError
 from epmvg.models.presets import preset
@@ -13,7 +14,8 @@ from epmvg.models.presets import preset
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_recipes_load_and_dump(name: str, tmp_path: Path) -> None:
-    recipe = Recipe.load(name, *(["data.name=my.jsonl"] if name == "few-photos" else []))
+    own = {"few-photos": ["data.name=my.jsonl"], "improved": ["distill=folder"]}
+    recipe = Recipe.load(name, *own.get(name, []))
     assert recipe.about
     preset(recipe.model.name, **recipe.model.overrides)
     (tmp_path / "copy.yaml").write_text(recipe.dump())
@@ -53,6 +55,41 @@ def test_text_is_not_parsed(text: str) -> None:
     assert (recipe.data.root, recipe.data.val_split, recipe.data.train_split, recipe.distill.teacher) == (text,) * 4
     assert Recipe.load("scenes", "data.root=null").data.root is None
     assert Recipe.load("scenes", "data.augment=null", "data.augment.horizontal_flip=0").data.augment is not None
+
+
+def test_a_recipe_on_top_replaces_what_it_states(tmp_path: Path) -> None:
+    base, improved = Recipe.load("refcoco"), Recipe.load("refcoco", "train.lr=3e-4", "improved", "model.vls=first")
+    assert improved.name == "refcoco improved" and improved.about == base.about
+    assert (improved.model.name, improved.data.name, improved.train.epochs) == ("transvg-r50", "refcoco", 90)
+    assert improved.distill is not None and base.distill is not None
+    assert (improved.distill.teacher, improved.distill.dense_weight) == (base.distill.teacher, 1.0)
+    assert improved.model.overrides["vls"] == "first" and improved.model.overrides["dense_head"] is True
+    assert improved.train.lr == 3e-4 and base.model.init_from and improved.model.init_from is None
+    assert Recipe.load("refcoco", "distill=null", "improved").distill is None
+    (tmp_path / "mine.yaml").write_text("model: transvg-r101\ndata: {augment: null}")
+    mine = Recipe.load("refcoco", str(tmp_path / "mine.yaml"))
+    assert (mine.model.name, mine.data.name, mine.data.augment) == ("transvg-r101", "refcoco", None)
+    preset(improved.model.name, **improved.model.overrides)
+
+
+def test_the_published_start_belongs_to_student_and_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = {
+        ("refcoco", "transvg-r50"): "transvg-r50-detr-r50-unc",
+        ("refcoco+", "transvg-r101"): "transvg-r101-detr-r101-unc",
+        ("refcocog-umd", "transvg-r50"): "transvg-r50-detr-r50-gref",
+        ("flickr30k", "transvg-r50"): "transvg-r50-detr-r50-referit",
+        ("referit", "qrnet-swin-s"): "qrnet-swin-s-mask_rcnn_swin_small_patch4_window7",
+    }
+    for (data, model), folder in starts.items():
+        assert Recipe.load(data, f"model.name={model}").model.init_from == f"weights/{folder}"
+    assert Recipe.load("refcoco", "model=mini").model.init_from is None
+    assert Recipe.load("refcoco", "model.init_from=null").model.init_from is None
+    monkeypatch.chdir(tmp_path)
+    start = ("weights/transvg-r50-detr-r50-unc", "transvg-r50", "refcoco")
+    command = "epmvg convert detr-r50-unc.pth --as detr --model transvg-r50 --bert bert-base-uncased --out " + start[0]
+    assert f"`{command}`, or set model.init_from=null" in missing_start(*start)
+    Path(start[0]).mkdir(parents=True)
+    assert not missing_start(*start) and not missing_start("elsewhere", *start[1:])
 
 
 def test_a_recipe_may_leave_the_teacher_to_the_run(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ Run = Annotated[
     Path, typer.Argument(help="Folder of a trained or exported run, `default` (the bundled model), or OWNER/NAME.")
 ]
 Recipe = Annotated[str, typer.Argument(help="Name (see `epmvg list recipes`) or YAML file.")]
-Settings = Annotated[list[str] | None, typer.Argument(help="key=value, for example train.epochs=3.")]
+Settings = Annotated[
+    list[str] | None, typer.Argument(help="key=value, for example train.epochs=3; or a recipe on top: improved.")
+]
 Data = Annotated[str, typer.Argument(help="Name of a data set, or an annotation file or folder.")]
 RunData = Annotated[str | None, typer.Option("--data", help="Data set or file; the run's own by default.")]
 Split = Annotated[str | None, typer.Option(help="Split of the data.")]

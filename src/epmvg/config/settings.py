@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from epmvg.config.published import PUBLISHED, published_start
 from epmvg.config.renamed import REMOVED, RENAMED
 from epmvg.core.types import InputError, did_you_mean
 
@@ -30,7 +31,9 @@ class ModelSettings(Settings):
 
     name: str = Field("mini", description="Name of a model, see `epmvg list models`.")
     pretrained: bool = Field(True, description="Load pretrained weights of the backbone and the text encoder.")
-    init_from: str | None = Field(None, description="Folder of a run or of `epmvg convert` whose weights are loaded.")
+    init_from: str | None = Field(
+        None, description="Folder of a run or of `epmvg convert` whose weights are loaded; published: docs/paper.md."
+    )
     overrides: dict[str, Any] = Field(
         default_factory=dict,
         description="Settings of the model that differ from its own; any other key of this group is one of them.",
@@ -186,17 +189,30 @@ class Recipe(Settings):
     loss: LossSettings = Field(LossSettings(), description="Weights of the losses.")
     train: TrainSettings = Field(TrainSettings(), description="Optimization.")
 
+    @model_validator(mode="after")
+    def _resolve(self) -> Recipe:
+        """Replace the published start by its folder, so that settings and runs state which weights were loaded."""
+        if self.model.init_from == PUBLISHED:
+            start = published_start(self.model.name, self.data.name)
+            self.model = self.model.model_copy(update={"init_from": start and start.folder})
+        return self
+
     @classmethod
     def load(cls, source: str | Path, *overrides: str) -> Recipe:
         """Read a recipe by name or YAML file and apply `key=value` overrides.
 
-        Text (names, paths, splits) is taken as it is; an empty value and `null` clear a setting. A recipe may state
-        how to distill without a teacher, which each run names; a run that does not is trained without a teacher.
+        Text (names, paths, splits) is taken as it is; an empty value and `null` clear a setting. Among the overrides
+        may be further recipes (`improved`, mine.yaml), which replace what they state before any key is set. A recipe
+        may state how to distill without a teacher, which each run names; a run that does not is trained without one.
 
         Raises:
             InputError: unknown recipe, file or key, or a value that does not fit.
         """
         values = _read_yaml(source)
+        for overlay in filter(_is_recipe, overrides):
+            name = f"{values['name']} {Path(overlay).stem}"
+            values = _overlaid(values, _read_yaml(overlay)) | {"name": name, "about": values.get("about", "")}
+        overrides = tuple(override for override in overrides if not _is_recipe(override))
         for override in overrides:
             _apply_override(values, override)
         data = values.get("data")
@@ -276,6 +292,21 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{source} is not a recipe. Write `key: value` settings.")
     return values
+
+
+def _is_recipe(override: str) -> bool:
+    return "=" not in override and (override in list_recipes() or override.endswith((".yaml", ".yml")))
+
+
+def _overlaid(values: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` with those of `overlay` in their place, groups key by key."""
+    merged = dict(values)
+    for key, value in overlay.items():
+        base = merged.get(key)
+        if isinstance(value, dict) and isinstance(base, str) and key in _BARE_NAMES:
+            base = {_BARE_NAMES[key]: base}
+        merged[key] = _overlaid(base, value) if isinstance(base, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

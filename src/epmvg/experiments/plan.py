@@ -16,7 +16,6 @@ from epmvg.data.readers.annotations import Skipped
 from epmvg.data.registry import DATASETS, fraction_of, open_samples
 from epmvg.experiments.demo import TEACHER_SETTINGS
 from epmvg.experiments.tables import Row, Table
-from epmvg.models.presets import preset
 from epmvg.training.optimizer import StepCount
 
 OWN_TEACHER = "own-teacher"
@@ -144,8 +143,8 @@ def _remark(row: Row, scale: Scale, recipe: Recipe) -> str:
             f"train.lr_teacher={recipe.train.lr_teacher:g} is ours; the paper names 1e-5 for pretrained parts"
         )
     if scale.recipe is None:
-        if preset(recipe.model.name, **recipe.model.overrides)["visual_encoder"].get("gates") == "normal_init":
-            remarks.append("gates not initialized with 0 as published (docs/paper.md)")
+        if not recipe.model.init_from:
+            remarks.append("starts from ImageNet weights, not from a detector")
         return "; ".join(remarks)
     remarks.append("mini in TransVG's place")
     if row.giou != 1:

@@ -94,7 +94,7 @@ _DIFFERENCES: dict[str, dict[str, Any]] = {
     "transvg-r50": {},
     "transvg-r101": {"visual_encoder": {"backbone": "resnet101.tv_in1k"}},
     "transvg-swin-s": {"visual_encoder": {"gates": "off"}},
-    "qrnet-swin-s": {"visual_encoder": {"gates": "normal_init"}},
+    "qrnet-swin-s": {"visual_encoder": {"gates": "zero_init"}},
     "mini": {
         "image_size": 256,
         "visual_encoder": {

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import accelerate
 
+from epmvg.config.published import missing_start
 from epmvg.config.settings import ModelSettings, Recipe
 from epmvg.core.hardware import use_bf16
+from epmvg.core.types import InputError
 from epmvg.data.negatives import NegativeSampler
 from epmvg.distill.losses import GroundingLoss
 from epmvg.models.cpu_training import speed_up_bf16_training
@@ -35,6 +37,8 @@ def prepare_run(
     settings = recipe.train
     accelerate.utils.set_seed(settings.seed)  # all processes start from the same weights
     with raise_on_all_processes():
+        if missing := missing_start(recipe.model.init_from, recipe.model.name, recipe.data.name):
+            raise InputError(missing)
         model, new_parameters = _build_model(recipe.model)
         model.set_grad_checkpointing(settings.gradient_checkpointing)
         teacher = open_teacher(recipe, model)
