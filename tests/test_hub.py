@@ -239,7 +239,7 @@ def test_the_domain_is_published(run: Path, tmp_path: Path) -> None:
 def test_a_card_states_what_is_unknown(tmp_path: Path) -> None:
     """A model saved by hand: no recipe, evaluation or calibration."""
     save(create_model("tiny-resnet"), tmp_path / "run")
-    card = (epmvg.save_pretrained(tmp_path / "run", tmp_path / "hub", licence="mit") / "README.md").read_text()
+    card = (epmvg.save_pretrained(tmp_path / "run", tmp_path / "hub", license="mit") / "README.md").read_text()
     for text in ("how this model was trained is not known", "`epmvg evaluate` was not run", "Not checked", "under mit"):
         assert text in card
     assert "Scores are not calibrated" in card

@@ -41,13 +41,13 @@ def from_pretrained(name: Path | str, *, revision: str | None = None, token: str
     return load(fetch(name, revision=revision, token=token))
 
 
-def save_pretrained(run: Path | str, folder: Path | str, *, licence: str | None = None) -> Path:
+def save_pretrained(run: Path | str, folder: Path | str, *, license: str | None = None) -> Path:
     """Write a run as a folder for the hub: weights (safetensors), tokenizer, settings, calibration and a model card.
 
     Args:
         run: a folder that training wrote.
         folder: a new or empty folder.
-        licence: of the weights, by the hub's name for it, for example "apache-2.0".
+        license: of the weights, by the hub's name for it, for example "apache-2.0".
 
     Raises:
         InputError: the run cannot be read, or the folder is not empty.
@@ -60,7 +60,7 @@ def save_pretrained(run: Path | str, folder: Path | str, *, licence: str | None 
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         written = Path(temporary) / "model"
         save(model, written)
-        write_text(written / "README.md", model_card(run, name=folder.name, licence=licence))
+        write_text(written / "README.md", model_card(run, name=folder.name, license=license))
         settings = _public_settings(run)
         if settings is not None:
             write_text(written / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
@@ -71,7 +71,7 @@ def save_pretrained(run: Path | str, folder: Path | str, *, licence: str | None 
 
 
 def push_to_hub(
-    run: Path | str, name: str, *, private: bool = False, token: str | None = None, licence: str | None = None
+    run: Path | str, name: str, *, private: bool = False, token: str | None = None, license: str | None = None
 ) -> str:
     """Publish a run on the Hugging Face hub, as `save_pretrained` writes it, and return its address.
 
@@ -80,7 +80,7 @@ def push_to_hub(
         name: OWNER/NAME; created if it does not exist.
         private: whether a new one is visible to its owner only.
         token: with write access; the one that `hf auth login` stored by default.
-        licence: as for `save_pretrained`.
+        license: as for `save_pretrained`.
 
     Raises:
         InputError: the run cannot be read, or the hub cannot be reached or rejects it.
@@ -88,7 +88,7 @@ def push_to_hub(
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory() as temporary:
-        folder = save_pretrained(run, Path(temporary) / name.rpartition("/")[-1], licence=licence)
+        folder = save_pretrained(run, Path(temporary) / name.rpartition("/")[-1], license=license)
         api = HfApi(token=token)
         try:
             repository = api.create_repo(name, private=private, exist_ok=True)
@@ -106,13 +106,13 @@ def push_to_hub(
     return str(repository)
 
 
-def model_card(run: Path | str, *, name: str | None = None, licence: str | None = None) -> str:
+def model_card(run: Path | str, *, name: str | None = None, license: str | None = None) -> str:
     """Return a run's model card: settings, measured accuracy with intervals, teacher, leakage, license.
 
     Args:
         run: as for `save_pretrained`.
         name: of the model; that of the run's folder by default.
-        licence: of the weights.
+        license: of the weights.
 
     Raises:
         InputError: a file of the run cannot be read.
@@ -123,7 +123,7 @@ def model_card(run: Path | str, *, name: str | None = None, licence: str | None 
     model = load(run)
     settings = _public_settings(run)
     metadata = ModelCardData(
-        license=licence or "unknown",
+        license=license or "unknown",
         library_name="epmvg",
         language="en",
         tags=["visual-grounding", "referring-expression-comprehension", "phrase-grounding"],
@@ -136,7 +136,7 @@ def model_card(run: Path | str, *, name: str | None = None, licence: str | None 
         front=metadata.to_yaml(),
         name=name or run.resolve().name,
         version=__version__,
-        licence=licence,
+        license=license,
         settings=settings,
         recipe=None if settings is None else yaml.safe_dump(settings, sort_keys=False).strip(),
         model=model.settings,

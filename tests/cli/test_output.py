@@ -142,7 +142,7 @@ def test_export_and_publish_print_their_folder(
     main_ok(["export", run, "--out", tmp_path / "e", "--int8", "my.jsonl", "--split", "val"])
     assert capsys.readouterr().out == f"The export is in {tmp_path / 'e'}\n" and calls["format"] == "onnx"
     replace("epmvg.hub.save_pretrained", tmp_path / "h")
-    main_ok(["publish", run, "--to", tmp_path / "h", "--licence", "apache-2.0"])
+    main_ok(["publish", run, "--to", tmp_path / "h", "--license", "apache-2.0"])
     assert f"hf upload OWNER/NAME {tmp_path / 'h'}" in capsys.readouterr().out
 
 
