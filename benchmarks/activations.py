@@ -55,7 +55,7 @@ def main() -> None:
         one, two = (saved_bytes(model, pairs) / 2**30 for pairs in (1, 2))
         measured[name] = {"fixed": round(2 * one - two, 3), "pair": round(two - one, 3)}
         print(name, measured[name], "GiB")
-    FILE.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+        FILE.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
