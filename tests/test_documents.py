@@ -202,6 +202,20 @@ def test_names_in_the_paper_s_table_exist() -> None:
             assert re.search(rf"(def|class) {name}\b", code), f"{file}: {symbol}"
 
 
+def test_tests_named_for_the_paper_s_statements_exist() -> None:
+    """And every statement has one."""
+    text = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    tests = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", text)
+    assert len(named) > 20 and [name for name in named if f"def {name}(" not in tests] == []
+    table = text.partition("## Statement by statement")[2].partition("\n## ")[0]
+    assert all(
+        "`test_" in line
+        for line in table.splitlines()
+        if line.startswith("| ") and "---" not in line[:6] and "| test |" not in line
+    )
+
+
 def test_every_equation_is_marked_in_the_code() -> None:
     code = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "src" / "epmvg").rglob("*.py"))
     marked = {int(n) for mark in re.findall(r"#.*\(eq\. ([\d, ]+)\)", code) for n in mark.split(",")}

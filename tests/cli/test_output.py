@@ -100,12 +100,14 @@ def test_reproduce_prints_the_table_or_the_plan(
     replace("epmvg.experiments.reproduce.reproduce", {"plan": None})
     main_ok(["reproduce", "3", "--out", tmp_path])
     assert capsys.readouterr().out.startswith("| a table |")
-    run = {"folder": "f", "state": "missing", "phrases": 7, "epochs": 1.0, "steps": None}
-    plan = {"to_run": 1, "runs": [run | {"missing": "data.root"}]}
+    run = {"folder": "f", "state": "planned", "phrases": 7, "epochs": 1.0, "steps": None, "hours": None}
+    run |= {"parameters": 5, "memory": {8: 12.5}}
+    plan = {"to_run": 1, "runs": [run | {"missing": ["data.root"]}]}
     replace("epmvg.experiments.reproduce.reproduce", {"plan": plan})
-    main_ok(["reproduce", "3", "--out", tmp_path, "--dry-run"])
+    with pytest.raises(SystemExit) as ended:
+        main(["reproduce", "3", "--out", str(tmp_path), "--dry-run"])
     printed = capsys.readouterr().out
-    assert "1 trainings to run" in printed and "Missing: data.root" in printed
+    assert ended.value.code == 1 and "1 trainings to run" in printed and "Missing: data.root" in printed
 
 
 def test_teacher_commands_print_what_they_wrote(
@@ -217,9 +219,11 @@ def test_evaluate_prints_robustness(run: Path, replace: Replace, capsys: pytest.
     clean = {"acc50": 0.5, "n": 8}
     result = {"data": "d", "split": "val", "clean": clean, "perturbations": [blur], "skipped": ["a.jpg is missing"]}
     calls = replace("epmvg.evaluation.robustness.measure_robustness", result)
-    main_ok(["evaluate", run, "--robustness", "--limit", "8"])
+    main_ok(["evaluate", run, "--robustness"])
     printed = capsys.readouterr().out
-    assert calls["limit"] == 8 and "-25.00 (-30.00 to -20.00)" in printed and "the first: a.jpg is missing" in printed
+    assert (
+        calls["split"] is None and "-25.00 (-30.00 to -20.00)" in printed and "the first: a.jpg is missing" in printed
+    )
     main_ok(["evaluate", run, "--robustness", "--json"])
     assert json.loads(capsys.readouterr().out)["clean"] == clean
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from epmvg.config.settings import Recipe
 from epmvg.core.types import InputError
 from epmvg.distill.target_cache import CachedTeacher
+from epmvg.distill.targets import DistillationTargets
 from epmvg.distill.teacher import ClipTeacher
 from epmvg.training import cache_teacher, train
 
@@ -130,3 +133,15 @@ def test_unreadable_image_is_skipped_and_named(folder: Path, tmp_path: Path) -> 
     skipped = cached.precompute(["red"], images, mirrored=True)
     assert len(cached.cache) == 1 + 2 * 2
     assert [Path(error.split()[0]).name for error in skipped] == ["torn.png", "no.png"]
+
+
+def test_a_letterboxed_input_is_the_students_and_has_its_phrases(folder: Path) -> None:
+    """x0 of sec. 3.2: the image as the student sees it, cropped and flipped, and the phrase with swapped sides."""
+    teacher = ClipTeacher(folder)
+    images, padding = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
+    padding[:, :, 50:] = True
+    batch = SimpleNamespace(images=images, image_mask=padding, phrases=["the left dog", "a cat"])
+    targets = DistillationTargets(CachedTeacher(teacher, folder.parent / "cache"))(cast(Any, batch))
+    assert targets.image is not None and targets.text is not None
+    torch.testing.assert_close(targets.image, teacher.image(images, padding))
+    torch.testing.assert_close(targets.text, teacher.text(batch.phrases))

@@ -275,8 +275,9 @@ def test_a_dry_run_trains_nothing_and_counts(
         main(["reproduce", "7", "--scale", "paper", "--dry-run", "--out", str(tmp_path / "out")])
     assert "5 trainings to run" in capsys.readouterr().out
     planned = reproduce("7", scale="paper", dry_run=True, out=tmp_path / "out")["plan"]
-    assert planned["to_run"] == 5 and planned["runs"][0]["steps"] is None
-    assert "data.root" in planned["runs"][0]["missing"]
+    assert planned["to_run"] == 5 and planned["runs"][0]["steps"] == 169_650
+    weights, data = planned["runs"][0]["missing"]
+    assert "epmvg convert" in weights and "data.root" in data
 
 
 def test_a_launcher_of_several_processes_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,10 @@ import torch
 from grounders import MODELS, assert_close, create, random_inputs
 
 from epmvg.core.types import InputError
+from epmvg.experiments.tables import read_tables
 from epmvg.inference.predictor import Predictor
 from epmvg.models import presets
+from epmvg.models.convert import convert, write
 from epmvg.models.factory import build, create_model, init_from, load, save
 from epmvg.models.grounder import Grounder
 from epmvg.models.presets import PRESETS, preset
@@ -125,6 +127,32 @@ def test_init_from_fits_any_maximum_length_and_image_size(tmp_path: Path) -> Non
     shorter = create_model("tiny-swin", max_length=10)
     init_from(shorter, tmp_path)
     assert torch.equal(shorter.vl_pos_embed.weight, torch.cat([saved[:11], saved[21:]]))
+
+
+@pytest.mark.parametrize("name", ["transvg-r50", "qrnet-swin-s"])
+def test_converted_weights_start_every_row_of_the_tables(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At either length and another image size; what the published file lacks stays as the seed drew it."""
+    narrow = {"width": 32, "layers": 1, "heads": 2, "dim_feedforward": 64}
+    swin = {"backbone_kwargs": PRESETS["tiny-swin"]["visual_encoder"]["backbone_kwargs"], "width": 32}
+    visual = swin if name == "qrnet-swin-s" else narrow | {"backbone": "resnet10t"}
+    small = preset(name, image_size=64, text_encoder=narrow, fusion=narrow, visual_encoder=visual)
+    monkeypatch.setitem(PRESETS, name, small)
+    backbone = create_model(name).visual_encoder.backbone.state_dict()
+    conversion = convert({key: value + 1 for key, value in backbone.items()}, "imagenet", model=name)
+    write(conversion, tmp_path)
+
+    rows = [row for table in read_tables().values() for row in table.rows if row.student == name]
+    changes = [{key[6:]: row.settings[key] for key in row.settings if key.startswith("model.")} for row in rows]
+    assert len(rows) >= 5
+    for change in [*(each for each in changes if each), {"max_length": 40}, {"image_size": 96}]:
+        torch.manual_seed(5)
+        model = create_model(name, **change)
+        drawn = {key: value.clone() for key, value in model.state_dict().items()}
+        assert init_from(model, tmp_path) == set(drawn) - set(conversion.new)
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, drawn[key]) == (key in conversion.new), key
 
 
 def test_init_from_another_shape_is_rejected(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -172,3 +173,17 @@ def test_any_image_gives_finite_boxes_and_gradients(name: str, changes: dict[str
     assert output.box.isfinite().all() and both.box.isfinite().all() and raw_confidence(both).isfinite().all()
     torch.testing.assert_close(both.box[:1], alone.box)
     torch.testing.assert_close(raw_confidence(both)[:1], raw_confidence(alone))
+
+
+def test_new_transformers_are_drawn_as_published() -> None:
+    """Xavier (sec. 4.2) with the packed projections as one matrix, as in TransVG's code."""
+    model = create_model("tiny-resnet")
+    matrices = [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if name.startswith(("visual_encoder.encoder.", "fusion.")) and parameter.dim() == 2
+    ]
+    assert len(matrices) == 4 * 3
+    for name, parameter in matrices:
+        bound = math.sqrt(6 / sum(parameter.shape))
+        assert 0.95 * bound < parameter.abs().max().item() <= bound, name

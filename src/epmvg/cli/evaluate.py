@@ -13,7 +13,6 @@ from epmvg.cli.console import Device, Json, Root, Run, RunData, Split, console, 
 from epmvg.core.files import check_not_input
 from epmvg.core.locate import locate
 from epmvg.core.progress import progress_bar
-from epmvg.core.types import InputError
 
 
 class Format(StrEnum):
@@ -35,19 +34,16 @@ def evaluate(
     device: Device = "auto",
     as_json: Json = False,
     robustness: Annotated[bool, typer.Option("--robustness", help="Evaluate on perturbed phrases and images.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Phrases with --robustness; 1,000 by default.")] = None,
 ) -> None:
     """Evaluate a run: Acc@0.5, mean IoU and one prediction per phrase; or its robustness to perturbations.
 
     Without --split it is the validation split of the run's own data, and every sample of other data.
     """
-    if limit is not None and not robustness:
-        raise InputError("--limit applies to --robustness. An evaluation covers every phrase of its split.")
     locate(run)  # a wrong name is rejected before torch is imported
     source: dict[str, Any] = {"data": data, "split": split, "root": root, "device": device}
     if robustness:
         if is_first():  # runs in a single process
-            _evaluate_robustness(run, source, limit, as_json)
+            _evaluate_robustness(run, source, as_json)
         return
     from epmvg.evaluation.evaluate import evaluate as run_evaluation
     from epmvg.evaluation.samples import results_folder
@@ -75,11 +71,11 @@ def evaluate(
 CONFIDENCE = ("ece", "aurc", "auroc_correct", "auroc_negative")
 
 
-def _evaluate_robustness(run: Path, source: dict[str, Any], limit: int | None, as_json: bool) -> None:
-    from epmvg.evaluation.robustness import LIMIT, measure_robustness
+def _evaluate_robustness(run: Path, source: dict[str, Any], as_json: bool) -> None:
+    from epmvg.evaluation.robustness import measure_robustness
 
     with progress_bar(error_console, "Perturbing") as progress:
-        result = measure_robustness(run, **source, limit=limit or LIMIT, progress=progress)
+        result = measure_robustness(run, **source, progress=progress)
     if as_json:
         print(json.dumps(result))
         return

@@ -19,7 +19,7 @@ class Runtime(StrEnum):
 
 
 def convert(
-    file: Annotated[Path, typer.Argument(help="Published weights: .pth or .safetensors.")],
+    file: Annotated[Path, typer.Argument(help="Published weights: a .pth, .safetensors or folder of transformers.")],
     kind: Annotated[str, typer.Option("--as", help="transvg, qrnet, detr, swin or imagenet.")],
     out: Annotated[Path, typer.Option(help="Folder of the student.")],
     model: Annotated[str | None, typer.Option(help="Name of a model; inferred from the weights by default.")] = None,
@@ -35,8 +35,8 @@ def convert(
     for reason, count in Counter(done.ignored.values()).items():
         rows.append({"parameters": "ignored", "number": count, "reason": reason})
     if done.new:
-        modules = ", ".join(sorted({name.split(".")[0] for name in done.new}))
-        rows.append({"parameters": "new", "number": len(done.new), "reason": f"not in the file: {modules}"})
+        parts = ", ".join(sorted({name.removeprefix("visual_encoder.").split(".")[0] for name in done.new}))
+        rows.append({"parameters": "new", "number": len(done.new), "reason": f"not in the file: {parts}"})
     print_table(f"{done.preset} in {out}", rows)
 
 

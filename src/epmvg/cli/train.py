@@ -44,9 +44,11 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/run"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in --out.")] = False,
     device: Device = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print settings, files, memory and time only.")] = False,
 ) -> None:
     """Train a student, with its teacher unless distill=null.
 
+    --dry-run reads local files only, and exits with status 1 where one is missing.
     Ctrl-C and SIGTERM end it after the current step, and --resume continues it; a second signal ends it at once.
     """
     from epmvg.config.settings import Recipe as RunRecipe
@@ -54,6 +56,9 @@ def train(
     from epmvg.training import train as run_training
 
     loaded = RunRecipe.load(recipe, *(settings or []))
+    if dry_run:
+        _print_requirements(loaded)
+        return
     command = ["epmvg", "train", recipe, *(settings or []), "--out", str(out), "--resume"]
     command += [] if device == "auto" else ["--device", device]
     with _stoppable(shlex.join(command)), TrainingProgress(log_console) as progress:
@@ -62,6 +67,29 @@ def train(
         name = shlex.quote(str(folder))
         console.print(f"The run is in {folder}. Next:")
         console.print(f"  epmvg evaluate {name}\n  epmvg predict {name} IMAGE 'a phrase'")
+
+
+def _print_requirements(recipe: Any) -> None:
+    """Print the complete recipe and what its training needs; exit with status 1 where a file is missing."""
+    from epmvg.experiments.requirements import ASSUMPTION, costs, pretrained_parts
+
+    parts, cost = pretrained_parts(recipe), costs(recipe)
+    console.print(recipe.dump())
+    data = {"part": "data", "source": f"{recipe.data.name} in {recipe.data.root or 'its default folder'}"}
+    weights = [{"part": part.name, "source": part.source, "state": part.state} for part in parts]
+    print_table("Files", [*weights, data | {"state": "missing" if cost["missing"] else "there"}])
+    names = ("parameters", "trainable", "teacher", "phrases", "steps", "hours")
+    print_table("Size", [{name: cost[name] for name in names}])
+    console.print(f"Hours: {ASSUMPTION}.")
+    memory = [
+        {"pairs per GPU": pairs, "GiB": gib, "of it weights": cost["weights"]} for pairs, gib in cost["memory"].items()
+    ]
+    print_table("Memory of a GPU, float32, square images: parameters, gradients, AdamW, activations", memory)
+    missing = [*(part.fix for part in parts if part.state == "missing"), *filter(None, [cost["missing"]])]
+    for each in missing:
+        console.print(f"Missing: {each}")
+    if missing:
+        raise typer.Exit(1)
 
 
 def reproduce(
@@ -85,11 +113,19 @@ def reproduce(
         console.print(f"{file.read_text(encoding='utf-8')}\nThe table is in {file} and .json")
         return
     plan = result["plan"]
-    columns = ("folder", "state", "phrases", "epochs", "steps")
-    title = f"{plan['to_run']} trainings to run"
-    print_table(title, [{key: run[key] for key in columns} for run in plan["runs"]])
-    for missing in dict.fromkeys(run["missing"] for run in plan["runs"] if run["missing"]):
-        console.print(f"Missing: {missing}")
+    columns = ("folder", "state", "phrases", "epochs", "steps", "hours", "parameters")
+    rows = [
+        {key: run[key] for key in columns}
+        | {f"GiB, {pairs} pairs": gib for pairs, gib in run["memory"].items()}
+        | {"files": "missing" if run["missing"] else "there"}
+        for run in plan["runs"]
+    ]
+    print_table(f"{plan['to_run']} trainings to run", rows)
+    missing = dict.fromkeys(each for run in plan["runs"] for each in run["missing"])
+    for each in missing:
+        console.print(f"Missing: {each}")
+    if missing:
+        raise typer.Exit(1)
 
 
 @contextmanager

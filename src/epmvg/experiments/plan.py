@@ -210,14 +210,14 @@ def missing_data(recipe: Recipe, splits: Sequence[str]) -> str:
     return ""
 
 
-def size_of(job: Job) -> dict[str, Any]:
+def size_of(recipe: Recipe, splits: Sequence[str] = ()) -> dict[str, Any]:
     """Return `phrases` of the training split and `steps`, None without the data, and what is `missing` of it."""
-    data = job.recipe.data
+    data = recipe.data
     folder = Path(data.root) if data.root else DATASETS["scenes"].default_root()
     if data.name == "scenes" and folder is not None and not (folder / "annotations.jsonl").exists():
-        return {"phrases": None, "steps": None, "missing": "generated on first use"}
-    if missing := missing_data(job.recipe, job.splits):
+        return {"phrases": None, "steps": None, "missing": ""}  # they are drawn on first use
+    if missing := missing_data(recipe, splits):
         return {"phrases": None, "steps": None, "missing": missing}
     phrases = len(fraction_of(list(samples_of(data, data.train_split)), data.fraction))
-    steps = StepCount.of(-(-phrases // data.batch_size), job.recipe.train).total
+    steps = StepCount.of(-(-phrases // data.batch_size), recipe.train).total
     return {"phrases": phrases, "steps": steps, "missing": ""}

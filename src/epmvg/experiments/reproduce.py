@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.files import write_json, write_text
 from epmvg.core.types import InputError
-from epmvg.experiments.plan import SCALES, Job, clear_cache, plan_row, size_of
+from epmvg.experiments.plan import SCALES, Job, clear_cache, missing_data, plan_row
+from epmvg.experiments.requirements import costs, fetch_weights, missing_weights
 from epmvg.experiments.results import Plan, as_markdown, table_result
 from epmvg.experiments.runner import Outcome, make_teacher, read_outcome, run_job
 from epmvg.experiments.tables import read_table
@@ -30,8 +31,9 @@ def reproduce(
     """Run the missing trainings of a table, and return reported and reproduced values.
 
     A finished training is not repeated, an interrupted one is resumed, and one that another process runs is skipped.
-    Equal settings share a training, within a table and between tables. After every training the table is written to
-    `out` as Markdown and JSON.
+    Equal settings share a training, within a table and between tables. The files of all trainings are looked for before
+    the first starts; one that lacks some does not start, and the others do. After every training the table is written
+    to `out` as Markdown and JSON.
 
     Args:
         name: of the table: "1" to "7", or a study's.
@@ -62,7 +64,10 @@ def reproduce(
     outcomes = {job.folder: read_outcome(job) for job in jobs}
     if dry_run:
         return table_result(name, table, chosen, plan, {}) | {"plan": _planned(jobs, outcomes)}
+    outcomes |= _check_files(jobs, outcomes, report)
     for number, job in enumerate(jobs, 1):
+        if outcomes[job.folder].state == "cannot run":
+            continue
         report({"event": "say", "text": f"{number}/{len(jobs)} {job.folder}"})
         if outcomes[job.folder].state != "done" and (problem := make_teacher(chosen, job, report)):
             outcomes[job.folder] = Outcome("cannot run", problem)
@@ -89,13 +94,27 @@ def _check(overrides: Sequence[str], scale: str, seeds: int) -> None:
             raise InputError(f"{fixed} is set by the table. Leave {fixed}=... out.")
 
 
-def _planned(jobs: Sequence[Job], outcomes: dict[Path, Outcome]) -> dict[str, Any]:
+def _check_files(jobs: Sequence[Job], outcomes: Mapping[Path, Outcome], report: Report) -> dict[Path, Outcome]:
+    """Look for the files of all trainings before the first starts, and fetch what hubs have; return what cannot run."""
+    refused = {}
+    for job in jobs:
+        if outcomes[job.folder].state == "done":
+            continue
+        weights = missing_weights(job.recipe) or fetch_weights(job.recipe)
+        if problem := " ".join(filter(None, (weights, missing_data(job.recipe, job.splits)))):
+            refused[job.folder] = Outcome("cannot run", problem)
+            report({"event": "say", "text": f"{job.folder} cannot run: {problem}"})
+    return refused
+
+
+def _planned(jobs: Sequence[Job], outcomes: Mapping[Path, Outcome]) -> dict[str, Any]:
     """Return the state and size of each training, and how many are to be run."""
-    runs = [
-        {"folder": str(job.folder), "state": outcomes[job.folder].state, "epochs": job.recipe.train.epochs}
-        | size_of(job)
-        for job in jobs
-    ]
+    runs = []
+    for job in jobs:
+        run = {"folder": str(job.folder), "state": outcomes[job.folder].state, "epochs": job.recipe.train.epochs}
+        cost = costs(job.recipe, job.splits)
+        problems = filter(None, (missing_weights(job.recipe), cost["missing"]))
+        runs.append(run | cost | {"missing": list(problems)})
     return {"runs": runs, "to_run": sum(run["state"] != "done" for run in runs)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import json
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -19,12 +20,19 @@ _CONTAINERS = ("model", "state_dict", "model_state_dict")
 _WRAPPERS = ("module.", "model.", "_orig_mod.", "student.")
 """Prefixes of DistributedDataParallel, Lightning, torch.compile and distillation."""
 
+_IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
+"""Files of weights in folders of transformers and timm, with a config.json beside them."""
+
+_STATED = {"encoder_attention_heads": "nheads", "position_embedding_type": "position_embedding"}
+"""Settings of a DETR in transformers' config.json, and what DETR's own checkpoints call them."""
+
 _SCALAR = np.float64(0).__reduce__()[0]
 _RECONSTRUCT = np.zeros(1).__reduce__()[0]
 _PLAIN: list[Any] = [
     *(argparse.Namespace, collections.Counter, collections.defaultdict, dict, np.dtype, np.ndarray),
     *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool", "str")),
     *(_SCALAR, _RECONSTRUCT),
+    (argparse.Namespace, "mmengine.logging.history_buffer.HistoryBuffer"),  # logs in mmdetection 3's own checkpoints
     (_SCALAR, "numpy.core.multiarray.scalar"),
     (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
     *(
@@ -37,7 +45,7 @@ _PLAIN: list[Any] = [
 
 
 def read_published(file: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a checkpoint.
+    """Read a checkpoint: a file, or a folder of transformers or timm.
 
     Returns:
         Its tensors by name, without the prefixes of wrappers; and the settings of its training by name, empty where
@@ -47,10 +55,12 @@ def read_published(file: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]
         InputError: no such file, not a checkpoint, or one that would have to run code to be opened.
     """
     file = Path(file)
+    if file.is_dir():
+        file = next((file / name for name in _IN_FOLDERS if (file / name).is_file()), file / _IN_FOLDERS[0])
     if not file.is_file():
-        raise InputError(f"{file} does not exist. Give a .pth or .safetensors file.")
+        raise InputError(f"{file} does not exist. Give a .pth or .safetensors file, or a folder with {_IN_FOLDERS[0]}.")
     content = _read(file)
-    stated: dict[str, Any] = {}
+    stated = _read_config(file.with_name("config.json")) if file.name in _IN_FOLDERS else {}
     while isinstance(content, dict):
         args = content.get("args")
         stated = (vars(args) if isinstance(args, argparse.Namespace) else args) or stated
@@ -64,6 +74,16 @@ def read_published(file: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]
     while prefix := next((word for word in _WRAPPERS if all(name.startswith(word) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors, stated
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """Return the settings in a config.json of transformers, those of the backbone included; {} where there is none."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        values = [*(config.get("backbone_config") or {}).items(), *config.items()]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{file} cannot be read ({type(error).__name__}). Download the folder again.") from error
+    return {_STATED.get(key, key): value for key, value in values if value is not None}
 
 
 def _read(file: Path) -> Any:

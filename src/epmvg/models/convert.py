@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import yaml
@@ -20,11 +21,11 @@ from epmvg.core.types import InputError
 from epmvg.models.checkpoint_files import read_published
 from epmvg.models.factory import CONVERSION_FILE, build, save
 from epmvg.models.grounder import Grounder
+from epmvg.models.layouts import reject_other_networks, to_authors_layout
 from epmvg.models.presets import preset
 from epmvg.models.pretrained import bert_sizes, load_bert
 
-Kind = Literal["transvg", "qrnet", "detr", "swin", "imagenet"]
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS = ("transvg", "qrnet", "detr", "swin", "imagenet")
 
 # Published name -> ours, tried in order; None ignores the parameter, for the reason beside it.
 Rule = tuple[str, str | None, str]
@@ -68,12 +69,16 @@ _DETR: list[Rule] = [
     (r"input_proj\.(.*)", r"visual_encoder.input_proj.\1", ""),
     (r"transformer\.encoder\.(.*)", r"visual_encoder.encoder.\1", ""),
     (r"transformer\.decoder\..*", None, "DETR's decoder detects objects without a phrase"),
-    (r"(query_embed|class_embed|bbox_embed)\..*", None, "DETR's head detects objects without a phrase"),
+    (
+        r"(query_embed|class_embed|bbox_embed|bbox_attention|mask_head)\..*",
+        None,
+        "DETR's head detects without a phrase",
+    ),
 ]
 _NECK: list[Rule] = [
     (r"neck\.lateral_convs\.(\d)\.conv\.(.*)", r"visual_encoder.lateral.\1.\2", ""),
     (r"neck\.fpn_convs\..*", None, "our neck has no output convolutions"),
-    (r"(rpn_head|roi_head)\..*", None, "a detector's head"),
+    (r"(rpn_head|roi_head|bbox_head|mask_head)\..*", None, "a detector's head"),
 ]
 
 RULES: dict[str, list[Rule]] = {
@@ -88,30 +93,26 @@ RULES: dict[str, list[Rule]] = {
     ],
     "detr": _DETR,
     "swin": [*_under("backbone.", _SWIN), *_NECK],
-    "imagenet": [*_RESNET, *_SWIN, (r"(norm|head|head\.fc)\.(weight|bias)", None, "the classifier of ImageNet")],
+    "imagenet": [
+        *_RESNET,
+        *_SWIN,
+        *_under("backbone.", _SWIN),
+        (r"(norm|head|head\.fc)\.(weight|bias)", None, "the classifier of ImageNet"),
+    ],
 }
 
 _SIGNATURE = {
     "transvg": {"visumodel.input_proj.weight"},
     "qrnet": {"visumodel.backbone.patch_embed.proj.weight"},
-    "detr": {"transformer.encoder.layers.0.linear1.weight", "query_embed.weight", "class_embed.weight"},
+    "detr": {"transformer.encoder.layers.0.linear1.weight", "query_embed.weight"},
     "swin": {"neck.lateral_convs.0.conv.weight"},
 }
 """Parameters that a file of each kind must hold."""
 
-_MAY_BE_NEW: dict[str, tuple[str, ...]] = {
-    "transvg": (),
-    "qrnet": (),
-    "detr": ("text_encoder.", "fusion.", "box_head.", "visu_proj.", "text_proj.", "reg_token.", "vl_pos_embed."),
-}
-_MAY_BE_NEW["swin"] = (
-    *_MAY_BE_NEW["detr"],
-    *(f"visual_encoder.{part}." for part in ("scale_embed", "stage_gates", "neck_gates")),
-)
-_MAY_BE_NEW["imagenet"] = (
-    *_MAY_BE_NEW["swin"],
-    *(f"visual_encoder.{part}." for part in ("input_proj", "encoder", "norms", "lateral")),
-)
+_GROUNDING = ("text_encoder.", "fusion.", "box_head.", "visu_proj.", "text_proj.", "reg_token.", "vl_pos_embed.")
+_QUERY_AWARE = tuple(f"visual_encoder.{part}." for part in ("scale_embed", "stage_gates", "neck_gates"))
+_ENCODER = tuple(f"visual_encoder.{part}." for part in ("input_proj", "encoder", "norms", "lateral"))
+_MAY_BE_NEW = {"detr": _GROUNDING, "swin": _GROUNDING + _QUERY_AWARE, "imagenet": _GROUNDING + _QUERY_AWARE + _ENCODER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ def convert(
     """Build a model from published weights.
 
     Args:
-        source: a `.pth` or `.safetensors` file, or tensors by name.
+        source: a file or a folder as `read_published` takes them, or tensors by name.
         kind: what it holds: `transvg`, `qrnet`, `detr`, `swin` (a Swin-S detector) or `imagenet` (a backbone).
         model: a preset's name; guessed from the weights by default, required for `imagenet`.
         bert: name on the hub or local folder of a BERT for the text encoder.
@@ -144,11 +145,13 @@ def convert(
         raise InputError(f"There is no kind {kind!r} of published weights. Give one of {', '.join(KINDS)}.")
     published, stated = (source, {}) if isinstance(source, dict) else read_published(source)
     file = "the state dict" if isinstance(source, dict) else str(source)
+    reject_other_networks(published, file)
+    published, sources = to_authors_layout(published, file)
     _check_kind(published, kind, file)
     name = model or _guess_preset(kind, published, file)
     settings = preset(name)
     _check_stated(stated, kind, settings, file)
-    state, ignored, origin = _rename(published, kind, file)
+    state, ignored, origin = _rename(published, sources, kind, file)
     if (positions := state.get("vl_pos_embed.weight")) is not None:
         settings["image_size"], settings["max_length"] = _sizes(len(positions), settings, stated, file)
     if bert is not None:
@@ -160,7 +163,7 @@ def convert(
     if bert is not None:
         load_bert(built, bert)
         new = [key for key in new if not key.startswith("text_encoder.")]
-    return Conversion(built.eval(), name, sorted(origin.values()), ignored, new)
+    return Conversion(built.eval(), name, sorted(chain.from_iterable(origin.values())), ignored, new)
 
 
 def write(conversion: Conversion, folder: Path | str) -> None:
@@ -191,6 +194,7 @@ def _check_stated(stated: dict[str, Any], kind: str, settings: dict[str, Any], f
     if kind in ("transvg", "detr"):
         expected |= {"dilation": (False,), "pre_norm": (False,), "backbone": (visual["backbone"].partition(".")[0],)}
         expected |= {"nheads": (visual["heads"],), "position_embedding": ("sine", "v2")}
+        expected |= {"model_type": ("detr",), "activation_function": ("relu",), "downsample_in_bottleneck": (False,)}
     if kind in ("transvg", "qrnet"):
         expected["vl_nheads"] = (settings["fusion"]["heads"],)
     for key, values in expected.items():
@@ -209,28 +213,28 @@ def _guess_preset(kind: str, published: dict[str, Tensor], file: str) -> str:
 
 
 def _rename(
-    published: dict[str, Tensor], kind: str, file: str
-) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
-    """Return our names -> tensors, ignored names -> reasons, and our names -> published names."""
+    published: dict[str, Tensor], sources: dict[str, list[str]], kind: str, file: str
+) -> tuple[dict[str, Tensor], dict[str, str], dict[str, list[str]]]:
+    """Return our names -> tensors, ignored published names -> reasons, and our names -> published names."""
     merges_late = any(re.search(r"(^|\.)layers\.0\.downsample\.", name) for name in published)  # Swin's own layout
     state: dict[str, Tensor] = {}
     ignored: dict[str, str] = {}
-    origin: dict[str, str] = {}
+    origin: dict[str, list[str]] = {}
     for name, tensor in published.items():
         for pattern, ours, reason in RULES[kind]:
             if match := re.fullmatch(pattern, name):
                 own, why = ours and match.expand(ours), reason
                 break
         else:
-            raise InputError(f"{file} has the unknown parameter {name!r}: is this {kind}?")
+            raise InputError(f"{file} has the unknown parameter {sources[name][0]!r}: is this {kind}?")
         if own is None:
-            ignored[name] = why
+            ignored |= dict.fromkeys(sources[name], why)
             continue
         if merges_late:  # timm merges patches at the start of the next stage
             own = re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", own)
         is_pointwise = own.startswith("visual_encoder.lateral.") and tensor.dim() == 4  # a 1x1 convolution is linear
         state[own] = tensor.flatten(1) if is_pointwise else tensor
-        origin[own] = name
+        origin[own] = sources[name]
     return state, ignored, origin
 
 
@@ -259,21 +263,21 @@ def _sizes(rows: int, settings: dict[str, Any], stated: dict[str, Any], file: st
     return fitting[0]
 
 
-def _fill(model: Grounder, state: dict[str, Tensor], origin: dict[str, str], kind: str, file: str) -> list[str]:
+def _fill(model: Grounder, state: dict[str, Tensor], origin: dict[str, list[str]], kind: str, file: str) -> list[str]:
     """Load all tensors into the model, or raise before any is; return the names that stay new."""
     wanted = model.state_dict()
     for name, tensor in state.items():
         if name not in wanted:
-            raise InputError(f"{file}: our model has no parameter for {origin[name]}: is this {kind}?")
+            raise InputError(f"{file}: our model has no parameter for {origin[name][0]}: is this {kind}?")
         if wanted[name].shape != tensor.shape:
             raise InputError(
-                f"{file}: {origin[name]} is {list(tensor.shape)} and ours is {list(wanted[name].shape)}. "
+                f"{file}: {origin[name][0]} is {list(tensor.shape)} and ours is {list(wanted[name].shape)}. "
                 "Choose the --model that these weights were made for."
             )
         if not torch.isfinite(tensor.float()).all():
-            raise InputError(f"{file}: {origin[name]} contains NaN or Inf. Download the file again.")
+            raise InputError(f"{file}: {origin[name][0]} contains NaN or Inf. Download the file again.")
     new = [name for name in wanted if name not in state]
-    missing = [name for name in new if not name.startswith(_MAY_BE_NEW[kind])]
+    missing = [name for name in new if not name.startswith(_MAY_BE_NEW.get(kind, ()))]
     if missing:
         raise InputError(f"{file} is not complete: {missing[0]} (and {len(missing) - 1} more) would stay random.")
     model.load_state_dict(wanted | state)

@@ -126,10 +126,7 @@ def load(run: Path | str) -> Grounder:
         with float32_on_cpu():
             model = build(settings)
             model.load_state_dict(state | read_packaged_weights(packaged, model.state_dict()))
-    except (
-        *(yaml.YAMLError, safetensors.SafetensorError),
-        *(AttributeError, KeyError, TypeError, RuntimeError),
-    ) as error:
+    except (yaml.YAMLError, safetensors.SafetensorError, AttributeError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder} holds a model that cannot be read ({reason}). Copy or train it again.") from error
     model.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
