@@ -36,7 +36,7 @@ def convert(
         rows.append({"parameters": "ignored", "number": count, "reason": reason})
     if done.new:
         parts = ", ".join(sorted({name.removeprefix("visual_encoder.").split(".")[0] for name in done.new}))
-        rows.append({"parameters": "new", "number": len(done.new), "reason": f"random until trained: {parts}"})
+        rows.append({"parameters": "new", "number": len(done.new), "reason": f"not in the file: {parts}"})
     print_table(f"{done.preset} in {out}", rows)
 
 
