@@ -295,7 +295,7 @@ def test_resnet_keeps_its_features(library: str) -> None:
         ("TransVG++", "visual_branch.lang_modulation_pre_blocks.0.fc_out.weight"),
         ("SeqTR", "lan_enc.embedding.weight"),
         ("VLTVG", "trans_encoder.layers.0.linear1.weight"),
-        ("Conditional DETR or DAB-DETR", "model.decoder.layers.0.sa_qcontent_proj.weight"),
+        ("Conditional DETR", "model.decoder.layers.0.sa_qcontent_proj.weight"),
         ("Deformable DETR", "transformer.encoder.layers.0.self_attn.sampling_offsets.weight"),
     ],
 )

@@ -69,7 +69,7 @@ OTHER_NETWORKS = {
     "TransVG++": r"\.lang_modulation_pre_blocks\.",  # djiajunustc/TransVG, models/visual_branch_prompt_fusion.py
     "SeqTR": r"^(lan|vis)_enc\.",  # seanzhuh/SeqTR, models/det_seg/one_stage.py
     "VLTVG": r"^trans_(en|de)coder\.",  # yangli18/VLTVG, models/VLTVG.py
-    "Conditional DETR or DAB-DETR": r"\.[cs]a_qcontent_proj\.",  # transformers, models/conditional_detr, dab_detr
+    "Conditional DETR": r"\.[cs]a_qcontent_proj\.",  # transformers, conversion_mapping.py
     "Deformable DETR": r"\.sampling_offsets\.",  # transformers, models/deformable_detr
 }
 
