@@ -24,7 +24,7 @@ from epmvg.core.images import open_image
 from epmvg.core.locate import fetch, only_predicts
 from epmvg.core.types import Batch, GroundingOutput, InputError, Progress, Sample
 from epmvg.core.version import __version__
-from epmvg.data.loader import GroundingLoader
+from epmvg.data.loader import GroundingLoader, group_by_image
 from epmvg.data.negatives import negative_samples
 from epmvg.evaluation.metrics import PROTOCOL, Metrics, data_sha256, row_metrics, slices
 from epmvg.evaluation.samples import evaluation_samples, results_folder, results_stem, short_name
@@ -121,12 +121,10 @@ def predict_samples(predictor: Predictor, samples: Sequence[Sample], *, progress
     Images that cannot be read have none. Processes take the images in turn; the first gets all rows, the others none.
     """
     rank, world = rank_and_world_size()
-    by_image: dict[Path, list[Sample]] = {}
-    for sample in samples:
-        by_image.setdefault(sample.image, []).append(sample)
     parts: list[list[Row]] = []
     done = 0
-    for image, own in islice(by_image.items(), rank, None, world):
+    for image, numbers in islice(group_by_image(samples).items(), rank, None, world):
+        own = [samples[number] for number in numbers]
         try:
             opened = open_image(image)
         except InputError:
@@ -144,6 +142,11 @@ def predict_samples(predictor: Predictor, samples: Sequence[Sample], *, progress
         done += len(own)
         if progress:
             progress(done, -(-len(samples) // world))
+    return _in_turns(parts)
+
+
+def _in_turns(parts: list[list[Row]]) -> list[Row]:
+    """Gather the rows of parts that processes took in turn, in the order of the parts; on the first process only."""
     turns = zip_longest(*gather(parts), fillvalue=[])
     return [row for turn in turns for rows in turn for row in rows]
 
@@ -188,8 +191,7 @@ def predict_rows(
         done += len(rows)
         if progress:
             progress(done, total)
-    turns = zip_longest(*gather(by_batch), fillvalue=[])  # processes take batches in turn
-    return [row for turn in turns for rows in turn for row in rows]
+    return _in_turns(by_batch)
 
 
 def _prefetched(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -12,6 +12,7 @@ from PIL import Image
 from epmvg.core.files import write_json, write_rows
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Progress, Sample
+from epmvg.data.loader import group_by_image
 from epmvg.evaluation.evaluate import Row, ious, prediction_row
 from epmvg.evaluation.metrics import PROTOCOL
 from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, OTHER_BOX, PHRASE_PERTURBATIONS, generator
@@ -58,14 +59,13 @@ def measure_robustness(
     settings, split, samples = evaluation_samples(run, data, split, root)
     results_folder(run)  # an error in it is raised before the work
     predictor = Predictor(run, device=device)
-    by_image: dict[Path, list[Sample]] = {}
-    for sample in limit_to_images(samples, limit, seed):
-        by_image.setdefault(sample.image, []).append(sample)
+    samples = limit_to_images(samples, limit, seed)
+    by_image = group_by_image(samples)
     rows: dict[str, list[Row]] = {CLEAN: []}
     skipped: list[str] = []
-    for done, (path, own) in enumerate(by_image.items(), 1):
+    for done, (path, numbers) in enumerate(by_image.items(), 1):
         try:
-            for row in query_image(predictor, open_image(path), own, seed):
+            for row in query_image(predictor, open_image(path), [samples[number] for number in numbers], seed):
                 rows.setdefault(row["perturbation"], []).append(row)
         except InputError as error:
             skipped.append(str(error))

@@ -23,13 +23,14 @@ def open_runtime(
 
     A folder that is both, such as `default`, runs its graphs unless the arguments need torch.
     """
-    if isinstance(run, Path | str) and is_transformers(folder := fetch(run)):
+    folder = fetch(run) if isinstance(run, Path | str) else None
+    if isinstance(run, Path | str) and folder is not None and is_transformers(folder):
         if compile:
             raise InputError(f"{run}, a grounder of transformers, is not compiled. Omit compile.")
         with optional_imports(f"{run}, a grounder of transformers,", "zoo"):
             from epmvg.inference.runtimes.transformers_runtime import TransformersRuntime
         return TransformersRuntime(folder, results=own_folder(run), device=device, precision=precision, threads=threads)
-    if isinstance(run, Path | str) and is_exported(folder := fetch(run)):
+    if folder is not None and is_exported(folder):
         needs_torch = device not in ("auto", "cpu") or compile
         if not needs_torch:
             return ExportedRuntime(folder, precision=precision, threads=threads)

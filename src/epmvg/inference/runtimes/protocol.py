@@ -162,14 +162,16 @@ class GrounderRuntime(ABC):
         features = encoded[0].features if len(encoded) == 1 else self.concatenate([one.features for one in encoded])
         masks = np.concatenate([one.image_mask for one in encoded])
         output, tokens = self.query_features(features, masks, phrases, image_index)
-        letterboxes = [encoded[number].letterbox for number in image_index]
-        boxes = np.stack([box.to_image(own) for box, own in zip(letterboxes, output.boxes, strict=True)])
+        boxes = np.empty_like(output.boxes)
+        for number, one in enumerate(encoded):
+            own = image_index == number
+            boxes[own] = one.letterbox.to_image(output.boxes[own])
         scores = output.scores if self.calibration is None else self.calibration(output.scores)
         candidates = None
         if top_k > 1:
             candidates = [
-                _candidates(output, number, letterbox, float(scores[number]), top_k)
-                for number, letterbox in enumerate(letterboxes)
+                _candidates(output, number, encoded[image].letterbox, float(scores[number]), top_k)
+                for number, image in enumerate(image_index)
             ]
         return RuntimeOutput(boxes, scores, tokens.truncated, tokens.unknown, candidates)
 
