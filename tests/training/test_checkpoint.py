@@ -8,7 +8,7 @@ import random
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,14 @@ FAST = ["train.epochs=2", "train.eval_interval=2", "model.dropout=0.2"]  # 8 ste
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def default_sigterm() -> Iterator[None]:
+    """Training leaves a handler of its caller alone, and coverage has one."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def at_step(step: int, act: Callable[[], object]) -> Callable[[dict[str, object]], None]:
