@@ -13,7 +13,7 @@ OLDEST = .venv-oldest
 PYTEST = -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test coverage check slow bench docs clean dist try-dist sbom audit test-oldest
+.PHONY: demo test coverage check slow bench docs clean dist try-dist light-test sbom audit test-oldest
 
 demo: $(READY)
 	$(VENV)/bin/epmvg demo --out runs/demo
@@ -55,6 +55,10 @@ dist: $(TOOLS)
 # Install both into empty environments with the newest versions that their ranges allow, and run the quick demo there.
 try-dist: dist
 	for package in dist/*.whl dist/*.tar.gz; do sh scripts/try_package.sh $$package || exit 1; done
+
+# Predict and serve with the wheel in an environment without torch.
+light-test: dist
+	sh scripts/try_light.sh dist/*.whl -c constraints.txt
 
 # What is installed, with versions, licences and who needs whom, as CycloneDX.
 sbom: $(READY) $(TOOLS)

@@ -137,6 +137,7 @@ def model_card(run: Path | str, *, name: str | None = None, license: str | None 
         name=name or run.resolve().name,
         version=__version__,
         license=license,
+        domain=model.domain,
         settings=settings,
         recipe=None if settings is None else yaml.safe_dump(settings, sort_keys=False).strip(),
         model=model.settings,

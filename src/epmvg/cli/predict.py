@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from epmvg.cli.console import Device, Json, Run, console, error_console, reject_options
+from epmvg.core.locate import DEFAULT
 from epmvg.core.types import InputError
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def _predict_many(run: Path, sources: list[str], out: Path, as_json: bool, **opt
 
 
 def _print_domain(run: Path, domain: str | None) -> None:
-    if domain:
+    if domain and str(run) != DEFAULT:
         error_console.print(f"note: {run} was trained on {domain}.")
 
 

