@@ -187,6 +187,7 @@ def test_sentences_are_parsed_in_order() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_training_photos_give_tens_of_thousands(shared: Path, tmp_path: Path) -> None:
     """A sample of the real set: a handful an image, every box within its image."""
     from test_registry import official_flickr

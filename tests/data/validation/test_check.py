@@ -299,6 +299,7 @@ def test_other_formats_keep_samples_with_unusable_boxes(tmp_path: Path, lines: L
     assert list(report.issues) == ["box-invalid"] and report.samples == len(lines)
 
 
+@pytest.mark.slow
 def test_issues_of_real_photos_are_known(shared: Path) -> None:
     report = check("flickr-mini", root=shared / "real_grounding")
     counts = {kind: len(found) for kind, found in report.issues.items()}
