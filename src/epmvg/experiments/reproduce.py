@@ -74,7 +74,9 @@ def reproduce(
     outcomes |= _check_files(jobs, outcomes, report)
     for wait in (False, True):  # first what needs no teacher that another process is training
         for number, job in enumerate(jobs, 1):
-            if outcomes[job.folder].state == "cannot run" or (wait and outcomes[job.folder].state == "done"):
+            if outcomes[job.folder].state == "cannot run" or (
+                wait and outcomes[job.folder].state != "running elsewhere"
+            ):
                 continue
             report({"event": "say", "text": f"{number}/{len(jobs)} {job.folder}"})
             is_done = outcomes[job.folder].state == "done"
