@@ -60,7 +60,7 @@ def gradient_cosines(recipe: Recipe, folder: Path, *, steps: int | None, every: 
             with run.autocast():
                 output = run.model(*batch.inputs, **run.frozen_inputs(batch))
                 targets = run.targets(batch)
-            losses = run.criterion(output, batch.boxes, targets)
+            losses = run.criterion(output, batch.boxes, targets, batch.weights)
             if run.state.step % every == 0:
                 rows.append({"step": run.state.step} | compare_gradients(run.model, losses))
             (losses.total * weight).backward()
