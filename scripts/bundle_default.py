@@ -40,7 +40,7 @@ def bundle(run: Path, data: CalibrationData, evaluated: Sequence[tuple[str, str]
         for name, split in evaluated:
             result = epmvg.evaluate(folder, data=name, split=split, root=data.root)
             print(name, split, result["acc50"], result["intervals"]["acc50"], result["confidence"], flush=True)
-        (folder / "README.md").write_text(model_card(folder, license="other"), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(folder, name="default", license="other"), encoding="utf-8")
         state_terms(folder)
         for file in (path for pattern in RESULTS for path in folder.glob(pattern)):
             file.unlink()

@@ -50,6 +50,7 @@ class Sample:
     id: str = ""
     size: tuple[int, int] | None = None  # (width, height) of the image where the annotation states it
     extra: dict[str, Any] = field(default_factory=dict)  # other keys of the annotation, unchanged
+    weight: float = 1.0  # in the training loss
 
 
 @dataclass(slots=True)
@@ -67,6 +68,12 @@ class Batch:
     samples: list[Sample]  # [P]
     cached: dict[str, Tensor] = field(default_factory=dict)  # [I, ...] each, features of frozen networks
     skipped: list[str] = field(default_factory=list)  # unreadable images, one sentence each
+    weights: Tensor | None = None  # float [P], of the samples; None where each is 1
+
+    @property
+    def weight(self) -> float:
+        """Sum of the samples' weights."""
+        return sum(sample.weight for sample in self.samples)
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -83,6 +90,7 @@ class Batch:
         """Return this batch with its tensors on a device."""
         tensors = ("images", "image_mask", "tokens", "token_mask", "image_index", "boxes")
         moved: dict[str, Any] = {name: getattr(self, name).to(device, non_blocking=True) for name in tensors}
+        moved["weights"] = None if self.weights is None else self.weights.to(device, non_blocking=True)
         moved["cached"] = {name: value.to(device, non_blocking=True) for name, value in self.cached.items()}
         return replace(self, **moved)
 
