@@ -64,7 +64,7 @@ def test_a_recipe_on_top_replaces_what_it_states(tmp_path: Path) -> None:
     assert improved.distill is not None and base.distill is not None
     assert (improved.distill.teacher, improved.distill.dense_weight) == (base.distill.teacher, 1.0)
     assert improved.model.overrides["vls"] == "first" and improved.model.overrides["dense_head"] is True
-    assert improved.train.lr == 3e-4 and base.model.init_from and improved.model.init_from is None
+    assert improved.train.lr == 3e-4 and base.model.init_from and improved.model.init_from == base.model.init_from
     assert Recipe.load("refcoco", "distill=null", "improved").distill is None
     (tmp_path / "mine.yaml").write_text("model: transvg-r101\ndata: {augment: null}")
     mine = Recipe.load("refcoco", str(tmp_path / "mine.yaml"))
