@@ -50,7 +50,7 @@ def test_letterbox_keeps_overlaps() -> None:
     torch.testing.assert_close(inside, paired_iou(a, b))
 
 
-def test_clipped_to_the_canvas_overlaps_are_those_of_the_published_metric() -> None:
+def test_the_canvas_gives_the_published_metric() -> None:
     """TransVG clamps cxcywh boxes as corners in 0..1 of the padded square, and never the target."""
     predicted, target = to_cxcywh(random_boxes(80, 5) / 90 - 0.4), random_boxes(80, 6)
     for width, height in ((200, 150), (90, 180), (200, 200)):

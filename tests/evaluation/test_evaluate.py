@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import accelerate
 import pytest
@@ -12,6 +12,7 @@ import torch
 
 import epmvg
 from epmvg.config.settings import DataSettings
+from epmvg.core.geometry import Clip
 from epmvg.core.types import InputError
 from epmvg.evaluation.evaluate import evaluate
 from epmvg.evaluation.external import score
@@ -55,10 +56,10 @@ def test_files_of_one_name_and_splits_with_slashes_have_files_of_their_own(tiny:
 def test_boxes_may_be_clipped_to_the_canvas(squares: Path, tmp_path: Path) -> None:
     """In files of their own; `score` and `report` never compare them with boxes that were clipped to the image."""
     model = create_model("tiny-resnet")
-    torch.nn.init.constant_(model.box_head.layers[-1].bias, 4.0)
+    torch.nn.init.constant_(cast(torch.nn.Linear, model.box_head.layers[-1]).bias, 4.0)
     save(model, tmp_path / "run")
-    source = {"data": str(squares), "split": "val"}
-    image, canvas = (evaluate(tmp_path / "run", **source, clip=clip) for clip in ("image", "canvas"))
+    source: dict[str, Any] = {"data": str(squares), "split": "val"}
+    image, canvas = (evaluate(tmp_path / "run", **source, clip=clip) for clip in get_args(Clip))
     assert (image["clip"], canvas["clip"]) == ("image", "canvas") and "as TransVG evaluates" in canvas["protocol"]
     files = [tmp_path / "run" / result["predictions"] for result in (image, canvas)]
     rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]

@@ -147,7 +147,7 @@ def test_converted_weights_start_every_row_of_the_tables(
     rows = [row for table in read_tables().values() for row in table.rows if row.student == name]
     changes = [{key[6:]: row.settings[key] for key in row.settings if key.startswith("model.")} for row in rows]
     assert len(rows) >= 5
-    others = [{"max_length": 40}, {"image_size": 96}, {"pre_fusion_norm": True, "iou_head": True}]
+    others: list[dict[str, Any]] = [{"max_length": 40}, {"image_size": 96}, {"pre_fusion_norm": True, "iou_head": True}]
     if name == "transvg-r50":
         others.append(Recipe.load("refcoco", "improved").model.overrides | {"max_length": 10, "image_size": 96})
     for change in [*(each for each in changes if each), *others]:

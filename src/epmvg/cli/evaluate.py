@@ -12,8 +12,8 @@ import typer
 from epmvg.cli.console import Device, Json, Root, Run, RunData, Split, console, error_console, is_first, print_table
 from epmvg.core.files import check_not_input
 from epmvg.core.locate import locate
-from epmvg.core.types import InputError
 from epmvg.core.progress import progress_bar
+from epmvg.core.types import InputError
 
 
 class Format(StrEnum):

@@ -20,7 +20,7 @@ from epmvg.core.calibration import Calibration
 from epmvg.core.distributed import broadcast, gather, process_group, rank_and_world_size
 from epmvg.core.files import write_json, write_rows
 from epmvg.core.geometry import Clip
-from epmvg.core.hardware import select_device
+from epmvg.core.hardware import select_device, tf32
 from epmvg.core.images import open_image
 from epmvg.core.locate import fetch, only_predicts
 from epmvg.core.types import Batch, GroundingOutput, InputError, Progress, Sample
@@ -80,7 +80,9 @@ def evaluate(
         InputError: the run, the data or all images cannot be read, or `clip` is "canvas" and the run only predicts.
     """
     if clip == "canvas" and only_predicts(fetch(run)):
-        raise InputError(f"{run} only predicts, within the image. Evaluate the run it was made of, or clip to the image.")
+        raise InputError(
+            f"{run} only predicts, within the image. Omit --clip canvas, or evaluate the run it is made of."
+        )
     with process_group() as (rank, _):  # first, so that the others notice an error in what follows
         settings, split, samples = evaluation_samples(run, data, split, root)
         results_folder(run)  # an error in it is raised before the work
@@ -179,6 +181,7 @@ def _confidence(
 
 
 @torch.no_grad()
+@tf32(False)  # so that a GPU gives the metrics of a CPU
 def predict_rows(
     model: Grounder,
     batches: Iterable[Batch],

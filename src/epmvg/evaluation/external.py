@@ -76,7 +76,7 @@ def score(
     own, pixels = Coordinates.named(named), Coordinates.named("pixels:xyxy")
     matched = match(samples, read_predictions(Path(predictions), form, own), Path(predictions))
     other = [] if against is None else match(samples, read_predictions(Path(against), "jsonl", pixels), Path(against))
-    clip = "canvas" if all(one.clip == "canvas" for one in [*matched, *other] if one.corners) else "image"
+    clip: Clip = "canvas" if all(one.clip == "canvas" for one in [*matched, *other] if one.corners) else "image"
     rows, notes = _make_rows(Path(predictions), own, samples, matched, targets, clip)
     protocol = PROTOCOLS[clip] if targets == "own" else f"{PROTOCOLS[clip]}, the best of a phrase's boxes as its target"
     result = {"data": short_name(data), "split": split or "all", "protocol": protocol} | score_rows(rows) | notes

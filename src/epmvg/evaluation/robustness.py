@@ -75,8 +75,8 @@ def measure_robustness(
     if not clean:
         raise InputError(f"None of the images can be opened; the first: {skipped[0]}")
     stem = f"robustness-{results_stem(run, settings, split)}"
-    result: dict[str, Any] = {"data": short_name(settings.name), "split": split or "all", "protocol": PROTOCOLS["image"]}
-    result |= {"seed": seed, "skipped": skipped, "predictions": f"{stem}.jsonl"}
+    result: dict[str, Any] = {"data": short_name(settings.name), "split": split or "all"}
+    result |= {"protocol": PROTOCOLS["image"], "seed": seed, "skipped": skipped, "predictions": f"{stem}.jsonl"}
     images = len({row["image"] for row in clean})
     result["clean"] = {"n": len(clean), "images": images, "acc50": accuracy(clean), "acc50_interval": bootstrap(clean)}
     names = [*PHRASE_PERTURBATIONS, *IMAGE_PERTURBATIONS]
