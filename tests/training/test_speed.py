@@ -163,7 +163,8 @@ def test_batches_that_are_loaded_ahead_are_bounded(
     samples = open_samples(str(squares), split="train")
 
     def loader(**settings: Any) -> GroundingLoader:
-        return GroundingLoader(samples, tiny.tokenize, **({"image_size": 640, "batch_size": 64} | settings))
+        settings = {"image_size": 640, "batch_size": 64, "phrases_per_image": 1} | settings
+        return GroundingLoader(samples, tiny.tokenize, **settings)
 
     def shared_memory(gigabytes: float) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=int(gigabytes * 1e9)))
@@ -172,6 +173,7 @@ def test_batches_that_are_loaded_ahead_are_bounded(
     assert loader().prefetch_factor is None
     assert [loader(num_workers=workers).prefetch_factor for workers in (2, 4, 8, 64)] == [4, 3, 1, 1]
     assert loader(num_workers=8, shuffle=True, world_size=8).prefetch_factor == 4
+    assert loader(num_workers=8, phrases_per_image=4).prefetch_factor == 4  # a fourth of the images
     shared_memory(3)
     assert [loader(num_workers=workers).prefetch_factor for workers in (1, 2, 8)] == [4, 2, 1]
     shared_memory(0.064)  # a container's, unless it is told otherwise

@@ -6,6 +6,7 @@ batches of a training are the same for any number of worker processes and ranks.
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -146,15 +147,17 @@ class GroundingLoader:
     def _prefetch_factor(self) -> int:
         """Return how many batches a worker loads ahead: four, or fewer where these exceed the limit or /dev/shm."""
         share = self.world_size if self.shuffle else 1
-        need = self.num_workers * 12 * self.image_size**2 * -(-self.batch_size // share)  # float32, an image per pair
-        limit = shutil.disk_usage(_SHARED_MEMORY).total if Path(_SHARED_MEMORY).exists() else _PREFETCHED
+        groups = self._group_counts.sum() / max(1, len(self.samples))
+        images = self.batch_size / share * groups  # of a batch, on average
+        need = self.num_workers * images * 12 * self.image_size**2  # three channels of float32
+        limit = shutil.disk_usage(_SHARED_MEMORY).total if Path(_SHARED_MEMORY).exists() else math.inf
         if need > limit:
             raise InputError(
                 f"data.num_workers={self.num_workers} needs {need / 1e9:.1f} GB of shared memory, and {_SHARED_MEMORY} "
                 f"has {limit / 1e9:.1f}. Enlarge it (docker run --shm-size=8g), or lower data.num_workers or "
                 f"data.batch_size={self.batch_size}."
             )
-        return max(1, min(4, min(_PREFETCHED, limit // 2) // need))
+        return max(1, min(4, int(min(_PREFETCHED, limit / 2) // need)))
 
     def epoch_order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the sample numbers of an epoch in their order [P], and the group of each [P]."""
