@@ -223,8 +223,8 @@ def _rows(output: GroundingOutput, batch: Batch, calibration: Calibration | None
     boxes, scores = output.box.cpu().double(), raw_confidence(output).cpu().double().numpy()
     scores = scores if calibration is None else calibration(scores)
     rows = []
-    for i, sample in enumerate(batch.samples):
-        in_image = batch.letterboxes[int(batch.image_index[i])].to_image(boxes[i], clip)
+    for i, (sample, image) in enumerate(zip(batch.samples, batch.image_index.tolist(), strict=True)):
+        in_image = batch.letterboxes[image].to_image(boxes[i], clip)
         box = [round(value, 3) for value in in_image.tolist()]
         rows.append(prediction_row(sample, box, ious([box], [sample.box])[0], float(scores[i]), clip))
     return rows
