@@ -58,8 +58,9 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """Encode tokens int64 [P, L] with token_mask bool [P, L], True at padding -> float [P, L, C]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            # BERT takes four axes as they are, and of two it reads whether there is padding, which waits for a GPU.
-            mask = ~token_mask[:, None, None].expand(-1, -1, tokens.shape[1], -1)
+            mask = ~token_mask
+            if self.bert.config._attn_implementation == "sdpa":  # else it reads the mask, which waits for a GPU
+                mask = mask[:, None, None].expand(-1, -1, tokens.shape[1], -1)
             states: Tensor = self.bert(tokens, attention_mask=mask).last_hidden_state
         return states
 
