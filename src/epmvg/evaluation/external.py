@@ -82,13 +82,17 @@ def score(
     result = {"data": short_name(data), "split": split or "all", "protocol": protocol} | score_rows(rows) | notes
     if against is not None:
         others, other_notes = _make_rows(Path(against), pixels, samples, other, targets, clip)
-        images, first, second = [row["image"] for row in rows], row_metrics(rows), row_metrics(others)
-        gains = {name: (100.0 * (first[name] - second[name])).tolist() for name in first}
-        metrics = {name: asdict(difference(images, gain)) for name, gain in gains.items()}
-        result["against"] = {"file": str(against), "metrics": metrics} | other_notes
+        result["against"] = {"file": str(against), "metrics": _differences(rows, others)} | other_notes
     if out is not None:
         write_rows(Path(out), rows)
     return result
+
+
+def _differences(rows: Sequence[Row], others: Sequence[Row]) -> dict[str, Any]:
+    """Return by metric how much better the first are, of rows of the same samples in the same order."""
+    images, first, second = [row["image"] for row in rows], row_metrics(rows), row_metrics(others)
+    gains = {name: (100.0 * (first[name] - second[name])).tolist() for name in first}
+    return {name: asdict(difference(images, gain)) for name, gain in gains.items()}
 
 
 def _make_rows(
