@@ -119,3 +119,20 @@ def test_the_bundled_models_training_data_is_noted_on_stderr(
     main_ok(["predict", "default", squares.parent / "0.png", "it", "--json"])
     captured = capsys.readouterr()
     assert json.loads(captured.out)["results"] and captured.err.count("drawn scenes, not photographs") == 1
+
+
+def test_label_writes_a_checked_data_set_and_says_what_was_left_out(
+    run: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"{number}.png,the red square" for number in range(12)]
+    (tmp_path / "phrases.csv").write_text("image,phrase\n" + "\n".join([*lines, "none.png,it"]) + "\n")
+    words = ["label", squares.parent, "--phrases", tmp_path / "phrases.csv", "--with", run, "--min-score", "0"]
+    main_ok([*words, "--out", tmp_path / "my.jsonl"])
+    printed = capsys.readouterr()
+    assert "12 of 13 boxes in 12 images. Left out: 1 whose image or phrase cannot be used." in printed.out
+    assert "12 phrases of 12 images" in printed.out and "none.png does not exist" in printed.err
+    (tmp_path / "sub").mkdir()
+    main_ok([*words, "--out", tmp_path / "sub" / "my.jsonl"])
+    assert f"read it with --root {squares.parent}" in capsys.readouterr().out
+    done = epmvg_command("predict", run, squares.parent / "0.png", "it", "--format", "yolo")
+    assert done.returncode == 2 and "Give its name with --out" in done.stderr

@@ -26,7 +26,7 @@ facts = st.recursive(
 )
 
 
-OWN = {"image", "phrase", "bbox", "width", "height", "id", "split", "source_id"}
+OWN = {"image", "phrase", "bbox", "width", "height", "id", "split", "source_id", "weight"}
 
 
 @st.composite
@@ -40,6 +40,7 @@ def samples(draw: st.DrawFn) -> Sample:
         id=draw(texts | st.just("")),
         size=draw(st.none() | st.just((6000, 6000))),
         extra=draw(st.dictionaries(texts.filter(lambda key: key not in OWN), facts, max_size=3)),
+        weight=draw(st.just(1.0) | st.floats(0, 1e6, exclude_min=True)),
     )
 
 

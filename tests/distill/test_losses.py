@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -106,6 +107,32 @@ def test_missing_embedding_has_no_term() -> None:
     out, box = output(6, 8), torch.rand(6, 4)
     terms = GroundingLoss()(out, box, TeacherEmbeddings(text=torch.randn(6, 16))).terms
     assert "text" in terms and "image" not in terms
+
+
+@pytest.mark.parametrize("distill_loss", ["cosine", "l1"])
+def test_weights_of_phrases_repeat_them_or_leave_them_out(distill_loss: Literal["cosine", "l1"]) -> None:
+    """Weight 2 is a copy of the phrase and a tiny one its absence, in every term; equal weights change nothing."""
+    out, box = output(4, 8), torch.rand(4, 4) * 0.4 + 0.3
+    out.reg_box, out.similarity, out.iou_box = box + 0.1, out.heatmap, out.box
+    out.iou_logits, out.negative_iou_logits = torch.randn(4), torch.randn(3)
+    teacher = TeacherEmbeddings(torch.randn(2, 16), torch.randn(4, 16), similarity_map(torch.randn(4, 4, 4)))
+    loss_of = GroundingLoss(distill_loss=distill_loss, dense_weight=1.0)
+
+    def terms(phrases: list[int], weight: torch.Tensor | None = None) -> torch.Tensor:
+        assert teacher.text is not None and teacher.similarity is not None
+        values = {name: getattr(out, name) for name in out.__slots__}
+        is_per_phrase = {name: isinstance(value, torch.Tensor) and len(value) == 4 for name, value in values.items()}
+        chosen = {name: value[phrases] if is_per_phrase[name] else value for name, value in values.items()}
+        similarity = similarity_map(teacher.similarity.logits[phrases])
+        own = TeacherEmbeddings(teacher.image, teacher.text[phrases], similarity)
+        losses = loss_of(GroundingOutput(**chosen), box[phrases], own, weight).terms
+        assert len(losses) == 12
+        return torch.stack(list(losses.values()))
+
+    doubled = terms([0, 1, 2, 3], torch.tensor([1.0, 2.0, 1.0, 1.0]))
+    torch.testing.assert_close(doubled, terms([0, 1, 1, 2, 3]))
+    torch.testing.assert_close(terms([0, 1, 2, 3], torch.tensor([1.0, 1e-12, 1.0, 1.0])), terms([0, 2, 3]))
+    torch.testing.assert_close(terms([0, 1, 2, 3], torch.ones(4)), terms([0, 1, 2, 3]))
 
 
 @pytest.mark.parametrize("width", [8, 16, 32])

@@ -141,11 +141,11 @@ def test_many_images_and_perturbations(hub: dict[str, Path], data: str) -> None:
 def test_a_changed_calibration_is_noticed_by_interrupted_work(hub: dict[str, Path], data: str) -> None:
     from epmvg.inference import batch
 
-    keys = [batch._digest_of(NAME, None, 1)]
+    keys = [batch.digest_of(NAME, None, 1)]
     evaluate(NAME, data=data, split="val")
-    assert batch._digest_of(NAME, None, 1) == keys[0]
+    assert batch.digest_of(NAME, None, 1) == keys[0]
     calibrate(NAME, data=data, split="val", false_positive_rate=0.3)
-    assert batch._digest_of(NAME, None, 1) != keys[0]
+    assert batch.digest_of(NAME, None, 1) != keys[0]
 
 
 def test_the_command_predicts(hub: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

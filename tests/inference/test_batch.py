@@ -164,14 +164,14 @@ def test_with_another_model_everything_is_predicted_again(
 
 
 def test_the_digest_of_a_model_covers_all_its_files(run: Path) -> None:
-    keys = [batch._digest_of(run, None, 1)]
+    keys = [batch.digest_of(run, None, 1)]
     for name in ("model.safetensors", "model.yaml", "tokenizer/tokenizer_config.json", "confidence.json"):
         with (run / name).open("ab") as changed:
             changed.write(b"\n")
-        keys.append(batch._digest_of(run, None, 1))
+        keys.append(batch.digest_of(run, None, 1))
     assert len(set(keys)) == 5
     (run / "metrics.jsonl").write_text("{}\n")
-    assert batch._digest_of(run, None, 1) == keys[-1]
+    assert batch.digest_of(run, None, 1) == keys[-1]
 
 
 def test_rows_have_candidates_on_request(run: Path, photos: Path, tmp_path: Path) -> None:
@@ -284,6 +284,10 @@ def test_other_formats_are_read_by_other_tools(run: Path, squares: Path, tmp_pat
     assert [record.box for record in records] == [pytest.approx(row["box"], abs=0.02) for row in rows]
     tasks = json.loads((tmp_path / "tasks.json").read_text())
     assert len(tasks) == 12 and all(task["predictions"][0]["result"] == [] for task in tasks)
+    predict_many(run, squares, tmp_path / "yolo", form="yolo", min_score=0.0)
+    labels = sorted(file.relative_to(tmp_path / "yolo").as_posix() for file in (tmp_path / "yolo").rglob("*.txt"))
+    assert labels == sorted(f"labels/{number}.txt" for number in range(12))
+    assert not [file for file in tmp_path.iterdir() if "part" in file.name or file.name.startswith(".")]
 
 
 def test_existing_files_are_never_replaced(run: Path, squares: Path, photos: Path, tmp_path: Path) -> None:
@@ -306,6 +310,8 @@ def test_existing_files_are_never_replaced(run: Path, squares: Path, photos: Pat
         (squares, tmp_path / "r.jsonl", {}, "no unfinished output"),
         (squares, tmp_path / "o.csv", {}, r"\.jsonl"),
         (squares, tmp_path / "o.jsonl", {"form": "coco"}, r"\.json"),
+        (squares, tmp_path / "o.jsonl", {"form": "yolo"}, "name of a folder"),
+        (squares, tmp_path / "full", {"form": "yolo"}, "folder that exists"),
         (squares, tmp_path / "none" / "o.jsonl", {}, "folder that exists"),
         (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "draw": photos}, "searched for images"),
         (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "draw": photos / "drawn"}, "searched for images"),

@@ -8,11 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from PIL import Image
 
 from epmvg.core.types import InputError, Prediction
 from epmvg.data.registry import open_samples
-from epmvg.inference.results import Predictions, to_coco, to_label_studio
+from epmvg.inference.results import Predictions, to_coco, to_label_studio, to_yolo
 
 
 @pytest.fixture
@@ -52,6 +53,25 @@ def test_label_studio_boxes_are_percentages(predictions: list[Predictions]) -> N
         x, y, w, h = (part["value"][key] for key in ("x", "y", "width", "height"))
         corners = (x * 0.8, y * 0.6, (x + w) * 0.8, (y + h) * 0.6)
         assert corners == pytest.approx(one.box)
+
+
+def test_yolo_labels_give_the_boxes_and_phrases_again(predictions: list[Predictions]) -> None:
+    files = to_yolo(predictions)
+    names = yaml.safe_load(files["data.yaml"])["names"]
+    assert names == ["the red apple", "her \N{DOG}"] and files["labels/1.txt"] == ""
+    for line, one in zip(files["labels/0.txt"].splitlines(), predictions[0].found, strict=True):
+        number, x, y, w, h = map(float, line.split())
+        corners = ((x - w / 2) * 80, (y - h / 2) * 60, (x + w / 2) * 80, (y + h / 2) * 60)
+        assert names[int(number)] == one.phrase and corners == pytest.approx(one.box, abs=1e-4)
+
+
+def test_yolo_labels_follow_subfolders_and_are_of_one_image_each() -> None:
+    one = Prediction("it", (8.0, 6.0, 40.0, 30.0), 0.5)
+    a, b, again = (Predictions([one], "", name=name, size=(80, 60)) for name in ("p/x/a.png", "p/y/a.jpg", "p/x/a.jpg"))
+    files = to_yolo([a, b], root="p")
+    assert files["labels/x/a.txt"] == files["labels/y/a.txt"] == "0 0.3000000 0.3000000 0.4000000 0.4000000\n"
+    with pytest.raises(InputError, match=r"labels/x/a\.txt is of two"):
+        to_yolo([a, again], root="p")
 
 
 def test_drawing_and_cropping_use_found_predictions_only(predictions: list[Predictions]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,21 @@ def test_killed_run_resumes_to_the_same_weights(squares: Path, tmp_path: Path, m
     timeless = [{k: v for k, v in row.items() if "second" not in k and "_per_s" not in k} for row in rows(whole)]
     again = [{k: v for k, v in row.items() if "second" not in k and "_per_s" not in k} for row in rows(cut)]
     assert again == timeless
+
+
+def test_equal_weights_of_samples_change_nothing_and_others_do(squares: Path, tmp_path: Path) -> None:
+    """A step over several batches divides by their summed weights."""
+    samples = [json.loads(line) for line in squares.read_text().splitlines()]
+    runs = {}
+    for name, weights_of in {"none": {}, "equal": {0: 4.0, 1: 4.0}, "unequal": {0: 0.01, 1: 1.0}}.items():
+        lines = [row | {"weight": weights_of[i % 2]} if weights_of else row for i, row in enumerate(samples)]
+        squares.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        settings = ["train.gradient_accumulation_steps=2", "train.epochs=1"]
+        runs[name] = weights(epmvg.train(recipe(squares, *settings), tmp_path / name))
+    changed = {
+        name: any((runs["none"][key] - run[key]).abs().max() > 1e-3 for key in run) for name, run in runs.items()
+    }
+    assert changed == {"none": False, "equal": False, "unequal": True}
 
 
 @pytest.mark.parametrize("frozen", [True, False])

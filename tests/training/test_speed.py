@@ -72,6 +72,8 @@ def test_a_step_reads_the_device_only_for_a_log_a_validation_or_a_checkpoint(
         *(f"distill.teacher={write_clip(tmp_path / 'teacher')}", "train.log_interval=3", "train.save_interval=100"),
         *("train.eval_interval=3", "data.augment={horizontal_flip: 0.5, translate: 1.0}", *settings),
     )
+    if settings is EVERYTHING:
+        squares.write_text(squares.read_text().replace('"phrase"', '"weight": 0.5, "phrase"'))
     if chosen.distill is not None and chosen.distill.frozen:
         cache_teacher(chosen)
     kinds: dict[bool, list[str]] = {True: [], False: []}

@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(train.demo, train.train, evaluate.evaluate, evaluate.score, evaluate.calibrate, evaluate.report),
-    *(predict.predict, serve.serve, serve.bench, export.convert, export.export, export.publish),
+    *(predict.predict, predict.label, serve.serve, serve.bench, export.convert, export.export, export.publish),
     *(train.reproduce, catalogue.list_),
 )
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from epmvg.cli.console import Data, Json, Root, Split, console, error_console, print_skipped, print_table
+
+if TYPE_CHECKING:
+    from epmvg.data.validation import CheckReport
 
 
 def stats(name: Data, root: Root = None, as_json: Json = False) -> None:
@@ -39,7 +42,7 @@ def convert(
         print(json.dumps(done))
         return
     console.print(f"{done['samples']:,} phrases of {done['images']:,} images are in {to}")
-    _print_root(to, done["root"])
+    print_root(to, done["root"])
     print_skipped(done["skipped"], done["first_skipped"])
 
 
@@ -54,7 +57,7 @@ def split(
 
     done = split_data(name, fractions, out, root=root)
     print_table(str(out), [{"split": name} | part for name, part in done["splits"].items()])
-    _print_root(out, done["root"])
+    print_root(out, done["root"])
     print_skipped(done["skipped"], done["first_skipped"])
 
 
@@ -67,7 +70,7 @@ def compose(
 
     counts = compose_data(root, out)
     print_table(str(out), [{"samples": name, "number": count} for name, count in counts.items()])
-    _print_root(out, str(root))
+    print_root(out, str(root))
 
 
 def check(
@@ -90,16 +93,22 @@ def check(
     if as_json:
         print(json.dumps(result.as_dict()))
     else:
-        title = f"{result.data}: {result.samples:,} phrases of {result.images:,} images, {result.seconds:.0f} s"
-        if result.clean:
-            console.print(f"{title}: no issues")
-        else:
-            print_table(title, result.table())
+        print_check(result)
         if write_clean is not None:
             console.print(f"{result.written:,} annotations without errors are in {write_clean}")
     raise typer.Exit(0 if result.usable else 3)
 
 
-def _print_root(target: Path, root: str) -> None:
+def print_check(result: CheckReport) -> None:
+    """Print the issues of a data check as a table."""
+    title = f"{result.data}: {result.samples:,} phrases of {result.images:,} images, {result.seconds:.0f} s"
+    if result.clean:
+        console.print(f"{title}: no issues")
+    else:
+        print_table(title, result.table())
+
+
+def print_root(target: Path, root: str) -> None:
+    """Print the folder that image paths in a file are relative to, unless it is the file's own."""
     if Path(root) not in (target, target.parent):
         console.print(f"Image paths are relative to {root}: read it with --root {root}")

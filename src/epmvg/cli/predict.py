@@ -1,10 +1,12 @@
-"""The command `predict`: phrases in one image, printed, or in many, written to a file."""
+"""The commands `predict`, phrases in one image or in many, and `label`, boxes of a model as training data."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from epmvg.cli.console import Device, Json, Run, console, error_console, reject_options
+from epmvg.cli.data import print_check, print_root
 from epmvg.core.types import InputError
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ MinScore = float | Literal["auto"] | None
 class Format(StrEnum):
     coco = "coco"
     label_studio = "label-studio"
+    yolo = "yolo"
 
 
 def predict(
@@ -45,7 +49,8 @@ def predict(
     heatmap: Annotated[Path | None, typer.Option(help="Image file with the heatmap of each phrase.")] = None,
     as_json: Json = False,
     form: Annotated[
-        Format | None, typer.Option("--format", help="Print this kind of JSON; with --out, write it to a .json file.")
+        Format | None,
+        typer.Option("--format", help="Print this kind of JSON; with --out, write a .json file, or a folder for yolo."),
     ] = None,
     min_score: Annotated[
         str | None, typer.Option(help="Confidence from which a phrase counts as found: 0 to 1, or auto (calibrated).")
@@ -73,6 +78,8 @@ def predict(
         raise InputError(f"--json and --format {form} are two outputs. Give one of them.")
     if out is None:
         reject_options("applies to many images, with --out", shard=shard)
+        if form is Format.yolo:
+            raise InputError("--format yolo writes a folder. Give its name with --out.")
         image = _single_image(sources, phrases)
         _print(
             _predict_image(run, image, phrases, device, draw, heatmap, min_score=threshold, top_k=top_k), form, as_json
@@ -86,6 +93,53 @@ def predict(
         "device": device,
     }
     _predict_many(run, sources, out, as_json, phrases=phrases, shard=_parse_shard(shard), draw=draw, **options)
+
+
+def label(
+    images: Annotated[Path, typer.Argument(help="Folder that the image names in FILE are relative to.")],
+    models: Annotated[
+        list[Path], typer.Option("--with", help="Model, as for `predict`; a second one has to agree (IoU 0.5).")
+    ],
+    out: Annotated[Path, typer.Option(help="Write the samples to this .jsonl file; resumable.")],
+    phrases: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSONL or CSV of image and phrase, the phrases to label.")
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSONL or CSV of image and caption, whose noun phrases to label."),
+    ] = None,
+    min_score: Annotated[
+        str, typer.Option(help="Lowest confidence that is kept: 0 to 1, or auto (calibrated, else three quarters).")
+    ] = "auto",
+) -> None:
+    """Label images with a model, and check the result: training data for a smaller model.
+
+    Examples:
+
+    epmvg label photos/ --captions captions.csv --with hf:IDEA-Research/grounding-dino-base --out my.jsonl
+
+    epmvg label photos/ --phrases phrases.jsonl --with runs/large --with hf:google/owlv2-base-patch16 --out my.jsonl
+    """
+    from epmvg.core.progress import progress_bar
+    from epmvg.data.validation import check
+    from epmvg.inference.labels import label_images
+
+    options: dict[str, Any] = {"phrases": phrases, "captions": captions, "min_score": _parse_min_score(min_score)}
+    with _interruptible(), progress_bar(error_console, "Labelling") as progress:
+        done = label_images(images, out, models, progress=progress, **options)
+    with progress_bar(error_console, "Checking") as progress:
+        result = check(str(out), root=done["root"], progress=progress)
+    print_check(result)
+    left_out = [f"{count:,} {reason}" for reason, count in done["left_out"].items()]
+    weights = "their calibrated confidence" if done["is_weighted"] else "1 each, as the model is not calibrated"
+    console.print(
+        f"{out}: {done['kept']:,} of {done['labelled']:,} boxes in {done['images']:,} images. "
+        f"Left out: {', '.join(left_out) or 'none'}. Weights in training: {weights}."
+    )
+    if done["first_error"]:
+        print(f"warning: {done['first_error']}", file=sys.stderr)
+    print_root(out, done["root"])
+    raise typer.Exit(0 if result.usable else 3)
 
 
 def _sources_and_phrases(inputs: list[str], options: list[str] | None) -> tuple[list[str], list[str]]:
@@ -184,12 +238,8 @@ def _predict_many(run: Path, sources: list[str], out: Path, as_json: bool, **opt
     from epmvg.core.progress import progress_bar
     from epmvg.inference.batch import predict_many
 
-    try:
-        with progress_bar(error_console, "Predicting") as progress:
-            done = predict_many(run, sources, out, progress=progress, **options)
-    except KeyboardInterrupt as stop:
-        print(str(stop) or "Stopped before the first row was finished.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    with _interruptible(), progress_bar(error_console, "Predicting") as progress:
+        done = predict_many(run, sources, out, progress=progress, **options)
     _print_domain(run, done["domain"])
     counts = {
         "errors": "rows are errors",
@@ -207,6 +257,16 @@ def _predict_many(run: Path, sources: list[str], out: Path, as_json: bool, **opt
         console.print(f"{done['rows']:,} rows ({done['errors']:,} of them errors{kept}) in {out}")
     if done["errors"] == done["rows"]:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """After Ctrl-C print what is kept, and exit."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "Stopped before the first row was finished.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _print_domain(run: Path, domain: str | None) -> None:

@@ -14,6 +14,7 @@ EXTRAS = {
     "serve": "fastapi h11 multipart prometheus_client python_multipart starlette uvicorn",
     "openvino": "openvino",
     "parquet": "pyarrow",
+    "captions": "textblob",
     "supervision": "supervision",
 }
 """The modules that each extra installs."""

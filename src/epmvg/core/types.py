@@ -50,6 +50,7 @@ class Sample:
     id: str = ""
     size: tuple[int, int] | None = None  # (width, height) of the image where the annotation states it
     extra: dict[str, Any] = field(default_factory=dict)  # other keys of the annotation, unchanged
+    weight: float = 1.0  # in the training loss
 
 
 @dataclass(slots=True)
@@ -69,6 +70,12 @@ class Batch:
     num_unpadded: int | None = None  # as `Grounder.num_unpadded`, where it is known
     cached: dict[str, Tensor] = field(default_factory=dict)  # [I, ...] each, features of frozen networks
     skipped: list[str] = field(default_factory=list)  # unreadable images, one sentence each
+    weights: Tensor | None = None  # float [P], of the samples; None where each is 1
+
+    @property
+    def weight(self) -> float:
+        """Sum of the samples' weights."""
+        return sum(sample.weight for sample in self.samples)
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -86,6 +93,7 @@ class Batch:
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
         names = ("images", "image_mask", "tokens", "token_mask", "image_index", "boxes")
         changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        changed["weights"] = None if self.weights is None else change(self.weights)
         return replace(self, **changed, cached={name: change(tensor) for name, tensor in self.cached.items()})
 
 

@@ -199,6 +199,8 @@ def collate(examples: Sequence[Example], images: Tensor, tokenize: Tokenize) -> 
     no_tokens = torch.empty(0, 1, dtype=torch.int64)
     tokens, token_mask = tokenize(phrases) if phrases else (no_tokens, no_tokens.bool())
     image_index = [number for number, example in enumerate(examples) for _ in example.samples]
+    samples = [sample for example in examples for sample in example.samples]
+    weights = [sample.weight for sample in samples]
     return Batch(
         images=images,
         image_mask=torch.stack([example.mask for example in examples]) if examples else images[:, 0].bool(),
@@ -208,8 +210,9 @@ def collate(examples: Sequence[Example], images: Tensor, tokenize: Tokenize) -> 
         boxes=torch.cat([torch.empty(0, 4), *(example.boxes.float() for example in examples)]),
         phrases=phrases,
         letterboxes=[example.letterbox for example in examples],
-        samples=[sample for example in examples for sample in example.samples],
+        samples=samples,
         image_paths=[example.samples[0].image for example in examples],
+        weights=None if all(weight == 1 for weight in weights) else torch.tensor(weights, dtype=torch.float32),
     )
 
 

@@ -1,4 +1,4 @@
-"""A digest of samples: which images, phrases and boxes, in which order, wherever the images lie."""
+"""A digest of samples: which images, phrases, boxes and weights, in which order, wherever the images lie."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class SampleDigest:
         names = {image: path.relative_to(base).as_posix() for image, path in paths.items()}
         digest = hashlib.sha256()
         for sample in samples:
-            line = (names[sample.image], sample.phrase, tuple(map(float, sample.box)))
+            line: tuple[Any, ...] = (names[sample.image], sample.phrase, tuple(map(float, sample.box)))
+            line += () if sample.weight == 1 else (sample.weight,)
             digest.update(repr(line).encode("utf-8", "surrogateescape") + b"\n")
         return cls(len(samples), len(paths), digest.hexdigest())
 

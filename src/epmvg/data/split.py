@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from epmvg.core.types import InputError
+from epmvg.core.types import InputError, Sample
 from epmvg.data.convert import reject_inputs, write_samples
 from epmvg.data.readers.annotations import Skipped
 from epmvg.data.readers.formats import format_of
@@ -48,16 +48,26 @@ def split_data(
     reject_inputs(target, name, root)
     skipped = Skipped()
     samples = open_samples(name, split=None, root=root, skipped=skipped)
-    split_of = _assign(_similar_groups(sorted({sample.image for sample in samples})), wanted, seed)
-    samples = [
-        replace(sample, split=split_of[sample.image], extra={k: v for k, v in sample.extra.items() if k != "split"})
-        for sample in samples
-    ]
+    samples = assign_splits(samples, wanted, seed=seed)
     base = write_samples(target, samples, root)
-    images, phrases = Counter(split_of.values()), Counter(sample.split for sample in samples)
+    images = Counter({sample.image: sample.split for sample in samples}.values())
+    phrases = Counter(sample.split for sample in samples)
     splits = {split: {"images": images[split], "phrases": phrases[split]} for split in wanted}
     result: dict[str, Any] = {"splits": splits, "to": str(target), "root": str(base)}
     return result | skipped.as_dict()
+
+
+def assign_splits(samples: Sequence[Sample], fractions: dict[str, float], *, seed: int = 0) -> list[Sample]:
+    """Return samples with new splits; `fractions` of their images add up to 1.
+
+    Raises:
+        InputError: there are fewer different images than splits.
+    """
+    split_of = _assign(_similar_groups(sorted({sample.image for sample in samples})), fractions, seed)
+    return [
+        replace(sample, split=split_of[sample.image], extra={k: v for k, v in sample.extra.items() if k != "split"})
+        for sample in samples
+    ]
 
 
 def _parse_fractions(text: str) -> dict[str, float]:

@@ -68,13 +68,21 @@ class GroundingLoss:
     token_box_weight: float = 1.0
     iou_head_weight: float = 1.0
 
-    def __call__(self, output: GroundingOutput, boxes: Tensor, teacher: TeacherEmbeddings | None = None) -> Losses:
+    def __call__(
+        self,
+        output: GroundingOutput,
+        boxes: Tensor,
+        teacher: TeacherEmbeddings | None = None,
+        weight: Tensor | None = None,
+    ) -> Losses:
         """Compute the weighted terms.
 
         Args:
             output: Of P phrases.
             boxes: Targets [P, 4], cxcywh in 0..1 of the network input.
             teacher: Its embeddings of the same batch.
+            weight: Of the phrases [P]: each mean over phrases becomes sum(weight * loss) / sum(weight), as if a phrase
+                were there `weight` times. Negative pairs of the IoU head have weight 1.
 
         Raises:
             InputError: The output lacks what the teacher is to be compared with.
@@ -82,31 +90,31 @@ class GroundingLoss:
         losses = Losses()
 
         # box regression + lambda * GIoU + distillation (eq. 8)
-        losses.add(self.box, self.box_weight, box_loss(output.box, boxes, self.box))
-        losses.add("giou", self.giou_weight, giou_loss(output.box, boxes))  # lambda (eq. 8)
+        losses.add(self.box, self.box_weight, box_loss(output.box, boxes, self.box, weight))
+        losses.add("giou", self.giou_weight, giou_loss(output.box, boxes, weight))  # lambda (eq. 8)
         if teacher is not None and teacher.image is not None:
             target = teacher.image[output.image_index]  # [DIE] of each phrase's image
-            image_loss = distillation_loss(output.visual, target, self.distill_loss)
+            image_loss = distillation_loss(output.visual, target, self.distill_loss, weight)
             losses.add("image", self.image_weight, image_loss)  # alpha (eq. 7)
         if teacher is not None and teacher.text is not None:
-            text_loss = distillation_loss(output.text, teacher.text, self.distill_loss)
+            text_loss = distillation_loss(output.text, teacher.text, self.distill_loss, weight)
             losses.add("text", self.text_weight, text_loss)  # beta (eq. 7)
 
         # beyond the paper
         if teacher is not None and teacher.similarity is not None:
-            losses.add("dense", self.dense_weight, dense_loss(output, teacher.similarity))
+            losses.add("dense", self.dense_weight, dense_loss(output, teacher.similarity, weight))
         if output.reg_box is not None:
-            self._add_boxes(losses, "reg_box", self.reg_box_weight, output.reg_box, boxes)
+            self._add_boxes(losses, "reg_box", self.reg_box_weight, output.reg_box, boxes, weight)
         if output.token_boxes is not None and output.grid is not None:
-            self._add_token_boxes(losses, output, output.token_boxes, output.grid, boxes)
-        for name, weight, logits in (
+            self._add_token_boxes(losses, output, output.token_boxes, output.grid, boxes, weight)
+        for name, scale, logits in (
             ("heatmap", self.heatmap_weight, output.heatmap),
             ("similarity", self.similarity_weight, output.similarity),
         ):
             if logits is not None and output.grid is not None:
-                losses.add(name, weight, heatmap_loss(logits, boxes, output.grid))
+                losses.add(name, scale, heatmap_loss(logits, boxes, output.grid, weight))
         if output.iou_logits is not None and output.iou_box is not None:
-            iou_loss = iou_head_loss(output.iou_logits, output.iou_box, boxes, output.negative_iou_logits)
+            iou_loss = iou_head_loss(output.iou_logits, output.iou_box, boxes, output.negative_iou_logits, weight)
             losses.add("iou_head", self.iou_head_weight, iou_loss)
         return losses
 
@@ -117,43 +125,49 @@ class GroundingLoss:
         scale: float,
         predicted: Tensor,
         target: Tensor,
-        phrase_weight: Tensor | None = None,
+        weight: Tensor | None,
     ) -> None:
         """Add both box terms of another predicted box."""
-        box = box_loss(predicted, target, self.box, phrase_weight)
+        box = box_loss(predicted, target, self.box, weight)
         losses.add(f"{name}_{self.box}", scale * self.box_weight, box)
-        losses.add(f"{name}_giou", scale * self.giou_weight, giou_loss(predicted, target, phrase_weight))
+        losses.add(f"{name}_giou", scale * self.giou_weight, giou_loss(predicted, target, weight))
 
     def _add_token_boxes(
-        self, losses: Losses, output: GroundingOutput, token_boxes: Tensor, grid: tuple[int, int], boxes: Tensor
+        self,
+        losses: Losses,
+        output: GroundingOutput,
+        token_boxes: Tensor,
+        grid: tuple[int, int],
+        boxes: Tensor,
+        weight: Tensor | None,
     ) -> None:
-        """Add the box terms of tokens inside the target; each phrase has the same weight, whatever their number."""
+        """Add the box terms of tokens inside the target, which share the weight of their phrase."""
         inside = tokens_inside(boxes, grid)
         if output.heatmap is not None:
             inside &= output.heatmap.isfinite()
-        weight = inside / inside.sum(-1, keepdim=True).clamp(min=1)  # [P, N]; to select tokens would wait for a GPU
+        share = inside / inside.sum(-1, keepdim=True).clamp(min=1)  # [P, N]; to select tokens would wait for a GPU
+        share = share if weight is None else share * weight[:, None]
         targets = boxes[:, None].expand_as(token_boxes)
-        self._add_boxes(losses, "token_box", self.token_box_weight, token_boxes, targets, weight)
+        self._add_boxes(losses, "token_box", self.token_box_weight, token_boxes, targets, share)
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, name: DistillLossName) -> Tensor:
+def distillation_loss(student: Tensor, teacher: Tensor, name: DistillLossName, weight: Tensor | None = None) -> Tensor:
     """Compare student vectors [P, D] with teacher vectors [P, E] pooled to D, averaged over phrases.
 
     Args:
         student, teacher: [VLS] with [DIE], or [CLS] with [DTE].
         name: 1 - "cosine" (eq. 7), or "l1" (Table 3).
+        weight: Of the phrases [P]; here and below it makes the mean over phrases a weighted one.
     """
     target = F.adaptive_avg_pool1d(teacher.float(), student.shape[-1])  # [P, D] (eq. 5, 6)
     if name == "l1":
-        return F.l1_loss(student.float(), target)
-    return (1 - F.cosine_similarity(student.float(), target, dim=-1)).mean()
+        difference = F.l1_loss(student.float(), target, reduction="none")
+        return _mean(difference, None if weight is None else weight[:, None].expand_as(difference))
+    return _mean(1 - F.cosine_similarity(student.float(), target, dim=-1), weight)
 
 
 def box_loss(predicted: Tensor, target: Tensor, name: BoxLossName, weight: Tensor | None = None) -> Tensor:
-    """L1 or smooth L1 of [..., 4] boxes, summed over coordinates, averaged over phrases (TransVG's reduction).
-
-    `weight` [...] makes that a weighted mean.
-    """
+    """L1 or smooth L1 of [..., 4] boxes, summed over coordinates, averaged over phrases (TransVG's reduction)."""
     loss_fn = F.l1_loss if name == "l1" else F.smooth_l1_loss
     return _mean(loss_fn(predicted, target, reduction="none").sum(-1), weight)
 
@@ -177,12 +191,13 @@ def _area(sides: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of values, or sum(weight * value) / sum(weight) with weights of the same shape."""
     if weight is None:
         return values.mean()
     return (values * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)  # 0 without values
 
 
-def heatmap_loss(logits: Tensor, boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+def heatmap_loss(logits: Tensor, boxes: Tensor, grid: tuple[int, int], weight: Tensor | None = None) -> Tensor:
     """Cross-entropy of a heatmap over visual tokens with the tokens inside the target box.
 
     Args:
@@ -192,10 +207,16 @@ def heatmap_loss(logits: Tensor, boxes: Tensor, grid: tuple[int, int]) -> Tensor
     """
     inside = tokens_inside(boxes, grid) & logits.isfinite()  # [P, N]
     log_probability = logits.float().log_softmax(-1).masked_fill(~inside, 0.0)
-    return -(log_probability.sum(-1) / inside.sum(-1).clamp(min=1)).mean()
+    return -_mean(log_probability.sum(-1) / inside.sum(-1).clamp(min=1), weight)
 
 
-def iou_head_loss(logits: Tensor, predicted: Tensor, target: Tensor, negative_logits: Tensor | None = None) -> Tensor:
+def iou_head_loss(
+    logits: Tensor,
+    predicted: Tensor,
+    target: Tensor,
+    negative_logits: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy of predicted with true IoU, averaged over phrases and negative pairs.
 
     A soft target makes the mean prediction the expected IoU (as in IoU-aware detectors: Wu et al., IoU-aware
@@ -208,10 +229,11 @@ def iou_head_loss(logits: Tensor, predicted: Tensor, target: Tensor, negative_lo
     iou = paired_iou(to_xyxy(predicted.float()), to_xyxy(target.float())).clamp(0, 1)
     if negative_logits is not None:
         logits, iou = torch.cat([logits, negative_logits]), torch.cat([iou, torch.zeros_like(negative_logits)])
-    return F.binary_cross_entropy_with_logits(logits, iou)
+        weight = None if weight is None else torch.cat([weight, torch.ones_like(negative_logits)])
+    return _mean(F.binary_cross_entropy_with_logits(logits, iou, reduction="none"), weight)
 
 
-def dense_loss(output: GroundingOutput, teacher: SimilarityMap) -> Tensor:
+def dense_loss(output: GroundingOutput, teacher: SimilarityMap, weight: Tensor | None = None) -> Tensor:
     """KL divergence of the student's similarity map, or else heatmap, from the teacher's, averaged over phrases.
 
     Padding is left out, and so is what the teacher's crop does not contain; a phrase without any common token has no
@@ -233,7 +255,8 @@ def dense_loss(output: GroundingOutput, teacher: SimilarityMap) -> Tensor:
     target = resample(teacher, output.grid).masked_fill(left_out, -torch.inf).log_softmax(-1)
     student = own.masked_fill(left_out, -torch.inf).log_softmax(-1)
     divergence = (target.exp() * (target - student).masked_fill(~common, 0.0)).sum(-1)
-    return divergence.sum() / phrases.sum().clamp(min=1)
+    present = phrases[:, 0].to(divergence)
+    return _mean(divergence, present if weight is None else present * weight)
 
 
 def _centers(count: int, device: torch.device) -> Tensor:

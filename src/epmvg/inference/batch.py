@@ -75,11 +75,11 @@ def predict_many(
         run: the name or folder of a model, as for `Predictor`.
         source: one or several of: an image, a folder of images (searched recursively), a glob pattern, a JSONL file
             with lines {"image", "phrase"} and optionally "id".
-        out: the file to write, .jsonl, or .json for the other formats. Rows of interrupted work are kept in
-            `<out>.part` and reused when the call is repeated.
+        out: the file to write, .jsonl, or .json for the other formats, or for yolo the folder. Rows of interrupted work
+            are kept in `<out>.part` and reused when the call is repeated.
         phrases: for every image; by default those of the JSONL files.
         shard: (K, N) selects every Nth image, beginning with the Kth (0 to N-1).
-        form: jsonl, coco or label-studio; the last two are written at the end, without errors.
+        form: jsonl, coco, label-studio or yolo; all but the first are written at the end, without errors.
         draw: a folder for copies of the images with the boxes drawn.
         min_score: as for `Predictor`; with None rows have no `found`.
         top_k: as for `Predictor`; with more than 1 rows have `candidates`.
@@ -103,21 +103,49 @@ def predict_many(
     locate(run)
     batches = batched(sources.queries(), batch_size)
     first = next(batches)  # raises where there is nothing to predict, before a model is loaded
-    offsets = array("q")
     with open_partial(out) as output:
         try:
             predictor = Predictor(run, device=device)
             threshold = None if min_score is None else predictor.resolve_min_score(min_score)
-            open_items = partial(_open, output=output, context=_digest_of(run, threshold, top_k))
-            for items in _one_ahead(open_items, chain([first], batches)):
-                offsets.extend(_finish(predictor, items, output, threshold, top_k))
-                if progress:
-                    progress(len(offsets), 0)
+            offsets = predict_into(
+                output,
+                predictor,
+                chain([first], batches),
+                digest_of(run, threshold, top_k),
+                threshold=threshold,
+                top_k=top_k,
+                progress=progress,
+            )
             summary = write_output(out, output, offsets, form=form, draw=draw, base=sources.base)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(output.describe()) from None
     summary |= {"kept": len(output.offsets), "skipped": sources.describe_skipped()}
     return summary | {"domain": predictor.domain, "to": str(out)}
+
+
+def predict_into(
+    output: PartialOutput,
+    predictor: Predictor,
+    batches: Iterable[list[Query]],
+    context: bytes,
+    *,
+    threshold: float | None = None,
+    top_k: int = 1,
+    progress: Progress | None = None,
+) -> array[int]:
+    """Append the rows of queries that are missing in the output, and return where the rows of all queries begin.
+
+    Args:
+        context: `digest_of` the run that the predictor opened, with the same options.
+        threshold: rows say whether their confidence reaches it; with None they do not.
+        top_k, progress: as for `predict_many`.
+    """
+    offsets = array("q")
+    for items in _one_ahead(partial(_open, output=output, context=context), batches):
+        offsets.extend(_finish(predictor, items, output, threshold, top_k))
+        if progress:
+            progress(len(offsets), 0)
+    return offsets
 
 
 def batched(queries: Iterable[Query], images: int) -> Iterator[list[Query]]:
@@ -219,7 +247,7 @@ def _key(context: bytes, digest: bytes, query: Query) -> bytes:
     return hashlib.blake2b(content.encode(errors="backslashreplace"), digest_size=16).hexdigest().encode()
 
 
-def _digest_of(run: Path | str, threshold: float | None, top_k: int) -> bytes:
+def digest_of(run: Path | str, threshold: float | None = None, top_k: int = 1) -> bytes:
     """Return a digest of all of a model's files that its predictions depend on, and of the settings."""
     folder = locate(run)
     patterns: Sequence[str] = ("**/*",) if is_exported(folder) else _MODEL_FILES

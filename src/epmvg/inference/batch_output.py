@@ -1,26 +1,29 @@
-"""Output of bulk prediction: resumable lines of JSONL, converted at the end to COCO, Label Studio or drawings."""
+"""Output of bulk prediction: resumable lines of JSONL, converted at the end to COCO, Label Studio, YOLO or drawings."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from filelock import FileLock, Timeout
 
-from epmvg.core.files import atomic_write, check_not_input, disk_errors, write_text
+from epmvg.core.files import atomic_write, check_not_input, disk_errors, temporary_path, write_text
 from epmvg.core.types import InputError, Prediction
 from epmvg.data.readers.jsonl import json_line
 from epmvg.inference.draw import FORMATS, save_image
-from epmvg.inference.results import Predictions, to_coco, to_label_studio
+from epmvg.inference.results import Predictions, to_coco, to_label_studio, to_yolo
 from epmvg.inference.sources import Sources
 
-OutputFormat = Literal["jsonl", "coco", "label-studio"]
+OutputFormat = Literal["jsonl", "coco", "label-studio", "yolo"]
 Row = dict[str, Any]
+
+_SUFFIXES = {"jsonl": ".jsonl", "yolo": ""}  # of the others .json
 
 MAX_MESSAGES = 5
 """Number of different errors returned as messages; the rows have all of them."""
@@ -134,16 +137,26 @@ def check_outputs(out: Path, sources: Sources, *, form: OutputFormat, draw: Path
     Raises:
         InputError: they cannot be used.
     """
-    suffix = ".jsonl" if form == "jsonl" else ".json"
-    if out.suffix.lower() != suffix:
-        raise InputError(f"{out} cannot be written in the format {form}. End its name in {suffix}.")
-    if out.is_dir() or not out.parent.is_dir():
-        raise InputError(f"{out} cannot be written. Give the name of a file in a folder that exists.")
-    check_not_input(out, *sources.files)
-    if out.exists():
-        raise InputError(f"{out} exists. Choose another --out, or delete it.")
+    check_out(out, sources.files, form=form)
     if draw is not None:
         _check_drawings(draw, sources, is_new=not part_of(out).exists())
+
+
+def check_out(out: Path, inputs: Iterable[Path], *, form: OutputFormat = "jsonl") -> None:
+    """Reject a file that cannot be written in a format, that is an input, or that exists.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    suffix = _SUFFIXES.get(form, ".json")
+    if out.suffix.lower() != suffix:
+        fix = f"End its name in {suffix}" if suffix else "Give the name of a folder, without a suffix"
+        raise InputError(f"{out} cannot be written in the format {form}. {fix}.")
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(f"{out} cannot be written. Give the name of a file in a folder that exists.")
+    check_not_input(out, *inputs)
+    if out.exists():
+        raise InputError(f"{out} exists. Choose another --out, or delete it.")
 
 
 def _check_drawings(folder: Path, sources: Sources, *, is_new: bool) -> None:
@@ -191,9 +204,25 @@ def write_output(
     else:
         for _ in counted():
             pass
+    if form == "yolo":
+        _write_folder(out, to_yolo(images, base))
+    elif form != "jsonl":
         content = to_coco(images) if form == "coco" else to_label_studio(images)
         write_text(out, json.dumps(content, ensure_ascii=False))
     return counts | {"messages": list(messages)}
+
+
+def _write_folder(out: Path, files: Mapping[str, str]) -> None:
+    """Write a folder of text files, whole or not at all."""
+    temporary = temporary_path(out)
+    with disk_errors(out):
+        try:
+            for name, content in files.items():
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / name).write_text(content, encoding="utf-8")
+            temporary.rename(out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _by_image(rows: Iterable[Row]) -> list[Predictions]:

@@ -1,15 +1,16 @@
-"""Predictions of an image: drawn, cropped, and converted to COCO, Label Studio and supervision."""
+"""Predictions of an image: drawn, cropped, and converted to COCO, Label Studio, YOLO and supervision."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from epmvg.core.extras import optional_imports
@@ -144,6 +145,36 @@ def to_label_studio(predictions: Predictions | Sequence[Predictions], prefix: st
     """
     encode = quote if prefix.startswith(("/", "http:", "https:")) else str
     return [_task(own, prefix + encode(name)) for name, own in _named(predictions)]
+
+
+def to_yolo(predictions: Predictions | Sequence[Predictions], root: Path | str | None = None) -> dict[str, str]:
+    """Convert what was found to the text files of a YOLO data set, whose classes are the phrases.
+
+    Args:
+        predictions: of one image or several.
+        root: labels of images in this folder lie in the same subfolders; by default the file name alone counts.
+
+    Returns:
+        Path -> content: `data.yaml` with the class names, and `labels/NAME.txt` for each image with a line per box:
+        class, center and size as fractions of the image.
+
+    Raises:
+        InputError: the labels of two images would have one name.
+    """
+    names: dict[str, int] = {}
+    files: dict[str, str] = {}
+    for given, own in _named(predictions):
+        name = PurePath((relative_to(Path(given), Path(root)) if root is not None else None) or PurePath(given).name)
+        file = (PurePath("labels") / name.with_suffix(".txt")).as_posix()
+        if file in files:
+            raise InputError(f"YOLO names labels by images without suffix, and {file} is of two. Rename one of them.")
+        (width, height), lines = own.size, []
+        for one in own.found:
+            x0, y0, x1, y1 = one.box
+            box = ((x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height)
+            lines.append(" ".join([str(names.setdefault(one.phrase, len(names))), *(f"{part:.7f}" for part in box)]))
+        files[file] = "".join(f"{line}\n" for line in lines)
+    return files | {"data.yaml": yaml.safe_dump({"names": list(names)}, allow_unicode=True)}
 
 
 def _task(predictions: Predictions, image: str) -> dict[str, Any]:

@@ -32,6 +32,12 @@ class Query:
     id: str = ""
     error: str = ""
 
+    @classmethod
+    def checked(cls, image: Path, phrase: str, name: str = "") -> Query:
+        """Return a query, with an error if the phrase cannot be used."""
+        fault = phrase_error(phrase)
+        return cls(image, phrase, name, f"The phrase {phrase[:40]!r} cannot be used: {fault}." if fault else "")
+
 
 class Sources:
     """Images and phrases to predict.
@@ -140,7 +146,7 @@ class Sources:
             yield from (self._all_phrases(image) if image is not None else queries)
 
     def _all_phrases(self, image: Path) -> Iterator[Query]:
-        return (_query(image, phrase) for phrase in self.phrases)
+        return (Query.checked(image, phrase) for phrase in self.phrases)
 
     def _parse(self, line: bytes, where: str, base: Path) -> Query:
         row: Annotation = {}
@@ -148,7 +154,7 @@ class Sources:
         try:
             row = json_object(line, where)
             image = path_inside(base, require(row, "image", str, where), where)
-            return _query(image, "" if self.phrases else require(row, "phrase", str, where), _id(row, where))
+            return Query.checked(image, "" if self.phrases else require(row, "phrase", str, where), _id(row, where))
         except InputError as error:
             phrase, name = (value if isinstance(value := row.get(key), str) else "" for key in ("phrase", "id"))
             return Query(image, phrase, name, str(error))
@@ -170,11 +176,6 @@ def exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
-
-
-def _query(image: Path, phrase: str, name: str = "") -> Query:
-    fault = phrase_error(phrase)
-    return Query(image, phrase, name, f"The phrase {phrase[:40]!r} cannot be used: {fault}." if fault else "")
 
 
 def _id(row: Annotation, where: str) -> str:

@@ -23,9 +23,9 @@ def fit(run: Run) -> None:
             with run.autocast():
                 output = run.model(*batch.inputs, **run.frozen_inputs(batch))
                 targets = run.targets(batch)  # None without a teacher
-            losses = run.criterion(output, batch.boxes, targets)
+            losses = run.criterion(output, batch.boxes, targets, batch.weights)
             check_finite(run, batch, losses)
-            (losses.total * weight).backward()  # the step's gradient is the mean over its phrases
+            (losses.total * weight).backward()  # the step's gradient is the weighted mean over its phrases
             run.means.update(losses, batch)
 
         run.sum_gradients()

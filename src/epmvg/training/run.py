@@ -93,9 +93,9 @@ class Run:
         return time.monotonic() - self.started
 
     def steps(self) -> Iterator[Iterator[tuple[Batch, float]]]:
-        """Yield the micro-batches of each optimizer step, each with its fraction of the step's phrases.
+        """Yield the micro-batches of each optimizer step, each with its fraction of the weight of the step's phrases.
 
-        Phrases are counted over all micro-batches and processes; a micro-batch without phrases is left out. The caller
+        Weights are summed over all micro-batches and processes; a micro-batch without phrases is left out. The caller
         increments `state.step` after each step.
 
         Raises:
@@ -107,7 +107,7 @@ class Run:
             epoch, step = divmod(self.state.step, self.count.per_epoch)
             batches = self.train_loader.batches(epoch, step * accumulation)
             while self.state.step < self.count.total and (taken := list(islice(batches, accumulation))):
-                phrases = self._reduce_phrases(taken)
+                phrases, weight = self._reduce_phrases(taken)
                 empty_steps = 0 if phrases else empty_steps + 1
                 if empty_steps == self.count.per_epoch:
                     first = f" ({self.skipped[0].rstrip('.')})" if self.skipped else ""
@@ -116,7 +116,7 @@ class Run:
                     )
                 self.state.phrases += phrases
                 readable = [batch for batch in taken if batch.samples]
-                yield ((self._on_device(batch), len(batch.samples) / phrases) for batch in readable)
+                yield ((self._on_device(batch), batch.weight / weight) for batch in readable)
                 if self.stopping and self.state.step < self.count.total:
                     raise self._stopped()
         self._report_skipped()
@@ -125,13 +125,14 @@ class Run:
         batch.num_unpadded = self.model.num_unpadded(batch.image_mask)  # on the host
         return batch.to(self.accelerator.device)
 
-    def _reduce_phrases(self, batches: list[Batch]) -> int:
-        """Count the phrases of an optimizer step over all processes, and check whether any received a signal."""
+    def _reduce_phrases(self, batches: list[Batch]) -> tuple[int, float]:
+        """Count the phrases of an optimizer step over all processes, sum their weights, and look for signals."""
         self.skipped += [reason for batch in batches for reason in batch.skipped]
-        local = [sum(len(batch.samples) for batch in batches), self.stop.signal is not None]
-        phrases, signals = sum_over_processes(local, self.accelerator.num_processes)
+        counts = [(len(batch.samples), batch.weight) for batch in batches]
+        local = [*map(sum, zip(*counts, strict=True)), self.stop.signal is not None]
+        phrases, weight, signals = sum_over_processes(local, self.accelerator.num_processes)
         self.stopping = signals > 0
-        return round(phrases)
+        return round(phrases), weight
 
     def _stopped(self) -> TrainingStopped:
         self._report_skipped()

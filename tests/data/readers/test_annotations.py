@@ -77,3 +77,13 @@ def test_splits_are_compared_as_text_and_existing_ones_are_named(tmp_path: Path)
     file.write_bytes(lines({key: ANNOTATION[key] for key in ("image", "phrase", "bbox")}))
     with pytest.raises(InputError, match=r"none names a split \(`epmvg data split` adds them\)"):
         open_samples(str(file), split="val")
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf"), True, "heavy", [1], 10**400])
+def test_a_weight_is_a_positive_number(tmp_path: Path, weight: object) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(ANNOTATION | {"weight": 0.25}) + "\n" + json.dumps(ANNOTATION) + "\n")
+    assert [sample.weight for sample in open_samples(str(file), split=None)] == [0.25, 1.0]
+    file.write_text(json.dumps(ANNOTATION | {"weight": weight}) + "\n")
+    with pytest.raises(InputError, match=r'rows.jsonl line 1: "weight" is .*, it must be a positive number'):
+        open_samples(str(file), split=None)

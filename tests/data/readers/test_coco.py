@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from epmvg.core.types import InputError, Sample
+from epmvg.data.convert import convert_data
 from epmvg.data.readers.annotations import MALFORMED, Skipped
 from epmvg.data.registry import open_samples
 from epmvg.data.validation import check
@@ -93,3 +94,26 @@ def test_crowds_are_skipped_and_counted(tmp_path: Path) -> None:
     skipped = Skipped()
     assert len(open_samples(str(tmp_path / "c.json"), split=None, skipped=skipped)) == 1
     assert skipped.counts == {MALFORMED: 1}
+
+
+def test_cvat_exports_have_the_phrase_among_the_attributes(tmp_path: Path) -> None:
+    """CVAT's COCO has no other place for a text, and imports attributes: ours stands there too."""
+    exported = {"id": 1, "image_id": 1, "category_id": 3, "segmentation": [], "area": 4000.0, "iscrowd": 0}
+    exported |= {"bbox": [100.0, 100.0, 200.0, 20.0]}
+    attributes = {"occluded": False, "rotation": 0.0, "track_id": 0, "keyframe": True}
+    for key in ("phrase", "caption"):
+        (sample,) = read(tmp_path / "c.json", exported | {"attributes": attributes | {key: "a red stick"}})
+        assert (sample.phrase, sample.box) == ("a red stick", (100, 100, 300, 120))
+        assert sample.extra["track_id"] == 0 and "phrase" not in sample.extra
+    sentences = {"sentences": ["a stick", {"sent": "the red one"}]}
+    assert [one.phrase for one in read(tmp_path / "c.json", exported | {"attributes": sentences})] == [
+        "a stick",
+        "the red one",
+    ]
+    with pytest.raises(InputError, match='has no "phrase": give each annotation, or its attributes'):
+        read(tmp_path / "c.json", exported | {"attributes": attributes})
+    (tmp_path / "ours.jsonl").write_text(json.dumps({"image": "a.jpg", "phrase": "a stick", "bbox": [1, 2, 3, 4]}))
+    convert_data(str(tmp_path / "ours.jsonl"), tmp_path / "ours.json")
+    (annotation,) = json.loads((tmp_path / "ours.json").read_text())["annotations"]
+    (sample,) = read(tmp_path / "c.json", exported | {"attributes": attributes | annotation["attributes"]})
+    assert sample.phrase == "a stick"

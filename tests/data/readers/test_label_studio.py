@@ -9,7 +9,7 @@ import pytest
 from layouts import RECTANGLE, TEXT, region, task
 from PIL import Image
 
-from epmvg.core.types import Prediction
+from epmvg.core.types import InputError, Prediction
 from epmvg.data.readers.annotations import Skipped
 from epmvg.data.registry import open_samples
 from epmvg.inference.results import Predictions, to_label_studio
@@ -43,10 +43,15 @@ def test_saved_predictions_that_we_wrote_are_read_back(tmp_path: Path) -> None:
     for prefix in ("", "/data/local-files/?d="):
         (written,) = to_label_studio([about], prefix)
         saved = {"id": 1, "data": written["data"], "annotations": written["predictions"]}
-        (tmp_path / "ls.json").write_text(json.dumps([saved]))
-        (sample,) = open_samples(str(tmp_path / "ls.json"), split=None)
-        assert sample.phrase == "the red cup" and sample.box == pytest.approx(found[0].box) and sample.size == (80, 60)
-        assert prefix or sample.image == tmp_path / "p" / "my #1.png"
+        for task_ in (written, saved, written | {"annotations": written["predictions"], "predictions": []}):
+            (tmp_path / "ls.json").write_text(json.dumps([task_]))
+            (sample,) = open_samples(str(tmp_path / "ls.json"), split=None)
+            assert (sample.phrase, sample.size) == ("the red cup", (80, 60))
+            assert sample.box == pytest.approx(found[0].box)
+            assert prefix or sample.image == tmp_path / "p" / "my #1.png"
+    (tmp_path / "ls.json").write_text(json.dumps([written | {"annotations": []}]))  # exported without a review
+    with pytest.raises(InputError, match="no usable annotations"):
+        open_samples(str(tmp_path / "ls.json"), split=None)
 
 
 def test_a_rectangle_without_text_is_one_malformed_annotation(tmp_path: Path) -> None:

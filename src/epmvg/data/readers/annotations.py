@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from epmvg.core.types import InputError, Sample
-from epmvg.data.readers.fields import Annotation, is_encodable, name_of, require, require_box, size_of, to_xywh
+from epmvg.data.readers.fields import (
+    Annotation,
+    is_encodable,
+    name_of,
+    require,
+    require_box,
+    size_of,
+    to_xywh,
+    weight_of,
+)
 from epmvg.data.readers.files import relative_to
 from epmvg.data.readers.image_finder import ImageFinder
 
@@ -77,7 +86,7 @@ def to_samples(
 
 def _sample(annotation: Annotation, find: ImageFinder, location: str, split_key: str) -> Sample:
     x, y, w, h = require_box(annotation, "bbox", location)
-    known = {"image", "phrase", "bbox", "width", "height", "id"}
+    known = {"image", "phrase", "bbox", "width", "height", "id", "weight"}
     if split_key == "split":  # else both it and the annotation's own "split" are kept
         known.add("split")
     return Sample(
@@ -88,6 +97,7 @@ def _sample(annotation: Annotation, find: ImageFinder, location: str, split_key:
         id=name_of(annotation, "id" if "id" in annotation else "source_id", location),
         size=size_of(annotation.get("width"), annotation.get("height"), location),
         extra={key: value for key, value in annotation.items() if key not in known},
+        weight=weight_of(annotation, location),
     )
 
 
@@ -152,5 +162,7 @@ def to_annotations(samples: Iterable[Sample], base: Path) -> Iterator[Annotation
         annotation: Annotation = {"image": name, "phrase": sample.phrase, "bbox": to_xywh(sample.box)}
         if sample.size is not None:
             annotation["width"], annotation["height"] = sample.size
+        if sample.weight != 1:
+            annotation["weight"] = sample.weight
         named = {"split": sample.split, "id": sample.id}
         yield annotation | {key: value for key, value in named.items() if value} | sample.extra

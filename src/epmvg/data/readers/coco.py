@@ -1,4 +1,4 @@
-"""COCO-style JSON with phrases in its annotations."""
+"""COCO-style JSON with phrases in its annotations, or in their attributes as CVAT imports and exports them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def as_coco(annotations: Iterable[Annotation]) -> dict[str, Any]:
         fresh = {"id": len(images) + 1, "file_name": one["image"]} | size
         image = images.setdefault((one["image"], *size.values()), fresh)
         stated = {"id": number, "image_id": image["id"], "category_id": 1, "bbox": one["bbox"], "iscrowd": 0}
-        own = {key: value for key, value in one.items() if key not in STATED_KEYS}
+        own = {key: value for key, value in one.items() if key == "phrase" or key not in STATED_KEYS}
         stated["area"] = one["bbox"][2] * one["bbox"][3]
         written.append(stated | {"phrase": one["phrase"], "attributes": own})
     categories = [{"id": 1, "name": "thing", "supercategory": ""}]
@@ -66,18 +66,21 @@ def _phrase_annotations(
         stated["ann_id"] = annotation.get("id")
         category = categories.get(str(annotation.get("category_id")), {}).get("name")
         stated |= ({"category": category} if isinstance(category, str) else {}) | picked(annotation, "split")
-    for phrase in _phrases(annotation, location):
-        yield merged(image_keys(image, "file_name") | stated | {"phrase": phrase}, own)
+    for phrase in _phrases(annotation, own, location):
+        further = {key: value for key, value in own.items() if (key, value) != ("phrase", phrase)}
+        yield merged(image_keys(image, "file_name") | stated | {"phrase": phrase}, further)
 
 
-def _phrases(annotation: Annotation, location: str) -> list[str]:
-    for key in PHRASE_KEYS:
-        if isinstance(annotation.get(key), str):
-            return [annotation[key]]
-    sentences = annotation.get("sentences")
-    if not isinstance(sentences, list):
-        raise InputError(f'{location} has no "phrase": give each annotation the words that mean its box.')
-    return [one if isinstance(one, str) else require(one, "sent", str, location) for one in sentences]
+def _phrases(annotation: Annotation, attributes: Annotation, location: str) -> list[str]:
+    for stated in (annotation, attributes):
+        for key in PHRASE_KEYS:
+            if isinstance(stated.get(key), str):
+                return [stated[key]]
+        if isinstance(sentences := stated.get("sentences"), list):
+            return [one if isinstance(one, str) else require(one, "sent", str, location) for one in sentences]
+    raise InputError(
+        f'{location} has no "phrase": give each annotation, or its attributes, the words that mean its box.'
+    )
 
 
 def _image_of(annotation: object, images: dict[str, Annotation], location: str) -> Annotation:

@@ -65,6 +65,17 @@ def _floats(values: Sequence[Any]) -> list[float] | None:
         return None
 
 
+def weight_of(annotation: Annotation, location: str) -> float:
+    """Return the weight of an annotation in training, 1 where it states none."""
+    value = annotation.get("weight")
+    weight = [1.0] if value is None else _floats((value,))
+    if weight is None or not 0 < weight[0] < math.inf:
+        raise InputError(
+            f'{location}: "weight" is {short_repr(value)}, it must be a positive number; fix or delete it.'
+        )
+    return weight[0]
+
+
 def size_of(width: object, height: object, location: str) -> tuple[int, int] | None:
     """Return (width, height) in pixels, also of numbers in text, or None where either is not stated."""
     if width is None or height is None:

@@ -1,5 +1,5 @@
 """JSONL, one annotation per line: `{"image", "phrase", "bbox": [x, y, w, h]}`, perhaps with `split`, `id`, `width`,
-`height` and keys of its own; image paths are relative to the file, or to a root.
+`height`, `weight` and keys of its own; image paths are relative to the file, or to a root.
 """
 
 from __future__ import annotations

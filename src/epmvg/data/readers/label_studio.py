@@ -1,7 +1,7 @@
 """Label Studio's JSON export: tasks with an image, rectangles in percent of its sides, and texts that are phrases.
 
 A rectangle and its text are two results of one region id. Of the annotations of a task the last counts that was not
-cancelled.
+cancelled; a file of predictions alone, as `to_label_studio` makes it, is read like annotations.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from epmvg.core.types import InputError
 from epmvg.data.readers.fields import Annotation, four_numbers, picked, require, short_repr, size_of
 
+_RESULTS = ("annotations", "predictions")
+
 
 def is_task(value: object) -> bool:
     """Return whether an object is a task of Label Studio."""
-    return isinstance(value, dict) and isinstance(value.get("data"), dict) and "annotations" in value
+    return isinstance(value, dict) and isinstance(value.get("data"), dict) and not value.keys().isdisjoint(_RESULTS)
 
 
 def task_annotations(task: Any, location: str) -> Iterator[Annotation]:
     """Yield an annotation for each rectangle of a task."""
     data = require(task, "data", dict, location)
     image = _image(data, location)
-    done = [one for one in require(task, "annotations", list, location) if isinstance(one, dict)]
+    key = next(key for key in _RESULTS if key in task)
+    done = [one for one in require(task, key, list, location) if isinstance(one, dict)]
     done = [one for one in done if not one.get("was_cancelled")]
     results = require(done[-1], "result", list, location) if done else []
     regions = [one for one in results if isinstance(one, dict) and isinstance(one.get("value"), dict)]
