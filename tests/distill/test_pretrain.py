@@ -13,7 +13,7 @@ from torch import nn
 
 from epmvg.core.types import InputError
 from epmvg.distill import pretrain
-from epmvg.distill.pretrain import _Features, _recall, train_teacher
+from epmvg.distill.pretrain import Features, recall, train_teacher
 from epmvg.distill.teacher import ClipTeacher
 
 COLORS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "white": (250, 250, 250)}
@@ -93,14 +93,14 @@ def test_failed_pretraining_leaves_no_files(tmp_path: Path, monkeypatch: pytest.
 def test_constant_or_nan_embeddings_have_no_recall(fill: float) -> None:
     layers = [nn.Linear(4, 4), nn.Linear(4, 4)]
     heads = nn.ModuleList(layers)
-    table = _Features(torch.rand(50, 4), torch.rand(50, 4), [[number] for number in range(50)])
+    table = Features(torch.rand(50, 4), torch.rand(50, 4), [[number] for number in range(50)])
     for head in layers:
         nn.init.eye_(head.weight)
         nn.init.zeros_(head.bias)
-    same = _Features(table.images, table.images, table.captions)
-    assert _recall(heads, same)[0] > 0.9
+    same = Features(table.images, table.images, table.captions)
+    assert recall(heads, same)[0] > 0.9
     with torch.no_grad():
         for head in layers:
             head.weight.fill_(fill)
             head.bias.fill_(1.0)
-    assert _recall(heads, table) == (0.0, 0.0)
+    assert recall(heads, table) == (0.0, 0.0)

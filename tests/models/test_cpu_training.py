@@ -23,7 +23,7 @@ def depthwise() -> Grounder:
 def test_outputs_and_parameters_stay() -> None:
     plain = depthwise().eval()
     fast = copy.deepcopy(plain)
-    speed_up_bf16_training(fast)
+    speed_up_bf16_training(fast.visual_encoder.backbone, fast.text_encoder.bert)
     assert any(type(module).__name__.startswith("_Float32") for module in fast.visual_encoder.backbone.modules())
     assert list(fast.state_dict()) == list(plain.state_dict())
     inputs = random_inputs(plain)
@@ -36,7 +36,7 @@ def test_outputs_and_parameters_stay() -> None:
 
 def test_depthwise_convolutions_compute_in_float32_and_train() -> None:
     model = depthwise().train()
-    speed_up_bf16_training(model)
+    speed_up_bf16_training(model.visual_encoder.backbone, model.text_encoder.bert)
     dtypes: dict[str, torch.dtype] = {}
     for module in model.visual_encoder.backbone.modules():
         if isinstance(module, nn.Conv2d) and module.weight.requires_grad:

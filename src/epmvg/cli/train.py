@@ -93,7 +93,7 @@ def _print_requirements(recipe: Any) -> None:
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="Table of the paper, 1 to 7, or a study: data, targets, teacher, vls.")],
+    table: Annotated[str, typer.Argument(help="Table, 1 to 7, or a study: data, strength, targets, teacher, vls.")],
     settings: Settings = None,
     scale: Annotated[Scale, typer.Option(help="scenes and mini fit a laptop; paper is the paper's.")] = Scale.scenes,
     seeds: Annotated[int, typer.Option(help="Trainings of each setting.")] = 1,
@@ -121,6 +121,11 @@ def reproduce(
         for run in plan["runs"]
     ]
     print_table(f"{plan['to_run']} trainings to run", rows)
+    if "teachers" in plan:
+        print_table("Teachers", plan["teachers"])
+        console.print(
+            f"Hours of one core, as measured: {plan['hours']:.1f}. Two processes on two cores take half of it."
+        )
     missing = dict.fromkeys(each for run in plan["runs"] for each in run["missing"])
     for each in missing:
         console.print(f"Missing: {each}")
@@ -144,15 +149,28 @@ def _stoppable(command: str) -> Iterator[None]:
 def train_teacher(
     captions: Annotated[Path, typer.Argument(help='JSONL file of {"image", "split", "captions": [...]}.')],
     out: Annotated[Path, typer.Option(help="Folder of the teacher.")],
+    regions: Annotated[
+        str | None,
+        typer.Argument(help="Data set or annotation file of the same images; encoders learn too."),
+    ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the images; the file's by default.")] = None,
     epochs: Annotated[int, typer.Option(help="Maximum number of epochs; the best on val is saved.")] = 10,
 ) -> None:
-    """Train a small CLIP-style teacher from image-caption pairs."""
+    """Train a small CLIP-style teacher from image-caption pairs.
+
+    With REGIONS its encoders learn too, in hours, also from the crops of training boxes with their phrases; the same
+    command continues it after a kill.
+    """
     from epmvg.core.progress import progress_bar
+    from epmvg.distill.contrastive import train_on_photos
     from epmvg.distill.pretrain import train_teacher as run_training
 
+    options: dict[str, Any] = {"images": images, "epochs": epochs}
     with progress_bar(console, "Teacher") as progress:
-        metrics = run_training(captions, out, images=images, epochs=epochs, progress=progress)
+        if regions is None:
+            metrics = run_training(captions, out, **options, progress=progress)
+        else:
+            metrics = train_on_photos(captions, regions, out, **options, progress=progress)
     console.print(f"The teacher is in {out}: {metrics}")
     if metrics.skipped:
         error_console.print(f"warning: {metrics.skipped} images were skipped. See {out / 'teacher.json'}.")

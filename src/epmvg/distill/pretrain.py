@@ -61,7 +61,7 @@ class TeacherMetrics:
 
 
 @dataclass(frozen=True, slots=True)
-class _Features:
+class Features:
     """Outputs of the frozen encoders."""
 
     images: Tensor  # [N, C]
@@ -103,19 +103,19 @@ def train_teacher(
     if out.exists():
         raise InputError(f"{out} exists already. Choose another folder for the teacher.")
     root = Path(images) if images else captions.parent
-    train, val = (_read(captions, root, split) for split in ("train", "val"))
+    train, val = (read_captions(captions, root, split) for split in ("train", "val"))
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
     with staging as parent, disk_errors(out), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         folder = Path(parent) / out.name
-        clip = _write_encoders(folder, image_size)
+        clip = write_encoders(folder, image_size)
         train_features, val_features, skipped = _encode_splits(folder, train, val, progress)
         for features, split in ((train_features, "train"), (val_features, "val")):
-            _check_count(captions, len(features.captions), split, skipped)
+            check_count(captions, len(features.captions), split, skipped)
         r1, r5, epoch = _fit(clip, train_features, val_features, **settings)
-        _write_weights(clip, folder)
+        write_weights(clip, folder)
         counts = len(train_features.captions), len(train_features.texts)
         metrics = TeacherMetrics(r1, r5, epoch, *counts, round(time.monotonic() - start, 1), len(skipped))
         digest = hashlib.sha256(captions.read_bytes()).hexdigest()
@@ -126,13 +126,14 @@ def train_teacher(
     return metrics
 
 
-def _check_count(file: Path, count: int, split: str, skipped: list[str]) -> None:
+def check_count(file: Path, count: int, split: str, skipped: list[str]) -> None:
     if count < 2:
         reason = f" ({skipped[0]})" if skipped else ""
         raise InputError(f"{file} has {count} captioned images of split {split!r}{reason}. Give at least two.")
 
 
-def _read(file: Path, root: Path, split: str) -> list[CaptionedImage]:
+def read_captions(file: Path, root: Path, split: str) -> list[CaptionedImage]:
+    """Read the images of a split with their captions; an InputError as `train_teacher`."""
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
         rows = [row for row in rows if row.get("split", "train") == split]
@@ -145,11 +146,11 @@ def _read(file: Path, root: Path, split: str) -> list[CaptionedImage]:
     for image, texts in captioned:
         if not texts:
             raise InputError(f"{file} has no caption for {image}. Give at least one, or remove the row.")
-    _check_count(file, len(captioned), split, [])
+    check_count(file, len(captioned), split, [])
     return captioned
 
 
-def _write_encoders(folder: Path, image_size: int) -> Any:
+def write_encoders(folder: Path, image_size: int) -> Any:
     """Write configuration, text encoder and first weights into `folder`; return the model."""
     source = minilm_folder()
     AutoConfig.from_pretrained(source).save_pretrained(folder / TEXT_FOLDER)
@@ -176,18 +177,19 @@ def _write_encoders(folder: Path, image_size: int) -> Any:
         (clip.text.transformer, text_weights),
     ):
         encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
-    _write_weights(clip, folder)
+    write_weights(clip, folder)
     return clip.eval()
 
 
-def _write_weights(clip: Any, folder: Path) -> None:
+def write_weights(clip: Any, folder: Path) -> None:
+    """Write the weights of a model beside its configuration."""
     with atomic_write(folder / WEIGHTS[0]) as temporary:
         safetensors.torch.save_file({name: t.contiguous() for name, t in clip.state_dict().items()}, temporary)
 
 
 def _encode_splits(
     folder: Path, train: list[CaptionedImage], val: list[CaptionedImage], progress: Progress | None
-) -> tuple[_Features, _Features, list[str]]:
+) -> tuple[Features, Features, list[str]]:
     """Encode both splits by the encoders in `folder`; also return what is wrong with unreadable images."""
     teacher, skipped = ClipTeacher(folder).to(select_device("auto")), list[str]()
 
@@ -195,15 +197,15 @@ def _encode_splits(
         if progress:
             progress(done, len(train) + len(val))
 
-    train_features = _encode(teacher, train, skipped, report)
-    val_features = _encode(teacher, val, skipped, lambda done: report(len(train) + done))
+    train_features = encode(teacher, train, skipped, report)
+    val_features = encode(teacher, val, skipped, lambda done: report(len(train) + done))
     return train_features, val_features, skipped
 
 
 @torch.no_grad()
-def _encode(
+def encode(
     teacher: ClipTeacher, captioned: list[CaptionedImage], skipped: list[str], report: Callable[[int], None]
-) -> _Features:
+) -> Features:
     """Encode images and captions by the frozen encoders, and add what is wrong with unreadable images to `skipped`."""
     features: list[Tensor] = []
     captions: list[list[int]] = []
@@ -223,8 +225,8 @@ def _encode(
             features.append(_encode_images(teacher, torch.stack(pixels)))
         report(start + len(batch))
     if not captions:
-        return _Features(torch.empty(0), torch.empty(0), [])
-    return _Features(torch.cat(features), _encode_texts(teacher, texts), captions)
+        return Features(torch.empty(0), torch.empty(0), [])
+    return Features(torch.cat(features), _encode_texts(teacher, texts), captions)
 
 
 def _encode_images(teacher: ClipTeacher, pixels: Tensor) -> Tensor:
@@ -248,7 +250,7 @@ def _encode_texts(teacher: ClipTeacher, texts: list[str]) -> Tensor:
 
 
 def _fit(
-    clip: Any, train: _Features, val: _Features, *, epochs: int, batch_size: int, lr: float
+    clip: Any, train: Features, val: Features, *, epochs: int, batch_size: int, lr: float
 ) -> tuple[float, float, int]:
     """Learn the projections contrastively, keep the best epoch on val, and return its R@1, R@5 and number."""
     heads = nn.ModuleList([clip.visual.head, clip.text.proj]).train()
@@ -276,7 +278,7 @@ def _fit(
             optimizer.step()
             scheduler.step()
             clip.logit_scale.data.clamp_(0, math.log(100))  # CLIP's bound
-        r1, r5 = _recall(heads, val)
+        r1, r5 = recall(heads, val)
         if (r1, r5) > best[:2]:
             best, best_weights = (r1, r5, epoch), copy.deepcopy(heads.state_dict())
     if not all(tensor.isfinite().all() for tensor in best_weights.values()):
@@ -287,7 +289,7 @@ def _fit(
 
 
 @torch.no_grad()
-def _recall(heads: nn.ModuleList, features: _Features) -> tuple[float, float]:
+def recall(heads: nn.ModuleList, features: Features) -> tuple[float, float]:
     """Text-to-image recall at 1 and 5; a tie or a similarity that is not finite is a miss."""
     image = normalize(heads[0](features.images), dim=-1)
     text = normalize(heads[1](features.texts), dim=-1)

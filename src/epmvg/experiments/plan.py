@@ -19,7 +19,12 @@ from epmvg.experiments.tables import Row, Table
 from epmvg.training.optimizer import StepCount
 
 OWN_TEACHER = "own-teacher"
-"""Folder, in a scale's, of the teacher that small scales train for themselves."""
+"""Folder, in a scale's, of the teacher that small scales train for themselves; a grid's end in their captions."""
+
+
+def is_own_teacher(name: str) -> bool:
+    """Return whether a teacher is one that a scale trains for itself."""
+    return Path(name).name.startswith(OWN_TEACHER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,8 @@ class Job:
     folder: Path
     seed: int
     settings: str  # their hash: the same for all seeds
+    order: int = 0  # lower ones are trained first
+    hours: float | None = None  # of one core, where a grid states them
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +111,8 @@ def plan_row(
             recipe = base.model_copy(update={"train": base.train.model_copy(update={"seed": seed})})
             kind = "baseline" if base.distill is None else "distilled"
             folder = out / scale.name / f"{data}-{base.model.name}-{kind}-{key}" / f"seed-{seed}"
-            jobs.append(Job(recipe, splits, folder, seed, key))
+            hours = None if table.grid is None else table.grid.hours(row)
+            jobs.append(Job(recipe, splits, folder, seed, key, row.order, hours))
         settings.append(Setting(data, splits, tuple(jobs), _remark(row, scale, base)))
     return settings
 
@@ -117,7 +125,8 @@ def _recipe(row: Row, scale: Scale, data: str, out: Path, root: Path | str | Non
         settings += ["distill=null", *(each for each in overrides if not each.startswith("distill")), *own]
     else:
         if scale.teacher is not None:  # without what a recipe of ours adds to the paper's settings
-            settings += ["distill=null", f"distill.teacher={out / scale.name / OWN_TEACHER}"]
+            own_teacher = f"{OWN_TEACHER}-{row.captions}" if row.captions else OWN_TEACHER
+            settings += ["distill=null", f"distill.teacher={out / scale.name / own_teacher}"]
         settings += overrides
         settings += [*own, *(_override(f"distill.{key}", value) for key, value in row.distill.items())]
         if _is_letterboxed(row):
@@ -164,8 +173,8 @@ def settings_hash(recipe: Recipe) -> str:
     values["train"].pop("seed")
     for key in ("root", "num_workers", "cache_gb"):
         values["data"].pop(key)
-    if values["distill"] and Path(values["distill"]["teacher"]).name == OWN_TEACHER:
-        values["distill"]["teacher"] = OWN_TEACHER
+    if values["distill"] and is_own_teacher(values["distill"]["teacher"]):
+        values["distill"]["teacher"] = Path(values["distill"]["teacher"]).name
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

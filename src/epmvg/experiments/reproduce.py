@@ -9,11 +9,11 @@ from typing import Any
 from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.files import write_json, write_text
 from epmvg.core.types import InputError
-from epmvg.experiments.plan import SCALES, Job, clear_cache, missing_data, plan_row
+from epmvg.experiments.plan import SCALES, Job, clear_cache, is_own_teacher, missing_data, plan_row
 from epmvg.experiments.requirements import costs, fetch_weights, missing_weights
-from epmvg.experiments.results import Plan, as_markdown, table_result
-from epmvg.experiments.runner import Outcome, make_teacher, read_outcome, run_job
-from epmvg.experiments.tables import read_table
+from epmvg.experiments.results import Plan, as_markdown, gain_figure, table_result
+from epmvg.experiments.runner import Outcome, make_teacher, read_outcome, run_job, teacher_recall
+from epmvg.experiments.tables import Grid, read_table
 from epmvg.training import Report
 
 
@@ -33,7 +33,7 @@ def reproduce(
     A finished training is not repeated, an interrupted one is resumed, and one that another process runs is skipped.
     Equal settings share a training, within a table and between tables. The files of all trainings are looked for before
     the first starts; one that lacks some does not start, and the others do. After every training the table is written
-    to `out` as Markdown and JSON.
+    to `out` as Markdown and JSON, of a grid with a figure as SVG. Several processes share the trainings.
 
     Args:
         name: of the table: "1" to "7", or a study's.
@@ -55,25 +55,37 @@ def reproduce(
     _check(overrides, scale, seeds)
     clear_cache()
     table, chosen, folder = read_table(name), SCALES[scale], Path(out)
+    if table.grid is not None and scale != "scenes":
+        raise InputError(f"{name} draws the captions of its teachers. Give --scale scenes.")
     plan: Plan = [
         (row, plan_row(row, table, chosen, seeds=seeds, out=folder, root=root, overrides=overrides))
         for row in table.rows
     ]
     by_folder = {job.folder: job for _, settings in plan for setting in settings for job in setting.jobs}
-    jobs = sorted(by_folder.values(), key=lambda job: job.seed)  # one seed of each setting first
+    order: dict[Path, int] = {}
+    for job in (job for _, settings in plan for setting in settings for job in setting.jobs):
+        order[job.folder] = min(job.order, order.get(job.folder, job.order))  # rows with equal settings share trainings
+    last = 0 if table.grid is None else len(table.grid.first)
+    # What is to be trained first with all its seeds, then one seed of each setting, and so on.
+    jobs = sorted(by_folder.values(), key=lambda job: (order[job.folder], job.seed * (order[job.folder] == last)))
     outcomes = {job.folder: read_outcome(job) for job in jobs}
     if dry_run:
-        return table_result(name, table, chosen, plan, {}) | {"plan": _planned(jobs, outcomes)}
+        return table_result(name, table, chosen, plan, {}) | {"plan": _planned(jobs, outcomes, table.grid)}
     outcomes |= _check_files(jobs, outcomes, report)
-    for number, job in enumerate(jobs, 1):
-        if outcomes[job.folder].state == "cannot run":
-            continue
-        report({"event": "say", "text": f"{number}/{len(jobs)} {job.folder}"})
-        if outcomes[job.folder].state != "done" and (problem := make_teacher(chosen, job, report)):
-            outcomes[job.folder] = Outcome("cannot run", problem)
-        else:
-            outcomes[job.folder] = run_job(job, report)
-        _write(table_result(name, table, chosen, plan, outcomes), folder / scale)
+    for wait in (False, True):  # first what needs no teacher that another process is training
+        for number, job in enumerate(jobs, 1):
+            if outcomes[job.folder].state == "cannot run" or (
+                wait and outcomes[job.folder].state != "running elsewhere"
+            ):
+                continue
+            report({"event": "say", "text": f"{number}/{len(jobs)} {job.folder}"})
+            is_done = outcomes[job.folder].state == "done"
+            problem = None if is_done else make_teacher(chosen, table.grid, job, report, wait=wait)
+            outcomes[job.folder] = problem or run_job(job, report)
+            _write(table_result(name, table, chosen, plan, outcomes), folder / scale)
+    for job in jobs:  # those that another process finished meanwhile
+        if outcomes[job.folder].state == "running elsewhere" and (read := read_outcome(job)).state == "done":
+            outcomes[job.folder] = read
     result = table_result(name, table, chosen, plan, outcomes)
     _write(result, folder / scale)
     return result
@@ -107,18 +119,34 @@ def _check_files(jobs: Sequence[Job], outcomes: Mapping[Path, Outcome], report: 
     return refused
 
 
-def _planned(jobs: Sequence[Job], outcomes: Mapping[Path, Outcome]) -> dict[str, Any]:
-    """Return the state and size of each training, and how many are to be run."""
+def _planned(jobs: Sequence[Job], outcomes: Mapping[Path, Outcome], grid: Grid | None) -> dict[str, Any]:
+    """Return the state and size of each training, and how many are to be run.
+
+    Where a grid states hours they are of one core, their sum is `hours`, and its teachers are `teachers`.
+    """
     runs = []
     for job in jobs:
         run = {"folder": str(job.folder), "state": outcomes[job.folder].state, "epochs": job.recipe.train.epochs}
         cost = costs(job.recipe, job.splits)
         problems = filter(None, (missing_weights(job.recipe), cost["missing"]))
+        cost |= {} if job.hours is None else {"hours": job.hours}
         runs.append(run | cost | {"missing": list(problems)})
-    return {"runs": runs, "to_run": sum(run["state"] != "done" for run in runs)}
+    plan: dict[str, Any] = {"runs": runs, "to_run": sum(run["state"] != "done" for run in runs)}
+    if grid is None:
+        return plan
+    plan["teachers"] = []
+    teachers = [job.recipe.distill.teacher for job in jobs if job.recipe.distill is not None]
+    for folder in map(Path, dict.fromkeys(filter(is_own_teacher, teachers))):
+        captions = int(folder.name.rpartition("-")[2])
+        teacher = {"folder": str(folder), "state": "done" if folder.exists() else "planned", "captions": captions}
+        plan["teachers"].append(teacher | {"hours": grid.teacher_hours(captions), "recall": teacher_recall(folder)})
+    plan["hours"] = sum(each["hours"] for each in (*runs, *plan["teachers"]) if each["state"] != "done")
+    return plan
 
 
 def _write(result: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"table-{result['table']}.json", result)
     write_text(folder / f"table-{result['table']}.md", as_markdown(result))
+    if any(row["arm"] for row in result["rows"]):
+        write_text(folder / f"table-{result['table']}.svg", gain_figure(result))

@@ -20,7 +20,7 @@ from epmvg.core.locate import fetch
 from epmvg.core.types import InputError
 from epmvg.distill.local_files import is_in_hub_cache, is_local, parameters
 from epmvg.distill.teacher import ClipTeacher
-from epmvg.experiments.plan import OWN_TEACHER, size_of
+from epmvg.experiments.plan import is_own_teacher, size_of
 from epmvg.models.factory import build, create_model
 from epmvg.models.presets import MINILM_L6, preset
 from epmvg.models.pretrained import load_pretrained
@@ -77,7 +77,7 @@ def pretrained_parts(recipe: Recipe) -> list[Part]:
     if distill is None:
         return parts
     source = " ".join(filter(None, (distill.teacher, distill.pretrained)))
-    if Path(distill.teacher).name == OWN_TEACHER:
+    if is_own_teacher(distill.teacher):
         return [*parts, Part("teacher", source, "trained first")]
     local = is_local(distill.teacher, distill.pretrained)
     if local is None:

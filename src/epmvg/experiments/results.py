@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.evaluation.statistics import accuracy, compare
-from epmvg.experiments.plan import Scale, Setting
-from epmvg.experiments.runner import Outcome, read_predictions
+from epmvg.experiments.plan import Scale, Setting, is_own_teacher
+from epmvg.experiments.runner import Outcome, read_predictions, teacher_recall
 from epmvg.experiments.tables import Row, Table
+from epmvg.report.charts import Curve, interval_figure
 
 DASH = "\N{EN DASH}"
 
@@ -50,6 +51,8 @@ def table_result(name: str, table: Table, scale: Scale, plan: Plan, outcomes: Ma
                 "name": row.name,
                 "group": row.group,
                 "backbone": row.backbone,
+                "boxes": row.boxes,
+                "arm": row.arm,
                 "source": row.source or ("the paper" if row.student is None else row.reported_in),
                 "cells": _cells(row, settings, columns, predictions, folders[row.against or table.rows[0].name]),
                 "trainings": [_training(setting, outcomes) for setting in settings],
@@ -110,8 +113,36 @@ def _training(setting: Setting, outcomes: Mapping[Path, Outcome]) -> dict[str, A
         "seeds": len(results),
         "seconds": statistics.fmean(result["seconds"] for result in results) if results else None,
         "state": "; ".join(dict.fromkeys(states)),
+        "recall": _recall(setting),
         "remark": setting.remark,
     }
+
+
+def _recall(setting: Setting) -> float | None:
+    """Return the recall at 1 of a setting's teacher, where it is one of our own."""
+    distill = setting.jobs[0].recipe.distill if setting.jobs else None
+    return None if distill is None or not is_own_teacher(distill.teacher) else teacher_recall(Path(distill.teacher))
+
+
+def gain_figure(result: Mapping[str, Any]) -> str:
+    """Draw the gains of a grid's rows against their teachers' recall as SVG: a curve per number of images with boxes.
+
+    Args:
+        result: of `table_result`, or read from its file.
+    """
+    panels: dict[tuple[str, str], list[Curve]] = {}
+    rows = [row for row in result["rows"] if row["arm"]]
+    for number, column in enumerate(result["columns"]):
+        for arm in dict.fromkeys(row["arm"] for row in rows):
+            curves = panels.setdefault((column, arm), [])
+            for boxes in dict.fromkeys(row["boxes"] for row in rows):
+                points = sorted(
+                    (row["trainings"][0]["recall"], gap["points"], gap["low"], gap["high"])
+                    for row in rows
+                    if (row["arm"], row["boxes"]) == (arm, boxes) and (gap := row["cells"][number]["difference"])
+                )
+                curves.append(Curve(f"{boxes:,} images with boxes", points))
+    return interval_figure(panels, "teacher's recall at 1 among 250 images", "gain in Acc@0.5, points")
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
@@ -133,7 +164,8 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     for row in result["rows"]:
         for training in row["trainings"]:
             time = DASH if training["seconds"] is None else f"{training['seconds'] / 60:.1f} min"
-            remark = "; ".join(part for part in (training["state"], training["remark"]) if part)
+            recall = "" if training["recall"] is None else f"teacher's R@1 {100 * training['recall']:.1f}"
+            remark = "; ".join(part for part in (training["state"], recall, training["remark"]) if part)
             values = [row["name"], training["data"], training["seeds"], time]
             lines.append(_line([*values, training["settings"], training["samples"], remark]))
     return "\n".join(lines) + "\n"

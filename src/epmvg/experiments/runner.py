@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +12,18 @@ from filelock import FileLock, Timeout
 
 from epmvg.core.files import write_json
 from epmvg.core.types import InputError
+from epmvg.data.pairs import ScenePairs
 from epmvg.data.readers.jsonl import json_objects
 from epmvg.data.registry import DATASETS
-from epmvg.distill.pretrain import train_teacher
+from epmvg.distill.contrastive import train_end_to_end
+from epmvg.distill.pretrain import read_captions, train_teacher
 from epmvg.evaluation.evaluate import evaluate
 from epmvg.evaluation.samples import short_name
-from epmvg.experiments.plan import OWN_TEACHER, Job, Scale, data_hash, missing_data
+from epmvg.experiments.plan import OWN_TEACHER, Job, Scale, data_hash, is_own_teacher, missing_data
+from epmvg.experiments.tables import Grid
 from epmvg.report.runs import read_metrics
 from epmvg.training import Report, train
+from epmvg.training.checkpoint import FOLDER as CHECKPOINT
 
 RESULT = "result.json"
 
@@ -66,13 +71,15 @@ def _run(job: Job, report: Report) -> Outcome:
     if done.state == "done":
         return done
     try:
-        train(job.recipe, job.folder, resume=(job.folder / "config.yaml").exists(), report=report)
+        if done.result is None:
+            train(job.recipe, job.folder, resume=(job.folder / "config.yaml").exists(), report=report)
         evaluations = {split: evaluate(job.folder, split=split) for split in job.splits}
     except InputError as error:
         return Outcome("cannot run", str(error))
     metrics = {split: {key: one[key] for key in ("n", "acc50", "miou")} for split, one in evaluations.items()}
     result = {"seed": job.seed, "data": data, "seconds": _seconds(job.folder), "metrics": metrics}
     write_json(job.folder / RESULT, result)
+    shutil.rmtree(job.folder / CHECKPOINT)  # a table's checkpoints would take most of its disk space
     return Outcome("done", result=result)
 
 
@@ -87,29 +94,48 @@ def _seconds(folder: Path) -> float:
     return float(next((row["seconds"] for row in reversed(read_metrics(folder)) if "seconds" in row), 0.0))
 
 
-def make_teacher(scale: Scale, job: Job, report: Report) -> str:
-    """Train the scale's own teacher unless it exists; a second process waits for the first. Return a problem or ""."""
+def make_teacher(scale: Scale, grid: Grid | None, job: Job, report: Report, *, wait: bool = True) -> Outcome | None:
+    """Train the scale's own teacher of a job unless it exists; return None where the job can be trained.
+
+    Where another process trains it, `wait` for that, or return that it runs elsewhere.
+    """
     distill = job.recipe.distill
-    if distill is None or scale.teacher is None or Path(distill.teacher).name != OWN_TEACHER:
-        return ""
+    if distill is None or scale.teacher is None or not is_own_teacher(distill.teacher):
+        return None
     folder = Path(distill.teacher)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if folder.exists():
-            return ""
-        missing = missing_data(job.recipe, ())  # generates scenes on first use
-        if missing:
-            return missing
-        root = job.recipe.data.root or DATASETS[job.recipe.data.name].default_root()
-        assert root is not None  # else the samples could not have been read
-        row: dict[str, Any] = {"event": "store", "name": "teacher"}
-        try:
-            train_teacher(
-                Path(root) / "captions.jsonl",
-                folder,
-                **scale.teacher,
-                progress=lambda done, total: report(row | {"done": done, "total": total}),
-            )
-        except InputError as error:
-            return str(error)
-    return ""
+    try:
+        with FileLock(f"{folder}.lock", timeout=-1 if wait else 0):
+            if folder.exists():
+                return None
+            missing = missing_data(job.recipe, ())  # generates scenes on first use
+            if missing:
+                return Outcome("cannot run", missing)
+            root = job.recipe.data.root or DATASETS[job.recipe.data.name].default_root()
+            assert root is not None  # else the samples could not have been read
+            _train_teacher(folder, Path(root) / "captions.jsonl", scale, grid, report)
+    except Timeout:
+        return Outcome("running elsewhere")
+    except InputError as error:
+        return Outcome("cannot run", str(error))
+    return None
+
+
+def _train_teacher(folder: Path, captions: Path, scale: Scale, grid: Grid | None, report: Report) -> None:
+    """Train the scale's teacher on the captions of its data, or a grid's on as many scenes as its folder's name has."""
+
+    def progress(done: int, total: int) -> None:
+        report({"event": "store", "name": folder.name, "done": done, "total": total})
+
+    scenes = folder.name.removeprefix(f"{OWN_TEACHER}-")
+    if grid is None or not scenes.isdecimal():
+        train_teacher(captions, folder, **scale.teacher or {}, progress=progress)
+        return
+    val = read_captions(captions, captions.parent, "val")
+    train_end_to_end(ScenePairs(int(scenes)), val, folder, **grid.captions[int(scenes)], progress=progress)
+
+
+def teacher_recall(folder: Path) -> float | None:
+    """Return the recall at 1 that a teacher of our own reached, None where there is none yet."""
+    file = folder / "teacher.json"
+    return float(json.loads(file.read_text(encoding="utf-8"))["metrics"]["r1"]) if file.is_file() else None

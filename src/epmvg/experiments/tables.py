@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
@@ -28,6 +29,59 @@ class Row(BaseModel):
     settings: dict[str, Any] = {}  # further keys of the recipe, dotted
     epochs: float = 1.0  # factor of the recipe's own
     against: str = ""  # the row that it is compared with; "" for the table's first
+    boxes: int = 0  # images with boxes, where a grid states them
+    captions: int = 0  # captioned scenes that its teacher was trained on; 0: the scale's teacher
+    arm: str = ""  # of a grid
+    order: int = 0  # lower ones are trained first, with all seeds; the last ones seed by seed
+
+
+class Grid(BaseModel):
+    """Rows by number of images with boxes, teacher and distillation settings, with one plain row per number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    settings: dict[str, Any]  # of all rows
+    boxes: dict[int, dict[str, Any]]  # further settings by number of images with boxes
+    captions: dict[int, dict[str, Any]]  # settings of a teacher's training by number of captioned scenes
+    arms: dict[str, dict[str, Any]]  # distillation settings by name
+    first: tuple[tuple[int, int], ...]  # boxes and captions of the cells that are trained first
+    milliseconds: dict[str, float]  # of one core: per phrase, with an unfrozen teacher, and per pair of a teacher
+    phrases_per_image: float
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the values of the rows."""
+        for boxes in self.boxes:
+            yield {"name": _plain(boxes), "boxes": boxes, "distill": None, "order": self._order(boxes)}
+            for captions in self.captions:
+                for arm, distill in self.arms.items():
+                    row = {"name": f"{boxes:,} boxes, {captions:,} captions, {arm}", "arm": arm, "distill": distill}
+                    yield row | {"boxes": boxes, "captions": captions, "order": self._order(boxes, captions)}
+
+    def complete(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the values of a row with what follows from its number of images with boxes."""
+        settings = self.settings | self.boxes[row["boxes"]]
+        rest = {"student": "transvg-r50", "against": _plain(row["boxes"]), "order": len(self.first)}
+        return rest | row | {"settings": settings | row.get("settings", {})}
+
+    def _order(self, boxes: int, captions: int = 0) -> int:
+        found = (i for i, cell in enumerate(self.first) if cell[0] == boxes and captions in (0, cell[1]))
+        return next(found, len(self.first))
+
+    def hours(self, row: Row) -> float:
+        """Return the hours of one core that a training of a row takes, with its evaluation."""
+        is_frozen = row.distill is None or row.distill.get("frozen", True)
+        phrases = row.settings["train.epochs"] * row.boxes * self.phrases_per_image
+        milliseconds = phrases * self.milliseconds["phrase" if is_frozen else "unfrozen"]
+        return float(milliseconds + self.milliseconds["evaluation"]) / 3.6e6
+
+    def teacher_hours(self, captions: int) -> float:
+        """Return the hours of one core that the training of a teacher takes."""
+        pairs = captions * self.captions[captions]["epochs"]
+        return float(pairs * self.milliseconds["pair"]) / 3.6e6
+
+
+def _plain(boxes: int) -> str:
+    return f"{boxes:,} boxes, plain"
 
 
 class Table(BaseModel):
@@ -39,6 +93,15 @@ class Table(BaseModel):
     note: str = ""
     columns: tuple[tuple[str, str], ...]
     rows: tuple[Row, ...]
+    grid: Grid | None = None  # its rows come before the others
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("grid") is None:
+            return values
+        grid = Grid.model_validate(values["grid"])
+        return values | {"rows": [grid.complete(row) for row in (*grid.rows(), *values["rows"])]}
 
     @model_validator(mode="after")
     def _check(self) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,14 @@ class Chart:
     src: str  # a data: address
 
 
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Points (x, y, low, high): values with their intervals."""
+
+    label: str
+    points: Sequence[tuple[float, float, float, float]]
+
+
 def color(number: int) -> str:
     """Return the color of a run."""
     return COLORS[number % len(COLORS)]
@@ -78,6 +86,30 @@ def confidence_charts(scored: Iterable[Scored]) -> list[Chart]:
         axes.set_xlim(0, 1)
         axes.set_ylim(bottom=0)
     return [_chart("Accuracy by confidence", diagram), _chart("Wrong boxes by coverage", curve)]
+
+
+def interval_figure(panels: Mapping[tuple[str, str], Sequence[Curve]], x_label: str, y_label: str) -> str:
+    """Draw curves with intervals as SVG, in panels by the titles of their row and column, with common axes."""
+    rows, columns = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(3.2 * len(columns), 2.4 * len(rows) + 0.5), layout="constrained")
+        grid = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
+        for (row, column), curves in panels.items():
+            axes = grid[rows.index(row)][columns.index(column)]
+            axes.set_title(f"{row}, {column}")
+            axes.axhline(0, color=_TEXT, linewidth=1, linestyle="--")
+            for number, curve in enumerate(curves):
+                x, y, low, high = np.array(curve.points, np.float64).reshape(-1, 4).T
+                offset = 0.006 * (number - (len(curves) - 1) / 2)  # so that intervals at the same x can be told apart
+                style: Any = {"color": color(number), "marker": "o", "markersize": 3.5, "capsize": 2, "linewidth": 1.2}
+                axes.errorbar(x + offset, y, (y - low, high - y), label=curve.label, **style)
+        figure.patch.set_visible(False)
+        for axes in grid.flat:
+            axes.patch.set_visible(False)
+        figure.supxlabel(x_label, fontsize="medium")
+        figure.supylabel(y_label, fontsize="medium")
+        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    return _svg(figure)
 
 
 def _loss(row: Row) -> dict[str, Any]:
@@ -133,7 +165,11 @@ def _axes(label: str, percent: bool = False) -> tuple[Figure, Axes]:
 
 
 def _chart(title: str, figure: Figure) -> Chart:
-    file = io.BytesIO()
+    return Chart(title, "data:image/svg+xml;base64," + base64.b64encode(_svg(figure).encode()).decode("ascii"))
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
     with matplotlib.rc_context(_STYLE):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    return Chart(title, "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode("ascii"))
+    return file.getvalue()

@@ -51,7 +51,7 @@ def prepare_run(
         accelerate.utils.set_seed(settings.seed + accelerator.process_index)  # so that dropout differs
     model.to(accelerator.device)
     if accelerator.device.type == "cpu" and use_bf16(settings.precision, accelerator.device):
-        speed_up_bf16_training(model)
+        speed_up_bf16_training(model.visual_encoder.backbone, model.text_encoder.bert)
     broadcast_weights(model, accelerator.num_processes)
     if accelerator.device.type == "cuda" and isinstance(model.visual_encoder, VisualEncoder):
         model.visual_encoder.to(memory_format=torch.channels_last)  # as its input is

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from epmvg.core.types import Box
 from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
 
@@ -120,6 +122,15 @@ def captions_of(objects: Sequence[SceneObject], size: tuple[int, int], order: Se
         relation, _, anchor = chosen.text.removeprefix(f"the {subject.name} ").rpartition(" the ")
         captions.append(f"{_with_article(subject)} {relation} {_article(anchor)}")
     return captions
+
+
+def sentence_of(objects: Sequence[SceneObject], size: tuple[int, int], random: np.random.Generator) -> str:
+    """Return a caption, or one to three phrases of different kinds, of a scene in an image of (width, height)."""
+    phrases = phrases_of(objects, size)
+    if not phrases or (len(objects) > 1 and random.random() < 0.5):
+        return str(random.choice(captions_of(objects, size, random.permutation(len(objects)).tolist())))
+    kinds = random.permutation(sorted({phrase.kind for phrase in phrases}))[: random.integers(1, 4)]
+    return ", ".join(str(random.choice([each.text for each in phrases if each.kind == kind])) for kind in kinds)
 
 
 def _with_article(item: SceneObject) -> str:
