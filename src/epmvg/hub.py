@@ -18,7 +18,7 @@ from epmvg.core.files import write_text
 from epmvg.core.locate import FILES, fetch
 from epmvg.core.types import InputError
 from epmvg.core.version import __version__
-from epmvg.evaluation.samples import shared_images, training_images
+from epmvg.evaluation.samples import evaluation_name, shared_images, training_images
 from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
 from epmvg.models.weights_file import WEIGHTS, weights_digest
@@ -158,7 +158,7 @@ def _evaluations(run: Path, calibration: Calibration | None) -> list[dict[str, A
                 continue
             if result["confidence"]["mapping"] != (calibration and calibration.mapping):
                 result["confidence"] = None
-            found.append(result | {"name": f"{result['data']} {result['split']}", "n": result["n"]})
+            found.append(result | {"name": evaluation_name(result), "n": result["n"]})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} cannot be read: run `epmvg evaluate` again.") from error
     return sorted(found, key=lambda result: (not result["split"].startswith("test"), result["name"]))

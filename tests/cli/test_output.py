@@ -231,11 +231,12 @@ def test_evaluate_prints_robustness(run: Path, replace: Replace, capsys: pytest.
 def test_evaluate_and_calibrate_print_tables(run: Path, replace: Replace, capsys: pytest.CaptureFixture[str]) -> None:
     confidence = {"ece": 0.1, "aurc": 0.2, "auroc_correct": 0.9, "auroc_negative": None}
     result = {"data": "d", "split": "val", "n": 8, "acc50": 0.5, "miou": 0.4, "slices": {}}
+    result["protocol"] = "IoU >= 0.5"
     result |= {"predictions": "p.jsonl", "intervals": {"acc50": [0.4, 0.6]}}
     replace("epmvg.evaluation.evaluate.evaluate", result | {"confidence": confidence})
     main_ok(["evaluate", run])
     printed = capsys.readouterr().out
-    assert "0.4000 to 0.6000" in printed and "0.9000" in printed and "p.jsonl" in printed
+    assert "0.4000 to 0.6000" in printed and "0.9000" in printed and "IoU >= 0.5" in printed and "p.jsonl" in printed
     fitted = {"fitted": {"acc50": 0.5, "n": 98}, "method": "none", "threshold": None}
     replace("epmvg.evaluation.calibration.calibrate", fitted)
     main_ok(["calibrate", run, "--fit-head"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from epmvg.config.published import missing_start
+from epmvg.config.published import missing_start, published_start
 from epmvg.config.settings import Recipe, list_recipes
 from epmvg.core.types import InputError
 from epmvg.models.presets import preset
@@ -64,7 +64,7 @@ def test_a_recipe_on_top_replaces_what_it_states(tmp_path: Path) -> None:
     assert improved.distill is not None and base.distill is not None
     assert (improved.distill.teacher, improved.distill.dense_weight) == (base.distill.teacher, 1.0)
     assert improved.model.overrides["vls"] == "first" and improved.model.overrides["dense_head"] is True
-    assert improved.train.lr == 3e-4 and base.model.init_from and improved.model.init_from is None
+    assert improved.train.lr == 3e-4 and base.model.init_from and improved.model.init_from == base.model.init_from
     assert Recipe.load("refcoco", "distill=null", "improved").distill is None
     (tmp_path / "mine.yaml").write_text("model: transvg-r101\ndata: {augment: null}")
     mine = Recipe.load("refcoco", str(tmp_path / "mine.yaml"))
@@ -88,6 +88,8 @@ def test_the_published_start_belongs_to_student_and_data(tmp_path: Path, monkeyp
     start = ("weights/transvg-r50-detr-r50-unc", "transvg-r50", "refcoco")
     command = "epmvg convert detr-r50-unc.pth --as detr --model transvg-r50 --bert bert-base-uncased --out " + start[0]
     assert f"`{command}`, or set model.init_from=null" in missing_start(*start)
+    unnamed = published_start("qrnet-swin-s", "refcocog-umd")
+    assert unnamed and "name varies)" in missing_start(unnamed.folder, "qrnet-swin-s", "refcocog-umd")
     Path(start[0]).mkdir(parents=True)
     assert not missing_start(*start) and not missing_start("elsewhere", *start[1:])
 

@@ -50,6 +50,21 @@ def test_letterbox_keeps_overlaps() -> None:
     torch.testing.assert_close(inside, paired_iou(a, b))
 
 
+def test_the_canvas_gives_the_published_metric() -> None:
+    """TransVG clamps cxcywh boxes as corners in 0..1 of the padded square, and never the target."""
+    predicted, target = to_cxcywh(random_boxes(80, 5) / 90 - 0.4), random_boxes(80, 6)
+    for width, height in ((200, 150), (90, 180), (200, 200)):
+        letterbox = Letterbox.fit(width, height, 256)
+        published = paired_iou(to_xyxy(predicted).clamp(0, 1), to_xyxy(letterbox.to_input(target)))
+        ours = paired_iou(letterbox.to_image(predicted, "canvas"), target)
+        torch.testing.assert_close(ours, published)
+        clipped = letterbox.to_image(predicted, "canvas")
+        limits = torch.tensor([width, height] * 2, dtype=torch.float64)
+        again = torch.minimum(clipped.clamp(min=0), limits)
+        torch.testing.assert_close(again, letterbox.to_image(predicted))  # so that files of both can be compared
+        assert torch.allclose(again, clipped) == (width == height)
+
+
 def test_published_evaluation_boxes(shared: Path) -> None:
     """Our letterbox puts a box where TransVG's evaluation transform puts it, before that cuts boxes to integers."""
     cases = torch.load(shared / "parity" / "data_pipeline.pt", weights_only=True)["eval_transform"]

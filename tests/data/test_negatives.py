@@ -56,8 +56,8 @@ def test_pairs_of_a_batch_are_negative_and_limited_in_number() -> None:
     image_index = torch.tensor([0, 0, 0, 1, 1, 1])
     nothing = torch.zeros(0)
     whole = Letterbox.fit(9, 9, 32)
-    phrases = [sample.phrase for sample in samples]
-    batch = Batch(nothing, nothing, nothing, nothing, image_index, nothing, phrases, [whole, whole], samples)
+    phrases, paths = [sample.phrase for sample in samples], list(dict.fromkeys(sample.image for sample in samples))
+    batch = Batch(nothing, nothing, nothing, nothing, image_index, nothing, phrases, [whole, whole], samples, paths)
     sampler = NegativeSampler(SAMPLES)
     pairs = sampler.pairs(batch, 1.0, (7, 1))
     assert pairs is not None
@@ -65,7 +65,9 @@ def test_pairs_of_a_batch_are_negative_and_limited_in_number() -> None:
     assert found == {(1, "a man in a blue shirt"), (0, "a woman"), (0, "the red kettle")}
     few = sampler.pairs(batch, 0.5, (7, 1))
     assert few is None or few.shape[1] <= 3
-    alone = Batch(nothing, nothing, nothing, nothing, image_index[:3], nothing, phrases[:3], [whole], samples[:3])
+    alone = Batch(
+        nothing, nothing, nothing, nothing, image_index[:3], nothing, phrases[:3], [whole], samples[:3], paths[:1]
+    )
     assert sampler.pairs(alone, 1.0, (7, 1)) is None
 
 

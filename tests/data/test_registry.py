@@ -18,6 +18,7 @@ from layouts import write_flickr, write_refcoco
 from epmvg.core.types import Box, InputError, Sample
 from epmvg.data.readers.annotations import Skipped
 from epmvg.data.registry import DATASETS, fraction_of, open_samples
+from epmvg.experiments import requirements
 
 HALF_A_PIXEL = 0.5
 
@@ -29,6 +30,15 @@ COUNTS = {  # phrases; the papers' counts, but for referit and Flickr's train wh
     "referit": {"train": 54_134, "val": 5_842, "test": 60_105},
     "flickr30k": {"train": 427_226, "val": 14_433, "test": 14_481},
 }
+
+
+def test_plans_without_data_assume_the_counts_of_the_readers() -> None:
+    """Where the training annotations are not at hand, the published total without the splits that are."""
+    known = {name: splits["train"] for name, splits in COUNTS.items() if "train" in splits}
+    totals = {"refcoco": 142_210, "refcoco+": 141_564, "refcocog-umd": 95_010}
+    known |= {name: total - sum(COUNTS[name].values()) for name, total in totals.items()}
+    known["refcocog-google"] = totals["refcocog-umd"] - 9_536  # the same phrases, split by Google
+    assert known == requirements._PHRASES
 
 
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - {"scenes"}))

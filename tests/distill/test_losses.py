@@ -8,6 +8,7 @@ from typing import Literal
 
 import pytest
 import torch
+from torchvision.ops import generalized_box_iou_loss
 
 from epmvg.core.boxes import paired_iou, to_xyxy
 from epmvg.core.types import GroundingOutput, InputError, SimilarityMap, TeacherEmbeddings
@@ -32,6 +33,21 @@ def test_published_losses_and_overlaps(shared: Path) -> None:
     iou = paired_iou(to_xyxy(predicted).clamp(0, 1), to_xyxy(target))
     torch.testing.assert_close(iou, case["iou"])
     assert int((iou >= 0.5).sum()) == case["n_correct"]
+
+
+def test_giou_and_its_gradient_are_those_of_torchvision() -> None:
+    generator = torch.Generator().manual_seed(0)
+    predicted, target = (torch.rand(300, 4, generator=generator, dtype=torch.float64) * 0.5 + 0.1 for _ in range(2))
+    weight = torch.rand(300, generator=generator, dtype=torch.float64)
+    gradients = []
+    for loss in (giou_loss(predicted.requires_grad_(), target), giou_loss(predicted, target, weight)):
+        gradients.append(torch.autograd.grad(loss, predicted)[0])
+    pairs = generalized_box_iou_loss(to_xyxy(predicted), to_xyxy(target))
+    torch.testing.assert_close(giou_loss(predicted, target), pairs.mean())
+    assert (pairs > 1).any() and (pairs < 1).any()
+    for gradient, expected in zip(gradients, (pairs.mean(), (pairs * weight).sum() / weight.sum()), strict=True):
+        (own,) = torch.autograd.grad(expected, predicted, retain_graph=True)
+        torch.testing.assert_close(gradient, own)
 
 
 def test_two_empty_boxes_have_a_loss_and_a_gradient() -> None:

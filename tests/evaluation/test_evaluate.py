@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import accelerate
 import pytest
+import torch
 
 import epmvg
 from epmvg.config.settings import DataSettings
+from epmvg.core.geometry import Clip
 from epmvg.core.types import InputError
 from epmvg.evaluation.evaluate import evaluate
+from epmvg.evaluation.external import score
 from epmvg.evaluation.samples import results_stem
-from epmvg.models.factory import load, save
+from epmvg.models.factory import create_model, load, save
 from epmvg.models.grounder import Grounder
+from epmvg.report.runs import read_runs
 from epmvg.training.data import make_loaders
 
 
@@ -47,6 +51,31 @@ def test_files_of_one_name_and_splits_with_slashes_have_files_of_their_own(tiny:
     stems = [results_stem(run, DataSettings(name=name), split) for name, split in named]
     assert len(set(stems)) == len(stems) and stems[:2] == ["own-val", "scenes-val"] and stems[-1] == "own-all"
     assert all(Path(stem).name == stem and not stem.startswith(".") for stem in stems)
+
+
+def test_boxes_may_be_clipped_to_the_canvas(squares: Path, tmp_path: Path) -> None:
+    """In files of their own; `score` and `report` never compare them with boxes that were clipped to the image."""
+    model = create_model("tiny-resnet")
+    torch.nn.init.constant_(cast(torch.nn.Linear, model.box_head.layers[-1]).bias, 4.0)
+    save(model, tmp_path / "run")
+    source: dict[str, Any] = {"data": str(squares), "split": "val"}
+    image, canvas = (evaluate(tmp_path / "run", **source, clip=clip) for clip in get_args(Clip))
+    assert (image["clip"], canvas["clip"]) == ("image", "canvas") and "as TransVG evaluates" in canvas["protocol"]
+    files = [tmp_path / "run" / result["predictions"] for result in (image, canvas)]
+    rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    assert [{row["clip"] for row in part} for part in rows] == [{"image"}, {"canvas"}]
+    assert all(row["box"][3] == 60 for row in rows[0]) and all(row["box"][3] > 60 for row in rows[1])
+    (run,) = read_runs([tmp_path / "run"])
+    assert set(run.predictions) == {"annotations val", "annotations val-canvas"}
+
+    alone = score(files[1], **source, out=tmp_path / "again.jsonl")
+    assert (alone["protocol"], alone["miou"], alone["warnings"]) == (canvas["protocol"], canvas["miou"], [])
+    mixed = score(files[1], **source, against=files[0])
+    assert (mixed["protocol"], mixed["miou"]) == (image["protocol"], image["miou"])
+    assert mixed["against"]["metrics"]["miou"]["points"] == 0 and "clipped to the canvas" in mixed["warnings"][0]
+    assert score(files[0], **source, against=files[1])["against"]["warnings"] == mixed["warnings"]
+    both = score(tmp_path / "again.jsonl", **source, against=files[1])
+    assert (both["protocol"], both["miou"]) == (canvas["protocol"], canvas["miou"])
 
 
 def test_a_split_with_a_slash_is_written(converted: Path, squares: Path) -> None:

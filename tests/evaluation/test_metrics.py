@@ -7,7 +7,7 @@ import math
 import pytest
 
 from epmvg.core.types import InputError
-from epmvg.evaluation.metrics import MAX_NAMES, PROTOCOL, SLICINGS, Metrics, slices
+from epmvg.evaluation.metrics import MAX_NAMES, PROTOCOLS, SLICINGS, Metrics, slices
 
 TARGET = [40.0, 30.0, 100.0, 90.0]
 
@@ -17,7 +17,7 @@ def test_an_iou_of_exactly_the_threshold_counts() -> None:
     rows = [{"iou": iou, "box": box, "target": box} for iou in (math.nextafter(0.5, 0), 0.25, 0.5, 0.75)]
     metrics = Metrics.of(rows)
     assert (metrics.acc25, metrics.acc50, metrics.acc75) == (1.0, 0.5, 0.25)
-    assert PROTOCOL.startswith("IoU >= 0.5")
+    assert all(text.startswith("IoU >= 0.5") for text in PROTOCOLS.values())
     with pytest.raises(InputError, match="no predictions to score"):
         Metrics.of([])
 

@@ -15,10 +15,13 @@ from runs import before_each_backward
 
 import epmvg
 from epmvg.config.settings import ModelSettings, Recipe
+from epmvg.experiments.plan import Job
+from epmvg.experiments.runner import run_job
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
 from epmvg.training import TrainingStopped, loop
 from epmvg.training import setup as prepare
+from epmvg.training.folder import with_absolute_paths
 from epmvg.training.run import Run
 
 SAME = ["train.cache_features=false", "distill=null", "model=tiny-resnet", "model.pretrained=false", "model.dropout=0"]
@@ -189,6 +192,31 @@ def test_killed_process_stops_the_run_and_it_resumes_to_the_same_weights(
     assert together(2, lambda: epmvg.train(recipe, tmp_path / "cut", resume=True)) == [0, 0]
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "cut")[name]), name
+
+
+def test_a_row_of_a_table_that_two_processes_trained_and_resumed_is_taken_as_it_is(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unfinished it needs as many processes again; finished, the table evaluates it in one."""
+    recipe = with_absolute_paths(Recipe.load("scenes", f"data.name={squares}", *SAME, "data.batch_size=4"))
+    job = Job(recipe, ("val",), tmp_path / "row", 13, "0")
+
+    def killed(run: Run, batch: epmvg.Batch) -> None:
+        if run.state.step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def reproduce(expected: str) -> int:
+        return together(1, lambda: os._exit(run_job(job, lambda row: None).state != expected))[0] or 0
+
+    monkeypatch.setattr(loop, "check_finite", before_each_backward(killed))
+    assert together(2, lambda: epmvg.train(recipe, job.folder)) == [-signal.SIGKILL] * 2
+    monkeypatch.undo()
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+    assert reproduce("cannot run") == 0
+    assert together(2, lambda: epmvg.train(recipe, job.folder, resume=True)) == [0, 0]
+    trained = rows(job.folder, "step")
+    assert reproduce("done") == 0 and rows(job.folder, "step") == trained
+    assert set(json.loads((job.folder / "result.json").read_text())["metrics"]) == {"val"}
 
 
 def test_signal_to_one_process_stops_all_after_the_same_step(

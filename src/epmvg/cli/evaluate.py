@@ -13,12 +13,18 @@ from epmvg.cli.console import Device, Json, Root, Run, RunData, Split, console, 
 from epmvg.core.files import check_not_input
 from epmvg.core.locate import locate
 from epmvg.core.progress import progress_bar
+from epmvg.core.types import InputError
 
 
 class Format(StrEnum):
     jsonl = "jsonl"
     coco = "coco"
     text = "text"
+
+
+class Clip(StrEnum):
+    image = "image"
+    canvas = "canvas"
 
 
 class Targets(StrEnum):
@@ -31,6 +37,9 @@ def evaluate(
     data: RunData = None,
     split: Split = None,
     root: Root = None,
+    clip: Annotated[
+        Clip, typer.Option(help="Clip boxes to the image, or to the square network input (canvas), as TransVG does.")
+    ] = Clip.image,
     device: Device = "auto",
     as_json: Json = False,
     robustness: Annotated[bool, typer.Option("--robustness", help="Evaluate on perturbed phrases and images.")] = False,
@@ -42,6 +51,8 @@ def evaluate(
     locate(run)  # a wrong name is rejected before torch is imported
     source: dict[str, Any] = {"data": data, "split": split, "root": root, "device": device}
     if robustness:
+        if clip is Clip.canvas:
+            raise InputError("--robustness clips boxes to the image. Omit --clip canvas.")
         if is_first():  # runs in a single process
             _evaluate_robustness(run, source, as_json)
         return
@@ -49,7 +60,7 @@ def evaluate(
     from epmvg.evaluation.samples import results_folder
 
     with progress_bar(error_console, "Evaluating") as progress:
-        result = run_evaluation(run, **source, progress=progress)
+        result = run_evaluation(run, **source, clip=clip.value, progress=progress)
     if not is_first():
         return
     if as_json:
@@ -65,6 +76,7 @@ def evaluate(
     ]
     print_table(str(run), rows)
     print_table("Confidence", [{name: result["confidence"][name] for name in CONFIDENCE}])
+    console.print(result["protocol"])
     console.print(f"Predictions: {results_folder(run) / result['predictions']}")
 
 

@@ -21,6 +21,7 @@ A detector that saw these images would make the results incomparable.
 """
 
 _SWIN_FILES = {"unc": "unc_latest.pth", "gref": "gref_latest.pth", "coco": "mask_rcnn_swin_small_patch4_window7.pth"}
+_VARIES = "the file that QRNet's authors share for RefCOCOg, whose name varies"
 _DETR_NAMES = {"unc": "unc", "gref": "gref", "coco": "referit"}
 
 
@@ -77,7 +78,8 @@ def missing_start(init_from: str | None, model: str, data: str) -> str:
     start = published_start(model, data)
     if init_from is None or start is None or Path(init_from) != Path(start.folder) or Path(init_from).exists():
         return ""
+    file = f"{start.file} ({_VARIES})" if start.file == _SWIN_FILES["gref"] else start.file
     return (
-        f"{start.folder} is missing: {model} starts from {start.file} as published. Run `{start.command}`, "
+        f"{start.folder} is missing: {model} starts from {file} as published. Run `{start.command}`, "
         "or set model.init_from=null to start from ImageNet weights."
     )

@@ -165,7 +165,9 @@ class TrainSettings(Settings):
         None, gt=0, lt=1, description="Decay of a moving average of the weights, which is validated and saved."
     )
     gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimizer step.")
-    precision: Literal["auto", "fp32", "bf16"] = Field("fp32", description="auto: bf16 where the hardware has it.")
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = Field(
+        "fp32", description="tf32: products of 10 bits on NVIDIA GPUs; auto: bf16 where the hardware has it."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute encoder layers in the backward pass.")
     seed: int = Field(13, description="Seed of weights, data order and augmentation.")
     cache_features: bool = Field(False, description="Cache features of a frozen backbone; needs data.augment=null.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 MEAN_COLOR = (0.485, 0.456, 0.406)
 """Mean of ImageNet's pixels, RGB in 0..1: the color of padding."""
+
+Clip = Literal["image", "canvas"]
+"""What a predicted box is clipped to: the image, or the square network input with its padding, as TransVG evaluates."""
 
 Boxes = TypeVar("Boxes", "NDArray[np.float64]", "Tensor")
 
@@ -78,15 +81,20 @@ class Letterbox:
         y0, y1 = y0 * self.scale_y + self.top, y1 * self.scale_y + self.top
         return _joined(box, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0) / self.side
 
-    def to_image(self, box: Boxes) -> Boxes:
-        """Convert boxes [..., 4] from cxcywh in 0..1 of the network input to xyxy in pixels, clipped to the image."""
+    def to_image(self, box: Boxes, clip: Clip = "image") -> Boxes:
+        """Convert boxes [..., 4] from cxcywh in 0..1 of the network input to xyxy in pixels of the image, clipped."""
         x, y, w, h = (box[..., number] * self.side for number in range(4))
-        x0, x1 = (x - w / 2 - self.left) / self.scale_x, (x + w / 2 - self.left) / self.scale_x
-        y0, y1 = (y - h / 2 - self.top) / self.scale_y, (y + h / 2 - self.top) / self.scale_y
+        edges = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+        if clip == "canvas":
+            edges = [edge.clip(0, self.side) for edge in edges]
+        x0, x1 = ((edge - self.left) / self.scale_x for edge in edges[::2])
+        y0, y1 = ((edge - self.top) / self.scale_y for edge in edges[1::2])
         if self.flip:
             x0, x1 = self.width - x1, self.width - x0
-        clipped = (x0.clip(0, self.width), y0.clip(0, self.height), x1.clip(0, self.width), y1.clip(0, self.height))
-        return _joined(box, *clipped)
+        if clip == "image":
+            x0, x1 = x0.clip(0, self.width), x1.clip(0, self.width)
+            y0, y1 = y0.clip(0, self.height), y1.clip(0, self.height)
+        return _joined(box, x0, y0, x1, y1)
 
 
 def _joined(like: Boxes, *columns: Boxes) -> Boxes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ from epmvg.core.types import InputError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -42,6 +45,26 @@ def select_device(name: str = "auto") -> torch.device:
     if device.type != "cpu":
         raise InputError(f"The device {name} is not available. Use auto or cpu.")
     return device
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the host to a device; a GPU is not waited for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@contextmanager
+def tf32(allow: bool) -> Iterator[None]:
+    """Allow or forbid TensorFloat-32 in float32 products and convolutions of NVIDIA GPUs, within a block."""
+    import torch
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high" if allow else "highest")
+        torch.backends.cudnn.allow_tf32 = allow
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def use_bf16(precision: str, device: torch.device | str) -> bool:

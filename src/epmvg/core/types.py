@@ -66,6 +66,8 @@ class Batch:
     phrases: list[str]  # as tokenized: left and right are swapped where the image is flipped
     letterboxes: list[Letterbox]  # [I]
     samples: list[Sample]  # [P]
+    image_paths: list[Path]  # [I]
+    num_unpadded: int | None = None  # as `Grounder.num_unpadded`, where it is known
     cached: dict[str, Tensor] = field(default_factory=dict)  # [I, ...] each, features of frozen networks
     skipped: list[str] = field(default_factory=list)  # unreadable images, one sentence each
     weights: Tensor | None = None  # float [P], of the samples; None where each is 1
@@ -80,19 +82,19 @@ class Batch:
         """The arguments of the student's forward pass."""
         return self.images, self.image_mask, self.tokens, self.token_mask, self.image_index
 
-    @property
-    def image_paths(self) -> list[Path]:
-        """The file of each image, [I]."""
-        samples = dict(zip(self.image_index.tolist(), self.samples, strict=True))
-        return [samples[number].image for number in range(len(self.letterboxes))]
-
     def to(self, device: torch.device | str) -> Batch:
-        """Return this batch with its tensors on a device."""
-        tensors = ("images", "image_mask", "tokens", "token_mask", "image_index", "boxes")
-        moved: dict[str, Any] = {name: getattr(self, name).to(device, non_blocking=True) for name in tensors}
-        moved["weights"] = None if self.weights is None else self.weights.to(device, non_blocking=True)
-        moved["cached"] = {name: value.to(device, non_blocking=True) for name, value in self.cached.items()}
-        return replace(self, **moved)
+        """Return this batch with its tensors on a device; nothing waits for a copy from pinned memory."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Return this batch with its tensors in pinned memory (a `DataLoader` calls it)."""
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        names = ("images", "image_mask", "tokens", "token_mask", "image_index", "boxes")
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        changed["weights"] = None if self.weights is None else change(self.weights)
+        return replace(self, **changed, cached={name: change(tensor) for name, tensor in self.cached.items()})
 
 
 @dataclass(slots=True)

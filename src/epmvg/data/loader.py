@@ -6,6 +6,8 @@ batches of a training are the same for any number of worker processes and ranks.
 
 from __future__ import annotations
 
+import math
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,12 @@ from epmvg.data.readers.files import cache_folder
 from epmvg.data.registry import open_samples
 from epmvg.data.side_words import swap_sides
 from epmvg.data.transforms import apply_transform, draw_transform, longest_side
+
+_PREFETCHED = 4_000_000_000
+"""Bytes of batches that the workers of a process may load ahead; each loads one at least."""
+
+_SHARED_MEMORY = "/dev/shm"
+"""Through which workers hand over their batches."""
 
 Tokenize = Callable[[list[str]], tuple[Tensor, Tensor]]
 """Phrases -> tokens int64 [P, L], token_mask bool [P, L]."""
@@ -58,12 +66,14 @@ class GroundingLoader:
             alone has no samples.
         cached: features [images, ...] by name, in the order of `images`, which are then not decoded.
         cache_gb: size limit of a disk cache of decoded training images; 0 keeps none.
+        pin_memory: load into pinned memory, from which copies to a GPU overlap with its work.
 
     Attributes:
         images: the paths of all images, in order of first appearance.
 
     Raises:
-        InputError: while iterating, an image cannot be read, unless `skip_unreadable`.
+        InputError: the batches of the workers do not fit into /dev/shm; while iterating, an image cannot be read,
+            unless `skip_unreadable`.
     """
 
     def __init__(
@@ -83,6 +93,7 @@ class GroundingLoader:
         skip_unreadable: bool = False,
         cached: dict[str, Tensor] | None = None,
         cache_gb: float = 0.0,
+        pin_memory: bool = False,
     ) -> None:
         self.samples = samples
         self.tokenize = tokenize
@@ -91,7 +102,7 @@ class GroundingLoader:
         self.augment = augment
         self.shuffle = shuffle
         self.seed = seed
-        self.num_workers = num_workers
+        self.num_workers, self.pin_memory = num_workers, pin_memory
         self.rank, self.world_size = rank, world_size
         self.skip_unreadable = skip_unreadable
         self.cached = cached or {}
@@ -103,6 +114,7 @@ class GroundingLoader:
             self.image_of[numbers] = image
         self._sample_counts = np.array([len(numbers) for numbers in by_image.values()], dtype=np.int64)
         self._group_counts = -(-self._sample_counts // phrases_per_image)
+        self.prefetch_factor = self._prefetch_factor() if num_workers else None
         self.cache: ImageCache | None = None
         if cache_gb and augment is not None:
             self.cache = ImageCache(cache_folder() / "images.sqlite", cache_gb, longest_side(augment, image_size))
@@ -122,7 +134,8 @@ class GroundingLoader:
             _Epoch(self, epoch, start),
             batch_size=None,
             num_workers=self.num_workers,
-            prefetch_factor=4 if self.num_workers else None,
+            prefetch_factor=self.prefetch_factor,
+            pin_memory=self.pin_memory,
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # its own: a resumed run must not draw from the global one once more
         )
@@ -130,6 +143,21 @@ class GroundingLoader:
             if isinstance(batch, InputError):
                 raise batch
             yield cast(Batch, batch)
+
+    def _prefetch_factor(self) -> int:
+        """Return how many batches a worker loads ahead: four, or fewer where these exceed the limit or /dev/shm."""
+        share = self.world_size if self.shuffle else 1
+        groups = self._group_counts.sum() / max(1, len(self.samples))
+        images = self.batch_size / share * groups  # of a batch, on average
+        need = self.num_workers * images * 12 * self.image_size**2  # three channels of float32
+        limit = shutil.disk_usage(_SHARED_MEMORY).total if Path(_SHARED_MEMORY).exists() else math.inf
+        if need > limit:
+            raise InputError(
+                f"data.num_workers={self.num_workers} needs {need / 1e9:.1f} GB of shared memory, and {_SHARED_MEMORY} "
+                f"has {limit / 1e9:.1f}. Enlarge it (docker run --shm-size=8g), or lower data.num_workers or "
+                f"data.batch_size={self.batch_size}."
+            )
+        return max(1, min(4, int(min(_PREFETCHED, limit / 2) // need)))
 
     def epoch_order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the sample numbers of an epoch in their order [P], and the group of each [P]."""
@@ -183,6 +211,7 @@ def collate(examples: Sequence[Example], images: Tensor, tokenize: Tokenize) -> 
         phrases=phrases,
         letterboxes=[example.letterbox for example in examples],
         samples=samples,
+        image_paths=[example.samples[0].image for example in examples],
         weights=None if all(weight == 1 for weight in weights) else torch.tensor(weights, dtype=torch.float32),
     )
 

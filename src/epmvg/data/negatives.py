@@ -17,6 +17,7 @@ import simplemma
 import torch
 from torch import Tensor
 
+from epmvg.core.hardware import to_device
 from epmvg.core.types import Batch, Sample
 
 _STOP_WORD_LIST = """
@@ -89,7 +90,7 @@ class NegativeSampler:
             image = self.draw_image(batch.samples[phrase].phrase, images, random)
             if image is not None:
                 found.append((image, phrase))
-        return torch.tensor(found, device=batch.image_index.device).T if found else None
+        return to_device(torch.tensor(found).T, batch.image_index.device) if found else None
 
     def draw_image(self, phrase: str, images: Mapping[int, Path], random: np.random.Generator) -> int | None:
         """Draw the number of an image for which a phrase is negative; None if a few draws find none."""

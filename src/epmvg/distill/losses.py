@@ -8,13 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss
 
 from epmvg.core.boxes import paired_iou, to_xyxy
 from epmvg.core.types import GroundingOutput, InputError, SimilarityMap, TeacherEmbeddings
 
 BoxLossName = Literal["l1", "smooth_l1"]
 DistillLossName = Literal["cosine", "l1"]
+
+_EPSILON = 1e-7
+"""Added to areas that are divided by, as torchvision does."""
 
 
 @dataclass(slots=True)
@@ -143,10 +145,10 @@ class GroundingLoss:
         inside = tokens_inside(boxes, grid)
         if output.heatmap is not None:
             inside &= output.heatmap.isfinite()
-        phrase, token = inside.nonzero(as_tuple=True)
-        share = torch.bincount(phrase, minlength=len(boxes)).reciprocal()
-        share = (share if weight is None else share * weight)[phrase]
-        self._add_boxes(losses, "token_box", self.token_box_weight, token_boxes[phrase, token], boxes[phrase], share)
+        share = inside / inside.sum(-1, keepdim=True).clamp(min=1)  # [P, N]; to select tokens would wait for a GPU
+        share = share if weight is None else share * weight[:, None]
+        targets = boxes[:, None].expand_as(token_boxes)
+        self._add_boxes(losses, "token_box", self.token_box_weight, token_boxes, targets, share)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, name: DistillLossName, weight: Tensor | None = None) -> Tensor:
@@ -165,14 +167,27 @@ def distillation_loss(student: Tensor, teacher: Tensor, name: DistillLossName, w
 
 
 def box_loss(predicted: Tensor, target: Tensor, name: BoxLossName, weight: Tensor | None = None) -> Tensor:
-    """L1 or smooth L1 of [P, 4] boxes, summed over coordinates, averaged over phrases (TransVG's reduction)."""
+    """L1 or smooth L1 of [..., 4] boxes, summed over coordinates, averaged over phrases (TransVG's reduction)."""
     loss_fn = F.l1_loss if name == "l1" else F.smooth_l1_loss
     return _mean(loss_fn(predicted, target, reduction="none").sum(-1), weight)
 
 
 def giou_loss(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean of 1 - GIoU over paired [P, 4] cxcywh boxes."""
-    return _mean(generalized_box_iou_loss(to_xyxy(predicted), to_xyxy(target)), weight)
+    """Mean of 1 - GIoU over paired [..., 4] cxcywh boxes, weighted by [...] if given.
+
+    As `torchvision.ops.generalized_box_iou_loss`, which selects boxes that overlap: in each call it waits for a GPU.
+    """
+    a, b = to_xyxy(predicted), to_xyxy(target)
+    overlap = _area((torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0))
+    union = _area(a[..., 2:] - a[..., :2]) + _area(b[..., 2:] - b[..., :2]) - overlap
+    hull = _area(torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2]))
+    giou = overlap / (union + _EPSILON) - (hull - union) / (hull + _EPSILON)
+    return _mean(1 - giou, weight)
+
+
+def _area(sides: Tensor) -> Tensor:
+    """Multiply width and height [..., 2]."""
+    return sides[..., 0] * sides[..., 1]
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
@@ -234,12 +249,14 @@ def dense_loss(output: GroundingOutput, teacher: SimilarityMap, weight: Tensor |
             "and one stride."
         )
     common = logits.isfinite() & tokens_within(teacher.grid_box, output.grid)
-    phrases = common.any(-1)
-    left_out = ~common[phrases]
-    target = resample(teacher, output.grid)[phrases].masked_fill(left_out, -torch.inf).log_softmax(-1)
-    student = logits[phrases].float().masked_fill(left_out, -torch.inf).log_softmax(-1)
-    divergence = (target.exp() * (target - student).masked_fill(left_out, 0.0)).sum(-1)
-    return _mean(divergence, torch.ones_like(divergence) if weight is None else weight[phrases])
+    phrases = common.any(-1, keepdim=True)  # [P, 1]; the others get a distribution of weight 0, and no gradient
+    left_out = ~common & phrases
+    own = torch.where(common, logits.float(), 0.0)  # the gradient of what is -inf would be NaN
+    target = resample(teacher, output.grid).masked_fill(left_out, -torch.inf).log_softmax(-1)
+    student = own.masked_fill(left_out, -torch.inf).log_softmax(-1)
+    divergence = (target.exp() * (target - student).masked_fill(~common, 0.0)).sum(-1)
+    present = phrases[:, 0].to(divergence)
+    return _mean(divergence, present if weight is None else present * weight)
 
 
 def _centers(count: int, device: torch.device) -> Tensor:

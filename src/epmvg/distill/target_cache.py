@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from epmvg.core.cache import DiskCache, content_key
+from epmvg.core.hardware import to_device
 from epmvg.core.images import image_digest, open_image
 from epmvg.core.types import InputError, Progress
 from epmvg.distill.teacher import ClipTeacher
@@ -88,7 +89,7 @@ class CachedTeacher:
                 found[keys[i]] = embedding
             self.cache.put([keys[i] for i in missing], list(embeddings))
         arrays = [array for key in keys if (array := found[key]) is not None]
-        return torch.from_numpy(np.stack(arrays)).to(self.teacher.mean.device)
+        return to_device(torch.from_numpy(np.stack(arrays)), self.teacher.mean.device)
 
     def precompute(
         self,

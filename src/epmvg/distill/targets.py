@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from epmvg.core.boxes import to_xyxy
 from epmvg.core.geometry import Letterbox
+from epmvg.core.hardware import to_device
 from epmvg.core.types import Batch, SimilarityMap, TeacherEmbeddings
 from epmvg.distill.target_cache import CachedTeacher
 from epmvg.distill.teacher import ClipTeacher
@@ -80,13 +81,14 @@ class DistillationTargets:
         device = batch.image_mask.device
         if not self.from_files:
             fractions = F.adaptive_avg_pool2d((~batch.image_mask).float(), self.grid)
-            return torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(len(fractions), -1), fractions
+            whole = F.pad(fractions.new_ones(2), (2, 0))  # 0, 0, 1, 1
+            return whole.expand(len(fractions), -1), fractions
         grid_boxes, contents = [], []
         for letterbox in batch.letterboxes:
             input_box = self.clip.preprocess.input_box(round(letterbox.width), round(letterbox.height))
             grid_boxes.append(_to_student_input(input_box, letterbox))
             contents.append(_image_fraction(input_box, self.grid))
-        return torch.stack(grid_boxes).to(device), torch.stack(contents).to(device)
+        return to_device(torch.stack(grid_boxes), device), to_device(torch.stack(contents), device)
 
 
 def _to_student_input(box: Tensor, letterbox: Letterbox) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from epmvg.core.cache import content_key
+from epmvg.core.hardware import tf32, to_device
 from epmvg.core.types import TeacherEmbeddings
 from epmvg.distill.clip_checkpoints import open_clip_model
 from epmvg.distill.patches import patch_embeddings
@@ -111,7 +112,7 @@ class ClipTeacher(nn.Module):
     def text(self, phrase: list[str]) -> Tensor:
         """Embed P phrases -> [P, E], not normalized; a phrase is truncated at the context length."""
         with self._precision():
-            return cast(Tensor, self.clip.encode_text(self.tokenize(phrase).to(self.mean.device)))
+            return cast(Tensor, self.clip.encode_text(to_device(self.tokenize(phrase), self.mean.device)))
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
@@ -119,7 +120,7 @@ class ClipTeacher(nn.Module):
         if not self.frozen:
             yield
             return
-        with torch.no_grad(), torch.autocast(self.mean.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(self.mean.device.type, enabled=False), tf32(False):
             yield
 
     def _pixels(self, image: Tensor, image_mask: Tensor | None) -> Tensor:

@@ -19,14 +19,15 @@ from epmvg.core.boxes import paired_iou
 from epmvg.core.calibration import Calibration
 from epmvg.core.distributed import broadcast, gather, process_group, rank_and_world_size
 from epmvg.core.files import write_json, write_rows
-from epmvg.core.hardware import select_device
+from epmvg.core.geometry import Clip
+from epmvg.core.hardware import select_device, tf32
 from epmvg.core.images import open_image
 from epmvg.core.locate import fetch, only_predicts
 from epmvg.core.types import Batch, GroundingOutput, InputError, Progress, Sample
 from epmvg.core.version import __version__
 from epmvg.data.loader import GroundingLoader, group_by_image
 from epmvg.data.negatives import negative_samples
-from epmvg.evaluation.metrics import PROTOCOL, Metrics, data_sha256, row_metrics, slices
+from epmvg.evaluation.metrics import PROTOCOLS, Metrics, data_sha256, row_metrics, slices
 from epmvg.evaluation.samples import evaluation_samples, results_folder, results_stem, short_name
 from epmvg.evaluation.statistics import BINS, confidence_metrics, mean_intervals
 from epmvg.inference.predictor import Predictor
@@ -51,6 +52,7 @@ def evaluate(
     data: str | None = None,
     split: str | None = None,
     root: str | None = None,
+    clip: Clip = "image",
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -64,25 +66,32 @@ def evaluate(
         data: a data set's name or JSONL file; the run's own by default.
         split: of that data; by default the validation split of the run's own data, and all samples of other data.
         root: folder of the data; the run's own by default.
+        clip: what predictions are clipped to: "image", or "canvas", the square network input (TransVG's evaluation),
+            whose files end in `-canvas`.
         device: as for `hardware.select_device`.
         progress: called with (phrases done, all of them).
 
     Returns:
-        data, split, protocol; what `score_rows` returns; `truncated` and `unknown` (phrases longer than the model
+        data, split, clip, protocol; what `score_rows` returns; `truncated` and `unknown` (phrases longer than the model
         reads, and phrases without a known word); `unread_images`, which count as misses; `confidence`
         (docs/evaluate.md); `weights`, their SHA-256; and `predictions`, the name of the file of predictions.
 
     Raises:
-        InputError: the run, the data or all images cannot be read.
+        InputError: the run, the data or all images cannot be read, or `clip` is "canvas" and the run only predicts.
     """
+    if clip == "canvas" and only_predicts(fetch(run)):
+        raise InputError(
+            f"{run} only predicts, within the image. Omit --clip canvas, or evaluate the run it is made of."
+        )
     with process_group() as (rank, _):  # first, so that the others notice an error in what follows
         settings, split, samples = evaluation_samples(run, data, split, root)
         results_folder(run)  # an error in it is raised before the work
         queries = [*samples, *negative_samples(samples, NEGATIVES)]  # an image is still encoded once
-        predicted, calibration = _predict(run, queries, settings.batch_size, device, progress)
-        result: dict[str, Any] = {"data": short_name(settings.name), "split": split or "all", "protocol": PROTOCOL}
+        predicted, calibration = _predict(run, queries, settings.batch_size, clip, device, progress)
+        result: dict[str, Any] = {"data": short_name(settings.name), "split": split or "all"}
+        result |= {"clip": clip, "protocol": PROTOCOLS[clip]}
         if rank == 0:
-            stem = results_stem(run, settings, split)
+            stem = results_stem(run, settings, split) + ("-canvas" if clip == "canvas" else "")
             read, negatives = split_negatives(predicted)
             rows = with_misses(read, samples)
             result["predictions"] = f"predictions-{stem}.jsonl"
@@ -99,7 +108,7 @@ def evaluate(
 
 
 def _predict(
-    run: Path | str, queries: Sequence[Sample], batch_size: int, device: str, progress: Progress | None
+    run: Path | str, queries: Sequence[Sample], batch_size: int, clip: Clip, device: str, progress: Progress | None
 ) -> tuple[list[Row], Calibration | None]:
     """Predict queries with the runtime of what only predicts, or with a run's model, as its training validates it."""
     if only_predicts(fetch(run)):
@@ -109,7 +118,7 @@ def _predict(
     model = load(run).to(select_device(device))
     model.visual_encoder.fuse_norms()
     loader = evaluation_loader(model, queries, batch_size=batch_size, rank=rank, world_size=world, skip_unreadable=True)
-    rows = predict_rows(model, loader.batches(0), progress=progress, total=-(-len(queries) // world))
+    rows = predict_rows(model, loader.batches(0), clip=clip, progress=progress, total=-(-len(queries) // world))
     tokens = model.phrase_tokenizer()([row["phrase"] for row in rows])
     _mark(rows, tokens.truncated, tokens.unknown)
     return rows, model.calibration
@@ -172,8 +181,14 @@ def _confidence(
 
 
 @torch.no_grad()
+@tf32(False)  # so that a GPU gives the metrics of a CPU
 def predict_rows(
-    model: Grounder, batches: Iterable[Batch], *, progress: Progress | None = None, total: int = 0
+    model: Grounder,
+    batches: Iterable[Batch],
+    *,
+    clip: Clip = "image",
+    progress: Progress | None = None,
+    total: int = 0,
 ) -> list[Row]:
     """Predict every phrase of some batches and return a prediction row for each.
 
@@ -186,7 +201,7 @@ def predict_rows(
     done = 0
     for batch in (each.to(device) for each in _prefetched(batches)):
         # without samples none of its images could be read
-        rows = _rows(model(*batch.inputs), batch, model.calibration) if batch.samples else []
+        rows = _rows(model(*batch.inputs), batch, model.calibration, clip) if batch.samples else []
         by_batch.append(rows)
         done += len(rows)
         if progress:
@@ -204,21 +219,23 @@ def _prefetched(batches: Iterable[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def _rows(output: GroundingOutput, batch: Batch, calibration: Calibration | None) -> list[Row]:
+def _rows(output: GroundingOutput, batch: Batch, calibration: Calibration | None, clip: Clip) -> list[Row]:
     boxes, scores = output.box.cpu().double(), raw_confidence(output).cpu().double().numpy()
     scores = scores if calibration is None else calibration(scores)
     rows = []
-    for i, sample in enumerate(batch.samples):
-        in_image = batch.letterboxes[int(batch.image_index[i])].to_image(boxes[i])
+    for i, (sample, image) in enumerate(zip(batch.samples, batch.image_index.tolist(), strict=True)):
+        in_image = batch.letterboxes[image].to_image(boxes[i], clip)
         box = [round(value, 3) for value in in_image.tolist()]
-        rows.append(prediction_row(sample, box, ious([box], [sample.box])[0], float(scores[i])))
+        rows.append(prediction_row(sample, box, ious([box], [sample.box])[0], float(scores[i]), clip))
     return rows
 
 
-def prediction_row(sample: Sample, box: list[float] | None, iou: float, score: float | None) -> Row:
+def prediction_row(
+    sample: Sample, box: list[float] | None, iou: float, score: float | None, clip: Clip = "image"
+) -> Row:
     """Return the prediction row of a sample, with the keys that slices need; a box of None is a miss."""
     row: Row = {"image": str(sample.image), "phrase": sample.phrase, "box": box, "target": list(sample.box), "iou": iou}
-    row |= {"score": score, "id": sample.id}
+    row |= {"score": score, "id": sample.id, "clip": clip}
     return row | {key: sample.extra[key] for key in _COPIED if key in sample.extra}
 
 

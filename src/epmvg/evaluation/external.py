@@ -8,13 +8,14 @@ from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
 
 from epmvg.core.files import check_not_input, write_rows
+from epmvg.core.geometry import Clip
 from epmvg.core.images import ImageFile
 from epmvg.core.types import Box, InputError, Sample
 from epmvg.data.readers.fields import four_numbers, short_repr
 from epmvg.data.registry import open_samples
 from epmvg.evaluation.evaluate import Row, ious, prediction_row, row_order, score_rows
 from epmvg.evaluation.external_formats import FORMATS, Coordinates, ExternalPrediction, Format, Size, read_predictions
-from epmvg.evaluation.metrics import PROTOCOL, row_metrics
+from epmvg.evaluation.metrics import PROTOCOLS, row_metrics
 from epmvg.evaluation.samples import plain_phrase, short_name
 from epmvg.evaluation.statistics import difference
 
@@ -39,7 +40,8 @@ def score(
 ) -> dict[str, Any]:
     """Score a file of predictions on a data set, exactly one per sample; one without a readable box is a miss.
 
-    Boxes are clipped to the image, as those of a run are. Images are opened where the annotations state no size.
+    Boxes are clipped to the image, unless `evaluate` clipped those of both files to the canvas. Images are opened where
+    the annotations state no size.
 
     Args:
         predictions: the file.
@@ -71,39 +73,53 @@ def score(
     if named is None:
         raise InputError("--format text needs --coordinates. Name unit and order of the numbers, like 0-1000:xyxy.")
     samples = open_samples(data, split=split, root=root)
-    rows, notes = _read_rows(Path(predictions), form, Coordinates.named(named), samples, targets)
-    protocol = PROTOCOL if targets == "own" else f"{PROTOCOL}, the best of a phrase's boxes as its target"
+    own, pixels = Coordinates.named(named), Coordinates.named("pixels:xyxy")
+    matched = match(samples, read_predictions(Path(predictions), form, own), Path(predictions))
+    other = [] if against is None else match(samples, read_predictions(Path(against), "jsonl", pixels), Path(against))
+    clip: Clip = "canvas" if all(one.clip == "canvas" for one in [*matched, *other] if one.corners) else "image"
+    rows, notes = _make_rows(Path(predictions), own, samples, matched, targets, clip)
+    protocol = PROTOCOLS[clip] if targets == "own" else f"{PROTOCOLS[clip]}, the best of a phrase's boxes as its target"
     result = {"data": short_name(data), "split": split or "all", "protocol": protocol} | score_rows(rows) | notes
     if against is not None:
-        others, other_notes = _read_rows(Path(against), "jsonl", Coordinates.named("pixels:xyxy"), samples, targets)
-        images, first, second = [row["image"] for row in rows], row_metrics(rows), row_metrics(others)
-        gains = {name: (100.0 * (first[name] - second[name])).tolist() for name in first}
-        metrics = {name: asdict(difference(images, gain)) for name, gain in gains.items()}
-        result["against"] = {"file": str(against), "metrics": metrics} | other_notes
+        others, other_notes = _make_rows(Path(against), pixels, samples, other, targets, clip)
+        result["against"] = {"file": str(against), "metrics": _differences(rows, others)} | other_notes
     if out is not None:
         write_rows(Path(out), rows)
     return result
 
 
-def _read_rows(
-    file: Path, form: Format, convention: Coordinates, samples: Sequence[Sample], targets: Targets
+def _differences(rows: Sequence[Row], others: Sequence[Row]) -> dict[str, Any]:
+    """Return by metric how much better the first are, of rows of the same samples in the same order."""
+    images, first, second = [row["image"] for row in rows], row_metrics(rows), row_metrics(others)
+    gains = {name: (100.0 * (first[name] - second[name])).tolist() for name in first}
+    return {name: asdict(difference(images, gain)) for name, gain in gains.items()}
+
+
+def _make_rows(
+    file: Path,
+    convention: Coordinates,
+    samples: Sequence[Sample],
+    predictions: Sequence[ExternalPrediction],
+    targets: Targets,
+    clip: Clip,
 ) -> tuple[list[Row], dict[str, Any]]:
     """Return a file's predictions as prediction rows in a fixed order, and its `warnings` and `unreadable` lines."""
-    predictions = match(samples, read_predictions(file, form, convention), file)
     sizes = _image_sizes(samples, predictions)
     boxes = [
         convention.to_pixels(one.corners, size, one.input_size) if one.corners and size else None
         for one, size in zip(predictions, sizes, strict=True)
     ]
     corners = [one.corners for one in predictions if one.corners]
-    warnings = _check_coordinates(file, convention, corners, boxes, sizes)
+    in_image = [None if one.clip == "canvas" else size for one, size in zip(predictions, sizes, strict=True)]
+    warnings = _check_coordinates(file, convention, corners, boxes, in_image)
+    if clip == "image" and any(one.clip == "canvas" for one in predictions):
+        warnings.append("Boxes were clipped to the canvas, and are clipped to the image here, as not all of both are.")
     rows = []
     for sample, prediction, box, size in zip(samples, predictions, boxes, sizes, strict=True):
-        clipped = _clip(box, size) if box and size else None
+        clipped = None if not box or not size else _clip(box, size) if clip == "image" else list(box)
         own = [sample.box] if targets == "own" else target_boxes(sample)
-        row = prediction_row(
-            sample, clipped, max(ious([clipped] * len(own), own)) if clipped else 0.0, prediction.score
-        )
+        iou = max(ious([clipped] * len(own), own)) if clipped else 0.0
+        row = prediction_row(sample, clipped, iou, prediction.score, clip)
         row |= {"targets": [list(target) for target in own]} if targets == "any" else {}
         rows.append(row if clipped else row | {"error": prediction.error})
     unreadable = [f"{one.location}: {one.error}" for one in predictions if not one.corners]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from epmvg.core.geometry import Clip
 from epmvg.core.types import Box, InputError
 from epmvg.data.readers.coco import PHRASE_KEYS
 from epmvg.data.readers.fields import four_numbers, name_of, require, require_box, short_repr, size_of
@@ -129,6 +130,7 @@ class ExternalPrediction:
     score: float | None
     input_size: tuple[int, int] | None  # width and height of the resized image
     target: Box | None  # which our own rows repeat
+    clip: Clip  # as they state it, else the image
 
 
 def read_predictions(file: Path, form: Format, coordinates: Coordinates) -> list[ExternalPrediction]:
@@ -178,6 +180,7 @@ def _prediction(row: dict[str, Any], location: str, form: Format, coordinates: C
         score=score if isinstance(score, float) and math.isfinite(score) else None,
         input_size=input_size,
         target=four_numbers(row.get("target")),
+        clip="canvas" if row.get("clip") == "canvas" else "image",
     )
 
 

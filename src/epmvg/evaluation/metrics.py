@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from epmvg.core.geometry import Clip
 from epmvg.core.types import InputError
 
 Row = Mapping[str, Any]
@@ -25,7 +26,11 @@ Row = Mapping[str, Any]
 IOU_THRESHOLDS = {"acc25": 0.25, "acc50": 0.5, "acc75": 0.75, "acc90": 0.9}
 METRICS = (*IOU_THRESHOLDS, "macc", "miou")
 
-PROTOCOL = "IoU >= 0.5 in pixels of the original image, target not clipped, prediction clipped to the image"
+_PROTOCOL = "IoU >= 0.5 in pixels of the original image, target not clipped, prediction clipped to the "
+PROTOCOLS: dict[Clip, str] = {
+    "image": f"{_PROTOCOL}image",
+    "canvas": f"{_PROTOCOL}square network input, as TransVG evaluates",
+}
 
 
 @dataclass(frozen=True, slots=True)

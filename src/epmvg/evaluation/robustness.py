@@ -14,7 +14,7 @@ from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Progress, Sample
 from epmvg.data.loader import group_by_image
 from epmvg.evaluation.evaluate import Row, ious, prediction_row
-from epmvg.evaluation.metrics import PROTOCOL
+from epmvg.evaluation.metrics import PROTOCOLS
 from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, OTHER_BOX, PHRASE_PERTURBATIONS, generator
 from epmvg.evaluation.samples import evaluation_samples, limit_to_images, results_folder, results_stem, short_name
 from epmvg.evaluation.statistics import accuracy, bootstrap, compare, pair
@@ -75,8 +75,8 @@ def measure_robustness(
     if not clean:
         raise InputError(f"None of the images can be opened; the first: {skipped[0]}")
     stem = f"robustness-{results_stem(run, settings, split)}"
-    result: dict[str, Any] = {"data": short_name(settings.name), "split": split or "all", "protocol": PROTOCOL}
-    result |= {"seed": seed, "skipped": skipped, "predictions": f"{stem}.jsonl"}
+    result: dict[str, Any] = {"data": short_name(settings.name), "split": split or "all"}
+    result |= {"protocol": PROTOCOLS["image"], "seed": seed, "skipped": skipped, "predictions": f"{stem}.jsonl"}
     images = len({row["image"] for row in clean})
     result["clean"] = {"n": len(clean), "images": images, "acc50": accuracy(clean), "acc50_interval": bootstrap(clean)}
     names = [*PHRASE_PERTURBATIONS, *IMAGE_PERTURBATIONS]

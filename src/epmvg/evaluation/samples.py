@@ -6,8 +6,9 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -106,6 +107,11 @@ def plain_phrase(phrase: str) -> str:
 def short_name(data: str) -> str:
     """Return the name of a data set or file in file names."""
     return Path(data).stem.replace("*", "all")
+
+
+def evaluation_name(result: Mapping[str, Any]) -> str:
+    """Return the name "DATA SPLIT" of an evaluation, with a suffix where boxes were not clipped to the image."""
+    return f"{result['data']} {result['split']}" + ("-canvas" if result.get("clip") == "canvas" else "")
 
 
 def results_stem(run: Path | str, settings: DataSettings, split: str | None) -> str:

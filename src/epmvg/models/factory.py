@@ -153,17 +153,19 @@ def init_from(model: Grounder, folder: Path | str) -> set[str]:
     """Load weights and tokenizer of a saved grounder into `model`, in place; return the names of what was loaded.
 
     Learned positions are resized to another image size; those of text tokens that the saved one did not have, what a
-    conversion left new, and an IoU head that only one of the two has keep the values of `model`.
+    conversion left new, parts (visu_proj, dense_head, ...) of which the converted file held nothing, and an IoU head
+    that only one of the two has keep the values of `model`.
 
     Raises:
         InputError: the folder holds no grounder, or one of another shape, or of other settings that weights depend on.
     """
     folder = fetch(folder)
     saved = load(folder)
-    new = _new_names(folder)
+    names = {name for each in (model, saved) for name in each.state_dict()}
+    new = _new_names(folder, saved, names)
     _check_settings(model, saved, folder, new)
     if (model.iou_head is None) != (saved.iou_head is None):
-        new |= {name for each in (model, saved) for name in each.state_dict() if name.startswith("iou_head.")}
+        new |= {name for name in names if _part(name) == "iou_head"}
     own, loaded = (
         {name: value for name, value in each.state_dict().items() if name not in new} for each in (model, saved)
     )
@@ -193,13 +195,22 @@ def _resized_positions(model: Grounder, saved: Grounder) -> Tensor:
     return torch.cat([reg, text[: model.max_length], drawn.to(text), *resized])
 
 
-def _new_names(folder: Path) -> set[str]:
-    """Return the names of the weights in a converted folder that were not in the published file."""
+def _new_names(folder: Path, saved: Grounder, names: set[str]) -> set[str]:
+    """Return which of `names` a converted folder leaves to the model that starts from it; none of another folder."""
     file = folder / CONVERSION_FILE
+    if not file.exists():
+        return set()
     try:
-        return set(yaml.safe_load(file.read_text(encoding="utf-8"))["new"]) if file.exists() else set()
+        new = set(yaml.safe_load(file.read_text(encoding="utf-8"))["new"])
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{file} cannot be read. Convert the published weights again.") from error
+    held = {_part(name) for name in saved.state_dict() if name not in new}
+    return new | {name for name in names if _part(name) not in held}
+
+
+def _part(name: str) -> str:
+    """Return the part of the model that a weight belongs to."""
+    return name.partition(".")[0]
 
 
 def _check_settings(model: Grounder, saved: Grounder, folder: Path, new: set[str]) -> None:

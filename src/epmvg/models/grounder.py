@@ -25,6 +25,7 @@ from epmvg.models.text_encoder import TextEncoder
 from epmvg.models.transformer import (
     MLP,
     TransformerEncoder,
+    count_unpadded,
     gather_tokens,
     mean_unpadded,
     sine_position,
@@ -39,6 +40,7 @@ class EncodedImages:
 
     features: Tensor  # visual tokens [I, N, C], or intermediate features [I, ...] for a query-aware encoder
     image_mask: Tensor  # bool [I, S, S]
+    num_unpadded: int | None = None  # as `Grounder.num_unpadded`, where it is known
 
 
 @dataclass(slots=True)
@@ -169,6 +171,7 @@ class Grounder(nn.Module):
         image_features: Tensor | None = None,
         text_features: Tensor | None = None,
         negative_pairs: Tensor | None = None,
+        num_unpadded: int | None = None,
         output_attention: bool = False,
     ) -> GroundingOutput:
         """Ground P phrases in I images.
@@ -183,6 +186,7 @@ class Grounder(nn.Module):
             text_features: cached text features [P, L, C] of a frozen text encoder.
             negative_pairs: int64 [2, A], image and phrase of negative pairs, for the IoU head alone
                 (`GroundingOutput.negative_iou_logits`).
+            num_unpadded: what `Grounder.num_unpadded` returned for the mask on the host, so that no GPU is waited for.
             output_attention: return the attention weights of [REG] in the last fusion layer, averaged over the heads,
                 in eq. 1's order; the fusion is computed a second time.
         """
@@ -190,20 +194,26 @@ class Grounder(nn.Module):
             image_index = torch.arange(tokens.shape[0], device=tokens.device)
         if text_features is None:
             text_features = self.text_encoder(tokens, token_mask)  # f_l [P, L, C]
-        encoded = self.encode_images(images, image_mask, image_features)  # f_v [I, N, C]
+        encoded = self.encode_images(images, image_mask, image_features, num_unpadded)  # f_v [I, N, C]
         output = self.query(encoded, text_features, token_mask, image_index, output_attention=output_attention)
         if negative_pairs is not None and self.iou_head is not None:
             features = self._negative_iou_features(encoded, text_features, token_mask, *negative_pairs)
             output.negative_iou_logits = self.iou_head(features)
         return output
 
-    def encode_images(self, images: Tensor, image_mask: Tensor, features: Tensor | None = None) -> EncodedImages:
+    def num_unpadded(self, image_mask: Tensor) -> int:
+        """Return the largest number of visual tokens that an image has besides padding, for image_mask [I, S, S]."""
+        return count_unpadded(torch.cat([mask.flatten(1) for mask in self.visual_encoder.token_masks(image_mask)], 1))
+
+    def encode_images(
+        self, images: Tensor, image_mask: Tensor, features: Tensor | None = None, num_unpadded: int | None = None
+    ) -> EncodedImages:
         """Encode images as far as no phrase is needed; arguments as for `forward`, `features` as `image_features`."""
         encoder = self.visual_encoder
         features = encoder.backbone_features(images, image_mask) if features is None else features.float()
         if not encoder.query_aware:
-            features = encoder.visual_tokens(features, image_mask)
-        return EncodedImages(features, image_mask)
+            features = encoder.visual_tokens(features, image_mask, num_unpadded=num_unpadded)
+        return EncodedImages(features, image_mask, num_unpadded)
 
     def query(
         self,
@@ -258,7 +268,7 @@ class Grounder(nn.Module):
         encoder = self.visual_encoder
         grid_masks = encoder.token_masks(images.image_mask)  # [I, H, W] of each level
         mask = torch.cat([level.flatten(1) for level in grid_masks], 1)  # [I, N]
-        index = unpadded_indices(mask)  # [I, n]
+        index = unpadded_indices(mask, images.num_unpadded)  # [I, n]
         position = gather_tokens(self._visual_positions(grid_masks), index)  # [I, n, D]
         if encoder.query_aware:
             features = encoder.visual_tokens(images.features, images.image_mask, text_features[:, 0], image_index)

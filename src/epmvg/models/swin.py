@@ -88,7 +88,13 @@ class SwinEncoder(BaseVisualEncoder):
         return features
 
     def visual_tokens(
-        self, features: Tensor, image_mask: Tensor, query: Tensor | None = None, image_index: Tensor | None = None
+        self,
+        features: Tensor,
+        image_mask: Tensor,
+        query: Tensor | None = None,
+        image_index: Tensor | None = None,
+        *,
+        num_unpadded: int | None = None,
     ) -> Tensor:
         """Return tokens [I, N, C], or [P, N, C] with gates."""
         x, levels = features, []

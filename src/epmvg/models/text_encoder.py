@@ -58,7 +58,10 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """Encode tokens int64 [P, L] with token_mask bool [P, L], True at padding -> float [P, L, C]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            states: Tensor = self.bert(tokens, attention_mask=(~token_mask).long()).last_hidden_state
+            mask = ~token_mask
+            if self.bert.config._attn_implementation == "sdpa":  # else it reads the mask, which waits for a GPU
+                mask = mask[:, None, None].expand(-1, -1, tokens.shape[1], -1)
+            states: Tensor = self.bert(tokens, attention_mask=mask).last_hidden_state
         return states
 
 
@@ -83,15 +86,19 @@ class TextFeatureCache(LruCache[Tensor]):
         self.text_encoder, self.dtype = text_encoder, dtype
 
     def __call__(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
-        """Encode tokens int64 [P, L] with token_mask bool [P, L] -> float32 [P, L, C], zero at padding."""
+        """Encode tokens int64 [P, L] with token_mask bool [P, L] -> float32 [P, L, C], zero at padding.
+
+        Both are on the host, so that a GPU is not waited for where every phrase is known.
+        """
+        device = self.text_encoder.bert.device
         lengths = (~token_mask).sum(1).tolist()
-        rows = tokens.to("cpu", torch.int32).numpy()
+        rows = tokens.to(torch.int32).numpy()
         keys = [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
         cached = {key: features for key in keys if (features := self.get(key)) is not None}
         missing = {key: i for i, key in enumerate(keys) if key not in cached}
         if missing:
-            index = torch.tensor(list(missing.values()), device=tokens.device)
-            encoded = self.text_encoder(tokens[index], token_mask[index]).to(self.dtype)
+            index = torch.tensor(list(missing.values()))
+            encoded = self.text_encoder(tokens[index].to(device), token_mask[index].to(device)).to(self.dtype)
             for (key, i), features in zip(missing.items(), encoded, strict=True):
                 cached[key] = features[: lengths[i]].clone()
                 self.put(key, cached[key], cached[key].nbytes)

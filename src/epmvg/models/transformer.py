@@ -160,17 +160,22 @@ def sine_position(mask: Tensor, width: int, temperature: float = 10_000.0) -> Te
     return torch.cat(parts, -1)
 
 
-def unpadded_indices(mask: Tensor, multiple: int = 16) -> Tensor:
+def count_unpadded(mask: Tensor) -> int:
+    """Return the largest number of unpadded tokens of an image, token 0 included, in a mask [I, N]."""
+    return int((~mask[:, 1:]).sum(1).max()) + 1
+
+
+def unpadded_indices(mask: Tensor, count: int | None = None, multiple: int = 16) -> Tensor:
     """Return the indices [I, n] of each image's unpadded tokens and of token 0 in a mask [I, N], in order.
 
-    n is the largest number in the batch, rounded up to `multiple`; rows with fewer are filled up with padding.
-    An exported graph keeps all N tokens, since its shapes cannot depend on pixels.
+    n is `count_unpadded`, for which a GPU is waited for where no `count` is given, rounded up to `multiple`; rows with
+    fewer are filled up with padding. An exported graph keeps all N tokens, since its shapes cannot depend on pixels.
     """
     if torch.compiler.is_exporting():
         return torch.arange(mask.shape[1], device=mask.device).expand(mask.shape[0], -1)
     skipped = mask.clone()
     skipped[:, 0] = False
-    count = int((~skipped).sum(1).max())
+    count = count_unpadded(mask) if count is None else count
     count = min(-(-count // multiple) * multiple, mask.shape[1])
     return skipped.to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
 

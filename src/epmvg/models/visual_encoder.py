@@ -49,7 +49,13 @@ class BaseVisualEncoder(nn.Module):
         raise NotImplementedError
 
     def visual_tokens(
-        self, features: Tensor, image_mask: Tensor, query: Tensor | None = None, image_index: Tensor | None = None
+        self,
+        features: Tensor,
+        image_mask: Tensor,
+        query: Tensor | None = None,
+        image_index: Tensor | None = None,
+        *,
+        num_unpadded: int | None = None,
     ) -> Tensor:
         """Compute visual tokens from the backbone's features.
 
@@ -58,6 +64,7 @@ class BaseVisualEncoder(nn.Module):
             image_mask: bool [I, S, S], True at padding.
             query: float [P, Q], [CLS] of each phrase; used by a query-aware encoder only.
             image_index: int64 [P], the image of each query.
+            num_unpadded: as `Grounder.num_unpadded`.
 
         Returns:
             float [I, N, C]; [P, N, C] of a query-aware encoder.
@@ -149,7 +156,13 @@ class VisualEncoder(BaseVisualEncoder):
         return torch.cat([finest, *(F.interpolate(level, size=size, mode="bilinear") for level in coarser)], 1)
 
     def visual_tokens(
-        self, features: Tensor, image_mask: Tensor, query: Tensor | None = None, image_index: Tensor | None = None
+        self,
+        features: Tensor,
+        image_mask: Tensor,
+        query: Tensor | None = None,
+        image_index: Tensor | None = None,
+        *,
+        num_unpadded: int | None = None,
     ) -> Tensor:
         """Return the visual embedding f_v [I, N, C]; padded tokens are 0 after the encoder."""
         tokens: Tensor = self.input_proj(features).flatten(2).transpose(1, 2)  # z' as a sequence
@@ -158,7 +171,7 @@ class VisualEncoder(BaseVisualEncoder):
         (grid_mask,) = self.token_masks(image_mask)
         position = sine_position(grid_mask, self.width).flatten(1, 2).to(tokens.dtype)
         mask = grid_mask.flatten(1)  # [I, N]
-        kept = unpadded_indices(mask)  # [I, n]: padding is never attended to
+        kept = unpadded_indices(mask, num_unpadded)  # [I, n]: padding is never attended to
         encoded = self.encoder(gather_tokens(tokens, kept), gather_tokens(position, kept), mask.gather(1, kept))
         index = kept[..., None].expand(-1, -1, self.width)
         return torch.zeros_like(tokens, dtype=encoded.dtype).scatter(1, index, encoded)

@@ -15,6 +15,7 @@ from epmvg.core.locate import TRANSFORMERS_PREFIX, own_folder
 from epmvg.core.types import InputError
 from epmvg.data.readers.jsonl import json_object, json_objects
 from epmvg.evaluation.metrics import Row
+from epmvg.evaluation.samples import evaluation_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def _split_of(predictions: Path) -> tuple[str, str]:
     if file.is_file():
         try:
             evaluation = json.loads(file.read_text(encoding="utf-8"))
-            return f"{evaluation['data']} {evaluation['split']}", str(evaluation["protocol"])
+            return evaluation_name(evaluation), str(evaluation["protocol"])
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{file} is not the result of an evaluation. Run `epmvg evaluate` again.") from error
     return " ".join(stem.rsplit("-", 1)), ""

@@ -12,6 +12,7 @@ from typing import Any
 
 from epmvg.config.settings import Recipe
 from epmvg.core.files import write_text
+from epmvg.core.hardware import tf32
 from epmvg.training.checkpoint import restore, save_samples
 from epmvg.training.errors import explain_errors, raise_on_all_processes
 from epmvg.training.folder import lock_folder, remove_folder, with_absolute_paths
@@ -68,7 +69,8 @@ def train(
                 if run.teacher is not None:
                     write_description(run.teacher.clip, folder)
             report(_begin_row(run))
-            fit(run)
+            with tf32(recipe.train.precision == "tf32"):
+                fit(run)
             report(_end_row(run))
     return folder
 

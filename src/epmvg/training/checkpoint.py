@@ -70,7 +70,7 @@ def restore(run: Run) -> None:
     Raises:
         InputError: It is damaged, of another version, world size, teacher or data, or differs between machines.
     """
-    folder, rank = run.folder / FOLDER, run.accelerator.process_index
+    folder = run.folder / FOLDER
     checkpoint = _read_last(folder)
     steps = broadcast(gather("none" if checkpoint is None else f"step {checkpoint['state']['step']}"))
     if len(set(steps)) > 1:
@@ -88,7 +88,7 @@ def restore(run: Run) -> None:
         )
     _check_samples(run)
     world_size = len(checkpoint["rng"])
-    if world_size != run.accelerator.num_processes:
+    if world_size != run.accelerator.num_processes and checkpoint["state"]["step"] < run.count.total:
         raise InputError(f"{run.folder} was trained by {world_size} processes. Resume it with as many.")
     run.model.load_state_dict(checkpoint["model"])
     if run.trained_teacher is not None:
@@ -97,6 +97,7 @@ def restore(run: Run) -> None:
         run.average.load_state_dict(checkpoint["average"])
     run.optimizer.load_state_dict(checkpoint["optimizer"])
     run.scheduler.load_state_dict(checkpoint["scheduler"])
+    rank = min(run.accelerator.process_index, world_size - 1)  # differs where nothing remains to be trained
     _set_rng_states(checkpoint["rng"][rank])
     run.means.load_state_dict(checkpoint["means"][rank], run.accelerator.device)
     run.started = monotonic() - checkpoint["state"].pop("seconds")

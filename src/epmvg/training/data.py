@@ -73,6 +73,7 @@ def make_loaders(
         skip_unreadable=True,
         cached=cached,
         cache_gb=data.cache_gb,
+        pin_memory=accelerator.device.type == "cuda",
         **shard,
     )
     if len(samples) < shard["world_size"]:

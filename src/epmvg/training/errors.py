@@ -40,6 +40,11 @@ def explain_errors(recipe: Recipe, folder: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        if any(words in str(error) for words in ("Bus error", "shared memory", "/torch_")):
+            raise InputError(
+                "Processes that load images ran out of shared memory. Enlarge /dev/shm (docker run --shm-size=8g) or "
+                f"lower data.num_workers={data.num_workers}, and continue with --resume where a checkpoint was saved."
+            ) from error
         if "DataLoader worker" in str(error):
             raise InputError(
                 "A process that opens images was killed, perhaps for lack of memory. Lower "
@@ -60,19 +65,23 @@ def explain_errors(recipe: Recipe, folder: Path) -> Iterator[None]:
 
 
 def check_finite(run: Run, batch: Batch, losses: Losses) -> None:
-    """Check that the loss is finite.
+    """Check that the losses since the last check are finite, in steps that read the device anyway (`Run.is_read_step`).
 
     Raises:
-        InputError: It is not; the message names the term and images.
+        InputError: One is not; the message names the first step, its terms and images.
     """
-    if torch.isfinite(losses.total):
+    terms = {name: term.detach() for name, term in losses.terms.items()}
+    run.unchecked.append((run.state.step + 1, losses.total.detach(), terms, batch.image_paths))
+    if not run.is_read_step():
         return
-    terms = ", ".join(name for name, term in losses.terms.items() if not torch.isfinite(term)) or "total"
-    images = ", ".join(sorted({sample.image.name for sample in batch.samples})[:3])
-    finite = all(bool(torch.isfinite(parameter).all()) for parameter in run.model.parameters())
-    weights = "" if finite else "; weights contained NaN or Inf before"
+    unchecked, run.unchecked = run.unchecked, []
+    finite = torch.stack([total for _, total, _, _ in unchecked]).isfinite().tolist()
+    if all(finite):
+        return
+    step, total, terms, paths = unchecked[finite.index(False)]
+    wrong = ", ".join(name for name, term in terms.items() if not torch.isfinite(term)) or "total"
+    images = ", ".join(sorted({path.name for path in paths})[:3])
     raise InputError(
-        f"The loss became {losses.total.item()} at step {run.state.step + 1} (term {terms}; images {images}, ..."
-        f"{weights}). "
+        f"The loss became {total.item()} at step {step} (term {wrong}; images {images}, ...). "
         f"To continue, {restart_advice(run.folder)}, with a lower train.lr or train.max_grad_norm=1."
     )

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import accelerate
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.hardware import select_device
@@ -34,7 +35,9 @@ def join_processes(device: str = "auto") -> accelerate.PartialState:
     _check_environment()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    state = accelerate.PartialState(cpu=chosen.type == "cpu")
+    several_gpus = world_size > 1 and chosen.type == "cuda"
+    backend = {"backend": "cuda:nccl,cpu:gloo"} if several_gpus else {}  # gloo sums what is on the host
+    state = accelerate.PartialState(cpu=chosen.type == "cpu", **backend)
     if state.num_processes != world_size:
         raise InputError(f"WORLD_SIZE={world_size} is set but LOCAL_RANK is not. Start with torchrun.")
     state.device = chosen  # it keeps the device of this process's last training
@@ -66,16 +69,19 @@ def sum_gradients(parameters: Iterable[nn.Parameter], world_size: int) -> None:
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     local = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    present = torch.tensor([float(p.grad is not None) for p in trained], device=local[0].device)
-    flat = torch.cat([present, *(gradient.reshape(-1) for gradient in local)])
+    present = sum_over_processes([p.grad is not None for p in trained], world_size)
+    flat = torch.cat([gradient.reshape(-1) for gradient in local])
     torch.distributed.all_reduce(flat)
-    present, *sums = flat.split([len(trained), *(gradient.numel() for gradient in local)])
-    for parameter, gradient, summed, anywhere in zip(trained, local, sums, present.tolist(), strict=True):
+    sums = flat.split([gradient.numel() for gradient in local])
+    for parameter, gradient, summed, anywhere in zip(trained, local, sums, present, strict=True):
         if anywhere:
             parameter.grad = gradient.copy_(summed.view_as(gradient))
 
 
-def sum_over_processes(values: Sequence[float], state: accelerate.PartialState) -> list[float]:
-    """Sum each number over all processes."""
-    summed: Tensor = accelerate.utils.reduce(torch.tensor(values, dtype=torch.float32, device=state.device), "sum")
-    return summed.tolist()
+def sum_over_processes(values: Sequence[float], world_size: int) -> list[float]:
+    """Sum each number over all processes, on the host: a GPU is not waited for."""
+    if world_size == 1:
+        return [*values]
+    summed = torch.tensor(values, dtype=torch.float64)
+    torch.distributed.all_reduce(summed)
+    return cast(list[float], summed.tolist())

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import accelerate
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from epmvg.config.settings import Recipe
@@ -77,6 +77,7 @@ class Run:
     stopping: bool = False  # a process received a signal before this step
     state: TrainingState = field(default_factory=TrainingState)
     means: RunningMeans = field(default_factory=RunningMeans)
+    unchecked: list[tuple[int, Tensor, dict[str, Tensor], list[Path]]] = field(default_factory=list)  # check_finite
     started: float = field(default_factory=time.monotonic)
     skipped: list[str] = field(default_factory=list)  # reasons why images were skipped, not reported yet
     reported: set[str] = field(default_factory=set)
@@ -115,17 +116,21 @@ class Run:
                     )
                 self.state.phrases += phrases
                 readable = [batch for batch in taken if batch.samples]
-                yield ((batch.to(self.accelerator.device), batch.weight / weight) for batch in readable)
+                yield ((self._on_device(batch), batch.weight / weight) for batch in readable)
                 if self.stopping and self.state.step < self.count.total:
                     raise self._stopped()
         self._report_skipped()
+
+    def _on_device(self, batch: Batch) -> Batch:
+        batch.num_unpadded = self.model.num_unpadded(batch.image_mask)  # on the host
+        return batch.to(self.accelerator.device)
 
     def _reduce_phrases(self, batches: list[Batch]) -> tuple[int, float]:
         """Count the phrases of an optimizer step over all processes, sum their weights, and look for signals."""
         self.skipped += [reason for batch in batches for reason in batch.skipped]
         counts = [(len(batch.samples), batch.weight) for batch in batches]
         local = [*map(sum, zip(*counts, strict=True)), self.stop.signal is not None]
-        phrases, weight, signals = sum_over_processes(local, self.accelerator)
+        phrases, weight, signals = sum_over_processes(local, self.accelerator.num_processes)
         self.stopping = signals > 0
         return round(phrases), weight
 
@@ -142,9 +147,10 @@ class Run:
     def frozen_inputs(self, batch: Batch) -> dict[str, Any]:
         """Return cached outputs of frozen encoders, and negative pairs for the IoU head, as keywords of the model."""
         inputs: dict[str, Any] = {"image_features": batch.cached.get("backbone_features")}
+        inputs["num_unpadded"] = batch.num_unpadded
         if self.text_cache is not None:
             with torch.no_grad():
-                inputs["text_features"] = self.text_cache(batch.tokens, batch.token_mask)
+                inputs["text_features"] = self.text_cache(*self.model.tokenize(batch.phrases))  # on the host
         if self.negatives is not None:
             settings = self.recipe.train
             inputs["negative_pairs"] = self.negatives.pairs(
@@ -186,6 +192,12 @@ class Run:
     def checkpoint_due(self) -> bool:
         last = self.state.step == self.count.total
         return last or self.stopping or self.state.step % self.recipe.train.save_interval == 0
+
+    def is_read_step(self) -> bool:
+        """Return whether the device is read at the end of this step: for a log, a validation or a checkpoint."""
+        step, settings = self.state.step + 1, self.recipe.train
+        intervals = (settings.log_interval, settings.save_interval, self.count.eval_interval)
+        return self.stopping or step == self.count.total or any(step % interval == 0 for interval in intervals)
 
     def log(self) -> None:
         """Write the running means to metrics.jsonl, and report images that were skipped."""

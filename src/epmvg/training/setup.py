@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import accelerate
+import torch
 
 from epmvg.config.published import missing_start
 from epmvg.config.settings import ModelSettings, Recipe
@@ -17,6 +18,7 @@ from epmvg.models.factory import create_model, init_from
 from epmvg.models.grounder import Grounder
 from epmvg.models.pretrained import load_pretrained
 from epmvg.models.text_encoder import TextFeatureCache
+from epmvg.models.visual_encoder import VisualEncoder
 from epmvg.training.averaging import average_weights
 from epmvg.training.data import make_loaders
 from epmvg.training.errors import raise_on_all_processes
@@ -51,6 +53,8 @@ def prepare_run(
     if accelerator.device.type == "cpu" and use_bf16(settings.precision, accelerator.device):
         speed_up_bf16_training(model.visual_encoder.backbone, model.text_encoder.bert)
     broadcast_weights(model, accelerator.num_processes)
+    if accelerator.device.type == "cuda" and isinstance(model.visual_encoder, VisualEncoder):
+        model.visual_encoder.to(memory_format=torch.channels_last)  # as its input is
     trained_teacher = None if teacher is None or teacher.frozen else teacher
     if trained_teacher is not None:
         broadcast_weights(trained_teacher, accelerator.num_processes)

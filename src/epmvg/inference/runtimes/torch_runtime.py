@@ -97,7 +97,7 @@ class TorchRuntime(GrounderRuntime):
     def _forward(self, query: Callable[..., GroundingOutput], inputs: ModelInputs, **options: Any) -> GroundingOutput:
         token_mask = self._tensor(inputs.token_mask)
         with self._autocast():
-            states = self.texts(self._tensor(inputs.tokens), token_mask)
+            states = self.texts(torch.from_numpy(inputs.tokens), torch.from_numpy(inputs.token_mask))
             images = EncodedImages(inputs.features, self._tensor(inputs.image_mask))
             return query(images, states, token_mask, self._tensor(inputs.image_index), **options)
 
