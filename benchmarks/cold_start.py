@@ -102,7 +102,7 @@ def build_wheel(folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, default=ROOT / "examples" / "photo.jpg")
-    parser.add_argument("--phrase", default="the woman")
+    parser.add_argument("--phrase", default="the man")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--python", default=sys.executable, help="of the environment that is measured")
     parser.add_argument("--torch-python", help="of an environment that has torch, if that one has none")

@@ -16,15 +16,15 @@ unset PYTHONPATH
 cd "$folder"
 ! "$bin/python" -c "import torch" 2>/dev/null
 
-"$bin/epmvg" predict default "$examples/photo.jpg" "the woman" --top-k 3 --draw found.png
+"$bin/epmvg" predict default "$examples/photo.jpg" "the man" --top-k 3 --draw found.png
 test -s found.png
-"$bin/epmvg" predict default "$examples" "the woman" "a flag" --out found.jsonl
+"$bin/epmvg" predict default "$examples" "the man" "a camera" --out found.jsonl
 test "$(wc -l < found.jsonl)" -ge 2
 
 "$bin/epmvg" serve default --port 8765 2> server.log &
 server=$!
 for _ in $(seq 50); do grep -q "http://" server.log && break; sleep 0.2; done
-EPMVG_SERVER=http://127.0.0.1:8765 "$bin/python" "$examples/serve_client.py" "$examples/photo.jpg" "the woman"
+EPMVG_SERVER=http://127.0.0.1:8765 "$bin/python" "$examples/serve_client.py" "$examples/photo.jpg" "the man"
 
 if "$bin/epmvg" train few-photos 2> error.txt; then exit 1; fi
 grep "pip install 'epmvg\[train\]'" error.txt

@@ -346,7 +346,7 @@ TARGETS = [
     b"/healthz",
     b"/metrics",
     b"/openapi.json",
-    b"/static/samples/coffee.jpg",
+    b"/static/samples/camera.jpg",
     b"/static/page.css",
     b"/static/",
     b"/static/%2e%2e/app.py",
@@ -420,7 +420,7 @@ def test_odd_requests(strict: str, examples: int) -> None:
 def test_connections_of_slow_clients_are_closed() -> None:
     """Headers and bodies that do not end, and responses that are not read."""
     form = b"POST /v1/ground HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=x\r\n"
-    image = b"GET /static/samples/coffee.jpg HTTP/1.1\r\nHost: a\r\n\r\n"
+    image = b"GET /static/samples/camera.jpg HTTP/1.1\r\nHost: a\r\n\r\n"
     with serving(FakePredictor(), Limits(request_timeout=0.4, header_timeout=0.4)) as address:
         assert send(address, b"GET /hea", rest=b"lthz") == b""
         assert send(address, b"", rest=b"a request that never comes") == b""

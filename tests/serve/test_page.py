@@ -160,7 +160,7 @@ def test_images_are_dropped_and_pasted(visit: Visit, address: str) -> None:
     first_phrase(page).fill("the red square")
     for kind, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
         with page.expect_response("**/v1/ground") as response:
-            page.evaluate(TRANSFER, [kind, field, f"static/samples/{'coffee' if kind == 'paste' else 'rocket'}.jpg"])
+            page.evaluate(TRANSFER, [kind, field, f"static/samples/{'camera' if kind == 'paste' else 'rocket'}.jpg"])
         assert response.value.status == 200
         page.wait_for_selector(".box.c0")
         page.get_by_text("Predicted in").wait_for()
