@@ -2,9 +2,10 @@
 
     python benchmarks/label.py --out runs/label [--seeds 3] [--sizes 300 1000 4000] [--dry-run]
 
-A student of the demo labels scenes that it has not seen: their true phrases are given, `--min-score auto` leaves boxes
-out, and confidences are weights. "both" has the true boxes of N images and labelled boxes of N others. All students take the
-same number of steps and are evaluated on the same true boxes. Started again, it continues; processes share the work.
+A student of the demo labels scenes that it has not seen: their true phrases are given, `--min-score auto` leaves
+boxes out, and confidences are weights. "both" has the true boxes of N images and labelled boxes of N others. All
+students take the same number of steps and are evaluated on the same true boxes. Started again, it continues;
+processes share the work.
 """
 
 from __future__ import annotations
