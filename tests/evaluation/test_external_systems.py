@@ -1,6 +1,6 @@
 """Outputs of published systems, and the coordinate convention of docs/evaluate.md for each.
 
-`decode` converts numbers as the system's own code does; docs/evaluate.md names the sources.
+`decode` converts numbers as the system's own code does; comments name the sources.
 """
 
 from __future__ import annotations
@@ -71,50 +71,62 @@ class System:
 
 
 SYSTEMS = {
+    # v / 1000 of the side, https://github.com/zai-org/CogVLM/issues/165
     "CogVLM": System("0-1000:xyxy", 999, lambda n: f"[[{','.join(n)}]]", lambda n, s: fractions(n, s, 1000), "03d"),
+    # v / 999, https://github.com/deepseek-ai/DeepSeek-VL2/issues/100
     "DeepSeek-VL2": System(
         "0-999:xyxy",
         999,
         lambda n: f"<|ref|>the cup<|/ref|><|det|>[[{', '.join(n)}]]<|/det|>",
         lambda n, s: fractions(n, s, 999),
     ),
+    # transformers, florence2/processing_florence2.py: the middle of a bin
     "Florence-2": System(
         "1000-bins:xyxy", 999, lambda n: "the cup" + "".join(f"<loc_{value}>" for value in n), bin_middles
     ),
+    # documentation, quoted, https://huggingface.co/google/gemma-3-4b-it/discussions/38
     "Gemini": System(
         "0-1000:yxyx",
         1000,
         lambda n: f'```json\n[\n  {{"box_2d": [{", ".join(n)}], "label": "the cup"}}\n]\n```',
         lambda n, s: rows_first(n, s, 1000),
     ),
+    # thousandths, https://github.com/zai-org/GLM-V/issues/114
     "GLM-4.5V": System(
         "0-1000:xyxy",
         999,
         lambda n: f"It is at <|begin_of_box|>[[{','.join(n)}]]<|end_of_box|>.",
         lambda n, s: fractions(n, s, 1000),
     ),
+    # v / 1000, https://github.com/OpenGVLab/InternVL/issues/285
     "InternVL": System(
         "0-1000:xyxy",
         1000,
         lambda n: f"<ref>the cup</ref><box>[[{', '.join(n)}]]</box>",
         lambda n, s: fractions(n, s, 1000),
     ),
+    # its users, https://github.com/haotian-liu/LLaVA/issues/606
     "LLaVA-1.5": System("0-1-square:xyxy", 1, lambda n: f"[{', '.join(n)}]", padded, ".2f"),
+    # up to 1000, https://github.com/OpenBMB/MiniCPM-V/issues/982
     "MiniCPM-V": System(
         "0-1000:xyxy",
         999,
         lambda n: f"<ref>the cup</ref><box>{' '.join(n)}</box>",
         lambda n, s: fractions(n, s, 1000),
     ),
+    # its eval_scripts/eval_ref.py
     "MiniGPT-v2": System(
         "0-100:xyxy",
         100,
         lambda n: "<p>the cup</p> {" + "".join(f"<{value}>" for value in n) + "}",
         lambda n, s: fractions(n, s, 100),
     ),
+    # its data/mm_data/refcoco_dataset.py
     "OFA": System(
         "0-999:xyxy", 999, lambda n: " ".join(f"<bin_{value}>" for value in n), lambda n, s: fractions(n, s, 999)
     ),
+    # transformers, paligemma/processing_paligemma.py for the tokens;
+    # order and bins, https://notes.haroldbenoit.com/notes/ml/llms/multi-modality/paligemma
     "PaliGemma": System(
         "1024-bins:yxyx",
         1023,
@@ -122,12 +134,14 @@ SYSTEMS = {
         lambda n, s: rows_first(n, s, 1024),
         "04d",
     ),
+    # README, quoted, https://github.com/QwenLM/Qwen3-VL/issues/663
     "Qwen-VL": System(
         "0-1000:xyxy",
         999,
         lambda n: f"<ref>the cup</ref><box>({n[0]},{n[1]}),({n[2]},{n[3]})</box>",
         lambda n, s: fractions(n, s, 1000),
     ),
+    # unlike 2.5, https://github.com/QwenLM/Qwen3-VL/issues/866
     "Qwen2-VL": System(
         "0-1000:xyxy",
         999,
@@ -136,18 +150,21 @@ SYSTEMS = {
         ),
         lambda n, s: fractions(n, s, 1000),
     ),
+    # resized pixels, https://github.com/QwenLM/Qwen3-VL/issues/676
     "Qwen2.5-VL": System(
         "input-pixels:xyxy",
         756,
         lambda n: f'```json\n[\n\t{{"bbox_2d": [{", ".join(n)}], "label": "the cup"}}\n]\n```',
         resized,
     ),
+    # as Qwen2-VL, https://github.com/QwenLM/Qwen3-VL/issues/1486
     "Qwen3-VL": System(
         "0-1000:xyxy",
         1000,
         lambda n: f'```json\n[\n\t{{"bbox_2d": [{", ".join(n)}], "label": "the cup"}}\n]\n```',
         lambda n, s: fractions(n, s, 1000),
     ),
+    # its box_process_function.py (three digits) and webdemo.py (Expand2square)
     "Shikra": System("0-1-square:xyxy", 1, lambda n: f"It is at [{','.join(n)}].", padded, ".3f"),
 }
 CONVENTIONS = sorted({system.coordinates for system in SYSTEMS.values()})
