@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +114,15 @@ def test_ctrl_c_keeps_finished_rows_for_the_same_command(
     assert "48 rows (0 of them errors, 16 of them from before)" in capsys.readouterr().out
 
 
-def test_the_bundled_models_training_data_is_noted_on_stderr(
-    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_a_model_was_trained_on_is_noted_on_stderr(
+    run: Path, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main_ok(["predict", "default", squares.parent / "0.png", "it", "--json"])
-    captured = capsys.readouterr()
-    assert json.loads(captured.out)["results"] and captured.err.count("drawn scenes, not photographs") == 1
+    noted = Path(shutil.copytree(run, tmp_path / "noted"))
+    (noted / "README.md").write_text("---\ndomain: squares\n---\n")
+    for model, lines in ((noted, 1), ("default", 0)):
+        main_ok(["predict", model, squares.parent / "0.png", "it", "--json"])
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)["results"] and captured.err.count(" was trained on squares.") == lines
 
 
 def test_label_writes_a_checked_data_set_and_says_what_was_left_out(

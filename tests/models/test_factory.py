@@ -144,7 +144,8 @@ def test_converted_weights_start_every_row_of_the_tables(
     conversion = convert({key: value + 1 for key, value in backbone.items()}, "imagenet", model=name)
     write(conversion, tmp_path)
 
-    rows = [row for table in read_tables().values() for row in table.rows if row.student == name]
+    tables = [table for key, table in read_tables().items() if key != "strength"]  # which is of `mini`
+    rows = [row for table in tables for row in table.rows if row.student == name]
     changes = [{key[6:]: row.settings[key] for key in row.settings if key.startswith("model.")} for row in rows]
     assert len(rows) >= 5
     others: list[dict[str, Any]] = [{"max_length": 40}, {"image_size": 96}, {"pre_fusion_norm": True, "iou_head": True}]

@@ -97,7 +97,7 @@ class TextFeatureCache(LruCache[Tensor]):
         cached = {key: features for key in keys if (features := self.get(key)) is not None}
         missing = {key: i for i, key in enumerate(keys) if key not in cached}
         if missing:
-            index = torch.tensor(list(missing.values()))
+            index = torch.tensor(list(missing.values()), device=tokens.device)
             encoded = self.text_encoder(tokens[index].to(device), token_mask[index].to(device)).to(self.dtype)
             for (key, i), features in zip(missing.items(), encoded, strict=True):
                 cached[key] = features[: lengths[i]].clone()
