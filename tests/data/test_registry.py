@@ -167,6 +167,7 @@ def test_the_refcoco_family_has_the_published_counts(
     assert_twins(samples, real[name.removesuffix("-umd")], set(COUNTS[name]))
 
 
+@pytest.mark.slow
 def test_referit_has_its_counts(shared: Path, tmp_path: Path, real: dict[str, dict[Key, list[Box]]]) -> None:
     for file in (shared / "full_annotations").glob("referit_*.json.gz"):
         (tmp_path / file.name.removesuffix(".gz")).write_bytes(unpacked(file))
@@ -190,6 +191,7 @@ def official_flickr(shared: Path, root: Path, splits: Iterable[str]) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_flickr_test_has_the_published_count(
     shared: Path, tmp_path: Path, real: dict[str, dict[Key, list[Box]]]
 ) -> None:

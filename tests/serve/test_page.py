@@ -274,6 +274,7 @@ COVERED_LABELS = """() => {
 }"""
 
 
+@pytest.mark.slow
 def test_labels_never_cover_each_other(visit: Visit) -> None:
     with serving(FakePredictor()) as address:  # all boxes are the whole image
         page = visit(address, viewport={"width": 375, "height": 740}, is_mobile=True, has_touch=True)

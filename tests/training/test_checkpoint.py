@@ -40,11 +40,13 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def default_sigterm() -> Iterator[None]:
-    """Training leaves a handler of its caller alone, and coverage has one."""
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def default_handlers() -> Iterator[None]:
+    """Training leaves handlers of its caller alone: coverage has one, and a shell ignores SIGINT in the background."""
+    default = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in default.items()}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def at_step(step: int, act: Callable[[], object]) -> Callable[[dict[str, object]], None]:
