@@ -42,11 +42,11 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def default_handlers() -> Iterator[None]:
     """Training leaves handlers of its caller alone: coverage has one, and a shell ignores SIGINT in the background."""
-    default = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    before = {number: signal.signal(number, handler) for number, handler in default.items()}
+    terminated = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    interrupted = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    signal.signal(signal.SIGTERM, terminated)
+    signal.signal(signal.SIGINT, interrupted)
 
 
 def at_step(step: int, act: Callable[[], object]) -> Callable[[dict[str, object]], None]:
