@@ -23,7 +23,7 @@ test "$(wc -l < found.jsonl)" -ge 2
 
 "$bin/epmvg" serve default --port 8765 2> server.log &
 server=$!
-for _ in $(seq 50); do grep -q "http://" server.log && break; sleep 0.2; done
+for _ in $(seq 50); do grep -q "http://" server.log 2>/dev/null && break; sleep 0.2; done
 EPMVG_SERVER=http://127.0.0.1:8765 "$bin/python" "$examples/serve_client.py" "$examples/photo.jpg" "the man"
 
 if "$bin/epmvg" train few-photos 2> error.txt; then exit 1; fi
