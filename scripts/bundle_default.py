@@ -33,9 +33,7 @@ def bundle(run: Path, data: CalibrationData, evaluated: Sequence[tuple[str, str]
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         folder, graphs = Path(temporary) / target.name, Path(temporary) / "graphs"
         save_pretrained(run, folder, license="other")
-        model = load(run)
-        model.domain = DOMAIN
-        save(model, folder, int8=True)
+        save(load(run), folder, int8=True)
         state_terms(folder)
         export_run(folder, graphs, calibration_data=data, report=print)
         shutil.copytree(graphs, folder, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""Changes to encoders that make its training in bfloat16 on a CPU faster; parameters and their names stay."""
+"""Changes to encoders that make their training in bfloat16 on a CPU faster; parameters and their names stay."""
 
 from __future__ import annotations
 
