@@ -134,6 +134,7 @@ class LossSettings(Settings):
     giou_weight: float = Field(1.0, ge=0, description="Weight of the GIoU loss, lambda in sec. 4.2.")
     heatmap_weight: float = Field(1.0, ge=0, description="Weight of the heatmap loss.")
     similarity_weight: float = Field(0.5, ge=0, description="Weight of the token-phrase similarity loss.")
+    match_weight: float = Field(0.0, ge=0, description="Weight of ranking similarities above those of negative pairs.")
     reg_box_weight: float = Field(
         0.5, ge=0, description="Weight of the loss of the box from [REG] beside a dense head."
     )
@@ -172,7 +173,7 @@ class TrainSettings(Settings):
     seed: int = Field(13, description="Seed of weights, data order and augmentation.")
     cache_features: bool = Field(False, description="Cache features of a frozen backbone; needs data.augment=null.")
     feature_cache_gb: float = Field(4.0, gt=0, description="Size of that disk cache, GB.")
-    negatives_per_phrase: float = Field(0.25, ge=0, le=1, description="Negative pairs of the IoU head per phrase.")
+    negatives_per_phrase: float = Field(0.25, ge=0, le=1, description="Negative pairs per phrase.")
     lr_teacher: float = Field(1e-6, gt=0, description="Learning rate of a teacher that is not frozen (Table 4).")
     eval_interval: float = Field(1.0, gt=0, description="Epochs between two validations.")
     eval_limit: int | None = Field(None, ge=1, description="Maximum phrases of a validation; null: all.")

@@ -115,6 +115,7 @@ class GroundingOutput:
     iou_logits: Tensor | None = None  # [P], of the IoU of `iou_box`
     attention: Tensor | None = None  # [P, 1 + N + L] attention of [REG] in the last layer, on request
     negative_iou_logits: Tensor | None = None  # [A], the same for negative pairs
+    negative_similarity: Tensor | None = None  # [A, n] as `similarity`, of negative pairs, without most padding
 
 
 @dataclass(slots=True)

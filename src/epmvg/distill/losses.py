@@ -50,6 +50,7 @@ class GroundingLoss:
         dense_weight: Of the teacher's similarity map.
         heatmap_weight, similarity_weight: Of the student's heatmap and similarity map against the tokens inside the
             target.
+        match_weight: Of the similarity of phrases with their images against that of negative pairs.
         reg_box_weight: Of both box terms of the box from [REG], where the student also has a dense head.
         token_box_weight: Of both box terms of the boxes that tokens inside the target predict.
         iou_head_weight: Of the predicted IoU.
@@ -64,6 +65,7 @@ class GroundingLoss:
     dense_weight: float = 0.0
     heatmap_weight: float = 1.0
     similarity_weight: float = 0.5
+    match_weight: float = 0.0
     reg_box_weight: float = 0.5
     token_box_weight: float = 1.0
     iou_head_weight: float = 1.0
@@ -82,7 +84,7 @@ class GroundingLoss:
             boxes: Targets [P, 4], cxcywh in 0..1 of the network input.
             teacher: Its embeddings of the same batch.
             weight: Of the phrases [P]: each mean over phrases becomes sum(weight * loss) / sum(weight), as if a phrase
-                were there `weight` times. Negative pairs of the IoU head have weight 1.
+                were there `weight` times. Negative pairs have weight 1.
 
         Raises:
             InputError: The output lacks what the teacher is to be compared with.
@@ -113,6 +115,9 @@ class GroundingLoss:
         ):
             if logits is not None and output.grid is not None:
                 losses.add(name, scale, heatmap_loss(logits, boxes, output.grid, weight))
+        if output.similarity is not None and output.negative_similarity is not None:
+            matched = match_loss(output.similarity, output.negative_similarity, weight)
+            losses.add("match", self.match_weight, matched)
         if output.iou_logits is not None and output.iou_box is not None:
             iou_loss = iou_head_loss(output.iou_logits, output.iou_box, boxes, output.negative_iou_logits, weight)
             losses.add("iou_head", self.iou_head_weight, iou_loss)
@@ -208,6 +213,20 @@ def heatmap_loss(logits: Tensor, boxes: Tensor, grid: tuple[int, int], weight: T
     inside = tokens_inside(boxes, grid) & logits.isfinite()  # [P, N]
     log_probability = logits.float().log_softmax(-1).masked_fill(~inside, 0.0)
     return -_mean(log_probability.sum(-1) / inside.sum(-1).clamp(min=1), weight)
+
+
+def match_loss(similarity: Tensor, negative_similarity: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy of ranking each phrase with its image above every negative pair of the batch.
+
+    A smooth 1 - AUROC (the pairwise loss of RankNet, Burges et al. 2005), so that similarities can be compared between
+    phrases and between images: the loss of the similarity map only compares tokens of one image.
+
+    Args:
+        similarity: Logits [P, N] of phrases and visual tokens, -inf at padding.
+        negative_similarity: The same of negative pairs [A, n].
+    """
+    matched, negative = similarity.logsumexp(-1), negative_similarity.logsumexp(-1)  # smooth maxima
+    return _mean(F.softplus(negative - matched[:, None]).mean(-1), weight)
 
 
 def iou_head_loss(

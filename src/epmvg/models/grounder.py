@@ -184,8 +184,8 @@ class Grounder(nn.Module):
             image_index: int64 [P], the image of each phrase; phrase i belongs to image i by default.
             image_features: cached `visual_encoder.backbone_features` [I, ...] of a frozen backbone.
             text_features: cached text features [P, L, C] of a frozen text encoder.
-            negative_pairs: int64 [2, A], image and phrase of negative pairs, for the IoU head alone
-                (`GroundingOutput.negative_iou_logits`).
+            negative_pairs: int64 [2, A], image and phrase of negative pairs, for `negative_iou_logits` and
+                `negative_similarity` of the output.
             num_unpadded: what `Grounder.num_unpadded` returned for the mask on the host, so that no GPU is waited for.
             output_attention: return the attention weights of [REG] in the last fusion layer, averaged over the heads,
                 in eq. 1's order; the fusion is computed a second time.
@@ -199,6 +199,8 @@ class Grounder(nn.Module):
         if negative_pairs is not None and self.iou_head is not None:
             features = self._negative_iou_features(encoded, text_features, token_mask, *negative_pairs)
             output.negative_iou_logits = self.iou_head(features)
+        if negative_pairs is not None and self.similarity is not None:
+            output.negative_similarity = self._negative_similarity(encoded, text_features, token_mask, *negative_pairs)
         return output
 
     def num_unpadded(self, image_mask: Tensor) -> int:
@@ -328,6 +330,16 @@ class Grounder(nn.Module):
         self.train(was_training)
         assert features is not None  # called with an IoU head only
         return features
+
+    def _negative_similarity(
+        self, images: EncodedImages, text_features: Tensor, token_mask: Tensor, image_index: Tensor, phrase: Tensor
+    ) -> Tensor:
+        """Compute similarity logits [A, n] for negative pairs, -inf at padding."""
+        assert self.similarity is not None
+        text_features, token_mask = text_features[phrase], token_mask[phrase]
+        visual = self._visual_tokens(images, text_features, image_index)
+        similarity = self.similarity(visual.features, text_features, token_mask, visual.feature_index)
+        return cast(Tensor, similarity.float().masked_fill(visual.mask, -math.inf))
 
     def _reg_attention(self, x: Tensor, position: Tensor, mask: Tensor, visual: VisualTokens) -> Tensor:
         """Return the attention weights of [REG] over [REG], N visual and L text tokens, [P, 1 + N + L]."""

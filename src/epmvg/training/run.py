@@ -69,7 +69,7 @@ class Run:
     trained_teacher: nn.Module | None  # the teacher, if it is not frozen
     report: Report
     text_cache: TextFeatureCache | None  # of a frozen text encoder
-    negatives: NegativeSampler | None  # for the IoU head
+    negatives: NegativeSampler | None
     average: AveragedModel | None = None  # of the model's weights over the steps
     samples: dict[str, SampleDigest] = field(default_factory=dict)  # digests of the splits "train" and "val"
     teacher_fingerprint: str | None = None  # of a frozen teacher
@@ -145,7 +145,7 @@ class Run:
         return torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(self.recipe.train.precision, device))
 
     def frozen_inputs(self, batch: Batch) -> dict[str, Any]:
-        """Return cached outputs of frozen encoders, and negative pairs for the IoU head, as keywords of the model."""
+        """Return cached outputs of frozen encoders, and negative pairs, as keywords of the model."""
         inputs: dict[str, Any] = {"image_features": batch.cached.get("backbone_features")}
         inputs["num_unpadded"] = batch.num_unpadded
         if self.text_cache is not None:

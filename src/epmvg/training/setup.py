@@ -42,6 +42,7 @@ def prepare_run(
         if missing := missing_start(recipe.model.init_from, recipe.model.name, recipe.data.name):
             raise InputError(missing)
         model, new_parameters = _build_model(recipe.model)
+        uses_negatives = _uses_negatives(recipe, model)
         model.set_grad_checkpointing(settings.gradient_checkpointing)
         teacher = open_teacher(recipe, model)
         train_loader, val_loader, samples = make_loaders(recipe, model, accelerator, report, resume=resume)
@@ -59,7 +60,6 @@ def prepare_run(
     if trained_teacher is not None:
         broadcast_weights(trained_teacher, accelerator.num_processes)
     optimizer, scheduler = make_optimizer(model, settings, count, new_parameters, trained_teacher)
-    uses_negatives = model.iou_head is not None and settings.negatives_per_phrase
     return Run(
         recipe=recipe,
         folder=folder,
@@ -91,6 +91,17 @@ def _build_model(settings: ModelSettings) -> tuple[Grounder, list[str]]:
     elif settings.pretrained:
         loaded = load_pretrained(model)
     return model, [name for name, _ in model.named_parameters() if name not in loaded]
+
+
+def _uses_negatives(recipe: Recipe, model: Grounder) -> bool:
+    if recipe.loss.match_weight and model.similarity is None:
+        raise InputError(
+            "loss.match_weight ranks similarities, which this student lacks. Set loss.match_weight=0 or "
+            "model.similarity=true."
+        )
+    if recipe.loss.match_weight and not recipe.train.negatives_per_phrase:
+        raise InputError("loss.match_weight needs negative pairs. Set train.negatives_per_phrase=1.")
+    return bool(recipe.train.negatives_per_phrase and (model.iou_head is not None or recipe.loss.match_weight))
 
 
 def _build_criterion(recipe: Recipe) -> GroundingLoss:
