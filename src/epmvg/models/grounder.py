@@ -338,8 +338,8 @@ class Grounder(nn.Module):
         assert self.similarity is not None
         text_features, token_mask = text_features[phrase], token_mask[phrase]
         visual = self._visual_tokens(images, text_features, image_index)
-        similarity = self.similarity(visual.features, text_features, token_mask, visual.feature_index)
-        return cast(Tensor, similarity.float().masked_fill(visual.mask, -math.inf))
+        similarity: Tensor = self.similarity(visual.features, text_features, token_mask, visual.feature_index)
+        return similarity.float().masked_fill(visual.mask, -math.inf)
 
     def _reg_attention(self, x: Tensor, position: Tensor, mask: Tensor, visual: VisualTokens) -> Tensor:
         """Return the attention weights of [REG] over [REG], N visual and L text tokens, [P, 1 + N + L]."""
