@@ -123,7 +123,7 @@ def test_a_batch_can_be_overfitted(model: Grounder) -> None:
     batch = random_inputs(model)
     target = torch.tensor([[0.3, 0.4, 0.2, 0.2], [0.7, 0.7, 0.3, 0.2], [0.5, 0.6, 0.5, 0.1], [0.2, 0.8, 0.2, 0.3]])
     loss_of = GroundingLoss(box="l1", box_weight=5, giou_weight=2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     overlap = 0.0
     for _ in range(500):
         output = model(*batch)

@@ -63,7 +63,7 @@ def test_equal_weights_of_samples_change_nothing_and_others_do(squares: Path, tm
 @pytest.mark.parametrize("frozen", [True, False])
 def test_distillation_losses_fall_and_weights_exclude_the_teacher(squares: Path, tmp_path: Path, frozen: bool) -> None:
     settings = [f"distill.teacher={write_clip(tmp_path / 'teacher')}"]
-    settings += [f"distill.frozen={frozen}", "train.epochs=12"]
+    settings += [f"distill.frozen={frozen}", "train.epochs=12", "train.eval_interval=12"]
     folder = epmvg.train(recipe(squares, *settings), tmp_path / "run")
     steps = [row["loss"] for row in rows(folder) if row["event"] == "step"]
     distilled = [step["image"] + step["text"] for step in steps]

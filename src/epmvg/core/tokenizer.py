@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -24,6 +25,7 @@ class Tokens:
     unknown: NDArray[np.bool_]  # [P], no word is in the vocabulary
 
 
+@functools.cache
 def bert_vocabulary() -> dict[str, int]:
     """Return the vocabulary of bert-base-uncased, which ships in this package."""
     words = (resources.files("epmvg.core") / "vocabulary.txt").read_text(encoding="utf-8").splitlines()

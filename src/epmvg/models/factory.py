@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from epmvg.core.calibration import CONFIDENCE_FILE, read_calibration
@@ -122,7 +123,8 @@ def load(run: Path | str) -> Grounder:
         settings = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         state = read_weights(folder / WEIGHTS)
         with float32_on_cpu():
-            model = build(settings)
+            with _ZeroWeights():
+                model = build(settings)
             model.load_state_dict(state)
     except (yaml.YAMLError, safetensors.SafetensorError, AttributeError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
@@ -135,6 +137,19 @@ def load(run: Path | str) -> Grounder:
         )
     model.domain = read_domain(folder)
     return model.eval()
+
+
+class _ZeroWeights(TorchFunctionMode):
+    """Zero weights that are about to be loaded instead of drawing them, which takes longer than reading the file."""
+
+    _DRAWS = ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "xavier_uniform_")  # Tensor's and nn.init's
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") not in self._DRAWS:
+            return func(*args, **(kwargs or {}))
+        tensor: Tensor = args[0] if args else kwargs["tensor"]
+        tensor.detach().zero_()
+        return tensor
 
 
 @contextmanager

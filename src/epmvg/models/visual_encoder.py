@@ -5,6 +5,7 @@ The base class states what the grounder needs of any visual encoder; `swin.SwinE
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, cast
@@ -134,8 +135,7 @@ class VisualEncoder(BaseVisualEncoder):
         mean: Sequence[float],
         std: Sequence[float],
     ) -> None:
-        with torch.device("meta"):
-            reductions = cast(Any, create_backbone(backbone, features_only=True)).feature_info.reduction()
+        reductions = _feature_strides(backbone)
         if absent := set(strides) - set(reductions):
             known = ", ".join(map(str, sorted(set(reductions))))
             raise InputError(f"model.visual_encoder.strides has {min(absent)}, and {backbone} has {known}. Use these.")
@@ -181,6 +181,14 @@ class VisualEncoder(BaseVisualEncoder):
 
     def fuse_norms(self) -> None:
         self.backbone = fuse_norms(self.backbone)
+
+
+@functools.lru_cache
+def _feature_strides(backbone: str) -> list[int]:
+    """Return the strides of all feature levels."""
+    with torch.device("meta"):
+        strides: list[int] = cast(Any, create_backbone(backbone, features_only=True)).feature_info.reduction()
+    return strides
 
 
 def create_backbone(name: str, **settings: Any) -> nn.Module:
