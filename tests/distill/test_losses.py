@@ -19,6 +19,7 @@ from epmvg.distill.losses import (
     distillation_loss,
     giou_loss,
     heatmap_loss,
+    match_loss,
     resample,
     tokens_inside,
 )
@@ -115,8 +116,9 @@ def test_weights_of_phrases_repeat_them_or_leave_them_out(distill_loss: Literal[
     out, box = output(4, 8), torch.rand(4, 4) * 0.4 + 0.3
     out.reg_box, out.similarity, out.iou_box = box + 0.1, out.heatmap, out.box
     out.iou_logits, out.negative_iou_logits = torch.randn(4), torch.randn(3)
+    out.negative_similarity = torch.randn(3, 9)
     teacher = TeacherEmbeddings(torch.randn(2, 16), torch.randn(4, 16), similarity_map(torch.randn(4, 4, 4)))
-    loss_of = GroundingLoss(distill_loss=distill_loss, dense_weight=1.0)
+    loss_of = GroundingLoss(distill_loss=distill_loss, dense_weight=1.0, match_weight=1.0)
 
     def terms(phrases: list[int], weight: torch.Tensor | None = None) -> torch.Tensor:
         assert teacher.text is not None and teacher.similarity is not None
@@ -126,7 +128,7 @@ def test_weights_of_phrases_repeat_them_or_leave_them_out(distill_loss: Literal[
         similarity = similarity_map(teacher.similarity.logits[phrases])
         own = TeacherEmbeddings(teacher.image, teacher.text[phrases], similarity)
         losses = loss_of(GroundingOutput(**chosen), box[phrases], own, weight).terms
-        assert len(losses) == 12
+        assert len(losses) == 13
         return torch.stack(list(losses.values()))
 
     doubled = terms([0, 1, 2, 3], torch.tensor([1.0, 2.0, 1.0, 1.0]))
@@ -232,3 +234,21 @@ def test_heatmap_loss_falls_as_the_map_concentrates_in_the_box() -> None:
     values = [heatmap_loss(inside * sharpness, box, (4, 4)).item() for sharpness in (-5, 0, 5, 50)]
     assert values == sorted(values, reverse=True)
     assert values[-1] == pytest.approx(inside.sum().log().item(), abs=1e-4)
+
+
+def test_the_match_loss_ranks_phrases_above_negative_pairs() -> None:
+    """It compares only, so that a constant changes nothing, and its descent ranks every pair right."""
+    generator = torch.Generator().manual_seed(0)
+    similarity, negative = (torch.randn(count, 9, generator=generator) for count in (5, 7))
+    loss = match_loss(similarity, negative)
+    torch.testing.assert_close(match_loss(similarity + 3, negative + 3), loss)
+    equal = torch.zeros(5, 9)
+    torch.testing.assert_close(match_loss(equal, equal), torch.tensor(math.log(2)))
+
+    padded = torch.cat([similarity, torch.full((5, 3), -torch.inf)], 1).requires_grad_()
+    torch.testing.assert_close(match_loss(padded, negative), loss)
+    for _ in range(200):
+        (gradient,) = torch.autograd.grad(match_loss(padded, negative), padded)
+        assert gradient.isfinite().all() and not gradient[:, 9:].any()
+        padded = (padded - gradient).detach().requires_grad_()
+    assert padded.logsumexp(-1).min() > negative.logsumexp(-1).max()

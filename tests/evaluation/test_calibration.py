@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,20 @@ def test_the_head_scores_the_box_of_inference() -> None:
     torch.testing.assert_close(training.iou_box, reading.box)
     torch.testing.assert_close(training.iou_logits, reading.iou_logits)
     torch.testing.assert_close(training.negative_iou_logits, reading.iou_logits[1:])  # phrase 1 with image 0
+    torch.testing.assert_close(training.negative_similarity, reading.similarity[1:])
     assert not torch.allclose(training.box, reading.box)
+
+
+def test_similarities_are_trained_to_tell_negative_pairs(named: Path, tmp_path: Path) -> None:
+    settings = ["train.negatives_per_phrase=1", "loss.match_weight=5", "train.epochs=12", "train.eval_interval=12"]
+    folder = train(named, tmp_path / "match", *settings, "model.dropout=0", "train.max_grad_norm=null")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    match = [row["loss"]["match"] for row in rows if row["event"] == "step" and "match" in row["loss"]]  # has pairs
+    assert sum(match[-4:]) < 0.75 * sum(match[:4])
+    with pytest.raises(InputError, match=re.escape("Set train.negatives_per_phrase=1")):
+        train(named, tmp_path / "none", "loss.match_weight=1", "train.negatives_per_phrase=0")
+    with pytest.raises(InputError, match=re.escape("Set loss.match_weight=0 or model.similarity=true")):
+        train(named, tmp_path / "lacks", "loss.match_weight=1", "model.similarity=false")
 
 
 @pytest.mark.parametrize("fit_head", [False, True])

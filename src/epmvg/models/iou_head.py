@@ -23,8 +23,8 @@ DENSE_FEATURES = {
 }
 """How far the dense head's outputs agree with the box: names and widths, in the order of the input."""
 
-SIMILARITY_FEATURES = 2
-"""The largest and the mean similarity of visual tokens with the phrase."""
+SIMILARITY_FEATURES = 3
+"""The largest, the log-sum-exp (what `match_loss` trains) and the mean similarity of visual tokens with the phrase."""
 
 _LOGIT_SCALE = 10  # logits are some tens at most
 
@@ -61,6 +61,7 @@ def iou_features(output: GroundingOutput, reg: Tensor, pooled: Tensor) -> Tensor
         cosine = output.similarity / _LOGIT_SCALE
         features += [
             cosine.amax(-1, keepdim=True),
+            output.similarity.logsumexp(-1, keepdim=True) / _LOGIT_SCALE,
             cosine.masked_fill(padding, 0.0).sum(-1, keepdim=True) / (~padding).sum(-1, keepdim=True).clamp(min=1),
         ]
     return torch.cat([feature.float() for feature in features], -1)
