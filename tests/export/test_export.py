@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from grounders import MODELS
 from PIL import Image
 
 from epmvg import export
@@ -39,21 +40,6 @@ pytest.importorskip("onnxruntime")
 from epmvg.export import int8
 
 PHRASES = ["dog", "the woman in the tan jacket", "a red car behind the second tree from the right"]
-
-EXTENSIONS: dict[str, Any] = {
-    "dense_head": True,
-    "similarity": True,
-    "pre_fusion_norm": True,
-    "vls": "mean",
-    "position": "sine",
-}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "paper": ("tiny-resnet", {}),
-    "extensions": ("tiny-resnet", EXTENSIONS),
-    "swin": ("tiny-swin", {"visual_encoder": {"gates": "off"}}),
-    "query-aware": ("tiny-swin", {}),
-    "query-aware extensions": ("tiny-swin", EXTENSIONS | {"visual_encoder": {"strides": [8]}}),
-}
 
 
 def random_image(seed: int, size: tuple[int, int] = (90, 60)) -> Image.Image:
