@@ -22,8 +22,8 @@ from epmvg.models.factory import load, save
 
 DEFAULT = Path(__file__).parents[1] / "src" / "epmvg" / "pretrained" / "default"
 DOMAIN = "photographs of people, animals and everyday things"
-FALSE_POSITIVE_RATE = 0.3
-"""Of negative phrases: with 0.1 two thirds of the others were "not found"."""
+FALSE_POSITIVE_RATE = 0.2
+"""Of negative phrases; on val 63 % of the others are found, and 81 % of their boxes are right."""
 
 RESULTS = ("evaluation-*", "predictions-*", "negatives-*")
 

@@ -226,7 +226,7 @@ def fit_iou_head(model: Grounder, samples: Sequence[Sample], batch_size: int, pr
     model.settings = model.settings | {"iou_head": True}
     features, iou, held_out = _iou_features(model, samples, batch_size, progress)
     head = model.iou_head.cpu()
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.1)
     train, val = (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
     order = torch.Generator().manual_seed(0)
     lowest, best = math.inf, head.state_dict()
