@@ -91,7 +91,13 @@ def test_the_head_scores_the_box_of_inference() -> None:
     image_index = torch.zeros(2, dtype=torch.int64)
     with torch.no_grad():
         training = model.train()(
-            image, image_mask, tokens, token_mask, image_index, negative_pairs=torch.tensor([[0], [1]])
+            image,
+            image_mask,
+            tokens,
+            token_mask,
+            image_index,
+            negative_pairs=torch.tensor([[0], [1]]),
+            output_negative_similarity=True,
         )
         reading = model.eval()(image, image_mask, tokens, token_mask, image_index)
     torch.testing.assert_close(training.iou_box, reading.box)

@@ -173,6 +173,7 @@ class Grounder(nn.Module):
         negative_pairs: Tensor | None = None,
         num_unpadded: int | None = None,
         output_attention: bool = False,
+        output_negative_similarity: bool = False,
     ) -> GroundingOutput:
         """Ground P phrases in I images.
 
@@ -184,11 +185,12 @@ class Grounder(nn.Module):
             image_index: int64 [P], the image of each phrase; phrase i belongs to image i by default.
             image_features: cached `visual_encoder.backbone_features` [I, ...] of a frozen backbone.
             text_features: cached text features [P, L, C] of a frozen text encoder.
-            negative_pairs: int64 [2, A], image and phrase of negative pairs, for `negative_iou_logits` and
-                `negative_similarity` of the output.
+            negative_pairs: int64 [2, A], image and phrase of negative pairs, for the IoU head
+                (`GroundingOutput.negative_iou_logits`).
             num_unpadded: what `Grounder.num_unpadded` returned for the mask on the host, so that no GPU is waited for.
             output_attention: return the attention weights of [REG] in the last fusion layer, averaged over the heads,
                 in eq. 1's order; the fusion is computed a second time.
+            output_negative_similarity: return the similarity of the negative pairs too, with gradients.
         """
         if image_index is None:
             image_index = torch.arange(tokens.shape[0], device=tokens.device)
@@ -199,7 +201,7 @@ class Grounder(nn.Module):
         if negative_pairs is not None and self.iou_head is not None:
             features = self._negative_iou_features(encoded, text_features, token_mask, *negative_pairs)
             output.negative_iou_logits = self.iou_head(features)
-        if negative_pairs is not None and self.similarity is not None:
+        if negative_pairs is not None and output_negative_similarity:
             output.negative_similarity = self._negative_similarity(encoded, text_features, token_mask, *negative_pairs)
         return output
 

@@ -156,6 +156,7 @@ class Run:
             inputs["negative_pairs"] = self.negatives.pairs(
                 batch, settings.negatives_per_phrase, (settings.seed, self.state.step)
             )
+            inputs["output_negative_similarity"] = self.recipe.loss.match_weight > 0
         return inputs
 
     def targets(self, batch: Batch) -> TeacherEmbeddings | None:
