@@ -59,6 +59,9 @@ def test_boxes_may_be_clipped_to_the_canvas(squares: Path, tmp_path: Path) -> No
     torch.nn.init.constant_(cast(torch.nn.Linear, model.box_head.layers[-1]).bias, 4.0)
     save(model, tmp_path / "run")
     source: dict[str, Any] = {"data": str(squares), "split": "val"}
+    evaluate(tmp_path / "run", **source, flip=True)
+    with pytest.raises(InputError, match="Omit --clip canvas, or --flip"):
+        evaluate(tmp_path / "run", **source, flip=True, clip="canvas")
     image, canvas = (evaluate(tmp_path / "run", **source, clip=clip) for clip in get_args(Clip))
     assert (image["clip"], canvas["clip"]) == ("image", "canvas") and "as TransVG evaluates" in canvas["protocol"]
     files = [tmp_path / "run" / result["predictions"] for result in (image, canvas)]
@@ -66,7 +69,7 @@ def test_boxes_may_be_clipped_to_the_canvas(squares: Path, tmp_path: Path) -> No
     assert [{row["clip"] for row in part} for part in rows] == [{"image"}, {"canvas"}]
     assert all(row["box"][3] == 60 for row in rows[0]) and all(row["box"][3] > 60 for row in rows[1])
     (run,) = read_runs([tmp_path / "run"])
-    assert set(run.predictions) == {"annotations val", "annotations val-canvas"}
+    assert set(run.predictions) == {"annotations val", "annotations val-canvas", "annotations val-flip"}
 
     alone = score(files[1], **source, out=tmp_path / "again.jsonl")
     assert (alone["protocol"], alone["miou"], alone["warnings"]) == (canvas["protocol"], canvas["miou"], [])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from epmvg.core.boxes import paired_iou
 from epmvg.inference import candidates
 from epmvg.inference.candidates import Floats, box_iou, candidate_confidences
+from epmvg.models.dense_head import median_box
 
 THINGS = np.array([[0.0, 0, 10, 20], [30, 0, 40, 20], [60, 5, 80, 30]])
 
@@ -34,6 +35,16 @@ def tokens(weights: list[float], each: int = 5, noise: float = 0.3, seed: int = 
     boxes[: each * len(weights)] += random.uniform(-noise, noise, (each * len(weights), 4))
     logits = np.concatenate([np.repeat(np.log(np.array(weights) / each), each), np.full(20, -np.inf)]) / 1.25
     return logits, boxes
+
+
+@given(st.integers(0, 1000), st.floats(0.05, 0.9))
+def test_median_boxes_are_those_of_the_dense_head(seed: int, middle: float) -> None:
+    torch.manual_seed(seed)
+    logits, boxes = torch.randn(3, 30) * 4, torch.rand(3, 30, 4)
+    logits[0, 5:9] = -torch.inf
+    expected = median_box(logits, boxes, sharpening=1.25, middle=middle)
+    found = candidates.median_boxes((logits * 1.25).numpy(), boxes.numpy(), middle)
+    assert np.allclose(found, expected.numpy(), atol=1e-5)
 
 
 def test_one_candidate_for_each_thing_by_mass() -> None:

@@ -128,6 +128,32 @@ def test_an_exported_folder_is_run_without_the_model(exported: Path, kind: str) 
         predictor.maps("heatmap", images[0], "dog")
 
 
+def test_flip_averaging_finds_in_a_mirrored_image_what_it_finds_in_the_image(tiny: Grounder) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 40, 3), np.uint8)
+    phrases = ["the cup on the left", "a dog"]
+    mirrored_phrases = ["the cup on the right", "a dog"]
+    for top_k in (1, 4):
+        predictor = Predictor(tiny, flip=True)
+        found, mirrored = predictor(pixels, phrases, top_k=top_k), predictor(pixels[:, ::-1], mirrored_phrases)
+        for one, other in zip(found, mirrored, strict=True):
+            x0, y0, x1, y1 = other.box
+            assert one.box == pytest.approx((40 - x1, y0, 40 - x0, y1), abs=0.02)
+            assert one.score == pytest.approx(other.score, abs=1e-5)
+            assert not one.candidates or one.candidates[0].box == one.box
+    alone = Predictor(tiny)
+    assert alone(pixels, phrases)[0].box != found[0].box  # a random model is not symmetric
+    maps = zip(predictor.maps("heatmap", pixels, phrases), alone.maps("heatmap", pixels, phrases), strict=True)
+    assert all(np.array_equal(one, other) for one, other in maps)
+
+
+def test_flip_averaging_of_an_exported_folder_without_a_dense_head(exported: Path) -> None:
+    image = Image.new("RGB", (64, 64), (102, 128, 153))
+    (alone,), (averaged,) = Predictor(exported)(image, "dog"), Predictor(exported, flip=True)(image, "dog")
+    x0, y0, x1, y1 = alone.box  # a plain color: the mirror image gives the same box, mirrored back
+    assert averaged.box == pytest.approx(((x0 + 64 - x1) / 2, y0, (x1 + 64 - x0) / 2, y1), abs=0.02)
+    assert averaged.score == pytest.approx(alone.score)
+
+
 def test_unusable_folders_and_options_are_named(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="runs on the CPU"):
         Predictor(exported, device="cuda")

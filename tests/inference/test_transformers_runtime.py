@@ -158,6 +158,8 @@ def test_bfloat16_is_close_and_other_settings_are_rejected(folder: Path) -> None
     assert rounded.score == pytest.approx(exact.score, abs=0.1)
     with pytest.raises(InputError, match="is not compiled"):
         Predictor(folder, compile=True)
+    with pytest.raises(InputError, match="Omit flip"):
+        Predictor(folder, flip=True)
     with pytest.raises(InputError, match="no heatmap"):
         Predictor(folder).maps("heatmap", image, "a dog")
     with pytest.raises(InputError, match="no device"):

@@ -28,7 +28,7 @@ from epmvg.core.version import __version__
 from epmvg.data.loader import GroundingLoader, group_by_image
 from epmvg.data.negatives import negative_samples
 from epmvg.evaluation.metrics import PROTOCOLS, Metrics, data_sha256, row_metrics, slices
-from epmvg.evaluation.samples import evaluation_samples, results_folder, results_stem, short_name
+from epmvg.evaluation.samples import evaluation_samples, result_suffix, results_folder, results_stem, short_name
 from epmvg.evaluation.statistics import BINS, confidence_metrics, mean_intervals
 from epmvg.inference.predictor import Predictor
 from epmvg.models.factory import load
@@ -53,6 +53,7 @@ def evaluate(
     split: str | None = None,
     root: str | None = None,
     clip: Clip = "image",
+    flip: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -68,17 +69,21 @@ def evaluate(
         root: folder of the data; the run's own by default.
         clip: what predictions are clipped to: "image", or "canvas", the square network input (TransVG's evaluation),
             whose files end in `-canvas`.
+        flip: average over flipped images, as `Predictor` does; the files end in `-flip`.
         device: as for `hardware.select_device`.
         progress: called with (phrases done, all of them).
 
     Returns:
-        data, split, clip, protocol; what `score_rows` returns; `truncated` and `unknown` (phrases longer than the model
-        reads, and phrases without a known word); `unread_images`, which count as misses; `confidence`
+        data, split, clip, flip, protocol; what `score_rows` returns; `truncated` and `unknown` (phrases longer than the
+        model reads, and phrases without a known word); `unread_images`, which count as misses; `confidence`
         (docs/evaluate.md); `weights`, their SHA-256; and `predictions`, the name of the file of predictions.
 
     Raises:
-        InputError: the run, the data or all images cannot be read, or `clip` is "canvas" and the run only predicts.
+        InputError: the run, the data or all images cannot be read, or `clip` is "canvas" and the run only predicts or
+            `flip` is set.
     """
+    if clip == "canvas" and flip:
+        raise InputError("Flip averaging predicts within the image. Omit --clip canvas, or --flip.")
     if clip == "canvas" and only_predicts(fetch(run)):
         raise InputError(
             f"{run} only predicts, within the image. Omit --clip canvas, or evaluate the run it is made of."
@@ -87,11 +92,16 @@ def evaluate(
         settings, split, samples = evaluation_samples(run, data, split, root)
         results_folder(run)  # an error in it is raised before the work
         queries = [*samples, *negative_samples(samples, NEGATIVES)]  # an image is still encoded once
-        predicted, calibration = _predict(run, queries, settings.batch_size, clip, device, progress)
+        if flip or only_predicts(fetch(run)):
+            predictor = Predictor(run, device=device, flip=flip)
+            calibration = predictor.runtime.calibration
+            predicted = predict_samples(predictor, queries, progress=progress)
+        else:
+            predicted, calibration = _predict(run, queries, settings.batch_size, clip, device, progress)
         result: dict[str, Any] = {"data": short_name(settings.name), "split": split or "all"}
-        result |= {"clip": clip, "protocol": PROTOCOLS[clip]}
+        result |= {"clip": clip, "flip": flip, "protocol": PROTOCOLS[clip]}
         if rank == 0:
-            stem = results_stem(run, settings, split) + ("-canvas" if clip == "canvas" else "")
+            stem = results_stem(run, settings, split) + result_suffix(result)
             read, negatives = split_negatives(predicted)
             rows = with_misses(read, samples)
             result["predictions"] = f"predictions-{stem}.jsonl"
@@ -110,10 +120,7 @@ def evaluate(
 def _predict(
     run: Path | str, queries: Sequence[Sample], batch_size: int, clip: Clip, device: str, progress: Progress | None
 ) -> tuple[list[Row], Calibration | None]:
-    """Predict queries with the runtime of what only predicts, or with a run's model, as its training validates it."""
-    if only_predicts(fetch(run)):
-        predictor = Predictor(run, device=device)
-        return predict_samples(predictor, queries, progress=progress), predictor.runtime.calibration
+    """Predict queries with a run's model, as its training validates it."""
     rank, world = rank_and_world_size()
     model = load(run).to(select_device(device))
     model.visual_encoder.fuse_norms()

@@ -110,8 +110,13 @@ def short_name(data: str) -> str:
 
 
 def evaluation_name(result: Mapping[str, Any]) -> str:
-    """Return the name "DATA SPLIT" of an evaluation, with a suffix where boxes were not clipped to the image."""
-    return f"{result['data']} {result['split']}" + ("-canvas" if result.get("clip") == "canvas" else "")
+    """Return the name "DATA SPLIT" of an evaluation, with a suffix where `clip` or `flip` is not the usual."""
+    return f"{result['data']} {result['split']}" + result_suffix(result)
+
+
+def result_suffix(result: Mapping[str, Any]) -> str:
+    """Return what tells results of other evaluations of a split apart, for a result or its `clip` and `flip`."""
+    return ("-canvas" if result.get("clip") == "canvas" else "") + ("-flip" if result.get("flip") else "")
 
 
 def results_stem(run: Path | str, settings: DataSettings, split: str | None) -> str:

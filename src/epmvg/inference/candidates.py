@@ -73,9 +73,29 @@ def candidate_boxes(
         if (box_iou(np.array(kept), box[None]) < overlap).all():
             kept.append(box)
             masses.append(float(groups[heaviest]))
-    found = np.array(kept)
-    found = np.concatenate([(found[:, :2] + found[:, 2:]) / 2, found[:, 2:] - found[:, :2]], 1)
-    return found, np.array(masses)  # removing tokens only lowers the masses of the others
+    return _to_cxcywh(np.array(kept)), np.array(masses)  # removing tokens only lowers the masses of the others
+
+
+def median_boxes(logits: NDArray[np.floating], token_boxes: NDArray[np.floating], middle: float = 0.2) -> Floats:
+    """Take each edge of P boxes from the middle of the token boxes' edges, as `models.dense_head.median_box` does.
+
+    Args:
+        logits: over visual tokens [P, N], already sharpened, -inf at padding.
+        token_boxes: [P, N, 4], cxcywh.
+        middle: fraction of the mass, around its half, whose edges are averaged.
+
+    Returns:
+        boxes [P, 4], cxcywh in the same unit.
+    """
+    mass = np.exp(np.asarray(logits, np.float64) - logits.max(1, keepdims=True))
+    mass /= mass.sum(1, keepdims=True)
+    edges = _to_xyxy(np.asarray(token_boxes, np.float64))  # [P, N, 4]
+    order = edges.argsort(1, kind="stable")
+    edges = np.take_along_axis(edges, order, 1)
+    upper = np.take_along_axis(np.broadcast_to(mass[..., None], edges.shape), order, 1).cumsum(1)
+    lower = np.concatenate([np.zeros_like(upper[:, :1]), upper[:, :-1]], 1)
+    weight = (np.minimum(upper, 0.5 + middle / 2) - np.maximum(lower, 0.5 - middle / 2)).clip(min=0)
+    return _to_cxcywh((weight * edges).sum(1) / weight.sum(1))
 
 
 def candidate_confidences(confidence: float, masses: Floats) -> Floats:
@@ -90,6 +110,10 @@ def candidate_confidences(confidence: float, masses: Floats) -> Floats:
 def _to_xyxy(boxes: Floats) -> Floats:
     low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
     return np.concatenate([low, high], -1)
+
+
+def _to_cxcywh(boxes: Floats) -> Floats:
+    return np.concatenate([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], -1)
 
 
 def box_iou(first: Floats, second: Floats) -> Floats:

@@ -47,14 +47,15 @@ class Predictor:
         compile: use torch.compile.
         threads: number of threads; for torch it applies to the whole process.
         cache_mb: memory for encoded images, in MB; least recently used ones are dropped first.
+        flip: average over the image and its mirror image (flip averaging at test time), at twice the cost.
 
     Attributes:
         name: the run as it was given.
         runtime: the `Runtime` that computes.
 
     Raises:
-        InputError: the folder is neither a run nor an export, its runtime is not installed, or the device or precision
-            is not available.
+        InputError: the folder is neither a run nor an export, its runtime is not installed, the device or precision
+            is not available, or `flip` is for a grounder of transformers.
         TypeError: `run` is neither a folder or name nor a model.
     """
 
@@ -67,10 +68,12 @@ class Predictor:
         compile: bool = False,
         threads: int | None = None,
         cache_mb: float = 64,
+        flip: bool = False,
     ) -> None:
         if precision not in get_args(Precision):
             raise InputError(f"precision={precision!r} is unknown. Use one of {', '.join(get_args(Precision))}.")
         settings: dict[str, Any] = {"device": device, "precision": precision, "compile": compile, "threads": threads}
+        settings["flip"] = flip
         self.runtime = open_runtime(run, **settings)
         self.name = str(run) if isinstance(run, Path | str) else type(run).__name__
         self._reopen = partial(Predictor, run, **settings, cache_mb=cache_mb) if isinstance(run, Path | str) else None
