@@ -193,6 +193,12 @@ class Recipe(Settings):
     train: TrainSettings = Field(TrainSettings(), description="Optimization.")
 
     @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.loss.match_weight and not self.train.negatives_per_phrase:
+            raise InputError("loss.match_weight needs negative pairs. Set train.negatives_per_phrase=1.")
+        return self
+
+    @model_validator(mode="after")
     def _resolve(self) -> Recipe:
         """Replace the published start by its folder, so that settings and runs state which weights were loaded."""
         if self.model.init_from == PUBLISHED:

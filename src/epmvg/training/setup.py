@@ -99,8 +99,6 @@ def _uses_negatives(recipe: Recipe, model: Grounder) -> bool:
             "loss.match_weight ranks similarities, which this student lacks. Set loss.match_weight=0 or "
             "model.similarity=true."
         )
-    if recipe.loss.match_weight and not recipe.train.negatives_per_phrase:
-        raise InputError("loss.match_weight needs negative pairs. Set train.negatives_per_phrase=1.")
     return bool(recipe.train.negatives_per_phrase and (model.iou_head is not None or recipe.loss.match_weight))
 
 
