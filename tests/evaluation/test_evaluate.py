@@ -60,7 +60,7 @@ def test_boxes_may_be_clipped_to_the_canvas(squares: Path, tmp_path: Path) -> No
     save(model, tmp_path / "run")
     source: dict[str, Any] = {"data": str(squares), "split": "val"}
     evaluate(tmp_path / "run", **source, flip=True)
-    with pytest.raises(InputError, match="Omit --clip canvas, or --flip"):
+    with pytest.raises(InputError, match="or flip"):
         evaluate(tmp_path / "run", **source, flip=True, clip="canvas")
     image, canvas = (evaluate(tmp_path / "run", **source, clip=clip) for clip in get_args(Clip))
     assert (image["clip"], canvas["clip"]) == ("image", "canvas") and "as TransVG evaluates" in canvas["protocol"]

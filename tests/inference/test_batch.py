@@ -174,16 +174,6 @@ def test_the_digest_of_a_model_covers_all_its_files(run: Path) -> None:
     assert batch.digest_of(run, None, 1) == keys[-1]
 
 
-def test_flip_averaging_reuses_no_row_without_it(run: Path, photos: Path, tmp_path: Path) -> None:
-    """Written rows are those of `Predictor` with the same option, and their cache keys differ."""
-    image = next(photos.glob("*.png"))
-    for flip in (False, True):
-        predict_many(run, image, tmp_path / f"{flip}.jsonl", phrases=["left of it"], flip=flip)
-        (one,) = Predictor(run, flip=flip)(image, "left of it")
-        assert tuple(json.loads((tmp_path / f"{flip}.jsonl").read_text())["box"]) == pytest.approx(one.box, abs=0.02)
-    assert batch.digest_of(run, None, 1) != batch.digest_of(run, None, 1, flip=True)
-
-
 def test_rows_have_candidates_on_request(run: Path, photos: Path, tmp_path: Path) -> None:
     for top_k in (1, 3):
         predict_many(run, photos, tmp_path / f"{top_k}.jsonl", phrases=["it", "a dog"], top_k=top_k)

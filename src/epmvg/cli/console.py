@@ -31,7 +31,6 @@ RunData = Annotated[str | None, typer.Option("--data", help="Data set or file; t
 Split = Annotated[str | None, typer.Option(help="Split of the data.")]
 Root = Annotated[str | None, typer.Option(help="Folder of the data set.")]
 Device = Annotated[str, typer.Option(help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1 or mps.")]
-Flip = Annotated[bool, typer.Option("--flip", help="Average over the image and its mirror image, at twice the cost.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

@@ -9,19 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from epmvg.cli.console import (
-    Device,
-    Flip,
-    Json,
-    Root,
-    Run,
-    RunData,
-    Split,
-    console,
-    error_console,
-    is_first,
-    print_table,
-)
+from epmvg.cli.console import Device, Json, Root, Run, RunData, Split, console, error_console, is_first, print_table
 from epmvg.core.files import check_not_input
 from epmvg.core.locate import locate
 from epmvg.core.progress import progress_bar
@@ -52,7 +40,6 @@ def evaluate(
     clip: Annotated[
         Clip, typer.Option(help="Clip boxes to the image, or to the square network input (canvas), as TransVG does.")
     ] = Clip.image,
-    flip: Flip = False,
     device: Device = "auto",
     as_json: Json = False,
     robustness: Annotated[bool, typer.Option("--robustness", help="Evaluate on perturbed phrases and images.")] = False,
@@ -64,8 +51,8 @@ def evaluate(
     locate(run)  # a wrong name is rejected before torch is imported
     source: dict[str, Any] = {"data": data, "split": split, "root": root, "device": device}
     if robustness:
-        if clip is Clip.canvas or flip:
-            raise InputError("--robustness evaluates the run within the image. Omit --clip canvas and --flip.")
+        if clip is Clip.canvas:
+            raise InputError("--robustness clips boxes to the image. Omit --clip canvas.")
         if is_first():  # runs in a single process
             _evaluate_robustness(run, source, as_json)
         return
@@ -73,7 +60,7 @@ def evaluate(
     from epmvg.evaluation.samples import results_folder
 
     with progress_bar(error_console, "Evaluating") as progress:
-        result = run_evaluation(run, **source, clip=clip.value, flip=flip, progress=progress)
+        result = run_evaluation(run, **source, clip=clip.value, progress=progress)
     if not is_first():
         return
     if as_json:

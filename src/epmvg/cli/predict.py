@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from epmvg.cli.console import Device, Flip, Json, Run, console, error_console, reject_options
+from epmvg.cli.console import Device, Json, Run, console, error_console, reject_options
 from epmvg.cli.data import print_check, print_root
 from epmvg.core.locate import DEFAULT
 from epmvg.core.types import InputError
@@ -57,7 +57,6 @@ def predict(
         str | None, typer.Option(help="Confidence from which a phrase counts as found: 0 to 1, or auto (calibrated).")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Boxes of each phrase, as `candidates` with confidences.")] = 1,
-    flip: Flip = False,
     shard: Annotated[
         str | None, typer.Option(metavar="K/N", help="With --out: every Nth image from the Kth (0 to N-1) on.")
     ] = None,
@@ -84,9 +83,7 @@ def predict(
             raise InputError("--format yolo writes a folder. Give its name with --out.")
         image = _single_image(sources, phrases)
         _print(
-            _predict_image(run, image, phrases, device, draw, heatmap, flip, min_score=threshold, top_k=top_k),
-            form,
-            as_json,
+            _predict_image(run, image, phrases, device, draw, heatmap, min_score=threshold, top_k=top_k), form, as_json
         )
         return
     reject_options("applies to one image, without --out", heatmap=heatmap)
@@ -94,7 +91,6 @@ def predict(
         "form": "jsonl" if form is None else form.value,
         "min_score": threshold,
         "top_k": top_k,
-        "flip": flip,
         "device": device,
     }
     _predict_many(run, sources, out, as_json, phrases=phrases, shard=_parse_shard(shard), draw=draw, **options)
@@ -190,7 +186,6 @@ def _predict_image(
     device: str,
     draw: Path | None,
     heatmap: Path | None,
-    flip: bool,
     **options: Any,
 ) -> Predictions:
     """Predict phrases in one image and write the requested image files; what can fail is checked first."""
@@ -206,7 +201,7 @@ def _predict_image(
         check_image_name(file)
     locate(run)
     with error_console.status("Loading"):
-        predictor = Predictor(run, device=device, flip=flip)
+        predictor = Predictor(run, device=device)
     _print_domain(run, predictor.domain)
     predictions = predictor(pixels, phrases, **options)
     predictions.name = str(image)

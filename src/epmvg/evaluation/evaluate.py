@@ -83,7 +83,7 @@ def evaluate(
             `flip` is set.
     """
     if clip == "canvas" and flip:
-        raise InputError("Flip averaging predicts within the image. Omit --clip canvas, or --flip.")
+        raise InputError("Flip averaging predicts within the image. Omit clip='canvas', or flip.")
     if clip == "canvas" and only_predicts(fetch(run)):
         raise InputError(
             f"{run} only predicts, within the image. Omit --clip canvas, or evaluate the run it is made of."

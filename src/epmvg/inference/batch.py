@@ -65,7 +65,6 @@ def predict_many(
     draw: Path | None = None,
     min_score: MinScore = None,
     top_k: int = 1,
-    flip: bool = False,
     batch_size: int = 16,
     device: str = "auto",
     progress: Progress | None = None,
@@ -84,7 +83,6 @@ def predict_many(
         draw: a folder for copies of the images with the boxes drawn.
         min_score: as for `Predictor`; with None rows have no `found`.
         top_k: as for `Predictor`; with more than 1 rows have `candidates`.
-        flip: as for `Predictor`.
         batch_size: images per batch.
         device: device of torch, for example "cuda".
         progress: called with (finished rows, 0).
@@ -107,13 +105,13 @@ def predict_many(
     first = next(batches)  # raises where there is nothing to predict, before a model is loaded
     with open_partial(out) as output:
         try:
-            predictor = Predictor(run, device=device, flip=flip)
+            predictor = Predictor(run, device=device)
             threshold = None if min_score is None else predictor.resolve_min_score(min_score)
             offsets = predict_into(
                 output,
                 predictor,
                 chain([first], batches),
-                digest_of(run, threshold, top_k, flip),
+                digest_of(run, threshold, top_k),
                 threshold=threshold,
                 top_k=top_k,
                 progress=progress,
@@ -249,11 +247,11 @@ def _key(context: bytes, digest: bytes, query: Query) -> bytes:
     return hashlib.blake2b(content.encode(errors="backslashreplace"), digest_size=16).hexdigest().encode()
 
 
-def digest_of(run: Path | str, threshold: float | None = None, top_k: int = 1, flip: bool = False) -> bytes:
+def digest_of(run: Path | str, threshold: float | None = None, top_k: int = 1) -> bytes:
     """Return a digest of all of a model's files that its predictions depend on, and of the settings."""
     folder = locate(run)
     patterns: Sequence[str] = ("**/*",) if is_exported(folder) else _MODEL_FILES
-    digest = hashlib.sha256(repr((FORMAT_VERSION, threshold, top_k, flip)).encode())
+    digest = hashlib.sha256(repr((FORMAT_VERSION, threshold, top_k)).encode())
     if is_transformers(folder):
         patterns = (*TRANSFORMERS_FILES, *TRANSFORMERS_PICKLED)
         digest.update(repr(read_calibration(own_folder(run))).encode())
