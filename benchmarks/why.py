@@ -56,14 +56,14 @@ def gradient_cosines(recipe: Recipe, folder: Path, *, steps: int | None, every: 
     rows: list[dict[str, Any]] = []
     run.model.train()
     for micro_batches in run.steps():
-        for batch, weight in micro_batches:
+        for batch, fractions in micro_batches:
             with run.autocast():
                 output = run.model(*batch.inputs, **run.frozen_inputs(batch))
                 targets = run.targets(batch)
             losses = run.criterion(output, batch.boxes, targets, batch.weights)
             if run.state.step % every == 0:
                 rows.append({"step": run.state.step} | compare_gradients(run.model, losses))
-            (losses.total * weight).backward()
+            losses.scaled(*fractions).backward()
         run.clip_gradients()
         run.optimizer.step()
         run.scheduler.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from epmvg.config.settings import AugmentSettings
 from epmvg.core.geometry import Letterbox
-from epmvg.core.types import Batch, InputError, Sample
+from epmvg.core.types import WHOLE_IMAGE, Batch, InputError, Sample
 from epmvg.data.loader import Example, GroundingLoader, collate, make_loader
 from epmvg.data.registry import open_samples
 from epmvg.models.grounder import Grounder
@@ -208,3 +209,36 @@ def test_make_loader_augments_training_splits_only(squares: Path, tiny: Grounder
     batch = next(iter(val))
     assert len(batch.samples) == 6 and batch.images.shape[2:] == (64, 64) and batch.tokens.shape[1] <= 12
     assert torch.equal(batch.tokens, tiny.tokenize(batch.phrases)[0])
+
+
+def test_unlabelled_samples_take_turns_over_the_epochs(squares: Path) -> None:
+    """12 labelled and 9 unlabelled samples in an epoch; each of the 36 unlabelled ones once in 4 epochs."""
+    samples = open_samples(str(squares), split=None)
+    labelled = samples[:12]
+    unlabelled = [replace(sample, box=WHOLE_IMAGE, weight=0.0) for sample in samples[12:]]
+    settings = {"image_size": 64, "batch_size": 5, "phrases_per_image": 3, "shuffle": True, "augment": VARIED}
+    loader = GroundingLoader(labelled, tokenize, unlabelled=unlabelled, unlabelled_ratio=0.75, **settings)  # type: ignore[arg-type]
+    epochs = [list(loader) for _ in range(8)]
+    drawn: list[str] = []
+    for batches in epochs:
+        assert [len(batch.samples) for batch in batches] == [5, 5, 5, 5, 1]
+        without = [sample.id for batch in batches for sample in batch.samples if not sample.weight]
+        assert len(without) == 9
+        assert sorted(set(ids(batches)) - set(without)) == sorted(sample.id for sample in labelled)
+        drawn += without
+    passes = [drawn[:36], drawn[36:]]
+    for one in passes:
+        assert sorted(one) == sorted(sample.id for sample in unlabelled)
+    assert passes[0] != passes[1]
+
+
+def test_box_of_an_unlabelled_sample_is_the_whole_image_in_the_input(squares: Path) -> None:
+    samples = open_samples(str(squares), split=None)
+    unlabelled = [replace(sample, box=WHOLE_IMAGE, weight=0.0) for sample in samples[4:]]
+    loader = GroundingLoader(samples[:4], tokenize, image_size=64, unlabelled=unlabelled, unlabelled_ratio=11)
+    for batch in loader:
+        assert batch.weights is not None or all(sample.weight for sample in batch.samples)
+        for sample, box, index in zip(batch.samples, batch.boxes, batch.image_index.tolist(), strict=True):
+            content = ~batch.image_mask[index]
+            expected = [content.any(0).sum() / 64, content.any(1).sum() / 64]
+            assert sample.weight or box[2:].tolist() == pytest.approx(expected)

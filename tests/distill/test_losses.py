@@ -13,6 +13,7 @@ from torchvision.ops import generalized_box_iou_loss
 from epmvg.core.boxes import paired_iou, to_xyxy
 from epmvg.core.types import GroundingOutput, InputError, SimilarityMap, TeacherEmbeddings
 from epmvg.distill.losses import (
+    DISTILLATION,
     GroundingLoss,
     box_loss,
     dense_loss,
@@ -252,3 +253,22 @@ def test_the_match_loss_ranks_phrases_above_negative_pairs() -> None:
         assert gradient.isfinite().all() and not gradient[:, 9:].any()
         padded = (padded - gradient).detach().requires_grad_()
     assert padded.logsumexp(-1).min() > negative.logsumexp(-1).max()
+
+
+def test_unlabelled_phrases_have_distillation_losses_only() -> None:
+    """As if the labelled phrases were alone in the losses of boxes, and all were labelled in the others."""
+    torch.manual_seed(0)
+    boxes = torch.rand(4, 4) * 0.4 + 0.2
+    output = GroundingOutput(torch.rand(4, 4), torch.rand(4, 8), torch.rand(4, 8), torch.arange(4), grid=(2, 2))
+    output.similarity = torch.rand(4, 4)
+    maps = SimilarityMap(torch.rand(4, 2, 2), torch.ones(4, 2, 2), torch.tensor([0.0, 0, 1, 1]).expand(4, -1))
+    teacher = TeacherEmbeddings(torch.rand(4, 8), torch.rand(4, 8), maps)
+    loss_of = GroundingLoss(dense_weight=1)
+    mixed = loss_of(output, boxes, teacher, torch.tensor([2.0, 0, 1, 0])).terms
+    teachers_own = loss_of(output, boxes, teacher, torch.tensor([2.0, 1, 1, 1])).terms
+    boxes_own = loss_of(output, boxes, teacher, torch.tensor([2.0, 1e-9, 1, 1e-9])).terms
+    assert mixed.keys() > set(DISTILLATION)
+    for name, term in mixed.items():
+        torch.testing.assert_close(term, (teachers_own if name in DISTILLATION else boxes_own)[name])
+    none = loss_of(output, boxes, teacher, torch.zeros(4)).terms
+    assert all((term > 0) == (name in DISTILLATION) for name, term in none.items())

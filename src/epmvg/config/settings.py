@@ -103,6 +103,8 @@ class DistillSettings(Settings):
     image_weight: float = Field(1.5, ge=0, description="Weight of the image loss, alpha in sec. 4.2.")
     text_weight: float = Field(2.0, ge=0, description="Weight of the text loss, beta in sec. 4.2.")
     dense_weight: float = Field(0.0, ge=0, description="Weight of the similarity-map loss, beyond the paper.")
+    unlabelled: str | None = Field(None, description="JSONL of images with phrases and no boxes, beside the samples.")
+    unlabelled_ratio: float = Field(1.0, gt=0, description="Unlabelled phrases in an epoch, per phrase with a box.")
 
     @model_validator(mode="before")
     @classmethod

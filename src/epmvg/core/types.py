@@ -7,6 +7,7 @@ E teacher width. Masks are True at padding.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,10 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) during long work."""
 
 
+WHOLE_IMAGE: Box = (0.0, 0.0, math.inf, math.inf)
+"""The box of an unlabelled sample."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """An image, a phrase and the box of what the phrase refers to."""
@@ -50,7 +55,7 @@ class Sample:
     id: str = ""
     size: tuple[int, int] | None = None  # (width, height) of the image where the annotation states it
     extra: dict[str, Any] = field(default_factory=dict)  # other keys of the annotation, unchanged
-    weight: float = 1.0  # in the training loss
+    weight: float = 1.0  # in the training loss; 0: unlabelled, only the distillation losses apply
 
 
 @dataclass(slots=True)
@@ -74,8 +79,13 @@ class Batch:
 
     @property
     def weight(self) -> float:
-        """Sum of the samples' weights."""
+        """Sum of the samples' weights in the losses of boxes."""
         return sum(sample.weight for sample in self.samples)
+
+    @property
+    def distillation_weight(self) -> float:
+        """Sum of the samples' weights in the distillation losses, where an unlabelled one has weight 1."""
+        return sum(sample.weight or 1.0 for sample in self.samples)
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -25,7 +25,7 @@ from epmvg.config.settings import AugmentSettings
 from epmvg.core.geometry import Letterbox
 from epmvg.core.images import ImageFile
 from epmvg.core.tokenizer import PhraseTokenizer
-from epmvg.core.types import Batch, InputError, Sample
+from epmvg.core.types import WHOLE_IMAGE, Batch, InputError, Sample
 from epmvg.data.image_cache import ImageCache
 from epmvg.data.misspell import vary_text
 from epmvg.data.readers.files import cache_folder
@@ -52,6 +52,8 @@ class GroundingLoader:
 
     Args:
         samples: those of one image name it by the same path.
+        unlabelled: samples without a box; in each epoch others of them, one after the other.
+        unlabelled_ratio: number of unlabelled samples in an epoch, per labelled one.
         tokenize: phrases -> tokens int64 [P, L], token_mask bool [P, L].
         image_size: S, the side of the network's input in pixels.
         batch_size: samples of a batch over all ranks; the last batch of an epoch may have fewer.
@@ -69,6 +71,7 @@ class GroundingLoader:
         pin_memory: load into pinned memory, from which copies to a GPU overlap with its work.
 
     Attributes:
+        samples: the labelled ones, then the unlabelled ones.
         images: the paths of all images, in order of first appearance.
 
     Raises:
@@ -82,6 +85,8 @@ class GroundingLoader:
         tokenize: Tokenize,
         *,
         image_size: int,
+        unlabelled: Sequence[Sample] = (),
+        unlabelled_ratio: float = 1.0,
         batch_size: int = 64,
         phrases_per_image: int = 8,
         augment: AugmentSettings | None = None,
@@ -95,7 +100,7 @@ class GroundingLoader:
         cache_gb: float = 0.0,
         pin_memory: bool = False,
     ) -> None:
-        self.samples = samples
+        self.samples = [*samples, *unlabelled] if unlabelled else samples
         self.tokenize = tokenize
         self.image_size = image_size
         self.batch_size = batch_size
@@ -107,13 +112,14 @@ class GroundingLoader:
         self.skip_unreadable = skip_unreadable
         self.cached = cached or {}
         self.epoch = 0
-        by_image = group_by_image(samples)
+        by_image = group_by_image(self.samples)
         self.images = list(by_image)
-        self.image_of = np.empty(len(samples), dtype=np.int64)  # number of each sample's image
+        self.image_of = np.empty(len(self.samples), dtype=np.int64)  # number of each sample's image
         for image, numbers in enumerate(by_image.values()):
             self.image_of[numbers] = image
-        self._sample_counts = np.array([len(numbers) for numbers in by_image.values()], dtype=np.int64)
-        self._group_counts = -(-self._sample_counts // phrases_per_image)
+        self._labelled = _Groups.of(self.image_of[: len(samples)], phrases_per_image)
+        self._unlabelled = _Groups.of(self.image_of[len(samples) :], phrases_per_image)
+        self.unlabelled_per_epoch = round(unlabelled_ratio * len(samples)) if unlabelled else 0
         self.prefetch_factor = self._prefetch_factor() if num_workers else None
         self.cache: ImageCache | None = None
         if cache_gb and augment is not None:
@@ -147,7 +153,7 @@ class GroundingLoader:
     def _prefetch_factor(self) -> int:
         """Return how many batches a worker loads ahead: four, or fewer where these exceed the limit or /dev/shm."""
         share = self.world_size if self.shuffle else 1
-        groups = self._group_counts.sum() / max(1, len(self.samples))
+        groups = (self._labelled.total + self._unlabelled.total) / max(1, len(self.samples))
         images = self.batch_size / share * groups  # of a batch, on average
         need = self.num_workers * images * 12 * self.image_size**2  # three channels of float32
         limit = shutil.disk_usage(_SHARED_MEMORY).total if Path(_SHARED_MEMORY).exists() else math.inf
@@ -162,24 +168,69 @@ class GroundingLoader:
     def epoch_order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the sample numbers of an epoch in their order [P], and the group of each [P]."""
         random = np.random.default_rng([self.seed, epoch])
-        within_image = random.random(len(self.samples)) if self.shuffle else np.arange(len(self.samples))
-        order = np.lexsort((within_image, self.image_of))
-        image = self.image_of[order]
-        position = np.arange(len(order)) - _starts(self._sample_counts)[image]  # of a sample among those of its image
-        part = position * self._group_counts[image] // self._sample_counts[image]
-        group = _starts(self._group_counts)[image] + part
-        if self.shuffle:
-            shuffled = np.argsort(random.permutation(self._group_counts.sum())[group], kind="stable")
-            order, group = order[shuffled], group[shuffled]
-        return order, group
+        order, group = self._labelled.order(random if self.shuffle else None)
+        count = self._labelled.total
+        if self.unlabelled_per_epoch:
+            added, added_group, added_count = self._unlabelled_order(epoch)
+            order, group = np.concatenate([order, len(order) + added]), np.concatenate([group, count + added_group])
+            count += added_count
+        return _shuffle_groups(order, group, count, random) if self.shuffle else (order, group)
+
+    def _unlabelled_order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+        """Return the unlabelled samples of an epoch, the group of each, and the number of groups.
+
+        All unlabelled samples follow one another, in another order in each pass; an epoch continues where the one
+        before ended.
+        """
+        groups, count = self._unlabelled, len(self.samples) - len(self._labelled.image)
+        start = epoch * self.unlabelled_per_epoch
+        stop = start + self.unlabelled_per_epoch
+        passes = range(start // count, -(-stop // count))
+        orders, numbers = [], []
+        for index, number in enumerate(passes):
+            random = np.random.default_rng([self.seed, number, 0, 3])
+            order, group = _shuffle_groups(*groups.order(random), groups.total, random)
+            orders.append(order)
+            numbers.append(group + index * groups.total)
+        taken = slice(start - passes.start * count, stop - passes.start * count)
+        return np.concatenate(orders)[taken], np.concatenate(numbers)[taken], len(passes) * groups.total
 
     def spans(self) -> list[tuple[int, int]]:
         """Return where this rank's batches start and stop in the order of an epoch."""
-        count, rank, ranks = len(self.samples), self.rank, self.world_size
+        count = len(self._labelled.image) + self.unlabelled_per_epoch
+        rank, ranks = self.rank, self.world_size
         spans = [(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
         if not self.shuffle:
             return spans[rank::ranks]
         return [(a + (b - a) * rank // ranks, a + (b - a) * (rank + 1) // ranks) for a, b in spans]
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Samples in groups of one image each."""
+
+    image: NDArray[np.int64]  # number of each sample's image
+    sample_counts: NDArray[np.int64]  # of each image
+    group_counts: NDArray[np.int64]  # of each image
+
+    @classmethod
+    def of(cls, image: NDArray[np.int64], phrases_per_image: int) -> _Groups:
+        sample_counts = np.bincount(image)
+        return cls(image, sample_counts, -(-sample_counts // phrases_per_image))
+
+    @property
+    def total(self) -> int:
+        """Number of groups."""
+        return int(self.group_counts.sum())
+
+    def order(self, random: np.random.Generator | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return sample numbers, groups one after the other, and the group of each; shuffled within an image."""
+        within_image = np.arange(len(self.image)) if random is None else random.random(len(self.image))
+        order = np.lexsort((within_image, self.image))
+        image = self.image[order]
+        position = np.arange(len(order)) - _starts(self.sample_counts)[image]  # of a sample among those of its image
+        part = position * self.group_counts[image] // self.sample_counts[image]
+        return order, _starts(self.group_counts)[image] + part
 
 
 @dataclass(slots=True)
@@ -262,10 +313,12 @@ class _Epoch(Dataset[Batch | InputError]):
         border = int(np.searchsorted(self.borders, low, side="right"))
         first, last = self.borders[border - 1 : border + 1].tolist()
         group = [loader.samples[number] for number in self.order[first:last]]
-        boxes, phrases = [sample.box for sample in group], [sample.phrase for sample in group]
+        phrases = [sample.phrase for sample in group]
         part = slice(low - first, high - first)
-        own = torch.tensor(boxes[part], dtype=torch.float64)
         with (loader.cache.open if loader.cache else ImageFile)(group[0].image) as image:
+            whole = (0.0, 0.0, *map(float, image.size))
+            boxes = [sample.box if sample.box != WHOLE_IMAGE else whole for sample in group]
+            own = torch.tensor(boxes[part], dtype=torch.float64)
             if loader.augment is None:
                 letterbox = Letterbox.fit(*image.size, loader.image_size)
                 if not loader.cached:
@@ -296,6 +349,14 @@ def group_by_image(samples: Sequence[Sample]) -> dict[Path, list[int]]:
     for number, sample in enumerate(samples):
         groups.setdefault(sample.image, []).append(number)
     return groups
+
+
+def _shuffle_groups(
+    order: NDArray[np.int64], group: NDArray[np.int64], count: int, random: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Shuffle groups, numbered below `count`, of samples in an order."""
+    shuffled = np.argsort(random.permutation(count)[group], kind="stable")
+    return order[shuffled], group[shuffled]
 
 
 def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -15,6 +15,9 @@ from epmvg.core.types import GroundingOutput, InputError, SimilarityMap, Teacher
 BoxLossName = Literal["l1", "smooth_l1"]
 DistillLossName = Literal["cosine", "l1"]
 
+DISTILLATION = ("image", "text", "dense")
+"""Names of the terms that compare with a teacher, and need no box."""
+
 _EPSILON = 1e-7
 """Added to areas that are divided by, as torchvision does."""
 
@@ -27,7 +30,12 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        return torch.stack(list(self.terms.values())).sum()
+        return self.scaled(1.0, 1.0)
+
+    def scaled(self, boxes: float, distillation: float) -> Tensor:
+        """Sum with factors of the losses of boxes and of the distillation losses."""
+        factors = [distillation if name in DISTILLATION else boxes for name in self.terms]
+        return torch.stack([factor * term for factor, term in zip(factors, self.terms.values(), strict=True)]).sum()
 
     def add(self, name: str, weight: float, loss: Tensor) -> None:
         """Add a term, unless its weight is 0."""
@@ -84,27 +92,29 @@ class GroundingLoss:
             boxes: Targets [P, 4], cxcywh in 0..1 of the network input.
             teacher: Its embeddings of the same batch.
             weight: Of the phrases [P]: each mean over phrases becomes sum(weight * loss) / sum(weight), as if a phrase
-                were there `weight` times. Negative pairs have weight 1.
+                were there `weight` times. Unlabelled phrases have weight 0, and 1 in the distillation losses. Negative
+                pairs have weight 1.
 
         Raises:
             InputError: The output lacks what the teacher is to be compared with.
         """
         losses = Losses()
+        distillation_weight = None if weight is None else torch.where(weight > 0, weight, 1.0)
 
         # box regression + lambda * GIoU + distillation (eq. 8)
         losses.add(self.box, self.box_weight, box_loss(output.box, boxes, self.box, weight))
         losses.add("giou", self.giou_weight, giou_loss(output.box, boxes, weight))  # lambda (eq. 8)
         if teacher is not None and teacher.image is not None:
             target = teacher.image[output.image_index]  # [DIE] of each phrase's image
-            image_loss = distillation_loss(output.visual, target, self.distill_loss, weight)
+            image_loss = distillation_loss(output.visual, target, self.distill_loss, distillation_weight)
             losses.add("image", self.image_weight, image_loss)  # alpha (eq. 7)
         if teacher is not None and teacher.text is not None:
-            text_loss = distillation_loss(output.text, teacher.text, self.distill_loss, weight)
+            text_loss = distillation_loss(output.text, teacher.text, self.distill_loss, distillation_weight)
             losses.add("text", self.text_weight, text_loss)  # beta (eq. 7)
 
         # beyond the paper
         if teacher is not None and teacher.similarity is not None:
-            losses.add("dense", self.dense_weight, dense_loss(output, teacher.similarity, weight))
+            losses.add("dense", self.dense_weight, dense_loss(output, teacher.similarity, distillation_weight))
         if output.reg_box is not None:
             self._add_boxes(losses, "reg_box", self.reg_box_weight, output.reg_box, boxes, weight)
         if output.token_boxes is not None and output.grid is not None:

@@ -11,11 +11,12 @@ import accelerate
 
 from epmvg.config.settings import Recipe
 from epmvg.core.images import ImageFile
-from epmvg.core.types import InputError, Sample
+from epmvg.core.types import WHOLE_IMAGE, InputError, Sample
 from epmvg.data.conventions import detect_convention
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.readers.annotations import Skipped
 from epmvg.data.readers.files import cache_folder, is_file
+from epmvg.data.readers.texts import read_texts
 from epmvg.data.registry import fraction_of, open_samples
 from epmvg.data.samples import SampleDigest
 from epmvg.data.validation.issues import KINDS
@@ -53,17 +54,22 @@ def make_loaders(
     if not resume:  # a resumed run counts them as misses, so that it can be completed
         _check_images([sample.image for sample in val], **shard)
     samples = open_training_samples(recipe, report)
-    digests["train"] = SampleDigest.of(samples)
+    unlabelled = open_unlabelled(recipe, report)
+    digests["train"] = SampleDigest.of([*samples, *unlabelled])
     _check_boxes(samples, data.name)
     _report_truncated(samples, model, report)
     cached: dict[str, Any] = {}
     if settings.cache_features:
         file = cache_folder() / "features.sqlite"
-        cached["backbone_features"] = FeatureCache(model, samples, file, settings.feature_cache_gb, report)
+        cached["backbone_features"] = FeatureCache(
+            model, [*samples, *unlabelled], file, settings.feature_cache_gb, report
+        )
     loader = GroundingLoader(
         samples,
         model.tokenize,
         image_size=image_size,
+        unlabelled=unlabelled,
+        unlabelled_ratio=1.0 if recipe.distill is None else recipe.distill.unlabelled_ratio,
         batch_size=data.batch_size,
         phrases_per_image=data.phrases_per_image,
         augment=data.augment,
@@ -92,15 +98,36 @@ def open_training_samples(recipe: Recipe, report: Report) -> list[Sample]:
     """
     data, skipped = recipe.data, Skipped()
     samples = open_samples(data.name, split=data.train_split, root=data.root, split_key=data.split_key, skipped=skipped)
+    return fraction_of(_with_images(samples, "Check data.root.", skipped, report), data.fraction)
+
+
+def open_unlabelled(recipe: Recipe, report: Report) -> list[Sample]:
+    """Read the images with phrases and no boxes that the teacher of a recipe uses, as `open_training_samples` does."""
+    if recipe.distill is None or recipe.distill.unlabelled is None:
+        return []
+    file = Path(recipe.distill.unlabelled)
+    texts = read_texts(file, "phrase", file.parent, split=recipe.data.train_split)
+    samples = [
+        Sample(image, phrase, WHOLE_IMAGE, split=recipe.data.train_split, weight=0.0)
+        for image, phrases in texts.items()
+        for phrase in phrases
+    ]
+    if not samples:
+        raise InputError(f"{file} has no phrases of the split {recipe.data.train_split}. Check distill.unlabelled.")
+    return _with_images(samples, "Check distill.unlabelled.", Skipped(), report)
+
+
+def _with_images(samples: list[Sample], fix: str, skipped: Skipped, report: Report) -> list[Sample]:
+    """Return the samples whose images exist, and report what is skipped."""
     exists = {image: is_file(image) for image in {sample.image for sample in samples}}
     if not any(exists.values()):
-        raise InputError(f"None of the {len(exists)} images exists (first: {samples[0].image}). Check data.root.")
+        raise InputError(f"None of the {len(exists)} images exists (first: {samples[0].image}). {fix}")
     for sample in samples:
         if not exists[sample.image]:
             skipped.add("the image is missing", str(sample.image))
     if skipped.counts:
         report({"event": "skipped", "rows": sum(skipped.counts.values()), "why": str(skipped)})
-    return fraction_of([sample for sample in samples if exists[sample.image]], data.fraction)
+    return [sample for sample in samples if exists[sample.image]]
 
 
 def _check_settings(recipe: Recipe, model: Grounder, image_size: int, world_size: int) -> None:

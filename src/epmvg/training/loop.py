@@ -19,13 +19,13 @@ def fit(run: Run) -> None:
         save_checkpoint(run)
     run.model.train()
     for micro_batches in run.steps():
-        for batch, weight in micro_batches:
+        for batch, fractions in micro_batches:
             with run.autocast():
                 output = run.model(*batch.inputs, **run.frozen_inputs(batch))
                 targets = run.targets(batch)  # None without a teacher
             losses = run.criterion(output, batch.boxes, targets, batch.weights)
             check_finite(run, batch, losses)
-            (losses.total * weight).backward()  # the step's gradient is the weighted mean over its phrases
+            losses.scaled(*fractions).backward()  # the step's gradient is the weighted mean over its phrases
             run.means.update(losses, batch)
 
         run.sum_gradients()

@@ -92,11 +92,12 @@ class Run:
         """Seconds of training so far, without validation."""
         return time.monotonic() - self.started
 
-    def steps(self) -> Iterator[Iterator[tuple[Batch, float]]]:
-        """Yield the micro-batches of each optimizer step, each with its fraction of the weight of the step's phrases.
+    def steps(self) -> Iterator[Iterator[tuple[Batch, tuple[float, float]]]]:
+        """Yield the micro-batches of each optimizer step, each with its fractions of the weight of the step's phrases.
 
-        Weights are summed over all micro-batches and processes; a micro-batch without phrases is left out. The caller
-        increments `state.step` after each step.
+        The first fraction is for the losses of boxes, the second for the distillation losses. Weights are summed over
+        all micro-batches and processes; a micro-batch without phrases is left out. The caller increments `state.step`
+        after each step.
 
         Raises:
             InputError: No image of a whole epoch can be opened.
@@ -107,7 +108,7 @@ class Run:
             epoch, step = divmod(self.state.step, self.count.per_epoch)
             batches = self.train_loader.batches(epoch, step * accumulation)
             while self.state.step < self.count.total and (taken := list(islice(batches, accumulation))):
-                phrases, weight = self._reduce_phrases(taken)
+                phrases, weights = self._reduce_phrases(taken)
                 empty_steps = 0 if phrases else empty_steps + 1
                 if empty_steps == self.count.per_epoch:
                     first = f" ({self.skipped[0].rstrip('.')})" if self.skipped else ""
@@ -116,7 +117,7 @@ class Run:
                     )
                 self.state.phrases += phrases
                 readable = [batch for batch in taken if batch.samples]
-                yield ((self._on_device(batch), batch.weight / weight) for batch in readable)
+                yield ((self._on_device(batch), _fractions(batch, weights)) for batch in readable)
                 if self.stopping and self.state.step < self.count.total:
                     raise self._stopped()
         self._report_skipped()
@@ -125,14 +126,14 @@ class Run:
         batch.num_unpadded = self.model.num_unpadded(batch.image_mask)  # on the host
         return batch.to(self.accelerator.device)
 
-    def _reduce_phrases(self, batches: list[Batch]) -> tuple[int, float]:
+    def _reduce_phrases(self, batches: list[Batch]) -> tuple[int, tuple[float, float]]:
         """Count the phrases of an optimizer step over all processes, sum their weights, and look for signals."""
         self.skipped += [reason for batch in batches for reason in batch.skipped]
-        counts = [(len(batch.samples), batch.weight) for batch in batches]
+        counts = [(len(batch.samples), batch.weight, batch.distillation_weight) for batch in batches]
         local = [*map(sum, zip(*counts, strict=True)), self.stop.signal is not None]
-        phrases, weight, signals = sum_over_processes(local, self.accelerator.num_processes)
+        phrases, weight, distillation_weight, signals = sum_over_processes(local, self.accelerator.num_processes)
         self.stopping = signals > 0
-        return round(phrases), weight
+        return round(phrases), (weight, distillation_weight)
 
     def _stopped(self) -> TrainingStopped:
         self._report_skipped()
@@ -264,3 +265,9 @@ class Run:
             self.state.best, self.state.best_step = metrics.acc50, self.state.step
             save(self.saved_model, self.folder)
             write_rows(self.folder / f"predictions-{name}-{split}{'_sample' if subset else ''}.jsonl", rows)
+
+
+def _fractions(batch: Batch, weights: tuple[float, float]) -> tuple[float, float]:
+    """Return a micro-batch's fractions of the two weights of its step; 0 of the boxes where all is unlabelled."""
+    boxes, distillation = weights
+    return batch.weight / boxes if boxes else 0.0, batch.distillation_weight / distillation
