@@ -16,11 +16,11 @@ import safetensors.torch
 import torch
 from clips import write_clip
 from processes import together
-from runs import KilledError, checkpoint, killed_at
+from runs import KilledError, before_each_backward, checkpoint, killed_at, same_weights
 
 import epmvg
 from epmvg.config.settings import DistillSettings, Recipe
-from epmvg.core.types import InputError
+from epmvg.core.types import InputError, Sample
 from epmvg.distill.teacher import ClipTeacher
 from epmvg.models.grounder import Grounder
 from epmvg.training import cache_teacher, loop
@@ -100,6 +100,83 @@ def test_two_processes_train_an_unfrozen_teacher_as_one_does(squares: Path, vit:
     for key, value in ends[0].items():
         if value.ndim > 1:
             torch.testing.assert_close(ends[1][key], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.fixture
+def halves(squares: Path) -> tuple[Path, Path]:
+    """The squares with boxes on half of the training images; and all their training phrases without boxes."""
+    rows = [json.loads(line) for line in squares.read_text().splitlines()]
+    train = list(dict.fromkeys(row["image"] for row in rows if row["split"] == "train"))
+    texts = [{"image": image, "phrases": [row["phrase"] for row in rows if row["image"] == image]} for image in train]
+    texts.append({"image": "missing.png", "phrase": "the lost square"})
+    texts += [{"image": row["image"], "phrase": row["phrase"], "split": "val"} for row in rows if row["split"] == "val"]
+    unlabelled = squares.with_name("unlabelled.jsonl")
+    unlabelled.write_text("".join(json.dumps(line) + "\n" for line in texts))
+    kept = [row for row in rows if row["image"] not in train[::2]]
+    squares.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    return squares, unlabelled
+
+
+def test_unlabelled_images_reach_the_teachers_losses_only_and_a_run_resumes(
+    halves: tuple[Path, Path], vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squares, unlabelled = halves
+    settings = [f"distill.teacher={vit}", "distill.dense_weight=1", "train.epochs=3"]
+    settings += [f"distill.unlabelled={unlabelled}", "distill.unlabelled_ratio=1.5"]
+    seen: list[Sample] = []
+    monkeypatch.setattr(loop, "check_finite", before_each_backward(lambda run, batch: seen.extend(batch.samples)))
+    reported: list[dict[str, Any]] = []
+    whole = epmvg.train(recipe(squares, *settings), tmp_path / "whole", report=reported.append)
+    assert [row["rows"] for row in reported if row["event"] == "skipped"] == [1]  # the image is missing
+    assert [bool(sample.weight) for sample in seen].count(True) == 3 * 12
+    without = [(sample.image.name, sample.phrase) for sample in seen if not sample.weight]
+    assert len(without) == 3 * 18 and len(set(without)) == 24  # all 24, but none of val and none without an image
+    monkeypatch.setattr(loop, "check_finite", killed_at(8))
+    with pytest.raises(KilledError):
+        epmvg.train(recipe(squares, *settings), tmp_path / "cut")
+    monkeypatch.undo()
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+    assert same_weights(whole, epmvg.train(recipe(squares, *settings), tmp_path / "cut", resume=True))
+    assert cache_teacher(recipe(squares, *settings))["embeddings"] > 0
+
+
+def test_phrases_of_unlabelled_images_depend_on_no_process_or_micro_batch(
+    halves: tuple[Path, Path], vit: Path, tmp_path: Path
+) -> None:
+    """One process, two, and two micro-batches: means over the boxes, and over all phrases, are the step's."""
+    squares, unlabelled = halves
+    settings = [f"distill.teacher={vit}", "distill.dense_weight=1", "train.epochs=2", "model.dropout=0"]
+    settings += [f"distill.unlabelled={unlabelled}", "train.precision=fp32", "train.eval_interval=2"]
+    curves = []
+    for count, batch_size, accumulate in ((1, 8, 1), (1, 4, 2), (2, 8, 1)):
+        own = [f"data.batch_size={batch_size}", f"train.gradient_accumulation_steps={accumulate}"]
+        folder = tmp_path / f"{count}-{batch_size}"
+        assert together(count, partial(epmvg.train, recipe(squares, *settings, *own), folder)) == [0] * count
+        curves.append(losses(folder))
+    assert len(curves[0]) == 6
+    for curve in curves[1:]:
+        for step, expected in zip(curve, curves[0], strict=True):
+            assert step == pytest.approx(expected, rel=5e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ('{"image": "0.png"}', r"unlabelled\.jsonl line 1.*phrase"),
+        (
+            '{"image": "0.png", "phrase": "a", "split": "val"}',
+            r"no phrases of the split train\. Check distill\.unlabelled",
+        ),
+        ('{"image": "none.png", "phrase": "a"}', r"None of the 1 images exists .*Check distill\.unlabelled"),
+    ],
+)
+def test_unusable_unlabelled_images_are_named(
+    halves: tuple[Path, Path], vit: Path, tmp_path: Path, line: str, words: str
+) -> None:
+    squares, unlabelled = halves
+    unlabelled.write_text(line + "\n")
+    with pytest.raises(InputError, match=words):
+        epmvg.train(recipe(squares, f"distill.teacher={vit}", f"distill.unlabelled={unlabelled}"), tmp_path / "run")
 
 
 def test_unfrozen_teacher_is_resumed_with_the_student(

@@ -79,7 +79,7 @@ def test_a_step_reads_the_device_only_for_a_log_a_validation_or_a_checkpoint(
     kinds: dict[bool, list[str]] = {True: [], False: []}
     real, move = Run.steps, Batch.to
 
-    def steps(run: Run) -> Iterator[Iterator[tuple[Batch, float]]]:
+    def steps(run: Run) -> Iterator[Iterator[tuple[Batch, tuple[float, float]]]]:
         for micro_batches in real(run):
             OnDevice.reads = kinds[run.is_read_step()]
             yield iter(list(micro_batches))
