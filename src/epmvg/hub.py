@@ -23,7 +23,10 @@ from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
 from epmvg.models.weights_file import WEIGHTS, weights_digest
 
-_PATHS = (("data", "root"), ("data", "name"), ("distill", "teacher"), ("distill", "pretrained"), ("model", "init_from"))
+_PATHS = (
+    *(("data", "root"), ("data", "name"), ("model", "init_from")),
+    *(("distill", key) for key in ("teacher", "pretrained", "unlabelled")),
+)
 """Settings that may be local paths, of which only the last part is published."""
 
 

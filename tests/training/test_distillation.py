@@ -136,7 +136,11 @@ def test_unlabelled_images_reach_the_teachers_losses_only_and_a_run_resumes(
         epmvg.train(recipe(squares, *settings), tmp_path / "cut")
     monkeypatch.undo()
     monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(unlabelled.parent)
+    settings[3] = f"distill.unlabelled={unlabelled.name}"  # the same file
     assert same_weights(whole, epmvg.train(recipe(squares, *settings), tmp_path / "cut", resume=True))
+    for file in epmvg.save_pretrained(whole, tmp_path / "public").rglob("*"):
+        assert not file.is_file() or str(tmp_path).encode() not in file.read_bytes(), file
     assert cache_teacher(recipe(squares, *settings))["embeddings"] > 0
 
 
