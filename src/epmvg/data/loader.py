@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,6 +25,7 @@ from epmvg.core.geometry import Letterbox
 from epmvg.core.images import ImageFile
 from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.core.types import WHOLE_IMAGE, Batch, InputError, Sample
+from epmvg.data.epoch_order import EpochOrder
 from epmvg.data.image_cache import ImageCache
 from epmvg.data.misspell import vary_text
 from epmvg.data.readers.files import cache_folder
@@ -73,6 +73,7 @@ class GroundingLoader:
     Attributes:
         samples: the labelled ones, then the unlabelled ones.
         images: the paths of all images, in order of first appearance.
+        epoch_order: sample numbers and groups of an epoch, in their order.
 
     Raises:
         InputError: the batches of the workers do not fit into /dev/shm; while iterating, an image cannot be read,
@@ -117,9 +118,14 @@ class GroundingLoader:
         self.image_of = np.empty(len(self.samples), dtype=np.int64)  # number of each sample's image
         for image, numbers in enumerate(by_image.values()):
             self.image_of[numbers] = image
-        self._labelled = _Groups.of(self.image_of[: len(samples)], phrases_per_image)
-        self._unlabelled = _Groups.of(self.image_of[len(samples) :], phrases_per_image)
-        self.unlabelled_per_epoch = round(unlabelled_ratio * len(samples)) if unlabelled else 0
+        self.epoch_order = EpochOrder(
+            self.image_of,
+            len(samples),
+            unlabelled_ratio=unlabelled_ratio,
+            phrases_per_image=phrases_per_image,
+            shuffle=shuffle,
+            seed=seed,
+        )
         self.prefetch_factor = self._prefetch_factor() if num_workers else None
         self.cache: ImageCache | None = None
         if cache_gb and augment is not None:
@@ -153,7 +159,7 @@ class GroundingLoader:
     def _prefetch_factor(self) -> int:
         """Return how many batches a worker loads ahead: four, or fewer where these exceed the limit or /dev/shm."""
         share = self.world_size if self.shuffle else 1
-        groups = (self._labelled.total + self._unlabelled.total) / max(1, len(self.samples))
+        groups = self.epoch_order.num_groups / max(1, len(self.samples))
         images = self.batch_size / share * groups  # of a batch, on average
         need = self.num_workers * images * 12 * self.image_size**2  # three channels of float32
         limit = shutil.disk_usage(_SHARED_MEMORY).total if Path(_SHARED_MEMORY).exists() else math.inf
@@ -165,72 +171,13 @@ class GroundingLoader:
             )
         return max(1, min(4, int(min(_PREFETCHED, limit / 2) // need)))
 
-    def epoch_order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the sample numbers of an epoch in their order [P], and the group of each [P]."""
-        random = np.random.default_rng([self.seed, epoch])
-        order, group = self._labelled.order(random if self.shuffle else None)
-        count = self._labelled.total
-        if self.unlabelled_per_epoch:
-            added, added_group, added_count = self._unlabelled_order(epoch)
-            order, group = np.concatenate([order, len(order) + added]), np.concatenate([group, count + added_group])
-            count += added_count
-        return _shuffle_groups(order, group, count, random) if self.shuffle else (order, group)
-
-    def _unlabelled_order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-        """Return the unlabelled samples of an epoch, the group of each, and the number of groups.
-
-        All unlabelled samples follow one another, in another order in each pass; an epoch continues where the one
-        before ended.
-        """
-        groups, count = self._unlabelled, len(self.samples) - len(self._labelled.image)
-        start = epoch * self.unlabelled_per_epoch
-        stop = start + self.unlabelled_per_epoch
-        passes = range(start // count, -(-stop // count))
-        orders, numbers = [], []
-        for index, number in enumerate(passes):
-            random = np.random.default_rng([self.seed, number, 0, 3])
-            order, group = _shuffle_groups(*groups.order(random), groups.total, random)
-            orders.append(order)
-            numbers.append(group + index * groups.total)
-        taken = slice(start - passes.start * count, stop - passes.start * count)
-        return np.concatenate(orders)[taken], np.concatenate(numbers)[taken], len(passes) * groups.total
-
     def spans(self) -> list[tuple[int, int]]:
         """Return where this rank's batches start and stop in the order of an epoch."""
-        count = len(self._labelled.image) + self.unlabelled_per_epoch
-        rank, ranks = self.rank, self.world_size
+        count, rank, ranks = len(self.epoch_order), self.rank, self.world_size
         spans = [(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
         if not self.shuffle:
             return spans[rank::ranks]
         return [(a + (b - a) * rank // ranks, a + (b - a) * (rank + 1) // ranks) for a, b in spans]
-
-
-@dataclass(frozen=True, slots=True)
-class _Groups:
-    """Samples in groups of one image each."""
-
-    image: NDArray[np.int64]  # number of each sample's image
-    sample_counts: NDArray[np.int64]  # of each image
-    group_counts: NDArray[np.int64]  # of each image
-
-    @classmethod
-    def of(cls, image: NDArray[np.int64], phrases_per_image: int) -> _Groups:
-        sample_counts = np.bincount(image)
-        return cls(image, sample_counts, -(-sample_counts // phrases_per_image))
-
-    @property
-    def total(self) -> int:
-        """Number of groups."""
-        return int(self.group_counts.sum())
-
-    def order(self, random: np.random.Generator | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return sample numbers, groups one after the other, and the group of each; shuffled within an image."""
-        within_image = np.arange(len(self.image)) if random is None else random.random(len(self.image))
-        order = np.lexsort((within_image, self.image))
-        image = self.image[order]
-        position = np.arange(len(order)) - _starts(self.sample_counts)[image]  # of a sample among those of its image
-        part = position * self.group_counts[image] // self.sample_counts[image]
-        return order, _starts(self.group_counts)[image] + part
 
 
 @dataclass(slots=True)
@@ -349,19 +296,6 @@ def group_by_image(samples: Sequence[Sample]) -> dict[Path, list[int]]:
     for number, sample in enumerate(samples):
         groups.setdefault(sample.image, []).append(number)
     return groups
-
-
-def _shuffle_groups(
-    order: NDArray[np.int64], group: NDArray[np.int64], count: int, random: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Shuffle groups, numbered below `count`, of samples in an order."""
-    shuffled = np.argsort(random.permutation(count)[group], kind="stable")
-    return order[shuffled], group[shuffled]
-
-
-def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where each of some consecutive runs of given lengths starts."""
-    return np.cumsum(counts) - counts
 
 
 def make_loader(

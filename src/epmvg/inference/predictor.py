@@ -19,7 +19,8 @@ from epmvg.core.types import Box, Candidate, InputError, Prediction
 from epmvg.data.readers.annotations import phrase_error
 from epmvg.inference.results import Predictions
 from epmvg.inference.runtimes import open_runtime
-from epmvg.inference.runtimes.protocol import MapKind, RuntimeOutput, Size
+from epmvg.inference.runtimes.flip import FlipRuntime
+from epmvg.inference.runtimes.protocol import GrounderRuntime, MapKind, Runtime, RuntimeOutput, Size
 
 if TYPE_CHECKING:
     from epmvg.models.grounder import Grounder
@@ -73,10 +74,14 @@ class Predictor:
         if precision not in get_args(Precision):
             raise InputError(f"precision={precision!r} is unknown. Use one of {', '.join(get_args(Precision))}.")
         settings: dict[str, Any] = {"device": device, "precision": precision, "compile": compile, "threads": threads}
-        settings["flip"] = flip
-        self.runtime = open_runtime(run, **settings)
+        self.runtime: Runtime = open_runtime(run, **settings)
+        if flip:
+            if not isinstance(self.runtime, GrounderRuntime):
+                raise InputError(f"{run}, a grounder of transformers, is not averaged over flipped images. Omit flip.")
+            self.runtime = FlipRuntime(self.runtime)
         self.name = str(run) if isinstance(run, Path | str) else type(run).__name__
-        self._reopen = partial(Predictor, run, **settings, cache_mb=cache_mb) if isinstance(run, Path | str) else None
+        arguments = settings | {"cache_mb": cache_mb, "flip": flip}
+        self._reopen = partial(Predictor, run, **arguments) if isinstance(run, Path | str) else None
         self._process = os.getpid()
         self._encoded: LruCache[Any] = LruCache(int(cache_mb * 1e6))
         self._lock = Lock()

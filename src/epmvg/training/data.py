@@ -55,15 +55,14 @@ def make_loaders(
         _check_images([sample.image for sample in val], **shard)
     samples = open_training_samples(recipe, report)
     unlabelled = open_unlabelled(recipe, report)
-    digests["train"] = SampleDigest.of([*samples, *unlabelled])
+    trained = [*samples, *unlabelled]
+    digests["train"] = SampleDigest.of(trained)
     _check_boxes(samples, data.name)
     _report_truncated(samples, model, report)
     cached: dict[str, Any] = {}
     if settings.cache_features:
         file = cache_folder() / "features.sqlite"
-        cached["backbone_features"] = FeatureCache(
-            model, [*samples, *unlabelled], file, settings.feature_cache_gb, report
-        )
+        cached["backbone_features"] = FeatureCache(model, trained, file, settings.feature_cache_gb, report)
     loader = GroundingLoader(
         samples,
         model.tokenize,

@@ -10,27 +10,16 @@ from epmvg.core.extras import optional_imports
 from epmvg.core.locate import fetch, is_exported, is_run, is_transformers, own_folder
 from epmvg.core.types import InputError
 from epmvg.inference.runtimes.exported import ExportedRuntime
-from epmvg.inference.runtimes.flip import FlipRuntime
-from epmvg.inference.runtimes.protocol import GrounderRuntime, Runtime
+from epmvg.inference.runtimes.protocol import Runtime
 
 if TYPE_CHECKING:
     from epmvg.models.grounder import Grounder
 
 
 def open_runtime(
-    run: Path | str | Grounder, *, device: str, precision: str, compile: bool, threads: int | None, flip: bool
+    run: Path | str | Grounder, *, device: str, precision: str, compile: bool, threads: int | None
 ) -> Runtime:
-    """Open the runtime of a run, an exported folder or a model; arguments and errors as for `Predictor`."""
-    runtime = _open(run, device=device, precision=precision, compile=compile, threads=threads)
-    if not flip:
-        return runtime
-    if not isinstance(runtime, GrounderRuntime):
-        raise InputError(f"{run}, a grounder of transformers, is not averaged over flipped images. Omit flip.")
-    return FlipRuntime(runtime)
-
-
-def _open(run: Path | str | Grounder, *, device: str, precision: str, compile: bool, threads: int | None) -> Runtime:
-    """Open the runtime that computes.
+    """Open the runtime of a run, an exported folder or a model; arguments and errors as for `Predictor`.
 
     A folder that is both, such as `default`, runs its graphs unless the arguments need torch.
     """

@@ -1,0 +1,115 @@
+"""The order of an epoch: samples in groups of one image, shuffled, and unlabelled samples that take turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class EpochOrder:
+    """Orders the samples of each epoch; the order depends on the seed and the epoch only.
+
+    Args:
+        image: number of each sample's image, of the labelled samples and then of the unlabelled ones.
+        num_labelled: how many of them are labelled; an epoch has all of these.
+        unlabelled_ratio: number of unlabelled samples in an epoch, per labelled one.
+        phrases_per_image: maximum samples of a group.
+        shuffle: shuffle groups, and samples within their image, in each epoch.
+        seed: of the order.
+
+    Attributes:
+        num_groups: of all samples.
+    """
+
+    def __init__(
+        self,
+        image: NDArray[np.int64],
+        num_labelled: int,
+        *,
+        unlabelled_ratio: float,
+        phrases_per_image: int,
+        shuffle: bool,
+        seed: int,
+    ) -> None:
+        self.shuffle, self.seed = shuffle, seed
+        self._labelled = _Groups.of(image[:num_labelled], phrases_per_image)
+        self._unlabelled = _Groups.of(image[num_labelled:], phrases_per_image)
+        self._per_epoch = round(unlabelled_ratio * num_labelled) if len(image) > num_labelled else 0  # unlabelled ones
+        self.num_groups = self._labelled.total + self._unlabelled.total
+
+    def __len__(self) -> int:
+        """Number of samples per epoch."""
+        return len(self._labelled.image) + self._per_epoch
+
+    def __call__(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the sample numbers of an epoch in their order [P], and the group of each [P]."""
+        random = np.random.default_rng([self.seed, epoch])
+        order, group = self._labelled.order(random if self.shuffle else None)
+        count = self._labelled.total
+        if self._per_epoch:
+            added, added_group, added_count = self._unlabelled_order(epoch)
+            order, group = np.concatenate([order, len(order) + added]), np.concatenate([group, count + added_group])
+            count += added_count
+        return _shuffle_groups(order, group, count, random) if self.shuffle else (order, group)
+
+    def _unlabelled_order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+        """Return the unlabelled samples of an epoch, the group of each, and the number of groups.
+
+        All unlabelled samples follow one another, in another order in each pass; an epoch continues where the one
+        before ended.
+        """
+        groups, count = self._unlabelled, len(self._unlabelled.image)
+        start = epoch * self._per_epoch
+        stop = start + self._per_epoch
+        passes = range(start // count, -(-stop // count))
+        orders, numbers = [], []
+        for index, number in enumerate(passes):
+            random = np.random.default_rng([self.seed, number, 0, 3])
+            order, group = _shuffle_groups(*groups.order(random), groups.total, random)
+            orders.append(order)
+            numbers.append(group + index * groups.total)
+        taken = slice(start - passes.start * count, stop - passes.start * count)
+        return np.concatenate(orders)[taken], np.concatenate(numbers)[taken], len(passes) * groups.total
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Samples in groups of one image each."""
+
+    image: NDArray[np.int64]  # number of each sample's image
+    sample_counts: NDArray[np.int64]  # of each image
+    group_counts: NDArray[np.int64]  # of each image
+
+    @classmethod
+    def of(cls, image: NDArray[np.int64], phrases_per_image: int) -> _Groups:
+        sample_counts = np.bincount(image)
+        return cls(image, sample_counts, -(-sample_counts // phrases_per_image))
+
+    @property
+    def total(self) -> int:
+        """Number of groups."""
+        return int(self.group_counts.sum())
+
+    def order(self, random: np.random.Generator | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return sample numbers, groups one after the other, and the group of each; shuffled within an image."""
+        within_image = np.arange(len(self.image)) if random is None else random.random(len(self.image))
+        order = np.lexsort((within_image, self.image))
+        image = self.image[order]
+        position = np.arange(len(order)) - _starts(self.sample_counts)[image]  # of a sample among those of its image
+        part = position * self.group_counts[image] // self.sample_counts[image]
+        return order, _starts(self.group_counts)[image] + part
+
+
+def _shuffle_groups(
+    order: NDArray[np.int64], group: NDArray[np.int64], count: int, random: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Shuffle groups, numbered below `count`, of samples in an order."""
+    shuffled = np.argsort(random.permutation(count)[group], kind="stable")
+    return order[shuffled], group[shuffled]
+
+
+def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where each of some consecutive runs of given lengths starts."""
+    return np.cumsum(counts) - counts
