@@ -47,7 +47,7 @@ TINY: dict[str, Any] = {
         },
         "boxes": {6: {"data.fraction": 0.5, "train.epochs": 1}, 12: {"train.epochs": 1}},
         "captions": {4: {"epochs": 1}, 8: {"epochs": 2}},
-        "arms": {"paper": {}},
+        "arms": {"paper": {}, "unlabelled": {"unlabelled": 3, "unlabelled_ratio": 0.5}},
         "first": [[6, 8], [12, 4]],
         "milliseconds": {"phrase": 10, "unfrozen": 20, "pair": 30, "evaluation": 1000},
         "phrases_per_image": 5,
@@ -88,15 +88,34 @@ def result_of(folder: Path) -> dict[str, Any]:
 def test_every_row_is_trained_and_its_teacher_named(folder: Path) -> None:
     result = result_of(folder)
     assert [row["name"] for row in result["rows"]] == [
-        *("6 boxes, plain", "6 boxes, 4 captions, paper", "6 boxes, 8 captions, paper"),
-        *("12 boxes, plain", "12 boxes, 4 captions, paper", "12 boxes, 8 captions, paper", "L1"),
+        *("6 boxes, plain", "6 boxes, 4 captions, paper", "6 boxes, 4 captions, unlabelled"),
+        *("6 boxes, 8 captions, paper", "6 boxes, 8 captions, unlabelled"),
+        *("12 boxes, plain", "12 boxes, 4 captions, paper", "12 boxes, 4 captions, unlabelled"),
+        *("12 boxes, 8 captions, paper", "12 boxes, 8 captions, unlabelled", "L1"),
     ]
     trainings = [row["trainings"][0] for row in result["rows"]]
     assert all((each["seeds"], each["state"]) == (1, "") for each in trainings)
-    assert [each["recall"] for each in trainings] == [None, 0.4, 0.8, None, 0.4, 0.8, 0.8]
-    assert [row["cells"][1]["difference"] is None for row in result["rows"]] == [True, False, False, True] + [False] * 3
+    assert [each["recall"] for each in trainings] == [*[None, 0.4, 0.4, 0.8, 0.8] * 2, 0.8]
+    is_plain = [row["name"].endswith("plain") for row in result["rows"]]
+    assert [row["cells"][1]["difference"] is None for row in result["rows"]] == is_plain
     assert "teacher's R@1 80.0" in (folder / "out" / "scenes" / "table-strength.md").read_text(encoding="utf-8")
     assert not list(folder.glob("out/scenes/*/seed-*/checkpoint"))
+
+
+def test_scenes_without_boxes_are_drawn_for_their_rows(folder: Path, tmp_path: Path) -> None:
+    """They are those of a data set's captions, in the folder of the grid, and where that lies changes no hash."""
+    lines = (folder / "out" / "scenes" / "unlabelled-3" / "unlabelled.jsonl").read_text().splitlines()
+    assert lines == (folder / "scenes" / "unlabelled.jsonl").read_text().splitlines()[:3]
+    table, hashes = Table.model_validate(TINY), []
+    for out in (folder / "out", tmp_path):
+        jobs = [
+            plan_row(row, table, SCALES["scenes"], seeds=1, out=out, root=folder / "scenes", overrides=())[0].jobs[0]
+            for row in table.rows
+        ]
+        hashes.append([job.settings for job in jobs])
+        files = {job.recipe.distill.unlabelled for job in jobs if job.recipe.distill}
+        assert files == {None, str(out / "scenes" / "unlabelled-3" / "unlabelled.jsonl")}
+    assert hashes[0] == hashes[1] and len(set(hashes[0])) == len(table.rows)
 
 
 def test_the_figure_is_drawn_from_a_results_file(folder: Path) -> None:
@@ -132,10 +151,10 @@ def test_the_corners_of_the_plan_come_first(folder: Path, monkeypatch: pytest.Mo
         for job in jobs
     ]
     few, strongest, weakest = cells[0][0], "own-teacher-200000", "own-teacher-1000"
-    assert {(fraction, teacher) for fraction, teacher, _ in cells[:12]} == {(few, None), (few, strongest)}
-    assert {(fraction, teacher) for fraction, teacher, _ in cells[12:24]} == {(1.0, None), (1.0, weakest)}
-    assert [seed for seed, _ in groupby(seed for _, _, seed in cells[24:])] == [13, 14, 15]
-    assert len(cells) == len({job.folder for job in jobs}) == 3 * (3 * (1 + 4 * 3) + 9)
+    assert {(fraction, teacher) for fraction, teacher, _ in cells[:15]} == {(few, None), (few, strongest)}
+    assert {(fraction, teacher) for fraction, teacher, _ in cells[15:30]} == {(1.0, None), (1.0, weakest)}
+    assert [seed for seed, _ in groupby(seed for _, _, seed in cells[30:])] == [13, 14, 15]
+    assert len(cells) == len({job.folder for job in jobs}) == 3 * (3 * (1 + 4 * 4) + 10)
 
 
 def test_the_grid_has_exactly_as_many_images_with_boxes_as_it_says() -> None:
@@ -155,11 +174,11 @@ def test_a_dry_run_prints_hours(tmp_path: Path, capsys: pytest.CaptureFixture[st
         main(["reproduce", "strength", "--seeds", "3", "--dry-run", "--root", str(tmp_path), "--out", str(tmp_path)])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert "144 trainings to run" in printed and "Hours of one core" in printed
+    assert "183 trainings to run" in printed and "Hours of one core" in printed
     plan = reproduce("strength", seeds=3, dry_run=True, root=tmp_path, out=tmp_path)["plan"]
     assert any("own-teacher-200000" in str(each) for each in plan["teachers"])
     hours = [each["hours"] for each in (*plan["runs"], *plan["teachers"])]
-    assert plan["hours"] == pytest.approx(sum(hours)) and 12 < plan["hours"] < 60
+    assert plan["hours"] == pytest.approx(sum(hours)) and 12 < plan["hours"] < 70
     assert all(0 < each < 4 for each in hours)
     with pytest.raises(InputError, match="--scale scenes"):
         reproduce("strength", scale="paper", out=tmp_path)

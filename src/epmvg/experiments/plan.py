@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,18 @@ OWN_TEACHER = "own-teacher"
 """Folder, in a scale's, of the teacher that small scales train for themselves; a grid's end in their captions."""
 
 
+OWN_UNLABELLED = "unlabelled"
+"""Folder, in a scale's, of the scenes without boxes that a grid draws for itself; it ends in their number."""
+
+
 def is_own_teacher(name: str) -> bool:
     """Return whether a teacher is one that a scale trains for itself."""
     return Path(name).name.startswith(OWN_TEACHER)
+
+
+def is_own_unlabelled(file: str | None) -> bool:
+    """Return whether a file of images without boxes is one that a grid draws for itself."""
+    return file is not None and re.fullmatch(rf"{OWN_UNLABELLED}-\d+", Path(file).parent.name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +138,11 @@ def _recipe(row: Row, scale: Scale, data: str, out: Path, root: Path | str | Non
             own_teacher = f"{OWN_TEACHER}-{row.captions}" if row.captions else OWN_TEACHER
             settings += ["distill=null", f"distill.teacher={out / scale.name / own_teacher}"]
         settings += overrides
-        settings += [*own, *(_override(f"distill.{key}", value) for key, value in row.distill.items())]
+        distill = dict(row.distill)
+        if "unlabelled" in distill:
+            folder = out / scale.name / f"{OWN_UNLABELLED}-{distill['unlabelled']}"
+            distill["unlabelled"] = str(folder / "unlabelled.jsonl")
+        settings += [*own, *(_override(f"distill.{key}", value) for key, value in distill.items())]
         if _is_letterboxed(row):
             settings.append("train.cache_features=false")  # cached features open no images, which this teacher needs
     if scale.recipe is None:
@@ -173,8 +187,13 @@ def settings_hash(recipe: Recipe) -> str:
     values["train"].pop("seed")
     for key in ("root", "num_workers", "cache_gb"):
         values["data"].pop(key)
-    if values["distill"] and is_own_teacher(values["distill"]["teacher"]):
-        values["distill"]["teacher"] = Path(values["distill"]["teacher"]).name
+    if distill := values["distill"]:
+        if is_own_teacher(distill["teacher"]):
+            distill["teacher"] = Path(distill["teacher"]).name
+        if is_own_unlabelled(distill["unlabelled"]):
+            distill["unlabelled"] = Path(distill["unlabelled"]).parent.name
+        elif distill["unlabelled"] is None:  # then neither says anything
+            del distill["unlabelled"], distill["unlabelled_ratio"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -11,15 +11,16 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from epmvg.core.files import write_json
-from epmvg.core.types import InputError
+from epmvg.core.types import InputError, Progress
 from epmvg.data.pairs import ScenePairs
 from epmvg.data.readers.jsonl import json_objects
 from epmvg.data.registry import DATASETS
+from epmvg.data.synthetic.scenes import write_scenes
 from epmvg.distill.contrastive import train_end_to_end
 from epmvg.distill.pretrain import read_captions, train_teacher
 from epmvg.evaluation.evaluate import evaluate
 from epmvg.evaluation.samples import short_name
-from epmvg.experiments.plan import OWN_TEACHER, Job, Scale, data_hash, is_own_teacher, missing_data
+from epmvg.experiments.plan import OWN_TEACHER, Job, Scale, data_hash, is_own_teacher, is_own_unlabelled, missing_data
 from epmvg.experiments.tables import Grid
 from epmvg.report.runs import read_metrics
 from epmvg.training import Report, train
@@ -72,6 +73,7 @@ def _run(job: Job, report: Report) -> Outcome:
         return done
     try:
         if done.result is None:
+            _draw_unlabelled(job, report)
             train(job.recipe, job.folder, resume=(job.folder / "config.yaml").exists(), report=report)
         evaluations = {split: evaluate(job.folder, split=split) for split in job.splits}
     except InputError as error:
@@ -123,16 +125,32 @@ def make_teacher(scale: Scale, grid: Grid | None, job: Job, report: Report, *, w
 
 def _train_teacher(folder: Path, captions: Path, scale: Scale, grid: Grid | None, report: Report) -> None:
     """Train the scale's teacher on the captions of its data, or a grid's on as many scenes as its folder's name has."""
-
-    def progress(done: int, total: int) -> None:
-        report({"event": "store", "name": folder.name, "done": done, "total": total})
-
+    progress = store_progress(report, folder.name)
     scenes = folder.name.removeprefix(f"{OWN_TEACHER}-")
     if grid is None or not scenes.isdecimal():
         train_teacher(captions, folder, **scale.teacher or {}, progress=progress)
         return
     val = read_captions(captions, captions.parent, "val")
     train_end_to_end(ScenePairs(int(scenes)), val, folder, **grid.captions[int(scenes)], progress=progress)
+
+
+def store_progress(report: Report, name: str) -> Progress:
+    """Return a function that reports (done, total) as rows of progress."""
+    return lambda done, total: report({"event": "store", "name": name, "done": done, "total": total})
+
+
+def _draw_unlabelled(job: Job, report: Report) -> None:
+    """Draw the scenes without boxes of a grid's job unless they exist.
+
+    Raises:
+        InputError: their folder contains something else, or cannot be written.
+    """
+    file = None if job.recipe.distill is None else job.recipe.distill.unlabelled
+    if file is None or not is_own_unlabelled(file):
+        return
+    folder = Path(file).parent
+    count = int(folder.name.rpartition("-")[2])
+    write_scenes(folder, sizes={"captions": count}, progress=store_progress(report, folder.name))
 
 
 def teacher_recall(folder: Path) -> float | None:

@@ -24,7 +24,8 @@ class Row(BaseModel):
     backbone: str = ""
     source: str = ""  # the paper's own bracket for a cited system
     student: str | None = None  # the preset; None for a cited system
-    distill: dict[str, Any] | None = None  # changes of the paper's distillation settings; None trains without a teacher
+    distill: dict[str, Any] | None = None
+    """Changes of the paper's distillation settings, `unlabelled` as a number of scenes; None: no teacher."""
     giou: float = 1.0  # lambda of eq. 8
     settings: dict[str, Any] = {}  # further keys of the recipe, dotted
     epochs: float = 1.0  # factor of the recipe's own
@@ -69,8 +70,9 @@ class Grid(BaseModel):
 
     def hours(self, row: Row) -> float:
         """Return the hours of one core that a training of a row takes, with its evaluation."""
-        is_frozen = row.distill is None or row.distill.get("frozen", True)
-        phrases = row.settings["train.epochs"] * row.boxes * self.phrases_per_image
+        distill = row.distill or {}
+        is_frozen, unlabelled = distill.get("frozen", True), distill.get("unlabelled_ratio", 0.0)
+        phrases = row.settings["train.epochs"] * row.boxes * self.phrases_per_image * (1 + unlabelled)
         milliseconds = phrases * self.milliseconds["phrase" if is_frozen else "unfrozen"]
         return float(milliseconds + self.milliseconds["evaluation"]) / 3.6e6
 

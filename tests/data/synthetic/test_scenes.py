@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from epmvg.core.types import InputError
+from epmvg.data.readers.texts import read_texts
 from epmvg.data.registry import open_samples
 from epmvg.data.side_words import swap_sides
 from epmvg.data.synthetic.phrases import SceneObject, phrases_of
@@ -114,7 +115,7 @@ def test_several_processes_draw_the_same_bytes(tmp_path: Path) -> None:
     sizes = {"train": 3, "captions": 2}
     alone, together = (write_scenes(tmp_path / str(n), sizes=sizes, side=96, workers=n) for n in (0, 2))
     files = sorted(file.relative_to(alone) for file in alone.rglob("*") if file.is_file())
-    assert len(files) == 8
+    assert len(files) == 9
     for file in files:
         assert (alone / file).read_bytes() == (together / file).read_bytes(), file
 
@@ -127,6 +128,10 @@ def test_written_scenes_are_a_data_set_like_any_other(tmp_path: Path) -> None:
     captions = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     assert {row["split"] for row in captions} == {"train", "val"}
     assert not any("test" in row["image"] or "open" in row["image"] for row in captions)
+    unlabelled = read_texts(folder / "unlabelled.jsonl", "phrase", folder)
+    assert len(unlabelled) == SMALL["captions"] and not {sample.image for sample in samples} & set(unlabelled)
+    drawn = [[phrase.text for phrase in draw_scene("captions", number).phrases] for number in range(SMALL["captions"])]
+    assert list(unlabelled.values()) == drawn
     assert write_scenes(folder, sizes=SMALL) == folder
 
 

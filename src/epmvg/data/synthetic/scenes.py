@@ -26,12 +26,14 @@ from epmvg.data.synthetic.phrases import Phrase, SceneObject, captions_of, phras
 from epmvg.data.synthetic.sprite_library import Sprite, load_sprites, sprite_image
 
 DEFAULT_SIZES = {"train": 4000, "val": 250, "test": 400, "open": 300, "captions": 1500}
-"""Scenes per split. Phrases of `open` are about names that otherwise only captions have; `captions` has no phrases."""
+"""Scenes per split. Phrases of `open` are about names that otherwise only `captions` has, a split without boxes."""
 
 HELD_OUT_FRACTION = 0.12
-"""Fraction of the names that a teacher sees in captions and no phrase of train, val or test is about."""
+"""Fraction of the names that the scenes of captions contain and no scene of train, val or test."""
 
-VERSION = 1
+TEXT_FILES = ("annotations.jsonl", "captions.jsonl", "unlabelled.jsonl")
+
+VERSION = 2
 MAX_PHRASES = 6  # per scene, two of them per object
 OBJECT_SIZES = (0.14, 0.40)  # longer side of an object, as a fraction of the image's
 MAX_OVERLAP = 0.12  # of the smaller of two objects, so that all are recognizable
@@ -176,7 +178,8 @@ def write_scenes(
     """Draw a data set of scenes and return its folder.
 
     Args:
-        folder: for images/, annotations.jsonl (train, val, test, open) and captions.jsonl (train, val).
+        folder: for images/, annotations.jsonl (train, val, test, open), captions.jsonl (train, val, captions) and
+            unlabelled.jsonl (captions: phrases without boxes).
         sizes: scenes per split.
         side: longer side of the images in pixels.
         seed: of all scenes.
@@ -209,39 +212,39 @@ def _write_all(folder: Path, settings: Mapping[str, Any], workers: int, progress
     (folder / "images").mkdir()
     scenes = [(split, number) for split, count in settings["sizes"].items() for number in range(count)]
     draw = functools.partial(_write_scene, folder, settings["seed"], settings["side"])
-    annotations: list[dict[str, Any]] = []
-    captions: list[dict[str, Any]] = []
+    files: dict[str, list[dict[str, Any]]] = {name: [] for name in TEXT_FILES}
     with contextlib.ExitStack() as stack:
-        written: Iterable[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = map(draw, scenes)
+        written: Iterable[dict[str, list[dict[str, Any]]]] = map(draw, scenes)
         if workers:
             context = multiprocessing.get_context("spawn")  # a fork is unsafe where the caller has threads
             pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
             written = pool.map(draw, scenes, chunksize=32)
-        for done, (scene_annotations, scene_captions) in enumerate(written, 1):
-            annotations += scene_annotations
-            captions += scene_captions
+        for done, lines in enumerate(written, 1):
+            for name in lines:
+                files[name] += lines[name]
             if progress:
                 progress(done, len(scenes))
-    for file, content in (
-        ("annotations.jsonl", annotations),
-        ("captions.jsonl", captions),
-        ("scenes.json", [settings]),
-    ):
+    for name, content in (files | {"scenes.json": [settings]}).items():
         text = "".join(json.dumps(line) + "\n" for line in content)
-        (folder / file).write_text(text, encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
 
 
-def _write_scene(
-    folder: Path, seed: int, side: int, place: tuple[str, int]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Draw scene (split, number) into a folder; return its annotations and its captions."""
+def _write_scene(folder: Path, seed: int, side: int, place: tuple[str, int]) -> dict[str, list[dict[str, Any]]]:
+    """Draw scene (split, number) into a folder; return its lines of each text file."""
     split, number = place
     scene = draw_scene(split, number, seed=seed, side=side)
     stem = f"{split}-{number:05d}"
     name = f"images/{stem}.jpg"
     scene.image.save(folder / name, quality=90)
-    annotations = []
-    for i, phrase in enumerate(scene.phrases if split != "captions" else []):
+    lines: dict[str, list[dict[str, Any]]] = {}
+    if scene.captions and split in ("train", "captions", "val"):
+        captions_split = "val" if split == "val" else "train"
+        lines["captions.jsonl"] = [{"image": name, "split": captions_split, "captions": scene.captions}]
+    if split == "captions":
+        phrases = [phrase.text for phrase in scene.phrases]
+        return lines | ({"unlabelled.jsonl": [{"image": name, "phrases": phrases}]} if phrases else {})
+    lines["annotations.jsonl"] = []
+    for i, phrase in enumerate(scene.phrases):
         target = scene.objects[phrase.target]
         x0, y0, x1, y1 = target.box
         annotation: dict[str, Any] = {
@@ -251,7 +254,5 @@ def _write_scene(
             "split": split,
         }
         annotation |= {"id": f"{stem}-{i}", "width": scene.image.width, "height": scene.image.height}
-        annotations.append(annotation | {"kind": phrase.kind, "name": target.name})
-    if not scene.captions or split not in ("train", "captions", "val"):
-        return annotations, []
-    return annotations, [{"image": name, "split": "val" if split == "val" else "train", "captions": scene.captions}]
+        lines["annotations.jsonl"].append(annotation | {"kind": phrase.kind, "name": target.name})
+    return lines
