@@ -51,7 +51,7 @@ def run_demo(out: Path, *, quick: bool = False, report: Report | None = None) ->
     _prepare_folder(out)
     report({"event": "say", "text": "1. Generating synthetic scenes with phrases"})
     sizes = QUICK_SIZES if quick else DEFAULT_SIZES
-    write_scenes(out / "scenes", sizes=sizes, workers=min(cpu_threads(), 4), progress=_progress(report, "scenes"))
+    write_scenes(out / "scenes", sizes=sizes, workers=min(cpu_threads(), 4), progress=store_progress(report, "scenes"))
     report({"event": "say", "text": "2. Training a baseline, and in parallel a teacher and its distilled student"})
     summary = run_parallel({"plain": _plain, "distilled": _distilled}, out, quick, report)
     best = max(("plain", "distilled"), key=lambda name: float(summary[name]["acc50"]))
@@ -84,13 +84,14 @@ def _distilled(out: Path, quick: bool, report: Report) -> dict[str, Any]:
     start = time.monotonic()
     settings = TEACHER_SETTINGS | ({"epochs": 1} if quick else {})
     captions = out / "scenes" / "captions.jsonl"
-    metrics = train_teacher(captions, out / "teacher", **settings, progress=_progress(report, "teacher"))
+    metrics = train_teacher(captions, out / "teacher", **settings, progress=store_progress(report, "teacher"))
     teacher = asdict(metrics) | {"seconds": round(time.monotonic() - start, 1)}
     student = _train_student(f"distill={out / 'teacher'}", out, out / "distilled", quick, report)
     return {"teacher": teacher, "distilled": student}
 
 
-def _progress(report: Report, name: str) -> Progress:
+def store_progress(report: Report, name: str) -> Progress:
+    """Return a function that reports (done, total) as rows of progress."""
     return lambda done, total: report({"event": "store", "name": name, "done": done, "total": total})
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from epmvg.core.files import write_json
-from epmvg.core.types import InputError, Progress
+from epmvg.core.types import InputError
 from epmvg.data.pairs import ScenePairs
 from epmvg.data.readers.jsonl import json_objects
 from epmvg.data.registry import DATASETS
@@ -20,6 +20,7 @@ from epmvg.distill.contrastive import train_end_to_end
 from epmvg.distill.pretrain import read_captions, train_teacher
 from epmvg.evaluation.evaluate import evaluate
 from epmvg.evaluation.samples import short_name
+from epmvg.experiments.demo import store_progress
 from epmvg.experiments.plan import OWN_TEACHER, Job, Scale, data_hash, is_own_teacher, is_own_unlabelled, missing_data
 from epmvg.experiments.tables import Grid
 from epmvg.report.runs import read_metrics
@@ -132,11 +133,6 @@ def _train_teacher(folder: Path, captions: Path, scale: Scale, grid: Grid | None
         return
     val = read_captions(captions, captions.parent, "val")
     train_end_to_end(ScenePairs(int(scenes)), val, folder, **grid.captions[int(scenes)], progress=progress)
-
-
-def store_progress(report: Report, name: str) -> Progress:
-    """Return a function that reports (done, total) as rows of progress."""
-    return lambda done, total: report({"event": "store", "name": name, "done": done, "total": total})
 
 
 def _draw_unlabelled(job: Job, report: Report) -> None:
