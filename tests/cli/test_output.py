@@ -70,13 +70,19 @@ def test_data_check_prints_issues_and_sets_the_exit_status(
 
 def test_demo_prints_the_scores(replace: Replace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores = {"acc50": 0.5, "miou": 0.4, "open_vocabulary_acc50": 0.3, "seconds": 12.3}
-    calls = replace("epmvg.experiments.demo.run_demo", {"plain": scores, "distilled": scores})
+    difference = {key: {"points": 6.25, "low": 4.0, "high": -8.5} for key in ("acc50", "open_vocabulary_acc50")}
+    scenes = {"train": 250, "captions": 6000}
+    summary = {"scenes": scenes, "plain": scores, "distilled": scores, "difference": difference}
+    calls = replace("epmvg.experiments.demo.run_demo", summary)
     main_ok(["demo", "--quick", "--out", tmp_path])
     printed = capsys.readouterr().out
     assert (
         calls["quick"] is True
         and "0.5000" in printed
         and "12.3" in printed
+        and "boxes of 250 scenes" in printed
+        and "6,000 scenes without boxes" in printed
+        and printed.count("+6.2 (+4.0 to -8.5)") == 4  # in the table and the sentence
         and str(tmp_path / "report.html") in printed
     )
 
@@ -206,7 +212,7 @@ def test_score_prints_metrics_misses_and_the_comparison(
     words = ["score", tmp_path / "a.jsonl", "--data", "d", "--against", tmp_path / "b.jsonl"]
     main_ok(words)
     captured = capsys.readouterr()
-    assert "0.4000  0.6000" in captured.out and "+1.50 (-0.50 to +3.50)" in captured.out
+    assert "0.4000  0.6000" in captured.out and "+1.5 (-0.5 to +3.5)" in captured.out
     assert "counted as misses: 1\n  line 3: no box\n" in captured.out
     assert captured.err == "warning: predictions: odd boxes\n"
     main_ok([*words, "--json"])

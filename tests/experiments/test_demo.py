@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from epmvg.config.settings import Recipe
+from epmvg.core.files import write_rows
 from epmvg.core.types import InputError
+from epmvg.data.registry import open_samples
+from epmvg.distill.pretrain import TeacherMetrics
+from epmvg.evaluation.statistics import accuracy
 from epmvg.experiments import demo
 from epmvg.experiments.demo import FILES, FOLDERS, MARKER, _prepare_folder
 from epmvg.experiments.parallel import Part, Report
@@ -32,31 +37,49 @@ def test_a_folder_of_something_else_is_rejected(tmp_path: Path) -> None:
     assert (tmp_path / "plain").exists()
 
 
-def test_the_demo_writes_its_files_and_a_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the trainings faked: the student of the best accuracy is drawn, and both are in the report."""
-    metrics = {"acc50": 0.5, "miou": 0.4}
-    trained: list[Path] = []
+def test_the_demo_compares_its_students_on_the_same_phrases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the trainings faked: the better student is drawn, both are in the report, the difference is in points."""
+    trained: dict[str, Recipe] = {}
+    cached: list[Recipe] = []
 
-    def train(recipe: Any, folder: Path, *, report: Report) -> None:
-        trained.append(folder)
+    def train(recipe: Recipe, folder: Path, *, report: Report) -> None:
+        trained[folder.name] = recipe
+        folder.mkdir()
         report({"event": "step"})
+
+    def evaluate(folder: Path, split: str) -> dict[str, Any]:
+        """The distilled student finds the targets of all phrases, the plain one those of half."""
+        data = trained[folder.name].data
+        samples = open_samples(data.name, split=split, root=data.root)
+        rows = [
+            {"image": str(sample.image), "phrase": sample.phrase, "target": sample.box, "iou": iou, "box": sample.box}
+            for number, sample in enumerate(samples)
+            for iou in [float(folder.name == "distilled" or number % 2)]
+        ]
+        write_rows(folder / f"predictions-scenes-{split}.jsonl", rows)
+        return {"acc50": accuracy(rows), "miou": 0.4}
 
     def in_turn(parts: dict[str, Part], out: Path, quick: bool, report: Report) -> dict[str, Any]:
         return {name: value for part in parts.values() for name, value in part(out, quick, report).items()}
 
     drawn: list[Path] = []
     monkeypatch.setattr(demo, "train", train)
-    monkeypatch.setattr(demo, "evaluate", lambda folder, split: metrics | {"acc50": 0.5 + (folder.name == "distilled")})
-    monkeypatch.setattr(
-        demo, "train_teacher", lambda *_, progress, **settings: progress(1, 1) or Recipe.load("scenes").loss
-    )
-    monkeypatch.setattr(demo, "asdict", lambda _: {"val_loss": 1.0})
+    monkeypatch.setattr(demo, "evaluate", evaluate)
+    metrics = TeacherMetrics(0.5, 0.8, 1, 80, 140, 1.0)
+    monkeypatch.setattr(demo, "train_teacher", lambda *_, progress, **settings: progress(1, 1) or metrics)
+    monkeypatch.setattr(demo, "cache_teacher", lambda recipe, progress: cached.append(recipe))
     monkeypatch.setattr(demo, "run_parallel", in_turn)
     monkeypatch.setattr(demo, "write_report", lambda runs, out: out.write_text("report"))
     monkeypatch.setattr(demo, "_draw", lambda run, scenes, file: drawn.append(run))
     events: list[str] = []
     summary = demo.run_demo(tmp_path / "demo", quick=True, report=lambda row: events.append(row["event"]))
-    assert trained == [tmp_path / "demo" / name for name in ("plain", "distilled")]
+
+    plain, distilled = trained["plain"], trained["distilled"]
+    assert plain.distill is None and distilled.distill is not None and cached == [distilled]
+    assert plain == distilled.model_copy(update={"distill": None})  # the teacher is the only difference
+    assert Path(str(distilled.distill.unlabelled)).is_file()
     assert drawn == [tmp_path / "demo" / "distilled"] and {"say", "store", "step"} <= set(events)
-    assert summary["distilled"]["acc50"] == 1.5 and summary["teacher"]["val_loss"] == 1.0
-    assert (tmp_path / "demo" / "scenes" / "annotations.jsonl").exists()
+    for key, difference in summary["difference"].items():
+        assert difference["points"] == pytest.approx(100 * (1 - summary["plain"][key]))
+    assert summary["teacher"]["r1"] == 0.5 and summary["scenes"] == demo.QUICK_SIZES
+    assert json.loads((tmp_path / "demo" / "summary.json").read_text()) == summary

@@ -35,17 +35,18 @@ CLIP = {
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }
+SMALL: dict[str, Any] = {
+    "model": "{name: tiny-resnet, pretrained: false, image_size: 64}",
+    "data.batch_size": 20,
+    "train.epochs": 1,
+    "train.warmup_steps": 0,
+}
 TINY: dict[str, Any] = {
     "title": "Tiny",
     "columns": [["scenes", "val"], ["scenes", "test"], ["scenes", "open"]],
     "grid": {
-        "settings": {
-            "model": "{name: tiny-resnet, pretrained: false, image_size: 64}",
-            "data.batch_size": 20,
-            "train.cache_features": False,
-            "train.warmup_steps": 0,
-        },
-        "boxes": {6: {"data.fraction": 0.5, "train.epochs": 1}, 12: {"train.epochs": 1}},
+        "recipe": "few-boxes",
+        "boxes": {6: SMALL | {"data.fraction": 0.5}, 12: SMALL},
         "captions": {4: {"epochs": 1}, 8: {"epochs": 2}},
         "arms": {"paper": {}, "unlabelled": {"unlabelled": 3, "unlabelled_ratio": 0.5}},
         "first": [[6, 8], [12, 4]],

@@ -70,6 +70,13 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
     console.print(table, soft_wrap=not console.is_terminal)
 
 
+def format_points(difference: dict[str, float] | None) -> str | None:
+    """Return a difference in percentage points with its 95 % interval."""
+    if difference is None:
+        return None
+    return f"{difference['points']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})"
+
+
 def _format(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.4f}"

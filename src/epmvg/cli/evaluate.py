@@ -9,7 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from epmvg.cli.console import Device, Json, Root, Run, RunData, Split, console, error_console, is_first, print_table
+from epmvg.cli.console import (
+    Device,
+    Json,
+    Root,
+    Run,
+    RunData,
+    Split,
+    console,
+    error_console,
+    format_points,
+    is_first,
+    print_table,
+)
 from epmvg.core.files import check_not_input
 from epmvg.core.locate import locate
 from epmvg.core.progress import progress_bar
@@ -95,19 +107,12 @@ def _evaluate_robustness(run: Path, source: dict[str, Any], as_json: bool) -> No
     title = f"{run} on {result['data']} {result['split']}: Acc@0.5 {clean['acc50']:.4f} of {clean['n']:,} phrases"
     columns = ("name", "n", "clean_acc50", "acc50", "moved")
     rows = [
-        {key: row.get(key) for key in columns} | {"points (95 %)": _points(row.get("difference"))}
+        {key: row.get(key) for key in columns} | {"points (95 %)": format_points(row.get("difference"))}
         for row in result["perturbations"]
     ]
     print_table(title, rows)
     for image in result["skipped"][:1]:
         console.print(f"Skipped images: {len(result['skipped'])}; the first: {image}")
-
-
-def _points(difference: dict[str, float] | None) -> str | None:
-    """Return a difference in percentage points with its 95 % interval."""
-    if difference is None:
-        return None
-    return f"{difference['points']:+.2f} ({difference['low']:+.2f} to {difference['high']:+.2f})"
 
 
 def score(
@@ -156,7 +161,7 @@ def score(
     if result.get("against"):
         for row in metrics:
             difference = result["against"]["metrics"][row["metric"]]
-            row |= {"points (95 %)": _points(difference), "p": difference["p"]}
+            row |= {"points (95 %)": format_points(difference), "p": difference["p"]}
     print_table(f"{result['data']} {result['split']}, {result['n']:,} phrases", metrics)
     for name, part in parts.items():
         if part["unreadable"]:

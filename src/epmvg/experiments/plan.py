@@ -111,6 +111,8 @@ def plan_row(
     if scale.recipe is not None and row.student != "transvg-r50":
         remark = "no counterpart: mini is the only student at this scale, in TransVG's place"
         return [Setting(scale.recipe, scale.splits, (), remark)]
+    if table.grid is not None:
+        overrides = [table.grid.recipe, *overrides]
     settings = []
     for data in dict.fromkeys([scale.recipe] if scale.recipe else [name for name, _ in table.columns]):
         splits = scale.splits or tuple(split for name, split in table.columns if name == data)

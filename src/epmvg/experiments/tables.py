@@ -41,8 +41,8 @@ class Grid(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    settings: dict[str, Any]  # of all rows
-    boxes: dict[int, dict[str, Any]]  # further settings by number of images with boxes
+    recipe: str  # of all rows, on top of the scale's
+    boxes: dict[int, dict[str, Any]]  # settings by number of images with boxes
     captions: dict[int, dict[str, Any]]  # settings of a teacher's training by number of captioned scenes
     arms: dict[str, dict[str, Any]]  # distillation settings by name
     first: tuple[tuple[int, int], ...]  # boxes and captions of the cells that are trained first
@@ -60,7 +60,7 @@ class Grid(BaseModel):
 
     def complete(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the values of a row with what follows from its number of images with boxes."""
-        settings = self.settings | self.boxes[row["boxes"]]
+        settings = self.boxes[row["boxes"]]
         rest = {"student": "transvg-r50", "against": _plain(row["boxes"]), "order": len(self.first)}
         return rest | row | {"settings": settings | row.get("settings", {})}
 
