@@ -2,10 +2,10 @@
 
     python benchmarks/label.py --out runs/label [--seeds 3] [--sizes 300 1000 4000] [--dry-run]
 
-A student of the demo labels scenes that it has not seen: their true phrases are given, `--min-score auto` leaves
-boxes out, and confidences are weights. "both" has the true boxes of N images and labelled boxes of N others. All
-students take the same number of steps and are evaluated on the same true boxes. Started again, it continues;
-processes share the work.
+A run of the recipe `scenes`, trained here, labels scenes that it has not seen: their true phrases are given,
+`--min-score auto` leaves boxes out, and confidences are weights. "both" has the true boxes of N images and labelled
+boxes of N others. All students take the same number of steps and are evaluated on the same true boxes. Started again,
+it continues; processes share the work.
 """
 
 from __future__ import annotations
@@ -70,9 +70,21 @@ def jobs_of(out: Path, sizes: Sequence[int], steps: int, seeds: int) -> dict[tup
     return jobs
 
 
-def write_data(out: Path, sizes: Sequence[int], model: str, seen: int, others: Mapping[str, int]) -> None:
+def train_labeller(out: Path, seen: int, others: Mapping[str, int]) -> Path:
+    """Train the model that labels, on the first `seen` scenes; return its folder."""
+    scenes = write_scenes(out / "seen", sizes={"train": seen, **others}, workers=2)
+    recipe = Recipe.load("scenes", "distill=null", f"data.root={scenes}")
+    outcome = run_job(Job(recipe, SPLITS, out / "labeller", recipe.train.seed, ""), lambda row: None)
+    if outcome.state != "done":
+        raise SystemExit(
+            f"{out / 'labeller'}: {outcome.state} {outcome.reason.rstrip('.')}. Start this again afterwards."
+        )
+    return out / "labeller"
+
+
+def write_data(out: Path, sizes: Sequence[int], seen: int, others: Mapping[str, int]) -> None:
     """Draw scenes, label those after the first `seen`, and write the data of all trainings."""
-    largest = max(sizes)
+    largest, model = max(sizes), train_labeller(out, seen, others)
     write_scenes(out / "scenes", sizes={"train": seen + 2 * largest, **others}, workers=2)
     samples = open_samples("scenes", split=None, root=out / "scenes")
     images = list(dict.fromkeys(sample.image for sample in samples if sample.split == "train"))[seen:]
@@ -86,7 +98,7 @@ def write_data(out: Path, sizes: Sequence[int], model: str, seen: int, others: M
                 for image, own in true.items()
             ),
         )
-        label_images(out / "scenes", labels, [model], phrases=file)
+        label_images(out / "scenes", labels, [str(model)], phrases=file)
     labelled = by_image(open_samples(str(labels), split=None), images)
     write_json(out / "labels.json", quality(true, labelled))
     evaluation = [sample for sample in samples if sample.split in SPLITS]
@@ -142,8 +154,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[300, 1000, 4000], help="training images")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--model", default="runs/demo/plain", help="that labels, trained on drawn scenes")
-    parser.add_argument("--seen", type=int, default=DEFAULT_SIZES["train"], help="scenes that it was trained on")
+    parser.add_argument("--seen", type=int, default=DEFAULT_SIZES["train"], help="scenes that the labeller learns from")
     parser.add_argument("--evaluation", type=int, nargs=2, default=[250, 400], help="scenes of val and test")
     parser.add_argument("--dry-run", action="store_true", help="print what is left to do and its hours")
     arguments = parser.parse_args()
@@ -151,7 +162,7 @@ def main() -> None:
     if not arguments.dry_run:
         out.mkdir(parents=True, exist_ok=True)
         others = dict(zip(SPLITS, arguments.evaluation, strict=True))
-        write_data(out, sizes, arguments.model, arguments.seen, others)
+        write_data(out, sizes, arguments.seen, others)
     jobs = jobs_of(out, sizes, arguments.steps, arguments.seeds)
     left = [job for own in jobs.values() for job in own if read_outcome(job).state != "done"]
     print(f"{len(left)} trainings of {arguments.steps} steps, {len(left) * arguments.steps * SECONDS / 3600:.1f} hours")
