@@ -22,6 +22,7 @@ import epmvg
 from epmvg.config.settings import DistillSettings, Recipe
 from epmvg.core.types import InputError, Sample
 from epmvg.distill.teacher import ClipTeacher
+from epmvg.evaluation.samples import training_images
 from epmvg.models.grounder import Grounder
 from epmvg.training import cache_teacher, loop
 from epmvg.training import setup as prepare
@@ -142,6 +143,8 @@ def test_unlabelled_images_reach_the_teachers_losses_only_and_a_run_resumes(
     for file in epmvg.save_pretrained(whole, tmp_path / "public").rglob("*"):
         assert not file.is_file() or str(tmp_path).encode() not in file.read_bytes(), file
     assert cache_teacher(recipe(squares, *settings))["embeddings"] > 0
+    assert {sample.image for sample in seen} <= (learned := training_images(whole) or set())
+    assert len(learned - {sample.image for sample in seen}) == 1  # only the missing one is none that it learned from
 
 
 def test_phrases_of_unlabelled_images_depend_on_no_process_or_micro_batch(

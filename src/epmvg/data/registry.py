@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from epmvg.core.types import InputError, Sample, did_you_mean
+from epmvg.core.types import WHOLE_IMAGE, InputError, Sample, did_you_mean
 from epmvg.data.readers.annotations import Located, Skipped, collect
 from epmvg.data.readers.files import cache_folder, is_file, is_folder
 from epmvg.data.readers.flickr30k import read_flickr30k
 from epmvg.data.readers.formats import READABLE, file_samples
 from epmvg.data.readers.refcoco import LAYOUT, read_refcoco
 from epmvg.data.readers.referit import read_referit
+from epmvg.data.readers.texts import read_texts
 from epmvg.data.readers.transvg import FLAGS, read_transvg
 
 
@@ -123,6 +124,24 @@ def located_samples(
     if split is not None and split not in dataset.splits:
         raise InputError(f"{name} has no split {split!r}: there are {', '.join(dataset.splits)}.")
     return dataset.read(folder, split)
+
+
+def open_unlabelled(file: str | Path, split: str) -> list[Sample]:
+    """Read images with phrases and no boxes, as samples of weight 0; lines that state another split are left out.
+
+    Raises:
+        InputError: the file cannot be read, a line lacks image or phrase, or none is of the split.
+    """
+    file = Path(file)
+    texts = read_texts(file, "phrase", file.parent, split=split)
+    samples = [
+        Sample(image, phrase, WHOLE_IMAGE, split=split, weight=0.0)
+        for image, phrases in texts.items()
+        for phrase in phrases
+    ]
+    if not samples:
+        raise InputError(f"{file} has no phrases of the split {split}. Check distill.unlabelled.")
+    return samples
 
 
 def fraction_of(samples: list[Sample], fraction: float) -> list[Sample]:

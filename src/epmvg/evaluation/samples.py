@@ -16,7 +16,7 @@ from epmvg.config.settings import DataSettings, Recipe
 from epmvg.core.files import disk_errors, write_text
 from epmvg.core.locate import fetch, is_run, is_transformers, own_folder
 from epmvg.core.types import InputError, Sample
-from epmvg.data.registry import open_samples
+from epmvg.data.registry import open_samples, open_unlabelled
 from epmvg.data.samples import SAMPLES, SampleDigest
 
 
@@ -134,12 +134,15 @@ def results_stem(run: Path | str, settings: DataSettings, split: str | None) -> 
 
 
 def training_images(run: Path | str) -> set[Path] | None:
-    """Return the images of a run's training split; None if it has no recipe or its data cannot be read."""
+    """Return the images that a run was trained on, with and without boxes; None without a recipe or readable data."""
     try:
-        settings, _ = data_settings(run)
-        return {sample.image for sample in open_split(settings, settings.train_split)}
+        recipe = Recipe.load(fetch(run) / "config.yaml")
+        samples = open_split(recipe.data, recipe.data.train_split)
+        if recipe.distill is not None and recipe.distill.unlabelled is not None:
+            samples += open_unlabelled(recipe.distill.unlabelled, recipe.data.train_split)
     except InputError:
         return None
+    return {sample.image for sample in samples}
 
 
 def shared_images(images: Iterable[Path], others: Iterable[Path]) -> set[Path]:

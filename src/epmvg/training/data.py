@@ -11,13 +11,12 @@ import accelerate
 
 from epmvg.config.settings import Recipe
 from epmvg.core.images import ImageFile
-from epmvg.core.types import WHOLE_IMAGE, InputError, Sample
+from epmvg.core.types import InputError, Sample
 from epmvg.data.conventions import detect_convention
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.readers.annotations import Skipped
 from epmvg.data.readers.files import cache_folder, is_file
-from epmvg.data.readers.texts import read_texts
-from epmvg.data.registry import fraction_of, open_samples
+from epmvg.data.registry import fraction_of, open_samples, open_unlabelled
 from epmvg.data.samples import SampleDigest
 from epmvg.data.validation.issues import KINDS
 from epmvg.evaluation.evaluate import evaluation_loader
@@ -54,11 +53,11 @@ def make_loaders(
     if not resume:  # a resumed run counts them as misses, so that it can be completed
         _check_images([sample.image for sample in val], **shard)
     samples = open_training_samples(recipe, report)
-    unlabelled = open_unlabelled(recipe, report)
+    unlabelled = open_unlabelled_samples(recipe, report)
     trained = [*samples, *unlabelled]
     digests["train"] = SampleDigest.of(trained)
     _check_boxes(samples, data.name)
-    _report_truncated(samples, model, report)
+    _report_truncated(trained, model, report)
     cached: dict[str, Any] = {}
     if settings.cache_features:
         file = cache_folder() / "features.sqlite"
@@ -100,19 +99,11 @@ def open_training_samples(recipe: Recipe, report: Report) -> list[Sample]:
     return fraction_of(_with_images(samples, "Check data.root.", skipped, report), data.fraction)
 
 
-def open_unlabelled(recipe: Recipe, report: Report) -> list[Sample]:
+def open_unlabelled_samples(recipe: Recipe, report: Report) -> list[Sample]:
     """Read the images with phrases and no boxes that the teacher of a recipe uses, as `open_training_samples` does."""
     if recipe.distill is None or recipe.distill.unlabelled is None:
         return []
-    file = Path(recipe.distill.unlabelled)
-    texts = read_texts(file, "phrase", file.parent, split=recipe.data.train_split)
-    samples = [
-        Sample(image, phrase, WHOLE_IMAGE, split=recipe.data.train_split, weight=0.0)
-        for image, phrases in texts.items()
-        for phrase in phrases
-    ]
-    if not samples:
-        raise InputError(f"{file} has no phrases of the split {recipe.data.train_split}. Check distill.unlabelled.")
+    samples = open_unlabelled(recipe.distill.unlabelled, recipe.data.train_split)
     return _with_images(samples, "Check distill.unlabelled.", Skipped(), report)
 
 
