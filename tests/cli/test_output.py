@@ -228,7 +228,7 @@ def test_evaluate_prints_robustness(run: Path, replace: Replace, capsys: pytest.
     main_ok(["evaluate", run, "--robustness"])
     printed = capsys.readouterr().out
     assert (
-        calls["split"] is None and "-25.00 (-30.00 to -20.00)" in printed and "the first: a.jpg is missing" in printed
+        calls["split"] is None and "-25.0 (-30.0 to -20.0)" in printed and "the first: a.jpg is missing" in printed
     )
     main_ok(["evaluate", run, "--robustness", "--json"])
     assert json.loads(capsys.readouterr().out)["clean"] == clean

@@ -59,13 +59,14 @@ def test_a_dry_run_prints_settings_and_files_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        main(["train", "refcoco", "data.root=none", "--dry-run"])
+        main(["train", "refcoco", "data.root=none", "distill.unlabelled=phrases.jsonl", "--dry-run"])
     printed = capsys.readouterr().out
     assert ended.value.code == 1 and not list(tmp_path.iterdir())
     for words in (
         "lr_backbone: 1.0e-05",
-        "169,650",
+        "339,300",  # twice those of the phrases with boxes, as many without being added
         "Missing: none is not a folder",
+        "Missing: phrases.jsonl does not exist. Check distill.unlabelled.",
         "--as detr",
         "an assumed 10 TFLOP",
     ):

@@ -23,6 +23,7 @@ from epmvg.config.settings import DistillSettings, Recipe
 from epmvg.core.types import InputError, Sample
 from epmvg.distill.teacher import ClipTeacher
 from epmvg.evaluation.samples import training_images
+from epmvg.experiments.requirements import costs
 from epmvg.models.grounder import Grounder
 from epmvg.training import cache_teacher, loop
 from epmvg.training import setup as prepare
@@ -130,6 +131,7 @@ def test_unlabelled_images_reach_the_teachers_losses_only_and_a_run_resumes(
     whole = epmvg.train(recipe(squares, *settings), tmp_path / "whole", report=reported.append)
     assert [row["rows"] for row in reported if row["event"] == "skipped"] == [1]  # the image is missing
     assert [bool(sample.weight) for sample in seen].count(True) == 3 * 12
+    assert costs(recipe(squares, *settings))["steps"] == max(row.get("step", 0) for row in reported)
     without = [(sample.image.name, sample.phrase) for sample in seen if not sample.weight]
     assert len(without) == 3 * 18 and len(set(without)) == 24  # all 24, but none of val and none without an image
     monkeypatch.setattr(loop, "check_finite", killed_at(8))

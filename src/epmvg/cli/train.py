@@ -96,9 +96,15 @@ def _print_requirements(recipe: Any) -> None:
 
     parts, cost = pretrained_parts(recipe), costs(recipe)
     console.print(recipe.dump())
+    files = [{"part": part.name, "source": part.source, "state": part.state} for part in parts]
     data = {"part": "data", "source": f"{recipe.data.name} in {recipe.data.root or 'its default folder'}"}
-    weights = [{"part": part.name, "source": part.source, "state": part.state} for part in parts]
-    print_table("Files", [*weights, data | {"state": "missing" if cost["missing"] else "there"}])
+    files.append(data | {"state": "missing" if cost["missing"] else "there"})
+    missing = [*(part.fix for part in parts if part.state == "missing"), *filter(None, [cost["missing"]])]
+    if unlabelled := recipe.distill and recipe.distill.unlabelled:
+        exists = Path(unlabelled).is_file()
+        files.append({"part": "unlabelled", "source": unlabelled, "state": "there" if exists else "missing"})
+        missing += [] if exists else [f"{unlabelled} does not exist. Check distill.unlabelled."]
+    print_table("Files", files)
     names = ("parameters", "trainable", "teacher", "phrases", "steps", "hours")
     print_table("Size", [{name: cost[name] for name in names}])
     console.print(f"Hours: {ASSUMPTION}.")
@@ -106,7 +112,6 @@ def _print_requirements(recipe: Any) -> None:
         {"pairs per GPU": pairs, "GiB": gib, "of it weights": cost["weights"]} for pairs, gib in cost["memory"].items()
     ]
     print_table("Memory of a GPU, float32, square images: parameters, gradients, AdamW, activations", memory)
-    missing = [*(part.fix for part in parts if part.state == "missing"), *filter(None, [cost["missing"]])]
     for each in missing:
         console.print(f"Missing: {each}")
     if missing:

@@ -249,5 +249,11 @@ def size_of(recipe: Recipe, splits: Sequence[str] = ()) -> dict[str, Any]:
     if missing := missing_data(recipe, splits):
         return {"phrases": None, "steps": None, "missing": missing}
     phrases = len(fraction_of(list(samples_of(data, data.train_split)), data.fraction))
-    steps = StepCount.of(-(-phrases // data.batch_size), recipe.train).total
-    return {"phrases": phrases, "steps": steps, "missing": ""}
+    return {"phrases": phrases, "steps": count_steps(recipe, phrases), "missing": ""}
+
+
+def count_steps(recipe: Recipe, phrases: int) -> int:
+    """Return the optimizer steps on a number of phrases with boxes and those without that a recipe adds to them."""
+    distill = recipe.distill
+    added = 0 if distill is None or distill.unlabelled is None else round(distill.unlabelled_ratio * phrases)
+    return StepCount.of(-(-(phrases + added) // recipe.data.batch_size), recipe.train).total

@@ -20,11 +20,10 @@ from epmvg.core.locate import fetch
 from epmvg.core.types import InputError
 from epmvg.distill.local_files import is_in_hub_cache, is_local, parameters
 from epmvg.distill.teacher import ClipTeacher
-from epmvg.experiments.plan import is_own_teacher, size_of
+from epmvg.experiments.plan import count_steps, is_own_teacher, size_of
 from epmvg.models.factory import build, create_model
 from epmvg.models.presets import MINILM_L6, preset
 from epmvg.models.pretrained import load_pretrained
-from epmvg.training.optimizer import StepCount
 
 FLOPS = 10e12
 """Assumed floating-point operations per second of a GPU in training: half of an A100's float32 peak."""
@@ -184,7 +183,7 @@ def costs(recipe: Recipe, splits: tuple[str, ...] = ()) -> dict[str, Any]:
     size = size_of(recipe, splits)
     if size["missing"] and recipe.data.name in _PHRASES:
         size["phrases"] = round(_PHRASES[recipe.data.name] * recipe.data.fraction)
-        size["steps"] = StepCount.of(-(-size["phrases"] // recipe.data.batch_size), recipe.train).total
+        size["steps"] = count_steps(recipe, size["phrases"])
     pairs = recipe.data.batch_size * recipe.train.gradient_accumulation_steps
     flops = 3e9 * _read("models", "sizes")[model.name]["gflops"] * pairs
     hours = None if size["steps"] is None else size["steps"] * flops / FLOPS / 3600
