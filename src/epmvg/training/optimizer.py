@@ -90,8 +90,8 @@ def make_optimizer(
 ) -> tuple[torch.optim.Optimizer, Scheduler]:
     """Make the optimizer of `parameter_groups` and its learning-rate scheduler, stepped once per optimizer step."""
     groups = parameter_groups(model, settings, new, teacher)
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True if on_gpu else None)
+    has_fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=has_fused)
     return optimizer, Scheduler(optimizer, lambda step: lr_factor(step, count, settings))
 
 
