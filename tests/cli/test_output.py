@@ -227,9 +227,7 @@ def test_evaluate_prints_robustness(run: Path, replace: Replace, capsys: pytest.
     calls = replace("epmvg.evaluation.robustness.measure_robustness", result)
     main_ok(["evaluate", run, "--robustness"])
     printed = capsys.readouterr().out
-    assert (
-        calls["split"] is None and "-25.0 (-30.0 to -20.0)" in printed and "the first: a.jpg is missing" in printed
-    )
+    assert calls["split"] is None and "-25.0 (-30.0 to -20.0)" in printed and "the first: a.jpg is missing" in printed
     main_ok(["evaluate", run, "--robustness", "--json"])
     assert json.loads(capsys.readouterr().out)["clean"] == clean
 

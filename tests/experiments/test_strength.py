@@ -89,15 +89,20 @@ def result_of(folder: Path) -> dict[str, Any]:
 def test_every_row_is_trained_and_its_teacher_named(folder: Path) -> None:
     result = result_of(folder)
     assert [row["name"] for row in result["rows"]] == [
-        *("6 boxes, plain", "6 boxes, 4 captions, paper", "6 boxes, 4 captions, unlabelled"),
+        *("6 boxes, plain", "6 boxes, plain, longer", "6 boxes, 4 captions, paper", "6 boxes, 4 captions, unlabelled"),
         *("6 boxes, 8 captions, paper", "6 boxes, 8 captions, unlabelled"),
-        *("12 boxes, plain", "12 boxes, 4 captions, paper", "12 boxes, 4 captions, unlabelled"),
+        *(
+            "12 boxes, plain",
+            "12 boxes, plain, longer",
+            "12 boxes, 4 captions, paper",
+            "12 boxes, 4 captions, unlabelled",
+        ),
         *("12 boxes, 8 captions, paper", "12 boxes, 8 captions, unlabelled", "L1"),
     ]
     trainings = [row["trainings"][0] for row in result["rows"]]
     assert all((each["seeds"], each["state"]) == (1, "") for each in trainings)
-    assert [each["recall"] for each in trainings] == [*[None, 0.4, 0.4, 0.8, 0.8] * 2, 0.8]
-    is_plain = [row["name"].endswith("plain") for row in result["rows"]]
+    assert [each["recall"] for each in trainings] == [*[None, None, 0.4, 0.4, 0.8, 0.8] * 2, 0.8]
+    is_plain = [row["name"].endswith(" plain") for row in result["rows"]]
     assert [row["cells"][1]["difference"] is None for row in result["rows"]] == is_plain
     assert "teacher's R@1 80.0" in (folder / "out" / "scenes" / "table-strength.md").read_text(encoding="utf-8")
     assert not list(folder.glob("out/scenes/*/seed-*/checkpoint"))
@@ -152,10 +157,10 @@ def test_the_corners_of_the_plan_come_first(folder: Path, monkeypatch: pytest.Mo
         for job in jobs
     ]
     few, strongest, weakest = cells[0][0], "own-teacher-200000", "own-teacher-1000"
-    assert {(fraction, teacher) for fraction, teacher, _ in cells[:15]} == {(few, None), (few, strongest)}
-    assert {(fraction, teacher) for fraction, teacher, _ in cells[15:30]} == {(1.0, None), (1.0, weakest)}
-    assert [seed for seed, _ in groupby(seed for _, _, seed in cells[30:])] == [13, 14, 15]
-    assert len(cells) == len({job.folder for job in jobs}) == 3 * (3 * (1 + 4 * 4) + 10)
+    assert {(fraction, teacher) for fraction, teacher, _ in cells[:18]} == {(few, None), (few, strongest)}
+    assert {(fraction, teacher) for fraction, teacher, _ in cells[18:36]} == {(1.0, None), (1.0, weakest)}
+    assert [seed for seed, _ in groupby(seed for _, _, seed in cells[36:])] == [13, 14, 15]
+    assert len(cells) == len({job.folder for job in jobs}) == 3 * (3 * (2 + 4 * 4) + 10)
 
 
 def test_the_grid_has_exactly_as_many_images_with_boxes_as_it_says() -> None:
@@ -175,7 +180,7 @@ def test_a_dry_run_prints_hours(tmp_path: Path, capsys: pytest.CaptureFixture[st
         main(["reproduce", "strength", "--seeds", "3", "--dry-run", "--root", str(tmp_path), "--out", str(tmp_path)])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert "183 trainings to run" in printed and "Hours of one core" in printed
+    assert "192 trainings to run" in printed and "Hours of one core" in printed
     plan = reproduce("strength", seeds=3, dry_run=True, root=tmp_path, out=tmp_path)["plan"]
     assert any("own-teacher-200000" in str(each) for each in plan["teachers"])
     hours = [each["hours"] for each in (*plan["runs"], *plan["teachers"])]
@@ -187,7 +192,7 @@ def test_a_dry_run_prints_hours(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_teacher_that_another_process_trains_is_waited_for_last(folder: Path, tmp_path: Path) -> None:
     table = Table.model_validate(TINY)
-    plan = plan_row(table.rows[1], table, SCALES["scenes"], seeds=1, out=tmp_path, root=folder / "scenes", overrides=())
+    plan = plan_row(table.rows[2], table, SCALES["scenes"], seeds=1, out=tmp_path, root=folder / "scenes", overrides=())
     job = plan[0].jobs[0]
     assert job.recipe.distill is not None
     teacher = Path(job.recipe.distill.teacher)

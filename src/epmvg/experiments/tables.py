@@ -37,7 +37,10 @@ class Row(BaseModel):
 
 
 class Grid(BaseModel):
-    """Rows by number of images with boxes, teacher and distillation settings, with one plain row per number."""
+    """Rows by number of images with boxes, teacher and distillation settings.
+
+    Each number has a plain row; where arms add images without boxes, also one that is trained for as many steps.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,7 +55,10 @@ class Grid(BaseModel):
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the values of the rows."""
         for boxes in self.boxes:
-            yield {"name": _plain(boxes), "boxes": boxes, "distill": None, "order": self._order(boxes)}
+            plain = {"boxes": boxes, "distill": None, "order": self._order(boxes)}
+            yield plain | {"name": _plain(boxes)}
+            if ratios := [arm["unlabelled_ratio"] for arm in self.arms.values() if "unlabelled" in arm]:
+                yield plain | {"name": _longer(boxes), "epochs": 1 + max(ratios)}
             for captions in self.captions:
                 for arm, distill in self.arms.items():
                     row = {"name": f"{boxes:,} boxes, {captions:,} captions, {arm}", "arm": arm, "distill": distill}
@@ -61,7 +67,8 @@ class Grid(BaseModel):
     def complete(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the values of a row with what follows from its number of images with boxes."""
         settings = self.boxes[row["boxes"]]
-        rest = {"student": "transvg-r50", "against": _plain(row["boxes"]), "order": len(self.first)}
+        base = _longer if "unlabelled" in (row.get("distill") or {}) else _plain
+        rest = {"student": "transvg-r50", "against": base(row["boxes"]), "order": len(self.first)}
         return rest | row | {"settings": settings | row.get("settings", {})}
 
     def _order(self, boxes: int, captions: int = 0) -> int:
@@ -72,7 +79,7 @@ class Grid(BaseModel):
         """Return the hours of one core that a training of a row takes, with its evaluation."""
         distill = row.distill or {}
         is_frozen, unlabelled = distill.get("frozen", True), distill.get("unlabelled_ratio", 0.0)
-        phrases = row.settings["train.epochs"] * row.boxes * self.phrases_per_image * (1 + unlabelled)
+        phrases = row.epochs * row.settings["train.epochs"] * row.boxes * self.phrases_per_image * (1 + unlabelled)
         milliseconds = phrases * self.milliseconds["phrase" if is_frozen else "unfrozen"]
         return float(milliseconds + self.milliseconds["evaluation"]) / 3.6e6
 
@@ -84,6 +91,10 @@ class Grid(BaseModel):
 
 def _plain(boxes: int) -> str:
     return f"{boxes:,} boxes, plain"
+
+
+def _longer(boxes: int) -> str:
+    return f"{boxes:,} boxes, plain, longer"
 
 
 class Table(BaseModel):
