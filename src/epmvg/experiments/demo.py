@@ -1,7 +1,7 @@
 """The demo: what a teacher of captions gives a student that has few boxes, on drawn scenes.
 
-A plain student has the boxes of a few scenes. The distilled one has also scenes without boxes, where the teacher's
-similarity maps of their phrases are its targets: the regime in which distillation helped most (docs/results.md).
+Both students have the boxes of few scenes and are trained for as many steps. The distilled one also sees scenes
+without boxes, whose only targets are the teacher's: the regime in which distillation helped most (docs/results.md).
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from epmvg.inference.predictor import Predictor
 from epmvg.report import write_report
 from epmvg.report.runs import read_runs
 from epmvg.training import Report, train
-from epmvg.training.teacher import cache_teacher
 
 MARKER = "demo.json"
 """Marks a folder of the demo, whose files a later demo replaces."""
@@ -67,15 +66,9 @@ def run_demo(out: Path, *, quick: bool = False, report: Report | None = None) ->
     report({"event": "say", "text": "1. Drawing scenes: few with boxes, many with captions and phrases alone"})
     sizes, workers = QUICK_SIZES if quick else SIZES, min(cpu_threads(), 4)
     write_scenes(out / "scenes", sizes=sizes, workers=workers, progress=store_progress(report, "scenes"))
-    report({"event": "say", "text": "2. Training a student on the boxes, and in parallel a teacher on the captions"})
-    summary: dict[str, Any] = {"scenes": sizes} | run_parallel(
-        {"plain": _plain, "teacher": _teacher}, out, quick, report
-    )
-    report(
-        {"event": "say", "text": "3. Training a student on the boxes and, with the teacher, on scenes without boxes"}
-    )
-    summary |= run_parallel({"distilled": _distilled}, out, quick, report)
-    report({"event": "say", "text": "4. Comparing the students, drawing a prediction and writing the report"})
+    report({"event": "say", "text": "2. Training a plain student, and in parallel a teacher and its distilled student"})
+    summary = {"scenes": sizes} | run_parallel({"plain": _plain, "distilled": _distilled}, out, quick, report)
+    report({"event": "say", "text": "3. Comparing the students, drawing a prediction and writing the report"})
     folders = [out / "plain", out / "distilled"]
     summary["difference"] = _difference(*folders)
     _draw(folders[summary["distilled"]["acc50"] >= summary["plain"]["acc50"]], out / "scenes", out / "prediction.png")
@@ -99,32 +92,29 @@ def _prepare_folder(out: Path) -> None:
 
 
 def _plain(out: Path, quick: bool, report: Report) -> dict[str, Any]:
-    return {"plain": _train_student(_recipe(out, quick, "distill=null"), out / "plain", report)}
+    """Train the plain student for as many steps as the distilled one."""
+    recipe = _recipe(out, quick)
+    assert recipe.distill is not None
+    length = 1 + recipe.distill.unlabelled_ratio
+    longer = {key: length * getattr(recipe.train, key) for key in ("epochs", "eval_interval")}
+    plain = recipe.model_copy(update={"distill": None, "train": recipe.train.model_copy(update=longer)})
+    return {"plain": _train_student(plain, out / "plain", report)}
 
 
-def _teacher(out: Path, quick: bool, report: Report) -> dict[str, Any]:
-    """Train the teacher, and compute what the distilled student's training needs of it."""
+def _distilled(out: Path, quick: bool, report: Report) -> dict[str, Any]:
     start = time.monotonic()
     settings = TEACHER_SETTINGS | ({"epochs": 1} if quick else {})
     captions = out / "scenes" / "captions.jsonl"
     metrics = train_teacher(captions, out / "teacher", **settings, progress=store_progress(report, "teacher"))
-    cache_teacher(_distilled_recipe(out, quick), store_progress(report, "embeddings"))
-    return {"teacher": asdict(metrics) | {"seconds": round(time.monotonic() - start, 1)}}
+    teacher = asdict(metrics) | {"seconds": round(time.monotonic() - start, 1)}
+    return {"teacher": teacher, "distilled": _train_student(_recipe(out, quick), out / "distilled", report)}
 
 
-def _distilled(out: Path, quick: bool, report: Report) -> dict[str, Any]:
-    return {"distilled": _train_student(_distilled_recipe(out, quick), out / "distilled", report)}
-
-
-def _distilled_recipe(out: Path, quick: bool) -> Recipe:
-    unlabelled = f"distill.unlabelled={out / 'scenes' / 'unlabelled.jsonl'}"
-    return _recipe(out, quick, f"distill={out / 'teacher'}", unlabelled)
-
-
-def _recipe(out: Path, quick: bool, *settings: str) -> Recipe:
-    return Recipe.load(
-        "scenes", "few-boxes", f"data.root={out / 'scenes'}", *settings, *(QUICK_SETTINGS if quick else ())
-    )
+def _recipe(out: Path, quick: bool) -> Recipe:
+    """Return the recipe of the distilled student."""
+    scenes = out / "scenes"
+    settings = (f"distill={out / 'teacher'}", f"distill.unlabelled={scenes / 'unlabelled.jsonl'}")
+    return Recipe.load("scenes", "few-boxes", f"data.root={scenes}", *settings, *(QUICK_SETTINGS if quick else ()))
 
 
 def store_progress(report: Report, name: str) -> Progress:
