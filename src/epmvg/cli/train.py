@@ -100,10 +100,10 @@ def _print_requirements(recipe: Any) -> None:
     data = {"part": "data", "source": f"{recipe.data.name} in {recipe.data.root or 'its default folder'}"}
     files.append(data | {"state": "missing" if cost["missing"] else "there"})
     missing = [*(part.fix for part in parts if part.state == "missing"), *filter(None, [cost["missing"]])]
-    if unlabelled := recipe.distill and recipe.distill.unlabelled:
-        exists = Path(unlabelled).is_file()
-        files.append({"part": "unlabelled", "source": unlabelled, "state": "there" if exists else "missing"})
-        missing += [] if exists else [f"{unlabelled} does not exist. Check distill.unlabelled."]
+    if recipe.unlabelled is not None:
+        exists = Path(recipe.unlabelled).is_file()
+        files.append({"part": "unlabelled", "source": recipe.unlabelled, "state": "there" if exists else "missing"})
+        missing += [] if exists else [f"{recipe.unlabelled} does not exist. Check distill.unlabelled."]
     print_table("Files", files)
     names = ("parameters", "trainable", "teacher", "phrases", "steps", "hours")
     print_table("Size", [{name: cost[name] for name in names}])

@@ -182,6 +182,10 @@ class TrainSettings(Settings):
     save_interval: int = Field(200, ge=1, description="Optimizer steps between two checkpoints.")
     log_interval: int = Field(20, ge=1, description="Optimizer steps between two log lines.")
 
+    def lengthened(self, factor: float) -> TrainSettings:
+        """Return these settings with a multiple of the epochs and of the interval of validations."""
+        return self.model_copy(update={key: factor * getattr(self, key) for key in ("epochs", "eval_interval")})
+
 
 class Recipe(Settings):
     """All settings of a run; the same recipe, seed and machine give the same run."""
@@ -207,6 +211,16 @@ class Recipe(Settings):
             start = published_start(self.model.name, self.data.name)
             self.model = self.model.model_copy(update={"init_from": start and start.folder})
         return self
+
+    @property
+    def unlabelled(self) -> str | None:
+        """The file of images with phrases and no boxes; None where there are none."""
+        return None if self.distill is None else self.distill.unlabelled
+
+    @property
+    def unlabelled_ratio(self) -> float:
+        """Unlabelled phrases in an epoch, per phrase with a box."""
+        return 0.0 if self.distill is None or self.unlabelled is None else self.distill.unlabelled_ratio
 
     @classmethod
     def load(cls, source: str | Path, *overrides: str) -> Recipe:

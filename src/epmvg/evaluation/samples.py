@@ -138,8 +138,8 @@ def training_images(run: Path | str) -> set[Path] | None:
     try:
         recipe = Recipe.load(fetch(run) / "config.yaml")
         samples = open_split(recipe.data, recipe.data.train_split)
-        if recipe.distill is not None and recipe.distill.unlabelled is not None:
-            samples += open_unlabelled(recipe.distill.unlabelled, recipe.data.train_split)
+        if recipe.unlabelled is not None:
+            samples += open_unlabelled(recipe.unlabelled, recipe.data.train_split)
     except InputError:
         return None
     return {sample.image for sample in samples}

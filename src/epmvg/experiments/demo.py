@@ -94,10 +94,8 @@ def _prepare_folder(out: Path) -> None:
 def _plain(out: Path, quick: bool, report: Report) -> dict[str, Any]:
     """Train the plain student for as many steps as the distilled one."""
     recipe = _recipe(out, quick)
-    assert recipe.distill is not None
-    length = 1 + recipe.distill.unlabelled_ratio
-    longer = {key: length * getattr(recipe.train, key) for key in ("epochs", "eval_interval")}
-    plain = recipe.model_copy(update={"distill": None, "train": recipe.train.model_copy(update=longer)})
+    longer = recipe.train.lengthened(1 + recipe.unlabelled_ratio)
+    plain = recipe.model_copy(update={"distill": None, "train": longer})
     return {"plain": _train_student(plain, out / "plain", report)}
 
 

@@ -151,9 +151,8 @@ def _recipe(row: Row, scale: Scale, data: str, out: Path, root: Path | str | Non
         settings.append(f"model.name={row.student}")
     values = Recipe.load(data, *settings).model_dump()
     values["loss"]["giou_weight"] *= row.giou
-    values["train"]["epochs"] *= row.epochs
-    values["train"]["eval_interval"] *= row.epochs
-    return Recipe.model_validate(values)
+    recipe = Recipe.model_validate(values)
+    return recipe.model_copy(update={"train": recipe.train.lengthened(row.epochs)})
 
 
 def _override(key: str, value: Any) -> str:
@@ -254,6 +253,5 @@ def size_of(recipe: Recipe, splits: Sequence[str] = ()) -> dict[str, Any]:
 
 def count_steps(recipe: Recipe, phrases: int) -> int:
     """Return the optimizer steps on a number of phrases with boxes and those without that a recipe adds to them."""
-    distill = recipe.distill
-    added = 0 if distill is None or distill.unlabelled is None else round(distill.unlabelled_ratio * phrases)
-    return StepCount.of(-(-(phrases + added) // recipe.data.batch_size), recipe.train).total
+    phrases += round(recipe.unlabelled_ratio * phrases)
+    return StepCount.of(-(-phrases // recipe.data.batch_size), recipe.train).total

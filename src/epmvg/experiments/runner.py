@@ -141,7 +141,7 @@ def _draw_unlabelled(job: Job, report: Report) -> None:
     Raises:
         InputError: their folder contains something else, or cannot be written.
     """
-    file = None if job.recipe.distill is None else job.recipe.distill.unlabelled
+    file = job.recipe.unlabelled
     if file is None or not is_own_unlabelled(file):
         return
     folder = Path(file).parent

@@ -67,7 +67,7 @@ def make_loaders(
         model.tokenize,
         image_size=image_size,
         unlabelled=unlabelled,
-        unlabelled_ratio=1.0 if recipe.distill is None else recipe.distill.unlabelled_ratio,
+        unlabelled_ratio=recipe.unlabelled_ratio,
         batch_size=data.batch_size,
         phrases_per_image=data.phrases_per_image,
         augment=data.augment,
@@ -101,9 +101,9 @@ def open_training_samples(recipe: Recipe, report: Report) -> list[Sample]:
 
 def open_unlabelled_samples(recipe: Recipe, report: Report) -> list[Sample]:
     """Read the images with phrases and no boxes that the teacher of a recipe uses, as `open_training_samples` does."""
-    if recipe.distill is None or recipe.distill.unlabelled is None:
+    if recipe.unlabelled is None:
         return []
-    samples = open_unlabelled(recipe.distill.unlabelled, recipe.data.train_split)
+    samples = open_unlabelled(recipe.unlabelled, recipe.data.train_split)
     return _with_images(samples, "Check distill.unlabelled.", Skipped(), report)
 
 

@@ -91,7 +91,7 @@ def make_optimizer(
     """Make the optimizer of `parameter_groups` and its learning-rate scheduler, stepped once per optimizer step."""
     groups = parameter_groups(model, settings, new, teacher)
     has_fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=has_fused)
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True if has_fused else None)
     return optimizer, Scheduler(optimizer, lambda step: lr_factor(step, count, settings))
 
 
