@@ -66,7 +66,7 @@ def test_a_dry_run_prints_settings_and_files_and_writes_nothing(
         "lr_backbone: 1.0e-05",
         "339,300",  # twice those of the phrases with boxes, as many without being added
         "Missing: none is not a folder",
-        "Missing: phrases.jsonl does not exist. Check distill.unlabelled.",
+        "phrases.jsonl cannot be opened",
         "--as detr",
         "an assumed 10 TFLOP",
     ):

@@ -97,13 +97,10 @@ def _print_requirements(recipe: Any) -> None:
     parts, cost = pretrained_parts(recipe), costs(recipe)
     console.print(recipe.dump())
     files = [{"part": part.name, "source": part.source, "state": part.state} for part in parts]
-    data = {"part": "data", "source": f"{recipe.data.name} in {recipe.data.root or 'its default folder'}"}
-    files.append(data | {"state": "missing" if cost["missing"] else "there"})
+    source = f"{recipe.data.name} in {recipe.data.root or 'its default folder'}"
+    source += f", and {recipe.unlabelled}" if recipe.unlabelled else ""
+    files.append({"part": "data", "source": source, "state": "missing" if cost["missing"] else "there"})
     missing = [*(part.fix for part in parts if part.state == "missing"), *filter(None, [cost["missing"]])]
-    if recipe.unlabelled is not None:
-        exists = Path(recipe.unlabelled).is_file()
-        files.append({"part": "unlabelled", "source": recipe.unlabelled, "state": "there" if exists else "missing"})
-        missing += [] if exists else [f"{recipe.unlabelled} does not exist. Check distill.unlabelled."]
     print_table("Files", files)
     names = ("parameters", "trainable", "teacher", "phrases", "steps", "hours")
     print_table("Size", [{name: cost[name] for name in names}])

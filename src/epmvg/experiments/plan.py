@@ -14,7 +14,7 @@ from typing import Any
 from epmvg.config.settings import DataSettings, Recipe
 from epmvg.core.types import InputError, Sample
 from epmvg.data.readers.annotations import Skipped
-from epmvg.data.registry import DATASETS, fraction_of, open_samples
+from epmvg.data.registry import DATASETS, fraction_of, open_samples, open_unlabelled
 from epmvg.experiments.demo import TEACHER_SETTINGS
 from epmvg.experiments.tables import Row, Table
 from epmvg.training.optimizer import StepCount
@@ -228,12 +228,23 @@ def _read(name: str, root: str | None, split_key: str, split: str, tolerant: boo
 
 
 def missing_data(recipe: Recipe, splits: Sequence[str]) -> str:
-    """Return what of a training's data is missing, "" for nothing."""
+    """Return what of a training's data is missing, "" for nothing; a grid draws its images without boxes itself."""
+    problem, file = _missing_samples(recipe, splits), recipe.unlabelled
+    if file is None or is_own_unlabelled(file):
+        return problem
+    try:
+        open_unlabelled(file, recipe.data.train_split)
+    except InputError as error:
+        return f"{problem} {error}".lstrip()
+    return problem
+
+
+def _missing_samples(recipe: Recipe, splits: Sequence[str]) -> str:
     try:
         for split in dict.fromkeys((recipe.data.train_split, recipe.data.val_split, *splits)):
             images = {sample.image for sample in samples_of(recipe.data, split)}
             if not any(image.is_file() for image in images):
-                return f"none of the {len(images):,} images of {recipe.data.name} {split} exists ({min(images)})"
+                return f"None of the {len(images):,} images of {recipe.data.name} {split} exists ({min(images)})."
     except InputError as error:
         return str(error)
     return ""
