@@ -2,10 +2,10 @@
 
     python benchmarks/label.py --out runs/label [--seeds 3] [--sizes 300 1000 4000] [--dry-run]
 
-A run of the recipe `scenes`, trained here, labels scenes that it has not seen: their true phrases are given,
-`--min-score auto` leaves boxes out, and confidences are weights. "both" has the true boxes of N images and labelled
-boxes of N others. All students take the same number of steps and are evaluated on the same true boxes. Started again,
-it continues; processes share the work.
+A run of the recipe `scenes`, trained and calibrated here, labels scenes that it has not seen: their true phrases are
+given, `--min-score auto` leaves boxes out, and confidences are weights. "both" has the true boxes of N images and
+labelled boxes of N others. All students take the same number of steps and are evaluated on the same true boxes.
+Started again, it continues; processes share the work.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 
 from epmvg.config.settings import Recipe
+from epmvg.core.calibration import CONFIDENCE_FILE
 from epmvg.core.files import write_json, write_rows, write_text
 from epmvg.core.types import Sample
 from epmvg.data.convert import write_samples
 from epmvg.data.registry import open_samples
 from epmvg.data.synthetic.scenes import DEFAULT_SIZES, write_scenes
+from epmvg.evaluation.calibration import calibrate
 from epmvg.experiments.plan import Job
 from epmvg.experiments.runner import read_outcome, run_job
 from epmvg.inference.candidates import box_iou
@@ -71,7 +73,7 @@ def jobs_of(out: Path, sizes: Sequence[int], steps: int, seeds: int) -> dict[tup
 
 
 def train_labeller(out: Path, seen: int, others: Mapping[str, int]) -> Path:
-    """Train the model that labels, on the first `seen` scenes; return its folder."""
+    """Train and calibrate the model that labels, on the first `seen` scenes; return its folder."""
     scenes = write_scenes(out / "seen", sizes={"train": seen, **others}, workers=2)
     recipe = Recipe.load("scenes", "distill=null", f"data.root={scenes}")
     outcome = run_job(Job(recipe, SPLITS, out / "labeller", recipe.train.seed, ""), lambda row: None)
@@ -79,6 +81,8 @@ def train_labeller(out: Path, seen: int, others: Mapping[str, int]) -> Path:
         raise SystemExit(
             f"{out / 'labeller'}: {outcome.state} {outcome.reason.rstrip('.')}. Start this again afterwards."
         )
+    if not (out / "labeller" / CONFIDENCE_FILE).exists():
+        calibrate(out / "labeller")
     return out / "labeller"
 
 

@@ -107,13 +107,15 @@ def test_reproduce_prints_the_table_or_the_plan(
     main_ok(["reproduce", "3", "--out", tmp_path])
     assert capsys.readouterr().out.startswith("| a table |")
     run = {"folder": "f", "state": "planned", "phrases": 7, "epochs": 1.0, "steps": None, "hours": None}
-    run |= {"parameters": 5, "memory": {8: 12.5}}
-    plan = {"to_run": 1, "runs": [run | {"missing": ["data.root"]}]}
+    run |= {"parameters": 5, "memory": {8: 12.5}, "settings": {"model.pretrained": False}}
+    run["parts"] = [{"part": "student", "source": "random weights", "state": "there"}]
+    plan = {"to_run": 1, "settings": {"distill": None}, "runs": [run | {"missing": ["data.root"]}]}
     replace("epmvg.experiments.reproduce.reproduce", {"plan": plan})
     with pytest.raises(SystemExit) as ended:
         main(["reproduce", "3", "--out", str(tmp_path), "--dry-run"])
     printed = capsys.readouterr().out
     assert ended.value.code == 1 and "1 trainings to run" in printed and "Missing: data.root" in printed
+    assert "  distill=null\nf:\n  and model.pretrained=false\n  student: random weights, there\n" in printed
 
 
 def test_teacher_commands_print_what_they_wrote(

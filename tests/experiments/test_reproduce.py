@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 
 from epmvg.cli import main
+from epmvg.config.flat import flatten
 from epmvg.config.published import published_start
 from epmvg.config.settings import Recipe
 from epmvg.core.types import InputError
@@ -276,7 +277,11 @@ def test_a_dry_run_trains_nothing_and_counts(
     assert "5 trainings to run" in capsys.readouterr().out
     planned = reproduce("7", scale="paper", dry_run=True, out=tmp_path / "out")["plan"]
     assert planned["to_run"] == 5 and planned["runs"][0]["steps"] == 169_650
-    weights, data = planned["runs"][0]["missing"]
+    giou = {one["settings"]["loss.giou_weight"] for one in planned["runs"]}
+    assert len(giou) == 5 and "loss.giou_weight" not in planned["settings"]
+    whole = flatten(Recipe.load("refcoco").model_dump(exclude={"name", "about"})).keys()
+    assert all((planned["settings"] | one["settings"]).keys() == whole for one in planned["runs"])
+    weights, *_, data = planned["runs"][0]["missing"]
     assert "epmvg convert" in weights and "data.root" in data
 
 

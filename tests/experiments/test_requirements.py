@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from epmvg.config.settings import Recipe
 from epmvg.experiments import reproduce as runner
 from epmvg.experiments.requirements import costs, missing_weights, pretrained_parts
 from epmvg.experiments.runner import Outcome
+from epmvg.models.factory import create_model, save
 
 
 def states(*overrides: str) -> dict[str, str]:
@@ -27,15 +29,18 @@ def test_parts_are_there_downloaded_or_missing(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert states() == {"student": "missing", "teacher": "downloaded at the start"}
     assert "Run `epmvg convert detr-r50-unc.pth" in missing_weights(Recipe.load("refcoco"))
-    start = Path("weights/transvg-r50-detr-r50-unc")
-    start.mkdir(parents=True)
-    (start / "model.yaml").touch()
-    assert states("distill.pretrained=random") == {"student": "there", "teacher": "there"}
+    tiny = "model={name: tiny-resnet, image_size: 64, init_from: start}"
+    save(create_model("tiny-resnet", image_size=64), "start")
+    assert states(tiny, "distill.pretrained=random") == {"student": "there", "teacher": "there"}
+    assert "start was made with" in missing_weights(Recipe.load("refcoco", "model={name: mini, init_from: start}"))
+    shutil.copytree("start", "cut")
+    Path("cut/model.safetensors").write_bytes(b"cut")
+    assert "cannot be read" in missing_weights(Recipe.load("refcoco", tiny, "model.init_from=cut"))
     from_imagenet = {"backbone": "downloaded at the start", "text encoder": "downloaded at the start"}
     assert states("model.init_from=null", "distill=null") == from_imagenet
     assert states("model=mini", "distill=null") == {"backbone": "there", "text encoder": "there"}
     assert states("model.pretrained=false", "model.init_from=null", "distill=null") == {"student": "there"}
-    assert "holds no model" in missing_weights(Recipe.load("refcoco", f"model.init_from={tmp_path}"))
+    assert "has no model.yaml" in missing_weights(Recipe.load("refcoco", f"model.init_from={tmp_path}"))
     assert "'RN5O'" in missing_weights(Recipe.load("refcoco", "distill=RN5O"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "Unset HF_HUB_OFFLINE" in missing_weights(Recipe.load("refcoco"))

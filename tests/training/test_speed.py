@@ -174,12 +174,17 @@ def test_batches_that_are_loaded_ahead_are_bounded(
     shared_memory(100)
     assert loader().prefetch_factor is None
     assert [loader(num_workers=workers).prefetch_factor for workers in (2, 4, 8, 64)] == [4, 3, 1, 1]
+    assert loader(num_workers=8, shuffle=True, world_size=8).prefetch_factor == 1  # as one process with 64 pairs
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # of eight on four machines
     assert loader(num_workers=8, shuffle=True, world_size=8).prefetch_factor == 4
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert loader(num_workers=8, phrases_per_image=4).prefetch_factor == 4  # a fourth of the images
     shared_memory(3)
     assert [loader(num_workers=workers).prefetch_factor for workers in (1, 2, 8)] == [4, 2, 1]
     shared_memory(0.064)  # a container's, unless it is told otherwise
-    with pytest.raises(InputError, match=r"num_workers=8 needs 2\.5 GB of shared memory.*has 0\.1\. Enlarge it"):
+    with pytest.raises(
+        InputError, match=r"num_workers=8 in each of 1 processes needs 2\.5 GB of shared memory.*has 0\.1\. Enlarge it"
+    ):
         loader(num_workers=8)
 
 

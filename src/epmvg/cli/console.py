@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from epmvg.core.distributed import rank_and_world_size
@@ -32,6 +33,10 @@ Split = Annotated[str | None, typer.Option(help="Split of the data.")]
 Root = Annotated[str | None, typer.Option(help="Folder of the data set.")]
 Device = Annotated[str, typer.Option(help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1 or mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+_UNLIMITED = 10_000
+"""Characters of a line that is piped."""
 
 
 def is_first() -> bool:
@@ -67,6 +72,8 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(name.replace("_", " "), justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(_format, row.values()))
+    if not console.is_terminal:
+        table.width = Measurement.get(console, console.options.update(max_width=_UNLIMITED), table).maximum
     console.print(table, soft_wrap=not console.is_terminal)
 
 

@@ -135,11 +135,25 @@ def reproduce(
         file = out / scale.value / f"table-{table}.md"
         console.print(f"{file.read_text(encoding='utf-8')}\nThe table is in {file} and .json")
         return
-    plan = result["plan"]
+    _print_plan(result["plan"])
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    """Print the settings, files and cost of a table's trainings; exit with status 1 where a file is missing."""
+    from epmvg.config.flat import as_override
+
+    console.print("Settings of all trainings:")
+    console.print("\n".join(f"  {as_override(key, value)}" for key, value in plan["settings"].items()))
+    for run in plan["runs"]:
+        console.print(f"{run['folder']}:")
+        console.print(" ".join(["  and", *(as_override(key, value) for key, value in run["settings"].items())]))
+        for part in run["parts"]:
+            console.print(f"  {part['part']}: {part['source']}, {part['state']}")
     columns = ("folder", "state", "phrases", "epochs", "steps", "hours", "parameters")
+    sizes = dict.fromkeys(pairs for run in plan["runs"] for pairs in run["memory"])
     rows = [
         {key: run[key] for key in columns}
-        | {f"GiB, {pairs} pairs": gib for pairs, gib in run["memory"].items()}
+        | {f"GiB, {pairs} pairs": run["memory"].get(pairs) for pairs in sizes}
         | {"files": "missing" if run["missing"] else "there"}
         for run in plan["runs"]
     ]

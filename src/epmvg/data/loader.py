@@ -7,6 +7,7 @@ batches of a training are the same for any number of worker processes and ranks.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,7 @@ from epmvg.data.side_words import swap_sides
 from epmvg.data.transforms import apply_transform, draw_transform, longest_side
 
 _PREFETCHED = 4_000_000_000
-"""Bytes of batches that the workers of a process may load ahead; each loads one at least."""
+"""Bytes of batches that the workers on a machine may load ahead; each loads one at least."""
 
 _SHARED_MEMORY = "/dev/shm"
 """Through which workers hand over their batches."""
@@ -161,13 +162,14 @@ class GroundingLoader:
         share = self.world_size if self.shuffle else 1
         groups = self.epoch_order.num_groups / max(1, len(self.samples))
         images = self.batch_size / share * groups  # of a batch, on average
-        need = self.num_workers * images * 12 * self.image_size**2  # three channels of float32
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE") or self.world_size)  # on this machine; all if it is not said
+        need = processes * self.num_workers * images * 12 * self.image_size**2  # three channels of float32
         limit = shutil.disk_usage(_SHARED_MEMORY).total if Path(_SHARED_MEMORY).exists() else math.inf
         if need > limit:
             raise InputError(
-                f"data.num_workers={self.num_workers} needs {need / 1e9:.1f} GB of shared memory, and {_SHARED_MEMORY} "
-                f"has {limit / 1e9:.1f}. Enlarge it (docker run --shm-size=8g), or lower data.num_workers or "
-                f"data.batch_size={self.batch_size}."
+                f"data.num_workers={self.num_workers} in each of {processes} processes needs {need / 1e9:.1f} GB of "
+                f"shared memory, and {_SHARED_MEMORY} has {limit / 1e9:.1f}. Enlarge it (docker run --shm-size=8g), "
+                f"or lower data.num_workers or data.batch_size={self.batch_size}."
             )
         return max(1, min(4, int(min(_PREFETCHED, limit / 2) // need)))
 

@@ -240,11 +240,15 @@ def missing_data(recipe: Recipe, splits: Sequence[str]) -> str:
 
 
 def _missing_samples(recipe: Recipe, splits: Sequence[str]) -> str:
+    """Return which annotations or images are missing; training leaves out those of its split."""
+    data = recipe.data
     try:
-        for split in dict.fromkeys((recipe.data.train_split, recipe.data.val_split, *splits)):
-            images = {sample.image for sample in samples_of(recipe.data, split)}
-            if not any(image.is_file() for image in images):
-                return f"None of the {len(images):,} images of {recipe.data.name} {split} exists ({min(images)})."
+        for split in dict.fromkeys((data.train_split, data.val_split, *splits)):
+            images = {sample.image for sample in samples_of(data, split)}
+            missing = {image for image in images if not image.is_file()}
+            if missing and (split != data.train_split or missing == images):
+                count = f"{len(missing):,} of {len(images):,}"
+                return f"{count} images of {data.name} {split} are missing (first: {min(missing)})."
     except InputError as error:
         return str(error)
     return ""

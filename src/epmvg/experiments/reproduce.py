@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from epmvg.config.flat import flatten
 from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.files import write_json, write_text
 from epmvg.core.types import InputError
 from epmvg.experiments.plan import SCALES, Job, clear_cache, is_own_teacher, missing_data, plan_row
-from epmvg.experiments.requirements import costs, fetch_weights, missing_weights
+from epmvg.experiments.requirements import costs, fetch_weights, missing_weights, pretrained_parts
 from epmvg.experiments.results import Plan, as_markdown, gain_figure, table_result
 from epmvg.experiments.runner import Outcome, make_teacher, read_outcome, run_job, teacher_recall
 from epmvg.experiments.tables import Grid, read_table
@@ -120,18 +121,26 @@ def _check_files(jobs: Sequence[Job], outcomes: Mapping[Path, Outcome], report: 
 
 
 def _planned(jobs: Sequence[Job], outcomes: Mapping[Path, Outcome], grid: Grid | None) -> dict[str, Any]:
-    """Return the state and size of each training, and how many are to be run.
+    """Return the settings, parts, state and size of each training, and how many are to be run.
 
-    Where a grid states hours they are of one core, their sum is `hours`, and its teachers are `teachers`.
+    `settings`, by dotted key, are those that all share, and those of each `runs` the others. Where a grid states hours
+    they are of one core, their sum is `hours`, and its teachers are `teachers`.
     """
+    settings = [flatten(job.recipe.model_dump(exclude={"name", "about"})) for job in jobs]
+    shared = settings[0]
+    for own in settings[1:]:
+        shared = {key: value for key, value in shared.items() if key in own and own[key] == value}
     runs = []
-    for job in jobs:
-        run = {"folder": str(job.folder), "state": outcomes[job.folder].state, "epochs": job.recipe.train.epochs}
-        cost = costs(job.recipe, job.splits)
-        problems = filter(None, (missing_weights(job.recipe), cost["missing"]))
+    for job, own in zip(jobs, settings, strict=True):
+        parts, cost = pretrained_parts(job.recipe), costs(job.recipe, job.splits)
+        problems = filter(None, [*(part.fix for part in parts if part.state == "missing"), cost["missing"]])
         cost |= {} if job.hours is None else {"hours": job.hours}
+        run = {"folder": str(job.folder), "state": outcomes[job.folder].state, "epochs": job.recipe.train.epochs}
+        run["settings"] = {key: value for key, value in own.items() if key not in shared}
+        run["parts"] = [{"part": part.name, "source": part.source, "state": part.state} for part in parts]
         runs.append(run | cost | {"missing": list(problems)})
-    plan: dict[str, Any] = {"runs": runs, "to_run": sum(run["state"] != "done" for run in runs)}
+    to_run = sum(run["state"] != "done" for run in runs)
+    plan: dict[str, Any] = {"settings": shared, "runs": runs, "to_run": to_run}
     if grid is None:
         return plan
     plan["teachers"] = []

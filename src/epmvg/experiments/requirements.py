@@ -15,13 +15,14 @@ import torch
 from huggingface_hub import constants
 
 from epmvg.config.published import missing_start, published_start
-from epmvg.config.settings import Recipe
-from epmvg.core.locate import fetch
+from epmvg.config.settings import ModelSettings, Recipe
+from epmvg.core.locate import DEFAULT
 from epmvg.core.types import InputError
 from epmvg.distill.local_files import is_in_hub_cache, is_local, parameters
 from epmvg.distill.teacher import ClipTeacher
 from epmvg.experiments.plan import count_steps, is_own_teacher, size_of
 from epmvg.models.factory import build, create_model
+from epmvg.models.factory import init_from as load_start
 from epmvg.models.presets import MINILM_L6, preset
 from epmvg.models.pretrained import load_pretrained
 
@@ -64,10 +65,10 @@ class Part:
 
 
 def pretrained_parts(recipe: Recipe) -> list[Part]:
-    """Return where the weights of student and teacher come from, and whether they are on this machine."""
+    """Return where the weights of student and teacher come from, and whether they are here and can be read."""
     model, distill = recipe.model, recipe.distill
     if model.init_from is not None:
-        parts = [_start(model.init_from, model.name, recipe.data.name)]
+        parts = [_start(model.init_from, model, recipe.data.name)]
     elif model.pretrained:
         settings = preset(model.name, **model.overrides)
         parts = [_backbone(settings["visual_encoder"]["backbone"]), _bert(settings["text_encoder"])]
@@ -79,22 +80,24 @@ def pretrained_parts(recipe: Recipe) -> list[Part]:
     if is_own_teacher(distill.teacher):
         return [*parts, Part("teacher", source, "trained first")]
     local = is_local(distill.teacher, distill.pretrained)
-    if local is None:
-        problem = _open_teacher(distill.teacher, distill.pretrained, distill.quick_gelu)
-        return [*parts, Part("teacher", source, "missing", problem)]
-    return [*parts, _hub_part("teacher", source, local)]
+    if local is False:
+        return [*parts, _hub_part("teacher", source, local)]
+    problem = _open_teacher(distill.teacher, distill.pretrained, distill.quick_gelu)
+    return [*parts, _local_part("teacher", source, problem)]
 
 
-def _start(folder: str, model: str, data: str) -> Part:
-    if missing := missing_start(folder, model, data):
+def _start(folder: str, model: ModelSettings, data: str) -> Part:
+    if missing := missing_start(folder, model.name, data):
         return Part("student", folder, "missing", missing)
-    if folder == "default" or (Path(folder) / "model.yaml").is_file():
-        start = published_start(model, data)
-        origin = f" ({start.file})" if start is not None and start.folder == folder else ""
-        return Part("student", folder + origin, _HERE)
-    if folder.count("/") == 1 and not Path(folder).parent.exists():
+    if folder != DEFAULT and folder.count("/") == 1 and not Path(folder).parent.exists():
         return _hub_part("student", folder, is_in_hub_cache(folder, "model.safetensors"))
-    return Part("student", folder, "missing", f"model.init_from={folder} holds no model. Give the folder of a run.")
+    start = published_start(model.name, data)
+    origin = f" ({start.file})" if start is not None and start.folder == folder else ""
+    return _local_part("student", folder + origin, _open_student(folder, model.name, json.dumps(model.overrides)))
+
+
+def _local_part(part: str, source: str, problem: str) -> Part:
+    return Part(part, source, "missing" if problem else _HERE, problem)
 
 
 def _backbone(name: str) -> Part:
@@ -154,10 +157,11 @@ def _open_teacher(name: str, pretrained: str | None, quick_gelu: bool | None) ->
 @functools.lru_cache(maxsize=32)
 def _open_student(init_from: str | None, name: str, overrides: str) -> str:
     try:
+        student = create_model(name, **json.loads(overrides))
         if init_from is not None:
-            fetch(init_from)
+            load_start(student, init_from)
         else:
-            load_pretrained(create_model(name, **json.loads(overrides)))
+            load_pretrained(student)
     except InputError as error:
         return str(error)
     return ""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import yaml
 
+from epmvg.config.flat import flatten
 from epmvg.core.locate import TRANSFORMERS_PREFIX, own_folder
 from epmvg.core.types import InputError
 from epmvg.data.readers.jsonl import json_object, json_objects
@@ -68,7 +69,7 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
 def _read_run(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder. Give the --out of a training.")
-    run = Run(name, folder, _flatten(_read_settings(folder / "config.yaml")), read_metrics(folder))
+    run = Run(name, folder, flatten(_read_settings(folder / "config.yaml")), read_metrics(folder))
     for file in sorted(folder.glob("predictions-*.jsonl")):
         rows = list(json_objects(file))
         for location, row in rows:
@@ -114,15 +115,6 @@ def _read_settings(file: Path) -> dict[str, Any]:
         return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
         raise InputError(f"{file} is not a YAML mapping ({str(error).splitlines()[0]}). Restore it.") from error
-
-
-def _flatten(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn {"train": {"lr": 1}} into {"train.lr": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        nested = isinstance(value, dict) and value
-        flat |= _flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
 
 
 def _is_prediction(row: Row) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from epmvg.config.flat import as_override, flatten, override_text
 from epmvg.config.settings import Recipe
 from epmvg.core.files import disk_errors, write_text
 from epmvg.core.types import InputError
@@ -79,9 +80,9 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 def differences(before: Recipe, now: Recipe) -> list[str]:
     """Return `key=value (was value)` of each setting that differs and changes the weights."""
-    old, new = _flatten(before.model_dump()), _flatten(now.model_dump())
+    old, new = flatten(before.model_dump()), flatten(now.model_dump())
     changed = [key for key in {**old, **new} if key not in RESUMABLE and not _same(key, old.get(key), new.get(key))]
-    return [f"{key}={_text(new.get(key))} (was {_text(old.get(key))})" for key in changed]
+    return [f"{as_override(key, new.get(key))} (was {override_text(old.get(key))})" for key in changed]
 
 
 def restart_advice(folder: Path) -> str:
@@ -90,22 +91,11 @@ def restart_advice(folder: Path) -> str:
     return f"start another --out{weights}"
 
 
-def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
 def _same(key: str, old: Any, new: Any) -> bool:
     if key in _PATHS and isinstance(old, str) and isinstance(new, str):
         paths = Path(old), Path(new)
         return paths[0].name == paths[1].name if any(path.is_absolute() for path in paths) else old == new
     return bool(old == new)
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
