@@ -17,7 +17,7 @@ STEPS = 37
 
 def step(number: int, who: str) -> dict[str, Any]:
     loss = {"total": 2.0 / number, "l1": 0.5 / number, "giou": 1.5 / number}
-    return {"event": "step", "who": who, "step": number, "steps": STEPS, "loss": loss, "images_per_s": 12.5}
+    return {"event": "step", "run": who, "step": number, "steps": STEPS, "loss": loss, "images_per_s": 12.5}
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -27,9 +27,9 @@ def test_two_trainings_side_by_side(terminal: bool) -> None:
         for number in range(1, STEPS + 1):
             for who in ("plain", "distilled"):
                 report(step(number, who))
-        report({"event": "store", "name": "features", "done": 3, "total": 3})
+        report({"event": "progress", "name": "features", "done": 3, "total": 3})
         report({"event": "skipped", "why": "Images skipped so far: 1"})
-        report({"event": "say", "text": "3. Drawing"})
+        report({"event": "message", "text": "3. Drawing"})
         score = {"event": "evaluate", "data": "mine", "split": "val", "phrases": 1234, "seconds": 9.6, "n": 40}
         report(score | {"acc50": 0.25, "miou": 0.5})
     message = out.getvalue()

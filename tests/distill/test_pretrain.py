@@ -39,7 +39,9 @@ def test_training_learns_colors(tmp_path: Path) -> None:
         train_teacher(captions, tmp_path / "out")
 
 
-@pytest.mark.parametrize("content", ["", "{torn", '{"image": "a.png"}\n', "[]\n"])
+@pytest.mark.parametrize(
+    "content", ["", "{torn", '{"image": "a.png"}\n', "[]\n", '{"image": "a.png", "captions": "one text"}\n' * 2]
+)
 def test_unusable_captions_are_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "captions.jsonl").write_text(content)
     with pytest.raises(InputError, match=r"captions\.jsonl"):
@@ -56,6 +58,12 @@ def rows_of(folder: Path, count: int, **more: Any) -> Path:
     file = folder / "c.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return file
+
+
+def test_no_epoch_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="epochs=0 trains nothing"):
+        train_teacher(rows_of(tmp_path, 4), tmp_path / "out", epochs=0)
+    assert not (tmp_path / "out").exists()
 
 
 SMALL: dict[str, Any] = {"image_size": 32, "epochs": 1, "batch_size": 2}

@@ -107,6 +107,6 @@ def test_phrases_that_are_not_read_as_written_are_counted(converted: Path, squar
     reported: list[dict[str, Any]] = []
     recipe = epmvg.Recipe.load("scenes", f"data.name={squares}", "model.name=tiny-resnet", "train.cache_features=false")
     make_loaders(recipe, load(converted), accelerate.PartialState(), reported.append)
-    texts = [row["text"] for row in reported if row["event"] == "say"]
+    texts = [row["text"] for row in reported if row["event"] == "message"]
     assert any("1 of 24 training phrases are longer than 20 word pieces" in text for text in texts)
     assert any("1 of 24 training phrases contain no word" in text for text in texts)

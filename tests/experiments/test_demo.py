@@ -10,13 +10,13 @@ import pytest
 
 from epmvg.config.settings import Recipe
 from epmvg.core.files import write_rows
-from epmvg.core.types import InputError
+from epmvg.core.types import InputError, Report
 from epmvg.data.registry import open_samples
 from epmvg.distill.pretrain import TeacherMetrics
 from epmvg.evaluation.statistics import accuracy
 from epmvg.experiments import demo
 from epmvg.experiments.demo import FILES, FOLDERS, MARKER, _prepare_folder
-from epmvg.experiments.parallel import Part, Report
+from epmvg.experiments.parallel import Part
 from epmvg.experiments.plan import count_steps
 
 
@@ -78,7 +78,7 @@ def test_the_demo_compares_its_students_on_the_same_phrases(tmp_path: Path, monk
     assert plain.model_copy(update={"train": distilled.train}) == distilled.model_copy(update={"distill": None})
     assert count_steps(plain, 1399) == pytest.approx(count_steps(distilled, 1399), rel=0.03)
     assert Path(str(distilled.distill.unlabelled)).is_file()
-    assert drawn == [tmp_path / "demo" / "distilled"] and {"say", "store", "step"} <= set(events)
+    assert drawn == [tmp_path / "demo" / "distilled"] and {"message", "progress", "step"} <= set(events)
     for key, difference in summary["difference"].items():
         assert difference["points"] == pytest.approx(100 * (1 - summary["plain"][key]))
     assert summary["teacher"]["r1"] == 0.5 and summary["scenes"] == demo.QUICK_SIZES

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from epmvg.core.types import InputError
-from epmvg.experiments.parallel import Report, _run_part, _Stopped, run_parallel
+from epmvg.core.types import InputError, Report
+from epmvg.experiments.parallel import _run_part, _Stopped, run_parallel
 
 
 def test_a_part_stops_at_its_next_report_once_another_failed(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_part_stops_at_its_next_report_once_another_failed(tmp_path: Path) -> 
 
     with pytest.raises(_Stopped):
         _run_part("plain", part, tmp_path, True, 1, rows, failed)
-    assert rows.get_nowait() == {"step": 1, "who": "plain"} and rows.empty()
+    assert rows.get_nowait() == {"step": 1, "run": "plain"} and rows.empty()
 
 
 def _ok(out: Path, quick: bool, report: Report) -> dict[str, Any]:
@@ -46,7 +46,24 @@ def test_the_error_of_a_part_in_a_process_is_raised(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
     with pytest.raises(InputError, match="this part fails"):
         run_parallel({"a": _ok, "b": _fails}, tmp_path, True, rows.append)
-    assert rows in ([], [{"event": "step", "who": "a"}])
+    assert rows in ([], [{"event": "step", "run": "a"}])
+
+
+def _reports_often(out: Path, quick: bool, report: Report) -> dict[str, Any]:
+    for _ in range(3000):
+        report({"event": "step"})
+        time.sleep(0.005)
+    (out / "ended").touch()
+    return {}
+
+
+def test_the_parts_stop_with_a_demo_that_is_interrupted(tmp_path: Path) -> None:
+    def interrupt(row: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_parallel({"a": _reports_often}, tmp_path, True, interrupt)
+    assert not (tmp_path / "ended").exists()
 
 
 SLEEPERS = """

@@ -15,10 +15,11 @@ from epmvg.cli import main
 from epmvg.config.flat import flatten
 from epmvg.config.published import published_start
 from epmvg.config.settings import Recipe
+from epmvg.core.files import write_json
 from epmvg.core.types import InputError
 from epmvg.data.synthetic.scenes import write_scenes
 from epmvg.experiments import runner
-from epmvg.experiments.plan import SCALES, count_steps, plan_row
+from epmvg.experiments.plan import SCALES, Job, count_steps, own_teacher_captions, own_teacher_name, plan_row
 from epmvg.experiments.reproduce import reproduce
 from epmvg.experiments.tables import Row, read_table, read_tables
 from epmvg.models.presets import preset
@@ -235,6 +236,12 @@ def test_a_table_is_killed_shared_and_resumed_and_nothing_is_run_twice(
     assert same["trainings"][0]["settings"] == plain["trainings"][0]["settings"]
     assert same["trainings"][0]["settings"] != first["trainings"][0]["settings"]
 
+    # A finished training is evaluated on a further split, and keeps the metrics of the others.
+    job = Job(Recipe.load(str(folders[0].parent / "config.yaml")), ("val", "open"), folders[0].parent, 13, "")
+    write_json(folders[0], json.loads(folders[0].read_text()) | {"metrics": {"test": "as it was"}})
+    added = runner.run_job(job, lambda row: None).result
+    assert added is not None and added["metrics"].keys() == {"test", "val", "open"}
+
     rows = (scenes / "annotations.jsonl").read_text().splitlines(keepends=True)
     (scenes / "annotations.jsonl").write_text("".join(rows[:-1]))
     assert "other samples" in run("4")["rows"][0]["trainings"][0]["state"]
@@ -294,16 +301,31 @@ def test_a_launcher_of_several_processes_is_rejected(tmp_path: Path, monkeypatch
 
 
 def test_training_time_is_read_from_torn_metrics(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"seconds": 3.5}\n{"event": "say", "text": "a\u2028b"}\n{"seconds": 9')
+    (tmp_path / "metrics.jsonl").write_text('{"seconds": 3.5}\n{"event": "message", "text": "a\u2028b"}\n{"seconds": 9')
     assert runner._seconds(tmp_path) == 3.5
 
 
+def test_a_teacher_of_other_settings_is_another_one() -> None:
+    names = {own_teacher_name(0, {"epochs": epochs}) for epochs in (1, 2)} | {own_teacher_name(9, {"epochs": 1})}
+    assert len(names) == 3 and {own_teacher_captions(f"out/{name}") for name in names} == {0, 9}
+    assert own_teacher_captions("teachers/own-teacher") is None
+
+
+def test_a_longer_training_drops_its_rate_later() -> None:
+    settings = Recipe.load("refcoco").train
+    longer = settings.lengthened(4)
+    assert (longer.epochs, longer.lr_drop, longer.eval_interval) == (360, 240, 4)
+    assert Recipe.load("scenes").train.lengthened(4).lr_drop == Recipe.load("scenes").train.lr_drop  # has no drop
+
+
 def test_wrong_arguments_are_named(tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("data: {name: refcoco}")
     for words, arguments in {
         "no table '8'": {"name": "8"},
         "no scale 'huge'": {"name": "3", "scale": "huge"},
         "seeds=0": {"name": "3", "seeds": 0},
         "is set by the table": {"name": "3", "overrides": ["data.name=refcoco"]},
+        "of all recipes on top": {"name": "3", "overrides": [str(tmp_path / "other.yaml")]},
         "Did you mean 'train.epochs'": {"name": "3", "overrides": ["train.epoch=2"]},
     }.items():
         with pytest.raises(InputError, match=words):

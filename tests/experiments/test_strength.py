@@ -24,7 +24,7 @@ from epmvg.distill.clip_checkpoints import CONFIG, WEIGHTS, build_clip
 from epmvg.distill.contrastive import train_end_to_end
 from epmvg.experiments import reproduce as module
 from epmvg.experiments import runner
-from epmvg.experiments.plan import SCALES, Job, plan_row
+from epmvg.experiments.plan import SCALES, Job, own_teacher_captions, plan_row
 from epmvg.experiments.reproduce import reproduce
 from epmvg.experiments.results import gain_figure
 from epmvg.experiments.runner import Outcome, make_teacher
@@ -153,10 +153,10 @@ def test_the_corners_of_the_plan_come_first(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "_write", lambda *arguments: None)
     reproduce("strength", seeds=3, out=tmp_path, root=folder / "scenes")
     cells = [
-        (job.recipe.data.fraction, job.recipe.distill and Path(job.recipe.distill.teacher).name, job.seed)
+        (job.recipe.data.fraction, job.recipe.distill and own_teacher_captions(job.recipe.distill.teacher), job.seed)
         for job in jobs
     ]
-    few, strongest, weakest = cells[0][0], "own-teacher-200000", "own-teacher-1000"
+    few, strongest, weakest = cells[0][0], 200_000, 1000
     assert {(fraction, teacher) for fraction, teacher, _ in cells[:18]} == {(few, None), (few, strongest)}
     assert {(fraction, teacher) for fraction, teacher, _ in cells[18:36]} == {(1.0, None), (1.0, weakest)}
     assert [seed for seed, _ in groupby(seed for _, _, seed in cells[36:])] == [13, 14, 15]
@@ -182,7 +182,7 @@ def test_a_dry_run_prints_hours(tmp_path: Path, capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert "192 trainings to run" in printed and "Hours of one core" in printed
     plan = reproduce("strength", seeds=3, dry_run=True, root=tmp_path, out=tmp_path)["plan"]
-    assert any("own-teacher-200000" in str(each) for each in plan["teachers"])
+    assert [each["captions"] for each in plan["teachers"]] == [200_000, 1000, 10_000, 50_000]
     hours = [each["hours"] for each in (*plan["runs"], *plan["teachers"])]
     assert plan["hours"] == pytest.approx(sum(hours)) and 12 < plan["hours"] < 70
     assert all(0 < each < 4 for each in hours)

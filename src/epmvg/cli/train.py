@@ -191,7 +191,7 @@ def train_teacher(
         typer.Argument(help="Data set or annotation file of the same images; encoders learn too."),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the images; the file's by default.")] = None,
-    epochs: Annotated[int, typer.Option(help="Maximum number of epochs; the best on val is saved.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Maximum number of epochs; the best on val is saved.")] = 10,
 ) -> None:
     """Train a small CLIP-style teacher from image-caption pairs.
 

@@ -183,8 +183,9 @@ class TrainSettings(Settings):
     log_interval: int = Field(20, ge=1, description="Optimizer steps between two log lines.")
 
     def lengthened(self, factor: float) -> TrainSettings:
-        """Return these settings with a multiple of the epochs and of the interval of validations."""
-        return self.model_copy(update={key: factor * getattr(self, key) for key in ("epochs", "eval_interval")})
+        """Return these settings with a multiple of all epochs: the whole, until the drop, and between validations."""
+        keys = ("epochs", "eval_interval", *(("lr_drop",) if self.lr_schedule == "step" else ()))
+        return self.model_copy(update={key: factor * getattr(self, key) for key in keys})
 
 
 class Recipe(Settings):

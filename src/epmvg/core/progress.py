@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from epmvg.core.types import Progress as ProgressCallback
+from epmvg.core.types import Report
 
 
 @contextmanager
@@ -18,6 +19,11 @@ def progress_bar(console: Console, title: str) -> Iterator[ProgressCallback]:
     with _new_bar(console) as bar:
         task = bar.add_task(title, total=None, note="")
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def progress_rows(report: Report, name: str) -> ProgressCallback:
+    """Return a function that reports (done, total) as rows of progress."""
+    return lambda done, total: report({"event": "progress", "name": name, "done": done, "total": total})
 
 
 class TrainingProgress:
@@ -41,10 +47,10 @@ class TrainingProgress:
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Report one row."""
-        prefix = f"{row['who']}: " if "who" in row else ""
+        prefix = f"{row['run']}: " if "run" in row else ""
         if row["event"] == "step":
             self._report_step(row, prefix)
-        elif row["event"] == "store":
+        elif row["event"] == "progress":
             self._update_bar(f"{prefix}{row['name']}", row["done"], row["total"])
         elif text := _describe(row):
             self._print(prefix + text)
@@ -102,6 +108,6 @@ def _describe(row: dict[str, Any]) -> str:
             )
         case "skipped":
             return f"{row['why'].rstrip('.')}."
-        case "say":
+        case "message":
             return str(row["text"])
     return ""

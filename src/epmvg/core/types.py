@@ -36,6 +36,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(known)}."
 
 
+Report = Callable[[dict[str, Any]], None]
+"""Called with each row of a training's metrics as it is written, and with rows on its progress."""
+
 Progress = Callable[[int, int], None]
 """Called with (done, total) during long work."""
 

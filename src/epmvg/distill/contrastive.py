@@ -31,6 +31,7 @@ from epmvg.distill.pretrain import (
     CaptionedImage,
     TeacherMetrics,
     check_count,
+    check_epochs,
     encode,
     read_captions,
     recall,
@@ -46,6 +47,7 @@ FROZEN = ("conv_stem", "bn1", "blocks.0", "blocks.1")
 """Of the image encoder, as in `mini`: half of a step's memory and a third of its time, for edges and textures."""
 
 _WARMUP = 0.05  # of all steps
+_DATA = "The teacher's data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +90,21 @@ def train_end_to_end(
         progress: Called with (steps done, total).
 
     Raises:
-        InputError: Too few pairs or images, the training diverged, an image cannot be opened, `out` exists, or the
-            training to be continued has other settings.
+        InputError: Too few pairs, images or epochs, the training diverged, an image cannot be opened, `out` exists, or
+            the training to be continued has other settings.
     """
     out, start = Path(out), time.monotonic()
     if out.exists():
         raise InputError(f"{out} exists already. Choose another folder for the teacher.")
-    check_count(out, len(val), "val", [])
-    check_count(out, len(pairs), "train", [])
+    check_epochs(epochs)
+    check_count(_DATA, len(val), "val", [])
+    check_count(_DATA, len(pairs), "train", [])
     batch_size = min(batch_size, len(pairs))
     per_epoch = len(pairs) // batch_size
     settings: dict[str, Any] = {"image_size": image_size, "epochs": epochs, "batch_size": batch_size, "lr": lr}
     settings |= {"lr_encoder": lr_encoder, "pairs": pairs.describe()}
     folder = out.with_name(f".{out.name}.partial")
-    with disk_errors(folder), torch.random.fork_rng(devices=[]):
+    with disk_errors(folder), torch.random.fork_rng(range(torch.cuda.device_count())):
         teacher, optimizer, state = _open(folder, settings)
         rates = [group["lr"] for group in optimizer.param_groups]
         start -= state.seconds
@@ -281,7 +284,7 @@ def _validate(
     skipped: list[str] = []
     teacher.eval()
     features = encode(teacher, list(val), skipped, lambda done: None)
-    check_count(folder, len(features.captions), "val", skipped)
+    check_count(_DATA, len(features.captions), "val", skipped)
     r1, r5 = recall(nn.ModuleList([teacher.clip.visual.head, teacher.clip.text.proj]), features)
     _train_mode(teacher)
     if (r1, r5) <= best[:2]:

@@ -55,7 +55,7 @@ class TeacherMetrics:
     r5: float
     epoch: int  # the best one, whose weights are kept
     images: int
-    captions: int
+    captions: int  # of the training images; pairs learned, where an epoch draws its own texts
     seconds: float
     skipped: int = 0  # images that cannot be opened; teacher.json names them
 
@@ -94,11 +94,12 @@ def train_teacher(
         progress: Called with (images read, total).
 
     Raises:
-        InputError: Unusable captions, fewer than two images of a split can be opened, the training diverged, or `out`
-            exists.
+        InputError: Unusable captions, no epoch, fewer than two images of a split can be opened, the training diverged,
+            or `out` exists.
     """
     start = time.monotonic()
     settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    check_epochs(epochs)
     captions, out = Path(captions), Path(out)
     if out.exists():
         raise InputError(f"{out} exists already. Choose another folder for the teacher.")
@@ -119,17 +120,22 @@ def train_teacher(
         counts = len(train_features.captions), len(train_features.texts)
         metrics = TeacherMetrics(r1, r5, epoch, *counts, round(time.monotonic() - start, 1), len(skipped))
         digest = hashlib.sha256(captions.read_bytes()).hexdigest()
-        description = {"captions": captions.name, "captions_sha256": digest} | settings
+        description = {"captions": captions.name, "captions_sha256": digest, "image_size": image_size} | settings
         description |= {"skipped": skipped, "metrics": asdict(metrics)}
         (folder / "teacher.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
         folder.rename(out)
     return metrics
 
 
-def check_count(file: Path, count: int, split: str, skipped: list[str]) -> None:
+def check_epochs(epochs: int) -> None:
+    if epochs < 1:
+        raise InputError(f"epochs={epochs} trains nothing. Give 1 or more.")
+
+
+def check_count(source: Path | str, count: int, split: str, skipped: list[str]) -> None:
     if count < 2:
         reason = f" ({skipped[0]})" if skipped else ""
-        raise InputError(f"{file} has {count} captioned images of split {split!r}{reason}. Give at least two.")
+        raise InputError(f"{source} has {count} captioned images of split {split!r}{reason}. Give at least two.")
 
 
 def read_captions(file: Path, root: Path, split: str) -> list[CaptionedImage]:
@@ -137,13 +143,15 @@ def read_captions(file: Path, root: Path, split: str) -> list[CaptionedImage]:
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
         rows = [row for row in rows if row.get("split", "train") == split]
-        captioned = [(root / row["image"], [str(text) for text in row["captions"]]) for row in rows]
+        captioned = [(root / row["image"], row["captions"]) for row in rows]
     except OSError as error:
         raise InputError(f"{file} cannot be opened ({error.strerror}). Check the path.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f'{file} is unusable ({error}). Write JSON rows {{"image", "split", "captions": [...]}}.'
         raise InputError(message) from error
     for image, texts in captioned:
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise InputError(f'{file} has captions={texts!r} for {image}. Write ["a caption", ...].')
         if not texts:
             raise InputError(f"{file} has no caption for {image}. Give at least one, or remove the row.")
     check_count(file, len(captioned), split, [])
@@ -291,9 +299,10 @@ def _fit(
 @torch.no_grad()
 def recall(heads: nn.ModuleList, features: Features) -> tuple[float, float]:
     """Text-to-image recall at 1 and 5; a tie or a similarity that is not finite is a miss."""
-    image = normalize(heads[0](features.images), dim=-1)
-    text = normalize(heads[1](features.texts), dim=-1)
-    image_index = torch.tensor([number for number, own in enumerate(features.captions) for _ in own])
+    device = next(heads.parameters()).device
+    image = normalize(heads[0](features.images.to(device)), dim=-1)
+    text = normalize(heads[1](features.texts.to(device)), dim=-1)
+    image_index = torch.tensor([number for number, own in enumerate(features.captions) for _ in own], device=device)
     similarity = text @ image.T
     rank = (similarity >= similarity.gather(1, image_index[:, None])).sum(1)  # itself included
     finite = similarity.isfinite().all(1)

@@ -16,18 +16,20 @@ from epmvg.config.settings import Recipe
 from epmvg.core.files import write_json
 from epmvg.core.hardware import cpu_threads
 from epmvg.core.images import open_image
-from epmvg.core.types import InputError, Progress
+from epmvg.core.progress import progress_rows
+from epmvg.core.types import InputError, Report
 from epmvg.data.registry import open_samples
 from epmvg.data.synthetic.scenes import write_scenes
 from epmvg.distill.pretrain import train_teacher
 from epmvg.evaluation.evaluate import evaluate
 from epmvg.evaluation.statistics import compare
 from epmvg.experiments.parallel import run_parallel
+from epmvg.experiments.plan import SCALES
 from epmvg.inference.draw import draw_boxes
 from epmvg.inference.predictor import Predictor
 from epmvg.report import write_report
 from epmvg.report.runs import read_runs
-from epmvg.training import Report, train
+from epmvg.training import train
 
 MARKER = "demo.json"
 """Marks a folder of the demo, whose files a later demo replaces."""
@@ -39,7 +41,6 @@ FILES = ("summary.json", "prediction.png", "report.html")
 SIZES = {"train": 250, "val": 250, "test": 400, "open": 300, "captions": 6000}
 """Scenes per split: few with boxes, many with captions and phrases alone."""
 
-TEACHER_SETTINGS: dict[str, Any] = {"image_size": 160, "epochs": 20}
 QUICK_SIZES = {"train": 60, "val": 20, "test": 20, "open": 20, "captions": 80}
 QUICK_SETTINGS = ("train.epochs=1", "train.warmup_steps=2")
 
@@ -63,12 +64,12 @@ def run_demo(out: Path, *, quick: bool = False, report: Report | None = None) ->
     report = report or (lambda row: None)
     start = time.monotonic()
     _prepare_folder(out)
-    report({"event": "say", "text": "1. Drawing scenes: few with boxes, many with captions and phrases alone"})
+    report({"event": "message", "text": "1. Drawing scenes: few with boxes, many with captions and phrases alone"})
     sizes, workers = QUICK_SIZES if quick else SIZES, min(cpu_threads(), 4)
-    write_scenes(out / "scenes", sizes=sizes, workers=workers, progress=store_progress(report, "scenes"))
-    report({"event": "say", "text": "2. Training a plain student, and in parallel a teacher and its distilled student"})
+    write_scenes(out / "scenes", sizes=sizes, workers=workers, progress=progress_rows(report, "scenes"))
+    report({"event": "message", "text": "2. Training a plain student and, in parallel, a teacher and its student"})
     summary = {"scenes": sizes} | run_parallel({"plain": _plain, "distilled": _distilled}, out, quick, report)
-    report({"event": "say", "text": "3. Comparing the students, drawing a prediction and writing the report"})
+    report({"event": "message", "text": "3. Comparing the students, drawing a prediction and writing the report"})
     folders = [out / "plain", out / "distilled"]
     summary["difference"] = _difference(*folders)
     _draw(folders[summary["distilled"]["acc50"] >= summary["plain"]["acc50"]], out / "scenes", out / "prediction.png")
@@ -101,9 +102,9 @@ def _plain(out: Path, quick: bool, report: Report) -> dict[str, Any]:
 
 def _distilled(out: Path, quick: bool, report: Report) -> dict[str, Any]:
     start = time.monotonic()
-    settings = TEACHER_SETTINGS | ({"epochs": 1} if quick else {})
+    settings = (SCALES["scenes"].teacher or {}) | ({"epochs": 1} if quick else {})
     captions = out / "scenes" / "captions.jsonl"
-    metrics = train_teacher(captions, out / "teacher", **settings, progress=store_progress(report, "teacher"))
+    metrics = train_teacher(captions, out / "teacher", **settings, progress=progress_rows(report, "teacher"))
     teacher = asdict(metrics) | {"seconds": round(time.monotonic() - start, 1)}
     return {"teacher": teacher, "distilled": _train_student(_recipe(out, quick), out / "distilled", report)}
 
@@ -113,11 +114,6 @@ def _recipe(out: Path, quick: bool) -> Recipe:
     scenes = out / "scenes"
     settings = (f"distill={out / 'teacher'}", f"distill.unlabelled={scenes / 'unlabelled.jsonl'}")
     return Recipe.load("scenes", "few-boxes", f"data.root={scenes}", *settings, *(QUICK_SETTINGS if quick else ()))
-
-
-def store_progress(report: Report, name: str) -> Progress:
-    """Return a function that reports (done, total) as rows of progress."""
-    return lambda done, total: report({"event": "store", "name": name, "done": done, "total": total})
 
 
 def _train_student(recipe: Recipe, folder: Path, report: Report) -> dict[str, Any]:

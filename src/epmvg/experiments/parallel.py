@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from epmvg.core.hardware import cpu_threads
+from epmvg.core.types import Report
 
-Report = Callable[[dict[str, Any]], None]
 Part = Callable[[Path, bool, Report], dict[str, Any]]
 """Called with the demo's folder, whether it is the quick version, and a report of rows of metrics."""
 
@@ -24,8 +24,8 @@ Part = Callable[[Path, bool, Report], dict[str, Any]]
 def run_parallel(parts: dict[str, Part], out: Path, quick: bool, report: Report) -> dict[str, Any]:
     """Run each part in a process with its fraction of the cores, and merge their results.
 
-    Two processes use two cores better than the threads of one: the networks are small. When a part fails, the others
-    stop at their next report. The processes end with this one, however it ends.
+    Two processes use two cores better than the threads of one: the networks are small. When a part fails, or this is
+    interrupted, the others stop at their next report. The processes end with this one, however it ends.
     """
     context = multiprocessing.get_context("spawn")
     threads = max(1, cpu_threads() // len(parts))
@@ -37,11 +37,15 @@ def run_parallel(parts: dict[str, Part], out: Path, quick: bool, report: Report)
         running = [
             pool.submit(_run_part, name, part, out, quick, threads, rows, failed) for name, part in parts.items()
         ]
-        while not all(each.done() for each in running) or not rows.empty():
-            with contextlib.suppress(queue.Empty):
-                report(rows.get(timeout=0.2))
-            if any(each.done() and each.exception() for each in running):
-                failed.set()
+        try:
+            while not all(each.done() for each in running) or not rows.empty():
+                with contextlib.suppress(queue.Empty):
+                    report(rows.get(timeout=0.2))
+                if any(each.done() and each.exception() for each in running):
+                    failed.set()
+        except BaseException:
+            failed.set()
+            raise
         errors = [error for each in running if (error := each.exception())]
         if errors:
             raise next((error for error in errors if not isinstance(error, _Stopped)), errors[0])
@@ -72,7 +76,7 @@ def _run_part(
     def report(row: dict[str, Any]) -> None:
         if failed.is_set():
             raise _Stopped
-        rows.put(row | {"who": name})
+        rows.put(row | {"run": name})
 
     import torch  # takes a second
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,30 @@ from epmvg.config.settings import DataSettings, Recipe
 from epmvg.core.types import InputError, Sample
 from epmvg.data.readers.annotations import Skipped
 from epmvg.data.registry import DATASETS, fraction_of, open_samples, open_unlabelled
-from epmvg.experiments.demo import TEACHER_SETTINGS
 from epmvg.experiments.tables import Row, Table
 from epmvg.training.optimizer import StepCount
 
 OWN_TEACHER = "own-teacher"
-"""Folder, in a scale's, of the teacher that small scales train for themselves; a grid's end in their captions."""
-
+"""Folder, in a scale's, of teachers that small scales and grids train for themselves."""
 
 OWN_UNLABELLED = "unlabelled"
 """Folder, in a scale's, of the scenes without boxes that a grid draws for itself; it ends in their number."""
 
 
+def own_teacher_name(captions: int, settings: Mapping[str, Any]) -> str:
+    """Return the name of a teacher that a scale, or a grid from so many captioned scenes, trains for itself."""
+    return f"{OWN_TEACHER}-{captions}-{_digest(dict(settings))}"
+
+
+def own_teacher_captions(name: str) -> int | None:
+    """Return how many captioned scenes of a grid such a teacher learns from, 0 of a scale's; None of other teachers."""
+    own = re.fullmatch(rf"{OWN_TEACHER}-(\d+)-[0-9a-f]{{8}}", Path(name).name)
+    return None if own is None else int(own[1])
+
+
 def is_own_teacher(name: str) -> bool:
-    """Return whether a teacher is one that a scale trains for itself."""
-    return Path(name).name.startswith(OWN_TEACHER)
+    """Return whether a teacher is one that a scale or a grid trains for itself."""
+    return own_teacher_captions(name) is not None
 
 
 def is_own_unlabelled(file: str | None) -> bool:
@@ -56,7 +65,7 @@ SCALES = {
             "Synthetic scenes and the demo's recipe. This is not the paper's data: compare rows with each other only.",
             "scenes",
             ("val", "test", "open"),
-            TEACHER_SETTINGS,
+            {"image_size": 160, "epochs": 20},
         ),
         Scale(
             "mini",
@@ -116,7 +125,10 @@ def plan_row(
     settings = []
     for data in dict.fromkeys([scale.recipe] if scale.recipe else [name for name, _ in table.columns]):
         splits = scale.splits or tuple(split for name, split in table.columns if name == data)
-        base = _recipe(row, scale, data, out, root, overrides)
+        base = _recipe(row, table, scale, data, out, root, overrides)
+        given = Recipe.load(data)
+        if (base.data.name, base.train.seed) != (given.data.name, given.train.seed):
+            raise InputError("data.name and train.seed are set by the table. Leave them out of all recipes on top.")
         key = settings_hash(base)
         jobs = []
         for seed in range(base.train.seed, base.train.seed + seeds):
@@ -129,7 +141,9 @@ def plan_row(
     return settings
 
 
-def _recipe(row: Row, scale: Scale, data: str, out: Path, root: Path | str | None, overrides: Sequence[str]) -> Recipe:
+def _recipe(
+    row: Row, table: Table, scale: Scale, data: str, out: Path, root: Path | str | None, overrides: Sequence[str]
+) -> Recipe:
     """Return the recipe of a row on a data set; the row's settings take precedence over `overrides`."""
     settings = [f"data.root={root}"] if root is not None else []
     own = [_override(key, value) for key, value in row.settings.items()]
@@ -137,8 +151,9 @@ def _recipe(row: Row, scale: Scale, data: str, out: Path, root: Path | str | Non
         settings += ["distill=null", *(each for each in overrides if not each.startswith("distill")), *own]
     else:
         if scale.teacher is not None:  # without what a recipe of ours adds to the paper's settings
-            own_teacher = f"{OWN_TEACHER}-{row.captions}" if row.captions else OWN_TEACHER
-            settings += ["distill=null", f"distill.teacher={out / scale.name / own_teacher}"]
+            grid = table.grid.captions if table.grid is not None else {}
+            teacher = own_teacher_name(row.captions, grid.get(row.captions, scale.teacher))
+            settings += ["distill=null", f"distill.teacher={out / scale.name / teacher}"]
         settings += overrides
         distill = dict(row.distill)
         if "unlabelled" in distill:
@@ -195,6 +210,10 @@ def settings_hash(recipe: Recipe) -> str:
             distill["unlabelled"] = Path(distill["unlabelled"]).parent.name
         elif distill["unlabelled"] is None:  # then neither says anything
             del distill["unlabelled"], distill["unlabelled_ratio"]
+    return _digest(values)
+
+
+def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

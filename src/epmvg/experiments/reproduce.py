@@ -9,13 +9,12 @@ from typing import Any
 from epmvg.config.flat import flatten
 from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.files import write_json, write_text
-from epmvg.core.types import InputError
-from epmvg.experiments.plan import SCALES, Job, clear_cache, is_own_teacher, missing_data, plan_row
+from epmvg.core.types import InputError, Report
+from epmvg.experiments.plan import SCALES, Job, clear_cache, missing_data, own_teacher_captions, plan_row
 from epmvg.experiments.requirements import costs, fetch_weights, missing_weights, pretrained_parts
 from epmvg.experiments.results import Plan, as_markdown, gain_figure, table_result
 from epmvg.experiments.runner import Outcome, make_teacher, read_outcome, run_job, teacher_recall
 from epmvg.experiments.tables import Grid, read_table
-from epmvg.training import Report
 
 
 def reproduce(
@@ -73,17 +72,19 @@ def reproduce(
     if dry_run:
         return table_result(name, table, chosen, plan, {}) | {"plan": _planned(jobs, outcomes, table.grid)}
     outcomes |= _check_files(jobs, outcomes, report)
+    _write(table_result(name, table, chosen, plan, outcomes), folder / scale)
     for wait in (False, True):  # first what needs no teacher that another process is training
         for number, job in enumerate(jobs, 1):
             if outcomes[job.folder].state == "cannot run" or (
                 wait and outcomes[job.folder].state != "running elsewhere"
             ):
                 continue
-            report({"event": "say", "text": f"{number}/{len(jobs)} {job.folder}"})
-            is_done = outcomes[job.folder].state == "done"
-            problem = None if is_done else make_teacher(chosen, table.grid, job, report, wait=wait)
+            report({"event": "message", "text": f"{number}/{len(jobs)} {job.folder}"})
+            before = outcomes[job.folder]
+            problem = None if before.state == "done" else make_teacher(chosen, table.grid, job, report, wait=wait)
             outcomes[job.folder] = problem or run_job(job, report)
-            _write(table_result(name, table, chosen, plan, outcomes), folder / scale)
+            if outcomes[job.folder] != before:
+                _write(table_result(name, table, chosen, plan, outcomes), folder / scale)
     for job in jobs:  # those that another process finished meanwhile
         if outcomes[job.folder].state == "running elsewhere" and (read := read_outcome(job)).state == "done":
             outcomes[job.folder] = read
@@ -116,7 +117,7 @@ def _check_files(jobs: Sequence[Job], outcomes: Mapping[Path, Outcome], report: 
         weights = missing_weights(job.recipe) or fetch_weights(job.recipe)
         if problem := " ".join(filter(None, (weights, missing_data(job.recipe, job.splits)))):
             refused[job.folder] = Outcome("cannot run", problem)
-            report({"event": "say", "text": f"{job.folder} cannot run: {problem}"})
+            report({"event": "message", "text": f"{job.folder} cannot run: {problem}"})
     return refused
 
 
@@ -145,8 +146,10 @@ def _planned(jobs: Sequence[Job], outcomes: Mapping[Path, Outcome], grid: Grid |
         return plan
     plan["teachers"] = []
     teachers = [job.recipe.distill.teacher for job in jobs if job.recipe.distill is not None]
-    for folder in map(Path, dict.fromkeys(filter(is_own_teacher, teachers))):
-        captions = int(folder.name.rpartition("-")[2])
+    for folder in map(Path, dict.fromkeys(teachers)):
+        captions = own_teacher_captions(folder.name)
+        if captions is None:
+            continue
         teacher = {"folder": str(folder), "state": "done" if folder.exists() else "planned", "captions": captions}
         plan["teachers"].append(teacher | {"hours": grid.teacher_hours(captions), "recall": teacher_recall(folder)})
     plan["hours"] = sum(each["hours"] for each in (*runs, *plan["teachers"]) if each["state"] != "done")

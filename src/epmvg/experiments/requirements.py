@@ -175,7 +175,7 @@ def costs(recipe: Recipe, splits: tuple[str, ...] = ()) -> dict[str, Any]:
         `teacher` (parameters, None where unknown); GiB on one GPU in float32: `weights` (parameters, gradients and
         AdamW's two states, exactly) and `memory`, which maps pairs per GPU to these and the measured activations
         (benchmarks/activations.py), {} for models that were not measured; and `hours` (`ASSUMPTION`), None where the
-        number of phrases is unknown.
+        number of phrases is unknown, or the computation of another image size.
     """
     model, distill = recipe.model, recipe.distill
     total, trainable = _count(model.name, json.dumps(model.overrides))
@@ -190,7 +190,8 @@ def costs(recipe: Recipe, splits: tuple[str, ...] = ()) -> dict[str, Any]:
         size["steps"] = count_steps(recipe, size["phrases"])
     pairs = recipe.data.batch_size * recipe.train.gradient_accumulation_steps
     flops = 3e9 * _read("models", "sizes")[model.name]["gflops"] * pairs
-    hours = None if size["steps"] is None else size["steps"] * flops / FLOPS / 3600
+    is_known = size["steps"] is not None and "image_size" not in model.overrides
+    hours = None if not is_known else size["steps"] * flops / FLOPS / 3600
     sizes = {"parameters": total, "trainable": trainable, "teacher": teacher, "weights": weights, "memory": memory}
     return size | sizes | {"hours": hours}
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from epmvg.core.files import write_json
-from epmvg.core.types import InputError
+from epmvg.core.progress import progress_rows
+from epmvg.core.types import InputError, Report
 from epmvg.data.pairs import ScenePairs
 from epmvg.data.readers.jsonl import json_objects
 from epmvg.data.registry import DATASETS
@@ -20,11 +21,18 @@ from epmvg.distill.contrastive import train_end_to_end
 from epmvg.distill.pretrain import read_captions, train_teacher
 from epmvg.evaluation.evaluate import evaluate
 from epmvg.evaluation.samples import short_name
-from epmvg.experiments.demo import store_progress
-from epmvg.experiments.plan import OWN_TEACHER, Job, Scale, data_hash, is_own_teacher, is_own_unlabelled, missing_data
+from epmvg.experiments.plan import (
+    Job,
+    Scale,
+    data_hash,
+    is_own_teacher,
+    is_own_unlabelled,
+    missing_data,
+    own_teacher_captions,
+)
 from epmvg.experiments.tables import Grid
 from epmvg.report.runs import read_metrics
-from epmvg.training import Report, train
+from epmvg.training import train
 from epmvg.training.checkpoint import FOLDER as CHECKPOINT
 
 RESULT = "result.json"
@@ -79,10 +87,11 @@ def _run(job: Job, report: Report) -> Outcome:
         evaluations = {split: evaluate(job.folder, split=split) for split in job.splits}
     except InputError as error:
         return Outcome("cannot run", str(error))
-    metrics = {split: {key: one[key] for key in ("n", "acc50", "miou")} for split, one in evaluations.items()}
+    metrics = {} if done.result is None else dict(done.result["metrics"])
+    metrics |= {split: {key: one[key] for key in ("n", "acc50", "miou")} for split, one in evaluations.items()}
     result = {"seed": job.seed, "data": data, "seconds": _seconds(job.folder), "metrics": metrics}
     write_json(job.folder / RESULT, result)
-    shutil.rmtree(job.folder / CHECKPOINT)  # a table's checkpoints would take most of its disk space
+    shutil.rmtree(job.folder / CHECKPOINT, ignore_errors=True)  # they would take most of a table's disk space
     return Outcome("done", result=result)
 
 
@@ -126,13 +135,13 @@ def make_teacher(scale: Scale, grid: Grid | None, job: Job, report: Report, *, w
 
 def _train_teacher(folder: Path, captions: Path, scale: Scale, grid: Grid | None, report: Report) -> None:
     """Train the scale's teacher on the captions of its data, or a grid's on as many scenes as its folder's name has."""
-    progress = store_progress(report, folder.name)
-    scenes = folder.name.removeprefix(f"{OWN_TEACHER}-")
-    if grid is None or not scenes.isdecimal():
+    progress = progress_rows(report, folder.name)
+    scenes = own_teacher_captions(folder.name)
+    if grid is None or not scenes:
         train_teacher(captions, folder, **scale.teacher or {}, progress=progress)
         return
     val = read_captions(captions, captions.parent, "val")
-    train_end_to_end(ScenePairs(int(scenes)), val, folder, **grid.captions[int(scenes)], progress=progress)
+    train_end_to_end(ScenePairs(scenes), val, folder, **grid.captions[scenes], progress=progress)
 
 
 def _draw_unlabelled(job: Job, report: Report) -> None:
@@ -146,7 +155,7 @@ def _draw_unlabelled(job: Job, report: Report) -> None:
         return
     folder = Path(file).parent
     count = int(folder.name.rpartition("-")[2])
-    write_scenes(folder, sizes={"captions": count}, progress=store_progress(report, folder.name))
+    write_scenes(folder, sizes={"captions": count}, progress=progress_rows(report, folder.name))
 
 
 def teacher_recall(folder: Path) -> float | None:

@@ -13,12 +13,13 @@ from typing import Any
 from epmvg.config.settings import Recipe
 from epmvg.core.files import write_text
 from epmvg.core.hardware import tf32
+from epmvg.core.types import Report
 from epmvg.training.checkpoint import restore, save_samples
 from epmvg.training.errors import explain_errors, raise_on_all_processes
 from epmvg.training.folder import lock_folder, remove_folder, with_absolute_paths
 from epmvg.training.loop import fit
 from epmvg.training.processes import join_processes
-from epmvg.training.run import Report, Run
+from epmvg.training.run import Run
 from epmvg.training.setup import prepare_run
 from epmvg.training.signals import TrainingStopped, handle_signals
 from epmvg.training.teacher import cache_teacher, write_description

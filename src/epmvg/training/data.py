@@ -11,7 +11,7 @@ import accelerate
 
 from epmvg.config.settings import Recipe
 from epmvg.core.images import ImageFile
-from epmvg.core.types import InputError, Sample
+from epmvg.core.types import InputError, Report, Sample
 from epmvg.data.conventions import detect_convention
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.readers.annotations import Skipped
@@ -23,7 +23,6 @@ from epmvg.evaluation.evaluate import evaluation_loader
 from epmvg.evaluation.samples import limit_to_images
 from epmvg.models.grounder import Grounder
 from epmvg.training.feature_cache import FeatureCache
-from epmvg.training.run import Report
 
 _HEADERS = 200  # images whose header is read where the annotations do not state sizes
 _THREADS = 8
@@ -145,7 +144,7 @@ def _report_truncated(samples: list[Sample], model: Grounder, report: Report) ->
         (tokens.unknown.sum(), "contain no word of the vocabulary"),
     ):
         if count:
-            report({"event": "say", "text": f"{count:,} of {len(samples):,} training phrases {problem}."})
+            report({"event": "message", "text": f"{count:,} of {len(samples):,} training phrases {problem}."})
 
 
 def _check_images(images: Sequence[Path], rank: int = 0, world_size: int = 1) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from epmvg.core.cache import DiskCache, content_key
 from epmvg.core.images import image_digest
-from epmvg.core.types import InputError, Sample
+from epmvg.core.progress import progress_rows
+from epmvg.core.types import InputError, Report, Sample
 from epmvg.data.loader import GroundingLoader
 from epmvg.models.grounder import Grounder
 
@@ -43,7 +44,7 @@ class FeatureCache:
         samples: Sequence[Sample],
         file: Path,
         limit_gb: float,
-        report: Callable[[dict[str, Any]], None],
+        report: Report,
     ) -> None:
         self.limit_gb = limit_gb
         self.cache = DiskCache(file, int(limit_gb * 1e9))
@@ -55,7 +56,7 @@ class FeatureCache:
         loader = GroundingLoader(
             [first[images[i]] for i in missing], model.tokenize, image_size=model.image_size, batch_size=32
         )
-        done = 0
+        done, progress = 0, progress_rows(report, "caching features")
         for batch in loader.batches(0):
             features = _encode(model, batch.images, batch.image_mask)
             needed = features[0].nbytes * len(images)
@@ -66,7 +67,7 @@ class FeatureCache:
                 )
             self.cache.put([self.keys[i] for i in missing[done : done + len(features)]], list(features))
             done += len(features)
-            report({"event": "store", "name": "caching features", "done": done, "total": len(missing)})
+            progress(done, len(missing))
 
     def __getitem__(self, indices: Sequence[int]) -> Tensor:
         """Return bfloat16 features [I, C, h, w] of images, by their order of first appearance in the samples."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from epmvg.config.settings import Recipe
 from epmvg.core.distributed import broadcast, gather
 from epmvg.core.files import disk_errors, write_rows
 from epmvg.core.hardware import use_bf16
-from epmvg.core.types import Batch, InputError, TeacherEmbeddings
+from epmvg.core.types import Batch, InputError, Report, TeacherEmbeddings
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.negatives import NegativeSampler
 from epmvg.data.samples import SampleDigest
@@ -35,9 +35,6 @@ from epmvg.training.metrics import RunningMeans
 from epmvg.training.optimizer import Scheduler, StepCount, lr_factor
 from epmvg.training.processes import sum_gradients, sum_over_processes
 from epmvg.training.signals import StopRequest, TrainingStopped
-
-Report = Callable[[dict[str, Any]], None]
-"""Called with each row of metrics.jsonl as it is written."""
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ import torch
 from epmvg.config.published import missing_start
 from epmvg.config.settings import ModelSettings, Recipe
 from epmvg.core.hardware import use_bf16
-from epmvg.core.types import InputError
+from epmvg.core.types import InputError, Report
 from epmvg.data.negatives import NegativeSampler
 from epmvg.distill.losses import GroundingLoss
 from epmvg.models.cpu_training import speed_up_bf16_training
@@ -24,7 +24,7 @@ from epmvg.training.data import make_loaders
 from epmvg.training.errors import raise_on_all_processes
 from epmvg.training.optimizer import StepCount, make_optimizer
 from epmvg.training.processes import broadcast_weights
-from epmvg.training.run import Report, Run
+from epmvg.training.run import Run
 from epmvg.training.teacher import distillation_targets, open_teacher
 
 
@@ -44,13 +44,13 @@ def prepare_run(
         model, new_parameters = _build_model(recipe.model)
         uses_negatives = _uses_negatives(recipe, model)
         model.set_grad_checkpointing(settings.gradient_checkpointing)
+        model.to(accelerator.device)
         teacher = open_teacher(recipe, model)
         train_loader, val_loader, samples = make_loaders(recipe, model, accelerator, report, resume=resume)
         count = StepCount.of(len(train_loader), settings)
         targets = None if teacher is None else distillation_targets(recipe, teacher.to(accelerator.device))
     if not accelerator.is_main_process:
         accelerate.utils.set_seed(settings.seed + accelerator.process_index)  # so that dropout differs
-    model.to(accelerator.device)
     if accelerator.device.type == "cpu" and use_bf16(settings.precision, accelerator.device):
         speed_up_bf16_training(model.visual_encoder.backbone, model.text_encoder.bert)
     broadcast_weights(model, accelerator.num_processes)

@@ -56,7 +56,7 @@ class ExportedRuntime(GrounderRuntime):
             files = [folder / f"{name}{SUFFIX[kind]}" for name in (IMAGE, PHRASES)]
             self._image, self._phrases = module.open_graphs(files, threads or cpu_threads(), bf16)
         except Exception as error:  # each runtime raises classes of its own
-            reason = str(error).strip().splitlines()[0]
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(f"{folder} cannot be loaded ({reason}). Export the run again.") from error
 
     def encode_pixels(self, images: NDArray[np.float32], image_mask: NDArray[np.bool_]) -> NDArray[np.float32]:
