@@ -103,7 +103,7 @@ def test_ctrl_c_keeps_finished_rows_for_the_same_command(
 
     words = ["predict", run, squares, "--out", tmp_path / "found.jsonl"]
     monkeypatch.setattr(epmvg.Predictor, "predict_batch", interrupted)
-    monkeypatch.setattr(bulk, "MAX_PHRASES", 8)
+    monkeypatch.setattr(bulk, "PHRASES_PER_PASS", 8)
     with pytest.raises(SystemExit) as ended:
         main([*map(str, words)])
     assert ended.value.code == 130

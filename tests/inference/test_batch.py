@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from epmvg.core.locate import locate
 from epmvg.core.types import InputError
 from epmvg.data.registry import open_samples
 from epmvg.inference import batch
@@ -100,6 +102,12 @@ def test_an_interrupted_run_is_resumed_and_writes_the_same_file(
     log = predicted()
     assert predict_many(run, squares, cut, batch_size=2)["kept"] == count == 40
     assert len(log) == 8 and cut.read_bytes() == whole.read_bytes()
+    predicted(1)
+    with pytest.raises(KilledError):
+        predict_many(run, squares, tmp_path / "other.jsonl", batch_size=2)
+    predicted()
+    other = predict_many(run, squares, tmp_path / "other.jsonl", phrases=["it"], batch_size=2)
+    assert other["kept"] == 0  # its lines answer no phrase of the second command
 
 
 def insert_in_front(folder: Path) -> None:
@@ -172,6 +180,15 @@ def test_the_digest_of_a_model_covers_all_its_files(run: Path) -> None:
     assert len(set(keys)) == 5
     (run / "metrics.jsonl").write_text("{}\n")
     assert batch.digest_of(run, None, 1) == keys[-1]
+    graphs = Path(shutil.copytree(str(locate("default")), run / "graphs"))
+    keys = [batch.digest_of(graphs, None, 1)]
+    for file in sorted(file for file in graphs.rglob("*") if file.suffix in (".onnx", ".json")):
+        with file.open("ab") as changed:
+            changed.write(b"\n")
+        keys.append(batch.digest_of(graphs, None, 1))
+    assert len(set(keys)) == 6  # graphs, settings, calibration and tokenizer, not the tokenizer of the run beside them
+    (graphs / "evaluation-flickr30k-val.json").write_text("{}")
+    assert batch.digest_of(graphs, None, 1) == keys[-1]
 
 
 def test_rows_have_candidates_on_request(run: Path, photos: Path, tmp_path: Path) -> None:
@@ -208,6 +225,15 @@ def test_a_bad_line_is_an_error_row(run: Path, squares: Path, tmp_path: Path) ->
         assert words in row["error"], row
     assert found[4]["id"] == "seven" and found[4]["phrase"] == "it"
     assert len(done["messages"]) == 5 and done["messages"][0] == found[1]["error"]
+
+
+def test_phrases_for_the_images_of_a_file_are_asked_once_per_image(photos: Path) -> None:
+    names = ("0.png", "1.png", "0.png", "0.png")
+    (photos / "rows.jsonl").write_text("".join(f'{{"image": "{name}", "phrase": "it"}}\n' for name in names))
+    queries = Sources([photos / "rows.jsonl"], ["a", "b"]).queries()
+    assert [(query.image and query.image.name, query.phrase) for query in queries] == [
+        *(("0.png", "a"), ("0.png", "b"), ("1.png", "a"), ("1.png", "b"))
+    ]
 
 
 def test_truncated_and_unknown_phrases_are_marked_and_counted(run: Path, photos: Path, tmp_path: Path) -> None:

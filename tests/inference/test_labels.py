@@ -163,7 +163,7 @@ def test_interrupted_work_of_both_models_is_reused(
     monkeypatch.setattr(Predictor, "predict_batch", killed_at(0))
     options["runs"] = [run]
     done = label_images(tmp_path, out, **options)
-    assert done["resumed"] == 48 and not (tmp_path / "my.jsonl.part").exists()
+    assert done["resumed"] == 24 and not (tmp_path / "my.jsonl.part").exists()
     monkeypatch.undo()
     label_images(tmp_path, tmp_path / "fresh.jsonl", **options)
     assert out.read_bytes() == (tmp_path / "fresh.jsonl").read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,23 @@ def test_every_form_of_an_image_has_the_same_predictions(tiny: Grounder, tmp_pat
             found = Predictor(tiny)(given, PHRASES)
             assert list(found) == list(expected)
             assert found.draw().tobytes() == expected.draw().tobytes()
+
+
+def test_many_phrases_are_queried_in_several_passes(tiny: Grounder, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [Predictor(tiny)(photo(seed), PHRASES, top_k=2) for seed in range(2)]
+    monkeypatch.setattr("epmvg.inference.predictor.PHRASES_PER_PASS", 2)
+    predictor, counts = Predictor(tiny), list[int]()
+    real = predictor.runtime.query
+
+    def counted(encoded: Any, phrases: Sequence[str], *arguments: Any, **options: Any) -> Any:
+        counts.append(len(phrases))
+        return real(encoded, phrases, *arguments, **options)
+
+    monkeypatch.setattr(predictor.runtime, "query", counted)
+    for found, same in zip(predictor([photo(0), photo(1)], PHRASES, top_k=2), expected, strict=True):
+        agree(found, same)
+        assert [len(one.candidates) for one in found] == [len(one.candidates) for one in same]
+    assert max(counts) == 2 and sum(counts) == 2 * len(PHRASES)
 
 
 def test_a_list_of_images_equals_single_images(tiny: Grounder, monkeypatch: pytest.MonkeyPatch) -> None:

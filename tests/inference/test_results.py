@@ -34,6 +34,9 @@ def predictions(tmp_path: Path) -> list[Predictions]:
 def test_coco_is_read_back(predictions: list[Predictions], tmp_path: Path) -> None:
     coco = to_coco(predictions)
     assert [image["file_name"] for image in coco["images"]] == ["0.png", "1.png"]  # queries, if in vain
+    names = [f"{number}.png" for number in range(9)]  # in their order, also where nothing is found
+    empty = [Predictions(list(predictions[1]), predictions[1].image, name=name) for name in names]
+    assert [image["file_name"] for image in to_coco(empty)["images"]] == names
     (tmp_path / "found.json").write_text(json.dumps(coco))
     records = open_samples(str(tmp_path / "found.json"), split=None)
     assert [(record.image.name, record.phrase, record.box) for record in records] == [

@@ -39,7 +39,6 @@ from epmvg.models.weights_file import digest_of_weights
 Row = dict[str, Any]
 """A prediction row: a sample and what was predicted for it."""
 
-PHRASES_PER_PASS = 64
 NEGATIVES = 0.25  # negative pairs per phrase of the split, at most
 
 _COPIED = ("kind", "types", "dataset", "split", "category", "negative")
@@ -146,14 +145,11 @@ def predict_samples(predictor: Predictor, samples: Sequence[Sample], *, progress
         except InputError:
             parts.append([])
             continue
-        rows: list[Row] = []
-        for start in range(0, len(own), PHRASES_PER_PASS):
-            queried = own[start : start + PHRASES_PER_PASS]
-            output = predictor.predict_boxes(opened, [sample.phrase for sample in queried])
-            boxes = [[round(value, 3) for value in box] for box in output.boxes.tolist()]
-            overlaps = ious(boxes, [sample.box for sample in queried])
-            rows += map(prediction_row, queried, boxes, overlaps, output.scores.tolist())
-            _mark(rows[start:], output.truncated, output.unknown)
+        output = predictor.predict_boxes(opened, [sample.phrase for sample in own])
+        boxes = [[round(value, 3) for value in box] for box in output.boxes.tolist()]
+        overlaps = ious(boxes, [sample.box for sample in own])
+        rows = list(map(prediction_row, own, boxes, overlaps, output.scores.tolist()))
+        _mark(rows, output.truncated, output.unknown)
         parts.append(rows)
         done += len(own)
         if progress:

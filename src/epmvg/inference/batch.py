@@ -18,6 +18,7 @@ from epmvg.core.calibration import CONFIDENCE_FILE, read_calibration
 from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.images import image_digest, open_image
 from epmvg.core.locate import (
+    EXPORT_FILE,
     TRANSFORMERS_FILES,
     TRANSFORMERS_PICKLED,
     is_exported,
@@ -27,7 +28,7 @@ from epmvg.core.locate import (
 )
 from epmvg.core.types import InputError, Prediction, Progress
 from epmvg.inference.batch_output import OutputFormat, PartialOutput, Row, check_outputs, open_partial, write_output
-from epmvg.inference.predictor import MinScore, Predictor
+from epmvg.inference.predictor import PHRASES_PER_PASS, MinScore, Predictor
 from epmvg.inference.sources import Query, Sources
 
 T = TypeVar("T")
@@ -36,10 +37,8 @@ U = TypeVar("U")
 FORMAT_VERSION = 2
 """Of the lines; it is part of their keys, so that lines of another version are predicted again."""
 
-MAX_PHRASES = 64
-"""Phrases per batch."""
-
 _MODEL_FILES = ("model.yaml", "model.safetensors", "tokenizer/*", CONFIDENCE_FILE)
+_EXPORT_FILES = (EXPORT_FILE, "image.*", "phrases.*", "tokenizer.json", CONFIDENCE_FILE)
 
 
 @dataclass(slots=True)
@@ -119,7 +118,7 @@ def predict_many(
             summary = write_output(out, output, offsets, form=form, draw=draw, base=sources.base)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(output.describe()) from None
-    summary |= {"kept": len(output.offsets), "skipped": sources.describe_skipped()}
+    summary |= {"kept": output.reused, "skipped": sources.describe_skipped()}
     return summary | {"domain": predictor.domain, "to": str(out)}
 
 
@@ -149,12 +148,12 @@ def predict_into(
 
 
 def batched(queries: Iterable[Query], images: int) -> Iterator[list[Query]]:
-    """Yield batches of queries with at most so many images and `MAX_PHRASES` phrases."""
+    """Yield batches of queries with at most so many images and `PHRASES_PER_PASS` phrases."""
     batch: list[Query] = []
     count = 0
     for query in queries:
         is_new = not batch or query.image != batch[-1].image
-        if len(batch) == MAX_PHRASES or (is_new and count == images):
+        if len(batch) == PHRASES_PER_PASS or (is_new and count == images):
             yield batch
             batch, count, is_new = [], 0, True
         batch.append(query)
@@ -223,6 +222,7 @@ def _finish(
         for query, key in zip(item.queries, item.keys, strict=True)
         if key not in output.offsets
     }
+    output.reused += sum(key in output.offsets for item in items for key in item.keys)
     appended = dict(zip(rows, output.append(rows.values()), strict=True))
     return [appended[key] if key in appended else output.offsets[key] for item in items for key in item.keys]
 
@@ -250,7 +250,7 @@ def _key(context: bytes, digest: bytes, query: Query) -> bytes:
 def digest_of(run: Path | str, threshold: float | None = None, top_k: int = 1) -> bytes:
     """Return a digest of all of a model's files that its predictions depend on, and of the settings."""
     folder = locate(run)
-    patterns: Sequence[str] = ("**/*",) if is_exported(folder) else _MODEL_FILES
+    patterns: Sequence[str] = _EXPORT_FILES if is_exported(folder) else _MODEL_FILES
     digest = hashlib.sha256(repr((FORMAT_VERSION, threshold, top_k)).encode())
     if is_transformers(folder):
         patterns = (*TRANSFORMERS_FILES, *TRANSFORMERS_PICKLED)

@@ -69,6 +69,7 @@ class PartialOutput:
     Attributes:
         offsets: key -> where its line begins, for the lines of earlier starts.
         lines: number of lines.
+        reused: number of rows that are lines of earlier starts.
 
     Raises:
         InputError: the file contains anything else.
@@ -78,6 +79,7 @@ class PartialOutput:
         self._file, self._out = file, out
         self.offsets = self._index()
         self.lines = len(self.offsets)
+        self.reused = 0
 
     def append(self, rows: Iterable[Row]) -> list[int]:
         """Append rows, each beginning with its "key", and return where their lines begin.

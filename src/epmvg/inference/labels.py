@@ -116,7 +116,7 @@ def label_images(
         "images": len({sample.image for sample in samples}),
     }
     counts |= {"left_out": dict(left_out), "first_error": first_error, "is_weighted": is_weighted}
-    return counts | {"resumed": len(output.offsets), "to": str(out), "root": str(root)}
+    return counts | {"resumed": output.reused, "to": str(out), "root": str(root)}
 
 
 def _read_queries(folder: Path, file: Path, *, are_captions: bool) -> list[Query]:

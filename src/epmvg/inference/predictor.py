@@ -29,6 +29,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 MinScore = float | Literal["auto"] | None
 
 IMAGES_PER_PASS = 16
+PHRASES_PER_PASS = 64
+"""Bound memory: with the bundled model 64 phrases take half a gigabyte."""
 
 logger = logging.getLogger("epmvg")
 
@@ -170,7 +172,7 @@ class Predictor:
         *,
         top_k: int = 1,
     ) -> list[list[Prediction]]:
-        """Find phrases in several images in one forward pass.
+        """Find phrases in several images, which are encoded in one pass.
 
         Args:
             queries: images, each with its phrases.
@@ -262,7 +264,7 @@ class Predictor:
         sizes: Sequence[Size] | None = None,
         top_k: int = 1,
     ) -> list[tuple[RuntimeOutput, Size]]:
-        """Query each image with its phrases in one forward pass; return also the size of each image."""
+        """Query each image with its phrases, encoded in one pass; return also the size of each image."""
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise InputError(f"top_k is {top_k!r}. Give a whole number from 1 on.")
         phrases = [phrase for own in per_image for phrase in own]
@@ -270,7 +272,11 @@ class Predictor:
         self._check_process()
         with self._lock:
             encoded = self._encode(images, keys, sizes)
-            output = self.runtime.query(encoded, phrases, image_index, top_k=top_k)
+            parts = []
+            for start in range(0, max(1, len(phrases)), PHRASES_PER_PASS):
+                part = slice(start, start + PHRASES_PER_PASS)
+                parts.append(self.runtime.query(encoded, phrases[part], image_index[part], top_k=top_k))
+        output = RuntimeOutput.join(parts)
         return [(output.select((image_index == number).nonzero()[0]), one.size) for number, one in enumerate(encoded)]
 
     def _encode(

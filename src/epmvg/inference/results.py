@@ -129,9 +129,10 @@ def to_coco(predictions: Predictions | Sequence[Predictions], root: Path | str |
         rows += [images[name] | {"phrase": one.phrase, "bbox": _xywh(one), "score": one.score} for one in own.found]
     coco = as_coco(rows)
     written = {image["file_name"] for image in coco["images"]}
-    for name in images.keys() - written:  # nothing was found in it
-        size = {"width": images[name]["width"], "height": images[name]["height"]}
-        coco["images"].append({"id": len(coco["images"]) + 1, "file_name": name} | size)
+    for name, image in images.items():
+        if name not in written:  # nothing was found in it
+            size = {"width": image["width"], "height": image["height"]}
+            coco["images"].append({"id": len(coco["images"]) + 1, "file_name": name} | size)
     return coco
 
 

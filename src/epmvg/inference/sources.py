@@ -142,8 +142,13 @@ class Sources:
         if not self.phrases:
             yield from lines
             return
-        for image, queries in groupby(lines, key=lambda query: query.image):
-            yield from (self._all_phrases(image) if image is not None else queries)
+        seen = set()
+        for query in lines:
+            if query.image is None:
+                yield query
+            elif query.image not in seen:
+                seen.add(query.image)
+                yield from self._all_phrases(query.image)
 
     def _all_phrases(self, image: Path) -> Iterator[Query]:
         return (Query.checked(image, phrase) for phrase in self.phrases)

@@ -32,6 +32,18 @@ class RuntimeOutput:
     unknown: NDArray[np.bool_]  # [P], no word of the phrase is in the vocabulary
     candidates: list[Candidates] | None = None  # P of them if several boxes were requested
 
+    @staticmethod
+    def join(parts: Sequence[RuntimeOutput]) -> RuntimeOutput:
+        """Return the predictions of several passes, one after the other; at least one is given."""
+        candidates = None if parts[0].candidates is None else [one for part in parts for one in part.candidates or []]
+        return RuntimeOutput(
+            np.concatenate([part.boxes for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+            np.concatenate([part.unknown for part in parts]),
+            candidates,
+        )
+
     def select(self, indices: NDArray[np.int64]) -> RuntimeOutput:
         """Return the predictions of some phrases."""
         candidates = None if self.candidates is None else [self.candidates[number] for number in indices]
