@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 
 from epmvg.core.types import InputError
+from epmvg.distill.local_files import is_local
 from epmvg.distill.teacher import ClipTeacher
 
 ENOUGH = 0.999998  # GELU in place of QuickGELU stays below it, with random weights too
@@ -301,6 +303,29 @@ def _hub_transformers(quick: Any, plain: Any, name: str, folder: Path, patch: py
     transformers_twin(quick, True).save_pretrained(folder / "t")
     hub_cache(folder / "t", "owner/clip-tiny", folder / "cache", patch)
     return ClipTeacher("owner/clip-tiny")
+
+
+@form("OWNER/NAME, a CLIPModel in shards from the hub")
+def _hub_shards(quick: Any, plain: Any, name: str, folder: Path, patch: pytest.MonkeyPatch) -> ClipTeacher:
+    repository = "owner/clip-tiny"
+    transformers_twin(quick, True).save_pretrained(folder / "t", max_shard_size="50KB")
+    hub_cache(folder / "t", repository, folder / "cache", patch)
+    snapshot = next(folder.glob("cache/*/snapshots/*"))
+    shards = snapshot.rename(folder / "hub")
+    snapshot.mkdir()
+
+    def download(repository: str, allow_patterns: list[str]) -> str:
+        for file in (file for pattern in allow_patterns for file in shards.glob(pattern)):
+            shutil.copy(file, snapshot)
+        return str(snapshot)
+
+    patch.setattr("epmvg.distill.clip_checkpoints.snapshot_download", download)
+    assert len(list(shards.glob("model-*.safetensors"))) > 1 and not is_local(repository, None)
+    teacher = ClipTeacher(repository)
+    assert is_local(repository, None)
+    next(snapshot.glob("model-*.safetensors")).unlink()
+    assert not is_local(repository, None)
+    return teacher
 
 
 @form("CLIPModel folder")

@@ -24,7 +24,7 @@ from torch import Tensor
 from epmvg.core.types import InputError
 from epmvg.distill.clip_tokenizers import Tokenize, describe, tokenizer_of_architecture, tokenizer_of_config
 from epmvg.distill.preprocess import Preprocess
-from epmvg.distill.transformers_clip import WEIGHT_FILES, open_transformers
+from epmvg.distill.transformers_clip import SHARDS_FILE, WEIGHT_FILES, open_transformers
 from epmvg.distill.weights_files import Weights, read_weights
 
 CONFIG = "open_clip_config.json"
@@ -267,6 +267,8 @@ def _download(name: str, architecture: str) -> Path:
                 break
             with suppress(EntryNotFoundError):
                 hf_hub_download(repository, weights)
+        if (folder / SHARDS_FILE).is_file():
+            snapshot_download(repository, allow_patterns=["model-*.safetensors"])
     except Exception as error:  # of the network, the hub and a server
         raise InputError(
             f"There is no folder {repository}, and the model of that name could not be downloaded from the hub"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import open_clip
@@ -9,7 +10,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from epmvg.distill.clip_checkpoints import RANDOM, WEIGHTS, build_clip
-from epmvg.distill.transformers_clip import WEIGHT_FILES
+from epmvg.distill.transformers_clip import SHARDS_FILE, WEIGHT_FILES
 
 _OPENAI_CACHE = Path("~/.cache/clip")
 """Where open_clip downloads weights that are not on the Hugging Face hub."""
@@ -17,7 +18,15 @@ _OPENAI_CACHE = Path("~/.cache/clip")
 
 def is_in_hub_cache(repository: str, *files: str) -> bool:
     """Return whether one of the files of a repository is in the local cache of the Hugging Face hub."""
-    return any(isinstance(try_to_load_from_cache(repository, file), str) for file in files)
+    return any(_is_cached(repository, file) for file in files)
+
+
+def _is_cached(repository: str, file: str) -> bool:
+    path = try_to_load_from_cache(repository, file)
+    if not isinstance(path, str) or file != SHARDS_FILE:
+        return isinstance(path, str)
+    shards = set(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"].values())
+    return all(_is_cached(repository, shard) for shard in shards)
 
 
 def is_local(name: str, pretrained: str | None) -> bool | None:

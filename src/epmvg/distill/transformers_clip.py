@@ -20,7 +20,10 @@ from epmvg.distill.clip_tokenizers import (
     clip_tokenizer,
 )
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json")
+SHARDS_FILE = "model.safetensors.index.json"
+"""Names the files that large weights are divided into."""
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", SHARDS_FILE)
 _KINDS: dict[str, type[Any]] = {"clip": CLIPModel, "siglip": SiglipModel}
 _PREPROCESS: dict[str, dict[str, Any]] = {
     "clip": {},  # open_clip's defaults are OpenAI's
