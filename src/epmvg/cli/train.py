@@ -116,7 +116,7 @@ def _print_requirements(recipe: Any) -> None:
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="Table, 1 to 7, or a study: data, strength, targets, teacher, vls.")],
+    table: Annotated[str, typer.Argument(help="1 to 7, or a study: data, improved, strength, targets, teacher, vls.")],
     settings: Settings = None,
     scale: Annotated[Scale, typer.Option(help="scenes and mini fit a laptop; paper is the paper's.")] = Scale.scenes,
     seeds: Annotated[int, typer.Option(help="Trainings of each setting.")] = 1,
