@@ -37,6 +37,14 @@ def test_published_losses_and_overlaps(shared: Path) -> None:
     assert int((iou >= 0.5).sum()) == case["n_correct"]
 
 
+def test_smooth_l1_is_the_paper_s() -> None:
+    """Half the square below one, summed over coordinates, averaged over phrases."""
+    predicted, target = torch.rand(2, 7, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    expected = (predicted - target).square().sum(1).mean() / 2
+    torch.testing.assert_close(box_loss(predicted, target, "smooth_l1"), expected)
+    torch.testing.assert_close(box_loss(predicted + 2, target, "smooth_l1"), (predicted + 1.5 - target).sum(1).mean())
+
+
 def test_giou_and_its_gradient_are_those_of_torchvision() -> None:
     generator = torch.Generator().manual_seed(0)
     predicted, target = (torch.rand(300, 4, generator=generator, dtype=torch.float64) * 0.5 + 0.1 for _ in range(2))

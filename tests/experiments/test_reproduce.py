@@ -122,6 +122,10 @@ def test_the_paper_s_scale_is_the_paper_s_recipe() -> None:
                     recipe.train.lr_text_encoder,
                 )
                 assert rates == (1e-4, 1e-5, 1e-5, 1e-5) and recipe.train.weight_decay == 1e-4
+                assert recipe.train.warmup_steps == 0 and recipe.train.max_grad_norm is None
+                assert recipe.train.lr_teacher == 1e-6
+                own = preset(recipe.model.name, **recipe.model.overrides)
+                assert (own["dropout"], own["vls"], own["position"]) == (0.1, "first", "learned")
                 assert (recipe.loss.box, recipe.loss.box_weight, recipe.loss.giou_weight) == ("smooth_l1", 1, row.giou)
                 if row.distill is not None:
                     assert recipe.distill is not None

@@ -55,7 +55,11 @@ def test_costs_are_exact_where_they_can_be() -> None:
     assert (plain["parameters"], plain["trainable"]) == (size["parameters"], size["trained"])
     assert plain["weights"] == 4 * (size["parameters"] + 3 * size["trained"]) / 2**30
     assert distilled["weights"] - plain["weights"] == pytest.approx(4 * distilled["teacher"] / 2**30)
-    assert plain["memory"][16] - plain["memory"][8] == pytest.approx(8 * measured["transvg-r50"]["pair"])
+    assert plain["memory"][16] - plain["memory"][8] == pytest.approx(8 * measured["transvg-r50"]["20"])
+    longer = costs(Recipe.load("refcocog-umd", "distill=null"))
+    assert longer["memory"][16] - longer["memory"][8] == pytest.approx(8 * measured["transvg-r50"]["40"])
+    for other in ("model.dense_head=true", "train.precision=bf16", "train.gradient_checkpointing=true"):
+        assert costs(Recipe.load("refcoco", other))["memory"] == {}
     assert costs(Recipe.load("refcoco", "model.image_size=320"))["hours"] is None  # nobody counted its operations
     assert plain["steps"] == 169_650 and 70 < plain["hours"] < 80 and "data.root" in plain["missing"]
 

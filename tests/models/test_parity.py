@@ -93,6 +93,7 @@ def test_published_outputs(case: tuple[Conversion, dict[str, Any]], monkeypatch:
             compared += 1
     assert compared > 12
     assert torch.equal(output.text, fused[-1][:, end])
+    assert torch.equal(output.visual, fused[-1][:, 1])  # [VLS] is the first visual token, padding here
 
 
 @torch.no_grad()

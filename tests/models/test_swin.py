@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from grounders import random_inputs
+from timm.models.swin_transformer import SwinTransformerBlock
 
-from epmvg.models.factory import create_model
+from epmvg.models.factory import build, create_model
+from epmvg.models.presets import preset
 from reference.activations import LiveTensors
 
 
@@ -23,6 +26,16 @@ def test_query_aware_tokens_depend_on_the_phrase() -> None:
             torch.nn.init.normal_(parameter)
     differ = model.visual_encoder.visual_tokens(features, image_mask, query, image_index)
     assert (differ[0] - differ[1]).abs().max() > 1e-3
+
+
+def test_stochastic_depth_rises_from_block_to_block() -> None:
+    """From 0 to 0.2 over Swin-S's 24 blocks, as QRNet's configuration states."""
+    for name in ("qrnet-swin-s", "transvg-swin-s"):
+        with torch.device("meta"):
+            stages = build(preset(name)).visual_encoder.backbone.children()
+        blocks = [part for stage in stages for part in stage.modules() if isinstance(part, SwinTransformerBlock)]
+        rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks]
+        assert rates == pytest.approx([0.2 * number / 23 for number in range(24)])
 
 
 def test_gradient_checkpointing_saves_memory() -> None:

@@ -173,17 +173,17 @@ def costs(recipe: Recipe, splits: tuple[str, ...] = ()) -> dict[str, Any]:
     Returns:
         `size_of` its data, with published numbers of phrases where it is missing; `parameters`, `trainable` and
         `teacher` (parameters, None where unknown); GiB on one GPU in float32: `weights` (parameters, gradients and
-        AdamW's two states, exactly) and `memory`, which maps pairs per GPU to these and the measured activations
-        (benchmarks/activations.py), {} for models that were not measured; and `hours` (`ASSUMPTION`), None where the
-        number of phrases is unknown, or the computation of another image size.
+        AdamW's two states, exactly) and `memory`, which maps pairs per GPU to these and the activations as measured
+        with one and two pairs (benchmarks/activations.py), {} for settings that were not; and `hours` (`ASSUMPTION`),
+        None where the number of phrases is unknown, or the computation of another image size.
     """
     model, distill = recipe.model, recipe.distill
     total, trainable = _count(model.name, json.dumps(model.overrides))
     teacher = parameters(distill.teacher) if distill is not None else 0
     copies = 1 if distill is None or distill.frozen else 4
     weights = 4 * (total + 3 * trainable + copies * (teacher or 0)) / 2**30
-    measured = _read("experiments", "activations").get(model.name) if "image_size" not in model.overrides else None
-    memory = {pairs: weights + measured["fixed"] + pairs * measured["pair"] for pairs in _PAIRS} if measured else {}
+    pair = _activations(recipe)
+    memory = {} if pair is None else {pairs: weights + pairs * pair for pairs in _PAIRS}
     size = size_of(recipe, splits)
     if size["missing"] and recipe.data.name in _PHRASES:
         size["phrases"] = round(_PHRASES[recipe.data.name] * recipe.data.fraction)
@@ -194,6 +194,16 @@ def costs(recipe: Recipe, splits: tuple[str, ...] = ()) -> dict[str, Any]:
     hours = None if not is_known else size["steps"] * flops / FLOPS / 3600
     sizes = {"parameters": total, "trainable": trainable, "teacher": teacher, "weights": weights, "memory": memory}
     return size | sizes | {"hours": hours}
+
+
+def _activations(recipe: Recipe) -> float | None:
+    """Return the GiB of activations of a pair, None where they were not measured."""
+    model, train = recipe.model, recipe.train
+    is_whole = train.precision in ("fp32", "tf32") and not train.gradient_checkpointing
+    if model.overrides.keys() - {"max_length"} or not is_whole:
+        return None
+    length = preset(model.name, **model.overrides)["max_length"]
+    return _read("experiments", "activations").get(model.name, {}).get(str(length))
 
 
 @functools.lru_cache(maxsize=32)
