@@ -133,7 +133,7 @@ def test_label_writes_a_checked_data_set_and_says_what_was_left_out(
     words = ["label", squares.parent, "--phrases", tmp_path / "phrases.csv", "--with", run, "--min-score", "0"]
     main_ok([*words, "--out", tmp_path / "my.jsonl"])
     printed = capsys.readouterr()
-    assert "12 of 13 boxes in 12 images. Left out: 1 whose image or phrase cannot be used." in printed.out
+    assert "12 of 13 boxes in 12 images. Dropped: 1 whose image or phrase cannot be used." in printed.out
     assert "12 phrases of 12 images" in printed.out and "none.png does not exist" in printed.err
     (tmp_path / "sub").mkdir()
     main_ok([*words, "--out", tmp_path / "sub" / "my.jsonl"])

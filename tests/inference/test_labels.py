@@ -62,7 +62,7 @@ def labels(out: Path) -> list[Sample]:
 def test_boxes_are_those_of_the_model_and_a_training_accepts_them(run: Path, phrases: Path, tmp_path: Path) -> None:
     done = label_images(tmp_path, tmp_path / "my.jsonl", [run], phrases=phrases, min_score=0.0)
     samples = labels(tmp_path / "my.jsonl")
-    assert (done["labelled"], done["kept"], done["images"], done["left_out"]) == (24, 24, 12, {})
+    assert (done["labelled"], done["kept"], done["images"], done["dropped"]) == (24, 24, 12, {})
     assert [(one.image.name, one.phrase) for one in samples] == [
         (f"{number}.png", phrase) for number in range(12) for phrase in PHRASES
     ]
@@ -97,8 +97,8 @@ def test_calibrated_confidences_are_weights_and_have_a_threshold(
 
 def test_without_a_calibration_the_lowest_quarter_is_left_out(run: Path, phrases: Path, tmp_path: Path) -> None:
     done = label_images(tmp_path, tmp_path / "my.jsonl", [run], phrases=phrases)
-    assert sum(done["left_out"].values()) in (5, 6) and not done["is_weighted"]
-    (reason,) = done["left_out"]
+    assert sum(done["dropped"].values()) in (5, 6) and not done["is_weighted"]
+    (reason,) = done["dropped"]
     assert "the lowest quarter, as the model is not calibrated" in reason
     scores = sorted(confidences(run, tmp_path).values())
     assert min(one.extra["score"] for one in labels(tmp_path / "my.jsonl")) == pytest.approx(scores[5], abs=1e-3)
@@ -125,7 +125,7 @@ def test_a_second_model_has_to_agree(run: Path, phrases: Path, tmp_path: Path) -
         return
     done = label_images(tmp_path, tmp_path / "my.jsonl", models, phrases=phrases, min_score=0.0)
     assert [(one.image.name, one.phrase) for one in labels(tmp_path / "my.jsonl")] == agreed
-    assert sum(done["left_out"].values()) == 24 - len(agreed)
+    assert sum(done["dropped"].values()) == 24 - len(agreed)
 
 
 class KilledError(Exception):
@@ -191,7 +191,7 @@ def test_what_cannot_be_labelled_is_counted(run: Path, phrases: Path, tmp_path: 
     more.append({"image": "1.png", "phrase": "\N{DOG FACE}"})
     phrases.write_text(phrases.read_text() + "".join(json.dumps(line) + "\n" for line in more))
     done = label_images(tmp_path, tmp_path / "my.jsonl", [run], phrases=phrases, min_score=0.0)
-    assert done["left_out"] == {"whose image or phrase cannot be used": 2, "without a known word": 1}
+    assert done["dropped"] == {"whose image or phrase cannot be used": 2, "without a known word": 1}
     assert done["kept"] == 24 and "cannot be used: the phrase is empty" in done["first_error"]
 
 

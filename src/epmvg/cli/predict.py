@@ -131,11 +131,11 @@ def label(
     with progress_bar(error_console, "Checking") as progress:
         result = check(str(out), root=done["root"], progress=progress)
     print_check(result)
-    left_out = [f"{count:,} {reason}" for reason, count in done["left_out"].items()]
+    dropped = [f"{count:,} {reason}" for reason, count in done["dropped"].items()]
     weights = "their calibrated confidence" if done["is_weighted"] else "1 each, as the model is not calibrated"
     console.print(
         f"{out}: {done['kept']:,} of {done['labelled']:,} boxes in {done['images']:,} images. "
-        f"Left out: {', '.join(left_out) or 'none'}. Weights in training: {weights}."
+        f"Dropped: {', '.join(dropped) or 'none'}. Weights in training: {weights}."
     )
     if done["first_error"]:
         print(f"warning: {done['first_error']}", file=sys.stderr)

@@ -31,7 +31,7 @@ class Start:
 
     Attributes:
         file: As its authors name it.
-        kind: What `epmvg convert --as` is told.
+        kind: The value of `epmvg convert --as`.
         model: The student.
     """
 

@@ -159,9 +159,8 @@ class GroundingLoader:
 
     def _prefetch_factor(self) -> int:
         """Return how many batches a worker loads ahead: four, or fewer where these exceed the limit or /dev/shm."""
-        share = self.world_size if self.shuffle else 1
-        groups = self.epoch_order.num_groups / max(1, len(self.samples))
-        images = self.batch_size / share * groups  # of a batch, on average
+        pairs = self.batch_size / (self.world_size if self.shuffle else 1)
+        images = pairs * self.epoch_order.num_groups / max(1, len(self.samples))  # of a batch, on average
         processes = int(os.environ.get("LOCAL_WORLD_SIZE") or self.world_size)  # on this machine; all if it is not said
         need = processes * self.num_workers * images * 12 * self.image_size**2  # three channels of float32
         limit = shutil.disk_usage(_SHARED_MEMORY).total if Path(_SHARED_MEMORY).exists() else math.inf

@@ -160,10 +160,10 @@ class GroundingLoss:
         inside = tokens_inside(boxes, grid)
         if output.heatmap is not None:
             inside &= output.heatmap.isfinite()
-        share = inside / inside.sum(-1, keepdim=True).clamp(min=1)  # [P, N]; to select tokens would wait for a GPU
-        share = share if weight is None else share * weight[:, None]
+        fraction = inside / inside.sum(-1, keepdim=True).clamp(min=1)  # [P, N]; to select tokens would wait for a GPU
+        fraction = fraction if weight is None else fraction * weight[:, None]
         targets = boxes[:, None].expand_as(token_boxes)
-        self._add_boxes(losses, "token_box", self.token_box_weight, token_boxes, targets, share)
+        self._add_boxes(losses, "token_box", self.token_box_weight, token_boxes, targets, fraction)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, name: DistillLossName, weight: Tensor | None = None) -> Tensor:
@@ -279,10 +279,10 @@ def dense_loss(output: GroundingOutput, teacher: SimilarityMap, weight: Tensor |
         )
     common = logits.isfinite() & tokens_within(teacher.grid_box, output.grid)
     phrases = common.any(-1, keepdim=True)  # [P, 1]; the others get a distribution of weight 0, and no gradient
-    left_out = ~common & phrases
+    masked = ~common & phrases
     own = torch.where(common, logits.float(), 0.0)  # the gradient of what is -inf would be NaN
-    target = resample(teacher, output.grid).masked_fill(left_out, -torch.inf).log_softmax(-1)
-    student = own.masked_fill(left_out, -torch.inf).log_softmax(-1)
+    target = resample(teacher, output.grid).masked_fill(masked, -torch.inf).log_softmax(-1)
+    student = own.masked_fill(masked, -torch.inf).log_softmax(-1)
     divergence = (target.exp() * (target - student).masked_fill(~common, 0.0)).sum(-1)
     present = phrases[:, 0].to(divergence)
     return _mean(divergence, present if weight is None else present * weight)

@@ -73,7 +73,7 @@ def label_images(
         progress: called with (finished rows, all rows).
 
     Returns:
-        labelled (boxes), kept, images (of these), left_out (why -> number), first_error, is_weighted, resumed (rows of
+        labelled (boxes), kept, images (of these), dropped (why -> number), first_error, is_weighted, resumed (rows of
         earlier starts), to (the file), and root (the folder that image paths in it are relative to).
 
     Raises:
@@ -102,9 +102,9 @@ def label_images(
             threshold = _threshold(min_score, calibration, output.read(labels[0][0]))
             is_weighted = calibration is not None and calibration.changes_scores
             rows = zip(*(output.read(offsets) for offsets, _ in labels), strict=True)
-            samples, left_out, first_error = _select(rows, threshold, is_weighted)
+            samples, dropped, first_error = _select(rows, threshold, is_weighted)
             if not samples:
-                reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+                reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
                 raise InputError(f"None of the {len(queries):,} boxes is kept ({reasons}). Lower --min-score.")
             samples = assign_splits(samples, SPLITS)
             root = write_samples(out, samples, folder)
@@ -115,7 +115,7 @@ def label_images(
         "kept": len(samples),
         "images": len({sample.image for sample in samples}),
     }
-    counts |= {"left_out": dict(left_out), "first_error": first_error, "is_weighted": is_weighted}
+    counts |= {"dropped": dict(dropped), "first_error": first_error, "is_weighted": is_weighted}
     return counts | {"resumed": output.reused, "to": str(out), "root": str(root)}
 
 
@@ -180,12 +180,12 @@ def _select(
 ) -> tuple[list[Sample], Counter[str], str]:
     """Return the samples that are kept, how many boxes are left out for which reason, and the first error."""
     samples: list[Sample] = []
-    left_out: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
     first_error = ""
     for row, *others in rows:
-        reason = _why_left_out(row, others, threshold)
+        reason = _why_dropped(row, others, threshold)
         if reason:
-            left_out[reason] += 1
+            dropped[reason] += 1
             first_error = first_error or row.get("error", "")
             continue
         weight = max(row["score"], _MIN_WEIGHT) if is_weighted else 1.0
@@ -193,10 +193,10 @@ def _select(
         samples.append(
             Sample(Path(row["image"]), row["phrase"], tuple(row["box"]), size=size, extra=extra, weight=weight)
         )
-    return samples, left_out, first_error
+    return samples, dropped, first_error
 
 
-def _why_left_out(row: Row, others: Sequence[Row], threshold: Threshold) -> str:
+def _why_dropped(row: Row, others: Sequence[Row], threshold: Threshold) -> str:
     """Return why a box is left out, "" where it is kept."""
     if "error" in row:
         return "whose image or phrase cannot be used"

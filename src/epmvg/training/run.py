@@ -170,8 +170,8 @@ class Run:
         """Clip the norm of the model's gradients; the IoU head is left out, as its loss does not reach the rest."""
         if self.recipe.train.max_grad_norm:
             head = self.model.iou_head
-            left_out = set() if head is None else {id(parameter) for parameter in head.parameters()}
-            parameters = [parameter for parameter in self.model.parameters() if id(parameter) not in left_out]
+            excluded = set() if head is None else {id(parameter) for parameter in head.parameters()}
+            parameters = [parameter for parameter in self.model.parameters() if id(parameter) not in excluded]
             nn.utils.clip_grad_norm_(parameters, self.recipe.train.max_grad_norm)
 
     def update_average(self) -> None:
