@@ -92,7 +92,7 @@ def interval_figure(panels: Mapping[tuple[str, str], Sequence[Curve]], x_label: 
     """Draw curves with intervals as SVG, in panels by the titles of their row and column, with common axes."""
     rows, columns = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(3.2 * len(columns), 2.4 * len(rows) + 0.5), layout="constrained")
+        figure = Figure(figsize=(max(3.2 * len(columns), 5), 2.4 * len(rows) + 0.5), layout="constrained")
         grid = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
         for (row, column), curves in panels.items():
             axes = grid[rows.index(row)][columns.index(column)]
@@ -108,7 +108,8 @@ def interval_figure(panels: Mapping[tuple[str, str], Sequence[Curve]], x_label: 
             axes.patch.set_visible(False)
         figure.supxlabel(x_label, fontsize="medium")
         figure.supylabel(y_label, fontsize="medium")
-        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+        handles = grid[0][0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper center", ncols=len(columns) + 1, frameon=False)
     return _svg(figure)
 
 
