@@ -23,9 +23,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+
+from reference.timing import interleaved
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,17 +83,6 @@ def cpu_seconds(command: Sequence[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def in_turn(commands: dict[str, list[str]], rounds: int) -> dict[str, float]:
-    """Return the median processor time of each command, all of them taking turns."""
-    spent: dict[str, list[float]] = {name: [] for name in commands}
-    for turn in range(rounds + 1):
-        for name, command in commands.items():
-            seconds = cpu_seconds(command)
-            if turn:
-                spent[name].append(seconds)
-    return {name: statistics.median(values) for name, values in spent.items()}
-
-
 def build_wheel(folder: Path) -> Path:
     """Build the wheel of this checkout into a folder and return it."""
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
@@ -117,7 +109,8 @@ def main() -> None:
         "predict": [given.python, "-m", "epmvg", "predict", "default", str(given.image), given.phrase],
         "import torch": [given.torch_python or given.python, "-c", "import torch"],
     }
-    seconds = in_turn(commands, given.rounds)
+    taken = interleaved([partial(cpu_seconds, command) for command in commands.values()], given.rounds)
+    seconds = dict(zip(commands, map(statistics.median, taken), strict=True))
     installed = int(subprocess.run([given.python, __file__, "--installed"], check=True, capture_output=True).stdout)
     with tempfile.TemporaryDirectory() as folder:
         wheel = (given.wheel or build_wheel(Path(folder))).stat().st_size

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from epmvg.data.validation import check
+from reference.memory import peak_mb
 
 WIDTH, HEIGHT = 96, 72
 WORDS = [
@@ -92,11 +92,6 @@ def main() -> None:
         speed = {"seconds": round(seconds, 1), "cpu_seconds": round(time.process_time() - busy, 1)}
         speed["samples_per_s"] = round(report.samples / seconds)
         print(json.dumps(result | speed | {"peak_mb": peak_mb(), "peak_before_mb": before}))
-
-
-def peak_mb() -> int:
-    """Return the peak memory of this process in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 if __name__ == "__main__":

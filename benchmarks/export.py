@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from PIL import Image
 
 from epmvg.inference.predictor import Predictor
 from reference import PHRASES
+from reference.memory import peak_mb
+from reference.timing import interleaved
 
 
 def random_image(seed: int = 0) -> Image.Image:
@@ -33,22 +35,14 @@ def random_image(seed: int = 0) -> Image.Image:
     return Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
 
 
-def in_turn(rounds: int, forms: dict[str, Callable[[], object]]) -> dict[str, tuple[float, float]]:
-    """Run every form in each round; medians of wall and processor seconds, the first round left out.
+def both_seconds(run: Callable[[], object]) -> tuple[float, float]:
+    """Return wall and processor seconds of a run.
 
     On a machine shared with others processor seconds, of all threads together, are the steadier figure.
     """
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
-    for number in range(rounds + 1):
-        for name, run in forms.items():
-            start = time.perf_counter(), time.process_time()
-            run()
-            if number:
-                times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
-    return {
-        name: (statistics.median(wall for wall, _ in values), statistics.median(cpu for _, cpu in values))
-        for name, values in times.items()
-    }
+    start = time.perf_counter(), time.process_time()
+    run()
+    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def lean(folder: Path, rounds: int) -> dict[str, Any]:
@@ -56,30 +50,27 @@ def lean(folder: Path, rounds: int) -> dict[str, Any]:
     ground = Predictor(folder)
     new = iter([random_image(seed) for seed in range(2 * rounds + 2)])  # images that are not cached
     known = random_image()
-    seconds = in_turn(
-        rounds,
-        {
-            "one": lambda: ground(next(new), PHRASES[0]),
-            "seven": lambda: ground(next(new), PHRASES),
-            "again": lambda: ground(known, PHRASES[0]),
-        },
-    )
+    runs: list[Callable[[], object]] = [
+        lambda: ground(next(new), PHRASES[0]),
+        lambda: ground(next(new), PHRASES),
+        lambda: ground(known, PHRASES[0]),
+    ]
+    one, seven, again = map(median_ms, interleaved([partial(both_seconds, run) for run in runs], rounds))
     return {
         "folder": folder.name,
-        "an_image_and_a_phrase": _ms(seconds["one"]),
-        "a_further_phrase": {
-            key: round((value - _ms(seconds["one"])[key]) / 6, 2) for key, value in _ms(seconds["seven"]).items()
-        },
-        "a_phrase_about_a_remembered_image": _ms(seconds["again"]),
+        "an_image_and_a_phrase": one,
+        "a_further_phrase": {key: round((seven[key] - one[key]) / 6, 2) for key in one},
+        "a_phrase_about_a_remembered_image": again,
         "resident_mb": resident(),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_mb": peak_mb(),
         "torch": "torch" in sys.modules,
         "load": os.getloadavg(),
     }
 
 
-def _ms(seconds: tuple[float, float]) -> dict[str, float]:
-    return {"ms": round(1000 * seconds[0], 1), "cpu_ms": round(1000 * seconds[1], 1)}
+def median_ms(taken: list[tuple[float, float]]) -> dict[str, float]:
+    wall, cpu = (round(1000 * statistics.median(values), 1) for values in zip(*taken, strict=True))
+    return {"ms": wall, "cpu_ms": cpu}
 
 
 def resident() -> int:

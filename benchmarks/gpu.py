@@ -1,4 +1,4 @@
-"""What a CUDA machine does with this code: answering and training by precision, batch size and compilation.
+"""What a CUDA machine does with this code: inference and training by precision, batch size and compilation.
 
     python benchmarks/gpu.py OUT.json [--minutes 10] [--tiny]
 
@@ -43,7 +43,7 @@ def measure(
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
     autocast = torch.autocast(device, PRECISIONS[precision], enabled=precision != "fp32")
 
-    def answer() -> None:
+    def predict() -> None:
         with torch.inference_mode(), autocast:
             network(image, image_mask, *words, image_index)
 
@@ -55,8 +55,8 @@ def measure(
         scaler.update()
         optimizer.zero_grad()
 
-    model.train(work == "train")
-    seconds, peak = timed(answer if work == "answer" else train, device, rounds)
+    model.train(work == "training")
+    seconds, peak = timed(predict if work == "inference" else train, device, rounds)
     return {"phrases_per_s": round(images * PHRASES / seconds, 1), "ms": round(seconds * 1e3, 2), "peak_mb": peak}
 
 
@@ -93,7 +93,7 @@ def main() -> None:
     rows = []
     for compiled, name in itertools.product(compilations, models):
         model = create_model(name).to(device)
-        for work, precision, images in itertools.product(("answer", "train"), precisions, models[name]):
+        for work, precision, images in itertools.product(("inference", "training"), precisions, models[name]):
             if time.monotonic() > end:
                 break
             row: dict[str, Any] = {"model": name, "work": work, "precision": precision, "images": images}

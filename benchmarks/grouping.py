@@ -13,6 +13,7 @@ import json
 import os
 import statistics
 import time
+from functools import partial
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -23,6 +24,7 @@ from epmvg.distill.losses import GroundingLoss
 from epmvg.models.factory import create_model
 from epmvg.models.grounder import Grounder
 from epmvg.models.text_encoder import TextFeatureCache
+from reference.timing import interleaved
 
 PHRASES = ["a man in a blue shirt", "his dog", "the woman on the left", "a red bicycle leaning against a wall"]
 
@@ -63,13 +65,12 @@ def main() -> None:
     model = create_model(arguments.model).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     text_cache = TextFeatureCache(model.text_encoder) if model.text_encoder.frozen else None
-    times: dict[int, list[float]] = {1: [], arguments.phrases: []}
-    for round_ in range(arguments.rounds + 1):
-        for phrases, taken in times.items():
-            seconds = seconds_of_step(model, optimizer, text_cache, arguments.batch_size, phrases)
-            if round_:  # the first warms up
-                taken.append(seconds)
-    rates = {phrases: arguments.batch_size / statistics.median(taken) for phrases, taken in times.items()}
+    counts = (1, arguments.phrases)
+    step = partial(seconds_of_step, model, optimizer, text_cache, arguments.batch_size)
+    times = interleaved([partial(step, phrases) for phrases in counts], arguments.rounds)
+    rates = {
+        phrases: arguments.batch_size / statistics.median(taken) for phrases, taken in zip(counts, times, strict=True)
+    }
     print(
         json.dumps(
             {

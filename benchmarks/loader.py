@@ -12,12 +12,12 @@ Without --photos it draws images of `--size` whose files are about as large as t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from torchvision.transforms import functional as vision
 from epmvg.config.settings import AugmentSettings
 from epmvg.core.types import Box, Sample
 from epmvg.data.loader import GroundingLoader
+from reference.timing import interleaved, timer
 
 SIDE = 640
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -135,7 +136,7 @@ def compare(files: list[Path], phrases: int, rounds: int) -> dict[str, Any]:
     one, many = samples_of(files, 1), samples_of(files, phrases)
     augment = AugmentSettings(horizontal_flip=0.5, crop=0, scale=1, color_jitter=0.8, translate=1.0)
 
-    def loader(samples: list[Sample], cache_gb: float) -> Callable[[int], None]:
+    def loader(samples: list[Sample], cache_gb: float) -> Callable[[], None]:
         grounding_loader = GroundingLoader(
             samples,
             no_tokens,
@@ -146,27 +147,22 @@ def compare(files: list[Path], phrases: int, rounds: int) -> dict[str, Any]:
             shuffle=True,
             cache_gb=cache_gb,
         )
-        return lambda epoch: loader_epoch(grounding_loader, epoch)
+        epochs = itertools.count()
+        return lambda: loader_epoch(grounding_loader, next(epochs))
 
     several = f"{phrases} phrases per image"
-    pipelines: dict[str, tuple[int, Callable[[int], None]]] = {
-        "reference, 1 phrase per image": (1, lambda _: reference_epoch(one)),
+    pipelines: dict[str, tuple[int, Callable[[], None]]] = {
+        "reference, 1 phrase per image": (1, lambda: reference_epoch(one)),
         "loader, 1 phrase per image": (1, loader(one, 0)),
         "loader with cache, 1 phrase per image": (1, loader(one, 4.0)),
-        f"reference, {several}": (phrases, lambda _: reference_epoch(many)),
+        f"reference, {several}": (phrases, lambda: reference_epoch(many)),
         f"loader, {several}": (phrases, loader(many, 0)),
         f"loader with cache, {several}": (phrases, loader(many, 4.0)),
     }
-    taken: dict[str, list[float]] = {name: [] for name in pipelines}
-    for round_ in range(rounds + 1):
-        for name, (_, run) in pipelines.items():
-            start = time.perf_counter()
-            run(round_)
-            if round_:  # the first warms up and fills the cache
-                taken[name].append(time.perf_counter() - start)
+    taken = interleaved([timer(run) for _, run in pipelines.values()], rounds)  # the first round fills the cache too
     rows = {}
-    for name, (count, _) in pipelines.items():
-        per_image = statistics.median(taken[name]) / len(files) * 1000
+    for (name, (count, _)), seconds in zip(pipelines.items(), taken, strict=True):
+        per_image = statistics.median(seconds) / len(files) * 1000
         rows[name] = {"ms_image": round(per_image, 3), "ms_phrase": round(per_image / count, 3)}
     ref_one, own_one, cached_one, ref_many, own_many, cached_many = (row["ms_phrase"] for row in rows.values())
     return {

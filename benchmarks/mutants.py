@@ -72,15 +72,17 @@ MUTANTS = [
 ]
 
 
-def survives(mutant: Mutant, room: Path) -> bool:
+def survives(mutant: Mutant, folder: Path) -> bool:
     """Run the tests on a changed copy of the sources, in a process forked from this one."""
-    copy = room / "src"
+    copy = folder / "src"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(CHECKOUT / "src", copy)
     file = copy / "epmvg" / mutant.file
     text = file.read_text("utf-8")
     if text.count(mutant.before) != 1:
-        raise SystemExit(f"{mutant.file} holds {mutant.before!r} {text.count(mutant.before)} times: mend the list.")
+        raise SystemExit(
+            f"{mutant.file} holds {mutant.before!r} {text.count(mutant.before)} times: correct the list of mutants."
+        )
     file.write_text(text.replace(mutant.before, mutant.after), "utf-8")
     process = os.fork()
     if process == 0:
@@ -111,11 +113,11 @@ def main() -> None:
     rows = []
     for name in ("torch", "torchvision", "timm", "transformers", "open_clip", "matplotlib", "hypothesis"):
         importlib.import_module(name)  # once, and not in every fork
-    with tempfile.TemporaryDirectory() as room:
+    with tempfile.TemporaryDirectory() as folder:
         for number, mutant in enumerate(MUTANTS, 1):
             if options.only not in (None, number):
                 continue
-            fate = "survived" if survives(mutant, Path(room)) else "killed"
+            fate = "survived" if survives(mutant, Path(folder)) else "killed"
             rows.append(
                 {
                     "file": mutant.file,

@@ -33,10 +33,11 @@ import torch
 from numpy.typing import NDArray
 
 from epmvg.inference.runtimes.exported import IMAGE, PHRASES, SUFFIX
-from reference.ask import noise
+from reference.inputs import noise
 from reference.machine import SIDE, machine
-from reference.suite import in_turn, shares, where_time_goes
-from reference.work import TimedRuntime, Work, engines
+from reference.suite import shares, where_time_goes
+from reference.timing import interleaved, timer
+from reference.work import TimedRuntime, Work, available_runtimes
 
 SIZES = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 7), (4, 7))
 """Images of a batch, and phrases of each."""
@@ -55,22 +56,27 @@ def measure(preset: str, rounds: int, clock: Callable[[], float]) -> Iterator[di
     work = Work(preset)
     square = torch.randn(SIDE, SIDE)
     with tempfile.TemporaryDirectory() as folder:
-        offered = [one for one in engines(work, Path(folder), print) if one.precision == "fp32"]
+        runtimes = [one for one in available_runtimes(work, Path(folder), print) if one.precision == "fp32"]
         flops = {size: counted(work, *size) for size in SIZES}
-        for engine in offered:
-            sweep = [partial(engine.predict, *size) for size in SIZES]
-            of_peak, *times = in_turn([lambda: torch.mm(square, square), *sweep], rounds, clock)
+        for runtime in runtimes:
+            runs: list[Callable[[], object]] = [
+                partial(torch.mm, square, square),
+                *(partial(runtime.predict, *size) for size in SIZES),
+            ]
+            of_peak, *times = interleaved([timer(run, clock) for run in runs], rounds)
             peak = 2 * SIDE**3 / statistics.median(of_peak) / 1e9
-            own = [flops[size][engine.folder is not None] / 1e9 for size in SIZES]
+            own = [flops[size][runtime.folder is not None] / 1e9 for size in SIZES]
             rates = [each / statistics.median(taken) for each, taken in zip(own, times, strict=True)]
             best = max(range(len(SIZES)), key=lambda number: rates[number])
             gone = (
-                where_time_goes(engine, *SIZES[best]) if engine.folder is None else profiled(engine, work, *SIZES[best])
+                where_time_goes(runtime, *SIZES[best])
+                if runtime.folder is None
+                else profiled(runtime, work, *SIZES[best])
             )
             matrix = rates[best] / gone["share"]
             yield {
                 "preset": preset,
-                "backend": engine.backend,
+                "backend": runtime.backend,
                 "peak_gflops": round(peak, 1),
                 "gflops_per_s": {f"{i} x {p}": round(rate, 1) for (i, p), rate in zip(SIZES, rates, strict=True)},
                 "best": {"images_x_phrases": "{} x {}".format(*SIZES[best]), "gflop": round(own[best], 2)},
@@ -89,19 +95,19 @@ def counted(work: Work, images: int, phrases: int) -> tuple[int, int]:
         return of_torch, work.flops(images, phrases)
 
 
-def profiled(engine: TimedRuntime, work: Work, images: int, phrases: int) -> dict[str, Any]:
+def profiled(runtime: TimedRuntime, work: Work, images: int, phrases: int) -> dict[str, Any]:
     """Run an exported folder's graphs under the runtime's own profiler."""
-    assert engine.folder is not None
-    files = [engine.folder / f"{name}{SUFFIX[engine.backend]}" for name in (IMAGE, PHRASES)]
+    assert runtime.folder is not None
+    files = [runtime.folder / f"{name}{SUFFIX[runtime.backend]}" for name in (IMAGE, PHRASES)]
     image, image_mask = (part.repeat(images, 0) for part in noise(work.student.image_size))
     tokens, token_mask = work.student.tokenize(["the woman in the tan jacket"] * (images * phrases))
     asked = {"image_mask": image_mask, "tokens": tokens.numpy(), "token_mask": token_mask.numpy()}
     asked["image_index"] = np.arange(images).repeat(phrases)
     spent: Counter[str] = Counter()
-    run = in_onnxruntime if engine.backend == "onnx" else in_openvino
+    run = in_onnxruntime if runtime.backend == "onnx" else in_openvino
     features, *_ = run(files[0], {"image": image, "image_mask": image_mask}, spent)
     run(files[1], {"features": features} | asked, spent)
-    return shares(spent, NODES[engine.backend])
+    return shares(spent, NODES[runtime.backend])
 
 
 def in_onnxruntime(file: Path, given: Given, spent: Counter[str]) -> list[NDArray[Any]]:
@@ -110,11 +116,11 @@ def in_onnxruntime(file: Path, given: Given, spent: Counter[str]) -> list[NDArra
     options.log_severity_level = 3
     options.enable_profiling, options.profile_file_prefix = True, str(file.with_suffix(""))
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    answers: list[NDArray[Any]] = [session.run(None, given) for _ in range(3)][-1]
+    outputs: list[NDArray[Any]] = [session.run(None, given) for _ in range(3)][-1]
     for event in json.loads(Path(session.end_profiling()).read_text()):
         if event["cat"] == "Node" and event["name"].endswith("kernel_time"):
             spent[event["args"]["op_name"]] += event["dur"]
-    return answers
+    return outputs
 
 
 def in_openvino(file: Path, given: Given, spent: Counter[str]) -> list[NDArray[Any]]:

@@ -21,7 +21,8 @@ from epmvg.core.types import GroundingOutput
 from epmvg.distill.losses import GroundingLoss
 from reference import PHRASES
 from reference.memory import peak_mb
-from reference.suite import in_turn, optimizer_of
+from reference.suite import optimizer_of
+from reference.timing import interleaved, timer
 from reference.work import Work
 
 
@@ -57,7 +58,7 @@ class Bench:
 
 def compare(rounds: int, ours: Callable[[], object], theirs: Callable[[], object]) -> dict[str, float]:
     """Run both in turn; return medians in seconds and their ratio."""
-    own, plain = (statistics.median(times) for times in in_turn([ours, theirs], rounds))
+    own, plain = (statistics.median(times) for times in interleaved([timer(ours), timer(theirs)], rounds))
     return {"ours": round(own, 4), "plain": round(plain, 4), "ratio": round(own / plain, 3)}
 
 

@@ -32,8 +32,8 @@ def test_the_reference_predicts_the_same_boxes(name: str, tmp_path: Path) -> Non
 def test_a_runtime_that_is_not_installed_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     said: list[str] = []
-    offered = work.engines(work.Work("tiny-resnet"), tmp_path, said.append)
-    assert {engine.backend for engine in offered} == {"torch"}
+    runtimes = work.available_runtimes(work.Work("tiny-resnet"), tmp_path, said.append)
+    assert {runtime.backend for runtime in runtimes} == {"torch"}
     assert [line.split()[0] for line in said] == ["onnx", "openvino"] and all("epmvg[train]" in line for line in said)
     assert not any(tmp_path.iterdir())
 
@@ -98,7 +98,7 @@ def test_the_gpu_benchmark_runs_in_its_tiny_mode(
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "gpu.json"), "--tiny"])
     runpy.run_path(str(script), run_name="__main__")
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert {row["work"] for row in rows} == {"answer", "train"}
+    assert {row["work"] for row in rows} == {"inference", "training"}
     assert all(row["phrases_per_s"] > 0 for row in rows)
 
 

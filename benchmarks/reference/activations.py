@@ -29,13 +29,13 @@ class LiveTensors(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None
     ) -> Any:
-        answer = function(*arguments, **(keywords or {}))
-        for tensor in tree_leaves(answer):
+        result = function(*arguments, **(keywords or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self._known:
                     self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        return answer
+        return result
 
     def megabytes(self) -> float:
         """Return the size of those that are still alive, MB."""

@@ -1,4 +1,4 @@
-"""Peak memory of one engine in a process of its own: `python -m reference.memory PRESET BACKEND PRECISION [FOLDER]`.
+"""Peak memory of one runtime in a process of its own: `python -m reference.memory PRESET BACKEND PRECISION [FOLDER]`.
 
 Backend `plain` is the re-creation; FOLDER holds an exported form, which is run without torch. Prints JSON: phrases
 an image -> MB, imports and weights included.
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from epmvg.inference.runtimes.exported import ExportedRuntime
-from reference.ask import ask, computed_in
+from reference.inputs import computed_in, predict_boxes
 
 COUNTS = (1, 7)  # rising: a process's peak never falls
 
@@ -45,7 +45,7 @@ def peak_mb() -> int:
 
 
 def in_torch(preset: str, backend: str, precision: str) -> Callable[[int], object]:
-    """Build the re-creation or one of torch's engines: phrases of an image -> its answer."""
+    """Build the re-creation or a torch runtime: phrases of an image -> its boxes."""
     import torch
 
     from reference.work import Work, torch_runtimes
@@ -55,16 +55,16 @@ def in_torch(preset: str, backend: str, precision: str) -> Callable[[int], objec
         plain = work.plain()
         work.student.to("meta")  # only its tokenizer is still used
         return torch.inference_mode()(partial(work.predict_plainly, plain))
-    (engine,) = (one for one in torch_runtimes(work, Path()) if one.precision == precision)
+    (runtime,) = (one for one in torch_runtimes(work, Path()) if one.precision == precision)
     work.student.to("meta")
-    return partial(engine.predict, 1)
+    return partial(runtime.predict, 1)
 
 
 def main() -> None:
     preset, backend, precision, *folders = sys.argv[1:]
     run: Callable[[int], object]
     if folders:
-        run = partial(ask, ExportedRuntime(Path(folders[0]), precision=computed_in(precision)), 1)
+        run = partial(predict_boxes, ExportedRuntime(Path(folders[0]), precision=computed_in(precision)), 1)
     else:
         run = in_torch(preset, backend, precision)
     forget_peak()  # building a model takes more than running it

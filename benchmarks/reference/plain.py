@@ -54,39 +54,39 @@ class PlainNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no 
 
 
 class PlainConv(nn.Module):
-    """A CNN with its norms beside the convolutions, and DETR's encoder over every place of the canvas."""
+    """A CNN with its norms beside the convolutions, and DETR's encoder over every cell of the canvas, padded or not."""
 
-    def __init__(self, branch: VisualEncoder, numbers: dict[str, Any], dropout: float) -> None:
+    def __init__(self, visual_encoder: VisualEncoder, numbers: dict[str, Any], dropout: float) -> None:
         super().__init__()
         name = numbers["backbone"]
         reductions = cast(Any, timm.create_model(name, features_only=True)).feature_info.reduction()
         indices = [reductions.index(stride) for stride in sorted(numbers["strides"])]
         self.backbone = timm.create_model(name, features_only=True, out_indices=indices)
-        for place, norm in [(n, m) for n, m in self.backbone.named_modules() if isinstance(m, nn.BatchNorm2d)]:
-            parent, _, child = place.rpartition(".")
+        for path, norm in [(n, m) for n, m in self.backbone.named_modules() if isinstance(m, nn.BatchNorm2d)]:
+            parent, _, child = path.rpartition(".")
             setattr(self.backbone.get_submodule(parent), child, PlainNorm(norm))
-        self.backbone.load_state_dict(branch.backbone.state_dict())
-        frozen = {key for key, parameter in branch.backbone.named_parameters() if not parameter.requires_grad}
+        self.backbone.load_state_dict(visual_encoder.backbone.state_dict())
+        frozen = {key for key, parameter in visual_encoder.backbone.named_parameters() if not parameter.requires_grad}
         for key, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(key not in frozen)
-        self.input_proj = copy.deepcopy(branch.input_proj)
-        self.encoder = _plain_layers(branch.encoder, numbers, dropout)
-        self.stride, self.width = branch.strides[0], branch.width
+        self.input_proj = copy.deepcopy(visual_encoder.input_proj)
+        self.encoder = _plain_layers(visual_encoder.encoder, numbers, dropout)
+        self.stride, self.width = visual_encoder.strides[0], visual_encoder.width
 
     def forward(self, pixels: Tensor, image_mask: Tensor) -> Tensor:
-        """Answer visual tokens [P, N, C] from normalised pixels [P, 3, S, S] and pad [P, S, S]."""
+        """Compute visual tokens [P, N, C] from normalised pixels [P, 3, S, S] and pad [P, S, S]."""
         finest, *coarser = self.backbone(pixels)
         maps = [finest, *(F.interpolate(m, size=finest.shape[-2:], mode="bilinear") for m in coarser)]
         tokens: Tensor = self.input_proj(torch.cat(maps, 1)).flatten(2).transpose(1, 2)
-        places = image_mask[:, :: self.stride, :: self.stride]
-        position = sine_position(places, self.width).flatten(1, 2)
+        grid_mask = image_mask[:, :: self.stride, :: self.stride]
+        position = sine_position(grid_mask, self.width).flatten(1, 2)
         for layer in self.encoder:
-            tokens = layer(tokens, position, places.flatten(1))
+            tokens = layer(tokens, position, grid_mask.flatten(1))
         return tokens
 
 
 class PlainGrounder(nn.Module):
-    """Answer boxes [P, 4] for as many images as phrases, with the weights of `student`."""
+    """Predict boxes [P, 4] for as many images as phrases, with the weights of `student`."""
 
     mean: Tensor
     std: Tensor
@@ -122,42 +122,44 @@ class PlainGrounder(nn.Module):
         self.register_buffer("std", student.visual_encoder.std.clone())
 
     def forward(self, image: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
-        """Answer image [P, 3, S, S] in 0..1 with pad [P, S, S] and tokens [P, L] with token_mask [P, L]."""
+        """Predict from image [P, 3, S, S] in 0..1 with pad [P, S, S] and tokens [P, L] with token_mask [P, L]."""
         states = self.bert(tokens, (~token_mask).long()).last_hidden_state
         own = torch.arange(len(tokens), device=tokens.device)
         if self.conv is not None:
             pixels = ((image - self.mean) / self.std).masked_fill(image_mask[:, None], 0.0)
-            branch = self.conv(pixels, image_mask)
+            visual_tokens = self.conv(pixels, image_mask)
         else:
             assert self.swin is not None
-            branch = self.swin.visual_tokens(
+            visual_tokens = self.swin.visual_tokens(
                 self.swin.backbone_features(image, image_mask), image_mask, states[:, 0], own
             )
-        places = [image_mask[:, ::stride, ::stride] for stride in self.strides]
-        visual_pad = torch.cat([level.flatten(1) for level in places], 1)  # [P, N]
-        visual, text = self.visu_proj(branch), self.text_proj(states)
-        likeness = None
+        grid_masks = [image_mask[:, ::stride, ::stride] for stride in self.strides]
+        visual_pad = torch.cat([level.flatten(1) for level in grid_masks], 1)  # [P, N]
+        visual, text = self.visu_proj(visual_tokens), self.text_proj(states)
+        similarity_logits = None
         if self.similarity is not None:
-            likeness = self.similarity(branch, states, token_mask, own)  # [P, N]
-            visual = visual + self.similarity.embed_logits(likeness)
+            similarity_logits = self.similarity(visual_tokens, states, token_mask, own)  # [P, N]
+            visual = visual + self.similarity.embed_logits(similarity_logits)
         x = torch.cat([self.reg_token.weight.expand(len(tokens), 1, -1), text, visual], 1)  # the published order
-        hide = torch.cat([token_mask.new_zeros(len(tokens), 1), token_mask, visual_pad], 1)
+        key_padding_mask = torch.cat([token_mask.new_zeros(len(tokens), 1), token_mask, visual_pad], 1)
         position = self.vl_pos_embed.weight.expand(len(tokens), -1, -1)
         if self.sine:
-            position = torch.cat([position, *(sine_position(p, x.shape[-1]).flatten(1, 2) for p in places)], 1)
+            position = torch.cat([position, *(sine_position(p, x.shape[-1]).flatten(1, 2) for p in grid_masks)], 1)
         for layer in self.fusion:
-            x = layer(x, position, hide)
+            x = layer(x, position, key_padding_mask)
         if self.dense_head is None:
             return cast(Tensor, self.box_head(x[:, 0]).sigmoid())
         fused = x[:, 1 + tokens.shape[1] :]
-        where = self.dense_head.heatmap_head(fused).squeeze(-1) + (0 if likeness is None else likeness)
-        vote = self.dense_head.token_box_head(fused + x[:, :1])
-        rows, columns = places[0].shape[1:]
+        heatmap = self.dense_head.heatmap_head(fused).squeeze(-1) + (
+            0 if similarity_logits is None else similarity_logits
+        )
+        token_box = self.dense_head.token_box_head(fused + x[:, :1])
+        rows, columns = grid_masks[0].shape[1:]
         across = (torch.arange(columns, device=x.device) + 0.5) / columns
         down = (torch.arange(rows, device=x.device) + 0.5) / rows
         centre = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1).flatten(0, 1)  # [N, 2]
-        token_boxes = torch.cat([centre + vote[..., :2], vote[..., 2:].sigmoid()], -1)
-        return (mean_box if self.training else median_box)(where.masked_fill(visual_pad, -math.inf), token_boxes)
+        token_boxes = torch.cat([centre + token_box[..., :2], token_box[..., 2:].sigmoid()], -1)
+        return (mean_box if self.training else median_box)(heatmap.masked_fill(visual_pad, -math.inf), token_boxes)
 
 
 def _plain_layers(encoder: TransformerEncoder, numbers: dict[str, Any], dropout: float) -> nn.ModuleList:

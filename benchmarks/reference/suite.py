@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -27,7 +26,8 @@ from reference import PHRASES
 from reference.activations import LiveTensors
 from reference.machine import machine
 from reference.memory import peaks
-from reference.work import RUNTIMES, TimedRuntime, Work, engines
+from reference.timing import interleaved, timer
+from reference.work import RUNTIMES, TimedRuntime, Work, available_runtimes
 
 PRESETS = ("mini", "transvg-r50", "transvg-r101", "transvg-swin-s", "qrnet-swin-s")
 COUNTS = (1, len(PHRASES))
@@ -98,16 +98,16 @@ def _measure_inference(
     rounds = 3 if quick else 9
     work = Work(name)
     found: Figures = {"left_out": [], "batches": []}
-    offered = engines(work, folder, found["left_out"].append, [backend])
+    runtimes = available_runtimes(work, folder, found["left_out"].append, [backend])
     with torch.inference_mode():
-        found["rows"] = answers(work, offered, rounds, peak, plain_mb)
+        found["rows"] = time_inference(work, runtimes, rounds, peak, plain_mb)
         found["matrix"] = [
-            {"preset": name} | where_time_goes(engine) for engine in offered if engine.backend == "torch"
+            {"preset": name} | where_time_goes(runtime) for runtime in runtimes if runtime.backend == "torch"
         ]
         if not quick:
-            found["batches"] = batches(work, offered)
+            found["batches"] = batches(work, runtimes)
     found["sizes"] = [
-        {"preset": name, "backend": e.backend, "precision": e.precision, "mb": e.size_mb} for e in offered
+        {"preset": name, "backend": one.backend, "precision": one.precision, "mb": one.size_mb} for one in runtimes
     ]
     return found
 
@@ -121,66 +121,66 @@ def _measure_training(name: str, quick: bool) -> Figures:
     }
 
 
-def answers(
-    work: Work, offered: Sequence[TimedRuntime], rounds: int, peak: dict[str, float], plain_mb: dict[int, int] | None
+def time_inference(
+    work: Work, runtimes: Sequence[TimedRuntime], rounds: int, peak: dict[str, float], plain_mb: dict[int, int] | None
 ) -> list[dict[str, Any]]:
-    """Time each engine and the plain re-creation in turn on one image; a row an engine and number of phrases.
+    """Time each runtime and the plain re-creation in turn on one image; a row per runtime and number of phrases.
 
-    With the re-creation's peak memory by phrases, `plain_mb`, that of each engine is measured beside it.
+    With the re-creation's peak memory by phrases, `plain_mb`, that of each runtime is measured beside it.
     """
-    if not offered:
+    if not runtimes:
         return []
     plain, rows = work.plain(), []
     mb = {}
     if plain_mb is not None:
-        mb = {(e.backend, e.precision): peaks(work.preset, e.backend, e.precision, e.folder) for e in offered}
+        mb = {(r.backend, r.precision): peaks(work.preset, r.backend, r.precision, r.folder) for r in runtimes}
     for phrases in COUNTS:
-        runs: list[Callable[[], Any]] = [lambda n=phrases: work.predict_plainly(plain, n)]  # type: ignore[misc]
-        runs += [lambda e=engine, n=phrases: e.predict(1, n) for engine in offered]  # type: ignore[misc]
-        plainly, *others = in_turn(runs, rounds)
+        runs: list[Callable[[], object]] = [partial(work.predict_plainly, plain, phrases)]
+        runs += [partial(runtime.predict, 1, phrases) for runtime in runtimes]
+        plainly, *others = interleaved([timer(run) for run in runs], rounds)
         truth = work.predict_plainly(plain, phrases).numpy()
         flops = work.flops(1, phrases)
-        for engine, times in zip(offered, others, strict=True):
+        for runtime, times in zip(runtimes, others, strict=True):
             seconds = statistics.median(times)
             rate = flops / seconds / 1e9
-            most = peak.get(engine.precision, peak["fp32"])
+            most = peak.get(runtime.precision, peak["fp32"])
             rows.append(
                 {
                     "preset": work.preset,
-                    "backend": engine.backend,
-                    "precision": engine.precision,
+                    "backend": runtime.backend,
+                    "precision": runtime.precision,
                     "phrases_per_image": phrases,
                     "ms_per_image": round(seconds * 1e3, 2),
                     "p50_ms": round(quantile(times, 0.5) * 1e3, 2),
                     "p95_ms": round(quantile(times, 0.95) * 1e3, 2),
                     "images_per_s": round(1 / seconds, 2),
                     "phrases_per_s": round(phrases / seconds, 2),
-                    "peak_mb": mb.get((engine.backend, engine.precision), {}).get(phrases),
+                    "peak_mb": mb.get((runtime.backend, runtime.precision), {}).get(phrases),
                     "reference_ms": round(statistics.median(plainly) * 1e3, 2),
                     "reference_peak_mb": (plain_mb or {}).get(phrases),
                     "ratio_to_reference": round(seconds / statistics.median(plainly), 3),
                     "gflops": round(flops / 1e9, 2),
                     "gflops_per_s": round(rate, 1),
                     "share_of_peak": round(rate / most, 3),
-                    "max_box_difference": float(np.abs(engine.predict(1, phrases) - truth).max()),
+                    "max_box_difference": float(np.abs(runtime.predict(1, phrases) - truth).max()),
                     "rounds": rounds,
                 }
             )
     return rows
 
 
-def batches(work: Work, offered: Sequence[TimedRuntime], sizes: Sequence[int] = (1, 2, 4, 8)) -> list[dict[str, Any]]:
+def batches(work: Work, runtimes: Sequence[TimedRuntime], sizes: Sequence[int] = (1, 2, 4, 8)) -> list[dict[str, Any]]:
     """Time batches of images with one phrase each."""
     rows = []
-    for engine in offered:
+    for runtime in runtimes:
         for images in sizes:
-            (times,) = in_turn([lambda e=engine, n=images: e.predict(n, 1)], 3)  # type: ignore[misc]
+            (times,) = interleaved([timer(partial(runtime.predict, images, 1))], 3)
             rate = images / statistics.median(times)
             rows.append(
                 {
                     "preset": work.preset,
-                    "backend": engine.backend,
-                    "precision": engine.precision,
+                    "backend": runtime.backend,
+                    "precision": runtime.precision,
                     "images": images,
                     "images_per_s": round(rate, 2),
                 }
@@ -188,13 +188,13 @@ def batches(work: Work, offered: Sequence[TimedRuntime], sizes: Sequence[int] = 
     return rows
 
 
-def where_time_goes(engine: TimedRuntime, images: int = 1, phrases: int = 1) -> dict[str, Any]:
-    """Profile one pass of a torch engine: the share of its time in matrix work, and what takes the rest."""
-    engine.predict(images, phrases)
+def where_time_goes(runtime: TimedRuntime, images: int = 1, phrases: int = 1) -> dict[str, Any]:
+    """Profile one pass of a torch runtime: the share of its time in matrix work, and what takes the rest."""
+    runtime.predict(images, phrases)
     with profile(use_kineto=False) as watched:
-        engine.predict(images, phrases)
+        runtime.predict(images, phrases)
     spent = {event.key.removeprefix("aten::"): event.self_cpu_time_total for event in watched.key_averages()}
-    return {"backend": engine.backend, "precision": engine.precision} | shares(spent, MATRIX_WORK)
+    return {"backend": runtime.backend, "precision": runtime.precision} | shares(spent, MATRIX_WORK)
 
 
 def shares(spent: Mapping[str, float], matrix_work: Sequence[str]) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def training(work: Work, rounds: int) -> list[dict[str, Any]]:
     optimizer = optimizer_of(student)
     ours = {phrases: OurStep(work, optimizer, phrases) for phrases in COUNTS}
     rows = []
-    *taken, plainly = in_turn([*(step.take for step in ours.values()), plain.take], rounds)
+    *taken, plainly = interleaved([*(timer(step.take) for step in ours.values()), timer(plain.take)], rounds)
     theirs = statistics.median(plainly) / plain.phrases
     for (phrases, step), times in zip(ours.items(), taken, strict=True):
         each = statistics.median(times) / step.phrases
@@ -293,23 +293,14 @@ def loader(work: Work, images: int) -> dict[str, Any]:
             one = GroundingLoader(
                 records, work.student.tokenize, image_size=work.student.image_size, batch_size=8, augment=augment
             )
-            (times,) = in_turn([lambda one=one: sum(1 for _ in one.batches(0))], 2)  # type: ignore[misc]
+            (times,) = interleaved([timer(partial(_epoch, one))], 2)
             rates[f"{name}_images_per_s"] = round(images / statistics.median(times), 1)
         return rates
 
 
-def in_turn(
-    runs: Sequence[Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> list[list[float]]:
-    """Run all in turn, so that what else the machine does hits all alike; seconds of each, the first round left out."""
-    taken: list[list[float]] = [[] for _ in runs]
-    for number in range(rounds + 1):
-        for run, times in zip(runs, taken, strict=True):
-            start = clock()
-            run()
-            if number:
-                times.append(clock() - start)
-    return taken
+def _epoch(loader: GroundingLoader) -> None:
+    for _ in loader.batches(0):
+        pass
 
 
 def quantile(times: Sequence[float], share: float) -> float:

@@ -28,7 +28,7 @@ from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import create_model
 from epmvg.models.text_encoder import TextFeatureCache
 from reference import PHRASES
-from reference.ask import ask, computed_in, noise
+from reference.inputs import computed_in, noise, predict_boxes
 from reference.plain import PlainGrounder
 
 CALIBRATION_IMAGES = 8
@@ -51,11 +51,11 @@ class Work:
     def full_length(self, phrases: list[str]) -> tuple[Tensor, Tensor]:
         """Return tokens and their pad, of the full length that the published code pads to."""
         tokens, token_mask = self.student.tokenize(phrases)
-        room = self.student.max_length - tokens.shape[1]
-        return torch.nn.functional.pad(tokens, (0, room)), torch.nn.functional.pad(token_mask, (0, room), value=True)
+        missing = (0, self.student.max_length - tokens.shape[1])
+        return torch.nn.functional.pad(tokens, missing), torch.nn.functional.pad(token_mask, missing, value=True)
 
     def inputs(self, images: int, phrases: int) -> tuple[Tensor, ...]:
-        """Return what the student is given for images with some phrases each: image, pad, tokens, token_mask, owner."""
+        """Return what the student takes: image, pad, tokens, token_mask and image_index."""
         words = self.student.tokenize(PHRASES[:phrases] * images)
         return (*self.image_batch(images), *words, torch.arange(images).repeat_interleave(phrases))
 
@@ -68,7 +68,7 @@ class Work:
         return PlainGrounder(self.student).eval()
 
     def predict_plainly(self, plain: PlainGrounder, phrases: int) -> Tensor:
-        """Answer boxes [P, 4] of one image, one call a phrase: what the published evaluation does at batch size 1."""
+        """Predict boxes [P, 4] of one image, one call a phrase: what the published evaluation does at batch size 1."""
         queries = PHRASES[:phrases]
         return torch.cat([plain(self.image, self.image_mask, *self.full_length([phrase])) for phrase in queries])
 
@@ -79,7 +79,7 @@ class TimedRuntime:
 
     backend: str  # torch, onnx or openvino
     precision: str  # fp32, bf16 or int8
-    predict: Callable[[int, int], NDArray[np.float64]]  # images, phrases of each -> boxes [I * P, 4] as `ask`
+    predict: Callable[[int, int], NDArray[np.float64]]  # images, phrases of each -> boxes [I * P, 4] as `predict_boxes`
     size_mb: float  # of what is loaded
     folder: Path | None = None  # that was exported
 
@@ -96,7 +96,7 @@ def torch_runtimes(work: Work, folder: Path) -> Iterator[TimedRuntime]:
 def _predict_uncached(backend: TorchRuntime, images: int, phrases: int) -> NDArray[np.float64]:
     """Predict with an empty text cache."""
     backend.texts = TextFeatureCache(backend.model.text_encoder)
-    return ask(backend, images, phrases)
+    return predict_boxes(backend, images, phrases)
 
 
 def onnx_runtimes(work: Work, folder: Path) -> Iterator[TimedRuntime]:
@@ -121,7 +121,7 @@ def openvino_runtimes(work: Work, folder: Path) -> Iterator[TimedRuntime]:
 def _exported(folder: Path, backend: str, precision: str) -> TimedRuntime:
     graphs = sum(file.stat().st_size for kind in ("*.onnx", "*.xml", "*.bin") for file in folder.glob(kind)) / 1e6
     ready = ExportedRuntime(folder, precision=computed_in(precision))
-    return TimedRuntime(backend, precision, partial(ask, ready), round(graphs, 1), folder)
+    return TimedRuntime(backend, precision, partial(predict_boxes, ready), round(graphs, 1), folder)
 
 
 def _onnx_folder(work: Work, folder: Path, precision: str) -> Path:
@@ -148,14 +148,14 @@ RUNTIMES: dict[str, Callable[[Work, Path], Iterator[TimedRuntime]]] = {
 }
 
 
-def engines(
+def available_runtimes(
     work: Work, folder: Path, report_skipped: Callable[[str], None], backends: Iterable[str] = RUNTIMES
 ) -> list[TimedRuntime]:
-    """Return every engine that this installation has for a preset; say which it lacks, and why, to `report_skipped`.
+    """Return every runtime that this installation has for a preset; say which it lacks, and why, to `report_skipped`.
 
     Args:
         work: the preset's.
-        folder: for what is exported, empty or with what was exported of this work; it must stay while engines are used.
+        folder: for what is exported, empty or with what was exported of this work; it must stay while they are used.
         report_skipped: called with a sentence.
         backends: of `RUNTIMES`.
     """

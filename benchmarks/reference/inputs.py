@@ -1,4 +1,4 @@
-"""What a runtime is queried with: noise on a 4:3 letterbox and `PHRASES`. Nothing here imports torch."""
+"""What a runtime is given: noise on a 4:3 letterbox and `PHRASES`. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def noise(side: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.boo
     return image, image_mask
 
 
-def ask(runtime: GrounderRuntime, images: int, phrases: int) -> NDArray[np.float64]:
-    """Encode I copies of the noise and ask each for P phrases -> boxes [I * P, 4] cxcywh in 0..1 of the canvas."""
+def predict_boxes(runtime: GrounderRuntime, images: int, phrases: int) -> NDArray[np.float64]:
+    """Encode I copies of the noise and query each with P phrases -> boxes [I * P, 4] cxcywh in 0..1 of the canvas."""
     image, image_mask = noise(runtime.image_size)
     image, image_mask = image.repeat(images, 0), image_mask.repeat(images, 0)
     queries = [PHRASES[(i + j) % len(PHRASES)] for i in range(images) for j in range(phrases)]
