@@ -104,7 +104,8 @@ def _print_requirements(recipe: Any) -> None:
     print_table("Files", files)
     names = ("parameters", "trainable", "teacher", "phrases", "steps", "hours")
     print_table("Size", [{name: cost[name] for name in names}])
-    console.print(f"Hours: {ASSUMPTION}.")
+    if cost["hours"] is not None:
+        console.print(f"Hours: {ASSUMPTION}.")
     memory = [
         {"pairs per GPU": pairs, "GiB": gib, "of it weights": cost["weights"]} for pairs, gib in cost["memory"].items()
     ]
