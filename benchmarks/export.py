@@ -12,37 +12,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from epmvg.inference.predictor import Predictor
 from reference import PHRASES
 from reference.memory import peak_mb
-from reference.timing import interleaved
+from reference.timing import interleaved, wall_and_cpu
 
 
 def random_image(seed: int = 0) -> Image.Image:
     """Return smooth noise of 640 x 480."""
     coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
-
-
-def both_seconds(run: Callable[[], object]) -> tuple[float, float]:
-    """Return wall and processor seconds of a run.
-
-    On a machine shared with others processor seconds, of all threads together, are the steadier figure.
-    """
-    start = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def lean(folder: Path, rounds: int) -> dict[str, Any]:
@@ -55,7 +44,7 @@ def lean(folder: Path, rounds: int) -> dict[str, Any]:
         lambda: ground(next(new), PHRASES),
         lambda: ground(known, PHRASES[0]),
     ]
-    one, seven, again = map(median_ms, interleaved([partial(both_seconds, run) for run in runs], rounds))
+    one, seven, again = map(median_ms, interleaved([partial(wall_and_cpu, run) for run in runs], rounds))
     return {
         "folder": folder.name,
         "an_image_and_a_phrase": one,
@@ -68,9 +57,9 @@ def lean(folder: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def median_ms(taken: list[tuple[float, float]]) -> dict[str, float]:
-    wall, cpu = (round(1000 * statistics.median(values), 1) for values in zip(*taken, strict=True))
-    return {"ms": wall, "cpu_ms": cpu}
+def median_ms(taken: list[NDArray[np.float64]]) -> dict[str, float]:
+    wall, cpu = np.median(taken, 0) * 1000
+    return {"ms": round(wall, 1), "cpu_ms": round(cpu, 1)}
 
 
 def resident() -> int:

@@ -16,8 +16,8 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from epmvg.core.files import atomic_write
 from epmvg.data.loader import GroundingLoader
@@ -34,6 +33,7 @@ from epmvg.inference.batch import batched
 from epmvg.inference.sources import Sources
 from reference import PHRASES
 from reference.memory import forget_peak, peak_mb
+from reference.timing import interleaved, wall_and_cpu
 from reference.work import Work
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -46,20 +46,11 @@ def phrases_cost(preset: str, count: int, rounds: int = 5) -> dict[str, Any]:
     words = work.student.tokenize([PHRASES[i % len(PHRASES)] for i in range(count)])
     image_index = torch.zeros(count, dtype=torch.int64)
     forget_peak()
-    spent = []
+    run = partial(work.student, work.image, work.image_mask, *words, image_index)
     with torch.inference_mode():
-        for number in range(rounds + 1):
-            start = clocks()
-            work.student(work.image, work.image_mask, *words, image_index)
-            if number:  # the first warms up
-                spent.append(clocks() - start)
+        (spent,) = interleaved([partial(wall_and_cpu, run)], rounds)
     wall, cpu = np.median(spent, 0) * 1e3
     return {"phrases": count, "ms": round(wall, 2), "cpu_ms": round(cpu, 2), "peak_mb": peak_mb()}
-
-
-def clocks() -> NDArray[np.float64]:
-    """Return seconds of the wall's clock and of this process's processors."""
-    return np.array([time.perf_counter(), time.process_time()])
 
 
 def stream(file: Path) -> int:
@@ -86,9 +77,9 @@ def rows_cost(way: str, count: int) -> dict[str, Any]:
                 row |= {"bbox": [10, 20, 30, 40], "id": number, "width": 640, "height": 480}
                 out.write(json.dumps(row) + "\n")
         forget_peak()
-        start = clocks()
-        assert WAYS[way](file) == count
-        wall, cpu = clocks() - start
+        read: list[int] = []
+        wall, cpu = wall_and_cpu(lambda: read.append(WAYS[way](file)))
+        assert read == [count]
     return {"way": way, "rows": count, "seconds": round(wall, 3), "cpu_seconds": round(cpu, 3), "peak_mb": peak_mb()}
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from epmvg.core.hardware import cpu_has_bf16
+from reference.timing import interleaved, timer
 
 SIDE = 2048  # of the square matrices whose product is the peak: 17 GFLOP, far outside every cache
 
@@ -35,12 +36,8 @@ def machine() -> dict[str, Any]:
 def matrix_peak(kind: torch.dtype, rounds: int = 7) -> float:
     """Measure GFLOP/s of a large matrix product on this process's threads, the median of some rounds."""
     a, b = torch.randn(2, SIDE, SIDE).to(kind)
-    times = []
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        times.append(time.perf_counter() - start)
-    return round(2 * SIDE**3 / statistics.median(times[1:]) / 1e9, 1)
+    (times,) = interleaved([timer(partial(torch.mm, a, b))], rounds)
+    return round(2 * SIDE**3 / statistics.median(times) / 1e9, 1)
 
 
 def _processor() -> str:

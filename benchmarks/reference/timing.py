@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 Measured = TypeVar("Measured")
 
 
@@ -29,3 +32,13 @@ def timer(run: Callable[[], object], clock: Callable[[], float] = time.perf_coun
         return clock() - start
 
     return seconds
+
+
+def wall_and_cpu(run: Callable[[], object]) -> NDArray[np.float64]:
+    """Return wall and processor seconds [2] of a run.
+
+    On a machine shared with others processor seconds, of all threads together, are the steadier figure.
+    """
+    start = time.perf_counter(), time.process_time()
+    run()
+    return np.array([time.perf_counter(), time.process_time()]) - start
