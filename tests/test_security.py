@@ -159,7 +159,7 @@ def test_oversized_images_are_rejected_by_their_header(tmp_path: Path) -> None:
 
 def test_pages_escape_everything_but_our_own_markup() -> None:
     """`safe` marks only our own style and the card's YAML."""
-    pages = [*SOURCE.rglob("*.html"), SOURCE / "card.md"]
+    pages = [*SOURCE.rglob("*.html"), SOURCE / "report" / "card.md"]
     marked = {
         (file.name, name)
         for file in pages

@@ -135,7 +135,7 @@ def model_card(run: Path | str, *, name: str | None = None, license: str | None 
     # Not `ModelCard.from_template`: it does not escape what names and settings of others hold.
     environment = Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda fraction: f"{100 * fraction:.1f} %"
-    return environment.from_string((resources.files("epmvg") / "card.md").read_text(encoding="utf-8")).render(
+    return environment.from_string((resources.files("epmvg.report") / "card.md").read_text(encoding="utf-8")).render(
         front=metadata.to_yaml(),
         name=name or run.resolve().name,
         version=__version__,

@@ -13,6 +13,7 @@ import pytest
 from commands import main_ok
 
 from epmvg.cli import main
+from epmvg.distill.pretrain import TeacherMetrics
 from epmvg.training import TrainingStopped
 
 Replace = Callable[[str, Any], dict[str, Any]]
@@ -121,11 +122,15 @@ def test_reproduce_prints_the_table_or_the_plan(
 def test_teacher_commands_print_what_they_wrote(
     replace: Replace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls = replace("epmvg.distill.pretrain.train_teacher", SimpleNamespace(skipped=2))
-    main_ok(["teacher", "train", tmp_path / "captions.jsonl", "--out", tmp_path / "t", "--epochs", "3"])
+    calls = replace("epmvg.distill.pretrain.train_teacher", TeacherMetrics(0.25, 0.5, 2, 80, 400, 60.0, skipped=2))
+    command = ["teacher", "train", tmp_path / "captions.jsonl", "--out", tmp_path / "t", "--epochs", "3"]
+    main_ok(command)
     captured = capsys.readouterr()
     assert calls["epochs"] == 3 and f"The teacher is in {tmp_path / 't'}" in captured.out
+    assert "R@1 25.0%, R@5 50.0% (epoch 2), from 400 image-text pairs" in captured.out
     assert captured.err.strip() == f"warning: 2 images were skipped. See {tmp_path / 't' / 'teacher.json'}."
+    main_ok(["--quiet", *command])
+    assert capsys.readouterr() == (captured.out, "")
     cached = {"embeddings": 1234, "megabytes": 1.5, "seconds": 3, "file": "f.db", "skipped": ["a.jpg is missing"]}
     replace("epmvg.training.cache_teacher", cached)
     main_ok(["teacher", "cache", "scenes", "distill=folder"])

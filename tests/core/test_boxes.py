@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou as torchvision_iou
 
-from epmvg.core.boxes import paired_iou, to_cxcywh, to_xyxy
+from epmvg.core.boxes import box_iou, paired_iou, to_cxcywh, to_xyxy
 from epmvg.core.geometry import Letterbox
 
 
@@ -24,9 +24,16 @@ def test_conversions_undo_each_other() -> None:
     torch.testing.assert_close(to_xyxy(to_cxcywh(boxes)), boxes)
 
 
+def test_arrays_and_tensors_give_the_same_boxes() -> None:
+    a, b = random_boxes(50), random_boxes(40, 3)
+    for convert in (to_xyxy, to_cxcywh):
+        assert (convert(a.numpy()) == convert(a).numpy()).all()
+    torch.testing.assert_close(torch.from_numpy(box_iou(a.numpy(), b.numpy())), torchvision_iou(a, b))
+
+
 def test_paired_iou_is_the_diagonal_of_the_pairwise_one() -> None:
     a, b = random_boxes(60, 1), random_boxes(60, 7)
-    torch.testing.assert_close(paired_iou(a, b), box_iou(a, b).diagonal())
+    torch.testing.assert_close(paired_iou(a, b), torchvision_iou(a, b).diagonal())
 
 
 def test_iou_of_empty_boxes_is_0() -> None:

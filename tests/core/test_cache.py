@@ -81,7 +81,7 @@ def test_a_killed_writer_leaves_whole_arrays(tmp_path: Path) -> None:
     )
 
 
-def test_the_least_recently_used_arrays_are_removed_first(tmp_path: Path) -> None:
+def test_arrays_written_or_looked_up_longest_ago_are_removed_first(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path / "cache.sqlite", max_bytes=1_000_000)
     for number in range(10):
         cache.put([key(number)], [np.zeros(80_000, np.uint8)])

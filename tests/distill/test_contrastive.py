@@ -164,7 +164,7 @@ def test_photos_and_their_boxes_train_a_teacher(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in values))
     captions, regions = tmp_path / "captions.jsonl", str(tmp_path / "boxes.jsonl")
     with pytest.raises(SystemExit) as ended:
-        main(["teacher", "train", str(captions), regions, "--out", str(tmp_path / "out"), "--epochs", "1"])
+        main(["teacher", "train", str(captions), "--regions", regions, "--out", str(tmp_path / "out"), "--epochs", "1"])
     assert ended.value.code == 0
     about = json.loads((tmp_path / "out" / "teacher.json").read_text())
     assert about["pairs"] == {"photos": 2, "regions": 2, "per_photo": 3, "seed": 0} and about["batch_size"] == 8

@@ -39,7 +39,6 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         },
     ),
     "teacher": ("Train and cache teachers.", {"train": train.train_teacher, "cache": train.cache_teacher}),
-    "config": ("Recipes, and the settings of runs.", {"upgrade": train.upgrade_config}),
 }
 
 for command in COMMANDS:
@@ -57,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a phrase may have characters that the locale lacks
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads: idle threads spin otherwise
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.showwarning = lambda message, *_, **__: console.warn(str(message))
     try:
         with optional_imports("This command"):
             app(arguments)

@@ -20,6 +20,12 @@ log_console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True
 error_console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 """For progress and warnings; `--quiet` silences both."""
 
+
+def warn(message: str) -> None:
+    """Print a warning, which `--quiet` silences."""
+    error_console.print(f"warning: {message}")
+
+
 Run = Annotated[
     Path, typer.Argument(help="Folder of a run or export, `default` (the bundled model), OWNER/NAME or hf:OWNER/NAME.")
 ]

@@ -21,6 +21,7 @@ from epmvg.cli.console import (
     format_points,
     is_first,
     print_table,
+    warn,
 )
 from epmvg.core.files import check_not_input
 from epmvg.core.locate import locate
@@ -150,7 +151,7 @@ def score(
     parts = {"": result} | ({f" of {result['against']['file']}": result["against"]} if result.get("against") else {})
     for name, part in parts.items():
         for warning in part.get("warnings", ()):
-            error_console.print(f"warning: predictions{name}: {warning}")
+            warn(f"predictions{name}: {warning}")
     if as_json:
         print(json.dumps(result))
         return
@@ -193,7 +194,7 @@ def calibrate(
         done = run_calibration(run, data=data, split=split, **options, progress=progress)
     if done["method"] == "none":
         phrases = f"{done['fitted']['n']:,} phrases"
-        error_console.print(f"warning: no mapping predicts better than the raw scores on {phrases}. They stay raw.")
+        warn(f"no mapping predicts better than the raw scores on {phrases}. They stay raw.")
     shown = done["fitted"] | {"method": done["method"], "threshold": done["threshold"]}
     print_table(str(run), [{"": key, "value": value} for key, value in shown.items()])
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from epmvg.cli.console import Device, Json, Run, console, error_console, reject_options
+from epmvg.cli.console import Device, Json, Run, console, error_console, reject_options, warn
 from epmvg.cli.data import print_check, print_root
 from epmvg.core.locate import DEFAULT
 from epmvg.core.types import InputError
@@ -138,7 +138,7 @@ def label(
         f"Dropped: {', '.join(dropped) or 'none'}. Weights in training: {weights}."
     )
     if done["first_error"]:
-        print(f"warning: {done['first_error']}", file=sys.stderr)
+        warn(done["first_error"])
     print_root(out, done["root"])
     raise typer.Exit(0 if result.usable else 3)
 
@@ -243,14 +243,14 @@ def _predict_many(run: Path, sources: list[str], out: Path, as_json: bool, **opt
         done = predict_many(run, sources, out, progress=progress, **options)
     _print_domain(run, done["domain"])
     counts = {
-        "errors": "rows are errors",
+        "errors": "predictions failed",
         "truncated": "phrases were truncated",
         "unknown": "phrases have no known word",
     }
-    warnings = [f"{done[key]:,} of {done['rows']:,} {text}." for key, text in counts.items() if done[key]]
+    counted = [f"{done[key]:,} of {done['rows']:,} {text}." for key, text in counts.items() if done[key]]
     skipped = [f"skipped: {done['skipped']}"] if done["skipped"] else []
-    for message in [*done["messages"], *warnings, *skipped]:
-        print(f"warning: {message}", file=sys.stderr)
+    for message in [*done["messages"], *counted, *skipped]:
+        warn(message)
     if as_json:
         print(json.dumps(done))
     else:

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from epmvg.config.published import PUBLISHED, published_start
-from epmvg.config.renamed import REMOVED, RENAMED
 from epmvg.core.types import InputError, did_you_mean
 
 
@@ -380,10 +379,6 @@ def _message(error: ValidationError, source: str) -> str:
     """Return the first error as a message that names the key and what to do."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    if key in RENAMED:
-        return f"{source}: `{key}` is now `{RENAMED[key]}`. Rename it, or run `epmvg config upgrade` on the file."
-    if key in REMOVED:
-        return f"{source}: `{key}` was removed. Delete it: {REMOVED[key]}."
     if first["type"] == "extra_forbidden":
         group = [name for name, _ in setting_fields(Recipe) if name.rpartition(".")[0] == key.rpartition(".")[0]]
         return f"{source}: there is no setting {key!r}. {did_you_mean(key, group)}"

@@ -57,7 +57,8 @@ class DiskCache:
 
     Args:
         path: The file; it is created where absent.
-        max_bytes: Bound of the file; the arrays used longest ago are removed for new ones. None for no bound.
+        max_bytes: Bound of the file; for new arrays those are removed that were written, or looked up by `missing`,
+            longest ago (`get` marks nothing, so that reading takes no lock). None for no bound.
 
     Raises:
         InputError: The file is damaged or cannot be written, here or in any method.
@@ -92,7 +93,7 @@ class DiskCache:
         return [None if row is None else np.frombuffer(row[2], row[0]).reshape(json.loads(row[1])) for row in rows]
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
-        """Return the indices of the keys without an array, each key once, and mark the arrays of the others as used."""
+        """Return the indices of the keys without an array, each key once, and mark the others as used."""
         with self._errors(), self._transaction() as connection:
             update = "UPDATE arrays SET used = ? WHERE key = ?"
             first = {key: index for index, key in reversed(list(enumerate(keys)))}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from epmvg.core.types import InputError
 
 Array = NDArray[np.float64]
-Method = Literal["none", "temperature", "platt", "beta"]
+Method = Literal["none", "beta"]
 
 CONFIDENCE_FILE = "confidence.json"
 _EDGE = 1e-4  # scores are clipped to this distance from 0 and 1, where their logarithm ends
@@ -23,7 +23,7 @@ _EDGE = 1e-4  # scores are clipped to this distance from 0 and 1, where their lo
 class Calibration:
     """Beta calibration (Kull et al., 2017): probability = sigmoid(a ln s - b ln(1 - s) + c) of a score s in 0..1.
 
-    Platt scaling has a = b, temperature scaling also c = 0. The format of the file is in docs/evaluate.md.
+    `CONFIDENCE_FILE` holds the fields as JSON.
     """
 
     method: Method

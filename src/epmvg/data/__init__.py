@@ -1,1 +1,0 @@
-"""Rows, views and batches."""

@@ -20,8 +20,8 @@ from typing import Literal
 from zlib import crc32
 
 import numpy as np
-from numpy.typing import NDArray
 
+from epmvg.core.boxes import box_iou
 from epmvg.core.types import Box, InputError, Sample
 from epmvg.data.convert import write_samples
 from epmvg.data.negatives import content_words
@@ -348,24 +348,15 @@ def _groups(scene: _Scene) -> dict[str, list[Box]]:
                 incomplete.add(kind)  # their number and places are unknown
             known = kinds.setdefault(kind, [])
             for box in boxes:
-                if (_ious(np.array([box, *known]))[0, 1:] <= 0.5).all():
+                if (box_iou(np.array([box]), np.array([box, *known]))[0, 1:] <= 0.5).all():
                     known.append(box)
     return {
         kind: boxes
         for kind, boxes in kinds.items()
         if kind not in incomplete
         and 2 <= len(boxes) <= 5
-        and _ious(np.array(boxes))[np.triu_indices(len(boxes), 1)].max() < _OVERLAP
+        and box_iou(np.array(boxes), np.array(boxes))[np.triu_indices(len(boxes), 1)].max() < _OVERLAP
     }
-
-
-def _ious(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the IoU of each two boxes [n, 4], xyxy -> [n, n]."""
-    low, high = np.maximum(boxes[:, None, :2], boxes[:, :2]), np.minimum(boxes[:, None, 2:], boxes[:, 2:])
-    shared = (high - low).clip(min=0).prod(-1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    iou: NDArray[np.float64] = shared / (areas[:, None] + areas - shared)
-    return iou
 
 
 def _kinds_of(mention: Mention) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from epmvg.core.boxes import to_xyxy
 from epmvg.core.geometry import Letterbox
 from epmvg.inference.runtimes.protocol import GrounderRuntime
 
@@ -46,9 +47,7 @@ def largest_difference(one: GrounderRuntime, other: GrounderRuntime) -> tuple[fl
         for runtime in (one, other):
             features = runtime.encode_pixels(image, image_mask)
             output, _ = runtime.query_features(features, image_mask, _PHRASES[:count], image_index)
-            box = output.boxes
-            edges_xyxy = np.concatenate([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], 1)
-            predictions.append((edges_xyxy, output.scores))
+            predictions.append((to_xyxy(output.boxes), output.scores))
         (box, confidence), (other_box, other_confidence) = predictions
         edges.append(np.abs(box - other_box).max())
         confidences.append(np.abs(confidence - other_confidence).max())

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from epmvg.core.boxes import box_iou, to_cxcywh, to_xyxy
+
 TEMPERATURE = 1.25
 """Factor of the heatmap's logits, as for the predicted box (`models.dense_head.median_box`)."""
 
@@ -56,9 +58,9 @@ def candidate_boxes(
     logits = np.asarray(heatmap, np.float64) * TEMPERATURE
     weight = np.exp(logits[order] - logits.max())
     weight /= np.exp(logits - logits.max()).sum()
-    boxes = _to_xyxy(np.asarray(token_boxes, np.float64)[order])
+    boxes = to_xyxy(np.asarray(token_boxes, np.float64)[order])
     agree = box_iou(boxes, boxes) >= overlap  # [n, n]
-    kept = [_to_xyxy(np.asarray(best, np.float64))]
+    kept = [to_xyxy(np.asarray(best, np.float64))]
     near = box_iou(boxes, kept[0][None])[:, 0] >= overlap
     masses = [float(weight[near].sum())]
     free = ~near
@@ -73,7 +75,7 @@ def candidate_boxes(
         if (box_iou(np.array(kept), box[None]) < overlap).all():
             kept.append(box)
             masses.append(float(groups[heaviest]))
-    return _to_cxcywh(np.array(kept)), np.array(masses)  # removing tokens only lowers the masses of the others
+    return to_cxcywh(np.array(kept)), np.array(masses)  # removing tokens only lowers the masses of the others
 
 
 def median_boxes(logits: NDArray[np.floating], token_boxes: NDArray[np.floating], middle: float = 0.2) -> Floats:
@@ -89,13 +91,13 @@ def median_boxes(logits: NDArray[np.floating], token_boxes: NDArray[np.floating]
     """
     mass = np.exp(np.asarray(logits, np.float64) - logits.max(1, keepdims=True))
     mass /= mass.sum(1, keepdims=True)
-    edges = _to_xyxy(np.asarray(token_boxes, np.float64))  # [P, N, 4]
+    edges = to_xyxy(np.asarray(token_boxes, np.float64))  # [P, N, 4]
     order = edges.argsort(1, kind="stable")
     edges = np.take_along_axis(edges, order, 1)
     upper = np.take_along_axis(np.broadcast_to(mass[..., None], edges.shape), order, 1).cumsum(1)
     lower = np.concatenate([np.zeros_like(upper[:, :1]), upper[:, :-1]], 1)
     weight = (np.minimum(upper, 0.5 + middle / 2) - np.maximum(lower, 0.5 - middle / 2)).clip(min=0)
-    return _to_cxcywh((weight * edges).sum(1) / weight.sum(1))
+    return to_cxcywh((weight * edges).sum(1) / weight.sum(1))
 
 
 def candidate_confidences(confidence: float, masses: Floats) -> Floats:
@@ -105,21 +107,3 @@ def candidate_confidences(confidence: float, masses: Floats) -> Floats:
     """
     relative = np.minimum(masses / max(float(masses[0]), 1e-9), 1.0)
     return confidence * np.minimum.accumulate(np.concatenate([[1.0], relative[1:]]))
-
-
-def _to_xyxy(boxes: Floats) -> Floats:
-    low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
-    return np.concatenate([low, high], -1)
-
-
-def _to_cxcywh(boxes: Floats) -> Floats:
-    return np.concatenate([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], -1)
-
-
-def box_iou(first: Floats, second: Floats) -> Floats:
-    """Return the IoU of each box of `first` [A, 4] with each of `second` [B, 4], xyxy -> [A, B]; 0 of empty boxes."""
-    low, high = np.maximum(first[:, None, :2], second[:, :2]), np.minimum(first[:, None, 2:], second[:, 2:])
-    shared = (high - low).clip(min=0).prod(-1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(-1) for boxes in (first, second)]
-    iou: Floats = shared / np.maximum(areas[0][:, None] + areas[1] - shared, np.finfo(np.float64).tiny)
-    return iou

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from epmvg.core.boxes import box_iou
 from epmvg.core.calibration import Calibration
 from epmvg.core.locate import locate
 from epmvg.core.types import InputError, Progress, Sample
@@ -19,7 +20,6 @@ from epmvg.data.readers.texts import read_texts
 from epmvg.data.split import assign_splits
 from epmvg.inference.batch import batched, digest_of, predict_into
 from epmvg.inference.batch_output import PartialOutput, Row, check_out, open_partial
-from epmvg.inference.candidates import box_iou
 from epmvg.inference.predictor import MinScore, Predictor
 from epmvg.inference.sources import Query
 

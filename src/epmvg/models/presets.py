@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
 
 from epmvg.core.types import InputError, did_you_mean
 
@@ -73,7 +73,7 @@ class Model(_Settings):
     dropout: _Fraction = 0.1
     vls: Vls = "first"
     position: Position = "learned"
-    pre_fusion_norm: Annotated[bool, Field(validation_alias=AliasChoices("pre_fusion_norm", "normalize"))] = False
+    pre_fusion_norm: bool = False
     similarity: bool = False
     dense_head: bool = False
     iou_head: bool = False
