@@ -4,7 +4,7 @@
 
 A run of the recipe `scenes`, trained and calibrated here, labels scenes that it has not seen: their true phrases are
 given, `--min-score auto` leaves boxes out, and confidences are weights. "both" has the true boxes of N images and
-labelled boxes of N others. All students take the same number of steps and are evaluated on the same true boxes.
+labeled boxes of N others. All students take the same number of steps and are evaluated on the same true boxes.
 Started again, it continues; processes share the work.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from epmvg.config.settings import Recipe
+from epmvg.core.boxes import box_iou
 from epmvg.core.calibration import CONFIDENCE_FILE
 from epmvg.core.files import write_json, write_rows, write_text
 from epmvg.core.types import Sample
@@ -29,10 +30,9 @@ from epmvg.data.synthetic.scenes import DEFAULT_SIZES, write_scenes
 from epmvg.evaluation.calibration import calibrate
 from epmvg.experiments.plan import Job
 from epmvg.experiments.runner import read_outcome, run_job
-from epmvg.inference.candidates import box_iou
 from epmvg.inference.labels import label_images
 
-SOURCES = ("true", "labelled", "both")
+SOURCES = ("true", "labeled", "both")
 SPLITS = ("val", "test")
 SECONDS = 0.4  # of a step with its part of validation, on two cores with cached backbone features
 STUDENT = (
@@ -72,23 +72,23 @@ def jobs_of(out: Path, sizes: Sequence[int], steps: int, seeds: int) -> dict[tup
     return jobs
 
 
-def train_labeller(out: Path, seen: int, others: Mapping[str, int]) -> Path:
+def train_labeler(out: Path, seen: int, others: Mapping[str, int]) -> Path:
     """Train and calibrate the model that labels, on the first `seen` scenes; return its folder."""
     scenes = write_scenes(out / "seen", sizes={"train": seen, **others}, workers=2)
     recipe = Recipe.load("scenes", "distill=null", f"data.root={scenes}")
-    outcome = run_job(Job(recipe, SPLITS, out / "labeller", recipe.train.seed, ""), lambda row: None)
+    outcome = run_job(Job(recipe, SPLITS, out / "labeler", recipe.train.seed, ""), lambda row: None)
     if outcome.state != "done":
         raise SystemExit(
-            f"{out / 'labeller'}: {outcome.state} {outcome.reason.rstrip('.')}. Start this again afterwards."
+            f"{out / 'labeler'}: {outcome.state} {outcome.reason.rstrip('.')}. Start this again afterwards."
         )
-    if not (out / "labeller" / CONFIDENCE_FILE).exists():
-        calibrate(out / "labeller")
-    return out / "labeller"
+    if not (out / "labeler" / CONFIDENCE_FILE).exists():
+        calibrate(out / "labeler")
+    return out / "labeler"
 
 
 def write_data(out: Path, sizes: Sequence[int], seen: int, others: Mapping[str, int]) -> None:
     """Draw scenes, label those after the first `seen`, and write the data of all trainings."""
-    largest, model = max(sizes), train_labeller(out, seen, others)
+    largest, model = max(sizes), train_labeler(out, seen, others)
     write_scenes(out / "scenes", sizes={"train": seen + 2 * largest, **others}, workers=2)
     samples = open_samples("scenes", split=None, root=out / "scenes")
     images = list(dict.fromkeys(sample.image for sample in samples if sample.split == "train"))[seen:]
@@ -103,15 +103,15 @@ def write_data(out: Path, sizes: Sequence[int], seen: int, others: Mapping[str, 
             ),
         )
         label_images(out / "scenes", labels, [str(model)], phrases=file)
-    labelled = by_image(open_samples(str(labels), split=None), images)
-    write_json(out / "labels.json", quality(true, labelled))
+    labeled = by_image(open_samples(str(labels), split=None), images)
+    write_json(out / "labels.json", quality(true, labeled))
     evaluation = [sample for sample in samples if sample.split in SPLITS]
     for size in sizes:
         first, others_ = images[:size], images[largest : largest + size]
         parts = {
             "true": [true[image] for image in first],
-            "labelled": [labelled[image] for image in first],
-            "both": [*(true[image] for image in first), *(labelled[image] for image in others_)],
+            "labeled": [labeled[image] for image in first],
+            "both": [*(true[image] for image in first), *(labeled[image] for image in others_)],
         }
         for source, own in parts.items():
             training = [replace(sample, split="train") for part in own for sample in part]
@@ -127,10 +127,10 @@ def by_image(samples: Sequence[Sample], images: Sequence[Path]) -> dict[Path, li
     return own
 
 
-def quality(true: Mapping[Path, Sequence[Sample]], labelled: Mapping[Path, Sequence[Sample]]) -> dict[str, Any]:
+def quality(true: Mapping[Path, Sequence[Sample]], labeled: Mapping[Path, Sequence[Sample]]) -> dict[str, Any]:
     """Return how many boxes were kept, and the fraction of them, and of their weight, that is right (IoU 0.5)."""
     boxes = {(image, one.phrase.casefold()): one.box for image, own in true.items() for one in own}
-    kept = [(one, boxes[image, one.phrase.casefold()]) for image, own in labelled.items() for one in own]
+    kept = [(one, boxes[image, one.phrase.casefold()]) for image, own in labeled.items() for one in own]
     right = np.array([box_iou(np.array([one.box]), np.array([box]))[0, 0] >= 0.5 for one, box in kept])
     weights = np.array([one.weight for one, _ in kept])
     weighted = float(np.average(right, weights=weights))
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[300, 1000, 4000], help="training images")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--seen", type=int, default=DEFAULT_SIZES["train"], help="scenes that the labeller learns from")
+    parser.add_argument("--seen", type=int, default=DEFAULT_SIZES["train"], help="scenes that the labeler learns from")
     parser.add_argument("--evaluation", type=int, nargs=2, default=[250, 400], help="scenes of val and test")
     parser.add_argument("--dry-run", action="store_true", help="print what is left to do and its hours")
     arguments = parser.parse_args()

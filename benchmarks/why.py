@@ -138,7 +138,7 @@ def labels(samples: Sequence[Sample], root: Path) -> dict[str, list[str]]:
             scenes[key] = draw_scene(*key, seed=settings["seed"], side=settings["side"])
         target = scenes[key].objects[scenes[key].phrases[int(phrase)].target]
         found["name"].append(target.name)
-        found["color"].append(target.colour or "")
+        found["color"].append(target.color or "")
     return found
 
 

@@ -147,7 +147,7 @@ def cut(art: Path, code: str, name: str, group: str) -> dict[str, Any]:
     return {
         "name": name,
         "file": file,
-        "colour": color,
+        "color": color,
         "hue": hue if tints else None,
         "tints": tints,
         "alike": next((names[0] for names in map(split, ALIKE.split("|")) if name in names), None),

@@ -110,7 +110,7 @@ def make_inputs(folder: Path) -> None:
     write_clip(folder / "teacher")
     torch.manual_seed(0)
     model = create_model("tiny-resnet", **STUDENT)
-    model.calibration = Calibration("platt", 1.5, 1.5, -0.5, 0.25, 0.1, {"data": "my", "split": "val"})
+    model.calibration = Calibration("beta", 1.5, 1.5, -0.5, 0.25, 0.1, {"data": "my", "split": "val"})
     model.calibration.fitted.update(coverage=0.5)  # type: ignore[union-attr]
     save(model, folder / "run")
     recipe = epmvg.Recipe.load("flickr-mini", "data.name=my.jsonl", *TRAINING)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (230, 210, 50)}
+COLORS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (230, 210, 50)}
 
 
 def draw_squares(folder: Path) -> Path:
@@ -16,15 +16,15 @@ def draw_squares(folder: Path) -> Path:
     for number in range(12):
         image = Image.new("RGB", (80, 60), (120, 120, 120))
         draw = ImageDraw.Draw(image)
-        names = list(COLOURS)
+        names = list(COLORS)
         names = names[number % 4 :] + names[: number % 4]
         for place, name in enumerate(names):
             x, y = 4 + 40 * (place % 2) + number % 3, 4 + 30 * (place // 2)
-            draw.rectangle((x, y, x + 23, y + 19), fill=COLOURS[name])
+            draw.rectangle((x, y, x + 23, y + 19), fill=COLORS[name])
             bbox = [x, y, 24, 20]
             split = "train" if number % 2 == 0 else "val"
             row = {"image": f"{number}.png", "phrase": f"the {name} square", "bbox": bbox, "split": split}
-            rows.append(row | {"id": f"{number}-{name}", "width": 80, "height": 60, "kind": "colour"})
+            rows.append(row | {"id": f"{number}-{name}", "width": 80, "height": 60, "kind": "color"})
         image.save(folder / f"{number}.png")
     file = folder / "annotations.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -103,7 +103,7 @@ def run(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "mine"
     model = create_model("tiny-resnet", dense_head=True, similarity=True, iou_head=True)
-    model.calibration = Calibration("platt", 1.5, 1.5, -0.5, 0.25, 0.1, {"data": "annotations", "split": "val"})
+    model.calibration = Calibration("beta", 1.5, 1.5, -0.5, 0.25, 0.1, {"data": "annotations", "split": "val"})
     model.calibration.fitted.update(coverage=0.5)  # type: ignore[union-attr]
     save(model, folder)
     recipe = epmvg.Recipe.load("scenes", f"data.name={squares}", f"data.root={squares.parent}", "model=tiny-resnet")
@@ -141,7 +141,7 @@ def test_a_card_has_no_metrics_of_other_weights(run: Path, tmp_path: Path) -> No
     epmvg.evaluate(run)
     ece = json.loads((run / "evaluation-annotations-val.json").read_text())["confidence"]["ece"]
     assert f"| {ece:.3f} |" in model_card(run)
-    model.calibration = Calibration("platt", 3.0, 3.0, 0.0)
+    model.calibration = Calibration("beta", 3.0, 3.0, 0.0)
     save(model, run)  # calibrated again: the accuracy is still valid, the calibration error is not
     card = model_card(run)
     assert "Acc@0.5" in card and f"| {ece:.3f} |" not in card

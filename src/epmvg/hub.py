@@ -25,7 +25,7 @@ from epmvg.models.weights_file import WEIGHTS, weights_digest
 
 _PATHS = (
     *(("data", "root"), ("data", "name"), ("model", "init_from")),
-    *(("distill", key) for key in ("teacher", "pretrained", "unlabelled")),
+    *(("distill", key) for key in ("teacher", "pretrained", "unlabeled")),
 )
 """Settings that may be local paths, of which only the last part is published."""
 
@@ -58,7 +58,7 @@ def save_pretrained(run: Path | str, folder: Path | str, *, license: str | None 
     run, folder = fetch(run), Path(folder)
     model = load(run)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not empty: name a new folder.")
+        raise InputError(f"{folder} is not empty. Name a new folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         written = Path(temporary) / "model"
@@ -103,8 +103,8 @@ def push_to_hub(
             )
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{name} could not be published on the Hugging Face hub ({type(error).__name__}): "
-                "check the network, the name, and that `hf auth login` was done."
+                f"{name} could not be published on the Hugging Face hub ({type(error).__name__}). "
+                "Check the network, the name, and that `hf auth login` was done."
             ) from error
     return str(repository)
 
@@ -163,7 +163,7 @@ def _evaluations(run: Path, calibration: Calibration | None) -> list[dict[str, A
                 result["confidence"] = None
             found.append(result | {"name": evaluation_name(result), "n": result["n"]})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} cannot be read: run `epmvg evaluate` again.") from error
+            raise InputError(f"{file} cannot be read. Run `epmvg evaluate` again.") from error
     return sorted(found, key=lambda result: (not result["split"].startswith("test"), result["name"]))
 
 

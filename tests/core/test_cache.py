@@ -97,7 +97,7 @@ def test_arrays_written_or_looked_up_longest_ago_are_removed_first(tmp_path: Pat
 
 def test_a_damaged_file_and_a_folder_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     (tmp_path / "cache.sqlite").write_bytes(b"not a database" * 1000)
-    with pytest.raises(InputError, match=r"cache\.sqlite cannot be used .*delete it"):
+    with pytest.raises(InputError, match=r"cache\.sqlite cannot be used .*Delete it"):
         DiskCache(tmp_path / "cache.sqlite")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="EPMVG_CACHE"):

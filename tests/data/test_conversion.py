@@ -30,7 +30,7 @@ def test_there_and_back(tmp_path: Path, squares: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("verb", [["stats"], ["convert", "--to", "t.jsonl"]])
 def test_unusable_data_is_one_sentence(tmp_path: Path, verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    for name, words in (("refcoc", "Did you mean 'refcoco'?"), (str(tmp_path / "no.json"), "check the path")):
+    for name, words in (("refcoc", "Did you mean 'refcoco'?"), (str(tmp_path / "no.json"), "Check the path")):
         with pytest.raises(SystemExit, match="2"):
             main(["data", *verb, name])
         error = capsys.readouterr().err

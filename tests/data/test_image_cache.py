@@ -58,7 +58,7 @@ def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
 
 
 def test_a_limit_too_small_for_an_image_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cache_gb=0\.001 .* set 0\.005 or more"):
+    with pytest.raises(InputError, match=r"cache_gb=0\.001 .* Set 0\.005 or more"):
         ImageCache(tmp_path / "images.sqlite", 0.001, longest_side=1067)
     cache = ImageCache(tmp_path / "images.sqlite", 0.005, longest_side=1067)
     decode(cache, write_image(tmp_path / "square.jpg", 0, size=(1100, 1100)))

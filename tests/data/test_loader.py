@@ -211,31 +211,31 @@ def test_make_loader_augments_training_splits_only(squares: Path, tiny: Grounder
     assert torch.equal(batch.tokens, tiny.tokenize(batch.phrases)[0])
 
 
-def test_unlabelled_samples_take_turns_over_the_epochs(squares: Path) -> None:
-    """12 labelled and 9 unlabelled samples in an epoch; each of the 36 unlabelled ones once in 4 epochs."""
+def test_unlabeled_samples_take_turns_over_the_epochs(squares: Path) -> None:
+    """12 labeled and 9 unlabeled samples in an epoch; each of the 36 unlabeled ones once in 4 epochs."""
     samples = open_samples(str(squares), split=None)
-    labelled = samples[:12]
-    unlabelled = [replace(sample, box=WHOLE_IMAGE, weight=0.0) for sample in samples[12:]]
+    labeled = samples[:12]
+    unlabeled = [replace(sample, box=WHOLE_IMAGE, weight=0.0) for sample in samples[12:]]
     settings = {"image_size": 64, "batch_size": 5, "phrases_per_image": 3, "shuffle": True, "augment": VARIED}
-    loader = GroundingLoader(labelled, tokenize, unlabelled=unlabelled, unlabelled_ratio=0.75, **settings)  # type: ignore[arg-type]
+    loader = GroundingLoader(labeled, tokenize, unlabeled=unlabeled, unlabeled_ratio=0.75, **settings)  # type: ignore[arg-type]
     epochs = [list(loader) for _ in range(8)]
     drawn: list[str] = []
     for batches in epochs:
         assert [len(batch.samples) for batch in batches] == [5, 5, 5, 5, 1]
         without = [sample.id for batch in batches for sample in batch.samples if not sample.weight]
         assert len(without) == 9
-        assert sorted(set(ids(batches)) - set(without)) == sorted(sample.id for sample in labelled)
+        assert sorted(set(ids(batches)) - set(without)) == sorted(sample.id for sample in labeled)
         drawn += without
     passes = [drawn[:36], drawn[36:]]
     for one in passes:
-        assert sorted(one) == sorted(sample.id for sample in unlabelled)
+        assert sorted(one) == sorted(sample.id for sample in unlabeled)
     assert passes[0] != passes[1]
 
 
-def test_box_of_an_unlabelled_sample_is_the_whole_image_in_the_input(squares: Path) -> None:
+def test_box_of_an_unlabeled_sample_is_the_whole_image_in_the_input(squares: Path) -> None:
     samples = open_samples(str(squares), split=None)
-    unlabelled = [replace(sample, box=WHOLE_IMAGE, weight=0.0) for sample in samples[4:]]
-    loader = GroundingLoader(samples[:4], tokenize, image_size=64, unlabelled=unlabelled, unlabelled_ratio=11)
+    unlabeled = [replace(sample, box=WHOLE_IMAGE, weight=0.0) for sample in samples[4:]]
+    loader = GroundingLoader(samples[:4], tokenize, image_size=64, unlabeled=unlabeled, unlabeled_ratio=11)
     for batch in loader:
         assert batch.weights is not None or all(sample.weight for sample in batch.samples)
         for sample, box, index in zip(batch.samples, batch.boxes, batch.image_index.tolist(), strict=True):

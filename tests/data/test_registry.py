@@ -43,7 +43,7 @@ def test_plans_without_data_assume_the_counts_of_the_readers() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - {"scenes"}))
 def test_the_missing_file_of_a_set_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match=r"holds no .+: give"):
+    with pytest.raises(InputError, match=r"holds no .+ Give"):
         open_samples(name, split="val", root=tmp_path)
 
 
@@ -234,8 +234,8 @@ def test_a_fraction_depends_on_paths_below_the_common_folder() -> None:
 @pytest.mark.parametrize(
     ("name", "split", "words"),
     [
-        ("refcoco", "val", "has no default folder: give its folder"),
-        ("scenes", "testA", "scenes has no split 'testA': there are train, val, test, open"),
+        ("refcoco", "val", "has no default folder. Give its folder"),
+        ("scenes", "testA", "scenes has no split 'testA'. Give one of train, val, test, open"),
         ("refcoc", None, "Did you mean 'refcoco'?"),
         ("nothing-like-it", None, "Or give a file or folder"),
     ],

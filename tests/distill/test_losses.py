@@ -263,8 +263,8 @@ def test_the_match_loss_ranks_phrases_above_negative_pairs() -> None:
     assert padded.logsumexp(-1).min() > negative.logsumexp(-1).max()
 
 
-def test_unlabelled_phrases_have_distillation_losses_only() -> None:
-    """As if the labelled phrases were alone in the losses of boxes, and all were labelled in the others."""
+def test_unlabeled_phrases_have_distillation_losses_only() -> None:
+    """As if the labeled phrases were alone in the losses of boxes, and all were labeled in the others."""
     torch.manual_seed(0)
     boxes = torch.rand(4, 4) * 0.4 + 0.2
     output = GroundingOutput(torch.rand(4, 4), torch.rand(4, 8), torch.rand(4, 8), torch.arange(4), grid=(2, 2))

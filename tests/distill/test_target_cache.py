@@ -50,8 +50,8 @@ def test_phrases_are_embedded_once(folder: Path, tmp_path: Path) -> None:
 
 
 def test_image_file_is_found_by_its_content(folder: Path, tmp_path: Path) -> None:
-    for name, colour in (("a", "red"), ("b", "red"), ("c", "blue")):
-        Image.new("RGB", (40, 30), colour).save(tmp_path / f"{name}.png")
+    for name, color in (("a", "red"), ("b", "red"), ("c", "blue")):
+        Image.new("RGB", (40, 30), color).save(tmp_path / f"{name}.png")
     teacher = Counting(folder)
     cached = CachedTeacher(teacher, tmp_path / "cache")
     embeddings = cached.image_files([tmp_path / f"{n}.png" for n in "abc"], [False] * 3)

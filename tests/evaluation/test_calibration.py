@@ -157,7 +157,7 @@ def test_a_calibration_applies_everywhere(named: Path, tmp_path: Path, fit_head:
     other.calibration = None
     save(other, tmp_path / "other")
     shutil.copy(run / CONFIDENCE_FILE, tmp_path / "other")
-    with pytest.raises(InputError, match="made for other weights"):
+    with pytest.raises(InputError, match="belongs to other weights"):
         load(tmp_path / "other")
 
     fresh = load(run)

@@ -385,7 +385,7 @@ def refusals(data: Path, predictions: Rows, folder: Path) -> dict[str, tuple[lis
         ),
         "nothing readable": (
             [text("u", "I see no dog."), "--data", data, *name, "pixels:xyxy"],
-            "none of 30 outputs holds a box",
+            "None of the 30 outputs",
         ),
         "nothing there": ([write(folder / "no.jsonl", []), "--data", data], "holds no predictions"),
     }

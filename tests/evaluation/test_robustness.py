@@ -13,7 +13,7 @@ from PIL import Image
 import epmvg
 from epmvg.cli import main
 from epmvg.core.types import Sample
-from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
+from epmvg.data.synthetic.sprite_library import CLOSE_COLORS
 from epmvg.evaluation.perturbations import IMAGE_PERTURBATIONS, PHRASE_PERTURBATIONS, generator, swap_colors
 from epmvg.evaluation.robustness import CLEAN, measure_robustness, query_image
 from epmvg.inference.runtimes.protocol import RuntimeOutput
@@ -55,13 +55,13 @@ def test_swapping_sides_twice_changes_nothing(phrase: str) -> None:
     assert "bright" in other or "bright" not in phrase
 
 
-def test_a_swapped_colour_is_plainly_another() -> None:
+def test_a_swapped_color_is_plainly_another() -> None:
     for seed in range(50):
         words = swap_colors("the Red cat and a gray dog", np.random.default_rng(seed)).split()
         assert [words[i] for i in (0, 2, 3, 4, 6)] == ["the", "cat", "and", "a", "dog"]
         assert words[1][0].isupper()
         for before, after in (("red", words[1].lower()), ("grey", words[5])):
-            assert before != after and frozenset((before, after)) not in CLOSE_COLOURS
+            assert before != after and frozenset((before, after)) not in CLOSE_COLORS
 
 
 @pytest.mark.parametrize("seed", range(10))

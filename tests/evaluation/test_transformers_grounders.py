@@ -105,7 +105,7 @@ def test_a_calibration_is_stored_beside_the_results_and_applied(hub: dict[str, P
     with pytest.raises(InputError, match="for reporting"):
         calibrate(OTHER, data=data, split="test")
     save_detector("mm-grounding-dino", hub[OTHER], seed=1)
-    with pytest.raises(InputError, match="was made for other weights"):
+    with pytest.raises(InputError, match="belongs to other weights"):
         Predictor(OTHER)
 
 

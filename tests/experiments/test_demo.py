@@ -77,7 +77,7 @@ def test_the_demo_compares_its_students_on_the_same_phrases(tmp_path: Path, monk
     assert plain.distill is None and distilled.distill is not None
     assert plain.model_copy(update={"train": distilled.train}) == distilled.model_copy(update={"distill": None})
     assert count_steps(plain, 1399) == pytest.approx(count_steps(distilled, 1399), rel=0.03)
-    assert Path(str(distilled.distill.unlabelled)).is_file()
+    assert Path(str(distilled.distill.unlabeled)).is_file()
     assert drawn == [tmp_path / "demo" / "distilled"] and {"message", "progress", "step"} <= set(events)
     for key, difference in summary["difference"].items():
         assert difference["points"] == pytest.approx(100 * (1 - summary["plain"][key]))

@@ -69,7 +69,7 @@ def test_a_dry_run_prints_settings_and_files_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        main(["train", "refcoco", "data.root=none", "distill.unlabelled=phrases.jsonl", "--dry-run"])
+        main(["train", "refcoco", "data.root=none", "distill.unlabeled=phrases.jsonl", "--dry-run"])
     printed = capsys.readouterr().out
     assert ended.value.code == 1 and not list(tmp_path.iterdir())
     for words in (

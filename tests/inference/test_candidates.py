@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epmvg.core.boxes import paired_iou
+from epmvg.core.boxes import box_iou, paired_iou
 from epmvg.inference import candidates
-from epmvg.inference.candidates import Floats, box_iou, candidate_confidences
+from epmvg.inference.candidates import Floats, candidate_confidences
 from epmvg.models.dense_head import median_box
 
 THINGS = np.array([[0.0, 0, 10, 20], [30, 0, 40, 20], [60, 5, 80, 30]])

@@ -42,7 +42,7 @@ def phrases(squares: Path) -> Path:
 
 
 def calibrate(run: Path, threshold: float | None = None, shift: float = 0.0) -> None:
-    calibration = Calibration("platt", 1.0, 1.0, shift, threshold=threshold)
+    calibration = Calibration("beta", 1.0, 1.0, shift, threshold=threshold)
     (run / CONFIDENCE_FILE).write_text(calibration.dump())
 
 
@@ -62,7 +62,7 @@ def labels(out: Path) -> list[Sample]:
 def test_boxes_are_those_of_the_model_and_a_training_accepts_them(run: Path, phrases: Path, tmp_path: Path) -> None:
     done = label_images(tmp_path, tmp_path / "my.jsonl", [run], phrases=phrases, min_score=0.0)
     samples = labels(tmp_path / "my.jsonl")
-    assert (done["labelled"], done["kept"], done["images"], done["dropped"]) == (24, 24, 12, {})
+    assert (done["labeled"], done["kept"], done["images"], done["dropped"]) == (24, 24, 12, {})
     assert [(one.image.name, one.phrase) for one in samples] == [
         (f"{number}.png", phrase) for number in range(12) for phrase in PHRASES
     ]
@@ -186,7 +186,7 @@ def test_captions_of_csv_give_different_phrases_once(run: Path, squares: Path, t
     assert found == ["A red square", "the blue square"] * 12
 
 
-def test_what_cannot_be_labelled_is_counted(run: Path, phrases: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_labeled_is_counted(run: Path, phrases: Path, tmp_path: Path) -> None:
     more = [{"image": "none.png", "phrase": "it"}, {"image": "0.png", "phrase": " "}]
     more.append({"image": "1.png", "phrase": "\N{DOG FACE}"})
     phrases.write_text(phrases.read_text() + "".join(json.dumps(line) + "\n" for line in more))

@@ -18,10 +18,10 @@ from PIL import Image
 from torchvision.ops import clip_boxes_to_image
 
 from epmvg.cli import main
+from epmvg.core.boxes import box_iou
 from epmvg.core.calibration import Calibration
 from epmvg.core.extras import EXTRAS, MissingExtraError
 from epmvg.core.types import InputError
-from epmvg.inference.candidates import box_iou
 from epmvg.inference.predictor import Predictor
 from epmvg.inference.runtimes.transformers_runtime import TransformersRuntime
 from epmvg.models.factory import load
@@ -196,7 +196,7 @@ def test_a_calibration_is_found_and_belongs_to_its_weights(folders: dict[str, Pa
     assert predictor.threshold == 0.25
     assert predictor(noise((90, 70)), "a dog", top_k=2)[0].candidates[0].score == pytest.approx(mapped, abs=1e-6)
     (folder / "confidence.json").write_text(Calibration("none", 1.0, 1.0, 0.0, weights="of another").dump())
-    with pytest.raises(InputError, match="was made for other weights"):
+    with pytest.raises(InputError, match="belongs to other weights"):
         Predictor(folder)
 
 

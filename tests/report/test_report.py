@@ -29,7 +29,7 @@ def make_rows(ious: Sequence[float], per_image: int = 2) -> list[dict[str, Any]]
             "iou": iou,
             "score": 0.5,
             "id": f"row-{number}",
-            "kind": ("colour", "place", "relation")[number % 3],
+            "kind": ("color", "place", "relation")[number % 3],
         }
         for number, iou in enumerate(ious)
     ]

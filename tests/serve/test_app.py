@@ -35,7 +35,7 @@ def test_forms_and_json_give_the_predictors_boxes(client: TestClient, predictor:
 
 
 def test_concurrent_requests_get_the_same_results_as_single_ones(client: TestClient, predictor: Predictor) -> None:
-    queries = [(encoded(colour), PHRASES[: 1 + i % 3]) for i, colour in enumerate(["teal", "navy", "teal"] * 6)]
+    queries = [(encoded(color), PHRASES[: 1 + i % 3]) for i, color in enumerate(["teal", "navy", "teal"] * 6)]
     with ThreadPoolExecutor(8) as pool:
         responses = list(pool.map(lambda query: post_form(client, *query), queries))
     for (image, phrases), response in zip(queries, responses, strict=True):

@@ -17,8 +17,8 @@ def test_waiting_queries_are_predicted_together() -> None:
         first = pool.submit(post_form, client, encoded(), ["first"])
         assert predictor.called.wait(30)
         others = []
-        for colour, phrase in (("teal", "a"), ("navy", "b"), ("teal", "c"), ("gold", "unreadable"), ("gold", "d")):
-            others.append(pool.submit(post_form, client, encoded(colour), [phrase, "shared"]))
+        for color, phrase in (("teal", "a"), ("navy", "b"), ("teal", "c"), ("gold", "unreadable"), ("gold", "d")):
+            others.append(pool.submit(post_form, client, encoded(color), [phrase, "shared"]))
             wait_for(lambda: sum(metric(client, name) for name in images) > len(others))
         predictor.release.set()
         assert first.result().status_code == 200

@@ -25,7 +25,7 @@ HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
 def address() -> Iterator[str]:
     torch.manual_seed(0)
     model = create_model("tiny-resnet").eval()
-    model.calibration = Calibration("platt", 1.5, 1.5, -0.5, 0.25, 0.1, {})  # so that min_score may be auto
+    model.calibration = Calibration("beta", 1.5, 1.5, -0.5, 0.25, 0.1, {})  # so that min_score may be auto
     with serving(Predictor(model), token=TOKEN) as served:
         yield served
 

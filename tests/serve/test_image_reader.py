@@ -35,6 +35,6 @@ def test_formats_are_checked_by_the_call_that_decodes(monkeypatch: pytest.Monkey
 
 def test_cached_images_stay_within_the_limit(predictor: Predictor) -> None:
     with client_of(predictor, cache_bytes=2 * 3 * 64 * 48) as client:
-        for colour in ("teal", "navy", "gold", "teal", "gold"):
-            post_form(client, encoded(colour), ["it"])
+        for color in ("teal", "navy", "gold", "teal", "gold"):
+            post_form(client, encoded(color), ["it"])
         assert metric(client, 'epmvg_images_total{cached="yes"}') == 1

@@ -112,19 +112,19 @@ def halves(squares: Path) -> tuple[Path, Path]:
     texts = [{"image": image, "phrases": [row["phrase"] for row in rows if row["image"] == image]} for image in train]
     texts.append({"image": "missing.png", "phrase": "the lost square"})
     texts += [{"image": row["image"], "phrase": row["phrase"], "split": "val"} for row in rows if row["split"] == "val"]
-    unlabelled = squares.with_name("unlabelled.jsonl")
-    unlabelled.write_text("".join(json.dumps(line) + "\n" for line in texts))
+    unlabeled = squares.with_name("unlabeled.jsonl")
+    unlabeled.write_text("".join(json.dumps(line) + "\n" for line in texts))
     kept = [row for row in rows if row["image"] not in train[::2]]
     squares.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    return squares, unlabelled
+    return squares, unlabeled
 
 
-def test_unlabelled_images_reach_the_teachers_losses_only_and_a_run_resumes(
+def test_unlabeled_images_reach_the_teachers_losses_only_and_a_run_resumes(
     halves: tuple[Path, Path], vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    squares, unlabelled = halves
+    squares, unlabeled = halves
     settings = [f"distill.teacher={vit}", "distill.dense_weight=1", "train.epochs=3"]
-    settings += [f"distill.unlabelled={unlabelled}", "distill.unlabelled_ratio=1.5"]
+    settings += [f"distill.unlabeled={unlabeled}", "distill.unlabeled_ratio=1.5"]
     seen: list[Sample] = []
     monkeypatch.setattr(loop, "check_finite", before_each_backward(lambda run, batch: seen.extend(batch.samples)))
     reported: list[dict[str, Any]] = []
@@ -139,8 +139,8 @@ def test_unlabelled_images_reach_the_teachers_losses_only_and_a_run_resumes(
         epmvg.train(recipe(squares, *settings), tmp_path / "cut")
     monkeypatch.undo()
     monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(unlabelled.parent)
-    settings[3] = f"distill.unlabelled={unlabelled.name}"  # the same file
+    monkeypatch.chdir(unlabeled.parent)
+    settings[3] = f"distill.unlabeled={unlabeled.name}"  # the same file
     assert same_weights(whole, epmvg.train(recipe(squares, *settings), tmp_path / "cut", resume=True))
     for file in epmvg.save_pretrained(whole, tmp_path / "public").rglob("*"):
         assert not file.is_file() or str(tmp_path).encode() not in file.read_bytes(), file
@@ -149,13 +149,13 @@ def test_unlabelled_images_reach_the_teachers_losses_only_and_a_run_resumes(
     assert len(learned - {sample.image for sample in seen}) == 1  # only the missing one is none that it learned from
 
 
-def test_phrases_of_unlabelled_images_depend_on_no_process_or_micro_batch(
+def test_phrases_of_unlabeled_images_depend_on_no_process_or_micro_batch(
     halves: tuple[Path, Path], vit: Path, tmp_path: Path
 ) -> None:
     """One process, two, and two micro-batches: means over the boxes, and over all phrases, are the step's."""
-    squares, unlabelled = halves
+    squares, unlabeled = halves
     settings = [f"distill.teacher={vit}", "distill.dense_weight=1", "train.epochs=2", "model.dropout=0"]
-    settings += [f"distill.unlabelled={unlabelled}", "train.precision=fp32", "train.eval_interval=2"]
+    settings += [f"distill.unlabeled={unlabeled}", "train.precision=fp32", "train.eval_interval=2"]
     curves = []
     for count, batch_size, accumulate in ((1, 8, 1), (1, 4, 2), (2, 8, 1)):
         own = [f"data.batch_size={batch_size}", f"train.gradient_accumulation_steps={accumulate}"]
@@ -171,21 +171,21 @@ def test_phrases_of_unlabelled_images_depend_on_no_process_or_micro_batch(
 @pytest.mark.parametrize(
     "line, words",
     [
-        ('{"image": "0.png"}', r"unlabelled\.jsonl line 1.*phrase"),
+        ('{"image": "0.png"}', r"unlabeled\.jsonl line 1.*phrase"),
         (
             '{"image": "0.png", "phrase": "a", "split": "val"}',
-            r"no phrases of the split train\. Check distill\.unlabelled",
+            r"no phrases of the split train\. Check distill\.unlabeled",
         ),
-        ('{"image": "none.png", "phrase": "a"}', r"None of the 1 images exists .*Check distill\.unlabelled"),
+        ('{"image": "none.png", "phrase": "a"}', r"None of the 1 images exists .*Check distill\.unlabeled"),
     ],
 )
-def test_unusable_unlabelled_images_are_named(
+def test_unusable_unlabeled_images_are_named(
     halves: tuple[Path, Path], vit: Path, tmp_path: Path, line: str, words: str
 ) -> None:
-    squares, unlabelled = halves
-    unlabelled.write_text(line + "\n")
+    squares, unlabeled = halves
+    unlabeled.write_text(line + "\n")
     with pytest.raises(InputError, match=words):
-        epmvg.train(recipe(squares, f"distill.teacher={vit}", f"distill.unlabelled={unlabelled}"), tmp_path / "run")
+        epmvg.train(recipe(squares, f"distill.teacher={vit}", f"distill.unlabeled={unlabeled}"), tmp_path / "run")
 
 
 def test_unfrozen_teacher_is_resumed_with_the_student(

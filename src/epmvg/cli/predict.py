@@ -126,7 +126,7 @@ def label(
     from epmvg.inference.labels import label_images
 
     options: dict[str, Any] = {"phrases": phrases, "captions": captions, "min_score": _parse_min_score(min_score)}
-    with _interruptible(), progress_bar(error_console, "Labelling") as progress:
+    with _interruptible(), progress_bar(error_console, "Labeling") as progress:
         done = label_images(images, out, models, progress=progress, **options)
     with progress_bar(error_console, "Checking") as progress:
         result = check(str(out), root=done["root"], progress=progress)
@@ -134,7 +134,7 @@ def label(
     dropped = [f"{count:,} {reason}" for reason, count in done["dropped"].items()]
     weights = "their calibrated confidence" if done["is_weighted"] else "1 each, as the model is not calibrated"
     console.print(
-        f"{out}: {done['kept']:,} of {done['labelled']:,} boxes in {done['images']:,} images. "
+        f"{out}: {done['kept']:,} of {done['labeled']:,} boxes in {done['images']:,} images. "
         f"Dropped: {', '.join(dropped) or 'none'}. Weights in training: {weights}."
     )
     if done["first_error"]:

@@ -99,7 +99,7 @@ def _print_requirements(recipe: Any) -> None:
     console.print(recipe.dump())
     files = [{"part": part.name, "source": part.source, "state": part.state} for part in parts]
     source = f"{recipe.data.name} in {recipe.data.root or 'its default folder'}"
-    source += f", and {recipe.unlabelled}" if recipe.unlabelled else ""
+    source += f", and {recipe.unlabeled}" if recipe.unlabeled else ""
     files.append({"part": "data", "source": source, "state": "missing" if cost["missing"] else "there"})
     missing = [*(part.fix for part in parts if part.state == "missing"), *filter(None, [cost["missing"]])]
     print_table("Files", files)

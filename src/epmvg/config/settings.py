@@ -102,8 +102,8 @@ class DistillSettings(Settings):
     image_weight: float = Field(1.5, ge=0, description="Weight of the image loss, alpha in sec. 4.2.")
     text_weight: float = Field(2.0, ge=0, description="Weight of the text loss, beta in sec. 4.2.")
     dense_weight: float = Field(0.0, ge=0, description="Weight of the similarity-map loss, beyond the paper.")
-    unlabelled: str | None = Field(None, description="JSONL of images with phrases and no boxes, beside the samples.")
-    unlabelled_ratio: float = Field(1.0, gt=0, description="Unlabelled phrases in an epoch, per phrase with a box.")
+    unlabeled: str | None = Field(None, description="JSONL of images with phrases and no boxes, beside the samples.")
+    unlabeled_ratio: float = Field(1.0, gt=0, description="Unlabeled phrases in an epoch, per phrase with a box.")
 
     @model_validator(mode="before")
     @classmethod
@@ -213,14 +213,14 @@ class Recipe(Settings):
         return self
 
     @property
-    def unlabelled(self) -> str | None:
+    def unlabeled(self) -> str | None:
         """The file of images with phrases and no boxes; None where there are none."""
-        return None if self.distill is None else self.distill.unlabelled
+        return None if self.distill is None else self.distill.unlabeled
 
     @property
-    def unlabelled_ratio(self) -> float:
-        """Unlabelled phrases in an epoch, per phrase with a box."""
-        return 0.0 if self.distill is None or self.unlabelled is None else self.distill.unlabelled_ratio
+    def unlabeled_ratio(self) -> float:
+        """Unlabeled phrases in an epoch, per phrase with a box."""
+        return 0.0 if self.distill is None or self.unlabeled is None else self.distill.unlabeled_ratio
 
     @classmethod
     def load(cls, source: str | Path, *overrides: str) -> Recipe:

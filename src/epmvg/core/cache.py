@@ -148,7 +148,7 @@ class DiskCache:
             yield
         except (sqlite3.Error, OSError) as error:
             raise InputError(
-                f"The cache {self.path} cannot be used ({error}): delete it if it is damaged, free some space, or set"
+                f"The cache {self.path} cannot be used ({error}). Delete it if it is damaged, free some space, or set"
                 " EPMVG_CACHE to another folder."
             ) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,11 +63,15 @@ def log_features(score: Array) -> Array:
     return np.stack([np.log(inner), -np.log1p(-inner)], -1)
 
 
-def read_calibration(folder: Path) -> Calibration | None:
+def read_calibration(folder: Path, weights: Callable[[], str] | None = None) -> Calibration | None:
     """Read a folder's calibration, None if there is none.
 
+    Args:
+        folder: holds `CONFIDENCE_FILE`, or not.
+        weights: returns the SHA-256 of the weights whose scores it has to map; None for no check.
+
     Raises:
-        InputError: the file is torn or of another kind.
+        InputError: the file is torn, of another kind, or belongs to other weights.
     """
     file = folder / CONFIDENCE_FILE
     if not file.exists():
@@ -76,4 +81,6 @@ def read_calibration(folder: Path) -> Calibration | None:
         calibration(np.array([0.5]))
     except (ValueError, TypeError) as error:
         raise InputError(f"{file} cannot be read. Delete it, or run `epmvg calibrate {folder}` again.") from error
+    if weights is not None and calibration.weights not in (None, weights()):
+        raise InputError(f"{file} belongs to other weights. Run `epmvg calibrate` again, or delete the file.")
     return calibration

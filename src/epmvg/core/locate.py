@@ -113,14 +113,14 @@ def fetch(run: Path | str, *, revision: str | None = None, token: str | None = N
         return folder  # a mistyped local path is not sent to the hub
     folder = _download(str(run), FILES, revision, token)
     if not (folder / "model.yaml").exists():
-        raise InputError(f"{run} on the Hugging Face hub is no model of epmvg: it has no model.yaml. {_WHERE}.")
+        raise InputError(f"{run} on the Hugging Face hub has no model.yaml, so it is not a model of epmvg. {_WHERE}.")
     return folder
 
 
 def _fetch_transformers(run: str, revision: str | None, token: str | None) -> Path:
     name = run.removeprefix(TRANSFORMERS_PREFIX)
     if not _HUB_NAME.fullmatch(name):
-        raise InputError(f"{run} names no model of the hub. Write hf:OWNER/NAME, for a folder here its path alone.")
+        raise InputError(f"{run} is not a name on the hub. Write hf:OWNER/NAME, or for a local folder its path.")
     folder = _download(name, TRANSFORMERS_FILES, revision, token)
     _check_type(run, folder)
     if not any(folder.glob("*.safetensors")):

@@ -44,7 +44,7 @@ Progress = Callable[[int, int], None]
 
 
 WHOLE_IMAGE: Box = (0.0, 0.0, math.inf, math.inf)
-"""The box of an unlabelled sample."""
+"""The box of an unlabeled sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Sample:
     id: str = ""
     size: tuple[int, int] | None = None  # (width, height) of the image where the annotation states it
     extra: dict[str, Any] = field(default_factory=dict)  # other keys of the annotation, unchanged
-    weight: float = 1.0  # in the training loss; 0: unlabelled, only the distillation losses apply
+    weight: float = 1.0  # in the training loss; 0: unlabeled, only the distillation losses apply
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class Batch:
 
     @property
     def distillation_weight(self) -> float:
-        """Sum of the samples' weights in the distillation losses, where an unlabelled one has weight 1."""
+        """Sum of the samples' weights in the distillation losses, where an unlabeled one has weight 1."""
         return sum(sample.weight or 1.0 for sample in self.samples)
 
     @property

@@ -136,7 +136,7 @@ def compose_expressions(root: Path | str, samples: Sequence[Sample], *, seed: in
     """
     base = first_existing([Path(root) / folder for folder in FOLDERS], ("Sentences",))
     if base is None:
-        raise InputError(f"{root} holds no Sentences folder: give the folder annotations.zip was unpacked in.")
+        raise InputError(f"{root} holds no Sentences folder. Give the folder annotations.zip was unpacked in.")
     found: list[Sample] = []
     for image, sample in _annotated(samples).items():
         name = sample.id.partition("#")[0]

@@ -1,4 +1,4 @@
-"""The order of an epoch: samples in groups of one image, shuffled, and unlabelled samples that take turns."""
+"""The order of an epoch: samples in groups of one image, shuffled, and unlabeled samples that take turns."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class EpochOrder:
     """Orders the samples of each epoch; the order depends on the seed and the epoch only.
 
     Args:
-        image: number of each sample's image, of the labelled samples and then of the unlabelled ones.
-        num_labelled: how many of them are labelled; an epoch has all of these.
-        unlabelled_ratio: number of unlabelled samples in an epoch, per labelled one.
+        image: number of each sample's image, of the labeled samples and then of the unlabeled ones.
+        num_labeled: how many of them are labeled; an epoch has all of these.
+        unlabeled_ratio: number of unlabeled samples in an epoch, per labeled one.
         phrases_per_image: maximum samples of a group.
         shuffle: shuffle groups, and samples within their image, in each epoch.
         seed: of the order.
@@ -26,41 +26,41 @@ class EpochOrder:
     def __init__(
         self,
         image: NDArray[np.int64],
-        num_labelled: int,
+        num_labeled: int,
         *,
-        unlabelled_ratio: float,
+        unlabeled_ratio: float,
         phrases_per_image: int,
         shuffle: bool,
         seed: int,
     ) -> None:
         self.shuffle, self.seed = shuffle, seed
-        self._labelled = _Groups.of(image[:num_labelled], phrases_per_image)
-        self._unlabelled = _Groups.of(image[num_labelled:], phrases_per_image)
-        self._per_epoch = round(unlabelled_ratio * num_labelled) if len(image) > num_labelled else 0  # unlabelled ones
-        self.num_groups = self._labelled.total + self._unlabelled.total
+        self._labeled = _Groups.of(image[:num_labeled], phrases_per_image)
+        self._unlabeled = _Groups.of(image[num_labeled:], phrases_per_image)
+        self._per_epoch = round(unlabeled_ratio * num_labeled) if len(image) > num_labeled else 0  # unlabeled ones
+        self.num_groups = self._labeled.total + self._unlabeled.total
 
     def __len__(self) -> int:
         """Number of samples per epoch."""
-        return len(self._labelled.image) + self._per_epoch
+        return len(self._labeled.image) + self._per_epoch
 
     def __call__(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the sample numbers of an epoch in their order [P], and the group of each [P]."""
         random = np.random.default_rng([self.seed, epoch])
-        order, group = self._labelled.order(random if self.shuffle else None)
-        count = self._labelled.total
+        order, group = self._labeled.order(random if self.shuffle else None)
+        count = self._labeled.total
         if self._per_epoch:
-            added, added_group, added_count = self._unlabelled_order(epoch)
+            added, added_group, added_count = self._unlabeled_order(epoch)
             order, group = np.concatenate([order, len(order) + added]), np.concatenate([group, count + added_group])
             count += added_count
         return _shuffle_groups(order, group, count, random) if self.shuffle else (order, group)
 
-    def _unlabelled_order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-        """Return the unlabelled samples of an epoch, the group of each, and the number of groups.
+    def _unlabeled_order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+        """Return the unlabeled samples of an epoch, the group of each, and the number of groups.
 
-        All unlabelled samples follow one another, in another order in each pass; an epoch continues where the one
+        All unlabeled samples follow one another, in another order in each pass; an epoch continues where the one
         before ended.
         """
-        groups, count = self._unlabelled, len(self._unlabelled.image)
+        groups, count = self._unlabeled, len(self._unlabeled.image)
         start = epoch * self._per_epoch
         stop = start + self._per_epoch
         passes = range(start // count, -(-stop // count))

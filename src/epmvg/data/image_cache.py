@@ -30,8 +30,8 @@ class ImageCache:
         least = 4 * longest_side**2 / 1e9
         if limit_gb < least:
             raise InputError(
-                f"data.cache_gb={limit_gb:g} is too small for images of {longest_side} px: "
-                f"set {math.ceil(1000 * least) / 1000:g} or more, or 0 for no cache."
+                f"data.cache_gb={limit_gb:g} is too small for images of {longest_side} px. "
+                f"Set {math.ceil(1000 * least) / 1000:g} or more, or 0 for no cache."
             )
         self.longest_side = longest_side
         self.arrays = DiskCache(file, int(limit_gb * 1e9))

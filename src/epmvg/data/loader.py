@@ -53,8 +53,8 @@ class GroundingLoader:
 
     Args:
         samples: those of one image name it by the same path.
-        unlabelled: samples without a box; in each epoch others of them, one after the other.
-        unlabelled_ratio: number of unlabelled samples in an epoch, per labelled one.
+        unlabeled: samples without a box; in each epoch others of them, one after the other.
+        unlabeled_ratio: number of unlabeled samples in an epoch, per labeled one.
         tokenize: phrases -> tokens int64 [P, L], token_mask bool [P, L].
         image_size: S, the side of the network's input in pixels.
         batch_size: samples of a batch over all ranks; the last batch of an epoch may have fewer.
@@ -72,7 +72,7 @@ class GroundingLoader:
         pin_memory: load into pinned memory, from which copies to a GPU overlap with its work.
 
     Attributes:
-        samples: the labelled ones, then the unlabelled ones.
+        samples: the labeled ones, then the unlabeled ones.
         images: the paths of all images, in order of first appearance.
         epoch_order: sample numbers and groups of an epoch, in their order.
 
@@ -87,8 +87,8 @@ class GroundingLoader:
         tokenize: Tokenize,
         *,
         image_size: int,
-        unlabelled: Sequence[Sample] = (),
-        unlabelled_ratio: float = 1.0,
+        unlabeled: Sequence[Sample] = (),
+        unlabeled_ratio: float = 1.0,
         batch_size: int = 64,
         phrases_per_image: int = 8,
         augment: AugmentSettings | None = None,
@@ -102,7 +102,7 @@ class GroundingLoader:
         cache_gb: float = 0.0,
         pin_memory: bool = False,
     ) -> None:
-        self.samples = [*samples, *unlabelled] if unlabelled else samples
+        self.samples = [*samples, *unlabeled] if unlabeled else samples
         self.tokenize = tokenize
         self.image_size = image_size
         self.batch_size = batch_size
@@ -122,7 +122,7 @@ class GroundingLoader:
         self.epoch_order = EpochOrder(
             self.image_of,
             len(samples),
-            unlabelled_ratio=unlabelled_ratio,
+            unlabeled_ratio=unlabeled_ratio,
             phrases_per_image=phrases_per_image,
             shuffle=shuffle,
             seed=seed,

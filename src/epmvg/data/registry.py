@@ -118,15 +118,15 @@ def located_samples(
     dataset = DATASETS[name]
     folder = Path(root) if root else dataset.default_root()
     if root and not is_folder(root):
-        raise InputError(f"{root} is not a folder: give the folder of {name} with data.root=FOLDER or --root.")
+        raise InputError(f"{root} is not a folder. Give the folder of {name} with data.root=FOLDER or --root.")
     if folder is None:
-        raise InputError(f"The data set {name} has no default folder: give its folder with data.root=FOLDER or --root.")
+        raise InputError(f"The data set {name} has no default folder. Give its folder with data.root=FOLDER or --root.")
     if split is not None and split not in dataset.splits:
-        raise InputError(f"{name} has no split {split!r}: there are {', '.join(dataset.splits)}.")
+        raise InputError(f"{name} has no split {split!r}. Give one of {', '.join(dataset.splits)}.")
     return dataset.read(folder, split)
 
 
-def open_unlabelled(file: str | Path, split: str) -> list[Sample]:
+def open_unlabeled(file: str | Path, split: str) -> list[Sample]:
     """Read images with phrases and no boxes, as samples of weight 0; lines that state another split are left out.
 
     Raises:
@@ -140,7 +140,7 @@ def open_unlabelled(file: str | Path, split: str) -> list[Sample]:
         for phrase in phrases
     ]
     if not samples:
-        raise InputError(f"{file} has no phrases of the split {split}. Check distill.unlabelled.")
+        raise InputError(f"{file} has no phrases of the split {split}. Check distill.unlabeled.")
     return samples
 
 
@@ -161,5 +161,5 @@ def fraction_of(samples: list[Sample], fraction: float) -> list[Sample]:
 
     kept = {image for image, name in names.items() if position(name) < fraction}
     if not kept:
-        raise InputError(f"data.fraction={fraction:g} leaves none of the images: give a larger one.")
+        raise InputError(f"data.fraction={fraction:g} leaves none of the images. Give a larger one.")
     return [sample for sample in samples if sample.image in kept]

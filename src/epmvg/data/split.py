@@ -77,7 +77,7 @@ def _parse_fractions(text: str) -> dict[str, float]:
         values = []
     if len(values) not in (2, 3) or min(values) <= 0 or abs(sum(values) - 1) > 1e-6:
         raise InputError(
-            f"The fractions {text!r} are not valid: give train/val or train/val/test that add up to 1, as 0.8/0.1/0.1."
+            f"The fractions {text!r} are not valid. Give train/val or train/val/test that add up to 1, as 0.8/0.1/0.1."
         )
     return dict(zip(SPLITS, values, strict=False))
 
@@ -97,7 +97,7 @@ def _assign(groups: Sequence[Sequence[Path]], fractions: dict[str, float], seed:
     """Assign each group to the split with most images missing; every split gets one."""
     if len(groups) < len(fractions):
         raise InputError(
-            f"{len(groups)} images that look different are too few for {len(fractions)} splits: give more images."
+            f"{len(groups)} images that look different are too few for {len(fractions)} splits. Give more images."
         )
     shuffled = random.Random(seed).sample(groups, len(groups))
     missing = {split: fraction * sum(map(len, groups)) for split, fraction in fractions.items()}

@@ -92,7 +92,7 @@ class GroundingLoss:
             boxes: Targets [P, 4], cxcywh in 0..1 of the network input.
             teacher: Its embeddings of the same batch.
             weight: Of the phrases [P]: each mean over phrases becomes sum(weight * loss) / sum(weight), as if a phrase
-                were there `weight` times. Unlabelled phrases have weight 0, and 1 in the distillation losses. Negative
+                were there `weight` times. Unlabeled phrases have weight 0, and 1 in the distillation losses. Negative
                 pairs have weight 1.
 
         Raises:

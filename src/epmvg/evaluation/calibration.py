@@ -42,7 +42,7 @@ from epmvg.models.factory import load, save
 from epmvg.models.grounder import Grounder
 from epmvg.models.weights_file import digest_of_weights
 
-NEGATIVES = 0.5  # negative pairs per phrase, in fitting and calibrating
+CALIBRATION_NEGATIVES = 0.5  # negative pairs per phrase, in fitting and calibrating
 FOLDS = 5
 MAX_PHRASES = 20_000  # that an IoU head is fitted on
 EPOCHS = 30
@@ -86,7 +86,7 @@ def calibrate(
     settings, _ = data_settings(run, data, root)
     split = split or settings.val_split
     samples = _validation_samples(run, settings, split)
-    queries = [*samples, *negative_samples(samples, NEGATIVES)]
+    queries = [*samples, *negative_samples(samples, CALIBRATION_NEGATIVES)]
     results_folder(run)  # an error in it is raised before the work
     if only_predicts(folder) and not fit_head:
         predictor = Predictor(run, device=device)
@@ -250,7 +250,7 @@ def _iou_features(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return features of the IoU head [n, F], the IoU to predict [n], and a mask of held-out rows [n]."""
     model.eval()
-    queries = [*samples, *negative_samples(samples, NEGATIVES)]
+    queries = [*samples, *negative_samples(samples, CALIBRATION_NEGATIVES)]
     numbers = {image: number for number, image in enumerate(dict.fromkeys(sample.image for sample in samples))}
     features, targets, held_out = [], [], []
     device = next(model.parameters()).device

@@ -39,7 +39,7 @@ from epmvg.models.weights_file import digest_of_weights
 Row = dict[str, Any]
 """A prediction row: a sample and what was predicted for it."""
 
-NEGATIVES = 0.25  # negative pairs per phrase of the split, at most
+EVALUATION_NEGATIVES = 0.25  # negative pairs per phrase of the split, at most
 
 _COPIED = ("kind", "types", "dataset", "split", "category", "negative")
 """Keys of a sample that its prediction row repeats: slices need them, and `split_negatives` the last."""
@@ -90,7 +90,7 @@ def evaluate(
     with process_group() as (rank, _):  # first, so that the others notice an error in what follows
         settings, split, samples = evaluation_samples(run, data, split, root)
         results_folder(run)  # an error in it is raised before the work
-        queries = [*samples, *negative_samples(samples, NEGATIVES)]  # an image is still encoded once
+        queries = [*samples, *negative_samples(samples, EVALUATION_NEGATIVES)]  # an image is still encoded once
         if flip or only_predicts(fetch(run)):
             predictor = Predictor(run, device=device, flip=flip)
             calibration = predictor.runtime.calibration

@@ -254,7 +254,7 @@ class _SampleIndex:
             key = f"id {short_repr(prediction.id)}"
             found = [number for number in self.by_id.get(prediction.id, ()) if self._agrees(number, image, phrase)]
         elif image is None or phrase is None:
-            raise InputError(f'{prediction.location} has no "image" and "phrase", which data without ids needs.')
+            raise InputError(f'{prediction.location} has no "image" and "phrase". Add them, as the data has no ids.')
         else:
             key = "image and phrase"
             found = self.by_phrase.get((image, phrase), [])

@@ -144,9 +144,9 @@ def read_predictions(file: Path, form: Format, coordinates: Coordinates) -> list
     if not predictions:
         raise InputError(f"{file} holds no predictions. Give a file with one line per phrase.")
     if not any(prediction.corners for prediction in predictions):
-        first = f"the first ({predictions[0].location}): {predictions[0].error}"
         raise InputError(
-            f"{file}: none of {len(predictions):,} outputs holds a box in a format of docs/evaluate.md, {first}."
+            f"None of the {len(predictions):,} outputs in {file} holds a box ({predictions[0].location}: "
+            f"{predictions[0].error}). Write one of the formats in docs/evaluate.md."
         )
     return predictions
 
@@ -169,7 +169,7 @@ def _prediction(row: dict[str, Any], location: str, form: Format, coordinates: C
         raise InputError(f'{location} names no sample. Give it "id", or "image" and "phrase".')
     input_size = size_of(row.get("input_width"), row.get("input_height"), location)
     if coordinates.unit == INPUT_PIXELS and corners and (input_size is None or 0 in input_size):
-        raise InputError(f'{location} has no "input_width" and "input_height", which {INPUT_PIXELS} needs.')
+        raise InputError(f'{location} has no "input_width" and "input_height". Add them, as {INPUT_PIXELS} needs them.')
     return ExternalPrediction(
         location=location,
         id=sample_id,

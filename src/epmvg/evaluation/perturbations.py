@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from epmvg.data.misspell import NEIGHBORS
 from epmvg.data.side_words import cased_like, swap_sides
-from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
+from epmvg.data.synthetic.sprite_library import CLOSE_COLORS
 
 # A perturbation is pure; it returns None, or its input, where there is nothing to change.
 PhrasePerturbation = Callable[[str, np.random.Generator], str | None]
@@ -59,7 +59,7 @@ def swap_colors(phrase: str, random: np.random.Generator) -> str:
 
     def other(match: re.Match[str]) -> str:
         own = match.group().lower().replace("gray", "grey")
-        apart = [color for color in _PALETTE if color != own and frozenset((color, own)) not in CLOSE_COLOURS]
+        apart = [color for color in _PALETTE if color != own and frozenset((color, own)) not in CLOSE_COLORS]
         return cased_like(match.group(), apart[int(random.integers(len(apart)))])
 
     return _COLOR.sub(other, phrase)

@@ -16,7 +16,7 @@ from epmvg.config.settings import DataSettings, Recipe
 from epmvg.core.files import disk_errors, write_text
 from epmvg.core.locate import fetch, is_run, is_transformers, own_folder
 from epmvg.core.types import InputError, Sample
-from epmvg.data.registry import open_samples, open_unlabelled
+from epmvg.data.registry import open_samples, open_unlabeled
 from epmvg.data.samples import SAMPLES, SampleDigest
 
 
@@ -138,8 +138,8 @@ def training_images(run: Path | str) -> set[Path] | None:
     try:
         recipe = Recipe.load(fetch(run) / "config.yaml")
         samples = open_split(recipe.data, recipe.data.train_split)
-        if recipe.unlabelled is not None:
-            samples += open_unlabelled(recipe.unlabelled, recipe.data.train_split)
+        if recipe.unlabeled is not None:
+            samples += open_unlabeled(recipe.unlabeled, recipe.data.train_split)
     except InputError:
         return None
     return {sample.image for sample in samples}

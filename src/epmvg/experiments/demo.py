@@ -95,7 +95,7 @@ def _prepare_folder(out: Path) -> None:
 def _plain(out: Path, quick: bool, report: Report) -> dict[str, Any]:
     """Train the plain student for as many steps as the distilled one."""
     recipe = _recipe(out, quick)
-    longer = recipe.train.lengthened(1 + recipe.unlabelled_ratio)
+    longer = recipe.train.lengthened(1 + recipe.unlabeled_ratio)
     plain = recipe.model_copy(update={"distill": None, "train": longer})
     return {"plain": _train_student(plain, out / "plain", report)}
 
@@ -112,7 +112,7 @@ def _distilled(out: Path, quick: bool, report: Report) -> dict[str, Any]:
 def _recipe(out: Path, quick: bool) -> Recipe:
     """Return the recipe of the distilled student."""
     scenes = out / "scenes"
-    settings = (f"distill={out / 'teacher'}", f"distill.unlabelled={scenes / 'unlabelled.jsonl'}")
+    settings = (f"distill={out / 'teacher'}", f"distill.unlabeled={scenes / 'unlabeled.jsonl'}")
     return Recipe.load("scenes", "few-boxes", f"data.root={scenes}", *settings, *(QUICK_SETTINGS if quick else ()))
 
 

@@ -14,14 +14,14 @@ from typing import Any
 from epmvg.config.settings import DataSettings, Recipe
 from epmvg.core.types import InputError, Sample
 from epmvg.data.readers.annotations import Skipped
-from epmvg.data.registry import DATASETS, fraction_of, open_samples, open_unlabelled
+from epmvg.data.registry import DATASETS, fraction_of, open_samples, open_unlabeled
 from epmvg.experiments.tables import Row, Table
 from epmvg.training.optimizer import StepCount
 
 OWN_TEACHER = "own-teacher"
 """Folder, in a scale's, of teachers that small scales and grids train for themselves."""
 
-OWN_UNLABELLED = "unlabelled"
+OWN_UNLABELLED = "unlabeled"
 """Folder, in a scale's, of the scenes without boxes that a grid draws for itself; it ends in their number."""
 
 
@@ -41,7 +41,7 @@ def is_own_teacher(name: str) -> bool:
     return own_teacher_captions(name) is not None
 
 
-def is_own_unlabelled(file: str | None) -> bool:
+def is_own_unlabeled(file: str | None) -> bool:
     """Return whether a file of images without boxes is one that a grid draws for itself."""
     return file is not None and re.fullmatch(rf"{OWN_UNLABELLED}-\d+", Path(file).parent.name) is not None
 
@@ -156,9 +156,9 @@ def _recipe(
             settings += ["distill=null", f"distill.teacher={out / scale.name / teacher}"]
         settings += overrides
         distill = dict(row.distill)
-        if "unlabelled" in distill:
-            folder = out / scale.name / f"{OWN_UNLABELLED}-{distill['unlabelled']}"
-            distill["unlabelled"] = str(folder / "unlabelled.jsonl")
+        if "unlabeled" in distill:
+            folder = out / scale.name / f"{OWN_UNLABELLED}-{distill['unlabeled']}"
+            distill["unlabeled"] = str(folder / "unlabeled.jsonl")
         settings += [*own, *(_override(f"distill.{key}", value) for key, value in distill.items())]
         if _is_letterboxed(row):
             settings.append("train.cache_features=false")  # cached features open no images, which this teacher needs
@@ -206,10 +206,10 @@ def settings_hash(recipe: Recipe) -> str:
     if distill := values["distill"]:
         if is_own_teacher(distill["teacher"]):
             distill["teacher"] = Path(distill["teacher"]).name
-        if is_own_unlabelled(distill["unlabelled"]):
-            distill["unlabelled"] = Path(distill["unlabelled"]).parent.name
-        elif distill["unlabelled"] is None:  # then neither says anything
-            del distill["unlabelled"], distill["unlabelled_ratio"]
+        if is_own_unlabeled(distill["unlabeled"]):
+            distill["unlabeled"] = Path(distill["unlabeled"]).parent.name
+        elif distill["unlabeled"] is None:  # then neither says anything
+            del distill["unlabeled"], distill["unlabeled_ratio"]
     return _digest(values)
 
 
@@ -248,11 +248,11 @@ def _read(name: str, root: str | None, split_key: str, split: str, tolerant: boo
 
 def missing_data(recipe: Recipe, splits: Sequence[str]) -> str:
     """Return what of a training's data is missing, "" for nothing; a grid draws its images without boxes itself."""
-    problem, file = _missing_samples(recipe, splits), recipe.unlabelled
-    if file is None or is_own_unlabelled(file):
+    problem, file = _missing_samples(recipe, splits), recipe.unlabeled
+    if file is None or is_own_unlabeled(file):
         return problem
     try:
-        open_unlabelled(file, recipe.data.train_split)
+        open_unlabeled(file, recipe.data.train_split)
     except InputError as error:
         return f"{problem} {error}".lstrip()
     return problem
@@ -287,5 +287,5 @@ def size_of(recipe: Recipe, splits: Sequence[str] = ()) -> dict[str, Any]:
 
 def count_steps(recipe: Recipe, phrases: int) -> int:
     """Return the optimizer steps on a number of phrases with boxes and those without that a recipe adds to them."""
-    phrases += round(recipe.unlabelled_ratio * phrases)
+    phrases += round(recipe.unlabeled_ratio * phrases)
     return StepCount.of(-(-phrases // recipe.data.batch_size), recipe.train).total

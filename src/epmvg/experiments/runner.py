@@ -26,7 +26,7 @@ from epmvg.experiments.plan import (
     Scale,
     data_hash,
     is_own_teacher,
-    is_own_unlabelled,
+    is_own_unlabeled,
     missing_data,
     own_teacher_captions,
 )
@@ -82,7 +82,7 @@ def _run(job: Job, report: Report) -> Outcome:
         return done
     try:
         if done.result is None:
-            _draw_unlabelled(job, report)
+            _draw_unlabeled(job, report)
             train(job.recipe, job.folder, resume=(job.folder / "config.yaml").exists(), report=report)
         evaluations = {split: evaluate(job.folder, split=split) for split in job.splits}
     except InputError as error:
@@ -144,14 +144,14 @@ def _train_teacher(folder: Path, captions: Path, scale: Scale, grid: Grid | None
     train_end_to_end(ScenePairs(scenes), val, folder, **grid.captions[scenes], progress=progress)
 
 
-def _draw_unlabelled(job: Job, report: Report) -> None:
+def _draw_unlabeled(job: Job, report: Report) -> None:
     """Draw the scenes without boxes of a grid's job unless they exist.
 
     Raises:
         InputError: their folder contains something else, or cannot be written.
     """
-    file = job.recipe.unlabelled
-    if file is None or not is_own_unlabelled(file):
+    file = job.recipe.unlabeled
+    if file is None or not is_own_unlabeled(file):
         return
     folder = Path(file).parent
     count = int(folder.name.rpartition("-")[2])

@@ -25,7 +25,7 @@ class Row(BaseModel):
     source: str = ""  # the paper's own bracket for a cited system
     student: str | None = None  # the preset; None for a cited system
     distill: dict[str, Any] | None = None
-    """Changes of the paper's distillation settings, `unlabelled` as a number of scenes; None: no teacher."""
+    """Changes of the paper's distillation settings, `unlabeled` as a number of scenes; None: no teacher."""
     giou: float = 1.0  # lambda of eq. 8
     settings: dict[str, Any] = {}  # further keys of the recipe, dotted
     epochs: float = 1.0  # factor of the recipe's own
@@ -57,7 +57,7 @@ class Grid(BaseModel):
         for boxes in self.boxes:
             plain = {"boxes": boxes, "distill": None, "order": self._order(boxes)}
             yield plain | {"name": _plain(boxes)}
-            if ratios := [arm["unlabelled_ratio"] for arm in self.arms.values() if "unlabelled" in arm]:
+            if ratios := [arm["unlabeled_ratio"] for arm in self.arms.values() if "unlabeled" in arm]:
                 yield plain | {"name": _longer(boxes), "epochs": 1 + max(ratios)}
             for captions in self.captions:
                 for arm, distill in self.arms.items():
@@ -67,7 +67,7 @@ class Grid(BaseModel):
     def complete(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the values of a row with what follows from its number of images with boxes."""
         settings = self.boxes[row["boxes"]]
-        base = _longer if "unlabelled" in (row.get("distill") or {}) else _plain
+        base = _longer if "unlabeled" in (row.get("distill") or {}) else _plain
         rest = {"student": "transvg-r50", "against": base(row["boxes"]), "order": len(self.first)}
         return rest | row | {"settings": settings | row.get("settings", {})}
 
@@ -78,8 +78,8 @@ class Grid(BaseModel):
     def hours(self, row: Row) -> float:
         """Return the hours of one core that a training of a row takes, with its evaluation."""
         distill = row.distill or {}
-        is_frozen, unlabelled = distill.get("frozen", True), distill.get("unlabelled_ratio", 0.0)
-        phrases = row.epochs * row.settings["train.epochs"] * row.boxes * self.phrases_per_image * (1 + unlabelled)
+        is_frozen, unlabeled = distill.get("frozen", True), distill.get("unlabeled_ratio", 0.0)
+        phrases = row.epochs * row.settings["train.epochs"] * row.boxes * self.phrases_per_image * (1 + unlabeled)
         milliseconds = phrases * self.milliseconds["phrase" if is_frozen else "unfrozen"]
         return float(milliseconds + self.milliseconds["evaluation"]) / 3.6e6
 

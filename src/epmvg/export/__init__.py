@@ -59,7 +59,9 @@ class CalibrationData:
         chosen = [images[number] for number in np.random.default_rng(0).permutation(len(images))[:count]]
         others = [sample for sample in samples if sample.image not in set(chosen)]
         if not chosen or not others:
-            raise InputError(f"{self.data} has too few images: int8 is calibrated on some and evaluated on others.")
+            raise InputError(
+                f"{self.data} has too few images to calibrate int8 on some and evaluate it on others. Give more."
+            )
         return chosen, limit_to_images(others, MAX_SAMPLES, seed=0)
 
 
@@ -89,7 +91,7 @@ def export_run(
     """
     out = Path(out)
     if out.exists() and (is_run(out) or not is_exported(out)):
-        raise InputError(f"{out} exists and is no exported folder. Give another --out.")
+        raise InputError(f"{out} exists and is not an exported folder. Give another --out.")
     if format == "openvino":
         with optional_imports("--format openvino"):
             import_module("openvino")  # else it would be missing after minutes

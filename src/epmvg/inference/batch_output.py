@@ -119,7 +119,7 @@ class PartialOutput:
             is_complete = line.endswith(b"\n")
             if not line.startswith(_LINE_START[: len(line)]) and (is_complete or not offsets):
                 part = part_of(self._out)
-                raise InputError(f"{part} is no unfinished output of epmvg. Move it, or choose another --out.")
+                raise InputError(f"{part} is not an unfinished output of epmvg. Move it, or choose another --out.")
             if not is_complete:
                 self._file.truncate(offset)
                 break

@@ -77,7 +77,9 @@ def draw_heatmap(image: Image.Image, values: NDArray[np.float32]) -> Image.Image
     """
     upright = upright_rgb(image)
     if values.shape != (upright.height, upright.width):
-        raise InputError(f"The heatmap has shape {values.shape}, the image {(upright.height, upright.width)}.")
+        raise InputError(
+            f"The heatmap has shape {values.shape}. Give one of the image's {(upright.height, upright.width)}."
+        )
     gray = Image.fromarray((values * 255).round().astype(np.uint8))
     heat = np.asarray(ImageOps.colorize(gray, "#000004", "#fcffa4", mid="#bc3754"), np.float32)
     alpha = 0.65 * values[..., None] ** 0.8

@@ -27,7 +27,7 @@ AGREEMENT = 0.5
 """IoU from which two models agree on a box."""
 
 SPLITS = {"train": 0.9, "val": 0.1}
-"""Fractions of the labelled images; there is no test split, since labels of a model are no truth to evaluate on."""
+"""Fractions of the labeled images; there is no test split, since labels of a model are no truth to evaluate on."""
 
 LOWEST = 0.25
 """Fraction of the boxes of a model without calibration that is left out, those with the lowest confidences."""
@@ -64,8 +64,8 @@ def label_images(
         images: the folder that the image names in the file of phrases or captions are relative to.
         out: the .jsonl file to write.
         runs: the model whose boxes are written, as for `Predictor`, and perhaps a second one that has to agree.
-        phrases, captions: one of them: the file with the phrases, or with captions whose noun phrases are labelled, as
-            for `read_texts`. A phrase that an image has twice is labelled once.
+        phrases, captions: one of them: the file with the phrases, or with captions whose noun phrases are labeled, as
+            for `read_texts`. A phrase that an image has twice is labeled once.
         min_score: the first model's lowest confidence that is kept. "auto": the threshold of its calibration; 0.5 where
             that has none; without a calibration the lowest quarter of all confidences is left out.
         batch_size: images per batch.
@@ -73,7 +73,7 @@ def label_images(
         progress: called with (finished rows, all rows).
 
     Returns:
-        labelled (boxes), kept, images (of these), dropped (why -> number), first_error, is_weighted, resumed (rows of
+        labeled (boxes), kept, images (of these), dropped (why -> number), first_error, is_weighted, resumed (rows of
         earlier starts), to (the file), and root (the folder that image paths in it are relative to).
 
     Raises:
@@ -111,7 +111,7 @@ def label_images(
         except KeyboardInterrupt:
             raise KeyboardInterrupt(output.describe()) from None
     counts: dict[str, Any] = {
-        "labelled": len(queries),
+        "labeled": len(queries),
         "kept": len(samples),
         "images": len({sample.image for sample in samples}),
     }

@@ -226,7 +226,7 @@ def _rename(
                 own, why = ours and match.expand(ours), reason
                 break
         else:
-            raise InputError(f"{file} has the unknown parameter {sources[name][0]!r}: is this {kind}?")
+            raise InputError(f"{file} has the unknown parameter {sources[name][0]!r}. Is it {kind}?")
         if own is None:
             ignored |= dict.fromkeys(sources[name], why)
             continue
@@ -268,7 +268,7 @@ def _fill(model: Grounder, state: dict[str, Tensor], origin: dict[str, list[str]
     wanted = model.state_dict()
     for name, tensor in state.items():
         if name not in wanted:
-            raise InputError(f"{file}: our model has no parameter for {origin[name][0]}: is this {kind}?")
+            raise InputError(f"{file}: our model has no parameter for {origin[name][0]}. Is it {kind}?")
         if wanted[name].shape != tensor.shape:
             raise InputError(
                 f"{file}: {origin[name][0]} is {list(tensor.shape)} and ours is {list(wanted[name].shape)}. "

@@ -118,7 +118,7 @@ def load(run: Path | str) -> Grounder:
     """
     folder = locate(run)
     if not (folder / SETTINGS_FILE).exists():
-        raise InputError(f"{folder} is no run, but an export or another grounder, which only predicts. Give a run.")
+        raise InputError(f"{folder} is an export or another grounder, not a run. Give the run's folder.")
     try:
         settings = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         state = read_weights(folder / WEIGHTS)
@@ -130,11 +130,7 @@ def load(run: Path | str) -> Grounder:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder} holds a model that cannot be read ({reason}). Copy or train it again.") from error
     model.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    model.calibration = read_calibration(folder)
-    if model.calibration and model.calibration.weights not in (None, weights_digest(folder / WEIGHTS)):
-        raise InputError(
-            f"{folder / CONFIDENCE_FILE} was made for other weights than {WEIGHTS}. Delete it, or calibrate again then."
-        )
+    model.calibration = read_calibration(folder, lambda: weights_digest(folder / WEIGHTS))
     model.domain = read_domain(folder)
     return model.eval()
 

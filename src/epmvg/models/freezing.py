@@ -28,7 +28,9 @@ def freeze(network: nn.Module, frozen: Sequence[str], setting: str) -> bool:
     for name in frozen:
         if name != "all" and name not in known:
             close = difflib.get_close_matches(name, known, n=3) or [child for child, _ in network.named_children()]
-            raise InputError(f"{setting} names {name!r}, which is no part of the network. Use all, {', '.join(close)}.")
+            raise InputError(
+                f"{setting} names {name!r}, which is not a part of the network. Use all, {', '.join(close)}."
+            )
     prefixes = tuple(f"{name}." for name in frozen)
     for name, parameter in network.named_parameters():
         if "all" in frozen or f"{name}.".startswith(prefixes):

@@ -54,7 +54,7 @@ def load_pretrained(model: Grounder) -> set[str]:
     wanted = backbone.state_dict()
     for key, tensor in wanted.items():
         if key not in state or state[key].shape != tensor.shape:
-            raise InputError(f"The weights of {name} do not fit at {key!r}: they are of another network.")
+            raise InputError(f"The weights of {name} do not fit at {key!r}. Choose those of this network.")
     backbone.load_state_dict({key: state[key] for key in wanted})
 
     is_minilm = {**model.settings["text_encoder"], "frozen": []} == {**MINILM_L6, "frozen": []}
@@ -70,7 +70,7 @@ def bert_sizes(name: str) -> dict[str, int]:
     """
     config = _fetch(name, lambda: AutoConfig.from_pretrained(name))
     if config.model_type != "bert":
-        raise InputError(f"{name} is a {config.model_type}: the text encoder is a BERT, choose one.")
+        raise InputError(f"{name} is a {config.model_type}, not a BERT. Choose a BERT as text encoder.")
     return {key: getattr(config, name) for key, name in _BERT_SIZES.items()}
 
 
@@ -89,7 +89,9 @@ def load_bert(model: Grounder, name: str) -> None:
     bert, missing = _fetch(name, lambda: _read_bert(name))
     wanted, state = text_encoder.state_dict(), bert.state_dict()  # without the pooler, which is not used
     if absent := set(wanted) & missing:
-        raise InputError(f"{name} lacks {min(absent)} (and {len(absent) - 1} more): its weights are no plain BERT's.")
+        raise InputError(
+            f"{name} lacks {min(absent)} (and {len(absent) - 1} more), so it is not a plain BERT. Choose another."
+        )
     tokenizer = _fetch(name, lambda: AutoTokenizer.from_pretrained(name))
     if len(tokenizer) > config.vocab_size:
         raise InputError(f"{name} has a tokenizer of {len(tokenizer)} word pieces, and embeddings of fewer.")

@@ -130,7 +130,7 @@ def _create_swin(
     if absent := set(strides) - set(_STRIDES):
         raise InputError(f"model.visual_encoder.strides has {min(absent)}. Use {', '.join(map(str, _STRIDES))}.")
     if not backbone.startswith("swin_"):
-        raise InputError(f"model.visual_encoder.backbone={backbone} is no Swin transformer. Use a swin_... of timm.")
+        raise InputError(f"model.visual_encoder.backbone={backbone} is not a Swin transformer. Use a swin_... of timm.")
     settings = {"img_size": image_size, "num_classes": 0, "drop_path_rate": drop_path} | settings
     swin = create_backbone(backbone, always_partition=True, **settings)
     assert isinstance(swin, SwinTransformer)

@@ -16,7 +16,7 @@ from epmvg.data.conventions import detect_convention
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.readers.annotations import Skipped
 from epmvg.data.readers.files import cache_folder, is_file
-from epmvg.data.registry import fraction_of, open_samples, open_unlabelled
+from epmvg.data.registry import fraction_of, open_samples, open_unlabeled
 from epmvg.data.samples import SampleDigest
 from epmvg.data.validation.issues import KINDS
 from epmvg.evaluation.evaluate import evaluation_loader
@@ -52,8 +52,8 @@ def make_loaders(
     if not resume:  # a resumed run counts them as misses, so that it can be completed
         _check_images([sample.image for sample in val], **shard)
     samples = open_training_samples(recipe, report)
-    unlabelled = open_unlabelled_samples(recipe, report)
-    trained = [*samples, *unlabelled]
+    unlabeled = open_unlabeled_samples(recipe, report)
+    trained = [*samples, *unlabeled]
     digests["train"] = SampleDigest.of(trained)
     _check_boxes(samples, data.name)
     _report_truncated(trained, model, report)
@@ -65,8 +65,8 @@ def make_loaders(
         samples,
         model.tokenize,
         image_size=image_size,
-        unlabelled=unlabelled,
-        unlabelled_ratio=recipe.unlabelled_ratio,
+        unlabeled=unlabeled,
+        unlabeled_ratio=recipe.unlabeled_ratio,
         batch_size=data.batch_size,
         phrases_per_image=data.phrases_per_image,
         augment=data.augment,
@@ -98,12 +98,12 @@ def open_training_samples(recipe: Recipe, report: Report) -> list[Sample]:
     return fraction_of(_with_images(samples, "Check data.root.", skipped, report), data.fraction)
 
 
-def open_unlabelled_samples(recipe: Recipe, report: Report) -> list[Sample]:
+def open_unlabeled_samples(recipe: Recipe, report: Report) -> list[Sample]:
     """Read the images with phrases and no boxes that the teacher of a recipe uses, as `open_training_samples` does."""
-    if recipe.unlabelled is None:
+    if recipe.unlabeled is None:
         return []
-    samples = open_unlabelled(recipe.unlabelled, recipe.data.train_split)
-    return _with_images(samples, "Check distill.unlabelled.", Skipped(), report)
+    samples = open_unlabeled(recipe.unlabeled, recipe.data.train_split)
+    return _with_images(samples, "Check distill.unlabeled.", Skipped(), report)
 
 
 def _with_images(samples: list[Sample], fix: str, skipped: Skipped, report: Report) -> list[Sample]:

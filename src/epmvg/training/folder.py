@@ -24,7 +24,7 @@ RESUMABLE = {
 }
 """Settings that do not change the weights, so that a resumed run may have others."""
 
-_PATHS = ("data.name", "distill.teacher", "distill.pretrained", "distill.unlabelled", "model.init_from")
+_PATHS = ("data.name", "distill.teacher", "distill.pretrained", "distill.unlabeled", "model.init_from")
 """Settings that may be paths; their content is compared, so the folder may be another."""
 
 
@@ -73,7 +73,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         "model": model.model_copy(update={"init_from": absolute(model.init_from)}),
     }
     if distill is not None:
-        paths = {key: absolute(getattr(distill, key)) for key in ("teacher", "pretrained", "unlabelled")}
+        paths = {key: absolute(getattr(distill, key)) for key in ("teacher", "pretrained", "unlabeled")}
         update["distill"] = distill.model_copy(update=paths)
     return recipe.model_copy(update=update)
 

@@ -265,6 +265,6 @@ class Run:
 
 
 def _fractions(batch: Batch, weights: tuple[float, float]) -> tuple[float, float]:
-    """Return a micro-batch's fractions of the two weights of its step; 0 of the boxes where all is unlabelled."""
+    """Return a micro-batch's fractions of the two weights of its step; 0 of the boxes where all is unlabeled."""
     boxes, distillation = weights
     return batch.weight / boxes if boxes else 0.0, batch.distillation_weight / distillation

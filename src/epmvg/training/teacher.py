@@ -16,7 +16,7 @@ from epmvg.distill.target_cache import CachedTeacher
 from epmvg.distill.targets import DistillationTargets
 from epmvg.distill.teacher import ClipTeacher
 from epmvg.models.grounder import Grounder
-from epmvg.training.data import open_training_samples, open_unlabelled_samples
+from epmvg.training.data import open_training_samples, open_unlabeled_samples
 
 
 def open_teacher(recipe: Recipe, model: Grounder | None = None) -> ClipTeacher | None:
@@ -86,7 +86,7 @@ def cache_teacher(recipe: Recipe, progress: Progress | None = None, device: str 
     teacher, distill = open_teacher(recipe), recipe.distill
     if teacher is None or distill is None or not teacher.frozen:
         raise InputError("This recipe has no frozen teacher. Give distill=NAME or distill=FOLDER.")
-    samples = [*open_training_samples(recipe, lambda row: None), *open_unlabelled_samples(recipe, lambda row: None)]
+    samples = [*open_training_samples(recipe, lambda row: None), *open_unlabeled_samples(recipe, lambda row: None)]
     flips = recipe.data.augment is not None and recipe.data.augment.horizontal_flip > 0
     phrases = [sample.phrase for sample in samples] if distill.text_weight or distill.dense_weight else []
     if flips:

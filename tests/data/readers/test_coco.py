@@ -60,7 +60,7 @@ def test_attributes_never_override_what_the_annotation_states(tmp_path: Path) ->
 
 
 def test_size_and_path_of_the_image_win_in_every_format(tmp_path: Path) -> None:
-    region = {"phrase": "a stick", "bbox": [1, 2, 3, 4], "attributes": {"width": 3, "image": "b.jpg", "colour": "red"}}
+    region = {"phrase": "a stick", "bbox": [1, 2, 3, 4], "attributes": {"width": 3, "image": "b.jpg", "color": "red"}}
     line = {"filename": "a.jpg", "width": 640, "height": 480, "grounding": {"regions": [region]}}
     (tmp_path / "o.jsonl").write_text(json.dumps(line) + "\n")
     objects = {"phrase": ["a stick"], "bbox": [[1, 2, 3, 4]], "width": [3], "image": ["b.jpg"]}
@@ -110,7 +110,7 @@ def test_cvat_exports_have_the_phrase_among_the_attributes(tmp_path: Path) -> No
         "a stick",
         "the red one",
     ]
-    with pytest.raises(InputError, match='has no "phrase": give each annotation, or its attributes'):
+    with pytest.raises(InputError, match=r'has no "phrase"\. Give each annotation, or its attributes'):
         read(tmp_path / "c.json", exported | {"attributes": attributes})
     (tmp_path / "ours.jsonl").write_text(json.dumps({"image": "a.jpg", "phrase": "a stick", "bbox": [1, 2, 3, 4]}))
     convert_data(str(tmp_path / "ours.jsonl"), tmp_path / "ours.json")

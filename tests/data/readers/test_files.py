@@ -58,5 +58,5 @@ def test_git_lfs_pointers_are_named(tmp_path: Path, name: str) -> None:
 
 def test_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(ANNOTATION) + "\n", encoding="utf-16")
-    with pytest.raises(InputError, match="save the file as UTF-8"):
+    with pytest.raises(InputError, match="Save the file as UTF-8"):
         open_samples(str(tmp_path / "rows.jsonl"), split=None)

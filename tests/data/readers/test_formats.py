@@ -78,7 +78,7 @@ def test_foreign_json_reads_as_it_means(
 
 @pytest.mark.parametrize(
     ("target", "words"),
-    [("t.xml", "means no format"), ("t.csv", "end it in .odvg.jsonl, .jsonl")],
+    [("t.xml", "names no format"), ("t.csv", "End it in .odvg.jsonl, .jsonl")],
 )
 def test_an_unknown_format_is_named(tmp_path: Path, squares: Path, target: str, words: str) -> None:
     with pytest.raises(InputError, match=words):

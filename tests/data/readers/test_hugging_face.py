@@ -78,9 +78,9 @@ def test_images_inside_parquet_are_unpacked_once(tmp_path: Path, monkeypatch: py
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
     encoded = []
-    for colour in ("red", "blue"):
+    for color in ("red", "blue"):
         stream = io.BytesIO()
-        Image.new("RGB", (8, 6), colour).save(stream, "PNG")
+        Image.new("RGB", (8, 6), color).save(stream, "PNG")
         encoded.append(stream.getvalue())
     row = {"phrase": "a cup", "bbox": [1.0, 2.0, 3.0, 4.0], "split": "val", "note": 7}
     images: list[Any] = [{"bytes": one, "path": name} for one, name in zip(encoded, ("../a.png", None), strict=True)]

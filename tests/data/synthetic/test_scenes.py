@@ -45,12 +45,12 @@ def referents(text: str, objects: list[SceneObject]) -> list[int]:
     for spoken, measure in extremes.items():
         if set(spoken) & set(words):
             return [min(same, key=lambda i: measure(objects[i]))]
-    colours = [word for word in words if word not in ("the", "on")]
-    return [i for i in same if not colours or objects[i].colour == colours[0]]
+    colors = [word for word in words if word not in ("the", "on")]
+    return [i for i in same if not colors or objects[i].color == colors[0]]
 
 
 def flip(objects: list[SceneObject], width: int) -> list[SceneObject]:
-    return [SceneObject(t.name, t.colour, (width - t.box[2], t.box[1], width - t.box[0], t.box[3])) for t in objects]
+    return [SceneObject(t.name, t.color, (width - t.box[2], t.box[1], width - t.box[0], t.box[3])) for t in objects]
 
 
 @pytest.mark.parametrize("split", ["train", "open"])
@@ -61,7 +61,7 @@ def test_phrases_are_true_of_exactly_one_object(split: str) -> None:
         for phrase in phrases_of(scene.objects, scene.image.size):
             assert referents(phrase.text, scene.objects) == [phrase.target], phrase.text
             kinds.add(phrase.kind)
-    assert kinds == {"name", "colour", "size", "place", "relation"}
+    assert kinds == {"name", "color", "size", "place", "relation"}
 
 
 def test_phrases_stay_true_when_flipped_with_sides_swapped() -> None:
@@ -128,10 +128,10 @@ def test_written_scenes_are_a_data_set_like_any_other(tmp_path: Path) -> None:
     captions = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     assert {row["split"] for row in captions} == {"train", "val"}
     assert not any("test" in row["image"] or "open" in row["image"] for row in captions)
-    unlabelled = read_texts(folder / "unlabelled.jsonl", "phrase", folder)
-    assert len(unlabelled) == SMALL["captions"] and not {sample.image for sample in samples} & set(unlabelled)
+    unlabeled = read_texts(folder / "unlabeled.jsonl", "phrase", folder)
+    assert len(unlabeled) == SMALL["captions"] and not {sample.image for sample in samples} & set(unlabeled)
     drawn = [[phrase.text for phrase in draw_scene("captions", number).phrases] for number in range(SMALL["captions"])]
-    assert list(unlabelled.values()) == drawn
+    assert list(unlabeled.values()) == drawn
     assert write_scenes(folder, sizes=SMALL) == folder
 
 

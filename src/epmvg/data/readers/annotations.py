@@ -146,7 +146,7 @@ def phrase_error(phrase: str) -> str | None:
     if not phrase.strip():
         return "the phrase is empty"
     if not is_encodable(phrase):
-        return "the phrase holds half of a letter"
+        return "the phrase holds an unpaired surrogate"
     if len(phrase.split()) > MAX_WORDS:
         return f"the phrase has {len(phrase.split())} words, more than {MAX_WORDS}"
     return None

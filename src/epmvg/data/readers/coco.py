@@ -57,12 +57,12 @@ def _phrase_annotations(
     """Yield an annotation for each of its phrases; without categories, the file is one of ours."""
     image = _image_of(annotation, images, location)
     if annotation.get("iscrowd") in (1, "1"):
-        raise InputError(f"{location} is a crowd, whose box is of no single object: delete it.")
+        raise InputError(f"{location} is a crowd, whose box is of no single object. Delete it.")
     own = require(annotation, "attributes", dict, location) if annotation.get("attributes") is not None else {}
     stated = {"bbox": annotation.get("bbox")}
     if categories is not None:
         if own.get("rotation") or annotation.get("rotation"):
-            raise InputError(f"{location} has a rotated box, and only upright ones are read: annotate it again.")
+            raise InputError(f"{location} has a rotated box, and only upright ones are read. Annotate it again.")
         stated["ann_id"] = annotation.get("id")
         category = categories.get(str(annotation.get("category_id")), {}).get("name")
         stated |= ({"category": category} if isinstance(category, str) else {}) | picked(annotation, "split")
@@ -79,7 +79,7 @@ def _phrases(annotation: Annotation, attributes: Annotation, location: str) -> l
         if isinstance(sentences := stated.get("sentences"), list):
             return [one if isinstance(one, str) else require(one, "sent", str, location) for one in sentences]
     raise InputError(
-        f'{location} has no "phrase": give each annotation, or its attributes, the words that mean its box.'
+        f'{location} has no "phrase". Give each annotation, or its attributes, the words that mean its box.'
     )
 
 
@@ -87,7 +87,7 @@ def _image_of(annotation: object, images: dict[str, Annotation], location: str) 
     """Return the entry of the image that an annotation is of."""
     image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
     if isinstance(image_id, bool) or not isinstance(image_id, int | str) or str(image_id) not in images:
-        raise InputError(f'{location}: "image_id" is {short_repr(image_id)}, it must be the id of an image; fix it.')
+        raise InputError(f'{location}: "image_id" is {short_repr(image_id)}, it must be the id of an image. Fix it.')
     image = images[str(image_id)]
     require(image, "file_name", str, f"{location}, image {short_repr(image_id)}")
     return image

@@ -24,7 +24,7 @@ def require(annotation: object, key: str, kind: type[T], location: str) -> T:
     """Return the value of a key that must be there and of a type."""
     value = annotation.get(key) if isinstance(annotation, dict) else None
     if not isinstance(value, kind):
-        raise InputError(f'{location}: "{key}" is {short_repr(value)}, it must be {_NOUNS[kind]}; fix the annotation.')
+        raise InputError(f'{location}: "{key}" is {short_repr(value)}, it must be {_NOUNS[kind]}. Fix the annotation.')
     return value
 
 
@@ -33,7 +33,7 @@ def require_box(annotation: Annotation, key: str, location: str) -> Box:
     numbers = four_numbers(annotation.get(key))
     if numbers is None:
         value = short_repr(annotation.get(key))
-        raise InputError(f'{location}: "{key}" is {value}, it must be four numbers; fix or delete the annotation.')
+        raise InputError(f'{location}: "{key}" is {value}, it must be four numbers. Fix or delete the annotation.')
     return numbers
 
 
@@ -44,7 +44,7 @@ def name_of(annotation: Annotation, key: str, location: str) -> str:
         return ""
     if not isinstance(value, str | int | float) or (isinstance(value, int) and value.bit_length() > 99):
         raise InputError(
-            f'{location}: "{key}" is {short_repr(value)}, it must be a text or a number; fix the annotation.'
+            f'{location}: "{key}" is {short_repr(value)}, it must be a text or a number. Fix the annotation.'
         )
     return str(value)
 
@@ -71,7 +71,7 @@ def weight_of(annotation: Annotation, location: str) -> float:
     weight = [1.0] if value is None else _floats((value,))
     if weight is None or not 0 < weight[0] < math.inf:
         raise InputError(
-            f'{location}: "weight" is {short_repr(value)}, it must be a positive number; fix or delete it.'
+            f'{location}: "weight" is {short_repr(value)}, it must be a positive number. Fix or delete it.'
         )
     return weight[0]
 
@@ -83,7 +83,7 @@ def size_of(width: object, height: object, location: str) -> tuple[int, int] | N
     sides = _floats((width, height))
     if sides is None or not all(0 <= side < 1e9 for side in sides):
         stated = f"{short_repr(width)}, {short_repr(height)}"
-        raise InputError(f"{location}: width and height are {stated}, not pixels; fix the annotation.")
+        raise InputError(f"{location}: width and height are {stated}, not pixels. Fix the annotation.")
     return int(sides[0]), int(sides[1])
 
 
@@ -97,7 +97,7 @@ def index_by_id(entries: list[Any], key: str, location: str) -> dict[str, Annota
         before = found.setdefault(str(entry_id), entry)
         if before.get(key) != entry.get(key):
             pair = f"{short_repr(before.get(key))} and for {short_repr(entry.get(key))}"
-            raise InputError(f"{location}: id {short_repr(entry_id)} stands for {pair}; give each an id of its own.")
+            raise InputError(f"{location}: id {short_repr(entry_id)} stands for {pair}. Give each an id of its own.")
     return found
 
 

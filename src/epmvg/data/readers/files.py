@@ -65,10 +65,10 @@ def open_file(file: Path) -> BufferedReader:
         start = stream.peek(len(_LFS_POINTER))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{file} cannot be opened ({reason}): check the path.") from error
+        raise InputError(f"{file} cannot be opened ({reason}). Check the path.") from error
     if start.startswith(_LFS_POINTER):
         stream.close()
-        raise InputError(f"{file} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository.")
+        raise InputError(f"{file} is a Git LFS pointer, not the file itself. Run `git lfs pull` in its repository.")
     return stream
 
 
@@ -83,7 +83,7 @@ def read_text_lines(file: Path) -> list[str]:
     try:
         text = read_bytes(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text ({error.reason}): save the file as UTF-8.") from error
+        raise InputError(f"{file} is not UTF-8 text ({error.reason}). Save the file as UTF-8.") from error
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
@@ -92,7 +92,7 @@ def byte_lines(file: Path) -> Iterator[tuple[str, bytes]]:
     with open_file(file) as lines:
         for number, line in enumerate(lines, 1):
             if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise InputError(f"{file} is UTF-16 text: save the file as UTF-8.")
+                raise InputError(f"{file} is UTF-16 text. Save the file as UTF-8.")
             if line.strip():
                 yield f"{file} line {number}", line.strip()
 
@@ -107,9 +107,9 @@ def parse_json(text: bytes, location: str) -> Any:
     try:
         return json.loads(text)
     except UnicodeDecodeError as error:
-        raise InputError(f"{location} is not UTF-8 text ({error.reason}): save the file as UTF-8.") from error
+        raise InputError(f"{location} is not UTF-8 text ({error.reason}). Save the file as UTF-8.") from error
     except (RecursionError, ValueError) as error:
-        raise InputError(f"{location} is not JSON ({error}): fix or delete it.") from error
+        raise InputError(f"{location} is not JSON ({error}). Fix or delete it.") from error
 
 
 def first_existing(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
@@ -124,14 +124,14 @@ def path_inside(root: Path, name: object, location: str) -> Path:
         InputError: it is no path, or is outside of the root.
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name or not is_encodable(name):
-        raise InputError(f"{location}: {short_repr(name)} is not the path of a file; fix the annotation.")
+        raise InputError(f"{location}: {short_repr(name)} is not the path of a file. Fix the annotation.")
     path = PurePath(name)
     if not path.anchor and ".." not in path.parts:
         return root / path
     top = os.path.abspath(root)  # noqa: PTH100  symbolic links stay as the user made them
     full = os.path.normpath(os.path.join(top, name))  # noqa: PTH118
     if not full.startswith(top.rstrip(os.sep) + os.sep):
-        raise InputError(f"{location}: {short_repr(name)} is outside of {root}; give its folder with --root.")
+        raise InputError(f"{location}: {short_repr(name)} is outside of {root}. Give its folder with --root.")
     return root / os.path.relpath(full, top)
 
 

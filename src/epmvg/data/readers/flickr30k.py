@@ -48,7 +48,7 @@ def read_flickr30k(root: Path, split: str | None) -> Located[Sample]:
     """
     sentences = first_existing([root / folder for folder in FOLDERS], ("Sentences",))
     if sentences is None:
-        raise InputError(f"{root} holds no Sentences folder: give the folder annotations.zip was unpacked in.")
+        raise InputError(f"{root} holds no Sentences folder. Give the folder annotations.zip was unpacked in.")
     base = sentences.parent
     find = ImageFinder(first_existing((base, root), IMAGE_FOLDERS) or base / IMAGE_FOLDERS[0])
     for part in (split,) if split else SPLITS:
@@ -103,7 +103,7 @@ def read_chains(file: Path) -> tuple[tuple[int, int], dict[str, list[Box]]]:
                 for chain in thing.iterfind("name"):
                     chains.setdefault(chain.text or "", []).append((x0 - 1.0, y0 - 1.0, float(x1), float(y1)))
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise InputError(f"{file} is not an annotation in XML ({error}): download the file again.") from error
+        raise InputError(f"{file} is not an annotation in XML ({error}). Download the file again.") from error
     return size, chains
 
 

@@ -40,7 +40,7 @@ def file_samples(
     if is_folder(file) and not metadata_files(file):
         file /= "annotations.jsonl"
         if not is_file(file):
-            raise InputError(f"{name} holds no annotations.jsonl and no metadata.jsonl: give the file or its folder.")
+            raise InputError(f"{name} holds no annotations.jsonl and no metadata.jsonl. Give the file or its folder.")
     folder = Path(root) if root else file if is_folder(file) else file.parent
     ending = file.suffix.lower()
     annotations: Located[Annotation]
@@ -54,7 +54,7 @@ def file_samples(
     elif ending in (".json", ".jsonl"):
         annotations = _line_annotations(file) if _is_by_line(file) else _json_annotations(file)
     else:
-        raise InputError(f"{name} is a file of no known format: write it as one that ends in {', '.join(READABLE)}.")
+        raise InputError(f"{name} is a file of no known format. Write it as one that ends in {', '.join(READABLE)}.")
     return to_samples(annotations, folder, split_key, split=split)
 
 
@@ -93,12 +93,12 @@ def _json_annotations(file: Path) -> Located[Annotation]:
             else:
                 yield (
                     location,
-                    one if isinstance(one, dict) else InputError(f"{location} is not a JSON object: fix it."),
+                    one if isinstance(one, dict) else InputError(f"{location} is not a JSON object. Fix it."),
                 )
     else:
         raise InputError(
-            f"{file} is neither COCO-style, ODVG, Label Studio's export nor a list of annotations: docs/data.md lists"
-            " the formats that are read."
+            f"{file} is neither COCO-style, ODVG, Label Studio's export nor a list of annotations. Write a format of"
+            " docs/data.md."
         )
 
 
@@ -137,4 +137,4 @@ def format_of(target: Path) -> str:
     for ending, format_ in _WRITABLE.items():
         if target.name.lower().endswith(ending):
             return format_
-    raise InputError(f"{target} means no format: end it in {', '.join(_WRITABLE)}.")
+    raise InputError(f"{target} names no format. End it in {', '.join(_WRITABLE)}.")

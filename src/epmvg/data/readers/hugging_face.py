@@ -81,7 +81,7 @@ def _parquet_lines(file: Path) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
     except (arrow.ArrowException, OSError, ValueError, MemoryError, OverflowError, LookupError) as error:
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise InputError(f"{file} is not a Parquet table ({reason}): write or download it again.") from error
+        raise InputError(f"{file} is not a Parquet table ({reason}). Write or download it again.") from error
 
 
 def write_parquet(file: Path, annotations: Iterable[Annotation]) -> None:
@@ -105,7 +105,7 @@ def write_parquet(file: Path, annotations: Iterable[Annotation]) -> None:
     except (arrow.ArrowException, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{file} cannot hold an annotation ({str(error).splitlines()[0]}): write JSONL.") from error
+        raise InputError(f"{file} cannot hold an annotation ({str(error).splitlines()[0]}). Write JSONL.") from error
 
 
 def metadata_files(folder: Path) -> list[Path]:
@@ -141,7 +141,7 @@ def _line_annotations(line: Annotation, location: str) -> Iterator[Annotation]:
     count = len(require(columns, "phrase", list, location))
     for key, values in columns.items():
         if not isinstance(values, list) or len(values) != count:
-            raise InputError(f'{location}: "objects.{key}" must be a list as long as "objects.phrase"; fix the line.')
+            raise InputError(f'{location}: "objects.{key}" must be a list as long as "objects.phrase". Fix the line.')
     for number in range(count):
         one = {key: values[number] for key, values in columns.items() if values[number] not in (None, "")}
         own = _attributes(one.pop("attributes", None), location)
@@ -156,7 +156,7 @@ def _attributes(value: object, location: str) -> Annotation:
     """Return the keys that the column `attributes` holds, as JSON."""
     own = parse_json(value.encode("utf-8", "replace"), f"{location}: `attributes`") if isinstance(value, str) else value
     if own is not None and not isinstance(own, dict):
-        raise InputError(f"{location}: `attributes` must be a JSON object; fix the annotation.")
+        raise InputError(f"{location}: `attributes` must be a JSON object. Fix the annotation.")
     return own or {}
 
 

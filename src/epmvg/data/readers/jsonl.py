@@ -33,7 +33,7 @@ def json_object(line: bytes, location: str) -> Annotation:
     """Parse one line of JSONL."""
     value = parse_json(line, location)
     if not isinstance(value, dict):
-        raise InputError(f"{location} is not a JSON object: fix or delete the line.")
+        raise InputError(f"{location} is not a JSON object. Fix or delete the line.")
     return value
 
 

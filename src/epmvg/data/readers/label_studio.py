@@ -39,7 +39,7 @@ def task_annotations(task: Any, location: str) -> Iterator[Annotation]:
         at = f"{location}, region {short_repr(region.get('id'))}"
         phrase = phrases.get(str(region.get("id"))) or _joined(value.get("rectanglelabels"))
         if not phrase:
-            raise InputError(f"{at} has a rectangle and no text: write its phrase, or delete it.")
+            raise InputError(f"{at} has a rectangle and no text. Write its phrase, or delete it.")
         yield {"image": image, "phrase": phrase} | _box(region, at) | picked(data, "split", "id")
 
 
@@ -49,7 +49,7 @@ def _box(region: Annotation, location: str) -> Annotation:
     size = size_of(region.get("original_width"), region.get("original_height"), location)
     percent = four_numbers([value.get(key) for key in ("x", "y", "width", "height")])
     if size is None or percent is None or value.get("rotation"):
-        raise InputError(f"{location} is not an upright rectangle in an image with a size: annotate it again.")
+        raise InputError(f"{location} is not an upright rectangle in an image with a size. Annotate it again.")
     bbox = [round(share * side / 100, 4) for share, side in zip(percent, 2 * size, strict=True)]
     return {"width": size[0], "height": size[1], "bbox": bbox}
 
@@ -58,7 +58,7 @@ def _image(data: Annotation, location: str) -> str:
     """Return the path of a task's image: the file behind `?d=`, else the path of its address; of an upload the name."""
     stated = data.get("image") or next((value for value in data.values() if isinstance(value, str)), None)
     if not isinstance(stated, str):
-        raise InputError(f'{location}: "data" names no image; export the tasks with their data.')
+        raise InputError(f'{location}: "data" names no image. Export the tasks with their data.')
     try:
         address = urlsplit(stated)
         local = parse_qs(address.query).get("d")

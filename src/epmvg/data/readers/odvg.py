@@ -18,7 +18,7 @@ def is_odvg(line: object) -> bool:
 def odvg_annotations(line: Any, location: str) -> Iterator[Annotation]:
     """Yield an annotation for each region of a line; of several boxes the union."""
     if "grounding" not in line:
-        raise InputError(f'{location} has no "grounding": delete detections without phrases.')
+        raise InputError(f'{location} has no "grounding". Delete detections without phrases.')
     require(line, "filename", str, location)
     for number, region in enumerate(require(require(line, "grounding", dict, location), "regions", list, location)):
         at = f"{location}, region {number}"

@@ -50,7 +50,7 @@ def read_refcoco(root: Path, split: str | None, *, name: str) -> Located[Sample]
     tops = (root, root / "data")
     file = first_existing(tops, (f"{folder}/refs({by}).p", f"{folder}/refs({by}).json"))
     if file is None:
-        raise InputError(f"{root} holds no {folder}/refs({by}).p: give the folder that {folder}.zip of refer lies in.")
+        raise InputError(f"{root} holds no {folder}/refs({by}).p. Give the folder that {folder}.zip of refer lies in.")
     images = first_existing(tops, COCO_FOLDERS) or root / COCO_FOLDERS[0]
     return to_samples(_ref_annotations(file, PARTS.get(split or "", (split,))), images, "split")
 
@@ -75,7 +75,7 @@ def _sentences(ref: Any, instances: dict[str, dict[str, Annotation]], location: 
     image, annotation = instances["images"].get(str(image_id)), instances["annotations"].get(str(ann_id))
     if image is None or annotation is None:
         raise InputError(
-            f"{location}: instances.json has no image {image_id} or no annotation {ann_id}; download both files again."
+            f"{location}: instances.json has no image {image_id} or no annotation {ann_id}. Download both files again."
         )
     require(image, "file_name", str, f"{location}, image {image_id}")
     stated = image_keys(image, "file_name") | {"bbox": annotation.get("bbox")}

@@ -31,7 +31,7 @@ def read_referit(root: Path, split: str | None) -> Located[Sample]:
     """
     boxes = first_existing([root / folder for folder in FOLDERS], ("referit_bbox.json",))
     if boxes is None:
-        raise InputError(f"{root} holds no referit_bbox.json: give the folder of the ReferIt metadata (text_objseg).")
+        raise InputError(f"{root} holds no referit_bbox.json. Give the folder of the ReferIt metadata (text_objseg).")
     folder = boxes.parent
     images = first_existing((folder, root), IMAGE_FOLDERS) or folder / IMAGE_FOLDERS[-1]
     return to_samples(_region_annotations(folder, (split,) if split else SPLITS), images, "split")
@@ -64,5 +64,5 @@ def _phrase_annotations(
 def _read_object(file: Path) -> dict[str, Any]:
     content = read_json(file)
     if not isinstance(content, dict):
-        raise InputError(f"{file} is not a JSON object: download the metadata again.")
+        raise InputError(f"{file} is not a JSON object. Download the metadata again.")
     return content

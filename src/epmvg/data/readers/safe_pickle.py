@@ -58,7 +58,7 @@ def load_pickle(file: Path) -> Any:
             " numbers and arrays are read; save it again without that, or as JSON."
         ) from error
     except _TRUNCATED as error:
-        raise InputError(f"{file} is not a whole pickle ({type(error).__name__}): download the file again.") from error
+        raise InputError(f"{file} is not a whole pickle ({type(error).__name__}). Download the file again.") from error
     return value
 
 
@@ -66,7 +66,7 @@ def load_rows(file: Path) -> list[Any]:
     """Read a list from a pickle, or from JSON of the same content."""
     rows = read_json(file) if file.suffix.lower() == ".json" else load_pickle(file)
     if not isinstance(rows, list):
-        raise InputError(f"{file} holds {short_repr(rows)} instead of a list: download the file again.")
+        raise InputError(f"{file} holds {short_repr(rows)} instead of a list. Download the file again.")
     return rows
 
 

@@ -51,7 +51,7 @@ def read_transvg(root: Path, split: str | None, *, flag: str) -> Located[Sample]
     found = {part: first_existing(folders, [f"{flag}_{part}{ending}" for ending in _ENDINGS]) for part in parts}
     if not any(found.values()) or (split and not all(found.values())):
         file_name = f"{flag}/{flag}_{split or parts[0]}.pth"
-        raise InputError(f"{root} holds no {file_name}: give the folder that {flag}/ lies in.")
+        raise InputError(f"{root} holds no {file_name}. Give the folder that {flag}/ lies in.")
     names = _IMAGE_FOLDERS.get(flag, (COCO_FOLDERS[1], *COCO_FOLDERS))
     images = first_existing((root, root / "ln_data"), names) or root / names[0]
     for part, file in found.items():
@@ -68,7 +68,7 @@ def _row_annotations(file: Path, flag: str, split: str) -> Located[Annotation]:
 def _row_annotation(row: Any, location: str, flag: str, split: str, number: int) -> Iterator[Annotation]:
     keys = ("image", "bbox", "phrase") if flag == "flickr" else ("image", "mask", "bbox", "phrase", "attributes")
     if not isinstance(row, list | tuple) or len(row) != len(keys):
-        raise InputError(f"{location}: a row of {flag} has {len(keys)} fields, not {short_repr(row)}; fix the file.")
+        raise InputError(f"{location}: a row of {flag} has {len(keys)} fields, not {short_repr(row)}. Fix the file.")
     stated = dict(zip(keys, row, strict=True)) | {"split": split, "id": f"{flag}_{split}/{number}"}
     a, b, c, d = require_box(stated, "bbox", location)
     if flag == "referit":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from epmvg.core.types import Box
-from epmvg.data.synthetic.sprite_library import CLOSE_COLOURS
+from epmvg.data.synthetic.sprite_library import CLOSE_COLORS
 
 SIZE_RATIO = 1.35
 """Ratio of longer sides from which people agree which of two objects is bigger."""
@@ -22,7 +22,7 @@ class SceneObject:
     """One object of a scene; `box` is xyxy in pixels."""
 
     name: str
-    colour: str | None
+    color: str | None
     box: Box
 
     @property
@@ -36,7 +36,7 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """A phrase, its kind (name, colour, size, place, relation) and the number of its object."""
+    """A phrase, its kind (name, color, size, place, relation) and the number of its object."""
 
     text: str
     kind: str
@@ -50,7 +50,7 @@ def phrases_of(objects: Sequence[SceneObject], size: tuple[int, int]) -> list[Ph
         same = [other for i, other in enumerate(objects) if other.name == target.name and i != number]
         by_kind: dict[str, Iterable[str]] = {
             "name": [] if same else [f"the {target.name}"],
-            "colour": _by_colour(target, same),
+            "color": _by_color(target, same),
             "size": _by_size(target, same),
             "place": _by_place(target, same, size),
             "relation": _by_relation(target, same, objects, size),
@@ -59,14 +59,14 @@ def phrases_of(objects: Sequence[SceneObject], size: tuple[int, int]) -> list[Ph
     return phrases
 
 
-def _by_colour(target: SceneObject, same: Sequence[SceneObject]) -> Iterator[str]:
-    if target.colour is None:
+def _by_color(target: SceneObject, same: Sequence[SceneObject]) -> Iterator[str]:
+    if target.color is None:
         return
     for other in same:
-        pair = frozenset((target.colour, other.colour))
-        if other.colour is None or len(pair) == 1 or pair in CLOSE_COLOURS:
+        pair = frozenset((target.color, other.color))
+        if other.color is None or len(pair) == 1 or pair in CLOSE_COLORS:
             return
-    yield f"the {target.colour} {target.name}"
+    yield f"the {target.color} {target.name}"
 
 
 def _by_size(target: SceneObject, same: Sequence[SceneObject]) -> Iterator[str]:
@@ -134,7 +134,7 @@ def sentence_of(objects: Sequence[SceneObject], size: tuple[int, int], random: n
 
 
 def _with_article(item: SceneObject) -> str:
-    return _article(f"{item.colour} {item.name}" if item.colour else item.name)
+    return _article(f"{item.color} {item.name}" if item.color else item.name)
 
 
 def _article(noun: str) -> str:

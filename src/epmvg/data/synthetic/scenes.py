@@ -31,7 +31,7 @@ DEFAULT_SIZES = {"train": 4000, "val": 250, "test": 400, "open": 300, "captions"
 HELD_OUT_FRACTION = 0.12
 """Fraction of the names that the scenes of captions contain and no scene of train, val or test."""
 
-TEXT_FILES = ("annotations.jsonl", "captions.jsonl", "unlabelled.jsonl")
+TEXT_FILES = ("annotations.jsonl", "captions.jsonl", "unlabeled.jsonl")
 
 VERSION = 2
 MAX_PHRASES = 6  # per scene, two of them per object
@@ -64,8 +64,8 @@ def draw_scene(split: str, number: int, *, seed: int = 0, side: int = 256) -> Sc
         size = size[::-1]
     image = _draw_background(size, random)
     objects: list[SceneObject] = []
-    for sprite, colour in _choose_sprites(split, seed, random):
-        placed = _place(image, sprite, colour, objects, random)
+    for sprite, color in _choose_sprites(split, seed, random):
+        placed = _place(image, sprite, color, objects, random)
         if placed is not None:
             objects.append(placed)
     phrases = _choose_phrases(phrases_of(objects, size), random)
@@ -117,7 +117,7 @@ def _place(
         if all(_overlap(box, other.box) <= MAX_OVERLAP for other in objects):
             resized = drawing.resize((width, height), Image.Resampling.BILINEAR)
             image.paste(resized, (x, y), resized)
-            return SceneObject(sprite.name, tint or sprite.colour, box)
+            return SceneObject(sprite.name, tint or sprite.color, box)
     return None
 
 
@@ -130,7 +130,7 @@ def _overlap(a: Box, b: Box) -> float:
 
 def _choose_phrases(phrases: Sequence[Phrase], random: np.random.Generator) -> list[Phrase]:
     """Choose phrases, at most two per object, the rarer kinds first."""
-    rarity = {"size": 0, "colour": 1, "place": 2, "relation": 3, "name": 4}
+    rarity = {"size": 0, "color": 1, "place": 2, "relation": 3, "name": 4}
     rank = [rarity[phrase.kind] + 3 * random.random() for phrase in phrases]
     chosen: list[Phrase] = []
     for number in np.argsort(rank):
@@ -179,7 +179,7 @@ def write_scenes(
 
     Args:
         folder: for images/, annotations.jsonl (train, val, test, open), captions.jsonl (train, val, captions) and
-            unlabelled.jsonl (captions: phrases without boxes).
+            unlabeled.jsonl (captions: phrases without boxes).
         sizes: scenes per split.
         side: longer side of the images in pixels.
         seed: of all scenes.
@@ -203,7 +203,7 @@ def _is_complete(folder: Path, settings: Mapping[str, Any]) -> bool:
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == settings:
         return True
     if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} contains something other than these scenes: choose another folder or delete it.")
+        raise InputError(f"{folder} contains something other than these scenes. Choose another folder or delete it.")
     return False
 
 
@@ -242,7 +242,7 @@ def _write_scene(folder: Path, seed: int, side: int, place: tuple[str, int]) -> 
         lines["captions.jsonl"] = [{"image": name, "split": captions_split, "captions": scene.captions}]
     if split == "captions":
         phrases = [phrase.text for phrase in scene.phrases]
-        return lines | ({"unlabelled.jsonl": [{"image": name, "phrases": phrases}]} if phrases else {})
+        return lines | ({"unlabeled.jsonl": [{"image": name, "phrases": phrases}]} if phrases else {})
     lines["annotations.jsonl"] = []
     for i, phrase in enumerate(scene.phrases):
         target = scene.objects[phrase.target]

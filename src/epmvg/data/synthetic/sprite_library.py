@@ -20,11 +20,11 @@ TINT_HUES = {"red": 352, "orange": 24, "yellow": 50, "green": 125, "blue": 212, 
 
 _TINT_RANGE = 45  # degrees around a sprite's own hue that are tinted
 
-_CLOSE_COLOURS = """
+_CLOSE_COLORS = """
 red/orange red/pink red/brown orange/yellow orange/brown orange/pink yellow/brown yellow/green blue/purple pink/purple
 white/grey white/pink grey/blue grey/purple grey/brown
 """
-CLOSE_COLOURS = frozenset(frozenset(pair.split("/")) for pair in _CLOSE_COLOURS.split())
+CLOSE_COLORS = frozenset(frozenset(pair.split("/")) for pair in _CLOSE_COLORS.split())
 """Pairs of colors that people may confuse: no phrase depends on telling them apart."""
 
 
@@ -34,7 +34,7 @@ class Sprite:
 
     name: str
     file: str
-    colour: str | None  # None where people might disagree
+    color: str | None  # None where people might disagree
     hue: int | None  # in degrees, of what is tinted
     tints: tuple[str, ...]  # colors that it can be tinted to
     alike: str | None  # a name that confusable kinds share; no two of them are in one scene
@@ -48,21 +48,21 @@ def load_sprites() -> dict[str, Sprite]:
 
 
 @lru_cache(maxsize=4096)
-def sprite_image(name: str, colour: str | None = None) -> Image.Image:
+def sprite_image(name: str, color: str | None = None) -> Image.Image:
     """Return a sprite as RGBA, in its own color or tinted to one of its `tints`."""
     sprite = load_sprites()[name]
-    if colour is not None and colour in sprite.tints and sprite.hue is not None:
-        return tint(sprite_image(name), sprite.hue, colour)
+    if color is not None and color in sprite.tints and sprite.hue is not None:
+        return tint(sprite_image(name), sprite.hue, color)
     with Image.open(SPRITE_FOLDER / sprite.file) as image:
         return image.convert("RGBA")
 
 
-def tint(image: Image.Image, hue: int, colour: str) -> Image.Image:
+def tint(image: Image.Image, hue: int, color: str) -> Image.Image:
     """Shift the pixels of an RGBA image around `hue` degrees to a color of `TINT_HUES`; light and shade stay."""
     channels = np.array(image.convert("RGB").convert("HSV"))
     degrees = channels[..., 0].astype(np.float32) * (360 / 255)
     offset = (degrees - hue + 180) % 360 - 180
-    shifted = (TINT_HUES[colour] + offset / 2) % 360  # half the spread: shades of one color stay one color
+    shifted = (TINT_HUES[color] + offset / 2) % 360  # half the spread: shades of one color stay one color
     degrees = np.where(np.abs(offset) <= _TINT_RANGE, shifted, degrees)
     channels[..., 0] = np.round(degrees * (255 / 360)).astype(np.uint8)
     tinted = Image.fromarray(channels, "HSV").convert("RGB")

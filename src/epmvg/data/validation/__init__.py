@@ -12,7 +12,7 @@ from epmvg.data.convert import reject_inputs, write_samples
 from epmvg.data.registry import DATASETS
 from epmvg.data.validation.boxes import box_issues
 from epmvg.data.validation.images import image_issues, inspect_images
-from epmvg.data.validation.issues import KINDS, CheckReport, Issue, Located, by_kind
+from epmvg.data.validation.issues import KINDS, CheckReport, Issue, LocatedSample, by_kind
 from epmvg.data.validation.samples import phrase_issues, read_samples, sample_issues
 from epmvg.data.validation.splits import list_issues, split_issues
 
@@ -61,7 +61,9 @@ def check(
     return CheckReport(data, len(located), len(images), splits, by_kind(issues), seconds, written)
 
 
-def _write_clean(target: Path, located: Sequence[Located], issues: Sequence[Issue], root: Path | str | None) -> int:
+def _write_clean(
+    target: Path, located: Sequence[LocatedSample], issues: Sequence[Issue], root: Path | str | None
+) -> int:
     """Write the samples without errors, each once, and return their number."""
     errors = [issue for issue in issues if KINDS[issue.kind].severity == "error"]
     if any(issue.kind == "box-convention" for issue in errors):

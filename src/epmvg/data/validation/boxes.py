@@ -11,10 +11,10 @@ import numpy as np
 from epmvg.core.types import Box, Sample
 from epmvg.data.conventions import TOLERANCE, Size, detect_convention, fits
 from epmvg.data.validation.images import ImageInfo
-from epmvg.data.validation.issues import Issue, Located
+from epmvg.data.validation.issues import Issue, LocatedSample
 
 
-def box_issues(located: Sequence[Located], images: Mapping[Path, ImageInfo]) -> Iterator[Issue]:
+def box_issues(located: Sequence[LocatedSample], images: Mapping[Path, ImageInfo]) -> Iterator[Issue]:
     """Check boxes; if all are in another convention, that is the only issue."""
     sized = [(where, sample, images[sample.image].size or sample.size) for where, sample in located]
     detected = detect_convention((sample.box, size) for _, sample, size in sized if all(map(math.isfinite, sample.box)))
@@ -43,7 +43,7 @@ def _box_issue(box: Box, size: Size | None) -> tuple[str, str] | None:
     return ("box-thin", note) if min(x1 - x0, y1 - y0) <= 1 else None
 
 
-def _unturned_images(located: Sequence[Located], images: Mapping[Path, ImageInfo]) -> dict[Path, str]:
+def _unturned_images(located: Sequence[LocatedSample], images: Mapping[Path, ImageInfo]) -> dict[Path, str]:
     """Return images that EXIF turns, while their samples' sizes or boxes are those of the unturned pixels."""
     turned: dict[Path, list[Sample]] = {}
     for _, sample in located:

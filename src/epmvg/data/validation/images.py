@@ -15,7 +15,7 @@ from PIL import Image
 from epmvg.core.hardware import cpu_threads
 from epmvg.core.images import ImageError, ImageFile
 from epmvg.core.types import InputError, Progress
-from epmvg.data.validation.issues import Issue, Located
+from epmvg.data.validation.issues import Issue, LocatedSample
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -92,9 +92,9 @@ def _signs(hashes: NDArray[np.uint8]) -> NDArray[np.float32]:
     return 2 * np.unpackbits(hashes, axis=1).astype(np.float32) - 1
 
 
-def image_issues(located: Sequence[Located], images: Mapping[Path, ImageInfo]) -> Iterator[Issue]:
+def image_issues(located: Sequence[LocatedSample], images: Mapping[Path, ImageInfo]) -> Iterator[Issue]:
     """Find images that are missing or unreadable, or of another size than their samples state."""
-    by_image: dict[Path, list[Located]] = {}
+    by_image: dict[Path, list[LocatedSample]] = {}
     for where, sample in located:
         by_image.setdefault(sample.image, []).append((where, sample))
     for image, members in by_image.items():

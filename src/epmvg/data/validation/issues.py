@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from epmvg.core.types import Sample
 
-Located = tuple[str, Sample]
+LocatedSample = tuple[str, Sample]
 """Where a sample is ("line 12"), and the sample."""
 
 

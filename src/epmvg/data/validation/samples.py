@@ -12,7 +12,7 @@ from epmvg.core.tokenizer import PhraseTokenizer
 from epmvg.core.types import Box, InputError
 from epmvg.data.readers.annotations import phrase_error
 from epmvg.data.registry import located_samples
-from epmvg.data.validation.issues import Issue, Located
+from epmvg.data.validation.issues import Issue, LocatedSample
 
 MAX_LENGTH = 20
 """Tokens that TransVG and QRNet read, [CLS] and [SEP] included."""
@@ -24,9 +24,9 @@ _BAD_CHARACTERS = re.compile(
 )
 
 
-def read_samples(data: str, root: Path | str | None) -> tuple[list[Located], list[Issue]]:
+def read_samples(data: str, root: Path | str | None) -> tuple[list[LocatedSample], list[Issue]]:
     """Read all samples of a data set, and an issue for each that cannot be read."""
-    located: list[Located] = []
+    located: list[LocatedSample] = []
     issues: list[Issue] = []
     for place, sample in located_samples(data, root=root):
         where = place.removeprefix(f"{Path(data)} ")
@@ -37,7 +37,7 @@ def read_samples(data: str, root: Path | str | None) -> tuple[list[Located], lis
     return located, issues
 
 
-def sample_issues(located: Sequence[Located]) -> Iterator[Issue]:
+def sample_issues(located: Sequence[LocatedSample]) -> Iterator[Issue]:
     """Find duplicate samples and ids, and phrases with different boxes in one image."""
     seen: set[tuple[object, ...]] = set()
     by_id: dict[str, tuple[object, ...]] = {}
@@ -60,7 +60,7 @@ def sample_issues(located: Sequence[Located]) -> Iterator[Issue]:
             yield Issue("phrase-two-boxes", where, f"another box at {first_where}", sample.image, sample.phrase)
 
 
-def phrase_issues(located: Sequence[Located]) -> Iterator[Issue]:
+def phrase_issues(located: Sequence[LocatedSample]) -> Iterator[Issue]:
     """Check phrases; each distinct phrase is tokenized once."""
     kinds: dict[str, dict[str, str]] = {}  # phrase -> kind -> note
     for phrase in {sample.phrase for _, sample in located}:

@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath
 
 from epmvg.data.readers.files import read_text_lines
 from epmvg.data.validation.images import ImageInfo, similar_pairs
-from epmvg.data.validation.issues import Issue, Located
+from epmvg.data.validation.issues import Issue, LocatedSample
 
 
 def split_issues(
-    located: Sequence[Located], images: Mapping[Path, ImageInfo], expected: Sequence[str] | None
+    located: Sequence[LocatedSample], images: Mapping[Path, ImageInfo], expected: Sequence[str] | None
 ) -> Iterator[Issue]:
     """Check that splits have samples and share no images.
 
@@ -39,7 +39,7 @@ def split_issues(
     yield from _shared_image_issues(located, images)
 
 
-def _shared_image_issues(located: Sequence[Located], images: Mapping[Path, ImageInfo]) -> Iterator[Issue]:
+def _shared_image_issues(located: Sequence[LocatedSample], images: Mapping[Path, ImageInfo]) -> Iterator[Issue]:
     by_split: dict[str, dict[Path, str]] = {}  # split -> image -> where it is first
     for where, sample in located:
         by_split.setdefault(sample.split, {}).setdefault(sample.image, where)
@@ -54,7 +54,7 @@ def _shared_image_issues(located: Sequence[Located], images: Mapping[Path, Image
             yield Issue("split-similar-image", a[image], f"{first} and {second}: looks like {other}", image)
 
 
-def list_issues(located: Sequence[Located], file: Path) -> Iterator[Issue]:
+def list_issues(located: Sequence[LocatedSample], file: Path) -> Iterator[Issue]:
     """Find images of evaluation splits in a text file of names, ids or paths, one per line.
 
     Names agree if their last parts do, or a number of five or more digits in them: 398214 is

@@ -206,7 +206,7 @@ class GrounderRuntime(ABC):
         """Return the probability of each visual token, [P, side, side]."""
         logits = self.forward(inputs).heatmap
         if logits is None:
-            raise InputError("This model has no heatmap, because it has no dense head (model.dense_head=true).")
+            raise InputError("This model has no heatmap. Use one with a dense head (model.dense_head=true).")
         side = math.isqrt(logits.shape[1])
         weights: NDArray[np.float32] = np.exp(logits - logits.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image, nms
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from epmvg.core.calibration import CONFIDENCE_FILE, read_calibration
+from epmvg.core.calibration import read_calibration
 from epmvg.core.hardware import select_device, use_bf16
 from epmvg.core.types import InputError
 from epmvg.inference.candidates import Candidates
@@ -176,12 +176,7 @@ class TransformersRuntime:
         model = model.to(self.device).eval().requires_grad_(False)
         self._family = _FAMILIES[model.config.model_type](model, self._processor.tokenizer)
         self.max_length = self._family.max_length
-        self.calibration = read_calibration(results)
-        if self.calibration and self.calibration.weights not in (None, digest_of_weights(folder)):
-            raise InputError(
-                f"{results / CONFIDENCE_FILE} was made for other weights than those of {folder}. Delete it, "
-                "or calibrate again then."
-            )
+        self.calibration = read_calibration(results, lambda: digest_of_weights(folder))
 
     @torch.inference_mode()
     def encode(self, images: Sequence[Image.Image], sizes: Sequence[Size]) -> list[EncodedPixels]:
