@@ -128,6 +128,16 @@ def test_an_exported_folder_is_run_without_the_model(exported: Path, kind: str) 
         predictor.maps("heatmap", images[0], "dog")
 
 
+def test_no_prediction_of_int8_graphs_depends_on_other_phrases_and_images() -> None:
+    random = np.random.default_rng(0)
+    images = [Image.fromarray(random.integers(0, 256, (48, width, 3), np.uint8)) for width in (40, 64)]
+    phrases = [["a dog", "the second man from the left in a red shirt"], ["sky"]]
+    predictor = Predictor("default")
+    together = predictor(images, phrases, top_k=3)
+    for image, own, found in zip(images, phrases, together, strict=True):
+        assert [predictor(image, phrase, top_k=3)[0] for phrase in own] == list(found)
+
+
 def test_flip_averaging_finds_in_a_mirrored_image_what_it_finds_in_the_image(tiny: Grounder) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (64, 40, 3), np.uint8)
     phrases = ["the cup on the left", "a dog"]

@@ -44,7 +44,7 @@ class ExportedRuntime(GrounderRuntime):
         self.image_size, self.max_length = settings["image_size"], settings["max_length"]
         self.calibration = read_calibration(folder)
         self.domain = settings.get("domain")
-        kind = settings["format"]
+        kind, self._int8 = settings["format"], settings.get("precision") == "int8"
         if kind == "onnx" and precision == "bf16":
             raise InputError("ONNX Runtime does not compute in bf16. Export with --format openvino, or use fp32.")
         bf16 = kind == "openvino" and (precision == "bf16" or (precision == "auto" and cpu_has_bf16()))
@@ -69,8 +69,14 @@ class ExportedRuntime(GrounderRuntime):
         return np.concatenate(features)
 
     def forward(self, inputs: ModelInputs) -> ModelOutput:
-        """Predict P phrases in I encoded images."""
-        boxes, scores, *dense = self._phrases({field.name: getattr(inputs, field.name) for field in fields(inputs)})
+        """Predict P phrases in I encoded images.
+
+        Int8 graphs scale the activations of a pass by their largest: each phrase has a pass of its own, without
+        padding, so that no prediction depends on other phrases.
+        """
+        passes = [inputs.select(number) for number in range(len(inputs.tokens))] if self._int8 else [inputs]
+        outputs = [self._phrases({field.name: getattr(one, field.name) for field in fields(one)}) for one in passes]
+        boxes, scores, *dense = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
         return ModelOutput(boxes.astype(np.float64), scores.astype(np.float64), *dense)
 
     def attention(self, inputs: ModelInputs) -> list[NDArray[np.float32]]:

@@ -111,6 +111,17 @@ class ModelInputs:
     token_mask: NDArray[np.bool_]  # [P, L]
     image_index: NDArray[np.int64]  # [P]
 
+    def select(self, number: int) -> ModelInputs:
+        """Return one phrase, without padding, and the features of its image."""
+        image, width = self.image_index[number], int((~self.token_mask[number]).sum())
+        return ModelInputs(
+            self.features[image : image + 1],
+            self.image_mask[image : image + 1],
+            self.tokens[number : number + 1, :width],
+            self.token_mask[number : number + 1, :width],
+            np.zeros(1, np.int64),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ModelOutput:
