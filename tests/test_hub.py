@@ -174,7 +174,7 @@ def test_other_models_on_the_hub_are_rejected(tmp_path: Path, monkeypatch: pytes
     from huggingface_hub.errors import RepositoryNotFoundError
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path))
-    with pytest.raises(InputError, match=r"somebody/detector on the Hugging Face hub is no model of epmvg"):
+    with pytest.raises(InputError, match=r"somebody/detector on the Hugging Face hub .* is not a model of epmvg"):
         epmvg.load("somebody/detector")
 
     def unknown(name: str, **_: Any) -> str:

@@ -124,8 +124,6 @@ def test_a_recipe_may_leave_the_teacher_to_the_run(tmp_path: Path) -> None:
         (["scenes", "train.epochs=true"], "train.epochs='true' does not fit"),
         (["scenes", "train=3", "train.lr=1"], "train.lr cannot be set beside train=3"),
         (["scenes", "model.set=null", "model.image_size=[", "x"], "The value of 'model.image_size' is not valid YAML"),
-        (["scenes", "train.tensorboard=true"], "`train.tensorboard` was removed. Delete it: metrics.jsonl"),
-        (["scenes", "distill=x", "distill.fit=linear"], "`distill.fit` was removed"),
         (["scenes", "epochs"], "'epochs' is not a setting"),
         (["scenes", "data.augment.horizontal_flip=2"], r"data.augment.horizontal_flip='2'"),
     ],

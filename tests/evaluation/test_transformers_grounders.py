@@ -100,7 +100,7 @@ def test_a_calibration_is_stored_beside_the_results_and_applied(hub: dict[str, P
     assert evaluate(OTHER, data=data, split="val")["confidence"]["calibrated_on_these_samples"]
     calibrate(hub[OTHER], data=data, split="val", false_positive_rate=0.3)
     assert Predictor(hub[OTHER]).threshold == calibration.threshold
-    with pytest.raises(InputError, match="which only predicts"):
+    with pytest.raises(InputError, match="not a run"):
         calibrate(OTHER, data=data, split="val", fit_head=True)
     with pytest.raises(InputError, match="for reporting"):
         calibrate(OTHER, data=data, split="test")

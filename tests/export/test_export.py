@@ -119,7 +119,7 @@ def test_an_export_is_evaluated_as_the_run(run: Path, squares: Path, exported: P
     assert results[1]["confidence"]["negatives"] == results[0]["confidence"]["negatives"]
     robust = [measure_robustness(folder, data=str(squares), split="val", limit=8) for folder in (run, exported)]
     assert robust[0]["clean"] == robust[1]["clean"]
-    with pytest.raises(InputError, match="which only predicts"):
+    with pytest.raises(InputError, match="not a run"):
         calibrate(exported, data=str(squares), split="val", fit_head=True)
     with pytest.raises(InputError, match="has no data of its own"):
         evaluate(exported)
@@ -287,7 +287,7 @@ def test_graphs_of_other_weights_are_rejected(exported: Path, tmp_path: Path) ->
 def test_only_an_export_is_replaced(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "letters").mkdir()
     for arguments, sentence in {
-        ("--out", str(tmp_path / "letters")): "letters exists and is no exported folder",
+        ("--out", str(tmp_path / "letters")): "letters exists and is not an exported folder",
         ("--out", str(tmp_path / "new"), "--int8", "nothing"): "There is no data set 'nothing'",
     }.items():
         with pytest.raises(SystemExit) as stopped:

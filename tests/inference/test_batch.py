@@ -333,7 +333,7 @@ def test_existing_files_are_never_replaced(run: Path, squares: Path, photos: Pat
         (squares, squares, {}, "overwrite the input"),
         (squares, link, {}, "overwrite the input"),
         (squares, tmp_path / "q.jsonl", {}, "in the way"),
-        (squares, tmp_path / "r.jsonl", {}, "no unfinished output"),
+        (squares, tmp_path / "r.jsonl", {}, "not an unfinished output"),
         (squares, tmp_path / "o.csv", {}, r"\.jsonl"),
         (squares, tmp_path / "o.jsonl", {"form": "coco"}, r"\.json"),
         (squares, tmp_path / "o.jsonl", {"form": "yolo"}, "name of a folder"),

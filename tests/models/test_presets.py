@@ -60,7 +60,7 @@ def test_invalid_settings_are_rejected(setting: dict[str, Any], message: str) ->
     [
         ({"gates": "of"}, r"model\.visual_encoder\.gates=of is not valid"),
         ({"strides": [5]}, r"model\.visual_encoder\.strides has 5. Use 4, 8, 16, 32, 64"),
-        ({"backbone": "resnet18"}, r"no Swin"),
+        ({"backbone": "resnet18"}, "not a Swin"),
         ({"backbone_kwargs": {"depths": "x"}}, r"timm cannot build"),
     ],
 )
