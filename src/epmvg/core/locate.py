@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from epmvg.core.calibration import CONFIDENCE_FILE
+from epmvg.core.files import expand_home
 from epmvg.core.types import InputError
 
 FILES = ["model.yaml", "model.safetensors", "tokenizer/*", CONFIDENCE_FILE, "config.yaml", "README.md"]
@@ -104,7 +105,7 @@ def fetch(run: Path | str, *, revision: str | None = None, token: str | None = N
     Raises:
         InputError: the hub does not have it, or cannot be reached.
     """
-    folder = Path(run).expanduser()
+    folder = expand_home(run)
     if str(run) == DEFAULT and not folder.exists():
         return Path(str(resources.files("epmvg.pretrained") / DEFAULT))
     if str(run).startswith(TRANSFORMERS_PREFIX):

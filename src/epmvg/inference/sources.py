@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from epmvg.core.images import image_suffixes
+from epmvg.core.images import image_path, image_suffixes
 from epmvg.core.types import InputError
 from epmvg.data.readers.annotations import phrase_error
 from epmvg.data.readers.fields import Annotation, require, short_repr
@@ -21,6 +21,8 @@ _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
 """Written by operating systems beside images: resource forks, thumbnails."""
 
 _LINKED = "linked folder"
+
+_MOVE = "Move the JSONL file to a folder that holds its images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +97,11 @@ class Sources:
         return f" (skipped: {self.describe_skipped()})" if self.skipped else ""
 
     def _expand(self, path: Path | str) -> list[Path]:
+        file = image_path(path)
         if not is_pattern(path):
-            if not exists(Path(path)):
+            if not exists(file):
                 raise InputError(f"{path} does not exist. Check the path.")
-            return [Path(path)]
+            return [file]
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207  absolute ones too
         files = [file for file in found if file.is_dir() or is_jsonl(file) or self._is_image(file)]
         if not files:
@@ -158,7 +161,7 @@ class Sources:
         image = None
         try:
             row = json_object(line, where)
-            image = path_inside(base, require(row, "image", str, where), where)
+            image = path_inside(base, require(row, "image", str, where), where, _MOVE)
             return Query.checked(image, "" if self.phrases else require(row, "phrase", str, where), _id(row, where))
         except InputError as error:
             phrase, name = (value if isinstance(value := row.get(key), str) else "" for key in ("phrase", "id"))
