@@ -184,6 +184,16 @@ def test_mistakes_are_one_sentence_and_status_2(
     assert sorted(file for file in run.rglob("*")) == before
 
 
+@pytest.mark.parametrize("option", [["--to", "~/mine.json"], ["--to=~/mine.json"]])
+def test_a_home_folder_is_expanded_in_outputs(
+    squares: Path, tmp_path: Path, option: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    main_ok(["data", "convert", squares, *option])
+    assert (tmp_path / "home" / "mine.json").is_file()
+
+
 def test_mistakes_print_no_traceback(tmp_path: Path) -> None:
     done = epmvg_command("predict", tmp_path, tmp_path / "none.jpg", "it")
     assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("error: ")

@@ -351,6 +351,8 @@ def test_existing_files_are_never_replaced(run: Path, squares: Path, photos: Pat
         (photos, tmp_path / "o.jsonl", {}, "Give the phrases"),
         (tmp_path / "none.jsonl", tmp_path / "o.jsonl", {}, "does not exist"),
         (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "shard": (6, 7)}, "has no image"),
+        *((squares, tmp_path / "o.jsonl", {"shard": one}, "shard is") for one in ((5, 2), (0, 0), (-1, 2), (0, 1.5))),
+        (squares, tmp_path / "o.jsonl", {"batch_size": 0}, "batch_size is 0"),
         (squares, tmp_path / "o.jsonl", {"min_score": "auto"}, "no stored threshold"),
     ]
     for source, target, options, words in calls:

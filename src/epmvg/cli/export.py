@@ -64,7 +64,7 @@ def export(
 def publish(
     run: Run,
     to: Annotated[Path, typer.Option(help="Folder to write.")],
-    license: Annotated[str | None, typer.Option(help="Of the weights, for example apache-2.0.")] = None,
+    license: Annotated[str | None, typer.Option(help="License of the weights, for example apache-2.0.")] = None,
 ) -> None:
     """Write a run as a folder for the Hugging Face hub, with a model card."""
     locate(run)

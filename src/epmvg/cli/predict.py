@@ -112,7 +112,11 @@ def label(
         typer.Option(metavar="FILE", help="JSONL or CSV of image and caption, whose noun phrases to label."),
     ] = None,
     min_score: Annotated[
-        str, typer.Option(help="Lowest confidence that is kept: 0 to 1, or auto (calibrated, else three quarters).")
+        str,
+        typer.Option(
+            help="Lowest confidence that is kept: 0 to 1, or auto (the calibrated threshold; without one, the lowest "
+            "quarter is dropped)."
+        ),
     ] = "auto",
 ) -> None:
     """Label images with a model, and check the result: training data for a smaller model.

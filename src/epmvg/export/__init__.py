@@ -15,7 +15,7 @@ import numpy as np
 
 from epmvg.core.calibration import CONFIDENCE_FILE
 from epmvg.core.extras import optional_imports
-from epmvg.core.files import write_json
+from epmvg.core.files import disk_errors, write_json
 from epmvg.core.locate import EXPORT_FILE, is_exported, is_run
 from epmvg.core.types import InputError, Sample
 from epmvg.data.registry import open_samples
@@ -101,8 +101,12 @@ def export_run(
             import_module("openvino")  # else it would be missing after minutes
     model = load(run)
     data = None if calibration_data is None else calibration_data.read()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:  # on the same disk
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        disk_errors(out),
+        tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside,
+    ):  # on the same disk
         temporary = Path(beside)
         done = temporary / "fp32"
         settings = write_folder(model, done, format)

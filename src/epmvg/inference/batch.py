@@ -28,7 +28,7 @@ from epmvg.core.locate import (
 )
 from epmvg.core.types import InputError, Prediction, Progress
 from epmvg.inference.batch_output import OutputFormat, PartialOutput, Row, check_outputs, open_partial, write_output
-from epmvg.inference.predictor import PHRASES_PER_PASS, MinScore, Predictor
+from epmvg.inference.predictor import PHRASES_PER_PASS, MinScore, Predictor, check_count
 from epmvg.inference.sources import Query, Sources
 
 T = TypeVar("T")
@@ -92,12 +92,13 @@ def predict_many(
         names in COCO and Label Studio are relative to).
 
     Raises:
-        InputError: the run or a source cannot be read, `top_k` is not a positive integer, or an output cannot be
+        InputError: the run or a source cannot be read, an argument is out of range, or an output cannot be
             written or would replace something.
         KeyboardInterrupt: its message names what is kept.
     """
     if rank_and_world_size()[1] > 1:
         raise InputError("Launched processes do not share a prediction. Start one command per part with --shard K/N.")
+    top_k, batch_size = check_count("top_k", top_k), check_count("batch_size", batch_size)
     if form != "jsonl" and top_k != 1:
         raise InputError(f"The format {form} has one box per phrase. Leave out top_k, or write JSONL.")
     sources, out = Sources([source] if isinstance(source, Path | str) else source, phrases, shard=shard), Path(out)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from numbers import Integral
 from pathlib import Path
 
 from epmvg.core.images import image_path, image_suffixes
@@ -56,12 +57,14 @@ class Sources:
         skipped: number of files in folders that are no readable images, by suffix; complete once all is read.
 
     Raises:
-        InputError: a path does not exist, a pattern matches nothing, or there is no phrase.
+        InputError: a path does not exist, a pattern matches nothing, there is no phrase, or no such shard.
     """
 
     def __init__(
         self, paths: Sequence[Path | str], phrases: Sequence[str] = (), *, shard: tuple[int, int] = (0, 1)
     ) -> None:
+        if not (all(isinstance(part, Integral) for part in shard) and 0 <= shard[0] < shard[1]):
+            raise InputError(f"shard is {shard!r}. Give (K, N) with K from 0 to N-1.")
         self.phrases, self.shard = list(phrases), shard
         self.skipped: Counter[str] = Counter()
         self.files = [file for path in paths for file in self._expand(path)]
