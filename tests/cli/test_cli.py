@@ -128,7 +128,7 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
             ],
             "are both",
         ),
-        "a URL": (["predict", run, "https://example.org/a.jpg?size=1", "it"], "images are not downloaded"),
+        "a URL": (["predict", run, "https://example.org/a.jpg?size=1", "it"], "URLs are not fetched"),
         "an empty image": (["predict", run, "", "it"], "The image is an empty string"),
         "candidates in COCO": (["predict", run, image, "it", "--top-k", "2", "--format", "coco"], "one box per phrase"),
         "score above 1": (["predict", run, image, "it", "--min-score", "2"], "--min-score is 2"),

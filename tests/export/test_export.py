@@ -285,15 +285,17 @@ def test_graphs_of_other_weights_are_rejected(exported: Path, tmp_path: Path) ->
 
 @pytest.mark.usefixtures("quick")
 def test_only_an_export_is_replaced(
-    run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Neither a folder that holds no export, nor one that holds other files besides, whatever they are called."""
     (tmp_path / "letters").mkdir()
     shutil.copytree(exported, tmp_path / "mine")
     (tmp_path / "mine" / "image.jpg").write_text("kept")
+    monkeypatch.chdir(shutil.copytree(exported, tmp_path / "current"))
     for arguments, sentence in {
         ("--out", str(tmp_path / "letters")): "letters exists and is not an exported folder",
         ("--out", str(tmp_path / "mine")): "mine holds image.jpg, which is not part of an export",
+        ("--out", "."): "is the current folder",
         ("--out", str(tmp_path / "new"), "--int8", "nothing"): "There is no data set 'nothing'",
     }.items():
         with pytest.raises(SystemExit) as stopped:

@@ -339,7 +339,7 @@ def test_existing_files_are_never_replaced(run: Path, squares: Path, photos: Pat
         (squares, tmp_path / "o.csv", {}, r"\.jsonl"),
         (squares, tmp_path / "o.jsonl", {"form": "coco"}, r"\.json"),
         (squares, tmp_path / "o.json", {"form": "coco", "top_k": 2}, "one box per phrase"),
-        ("https://example.org/a.jpg", tmp_path / "o.jsonl", {"phrases": ["it"]}, "images are not downloaded"),
+        ("https://example.org/a.jpg", tmp_path / "o.jsonl", {"phrases": ["it"]}, "URLs are not fetched"),
         ("", tmp_path / "o.jsonl", {"phrases": ["it"]}, "empty string"),
         (squares, tmp_path / "o.jsonl", {"form": "yolo"}, "name of a folder"),
         (squares, tmp_path / "full", {"form": "yolo"}, "folder that exists"),

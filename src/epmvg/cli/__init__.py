@@ -65,7 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
     except InputError as error:
         _fail(str(error))
     except OSError as error:
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+        file, reason = error.filename or "A file", error.strerror or error
+        _fail(f"{file} cannot be used ({reason}). Check the path, its permissions and the free space.")
     except (MemoryError, RuntimeError) as error:
         from epmvg.core.hardware import is_out_of_memory
 

@@ -71,4 +71,4 @@ def publish(
     from epmvg.hub import save_pretrained
 
     folder = save_pretrained(run, to, license=license)
-    console.print(f"The model is in {folder}. Upload it with: hf upload OWNER/NAME {folder}")
+    console.print(f"Upload the model with: hf upload OWNER/NAME {folder}")

@@ -219,7 +219,7 @@ def image_path(path: str | Path) -> Path:
         raise InputError("The image is an empty string. Give the path of a file.")
     expanded = expand_home(path)
     if isinstance(path, str) and _URL.match(path) and not expanded.exists():
-        raise InputError(f"{path[:80]} is a URL, and images are not downloaded. Give the file, or its bytes.")
+        raise InputError(f"{path[:80]} is a URL, and URLs are not fetched. Download the image, and give its file.")
     return expanded
 
 

@@ -140,6 +140,8 @@ def _check_out(out: Path) -> None:
         return
     if is_run(out) or not is_exported(out):
         raise InputError(f"{out} exists and is not an exported folder. Give another --out.")
+    if out.resolve() == Path.cwd():
+        raise InputError(f"{out} is the current folder, which cannot be replaced. Start the command in another one.")
     others = sorted(file.name for file in out.iterdir() if file.name not in _FILES)
     if others:
         raise InputError(f"{out} holds {others[0]}, which is not part of an export. Move it, or give another --out.")
