@@ -20,11 +20,13 @@ import epmvg
 from epmvg.cli import main
 from epmvg.cli.catalogue import catalogue
 from epmvg.core.calibration import Calibration
-from epmvg.core.locate import DEFAULT, fetch
+from epmvg.core.locate import DEFAULT, FILES, fetch, locate, read_front_matter
 from epmvg.core.types import InputError
 from epmvg.data.registry import open_samples
 from epmvg.evaluation.evaluate import ious
 from epmvg.hub import model_card
+from epmvg.inference.runtimes.exported import ExportedRuntime
+from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import create_model, load, save
 
 # The bundled model
@@ -59,6 +61,14 @@ def test_default_predicts_objects_in_photos_without_torch() -> None:
         assert ious([prediction.box], [box])[0] >= 0.5
 
 
+def test_default_runs_in_torch_where_its_graphs_do_not_suffice() -> None:
+    graphs, torch_ = epmvg.Predictor("default"), epmvg.Predictor("default", precision="bf16")
+    assert (type(graphs.runtime), type(torch_.runtime)) == (ExportedRuntime, TorchRuntime)
+    with pytest.raises(InputError, match=r"Use the run.*epmvg\.load\('default'\)"):
+        graphs.maps("attention", PHOTOS / next(iter(SEEN)), "it")
+    assert epmvg.Predictor(epmvg.load("default")).maps("attention", PHOTOS / next(iter(SEEN)), "it")[0].max() > 0
+
+
 def test_default_finds_what_people_describe_in_photos(shared: Path) -> None:
     samples = open_samples("flickr-mini", split="val", root=str(shared / "real_grounding"))[:120]
     predictor = epmvg.Predictor("default")
@@ -79,12 +89,15 @@ def test_results_of_default_are_in_runs_and_a_folder_default_has_priority(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="run `epmvg evaluate default` first"):
+        epmvg.write_report(["default"], tmp_path / "report.html")
     with pytest.raises(SystemExit, match="0"):
         main(["evaluate", "default", "--data", str(squares), "--split", "val", "--json"])
     result = json.loads(capsys.readouterr().out)
     predictions = (tmp_path / "runs" / "default" / result["predictions"]).read_text().splitlines()
     assert result["n"] == len(predictions) == 24
-    assert epmvg.write_report(["runs/default"], tmp_path / "report.html").exists()
+    pages = [epmvg.write_report([name], tmp_path / "report.html").read_bytes() for name in ("default", "runs/default")]
+    assert pages[0] == pages[1]
     with pytest.raises(InputError, match="cannot be changed"):
         epmvg.calibrate("default", data=str(squares), split="val")
     save(create_model("tiny-resnet"), tmp_path / "runs" / "default")
@@ -132,6 +145,37 @@ def test_a_published_folder_predicts_the_same_and_contains_no_paths(run: Path, t
         epmvg.save_pretrained(run, folder)
 
 
+def test_the_license_of_a_model_is_published_with_it(run: Path, tmp_path: Path) -> None:
+    """Also from the folder that was published first; a given license replaces it."""
+    first = epmvg.save_pretrained("default", tmp_path / "hub" / "first")
+    second = epmvg.save_pretrained(first, tmp_path / "hub" / "second")
+    own, keys = read_front_matter(locate("default")), ("license", "license_name", "license_link")
+    for folder in (first, second):
+        assert (folder / "LICENSE").read_bytes() == (locate("default") / "LICENSE").read_bytes()
+        card = read_front_matter(folder)
+        assert [card[key] for key in keys] == [own[key] for key in keys]
+        assert "The terms of the weights are in the file LICENSE" in (folder / "README.md").read_text()
+    given = epmvg.save_pretrained(first, tmp_path / "hub" / "given", license="mit")
+    assert read_front_matter(given)["license"] == "mit" and not (given / "LICENSE").exists()
+    unknown = epmvg.save_pretrained(epmvg.save_pretrained(run, tmp_path / "hub" / "a"), tmp_path / "hub" / "b")
+    assert "No license was stated" in (unknown / "README.md").read_text()
+
+
+def test_a_model_is_published_in_the_current_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert epmvg.save_pretrained(run, ".") == Path()
+    assert Path.cwd() == tmp_path / "mine" and "# mine" in Path("README.md").read_text()
+    assert load(tmp_path / "mine").settings == load(run).settings
+    assert {file.name for file in Path().iterdir()} <= {Path(name).parts[0] for name in FILES}
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError, match="could not be written"):
+        epmvg.save_pretrained(run, tmp_path / "file" / "mine")
+
+
 def test_a_card_has_no_metrics_of_other_weights(run: Path, tmp_path: Path) -> None:
     epmvg.evaluate(run)
     model = load(run)
@@ -174,7 +218,7 @@ def test_other_models_on_the_hub_are_rejected(tmp_path: Path, monkeypatch: pytes
     from huggingface_hub.errors import RepositoryNotFoundError
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path))
-    with pytest.raises(InputError, match=r"somebody/detector on the Hugging Face hub .* is not a model of epmvg"):
+    with pytest.raises(InputError, match=r"somebody/detector on the Hugging Face hub has no model\.yaml"):
         epmvg.load("somebody/detector")
 
     def unknown(name: str, **_: Any) -> str:
@@ -212,6 +256,9 @@ def test_an_unreachable_hub_is_an_error(run: Path, monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(InputError, match=r"^somebody/mini is no folder here and cannot be downloaded") as error:
         epmvg.load("somebody/mini")
+    for name in (run, "default"):
+        with pytest.raises(InputError, match=r"has no revision v1\. Leave"):
+            epmvg.from_pretrained(name, revision="v1")
     assert "\n" not in str(error.value)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     with pytest.raises(InputError, match=r"There is no run runs/nine"):

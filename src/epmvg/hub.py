@@ -14,8 +14,8 @@ from jinja2 import Environment, StrictUndefined
 
 from epmvg.config.settings import Recipe
 from epmvg.core.calibration import Calibration
-from epmvg.core.files import write_text
-from epmvg.core.locate import FILES, fetch
+from epmvg.core.files import disk_errors, write_text
+from epmvg.core.locate import FILES, fetch, read_front_matter
 from epmvg.core.types import InputError
 from epmvg.core.version import __version__
 from epmvg.evaluation.samples import evaluation_name, shared_images, training_images
@@ -35,11 +35,11 @@ def from_pretrained(name: Path | str, *, revision: str | None = None, token: str
 
     Args:
         name: a folder that training or `save_pretrained` wrote, or OWNER/NAME on the hub.
-        revision: branch, tag or commit; the main branch by default.
+        revision: branch, tag or commit on the hub; the main branch by default.
         token: of the hub, for private models; the one that `hf auth login` stored by default.
 
     Raises:
-        InputError: as `load`.
+        InputError: as `load`, or a folder has no revisions.
     """
     return load(fetch(name, revision=revision, token=token))
 
@@ -50,26 +50,31 @@ def save_pretrained(run: Path | str, folder: Path | str, *, license: str | None 
     Args:
         run: a folder that training wrote.
         folder: a new or empty folder.
-        license: of the weights, by the hub's name for it, for example "apache-2.0".
+        license: of the weights, by the hub's name for it, for example "apache-2.0"; by default what the run's own model
+            card and LICENSE state.
 
     Raises:
-        InputError: the run cannot be read, or the folder is not empty.
+        InputError: the run cannot be read, the folder is not empty, or a disk error.
     """
     run, folder = fetch(run), Path(folder)
     model = load(run)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty. Name a new folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        written = Path(temporary) / "model"
-        save(model, written)
-        write_text(written / "README.md", model_card(run, name=folder.name, license=license))
-        settings = _public_settings(run)
-        if settings is not None:
-            write_text(written / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-        if folder.exists():
-            folder.rmdir()
-        shutil.move(written, folder)
+    card, settings = model_card(run, name=folder.resolve().name, license=license), _public_settings(run)
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            written = Path(temporary) / "model"
+            save(model, written)
+            write_text(written / "README.md", card)
+            if license is None and (run / "LICENSE").is_file():
+                shutil.copy(run / "LICENSE", written)
+            if settings is not None:
+                write_text(written / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+            if not folder.exists():
+                written.rename(folder)
+            for file in written.glob("*"):  # an empty folder stays, it may be the current one
+                shutil.move(file, folder)
     return folder
 
 
@@ -115,7 +120,7 @@ def model_card(run: Path | str, *, name: str | None = None, license: str | None 
     Args:
         run: as for `save_pretrained`.
         name: of the model; that of the run's folder by default.
-        license: of the weights.
+        license: of the weights, as for `save_pretrained`.
 
     Raises:
         InputError: a file of the run cannot be read.
@@ -125,8 +130,12 @@ def model_card(run: Path | str, *, name: str | None = None, license: str | None 
     run = fetch(run)
     model = load(run)
     settings = _public_settings(run)
+    own = read_front_matter(run) if license is None else {}
+    license = license or own.get("license")
     metadata = ModelCardData(
         license=license or "unknown",
+        license_name=own.get("license_name"),
+        license_link=own.get("license_link"),
         library_name="epmvg",
         language="en",
         tags=["visual-grounding", "referring-expression-comprehension", "phrase-grounding"],
@@ -139,7 +148,7 @@ def model_card(run: Path | str, *, name: str | None = None, license: str | None 
         front=metadata.to_yaml(),
         name=name or run.resolve().name,
         version=__version__,
-        license=license,
+        license=None if license == "unknown" else license,
         domain=model.domain,
         settings=settings,
         recipe=None if settings is None else yaml.safe_dump(settings, sort_keys=False).strip(),

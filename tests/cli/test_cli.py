@@ -115,6 +115,22 @@ def mistakes(run: Path, squares: Path, tmp_path: Path) -> dict[str, tuple[list[o
         "a pattern without --out": (["predict", run, squares.parent / "*.png", "it"], "Give --out"),
         "drawing onto the input": (["predict", run, image, "it", "--draw", image], "would overwrite the input"),
         "map onto the input": (["predict", run, image, "it", "--heatmap", image], "would overwrite the input"),
+        "a drawing onto the map": (
+            [
+                "predict",
+                run,
+                image,
+                "it",
+                "--draw",
+                tmp_path / "w.png",
+                "--heatmap",
+                tmp_path / "nope" / ".." / "w.png",
+            ],
+            "are both",
+        ),
+        "a URL": (["predict", run, "https://example.org/a.jpg?size=1", "it"], "URLs are not fetched"),
+        "an empty image": (["predict", run, "", "it"], "The image is an empty string"),
+        "candidates in COCO": (["predict", run, image, "it", "--top-k", "2", "--format", "coco"], "one box per phrase"),
         "score above 1": (["predict", run, image, "it", "--min-score", "2"], "--min-score is 2"),
         "score that is not a number": (["predict", run, image, "it", "--min-score", "nan"], "--min-score is nan"),
         "no such device": (["predict", run, image, "it", "--device", "banana"], "no device 'banana'"),
@@ -166,6 +182,16 @@ def test_mistakes_are_one_sentence_and_status_2(
         assert ended.value.code == 2, f"{name}: {captured}"
         assert words in captured and len(captured.splitlines()) == 1, f"{name}: {captured}"
     assert sorted(file for file in run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("option", [["--to", "~/mine.json"], ["--to=~/mine.json"]])
+def test_a_home_folder_is_expanded_in_outputs(
+    squares: Path, tmp_path: Path, option: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    main_ok(["data", "convert", squares, *option])
+    assert (tmp_path / "home" / "mine.json").is_file()
 
 
 def test_mistakes_print_no_traceback(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_serve_without_its_packages_is_one_sentence(
     ("error", "words"),
     [
         (MemoryError(), "Out of memory."),
-        (OSError(28, "No space left on device", "a.txt"), "a.txt: No space left on device"),
+        (OSError(28, "No space left on device", "a.txt"), "a.txt cannot be used (No space left on device). Check"),
     ],
 )
 def test_system_errors_are_one_sentence(

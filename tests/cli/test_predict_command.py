@@ -46,6 +46,25 @@ def test_heatmaps_have_one_panel_per_phrase(run: Path, squares: Path, tmp_path: 
         plain.maps("heatmap", image, "it")
 
 
+def test_failing_drawings_lose_no_prediction_and_leave_no_half(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(image: Image.Image, file: Path) -> None:
+        raise epmvg.InputError(f"{file} could not be written")
+
+    epmvg.save(epmvg.create_model("tiny-resnet"), tmp_path / "paper")
+    drawings = ["--draw", tmp_path / "d.png", "--heatmap", tmp_path / "h.png"]
+    arguments = [str(word) for word in ["predict", tmp_path / "paper", squares.parent / "0.png", "it", *drawings]]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "has no heatmap" in capsys.readouterr().err and not (tmp_path / "d.png").exists()
+    monkeypatch.setattr("epmvg.inference.draw.save_image", full)
+    with pytest.raises(SystemExit):
+        main(arguments[:-2])
+    printed = capsys.readouterr()
+    assert "d.png could not be written" in printed.err and printed.out.splitlines()[-1].endswith("  it")
+
+
 def test_phrases_are_printed_unchanged_on_one_line_each(
     run: Path, squares: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,8 +102,9 @@ def test_errors_and_skipped_files_of_many_images_are_named(
         main([*map(str, words)])
     captured = capsys.readouterr()
     assert ended.value.code == 1  # no row could be predicted
-    assert "torn.jpg" in captured.err and "skipped: 1 .xyz" in captured.err
-    assert "1 of 1 predictions failed" in captured.err
+    assert (
+        "torn.jpg" in captured.err and "1 of 1 predictions failed" in captured.err and "skipped: 1 .xyz" in captured.err
+    )
     Image.open(squares.parent / "0.png").save(folder / "good.png")
     (tmp_path / "found.jsonl").unlink()
     main_ok(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import threading
@@ -11,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from epmvg.core.files import atomic_write, check_not_input, disk_errors, write_json, write_rows, write_text
+from epmvg.core.files import atomic_write, check_not_input, disk_errors, to_json, write_json, write_rows, write_text
 from epmvg.core.types import InputError
 
 
@@ -64,6 +65,13 @@ def test_the_longest_file_name_can_be_written(tmp_path: Path) -> None:
     file = tmp_path / ("ä" * 120 + "b" * 15)
     write_text(file, "x")
     assert file.read_text() == "x"
+
+
+def test_file_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.json")
+    write_json(tmp_path / name, {"name": name, "café": 1})
+    assert json.loads((tmp_path / name).read_bytes()) == {"name": name, "café": 1}
+    assert "café" in to_json({"café": 1})
 
 
 def test_other_errors_are_not_reported_as_disk_errors(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from epmvg.core.images import MAX_PIXELS, ImageError, ImageFile, image_suffixes, open_image
+from epmvg.core.images import MAX_PIXELS, ImageError, ImageFile, image_digest, image_suffixes, open_image
+from epmvg.core.locate import locate
 from epmvg.core.types import InputError
 from epmvg.data.validation.images import inspect_image
 from epmvg.inference.draw import draw_boxes
@@ -236,6 +237,16 @@ def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HOME", str(tmp_path))
     upright().save(tmp_path / "x.png")
     assert open_image("~/x.png").size == open_image(Path("~/x.png")).size == (48, 32)
+
+
+def test_a_file_name_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    upright().save("~nobody.png")
+    assert open_image("~nobody.png").size == (48, 32) and image_digest("~nobody.png")
+    with pytest.raises(InputError, match=r"~none\.png does not exist"):
+        open_image("~none.png")
+    with pytest.raises(InputError, match="There is no run ~none"):
+        locate("~none")
 
 
 def test_max_pixels_applies_to_every_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def test_a_student_and_grounders_are_in_one_table(
     page = Path("report.html").read_text(encoding="utf-8")
     assert all(f">{name}<" in page for name in ("student", "owl", "dino"))
     assert Path("report.html").read_bytes() == write_report(["runs/student", "runs/owl", OTHER], "b.html").read_bytes()
-    with pytest.raises(InputError, match="runs/nobody is not a folder"):
+    with pytest.raises(InputError, match="no results of such a model in runs/nobody"):
         write_report(["hf:somebody/nobody"], "c.html")
     save(tiny, Path("runs/other"))
     with pytest.raises(InputError, match="cannot be written there"):

@@ -149,7 +149,7 @@ def test_an_exported_folder_predicts_as_the_run(run: Path, exported: Path) -> No
                 assert candidate.score == pytest.approx(same.score, abs=1e-4)
         heatmaps, same_heatmaps = (each.maps("heatmap", random_image(seed, size), PHRASES) for each in (ground, ours))
         np.testing.assert_allclose(heatmaps, same_heatmaps, atol=1e-3)
-    with pytest.raises(InputError, match="has no attention"):
+    with pytest.raises(InputError, match="return no attention"):
         ground.maps("attention", random_image(0), PHRASES)
     assert sorted(file.name for file in exported.iterdir()) == [
         EXPORT_FILE,
@@ -284,10 +284,18 @@ def test_graphs_of_other_weights_are_rejected(exported: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("quick")
-def test_only_an_export_is_replaced(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_an_export_is_replaced(
+    run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a folder that holds no export, nor one that holds other files besides, whatever they are called."""
     (tmp_path / "letters").mkdir()
+    shutil.copytree(exported, tmp_path / "mine")
+    (tmp_path / "mine" / "image.jpg").write_text("kept")
+    monkeypatch.chdir(shutil.copytree(exported, tmp_path / "current"))
     for arguments, sentence in {
         ("--out", str(tmp_path / "letters")): "letters exists and is not an exported folder",
+        ("--out", str(tmp_path / "mine")): "mine holds image.jpg, which is not part of an export",
+        ("--out", "."): "is the current folder",
         ("--out", str(tmp_path / "new"), "--int8", "nothing"): "There is no data set 'nothing'",
     }.items():
         with pytest.raises(SystemExit) as stopped:
@@ -296,6 +304,12 @@ def test_only_an_export_is_replaced(run: Path, tmp_path: Path, capsys: pytest.Ca
         assert sentence in capsys.readouterr().err
     assert list((tmp_path / "letters").iterdir()) == []
     assert not (tmp_path / "new").exists()
+    assert (tmp_path / "mine" / "image.jpg").read_text() == "kept"
+    (tmp_path / "mine" / "image.jpg").unlink()
+    for suffix in (".xml", ".bin"):
+        (tmp_path / "mine" / f"image{suffix}").touch()  # of an export for OpenVINO
+    export.export_run(run, tmp_path / "mine")
+    assert {file.name for file in (tmp_path / "mine").iterdir()} == {file.name for file in exported.iterdir()}
 
 
 @pytest.mark.parametrize("fault", ["settings", "format", "graph", "torn", "tokenizer", "bf16", "device"])

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from epmvg.core.images import open_image
 from epmvg.core.locate import locate
 from epmvg.core.types import InputError
+from epmvg.data.convert import convert_data
 from epmvg.data.registry import open_samples
 from epmvg.inference import batch
 from epmvg.inference.batch import predict_many
@@ -209,7 +211,7 @@ def test_a_bad_line_is_an_error_row(run: Path, squares: Path, tmp_path: Path) ->
         ('{"image": "0.png", "phrase": null}', '"phrase" is None'),
         ('{"image": 7, "phrase": "it", "id": "seven"}', '"image" is 7'),
         ('{"image": "0.png", "phrase": "it", "id": [1]}', '"id" is [1]'),
-        ('{"image": "../0.png", "phrase": "it"}', "is outside of"),
+        ('{"image": "../0.png", "phrase": "it"}', "Move the JSONL file to a folder that holds its images"),
         ('{"image": "none.png", "phrase": "it"}', "does not exist"),
         ('{"image": "0.png", "phrase": " "}', "empty"),
         ('{"image": "0.png", "phrase": "%s"}' % ("word " * 500), "500 words"),
@@ -336,6 +338,9 @@ def test_existing_files_are_never_replaced(run: Path, squares: Path, photos: Pat
         (squares, tmp_path / "r.jsonl", {}, "not an unfinished output"),
         (squares, tmp_path / "o.csv", {}, r"\.jsonl"),
         (squares, tmp_path / "o.jsonl", {"form": "coco"}, r"\.json"),
+        (squares, tmp_path / "o.json", {"form": "coco", "top_k": 2}, "one box per phrase"),
+        ("https://example.org/a.jpg", tmp_path / "o.jsonl", {"phrases": ["it"]}, "URLs are not fetched"),
+        ("", tmp_path / "o.jsonl", {"phrases": ["it"]}, "empty string"),
         (squares, tmp_path / "o.jsonl", {"form": "yolo"}, "name of a folder"),
         (squares, tmp_path / "full", {"form": "yolo"}, "folder that exists"),
         (squares, tmp_path / "none" / "o.jsonl", {}, "folder that exists"),
@@ -346,6 +351,8 @@ def test_existing_files_are_never_replaced(run: Path, squares: Path, photos: Pat
         (photos, tmp_path / "o.jsonl", {}, "Give the phrases"),
         (tmp_path / "none.jsonl", tmp_path / "o.jsonl", {}, "does not exist"),
         (photos, tmp_path / "o.jsonl", {"phrases": ["it"], "shard": (6, 7)}, "has no image"),
+        *((squares, tmp_path / "o.jsonl", {"shard": one}, "shard is") for one in ((5, 2), (0, 0), (-1, 2), (0, 1.5))),
+        (squares, tmp_path / "o.jsonl", {"batch_size": 0}, "batch_size is 0"),
         (squares, tmp_path / "o.jsonl", {"min_score": "auto"}, "no stored threshold"),
     ]
     for source, target, options, words in calls:
@@ -415,6 +422,48 @@ def test_an_interrupted_prediction_names_what_is_kept(run: Path, squares: Path, 
         with pytest.raises(KeyboardInterrupt, match=words):
             predict_many(run, squares, out, batch_size=2)
         assert (tmp_path / "out.jsonl.part").exists() == (stop > 0)
+
+
+@pytest.mark.parametrize("form", ["coco", "label-studio"])
+@pytest.mark.parametrize("out", ["out.json", "elsewhere/out.json", "photos/out.json"])
+def test_image_names_are_relative_to_the_file_or_the_stated_root(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, form: Any
+) -> None:
+    """Images were given relative to the current folder, which is another one."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(photos)
+    target = tmp_path / out
+    done = predict_many(run, [Path("0.png"), Path("1.png")], target, phrases=["it"], form=form)
+    assert Path(done["root"]) == (photos if out.startswith("else") else target.parent)
+    converted = convert_data(str(target), tmp_path / "again.jsonl", root=done["root"])
+    assert converted["samples"] == 2
+    samples = open_samples(str(tmp_path / "again.jsonl"), split=None)
+    assert [sample.image.resolve() for sample in samples] == [photos / "0.png", photos / "1.png"]
+
+
+def test_each_image_has_its_own_drawing(run: Path, tmp_path: Path) -> None:
+    names = ["a.bmp", "a.bmp.png", "a.bmp.png.png", "a.gif"]
+    (tmp_path / "photos").mkdir()
+    for number, name in enumerate(names):
+        Image.new("RGB", (40 + number, 30), "red").save(tmp_path / "photos" / name)
+    drawn = tmp_path / "drawn"
+    predict_many(run, tmp_path / "photos", tmp_path / "out.jsonl", phrases=["it"], draw=drawn)
+    sizes = {file.name: open_image(file).width for file in drawn.iterdir()}
+    assert sizes == {"a.bmp.png.png.png": 40, "a.bmp.png": 41, "a.bmp.png.png": 42, "a.gif.png": 43}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "coco", "label-studio", "yolo"])
+def test_file_names_need_not_be_utf_8(run: Path, tmp_path: Path, form: Any) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "photos" / name)
+    out = tmp_path / ("out" + {"jsonl": ".jsonl", "yolo": ""}.get(form, ".json"))
+    predict_many(run, tmp_path / "photos", out, phrases=["it"], form=form, draw=tmp_path / "drawn")
+    assert [file.name for file in (tmp_path / "drawn").iterdir()] == [name]
+    if form == "yolo":
+        assert [file.name for file in (out / "labels").iterdir()] == [name.replace("jpg", "txt")]
+    else:
+        assert repr(name)[1:-1] in repr(json.loads(out.read_text(encoding="utf-8").strip()))
 
 
 def test_images_that_vanish_and_other_suffixes_are_drawn_or_skipped(

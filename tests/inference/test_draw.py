@@ -62,6 +62,16 @@ def test_unusable_file_names_are_rejected(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.jpg"]
 
 
+@pytest.mark.parametrize(("suffix", "side"), [("webp", 16_383), ("jpg", 65_500), ("png", 70_000)])
+def test_images_too_large_for_a_format_are_scaled_down(suffix: str, side: int, tmp_path: Path) -> None:
+    for size in ((70_000, 12), (12, 70_000)):
+        image = Image.new("RGB", size)
+        draw.save_image(image, tmp_path / f"a.{suffix}")
+        with Image.open(tmp_path / f"a.{suffix}") as saved:
+            assert max(saved.size) == side and min(saved.size) == pytest.approx(12 * side / 70_000, abs=1)
+        assert image.size == size
+
+
 def test_missing_letters_of_a_script_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """Two words differ as drawn, unless the font has neither."""
     draw._log_missing_glyphs.cache_clear()

@@ -248,6 +248,16 @@ def test_arguments_out_of_range_are_rejected(tiny: Grounder) -> None:
         predictor(photo(0), "dog", min_score="auto")
     with pytest.raises(InputError, match=r"'fp16' is unknown\. Use one of auto, fp32, bf16"):
         Predictor(tiny, precision="fp16")  # type: ignore[arg-type]
+    wrong_arguments: list[tuple[dict[str, Any], str]] = [
+        *(({"cache_mb": value}, "cache_mb is") for value in (float("inf"), float("nan"), -1, "64", None, True)),
+        *(({"threads": value}, "threads is") for value in (1.5, 0, -3, "2", True)),
+        *(({"device": value}, f"There is no device {value!r}") for value in (None, 1.5, "gpu")),
+    ]
+    for arguments, words in wrong_arguments:
+        with pytest.raises(InputError, match=words):
+            Predictor(tiny, **arguments)
+    with pytest.raises(InputError, match=r"There is no map 'gradient'\. Use one of heatmap, attention"):
+        predictor.maps("gradient", photo(0), "dog")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not NoneType"):
         Predictor(None)  # type: ignore[arg-type]
 
@@ -356,7 +366,15 @@ def test_a_model_without_a_dense_head_has_one_candidate() -> None:
     assert [candidate.box for candidate in one.candidates] == [one.box]
 
 
-@pytest.mark.parametrize("top_k", [0, -1, 1.5, True, "3"])
+@pytest.mark.parametrize("score", [np.float32(0.5), np.float64(0.5), np.int64(1)])
+def test_numbers_of_numpy_are_numbers(tiny: Grounder, score: Any) -> None:
+    counts: dict[str, Any] = {"threads": np.int64(1), "top_k": np.int64(2)}
+    predictor = Predictor(tiny, cache_mb=score, threads=counts["threads"])
+    found = predictor(photo(0), "it", min_score=score, top_k=counts["top_k"])
+    assert found == predictor(photo(0), "it", min_score=float(score), top_k=2)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 1.5, True, "3", np.bool_(True), np.float64(2)])
 def test_top_k_is_a_positive_integer(tiny: Grounder, top_k: Any) -> None:
     with pytest.raises(InputError, match="Give a whole number from 1 on"):
         Predictor(tiny)(photo(0), "it", top_k=top_k)

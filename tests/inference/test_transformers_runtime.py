@@ -203,8 +203,8 @@ def test_a_calibration_is_found_and_belongs_to_its_weights(folders: dict[str, Pa
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        ("hf:owl", "not a name on the hub"),
-        ("hf:google/owl/vit", "not a name on the hub"),
+        ("hf:owl", "is not a name on the hub"),
+        ("hf:google/owl/vit", "is not a name on the hub"),
         ("hf:somebody/no-such-grounder", "cannot be downloaded"),
         ("bert", "is bert, which cannot be run. Give one of grounding-dino"),
     ],
@@ -226,7 +226,7 @@ def test_other_names_and_folders_are_one_sentence(
 
 
 def test_a_grounder_of_transformers_is_no_run(folders: dict[str, Path]) -> None:
-    with pytest.raises(InputError, match="not a run"):
+    with pytest.raises(InputError, match="is an export or another grounder"):
         load(folders["owlvit"])
 
 

@@ -110,6 +110,13 @@ def test_late_predictions_are_a_504_and_dropped() -> None:
         assert len(predictor.calls) == 2, "a cancelled query was predicted"
 
 
+def post_charset(client: TestClient, charset: str) -> Any:
+    content = b'--x\r\nContent-Disposition: form-data; name="phrases"\r\n\r\nit\r\n--x--\r\n'
+    return client.post(
+        "/v1/ground", content=content, headers={"content-type": f"{FORM['content-type']}; charset={charset}"}
+    )
+
+
 def test_errors_are_one_sentence(client: TestClient) -> None:
     image = encoded()
     files = {"image": ("a.png", image)}
@@ -123,6 +130,7 @@ def test_errors_are_one_sentence(client: TestClient) -> None:
         (client.post("/v1/ground", content=b"hello"), 415, "multipart/form-data"),
         (client.post("/v1/ground", content=b"--x", headers={"content-type": "multipart/form-data"}), 400, "boundary"),
         (client.post("/v1/ground", content=b"nonsense", headers=FORM), 400, "multipart"),
+        *((post_charset(client, name), 400, "Send UTF-8") for name in ("undefined", "punycode", "a\0b")),
         (client.post("/v1/ground", data={"phrases": "it", "image": "text"}, files={}), 415, "multipart"),
         (client.post("/v1/ground", files=files), 422, "phrases: Field required"),
         (client.post("/v1/ground", files=files, data={"phrase": "it"}), 422, "phrase: Extra inputs"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import typer
 from epmvg.cli import catalogue, console, data, evaluate, export, predict, serve, train
 from epmvg.core.distributed import rank_and_world_size
 from epmvg.core.extras import optional_imports
+from epmvg.core.files import expand_home
 from epmvg.core.types import InputError
 from epmvg.core.version import __version__
 
@@ -59,17 +61,23 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = lambda message, *_, **__: console.warn(str(message))
     try:
         with optional_imports("This command"):
-            app(arguments)
+            app([_expand_home(word) for word in (sys.argv[1:] if arguments is None else arguments)])
     except InputError as error:
         _fail(str(error))
     except OSError as error:
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+        file, reason = error.filename or "A file", error.strerror or error
+        _fail(f"{file} cannot be used ({reason}). Check the path, its permissions and the free space.")
     except (MemoryError, RuntimeError) as error:
         from epmvg.core.hardware import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
         _fail("Out of memory. Use fewer phrases, smaller images or a smaller model.")
+
+
+def _expand_home(word: str) -> str:
+    """Replace ~/ where shells do, and as the value of an option or setting, where many do not."""
+    return re.sub(r"^((?:--)?[\w.-]+=)?~(?=/)", lambda match: f"{match[1] or ''}{expand_home('~')}", word)
 
 
 def _fail(message: str) -> NoReturn:

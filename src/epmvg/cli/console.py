@@ -37,7 +37,10 @@ Data = Annotated[str, typer.Argument(help="Name of a data set, or an annotation 
 RunData = Annotated[str | None, typer.Option("--data", help="Data set or file; the run's own by default.")]
 Split = Annotated[str | None, typer.Option(help="Split of the data.")]
 Root = Annotated[str | None, typer.Option(help="Folder of the data set.")]
-Device = Annotated[str, typer.Option(help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[
+    str,
+    typer.Option(help="auto (CUDA, then MPS, then CPU; for graphs and `default` the CPU), cpu, cuda, cuda:1 or mps."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

@@ -24,7 +24,7 @@ from epmvg.cli.console import (
     warn,
 )
 from epmvg.core.files import check_not_input
-from epmvg.core.locate import locate
+from epmvg.core.locate import locate, own_folder
 from epmvg.core.progress import progress_bar
 from epmvg.core.types import InputError
 
@@ -128,7 +128,10 @@ def score(
         str | None, typer.Option(help="UNIT:ORDER of the boxes, for example 0-1000:xyxy; required for text.")
     ] = None,
     targets: Annotated[
-        Targets, typer.Option(help="Of a phrase with several boxes: the sample's own box, or any of them.")
+        Targets,
+        typer.Option(
+            help="Box that is correct if a phrase has several in an image: that of the sample (own), or any of them."
+        ),
     ] = Targets.own,
     against: Annotated[Path | None, typer.Option(help="Predictions of another system to compare with.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSONL file to write the scored predictions to.")] = None,
@@ -200,14 +203,17 @@ def calibrate(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs; the others are compared with the first.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Evaluated runs, folders or names; the others are compared with the first."),
+    ],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     phrase: Annotated[
-        list[str] | None, typer.Option(help="Phrase to show run beside run, repeatable; by default the most improved.")
+        list[str] | None, typer.Option(help="Phrase to compare across runs, repeatable; by default the most improved.")
     ] = None,
 ) -> None:
     """Write one self-contained HTML page about one run, or several side by side."""
     from epmvg.report import write_report
 
-    check_not_input(out, *(file for run in runs if run.is_dir() for file in run.iterdir()))
+    check_not_input(out, *(file for run in map(own_folder, runs) if run.is_dir() for file in run.iterdir()))
     console.print(f"The report is {write_report(runs, out, phrases=phrase or ())}")

@@ -64,11 +64,11 @@ def export(
 def publish(
     run: Run,
     to: Annotated[Path, typer.Option(help="Folder to write.")],
-    license: Annotated[str | None, typer.Option(help="Of the weights, for example apache-2.0.")] = None,
+    license: Annotated[str | None, typer.Option(help="License of the weights, for example apache-2.0.")] = None,
 ) -> None:
     """Write a run as a folder for the Hugging Face hub, with a model card."""
     locate(run)
     from epmvg.hub import save_pretrained
 
     folder = save_pretrained(run, to, license=license)
-    console.print(f"The model is in {folder}. Upload it with: hf upload OWNER/NAME {folder}")
+    console.print(f"Upload the model with: hf upload OWNER/NAME {folder}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -77,14 +78,15 @@ def predict(
     threshold = _parse_min_score(min_score)
     if as_json and form is not None:
         raise InputError(f"--json and --format {form} are two outputs. Give one of them.")
+    if form is not None and top_k > 1:
+        raise InputError(f"--format {form} has one box per phrase. Omit --top-k, or give --json or a .jsonl file.")
     if out is None:
         reject_options("applies to many images, with --out", shard=shard)
         if form is Format.yolo:
             raise InputError("--format yolo writes a folder. Give its name with --out.")
         image = _single_image(sources, phrases)
-        _print(
-            _predict_image(run, image, phrases, device, draw, heatmap, min_score=threshold, top_k=top_k), form, as_json
-        )
+        printing = partial(_print, form=form, as_json=as_json)
+        _predict_image(run, image, phrases, device, draw, heatmap, printing, min_score=threshold, top_k=top_k)
         return
     reject_options("applies to one image, without --out", heatmap=heatmap)
     options = {
@@ -110,7 +112,11 @@ def label(
         typer.Option(metavar="FILE", help="JSONL or CSV of image and caption, whose noun phrases to label."),
     ] = None,
     min_score: Annotated[
-        str, typer.Option(help="Lowest confidence that is kept: 0 to 1, or auto (calibrated, else three quarters).")
+        str,
+        typer.Option(
+            help="Lowest confidence that is kept: 0 to 1, or auto (the calibrated threshold; without one, the lowest "
+            "quarter is dropped)."
+        ),
     ] = "auto",
 ) -> None:
     """Label images with a model, and check the result: training data for a smaller model.
@@ -167,11 +173,12 @@ def _single_image(sources: list[str], phrases: list[str]) -> Path:
     """Return the image to predict in.
 
     Raises:
-        InputError: there are several, or there is no phrase.
+        InputError: there are several, it is no path, or there is no phrase.
     """
+    from epmvg.core.images import image_path
     from epmvg.inference.sources import is_jsonl, is_pattern
 
-    image = Path(sources[0])
+    image = image_path(sources[0])
     if len(sources) > 1 or is_pattern(sources[0]) or image.is_dir() or is_jsonl(image):
         raise InputError(f"{' '.join(sources[:2])} are many images. Give --out predictions.jsonl.")
     if not phrases:
@@ -186,9 +193,10 @@ def _predict_image(
     device: str,
     draw: Path | None,
     heatmap: Path | None,
+    printing: Callable[[Predictions], None],
     **options: Any,
-) -> Predictions:
-    """Predict phrases in one image and write the requested image files; what can fail is checked first."""
+) -> None:
+    """Predict phrases in one image, print them and write the requested image files; what can fail comes first."""
     from epmvg.core.files import check_not_input
     from epmvg.core.images import open_image
     from epmvg.core.locate import locate
@@ -196,6 +204,8 @@ def _predict_image(
     from epmvg.inference.predictor import Predictor
 
     pixels = open_image(image)
+    if draw is not None and heatmap is not None and draw.resolve() == heatmap.resolve():
+        raise InputError(f"--draw and --heatmap are both {draw}. Give two files.")
     for file in [file for file in (draw, heatmap) if file is not None]:
         check_not_input(file, image)
         check_image_name(file)
@@ -205,15 +215,18 @@ def _predict_image(
     _print_domain(run, predictor.domain)
     predictions = predictor(pixels, phrases, **options)
     predictions.name = str(image)
-    if draw is not None:
-        if not predictions.found:
-            error_console.print(f"Nothing was found: {draw} is the image without boxes.")
-        save_image(predictions.draw(), draw)
+    drawings = {}
     if heatmap is not None:
         values = zip(predictor.maps("heatmap", pixels, phrases), predictions, strict=True)
         panels = [draw_boxes(draw_heatmap(pixels, map_), [each.box], [each.phrase]) for map_, each in values]
-        save_image(concatenate_images(panels), heatmap)
-    return predictions
+        drawings[heatmap] = concatenate_images(panels)
+    if draw is not None:
+        drawings[draw] = predictions.draw()
+        if not predictions.found:
+            error_console.print(f"Nothing was found: {draw} is the image without boxes.")
+    printing(predictions)
+    for file, drawn in drawings.items():
+        save_image(drawn, file)
 
 
 def _print(predictions: Predictions, form: Format | None, as_json: bool) -> None:
@@ -256,6 +269,8 @@ def _predict_many(run: Path, sources: list[str], out: Path, as_json: bool, **opt
     else:
         kept = f", {done['kept']:,} of them from before" if done["kept"] else ""
         console.print(f"{done['rows']:,} rows ({done['errors']:,} of them errors{kept}) in {out}")
+        if done["root"] is not None:
+            print_root(out, done["root"])
     if done["errors"] == done["rows"]:
         raise typer.Exit(1)
 

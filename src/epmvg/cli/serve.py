@@ -14,7 +14,9 @@ from epmvg.core.types import InputError
 
 def serve(
     run: Run,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 means all network interfaces.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     token: Annotated[
         str | None, typer.Option(envvar="EPMVG_TOKEN", help="Required bearer token; better set as a variable.")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from os import strerror
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -51,8 +51,16 @@ def atomic_write(file: Path) -> Iterator[Path]:
 def temporary_path(file: Path, suffix: str = "") -> Path:
     """Return a hidden, unique name beside `file` that is no longer than file systems allow."""
     unique = f".{uuid4().hex}{suffix}"
-    stem = file.name.encode()[: _MAX_NAME - len(unique) - 1].decode(errors="ignore")
+    stem = os.fsencode(file.name)[: _MAX_NAME - len(unique) - 1].decode(errors="ignore")
     return file.with_name(f".{stem}{unique}")
+
+
+def expand_home(path: Path | str) -> Path:
+    """Return a path with ~ and ~USER replaced where there is such a user: a file may be called ~x.jpg."""
+    try:
+        return Path(path).expanduser()
+    except (RuntimeError, ValueError):
+        return Path(path)
 
 
 def check_not_input(out: Path | str, *inputs: Path | str | None) -> None:
@@ -77,7 +85,7 @@ def disk_errors(file: Path) -> Iterator[None]:
         if number is None:
             raise
         advice = "Free some space" if number in _FULL else "Choose a folder that can be written"
-        raise InputError(f"{file} could not be written ({strerror(number)}). {advice}, then try again.") from error
+        raise InputError(f"{file} could not be written ({os.strerror(number)}). {advice}, then try again.") from error
 
 
 def _errno(error: BaseException | None) -> int | None:
@@ -100,7 +108,7 @@ def write_text(file: Path, text: str) -> None:
 
 def write_json(file: Path, value: Any) -> None:
     """Write JSON atomically; numbers that are not finite are rejected."""
-    write_text(file, _json(file, value, indent=1) + "\n")
+    write_text(file, _finite_json(file, value, indent=1) + "\n")
 
 
 def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -108,11 +116,26 @@ def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with atomic_write(file) as temporary, temporary.open("w", encoding="utf-8") as out:
         for row in rows:
             score = row.get("score")
-            out.write(_json(file, {**row, "score": round(score, 6)} if isinstance(score, float) else row) + "\n")
+            out.write(_finite_json(file, {**row, "score": round(score, 6)} if isinstance(score, float) else row) + "\n")
 
 
-def _json(file: Path, value: Any, indent: int | None = None) -> str:
+def to_json(value: Any, **options: Any) -> str:
+    """Return JSON with letters as they are, or escaped where UTF-8 cannot hold one, as in some file names."""
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return text if is_encodable(text) else json.dumps(value, **options)
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether a text can be written as UTF-8; half of a surrogate pair cannot."""
     try:
-        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _finite_json(file: Path, value: Any, indent: int | None = None) -> str:
+    try:
+        return to_json(value, indent=indent, allow_nan=False)
     except ValueError as error:
         raise InputError(f"{file} is not written: a result is NaN or Inf. Check the model's weights.") from error

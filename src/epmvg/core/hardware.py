@@ -32,7 +32,7 @@ def select_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InputError(f"There is no device {name!r}. Use auto, cpu, cuda, cuda:1 or mps.") from error
     if device.type == "cuda":
         number = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from epmvg.core.files import expand_home
 from epmvg.core.types import InputError
 
 MAX_PIXELS = 89_478_485
@@ -130,7 +131,7 @@ def image_digest(source: ImageSource) -> bytes:
     """Return the SHA-256 of a file's bytes, without decoding them, or of the upright RGB pixels of any other image."""
     if isinstance(source, Path | str):
         try:
-            return hashlib.sha256(Path(source).expanduser().read_bytes()).digest()
+            return hashlib.sha256(expand_home(source).read_bytes()).digest()
         except (OSError, ValueError):
             pass  # opening it raises, and names the reason
     elif isinstance(source, bytes):
@@ -187,7 +188,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 def _to_openable(source: Any) -> Path | BytesIO | Image.Image:
     """Convert everything that an image can be given as to one of three types."""
     if isinstance(source, str | Path):
-        return _check_path(source)
+        return image_path(source)
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, np.ndarray):
@@ -208,12 +209,17 @@ def _to_openable(source: Any) -> Path | BytesIO | Image.Image:
     )
 
 
-def _check_path(path: str | Path) -> Path:
+def image_path(path: str | Path) -> Path:
+    """Return the path of an image or of a folder of images, ~ replaced.
+
+    Raises:
+        InputError: it is an empty string or a URL.
+    """
     if not str(path).strip():
         raise InputError("The image is an empty string. Give the path of a file.")
-    expanded = Path(path).expanduser()
+    expanded = expand_home(path)
     if isinstance(path, str) and _URL.match(path) and not expanded.exists():
-        raise InputError(f"{path[:80]} is a URL, and images are not downloaded. Give the bytes of the file.")
+        raise InputError(f"{path[:80]} is a URL, and URLs are not fetched. Download the image, and give its file.")
     return expanded
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 
 from epmvg.core.calibration import CONFIDENCE_FILE
+from epmvg.core.files import expand_home
 from epmvg.core.types import InputError
 
-FILES = ["model.yaml", "model.safetensors", "tokenizer/*", CONFIDENCE_FILE, "config.yaml", "README.md"]
+FILES = ["model.yaml", "model.safetensors", "tokenizer/*", CONFIDENCE_FILE, "config.yaml", "README.md", "LICENSE"]
 """All files of a published model; nothing else is downloaded."""
 
 EXPORT_FILE = "export.json"
@@ -47,14 +48,20 @@ def read_domain(folder: Path) -> str | None:
 
     It is the key `domain` in the front matter of the model card, or follows from a recipe that trains on drawn scenes.
     """
-    card, recipe = folder / "README.md", folder / "config.yaml"
-    content = card.read_text(encoding="utf-8") if card.is_file() else ""
-    front_matter = re.match(r"---\n(.*?\n)---\n", content, re.DOTALL)
-    domain = _read_yaml(front_matter[1]).get("domain") if front_matter else None
+    domain = read_front_matter(folder).get("domain")
     if isinstance(domain, str):
         return domain
+    recipe = folder / "config.yaml"
     data = _read_yaml(recipe.read_text(encoding="utf-8")).get("data") if recipe.is_file() else None
     return SCENES_DOMAIN if isinstance(data, dict) and data.get("name") == "scenes" else None
+
+
+def read_front_matter(folder: Path) -> dict[str, Any]:
+    """Return the front matter of a model card, {} without one."""
+    card = folder / "README.md"
+    content = card.read_text(encoding="utf-8") if card.is_file() else ""
+    front_matter = re.match(r"---\n(.*?\n)---\n", content, re.DOTALL)
+    return _read_yaml(front_matter[1]) if front_matter else {}
 
 
 def _read_yaml(text: str) -> dict[str, Any]:
@@ -102,9 +109,11 @@ def fetch(run: Path | str, *, revision: str | None = None, token: str | None = N
     """Return the folder of a run: a path, `default`, or OWNER/NAME or hf:OWNER/NAME, downloaded from the hub once.
 
     Raises:
-        InputError: the hub does not have it, or cannot be reached.
+        InputError: the hub does not have it, or cannot be reached, or a revision of a folder is given.
     """
-    folder = Path(run).expanduser()
+    folder = expand_home(run)
+    if revision is not None and (str(run) == DEFAULT or folder.exists()):
+        raise InputError(f"{run} is no name on the hub and has no revision {revision}. Leave revision out.")
     if str(run) == DEFAULT and not folder.exists():
         return Path(str(resources.files("epmvg.pretrained") / DEFAULT))
     if str(run).startswith(TRANSFORMERS_PREFIX):

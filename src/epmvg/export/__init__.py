@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from epmvg.core.calibration import CONFIDENCE_FILE
 from epmvg.core.extras import optional_imports
-from epmvg.core.files import write_json
+from epmvg.core.files import disk_errors, write_json
 from epmvg.core.locate import EXPORT_FILE, is_exported, is_run
 from epmvg.core.types import InputError, Sample
 from epmvg.data.registry import open_samples
 from epmvg.evaluation.samples import limit_to_images
 from epmvg.export.graphs import Format, write_folder
 from epmvg.export.parity import largest_difference
-from epmvg.inference.runtimes.exported import ExportedRuntime
+from epmvg.inference.runtimes.exported import IMAGE, PHRASES, ExportedRuntime
 from epmvg.inference.runtimes.torch_runtime import TorchRuntime
 from epmvg.models.factory import load
 
@@ -33,6 +34,9 @@ MAX_CONFIDENCE_DIFFERENCE = 0.001
 
 MAX_SAMPLES = 1000
 """To evaluate int8 on."""
+
+_GRAPH_FILES = {f"{graph}{suffix}" for graph in (IMAGE, PHRASES) for suffix in (".onnx", ".xml", ".bin")}
+_FILES = _GRAPH_FILES | {EXPORT_FILE, CONFIDENCE_FILE, "tokenizer.json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,8 @@ def export_run(
 
     Args:
         run: a folder that training wrote.
-        out: the folder to write; an earlier export there is replaced once the new one is complete.
+        out: the folder to write; an earlier export there is replaced once the new one is complete, unless the folder
+            holds other files too.
         format: the runtime that the folder is for.
         calibration_data: quantize to int8, calibrated and evaluated on these; None keeps float weights.
         report: called with a line about each measurement.
@@ -90,15 +95,18 @@ def export_run(
             predictions differ from the run's, or int8 loses too much accuracy. Nothing is written then.
     """
     out = Path(out)
-    if out.exists() and (is_run(out) or not is_exported(out)):
-        raise InputError(f"{out} exists and is not an exported folder. Give another --out.")
+    _check_out(out)
     if format == "openvino":
         with optional_imports("--format openvino"):
             import_module("openvino")  # else it would be missing after minutes
     model = load(run)
     data = None if calibration_data is None else calibration_data.read()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:  # on the same disk
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        disk_errors(out),
+        tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside,
+    ):  # on the same disk
         temporary = Path(beside)
         done = temporary / "fp32"
         settings = write_folder(model, done, format)
@@ -124,3 +132,16 @@ def export_run(
             out.rename(temporary / "replaced")
         done.rename(out)
     return settings
+
+
+def _check_out(out: Path) -> None:
+    """Reject a folder that is anything but an earlier export."""
+    if not out.exists():
+        return
+    if is_run(out) or not is_exported(out):
+        raise InputError(f"{out} exists and is not an exported folder. Give another --out.")
+    if out.resolve() == Path.cwd():
+        raise InputError(f"{out} is the current folder, which cannot be replaced. Start the command in another one.")
+    others = sorted(file.name for file in out.iterdir() if file.name not in _FILES)
+    if others:
+        raise InputError(f"{out} holds {others[0]}, which is not part of an export. Move it, or give another --out.")

@@ -28,7 +28,7 @@ from epmvg.core.locate import (
 )
 from epmvg.core.types import InputError, Prediction, Progress
 from epmvg.inference.batch_output import OutputFormat, PartialOutput, Row, check_outputs, open_partial, write_output
-from epmvg.inference.predictor import PHRASES_PER_PASS, MinScore, Predictor
+from epmvg.inference.predictor import PHRASES_PER_PASS, MinScore, Predictor, check_count
 from epmvg.inference.sources import Query, Sources
 
 T = TypeVar("T")
@@ -81,22 +81,26 @@ def predict_many(
         form: jsonl, coco, label-studio or yolo; all but the first are written at the end, without errors.
         draw: a folder for copies of the images with the boxes drawn.
         min_score: as for `Predictor`; with None rows have no `found`.
-        top_k: as for `Predictor`; with more than 1 rows have `candidates`.
+        top_k: as for `Predictor`; with more than 1 rows of JSONL have `candidates`.
         batch_size: images per batch.
         device: device of torch, for example "cuda".
         progress: called with (finished rows, 0).
 
     Returns:
         numbers of rows, errors, truncated and unknown (phrases) and kept (rows of earlier starts), skipped (files by
-        suffix), messages (the first errors), domain (of the model), and to (the file).
+        suffix), messages (the first errors), domain (of the model), to (the file), and root (the folder that image
+        names in COCO and Label Studio are relative to).
 
     Raises:
-        InputError: the run or a source cannot be read, `top_k` is not a positive integer, or an output cannot be
+        InputError: the run or a source cannot be read, an argument is out of range, or an output cannot be
             written or would replace something.
         KeyboardInterrupt: its message names what is kept.
     """
     if rank_and_world_size()[1] > 1:
         raise InputError("Launched processes do not share a prediction. Start one command per part with --shard K/N.")
+    top_k, batch_size = check_count("top_k", top_k), check_count("batch_size", batch_size)
+    if form != "jsonl" and top_k != 1:
+        raise InputError(f"The format {form} has one box per phrase. Leave out top_k, or write JSONL.")
     sources, out = Sources([source] if isinstance(source, Path | str) else source, phrases, shard=shard), Path(out)
     check_outputs(out, sources, form=form, draw=draw)
     locate(run)

@@ -6,15 +6,16 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from filelock import FileLock, Timeout
 
-from epmvg.core.files import atomic_write, check_not_input, disk_errors, temporary_path, write_text
+from epmvg.core.files import atomic_write, check_not_input, disk_errors, temporary_path, to_json, write_text
 from epmvg.core.types import InputError, Prediction
+from epmvg.data.readers.files import relative_to
 from epmvg.data.readers.jsonl import json_line
 from epmvg.inference.draw import FORMATS, save_image
 from epmvg.inference.results import Predictions, to_coco, to_label_studio, to_yolo
@@ -177,7 +178,8 @@ def write_output(
     """Write the rows at `offsets` to `out`, and drawings to the folder `draw`, named as the images are below `base`.
 
     Returns:
-        numbers of rows, errors, truncated and unknown phrases, and messages, the first different errors.
+        numbers of rows, errors, truncated and unknown phrases, messages (the first different errors), and root, the
+        folder that image names in COCO and Label Studio are relative to: that of `out` if it holds `base`, else `base`.
 
     Raises:
         InputError: a disk error.
@@ -198,20 +200,23 @@ def write_output(
 
     images = _by_image(partial.read(offsets)) if draw is not None or form != "jsonl" else []
     if draw is not None:
+        names = {relative_to(Path(one.name), base) for one in images}
         for predictions in images:
-            _draw(predictions, draw, base)
+            _draw(predictions, draw, base, names)
     if form == "jsonl":
         with atomic_write(out) as temporary, temporary.open("wb") as file:
             file.writelines(json_line(row) for row in counted())
     else:
         for _ in counted():
             pass
+    root = None
     if form == "yolo":
         _write_folder(out, to_yolo(images, base))
     elif form != "jsonl":
-        content = to_coco(images) if form == "coco" else to_label_studio(images)
-        write_text(out, json.dumps(content, ensure_ascii=False))
-    return counts | {"messages": list(messages)}
+        root = out.parent if relative_to(base, out.parent) else base
+        content = to_coco(images, root) if form == "coco" else to_label_studio(images, root=root)
+        write_text(out, to_json(content))
+    return counts | {"messages": list(messages), "root": root and str(root)}
 
 
 def _write_folder(out: Path, files: Mapping[str, str]) -> None:
@@ -239,11 +244,17 @@ def _by_image(rows: Iterable[Row]) -> list[Predictions]:
     return list(images.values())
 
 
-def _draw(predictions: Predictions, folder: Path, base: Path) -> None:
-    """Write a copy of an image with its boxes; skip an image that can no longer be opened."""
-    name = Path(os.path.relpath(predictions.name, base))
-    if name.suffix.lower() not in FORMATS:
-        name = name.with_name(f"{name.name}.png")
+def _draw(predictions: Predictions, folder: Path, base: Path, names: Container[str | None]) -> None:
+    """Write a copy of an image with its boxes; skip an image that can no longer be opened.
+
+    Args:
+        names: of all images below `base`; the drawing of another format than `FORMATS` is named like none of them.
+    """
+    name = os.path.relpath(predictions.name, base)
+    if Path(name).suffix.lower() not in FORMATS:
+        name += ".png"
+        while name in names:
+            name += ".png"
     file = folder / name
     check_not_input(file, predictions.name)
     try:

@@ -29,6 +29,9 @@ _FONT = resources.files("epmvg.inference") / "fonts" / "DejaVuSans.ttf"  # Pillo
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """Suffixes of files that drawn images can be written to, and their formats."""
 
+_MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
+"""Pixels of the longest side that a format can hold."""
+
 logger = logging.getLogger("epmvg")
 
 
@@ -111,14 +114,20 @@ def check_image_name(file: Path) -> None:
 
 
 def save_image(image: Image.Image, file: Path) -> None:
-    """Write an RGB image atomically, in the format of the file name's suffix.
+    """Write an RGB image atomically, in the format of the file name's suffix; scaled down where it is too large for it.
 
     Raises:
         InputError: as `check_image_name`, or a disk error.
     """
     check_image_name(file)
+    kind = FORMATS[file.suffix.lower()]
+    side = _MAX_SIDE.get(kind, max(image.size))
+    if max(image.size) > side:
+        image = image.copy()
+        image.thumbnail((side, side))
+        logger.warning("%s is scaled down to %d x %d pixels: %s has at most %d.", file, *image.size, kind, side)
     with atomic_write(file) as temporary:
-        image.save(temporary, format=FORMATS[file.suffix.lower()])
+        image.save(temporary, format=kind)
 
 
 def _draw_labels(pen: ImageDraw.ImageDraw, labels: Sequence[tuple[Box, str, str]], size: tuple[int, int]) -> None:

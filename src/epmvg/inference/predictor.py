@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
@@ -44,9 +46,10 @@ class Predictor:
     Args:
         run: a folder that training or `epmvg export` wrote, `default`, OWNER/NAME on the Hugging Face hub; a grounder
             of transformers, as a folder or hf:OWNER/NAME; or a model, which is copied.
-        device: device of torch, for example "cuda:1"; "auto" selects a GPU where there is one.
+        device: device of torch, for example "cuda:1"; "auto" selects a GPU where there is one, but for graphs (of an
+            exported folder and `default`), which run on the CPU: `default` runs in torch on any other device.
         precision: fp32, bf16, or auto, which is bf16 where the hardware has it. With fp32 boxes are those of
-            `epmvg evaluate`.
+            `epmvg evaluate`. With bf16 `default` runs in torch.
         compile: use torch.compile.
         threads: number of threads; for torch it applies to the whole process.
         cache_mb: memory for encoded images, in MB; least recently used ones are dropped first.
@@ -58,7 +61,7 @@ class Predictor:
 
     Raises:
         InputError: the folder is neither a run nor an export, its runtime is not installed, the device or precision
-            is not available, or `flip` is for a grounder of transformers.
+            is not available, a number is out of range, or `flip` is for a grounder of transformers.
         TypeError: `run` is neither a folder or name nor a model.
     """
 
@@ -75,6 +78,9 @@ class Predictor:
     ) -> None:
         if precision not in get_args(Precision):
             raise InputError(f"precision={precision!r} is unknown. Use one of {', '.join(get_args(Precision))}.")
+        if not _is_number(cache_mb) or not 0 <= cache_mb < math.inf:
+            raise InputError(f"cache_mb is {cache_mb!r}. Give a number of MB from 0 on.")
+        threads = None if threads is None else check_count("threads", threads)
         settings: dict[str, Any] = {"device": device, "precision": precision, "compile": compile, "threads": threads}
         self.runtime: Runtime = open_runtime(run, **settings)
         if flip:
@@ -211,6 +217,8 @@ class Predictor:
         Raises:
             InputError: as for a prediction, or the model has no such map.
         """
+        if kind not in get_args(MapKind):
+            raise InputError(f"There is no map {kind!r}. Use one of {', '.join(get_args(MapKind))}.")
         checked = check_phrases(phrases)
         self._check_process()
         with self._lock:
@@ -226,7 +234,7 @@ class Predictor:
         if min_score is None:
             return 0.0
         if min_score != "auto":
-            if isinstance(min_score, bool) or not isinstance(min_score, int | float) or not 0 <= min_score <= 1:
+            if not _is_number(min_score) or not 0 <= min_score <= 1:
                 raise InputError(f'min_score is {min_score!r}. Give a number from 0 to 1, or "auto".')
             return float(min_score)
         if self.threshold is None:
@@ -265,8 +273,7 @@ class Predictor:
         top_k: int = 1,
     ) -> list[tuple[RuntimeOutput, Size]]:
         """Query each image with its phrases, encoded in one pass; return also the size of each image."""
-        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-            raise InputError(f"top_k is {top_k!r}. Give a whole number from 1 on.")
+        top_k = check_count("top_k", top_k)
         phrases = [phrase for own in per_image for phrase in own]
         image_index = np.repeat(np.arange(len(images)), [len(own) for own in per_image])
         self._check_process()
@@ -300,6 +307,21 @@ class Predictor:
                 "This Predictor was made before its process was forked. Make one in each process, or start processes "
                 'with multiprocessing.get_context("spawn").'
             )
+
+
+def check_count(name: str, value: Any) -> int:
+    """Return an argument that is a positive integer, of numpy too.
+
+    Raises:
+        InputError: it is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise InputError(f"{name} is {value!r}. Give a whole number from 1 on.")
+    return int(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_phrases(phrases: Any) -> list[str]:

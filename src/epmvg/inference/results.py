@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from epmvg.core.extras import optional_imports
+from epmvg.core.files import expand_home
 from epmvg.core.images import ImageSource, image_digest, open_image
 from epmvg.core.types import InputError, Prediction
 from epmvg.data.readers.coco import as_coco
@@ -136,16 +137,20 @@ def to_coco(predictions: Predictions | Sequence[Predictions], root: Path | str |
     return coco
 
 
-def to_label_studio(predictions: Predictions | Sequence[Predictions], prefix: str = "") -> list[dict[str, Any]]:
+def to_label_studio(
+    predictions: Predictions | Sequence[Predictions], prefix: str = "", root: Path | str | None = None
+) -> list[dict[str, Any]]:
     """Convert what was found to pre-annotated tasks of Label Studio, for the labeling setup in docs/predict.md.
 
     Args:
         predictions: of one image or several.
         prefix: put before file names, for example "/data/local-files/?d="; if it starts with / or http, names are
             percent-encoded.
+        root: as for `to_coco`.
     """
-    encode = quote if prefix.startswith(("/", "http:", "https:")) else str
-    return [_task(own, prefix + encode(name)) for name, own in _named(predictions)]
+    is_url = prefix.startswith(("/", "http:", "https:"))
+    encode = partial(quote, errors="surrogateescape") if is_url else str  # names may be of any bytes
+    return [_task(own, prefix + encode(_relative(name, root))) for name, own in _named(predictions)]
 
 
 def to_yolo(predictions: Predictions | Sequence[Predictions], root: Path | str | None = None) -> dict[str, str]:
@@ -204,7 +209,7 @@ def _named(predictions: Predictions | Sequence[Predictions]) -> list[tuple[str, 
 def _relative(name: str, root: Path | str | None) -> str:
     if root is None:
         return name
-    path = Path(name).expanduser()
+    path = expand_home(name)
     return relative_to(path, Path(root)) or path.absolute().as_posix()
 
 

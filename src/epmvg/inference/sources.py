@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from numbers import Integral
 from pathlib import Path
 
-from epmvg.core.images import image_suffixes
+from epmvg.core.images import image_path, image_suffixes
 from epmvg.core.types import InputError
 from epmvg.data.readers.annotations import phrase_error
 from epmvg.data.readers.fields import Annotation, require, short_repr
@@ -21,6 +22,8 @@ _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
 """Written by operating systems beside images: resource forks, thumbnails."""
 
 _LINKED = "linked folder"
+
+_MOVE = "Move the JSONL file to a folder that holds its images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,14 @@ class Sources:
         skipped: number of files in folders that are no readable images, by suffix; complete once all is read.
 
     Raises:
-        InputError: a path does not exist, a pattern matches nothing, or there is no phrase.
+        InputError: a path does not exist, a pattern matches nothing, there is no phrase, or no such shard.
     """
 
     def __init__(
         self, paths: Sequence[Path | str], phrases: Sequence[str] = (), *, shard: tuple[int, int] = (0, 1)
     ) -> None:
+        if not (all(isinstance(part, Integral) for part in shard) and 0 <= shard[0] < shard[1]):
+            raise InputError(f"shard is {shard!r}. Give (K, N) with K from 0 to N-1.")
         self.phrases, self.shard = list(phrases), shard
         self.skipped: Counter[str] = Counter()
         self.files = [file for path in paths for file in self._expand(path)]
@@ -95,10 +100,11 @@ class Sources:
         return f" (skipped: {self.describe_skipped()})" if self.skipped else ""
 
     def _expand(self, path: Path | str) -> list[Path]:
+        file = image_path(path)
         if not is_pattern(path):
-            if not exists(Path(path)):
+            if not exists(file):
                 raise InputError(f"{path} does not exist. Check the path.")
-            return [Path(path)]
+            return [file]
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207  absolute ones too
         files = [file for file in found if file.is_dir() or is_jsonl(file) or self._is_image(file)]
         if not files:
@@ -158,7 +164,7 @@ class Sources:
         image = None
         try:
             row = json_object(line, where)
-            image = path_inside(base, require(row, "image", str, where), where)
+            image = path_inside(base, require(row, "image", str, where), where, _MOVE)
             return Query.checked(image, "" if self.phrases else require(row, "phrase", str, where), _id(row, where))
         except InputError as error:
             phrase, name = (value if isinstance(value := row.get(key), str) else "" for key in ("phrase", "id"))

@@ -23,7 +23,8 @@ def write_report(
     The same folders give the same bytes. The page loads nothing from elsewhere.
 
     Args:
-        runs: folders that training and evaluation wrote; the first is what the others are compared with.
+        runs: folders that training and evaluation wrote, or `default` and models of the hub, whose results are in
+            runs/NAME; the first is what the others are compared with.
         out: the HTML file; an existing one is replaced.
         gallery: images in each group of the gallery, divided among the data splits; 0 leaves the gallery out.
         phrases: to show with the boxes of all runs; by default those on which the last run improves most on the first.

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from epmvg.config.flat import flatten
-from epmvg.core.locate import TRANSFORMERS_PREFIX, own_folder
+from epmvg.core.locate import own_folder
 from epmvg.core.types import InputError
 from epmvg.data.readers.jsonl import json_object, json_objects
 from epmvg.evaluation.metrics import Row
@@ -48,27 +48,33 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def read_runs(folders: Sequence[Path | str]) -> list[Run]:
-    """Read run folders, or the folders of results of hf:OWNER/NAME.
+    """Read run folders, or the folders of results of `default` and models of the hub.
 
     Raises:
         InputError: none is given, one is given twice, or one is missing, unreadable or without predictions.
     """
     if not folders:
         raise InputError("No run given. Give at least one run folder.")
-    paths = [own_folder(run) if str(run).startswith(TRANSFORMERS_PREFIX) else Path(run) for run in folders]
+    paths = list(map(own_folder, folders))
     resolved = [path.resolve() for path in paths]
     names = [path.name for path in resolved]
     runs = []
-    for path, whole in zip(paths, resolved, strict=True):
+    for given, path, whole in zip(folders, paths, resolved, strict=True):
+        if not path.is_dir():
+            raise InputError(
+                f"There is no folder {given}, and no results of such a model in {path}. "
+                f"Check the path, or run `epmvg evaluate {given}` first."
+            )
         if resolved.count(whole) > 1:
             raise InputError(f"{path} is given twice. Give each run once.")
-        runs.append(_read_run(path, whole.name if names.count(whole.name) == 1 else str(whole)))
+        run = _read_run(path, whole.name if names.count(whole.name) == 1 else str(whole))
+        if not run.predictions:
+            raise InputError(f"{path} holds no predictions. Run `epmvg evaluate {given}` first.")
+        runs.append(run)
     return runs
 
 
 def _read_run(folder: Path, name: str) -> Run:
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder. Give the --out of a training.")
     run = Run(name, folder, flatten(_read_settings(folder / "config.yaml")), read_metrics(folder))
     for file in sorted(folder.glob("predictions-*.jsonl")):
         rows = list(json_objects(file))
@@ -82,8 +88,6 @@ def _read_run(folder: Path, name: str) -> Run:
             negatives = file.with_name(file.name.replace("predictions-", "negatives-", 1))
             read = json_objects(negatives) if negatives.is_file() else ()
             run.negatives[split] = [row for _, row in read if is_number(row.get("score"))]
-    if not run.predictions:
-        raise InputError(f"{folder} holds no predictions. Run `epmvg evaluate {folder}` first.")
     return run
 
 

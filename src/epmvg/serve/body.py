@@ -108,6 +108,8 @@ async def _read_form(request: LimitedRequest) -> dict[str, Any]:
             fields.setdefault("phrases" if name == "phrases[]" else name, []).append(content)
     except MultiPartException as error:
         raise HTTPException(400, f"The multipart form cannot be parsed ({error.message.rstrip('.')}).") from error
+    except ValueError as error:  # of a codec
+        raise HTTPException(400, "The multipart form has another charset than its text. Send UTF-8.") from error
     finally:
         parser.close()
     values: dict[str, Any] = {name: many[0] if len(many) == 1 else many for name, many in fields.items()}

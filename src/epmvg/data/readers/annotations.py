@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from epmvg.core.files import is_encodable
 from epmvg.core.types import InputError, Sample
 from epmvg.data.readers.fields import (
     Annotation,
-    is_encodable,
     name_of,
     require,
     require_box,

@@ -131,15 +131,6 @@ def length(start: float, end: float) -> float:
     return next((value for value in candidates if start + value == end), exact)
 
 
-def is_encodable(text: str) -> bool:
-    """Return whether a text can be written as UTF-8; half of a surrogate pair cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def short_repr(value: object) -> str:
     """Return a short form of any value for a message."""
     try:

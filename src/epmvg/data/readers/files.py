@@ -16,9 +16,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from epmvg.core.files import disk_errors
+from epmvg.core.files import disk_errors, is_encodable
 from epmvg.core.types import InputError
-from epmvg.data.readers.fields import is_encodable, short_repr
+from epmvg.data.readers.fields import short_repr
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -117,8 +117,8 @@ def first_existing(folders: Sequence[Path], names: Sequence[str]) -> Path | None
     return next((folder / name for folder in folders for name in names if exists(folder / name)), None)
 
 
-def path_inside(root: Path, name: object, location: str) -> Path:
-    """Join a path that a file names to the root it must stay in.
+def path_inside(root: Path, name: object, location: str, fix: str = "Give its folder with --root") -> Path:
+    """Join a path that a file names to the root it must stay in; `fix` is what to do where it does not.
 
     Raises:
         InputError: it is no path, or is outside of the root.
@@ -131,7 +131,7 @@ def path_inside(root: Path, name: object, location: str) -> Path:
     top = os.path.abspath(root)  # noqa: PTH100  symbolic links stay as the user made them
     full = os.path.normpath(os.path.join(top, name))  # noqa: PTH118
     if not full.startswith(top.rstrip(os.sep) + os.sep):
-        raise InputError(f"{location}: {short_repr(name)} is outside of {root}. Give its folder with --root.")
+        raise InputError(f"{location}: {short_repr(name)} is outside of {root}. {fix}.")
     return root / os.path.relpath(full, top)
 
 

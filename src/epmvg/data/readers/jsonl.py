@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from epmvg.core.files import to_json
 from epmvg.core.types import InputError
 from epmvg.data.readers.annotations import Located
-from epmvg.data.readers.fields import Annotation, is_encodable
+from epmvg.data.readers.fields import Annotation
 from epmvg.data.readers.files import byte_lines, parse_json
 
 
@@ -38,6 +38,5 @@ def json_object(line: bytes, location: str) -> Annotation:
 
 
 def json_line(annotation: Annotation) -> bytes:
-    """Return one line of JSONL, letters as they are where UTF-8 can hold them."""
-    text = json.dumps(annotation, ensure_ascii=False)
-    return (text if is_encodable(text) else json.dumps(annotation)).encode() + b"\n"
+    """Return one line of JSONL."""
+    return to_json(annotation).encode() + b"\n"

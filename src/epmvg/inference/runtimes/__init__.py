@@ -31,7 +31,7 @@ def open_runtime(
             from epmvg.inference.runtimes.transformers_runtime import TransformersRuntime
         return TransformersRuntime(folder, results=own_folder(run), device=device, precision=precision, threads=threads)
     if folder is not None and is_exported(folder):
-        needs_torch = device not in ("auto", "cpu") or compile
+        needs_torch = device not in ("auto", "cpu") or compile or (precision == "bf16" and is_run(folder))
         if not needs_torch:
             return ExportedRuntime(folder, precision=precision, threads=threads)
         if not is_run(folder):

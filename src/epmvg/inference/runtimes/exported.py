@@ -81,7 +81,9 @@ class ExportedRuntime(GrounderRuntime):
 
     def attention(self, inputs: ModelInputs) -> list[NDArray[np.float32]]:
         """Raise InputError: the graphs do not return it."""
-        raise InputError("An exported folder has no attention. Use the run that it was exported from.")
+        raise InputError(
+            "Graphs return no attention. Use the run they were exported from; of `default` epmvg.load('default')."
+        )
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
