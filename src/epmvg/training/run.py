@@ -221,7 +221,7 @@ class Run:
         new = sorted({reason for reasons in gather(self.skipped) for reason in reasons} - self.reported)
         self.skipped = []
         self.reported.update(new)
-        self._write_skipped("Images skipped so far", len(self.reported), new)
+        self._write_skipped("Images or boxes skipped so far", len(self.reported), new)
 
     def _write_skipped(self, title: str, count: int, reasons: list[str]) -> None:
         if reasons:
