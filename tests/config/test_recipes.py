@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from epmvg.config.published import missing_start, published_start
 from epmvg.config.settings import Recipe, list_recipes
@@ -123,7 +125,11 @@ def test_a_recipe_may_leave_the_teacher_to_the_run(tmp_path: Path) -> None:
         (["scenes", "train.epochs=inf"], "train.epochs='inf' does not fit"),
         (["scenes", "train.epochs=true"], "train.epochs='true' does not fit"),
         (["scenes", "train=3", "train.lr=1"], "train.lr cannot be set beside train=3"),
-        (["scenes", "model.set=null", "model.image_size=[", "x"], "The value of 'model.image_size' is not valid YAML"),
+        (["scenes", "model.set=null", "model.image_size=["], "The value of 'model.image_size' is not valid YAML"),
+        (["scenes", "train.seed=-1"], r"train.seed='-1' does not fit: input should be greater"),
+        (["scenes", "train.seed=4294967296"], r"train.seed='4294967296' does not fit: input should be less"),
+        (["scenes", "model.overrides={a: 1}"], "Write model.KEY=value"),
+        (["scenes", "model.x=2024-13-45"], "The value of 'model.x' is not valid YAML"),
         (["scenes", "epochs"], "'epochs' is not a setting"),
         (["scenes", "data.augment.horizontal_flip=2"], r"data.augment.horizontal_flip='2'"),
     ],
@@ -131,3 +137,35 @@ def test_a_recipe_may_leave_the_teacher_to_the_run(tmp_path: Path) -> None:
 def test_wrong_settings_are_rejected_by_name(arguments: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         Recipe.load(*arguments)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("data: {name: é}".encode("latin-1"), b"data: {name: x", b"- a", b"model: {overrides: 3}"),
+        *(b"about: 2024-13-45", b"about: !!timestamp 2", b"about: !!int x", b"data: " + b"[" * 5000, b"\0"),
+        *(b"train: {seed: " + b"9" * digits + b"}" for digits in (400, 5000)),
+    ],
+    ids=lambda content: content[:24].decode("latin-1"),
+)
+def test_an_unusable_recipe_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"mine\.yaml") as error:
+        Recipe.load(tmp_path / "mine.yaml")
+    assert len(str(error.value).replace(str(tmp_path), "")) < 250 and "\n" not in str(error.value)
+
+
+@given(st.permutations(["data=few.jsonl", "data.batch_size=4", "model=transvg-r50", "model.image_size=320"]))
+def test_groups_are_set_before_their_keys(overrides: list[str]) -> None:
+    recipe = Recipe.load("scenes", *overrides)
+    assert (recipe.data.name, recipe.data.batch_size) == ("few.jsonl", 4)
+    assert (recipe.model.name, recipe.model.overrides) == ("transvg-r50", {"image_size": 320})
+
+
+def test_model_overrides_are_settings_of_the_model(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("model: {vls: mean}", encoding="utf-16")
+    (tmp_path / "dumped.yaml").write_text("model: {overrides: {vls: first}}")
+    base, dumped = str(tmp_path / "base.yaml"), str(tmp_path / "dumped.yaml")
+    for overrides, vls in (([], "mean"), (["model.overrides.vls=first"], "first"), ([dumped], "first")):
+        assert Recipe.load(base, *overrides).model.overrides == {"vls": vls}
+    assert Recipe.load(dumped, "model.vls=mean").model.overrides == {"vls": "mean"}

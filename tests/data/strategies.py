@@ -40,7 +40,7 @@ def samples(draw: st.DrawFn) -> Sample:
         id=draw(texts | st.just("")),
         size=draw(st.none() | st.just((6000, 6000))),
         extra=draw(st.dictionaries(texts.filter(lambda key: key not in OWN), facts, max_size=3)),
-        weight=draw(st.just(1.0) | st.floats(0, 1e6, exclude_min=True)),
+        weight=draw(st.just(1.0) | st.floats(1e-6, 1e6)),
     )
 
 

@@ -28,6 +28,21 @@ def test_there_and_back(tmp_path: Path, squares: Path, kind: str) -> None:
     assert open_samples(str(squares), split=None) == open_samples(str(back), split=None)
 
 
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_split_of_another_key_stays(tmp_path: Path, squares: Path, kind: str) -> None:
+    lines = [json.loads(line) for line in squares.read_text().splitlines()]
+    own = [{"mini_split": "val" if number % 3 else "", "split": "train"} for number in range(len(lines))]
+    file = squares.with_name("mini.jsonl")
+    file.write_text("".join(json.dumps(line | two) + "\n" for line, two in zip(lines, own, strict=True)))
+    target = tmp_path / TARGETS[kind]
+    root = convert_data(str(file), target, split_key="mini_split")["root"]
+    samples = open_samples(str(target), split=None, root=root)
+    assert {(sample.id, sample.split) for sample in samples} == {
+        (str(line["id"]), two["mini_split"]) for line, two in zip(lines, own, strict=True)
+    }
+    assert {sample.extra["attributes.split"] for sample in samples} == {"train"}
+
+
 @pytest.mark.parametrize("verb", [["stats"], ["convert", "--to", "t.jsonl"]])
 def test_unusable_data_is_one_sentence(tmp_path: Path, verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     for name, words in (("refcoc", "Did you mean 'refcoco'?"), (str(tmp_path / "no.json"), "Check the path")):

@@ -34,7 +34,7 @@ def decode(cache: ImageCache, path: Path) -> tuple[Image.Image, tuple[int, int]]
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_second_time_is_like_the_first(tmp_path: Path, turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_image(tmp_path / "photo.jpg", 0, turned=turned)
-    cache = ImageCache(tmp_path / "images.sqlite", 1.0, longest_side=80)
+    cache = ImageCache(tmp_path / "images.sqlite", 1.0, side=80)
     first, size = decode(cache, file)
     monkeypatch.setattr(ImageFile, "decode", lambda *_: pytest.fail("decoded again"))
     second, same_size = decode(cache, file)
@@ -43,7 +43,7 @@ def test_the_second_time_is_like_the_first(tmp_path: Path, turned: bool, monkeyp
 
 
 def test_a_changed_image_is_decoded_again(tmp_path: Path) -> None:
-    cache = ImageCache(tmp_path / "images.sqlite", 1.0, longest_side=80)
+    cache = ImageCache(tmp_path / "images.sqlite", 1.0, side=80)
     before, _ = decode(cache, write_image(tmp_path / "photo.jpg", 0))
     after, size = decode(cache, write_image(tmp_path / "photo.jpg", 1, size=(90, 60)))
     assert before.tobytes() != after.tobytes() and size == (90, 60)
@@ -51,7 +51,7 @@ def test_a_changed_image_is_decoded_again(tmp_path: Path) -> None:
 
 def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
     files = [write_image(tmp_path / f"{number}.jpg", number, size=(200, 150)) for number in range(12)]
-    cache = ImageCache(tmp_path / "images.sqlite", 500_000 / 1e9, longest_side=200)
+    cache = ImageCache(tmp_path / "images.sqlite", 500_000 / 1e9, side=200)
     for file in files:
         decode(cache, file)
     assert 0 < len(cache.arrays) < len(files) and cache.arrays.nbytes <= 500_000
@@ -59,25 +59,25 @@ def test_the_cache_stays_within_its_limit(tmp_path: Path) -> None:
 
 def test_a_limit_too_small_for_an_image_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cache_gb=0\.001 .* Set 0\.005 or more"):
-        ImageCache(tmp_path / "images.sqlite", 0.001, longest_side=1067)
-    cache = ImageCache(tmp_path / "images.sqlite", 0.005, longest_side=1067)
+        ImageCache(tmp_path / "images.sqlite", 0.001, side=1067)
+    cache = ImageCache(tmp_path / "images.sqlite", 0.005, side=1067)
     decode(cache, write_image(tmp_path / "square.jpg", 0, size=(1100, 1100)))
     assert len(cache.arrays) == 1
 
 
 def test_a_damaged_cache_is_rejected_at_first_and_costs_only_time_later(tmp_path: Path) -> None:
     file, store = write_image(tmp_path / "photo.jpg", 0), tmp_path / "images.sqlite"
-    cache = ImageCache(store, 1.0, longest_side=80)
+    cache = ImageCache(store, 1.0, side=80)
     whole, _ = decode(cache, file)
     store.write_bytes(b"no database" * 1000)
     assert decode(cache, file)[0].tobytes() == whole.tobytes()
     with pytest.raises(InputError, match=r"images\.sqlite cannot be used"):
-        ImageCache(store, 1.0, longest_side=80)
+        ImageCache(store, 1.0, side=80)
 
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"missing\.jpg"):
-        ImageCache(tmp_path / "images.sqlite", 1.0, longest_side=80).open(tmp_path / "missing.jpg")
+        ImageCache(tmp_path / "images.sqlite", 1.0, side=80).open(tmp_path / "missing.jpg")
 
 
 def test_training_images_are_the_same_with_the_cache(

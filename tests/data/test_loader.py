@@ -6,12 +6,17 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from epmvg.config.settings import AugmentSettings
+from epmvg.core.boxes import to_xyxy
 from epmvg.core.geometry import Letterbox
 from epmvg.core.types import WHOLE_IMAGE, Batch, InputError, Sample
 from epmvg.data.loader import Example, GroundingLoader, collate, make_loader
@@ -152,6 +157,30 @@ def test_a_flip_swaps_sides_in_boxes_and_phrases(squares: Path) -> None:
     torch.testing.assert_close(flipped.boxes[:, 0], 1 - plain.boxes[:, 0], atol=0.02, rtol=0)
     torch.testing.assert_close(flipped.boxes[:, 1:], plain.boxes[:, 1:])
     assert plain.phrases == [sample.phrase for sample in plain.samples]
+
+
+@given(st.integers(0, 10_000), st.sampled_from([None, VARIED]))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_targets_lie_in_the_image(squares: Path, seed: int, augment: AugmentSettings | None) -> None:
+    """Boxes over the image's border are clipped; in training those outside are left out and named."""
+    random = np.random.default_rng(seed)
+    x, y, w, h = random.integers([-100, -80, 1, 1], [100, 80, 150, 150], (40, 4)).T
+    boxes = np.stack([x, y, x + w, y + h], 1)
+    inside = (x < 80) & (y < 60) & (x + w > 0) & (y + h > 0)
+    samples = [
+        Sample(squares.with_name(f"{number % 5}.png"), "a thing", tuple(map(float, box)), id=str(number))  # type: ignore[arg-type]
+        for number, box in enumerate(boxes)
+    ]
+    options: dict[str, Any] = {"image_size": 64, "augment": augment, "batch_size": 7, "phrases_per_image": 3}
+    batches = list(GroundingLoader(samples, tokenize, shuffle=True, skip_unreadable=True, **options))
+    assert sorted(map(int, ids(batches))) == np.flatnonzero(inside).tolist()
+    assert sum(len(batch.skipped) for batch in batches) == (~inside).sum()
+    edges = to_xyxy(torch.cat([batch.boxes for batch in batches]))
+    assert edges.min() >= -1e-6 and edges.max() <= 1 + 1e-6 and (edges[:, 2:] > edges[:, :2]).all()
+    if not inside.all():
+        with pytest.raises(InputError, match=r"png: the box of 'a thing' lies outside its image\. Fix or delete"):
+            list(GroundingLoader(samples, tokenize, shuffle=True, **options))
+    assert len(ids(list(GroundingLoader(samples, tokenize, **options)))) == 40  # evaluation: misses
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

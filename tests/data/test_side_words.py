@@ -37,6 +37,8 @@ def test_sides_swap_as_words(before: str, after: str) -> None:
     [
         *("the man right behind the car", "the one right in front of us", "sitting right next to the dog"),
         *("the last slice left on the plate", "the only piece left", "a dog left behind", "what is left"),
+        *("the man who left", "guy that left, in red", "she left", "who's left", "the last piece left of the cake"),
+        *("what's left of the cake", "what is left of it", "all that is left of the sandwich"),
         *("all right", "the right way up", "the guy walking right behind her", "cup right by the fork"),
     ],
 )
@@ -58,6 +60,10 @@ def test_an_image_is_not_flipped_where_a_word_may_be_no_side(phrase: str) -> Non
         ("her right arm", "her left arm"),
         ("zebra left", "zebra right"),
         ("the man left of the car", "the man right of the car"),
+        ("the cup left of the cake", "the cup right of the cake"),
+        ("guy who's right of her", "guy who's left of her"),
+        ("the last one on the left of the rack", "the last one on the right of the rack"),
+        ("that left side", "that right side"),
         ("second from right", "second from left"),
         ("left guy in front", "right guy in front"),
         ("dog looking right", "dog looking left"),

@@ -72,7 +72,9 @@ def test_missing_images_are_assigned_one_by_one(tmp_path: Path) -> None:
     assert [part["images"] for part in done["splits"].values()] == [2, 2]
 
 
-@pytest.mark.parametrize("fractions", ["0.8", "0.8/0.3", "a/b", "1.1/-0.1", "0.25/0.25/0.25/0.25", ""])
+@pytest.mark.parametrize(
+    "fractions", ["0.8", "0.8/0.3", "a/b", "1.1/-0.1", "nan/0.5", "0.5/nan", "inf/-inf", "0.25/0.25/0.25/0.25", ""]
+)
 def test_invalid_fractions_are_rejected(tmp_path: Path, fractions: str) -> None:
     with pytest.raises(InputError, match="are not valid"):
         split_data(str(make(tmp_path, 3)), fractions, tmp_path / "new.jsonl")

@@ -15,7 +15,7 @@ from epmvg.config.settings import AugmentSettings
 from epmvg.core.boxes import to_xyxy
 from epmvg.core.geometry import Letterbox
 from epmvg.core.images import ImageFile, open_image
-from epmvg.data.transforms import ImageTransform, apply_transform, draw_transform
+from epmvg.data.transforms import ImageTransform, apply_transform, draw_transform, largest_side
 
 STRONG = AugmentSettings(horizontal_flip=0.5, crop=1.0, min_crop=0.4, scale=0.5, color_jitter=1.0, translate=1.0)
 TRANSVG = AugmentSettings(horizontal_flip=0.5, crop=0.5, scale=0.7, color_jitter=0.8, translate=1.0, recipe="transvg")
@@ -166,3 +166,14 @@ def test_an_image_is_decoded_as_finely_as_its_transform_needs(tmp_path: Path) ->
         assert reduced.width < whole.width
         apart = (apply_transform(reduced, transform) - apply_transform(whole, transform)).abs() * 255
         assert apart.mean() < 3
+
+
+@given(st.integers(0, 10_000), st.sampled_from([STRONG, *(TRANSVG.model_copy(update={"crop": p}) for p in (0, 1))]))
+def test_the_largest_side_leaves_all_detail(seed: int, augment: AugmentSettings) -> None:
+    """Of an image of any aspect, for any crop; so a cached image is not enlarged."""
+    random = np.random.default_rng(seed)
+    size = random.integers(400, 1600, 2)
+    transform = draw_transform((int(size[0]), int(size[1])), 128, np.zeros((0, 4)), [], augment, random)
+    side, is_shorter = largest_side(augment, 128)
+    kept = size * min(1, side / (size.min() if is_shorter else size.max()))
+    assert (transform.min_size <= kept * 1.02 + 1).all()

@@ -141,6 +141,11 @@ def test_photo_pairs_are_images_with_sentences_and_regions_with_phrases(tmp_path
         [(path, ["red on the left of blue"])], [Sample(path, "the square", (2, 2, 18, 18)), elsewhere]
     )
     assert len(pairs) == 4 and pairs.describe()["regions"] == 1
+    others = (
+        PhotoPairs([(path, ["another"])], pairs.regions),
+        PhotoPairs(pairs.captioned, {path: [((2, 2, 9, 9), "x")]}),
+    )
+    assert len({each.describe()["sha256"] for each in (pairs, *others)}) == 3
     seen = {}
     for epoch in range(8):
         for number in range(4):
@@ -167,7 +172,16 @@ def test_photos_and_their_boxes_train_a_teacher(tmp_path: Path) -> None:
         main(["teacher", "train", str(captions), "--regions", regions, "--out", str(tmp_path / "out"), "--epochs", "1"])
     assert ended.value.code == 0
     about = json.loads((tmp_path / "out" / "teacher.json").read_text())
+    digest = about["pairs"].pop("sha256")
     assert about["pairs"] == {"photos": 2, "regions": 2, "per_photo": 3, "seed": 0} and about["batch_size"] == 8
+    partial = tmp_path / ".next.partial"
+    partial.mkdir()
+    settings = about | {"pairs": about["pairs"] | {"sha256": digest}}
+    del settings["metrics"]
+    torch.save({"settings": json.dumps(settings)}, partial / "checkpoint.pt")
+    captions.write_text(captions.read_text().replace("wall 1", "wall 9"))
+    with pytest.raises(InputError, match="holds a training with other settings"):
+        train_on_photos(captions, regions, tmp_path / "next", epochs=1)
     assert ClipTeacher(tmp_path / "out").preprocess.size == (224, 224)
     (tmp_path / "other.jsonl").write_text(json.dumps(boxes[3]) + "\n")
     with pytest.raises(InputError, match=r"no box in a photo.*Give annotations"):

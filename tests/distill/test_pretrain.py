@@ -13,7 +13,7 @@ from torch import nn
 
 from epmvg.core.types import InputError
 from epmvg.distill import pretrain
-from epmvg.distill.pretrain import Features, recall, train_teacher
+from epmvg.distill.pretrain import Features, read_captions, recall, train_teacher
 from epmvg.distill.teacher import ClipTeacher
 
 COLORS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "white": (250, 250, 250)}
@@ -95,6 +95,33 @@ def test_failed_pretraining_leaves_no_files(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(InputError, match=r"became NaN or Inf in epoch 1. Lower lr=0\.001"):
         train_teacher(rows_of(tmp_path, 6), tmp_path / "out", **SMALL)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_scale_is_that_of_the_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    scales: list[float] = []
+    clip: Any = nn.Module()
+
+    def best_at_first(heads: nn.ModuleList, features: Features) -> tuple[float, float]:
+        scales.append(clip.logit_scale.item())
+        return 1 / len(scales), 1.0
+
+    monkeypatch.setattr(pretrain, "recall", best_at_first)
+    clip.visual, clip.text = nn.Module(), nn.Module()
+    clip.visual.head, clip.text.proj = nn.Linear(4, 4), nn.Linear(4, 4)
+    clip.logit_scale = nn.Parameter(torch.tensor(2.0))
+    table = Features(torch.rand(8, 4), torch.rand(8, 4), [[number] for number in range(8)])
+    assert pretrain._fit(clip, table, table, epochs=3, batch_size=4, lr=0.1) == (1.0, 1.0, 1)
+    assert clip.logit_scale.item() == scales[0] and scales[0] not in scales[1:]
+
+
+def test_captions_are_read_like_other_annotations(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    file = rows_of(tmp_path / "a", 4)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b'"0.png', b'"..\\\\a\\\\0.png'))
+    assert read_captions(file, tmp_path / "a", "train")[0] == (tmp_path / "a" / "0.png", ["no 0"])
+    file.write_text(file.read_text("utf-8-sig").replace('"2.png', '"../2.png'))
+    with pytest.raises(InputError, match=r"c\.jsonl line 3: .* is outside of"):
+        train_teacher(file, tmp_path / "out")
 
 
 @pytest.mark.parametrize("fill", [float("nan"), 0.0])

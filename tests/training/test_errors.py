@@ -94,9 +94,10 @@ def test_damaged_checkpoint_falls_back_to_the_previous_one(finished: tuple[Recip
     last = tmp_path / "hurt" / "checkpoint" / "last.pt"
     content = last.read_bytes()
     last.write_bytes(content[: len(content) // 2])
+    spare = last.with_name("previous.pt").read_bytes()
     with pytest.warns(UserWarning, match=r"last\.pt is damaged\. Continuing from previous\.pt, step \d"):
         epmvg.train(chosen, tmp_path / "hurt", resume=True)
-    assert same_weights(whole, tmp_path / "hurt")
+    assert same_weights(whole, tmp_path / "hurt") and last.with_name("previous.pt").read_bytes() == spare
     for file in (tmp_path / "hurt" / "checkpoint").iterdir():
         file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"last\.pt is damaged, and no other checkpoint is intact.*model\.init_from="):
@@ -117,6 +118,31 @@ def test_flipped_bit_is_detected_or_harmless(finished: tuple[Recipe, Path], tmp_
         else:  # the bytes between the parts of the file
             assert all(torch.equal(state["model"][name], tensor) for name, tensor in weights(folder).items())
     assert noticed > 25
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"train": {}}', '{"train": 3, "val": 3, "teacher": null}', "\xff"])
+def test_damaged_digests_are_one_sentence(finished: tuple[Recipe, Path], tmp_path: Path, content: str) -> None:
+    folder = shutil.copytree(finished[1], tmp_path / "run")
+    (folder / "samples.json").write_bytes(content.encode("latin-1"))
+    for use in (lambda: epmvg.train(finished[0], folder, resume=True), lambda: epmvg.evaluate(folder)):
+        with pytest.raises(InputError, match=r"samples\.json is damaged\. Delete it"):
+            use()
+
+
+def test_damaged_rows_of_metrics_are_dropped(finished: tuple[Recipe, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(finished[1], tmp_path / "run")
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'3\nnull\n[1]\n{"step": "x", "event": "step"}\n{"step": 1, "event": "\xff"}\n{"step"')
+    epmvg.train(finished[0], folder, resume=True)
+    assert rows(folder) == rows(finished[1])
+
+
+@pytest.mark.parametrize("split", ["a/b", "../val", "."])
+def test_a_split_of_any_name_is_validated(squares: Path, tmp_path: Path, split: str) -> None:
+    squares.write_text(squares.read_text().replace('"split": "val"', f'"split": "{split}"'))
+    run = epmvg.train(recipe(squares, "train.epochs=1", f"data.val_split={split}"), tmp_path / "run")
+    (trained,) = run.glob("predictions-*.jsonl")
+    assert epmvg.evaluate(run)["predictions"] == trained.name
 
 
 def test_two_trainings_cannot_write_one_folder(finished: tuple[Recipe, Path]) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import recipe
 from torch import Tensor
 
+import epmvg
 from epmvg.core.types import InputError, Sample
 from epmvg.data.loader import GroundingLoader
 from epmvg.data.registry import open_samples
@@ -69,6 +71,28 @@ def test_another_image_of_the_same_name_is_encoded_again(samples: list[Sample], 
     after = cached(frozen(), samples, file)
     assert torch.equal(after[0], before[1]) and not torch.equal(after[0], before[0])
     assert torch.equal(after[1:], before[1:])
+
+
+def test_unreadable_images_are_skipped_and_counted(
+    samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A truncated one has a size, so only the cache notices it; the others keep their own features."""
+    monkeypatch.setenv("EPMVG_CACHE", str(tmp_path / "cache"))
+    whole = cached(frozen(), samples, tmp_path / "whole.sqlite")
+    content = samples[4].image.read_bytes()
+    samples[4].image.write_bytes(content[: len(content) // 2])
+    assert torch.equal(cached(frozen(), samples, tmp_path / "other.sqlite"), whole[[0, 2, 3, 4, 5]])
+    reported: list[dict[str, object]] = []
+    settings = ["data.augment=null", "train.cache_features=true", "model.visual_encoder.frozen=[all]"]
+    file = samples[0].image.with_name("annotations.jsonl")
+    epmvg.train(recipe(file, *settings, "train.epochs=1"), tmp_path / "run", report=reported.append)
+    (skipped,) = [row for row in reported if row["event"] == "skipped"]
+    assert skipped["rows"] == 4 and samples[4].image.name in str(skipped["why"])
+    assert [row["train"] for row in reported if row["event"] == "begin"] == ["20 phrases of 5 images"]
+    for sample in samples:
+        sample.image.write_bytes(b"no image")
+    with pytest.raises(InputError, match="None of the training images can be read: 24 annotations"):
+        epmvg.train(recipe(file, *settings), tmp_path / "none")
 
 
 def test_an_interrupted_pass_continues(samples: list[Sample], file: Path) -> None:

@@ -5,6 +5,7 @@ A recipe states what differs from the defaults; `key=value` on the command line 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -47,7 +48,8 @@ class ModelSettings(Settings):
         if isinstance(value, dict):
             own = {key: value[key] for key in value if key in cls.model_fields}
             others = {key: value[key] for key in value if key not in cls.model_fields}
-            return own | {"overrides": dict(own.get("overrides") or {}) | others}
+            overrides = own.get("overrides") or {}
+            return own | {"overrides": overrides | others if isinstance(overrides, dict) else overrides}
         return value
 
 
@@ -171,7 +173,7 @@ class TrainSettings(Settings):
         "fp32", description="tf32: products of 10 bits on NVIDIA GPUs; auto: bf16 where the hardware has it."
     )
     gradient_checkpointing: bool = Field(False, description="Recompute encoder layers in the backward pass.")
-    seed: int = Field(13, description="Seed of weights, data order and augmentation.")
+    seed: int = Field(13, ge=0, lt=2**32, description="Seed of weights, data order and augmentation.")
     cache_features: bool = Field(False, description="Cache features of a frozen backbone; needs data.augment=null.")
     feature_cache_gb: float = Field(4.0, gt=0, description="Size of that disk cache, GB.")
     negatives_per_phrase: float = Field(0.25, ge=0, le=1, description="Negative pairs per phrase.")
@@ -227,8 +229,9 @@ class Recipe(Settings):
         """Read a recipe by name or YAML file and apply `key=value` overrides.
 
         Text (names, paths, splits) is taken as it is; an empty value and `null` clear a setting. Among the overrides
-        may be further recipes (`improved`, mine.yaml), which replace what they state before any key is set. A recipe
-        may state how to distill without a teacher, which each run names; a run that does not is trained without one.
+        may be further recipes (`improved`, mine.yaml), which replace what they state before any key is set, and groups
+        (`data=FILE`) are set before their keys (`data.batch_size=4`), whatever the order. A recipe may state how to
+        distill without a teacher, which each run names; a run that does not is trained without one.
 
         Raises:
             InputError: unknown recipe, file or key, or a value that does not fit.
@@ -237,14 +240,14 @@ class Recipe(Settings):
         for overlay in filter(_is_recipe, overrides):
             name = f"{values['name']} {Path(overlay).stem}"
             values = _overlaid(values, _read_yaml(overlay)) | {"name": name, "about": values.get("about", "")}
-        overrides = tuple(override for override in overrides if not _is_recipe(override))
-        for override in overrides:
+        keys = [override for override in overrides if not _is_recipe(override)]
+        for override in sorted(keys, key=lambda override: override.partition("=")[0].count(".")):
             _apply_override(values, override)
         data = values.get("data")
         if isinstance(data, dict) and data.get("name", "") is None:
             raise InputError(f"The recipe {source} states no data. Give data.name=FILE, such as my.jsonl.")
         if _lacks_teacher(values.get("distill")):
-            for override in overrides:
+            for override in keys:
                 if override.startswith("distill."):
                     raise InputError(f"{override} needs a teacher. Give distill=NAME or distill=FOLDER too.")
             values["distill"] = None
@@ -296,27 +299,25 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise InputError(f"{path} does not exist. Give a YAML file or one of {', '.join(list_recipes())}.")
-        text = path.read_text(encoding="utf-8")
+        content: str | bytes = path.read_bytes()
     elif str(source) in list_recipes():
-        text = recipe_text(str(source))
+        content = recipe_text(str(source))
     else:
         raise InputError(f"There is no recipe {str(source)!r}. {did_you_mean(str(source), list_recipes())}")
-    return {"name": path.stem} | parse_yaml(text, str(source))
-
-
-def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """Return the settings of a recipe's text.
-
-    Raises:
-        InputError: it is not a YAML mapping.
-    """
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{source} is not valid YAML ({str(error).splitlines()[0]}). Correct it.") from error
+    values = _parse_yaml(content, str(source)) or {}
     if not isinstance(values, dict):
         raise InputError(f"{source} is not a recipe. Write `key: value` settings.")
-    return values
+    model = values.get("model")
+    if isinstance(model, dict) and isinstance(model.get("overrides"), dict):  # as the command line sets them
+        values["model"] = model.pop("overrides") | model
+    return {"name": path.stem} | values
+
+
+def _parse_yaml(text: str | bytes, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:  # the others: of dates and numbers
+        raise InputError(f"{source} is not valid YAML ({str(error).splitlines()[0]}). Correct it.") from error
 
 
 def _is_recipe(override: str) -> bool:
@@ -339,6 +340,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"{override!r} is not a setting. Write key=value, for example train.epochs=3.")
+    if key == "model.overrides":
+        raise InputError(f"{override!r} is not a setting. Write model.KEY=value for each setting of the model.")
+    key = key.replace("model.overrides.", "model.", 1) if key.startswith("model.overrides.") else key
     value = _parse_value(key, text)
     if key == "distill" and isinstance(value, str) and _lacks_teacher(values.get(key)):
         key = "distill.teacher"
@@ -361,10 +365,7 @@ def _parse_value(key: str, text: str) -> Any:
     is_override = key.startswith("model.") and key.split(".")[1] not in ModelSettings.model_fields
     if not is_override and not text.startswith("{"):
         return text
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"The value of {key!r} is not valid YAML. Quote it.") from error
+    value = _parse_yaml(text, f"The value of {key!r}")
     try:
         return float(value) if isinstance(value, str) else value  # YAML 1.1 reads 1e-4 as text
     except ValueError:
@@ -386,4 +387,4 @@ def _message(error: ValidationError, source: str) -> str:
         return f"{source}: {first['ctx']['error']}"
     if first["type"] == "missing":
         return f"{source}: the setting {key!r} is missing. Give it."
-    return f"{source}: {key}={first['input']!r} does not fit: {first['msg'].lower()}."
+    return f"{source}: {key}={reprlib.repr(first['input'])} does not fit: {first['msg'].lower()}."

@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -25,14 +25,14 @@ from epmvg.config.settings import AugmentSettings
 from epmvg.core.geometry import Letterbox
 from epmvg.core.images import ImageFile
 from epmvg.core.tokenizer import PhraseTokenizer
-from epmvg.core.types import WHOLE_IMAGE, Batch, InputError, Sample
+from epmvg.core.types import WHOLE_IMAGE, Batch, Box, InputError, Sample
 from epmvg.data.epoch_order import EpochOrder
 from epmvg.data.image_cache import ImageCache
 from epmvg.data.misspell import vary_text
 from epmvg.data.readers.files import cache_folder
 from epmvg.data.registry import open_samples
 from epmvg.data.side_words import swap_sides
-from epmvg.data.transforms import apply_transform, draw_transform, longest_side
+from epmvg.data.transforms import apply_transform, draw_transform, largest_side
 
 _PREFETCHED = 4_000_000_000
 """Bytes of batches that the workers on a machine may load ahead; each loads one at least."""
@@ -65,8 +65,8 @@ class GroundingLoader:
         num_workers: processes that load batches ahead; 0 loads them in the loop.
         rank, world_size: of this process. With `shuffle` each rank takes an equal contiguous part of every batch;
             without, every `world_size`-th batch.
-        skip_unreadable: name images that cannot be read in `Batch.skipped` instead of raising; a batch of such images
-            alone has no samples.
+        skip_unreadable: name images that cannot be read, and with `shuffle` boxes outside of their image, in
+            `Batch.skipped` instead of raising; a batch of these alone has no samples.
         cached: features [images, ...] by name, in the order of `images`, which are then not decoded.
         cache_gb: size limit of a disk cache of decoded training images; 0 keeps none.
         pin_memory: load into pinned memory, from which copies to a GPU overlap with its work.
@@ -130,7 +130,7 @@ class GroundingLoader:
         self.prefetch_factor = self._prefetch_factor() if num_workers else None
         self.cache: ImageCache | None = None
         if cache_gb and augment is not None:
-            self.cache = ImageCache(cache_folder() / "images.sqlite", cache_gb, longest_side(augment, image_size))
+            self.cache = ImageCache(cache_folder() / "images.sqlite", cache_gb, *largest_side(augment, image_size))
 
     def __len__(self) -> int:
         """Number of batches per epoch on this rank."""
@@ -190,6 +190,7 @@ class Example:
     boxes: Tensor  # float64 [P, 4], cxcywh in 0..1 of the network's input
     letterbox: Letterbox
     mask: Tensor  # bool [S, S], True at padding
+    skipped: list[str] = field(default_factory=list)  # reasons of samples of the image that are left out
 
 
 def collate(examples: Sequence[Example], images: Tensor, tokenize: Tokenize) -> Batch:
@@ -244,8 +245,11 @@ class _Epoch(Dataset[Batch | InputError]):
         skipped: list[str] = []
         for low, high in pairwise(cuts):
             try:
-                examples.append(self._example(low, high, images[len(examples)]))
-                read.append(int(loader.image_of[self.order[low]]))
+                example = self._example(low, high, images[len(examples)])
+                skipped += example.skipped
+                if example.samples:
+                    examples.append(example)
+                    read.append(int(loader.image_of[self.order[low]]))
             except InputError as error:
                 if not loader.skip_unreadable:
                     raise
@@ -262,17 +266,25 @@ class _Epoch(Dataset[Batch | InputError]):
         first, last = self.borders[border - 1 : border + 1].tolist()
         group = [loader.samples[number] for number in self.order[first:last]]
         phrases = [sample.phrase for sample in group]
-        part = slice(low - first, high - first)
         with (loader.cache.open if loader.cache else ImageFile)(group[0].image) as image:
-            whole = (0.0, 0.0, *map(float, image.size))
+            whole: Box = (0.0, 0.0, float(image.size[0]), float(image.size[1]))
             boxes = [sample.box if sample.box != WHOLE_IMAGE else whole for sample in group]
-            own = torch.tensor(boxes[part], dtype=torch.float64)
+            part = list(range(low - first, high - first))
+            outside = [number for number in part if loader.shuffle and not _overlaps(boxes[number], image.size)]
+            skipped = [f"{image.name}: the box of {phrases[number]!r} lies outside its image" for number in outside]
+            if skipped and not loader.skip_unreadable:
+                raise InputError(f"{skipped[0]}. Fix or delete the annotation.")
+            part = [number for number in part if number not in outside]
+            samples = [group[number] for number in part]
+            own = torch.tensor([boxes[number] for number in part], dtype=torch.float64).reshape(-1, 4)
             if loader.augment is None:
                 letterbox = Letterbox.fit(*image.size, loader.image_size)
                 if not loader.cached:
                     out.copy_(torch.from_numpy(letterbox.pad(letterbox.resize(image.decode()))[0]))
                 mask = torch.from_numpy(letterbox.mask())
-                return Example(group[part], phrases[part], letterbox.to_input(own), letterbox, mask)
+                own = own.clamp(min=0).minimum(own.new_tensor(image.size * 2))
+                phrases = [phrases[number] for number in part]
+                return Example(samples, phrases, letterbox.to_input(own), letterbox, mask, skipped)
             random = np.random.default_rng([loader.seed, self.epoch, int(self.group[low]), 1])
             transform = draw_transform(image.size, loader.image_size, boxes, phrases, loader.augment, random)
             apply_transform(image.decode(transform.min_size), transform, out)
@@ -280,7 +292,13 @@ class _Epoch(Dataset[Batch | InputError]):
             phrases = [swap_sides(phrase) for phrase in phrases]
         random = np.random.default_rng([loader.seed, self.epoch, int(self.group[low]), 2])
         phrases = [vary_text(phrase, loader.augment.typo, loader.augment.letter_case, random) for phrase in phrases]
-        return Example(group[part], phrases[part], transform.boxes(own), transform.letterbox, transform.mask())
+        phrases = [phrases[number] for number in part]
+        return Example(samples, phrases, transform.boxes(own), transform.letterbox, transform.mask(), skipped)
+
+
+def _overlaps(box: Box, size: tuple[int, int]) -> bool:
+    """Return whether a box, xyxy in pixels, has a part in an image of a width and height."""
+    return box[0] < size[0] and box[1] < size[1] and box[2] > 0 and box[3] > 0
 
 
 def _ignore_signals(_: int) -> None:

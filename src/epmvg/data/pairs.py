@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from epmvg.core.images import open_image
-from epmvg.core.types import Box, Sample
+from epmvg.core.types import WHOLE_IMAGE, Box, Sample
+from epmvg.data.samples import SampleDigest
 from epmvg.data.side_words import has_clear_sides, swap_sides
 from epmvg.data.synthetic.phrases import sentence_of
 from epmvg.data.synthetic.scenes import draw_scene
@@ -100,8 +101,10 @@ class PhotoPairs:
         return image, text
 
     def describe(self) -> dict[str, Any]:
-        regions = sum(map(len, self.regions.values()))
-        return {"photos": len(self.captioned), "regions": regions, "per_photo": self.per_photo, "seed": self.seed}
+        sentences = [Sample(path, text, WHOLE_IMAGE) for path, texts in self.captioned for text in texts]
+        regions = [Sample(path, phrase, box) for path, own in self.regions.items() for box, phrase in own]
+        counts = {"photos": len(self.captioned), "regions": len(regions), "per_photo": self.per_photo}
+        return counts | {"seed": self.seed, "sha256": SampleDigest.of([*sentences, *regions]).sha256}
 
 
 def _crop(image: Image.Image, box: Box) -> Image.Image:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from epmvg.core.types import Sample
+from epmvg.core.types import InputError, Sample
 
 SAMPLES = "samples.json"
 """In a run's folder: the digests of its training and validation split."""
@@ -41,3 +43,16 @@ class SampleDigest:
 
     def __str__(self) -> str:
         return f"{self.phrases:,} phrases of {self.images:,} images"
+
+
+def read_digests(file: Path) -> tuple[dict[str, SampleDigest], str | None]:
+    """Read the digests of the splits "train" and "val" of a run, and the fingerprint of its teacher.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        return {name: SampleDigest(**saved[name]) for name in ("train", "val")}, saved["teacher"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{file} is damaged. Delete it to continue without comparing the samples.") from error

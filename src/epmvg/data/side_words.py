@@ -37,7 +37,8 @@ _AFTER_NO_SIDE = _words("""
 _BEFORE_A_SIDE_ALWAYS = _words("on far top bottom upper lower")  # "bottom right behind the cup"
 _BEFORE_NO_SIDE = _words("all is are was were be been being has have had just got gets")
 _ON_THE = re.compile(r"\b(on|to|at|in|from) the$")
-_REMAINING = re.compile(r"\b(last|only|remaining|still|nothing|any|no|all)\b", re.IGNORECASE)  # "the last slice left"
+_SUBJECTS = _words("who that which what he she they we i you")  # before the verb: "the man who left"
+_REMAINING = re.compile(r"\b(last|only|remaining|still|nothing|any|no|all|what)\b", re.IGNORECASE)  # "last slice left"
 
 
 def swap_sides(phrase: str) -> str:
@@ -53,8 +54,8 @@ def swap_sides(phrase: str) -> str:
 def has_clear_sides(phrase: str) -> bool:
     """Return whether each "left" and "right" of a phrase, if any, surely is a side.
 
-    True of "the man on the right", "leftmost cup" and "bike left"; False of "right behind the car", "all right" and
-    "the last slice left".
+    True of "the man on the right", "leftmost cup" and "bike left"; False of "right behind the car", "all right", "the
+    man who left" and "the last slice left".
     """
     return all(_is_side(phrase, match) for match in _SIDE_WORD.finditer(phrase))
 
@@ -64,17 +65,21 @@ def _is_side(phrase: str, match: re.Match[str]) -> bool:
         return True
     before, after = _TOKEN.findall(phrase[: match.start()].lower()), _TOKEN.findall(phrase[match.end() :].lower())
     previous, following = before[-1] if before else "", after[0] if after else ""
+    if previous == "s" and len(before) > 2 and before[-3] in _SUBJECTS:  # "who's left"
+        previous = "is"
     if following == "-" and len(after) > 1:
         return after[1] in _AFTER_A_SIDE
     if following in _AFTER_A_SIDE:
-        return previous != "all"
+        is_rest = following == "of" and previous not in _BEFORE_A_SIDE and _REMAINING.search(phrase) is not None
+        is_verb = previous in _SUBJECTS and not following.isalpha()
+        return previous != "all" and not is_rest and not is_verb
     if following in _AFTER_NO_SIDE:
         return previous in _BEFORE_A_SIDE and (
             previous in _BEFORE_A_SIDE_ALWAYS or _ON_THE.search(" ".join(before)) is not None
         )
     if previous in _BEFORE_A_SIDE or previous in ("", ",", ".", ";", ":"):
         return True
-    return not following and previous not in _BEFORE_NO_SIDE and not _REMAINING.search(phrase)
+    return not following and previous not in _BEFORE_NO_SIDE | _SUBJECTS and not _REMAINING.search(phrase)
 
 
 def cased_like(word: str, other: str) -> str:

@@ -64,10 +64,7 @@ def assign_splits(samples: Sequence[Sample], fractions: dict[str, float], *, see
         InputError: there are fewer different images than splits.
     """
     split_of = _assign(_similar_groups(sorted({sample.image for sample in samples})), fractions, seed)
-    return [
-        replace(sample, split=split_of[sample.image], extra={k: v for k, v in sample.extra.items() if k != "split"})
-        for sample in samples
-    ]
+    return [replace(sample, split=split_of[sample.image]) for sample in samples]
 
 
 def _parse_fractions(text: str) -> dict[str, float]:
@@ -75,7 +72,7 @@ def _parse_fractions(text: str) -> dict[str, float]:
         values = [float(part) for part in text.split("/")]
     except ValueError:
         values = []
-    if len(values) not in (2, 3) or min(values) <= 0 or abs(sum(values) - 1) > 1e-6:
+    if len(values) not in (2, 3) or not (min(values) > 0 and abs(sum(values) - 1) <= 1e-6):  # NaN is neither
         raise InputError(
             f"The fractions {text!r} are not valid. Give train/val or train/val/test that add up to 1, as 0.8/0.1/0.1."
         )

@@ -25,10 +25,14 @@ _GRAY = (0.299, 0.587, 0.114)  # weights of red, green and blue in Pillow's conv
 _CROP_TRIES = 20  # crops drawn before the image stays whole (TransVG)
 
 
-def longest_side(augment: AugmentSettings, image_size: int) -> int:
-    """Return the longer side in pixels beyond which an image has no detail that a transform keeps."""
-    smallest = 1.0 if not augment.crop else augment.min_crop if augment.recipe == "default" else 384 / 600
-    return math.ceil(image_size / smallest)
+def largest_side(augment: AugmentSettings, image_size: int) -> tuple[int, bool]:
+    """Return the side in pixels beyond which an image has no detail that a transform keeps.
+
+    It is the longer side, or where the second value is true the shorter one, which alone bounds crops of "transvg".
+    """
+    is_shorter = augment.crop > 0 and augment.recipe == "transvg"
+    smallest = 384 / 600 if is_shorter else augment.min_crop if augment.crop else 1.0
+    return math.ceil(image_size / smallest), is_shorter
 
 
 @dataclass(frozen=True, slots=True)

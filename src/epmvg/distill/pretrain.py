@@ -28,6 +28,9 @@ from epmvg.core.files import atomic_write, disk_errors
 from epmvg.core.hardware import select_device, use_bf16
 from epmvg.core.images import open_image
 from epmvg.core.types import InputError, Progress
+from epmvg.data.readers.fields import short_repr
+from epmvg.data.readers.image_finder import ImageFinder
+from epmvg.data.readers.jsonl import json_objects
 from epmvg.distill.clip_checkpoints import CONFIG, WEIGHTS, build_clip
 from epmvg.distill.teacher import ClipTeacher
 from epmvg.models.pretrained import efficientnet_lite0_state, minilm_folder
@@ -140,20 +143,15 @@ def check_count(source: Path | str, count: int, split: str, skipped: list[str]) 
 
 def read_captions(file: Path, root: Path, split: str) -> list[CaptionedImage]:
     """Read the images of a split with their captions; an InputError as `train_teacher`."""
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-        rows = [row for row in rows if row.get("split", "train") == split]
-        captioned = [(root / row["image"], row["captions"]) for row in rows]
-    except OSError as error:
-        raise InputError(f"{file} cannot be opened ({error.strerror}). Check the path.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f'{file} is unusable ({error}). Write JSON rows {{"image", "split", "captions": [...]}}.'
-        raise InputError(message) from error
-    for image, texts in captioned:
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise InputError(f'{file} has captions={texts!r} for {image}. Write ["a caption", ...].')
-        if not texts:
-            raise InputError(f"{file} has no caption for {image}. Give at least one, or remove the row.")
+    find, captioned = ImageFinder(root), list[CaptionedImage]()
+    for location, row in json_objects(file):
+        if row.get("split", "train") != split:
+            continue
+        texts = row.get("captions")
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            stated = f'"captions" is {short_repr(texts)}'
+            raise InputError(f'{location}: {stated}, it must be ["a caption", ...]. Fix or delete the line.')
+        captioned.append((find(row.get("image"), location), texts))
     check_count(file, len(captioned), split, [])
     return captioned
 
@@ -262,7 +260,8 @@ def _fit(
 ) -> tuple[float, float, int]:
     """Learn the projections contrastively, keep the best epoch on val, and return its R@1, R@5 and number."""
     heads = nn.ModuleList([clip.visual.head, clip.text.proj]).train()
-    optimizer = torch.optim.AdamW([*heads.parameters(), clip.logit_scale], lr=lr, weight_decay=0.1)
+    scale = clip.logit_scale
+    optimizer = torch.optim.AdamW([*heads.parameters(), scale], lr=lr, weight_decay=0.1)
     batch_size = min(batch_size, len(train.captions))
     steps = epochs * (len(train.captions) // batch_size)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -271,7 +270,7 @@ def _fit(
     criterion = ClipLoss()
     generator = torch.Generator().manual_seed(0)
     best: tuple[float, float, int] = (-1.0, 0.0, 0)
-    best_weights: dict[str, Tensor] = {}
+    best_weights, best_scale = dict[str, Tensor](), scale.detach()
     for epoch in range(1, epochs + 1):
         order = torch.randperm(len(train.captions), generator=generator)
         for start in range(0, len(order) - batch_size + 1, batch_size):
@@ -280,18 +279,19 @@ def _fit(
             texts = [own[int(torch.randint(len(own), (1,), generator=generator))] for own in options]
             image = normalize(heads[0](train.images[batch]), dim=-1)
             text = normalize(heads[1](train.texts[texts]), dim=-1)
-            loss = criterion(image, text, clip.logit_scale.exp())
+            loss = criterion(image, text, scale.exp())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             scheduler.step()
-            clip.logit_scale.data.clamp_(0, math.log(100))  # CLIP's bound
+            scale.data.clamp_(0, math.log(100))  # CLIP's bound
         r1, r5 = recall(heads, val)
         if (r1, r5) > best[:2]:
-            best, best_weights = (r1, r5, epoch), copy.deepcopy(heads.state_dict())
-    if not all(tensor.isfinite().all() for tensor in best_weights.values()):
+            best, best_weights, best_scale = (r1, r5, epoch), copy.deepcopy(heads.state_dict()), scale.detach().clone()
+    if not all(tensor.isfinite().all() for tensor in (*best_weights.values(), best_scale)):
         raise InputError(f"The teacher's weights became NaN or Inf in epoch {best[2]}. Lower lr={lr:g}.")
     heads.load_state_dict(best_weights)
+    scale.data.copy_(best_scale)
     heads.eval()
     return best
 

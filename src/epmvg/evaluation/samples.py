@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from epmvg.core.files import disk_errors, write_text
 from epmvg.core.locate import fetch, is_run, is_transformers, own_folder
 from epmvg.core.types import InputError, Sample
 from epmvg.data.registry import open_samples, open_unlabeled
-from epmvg.data.samples import SAMPLES, SampleDigest
+from epmvg.data.samples import SAMPLES, SampleDigest, read_digests
 
 
 def results_folder(run: Path | str, *, create: bool = False) -> Path:
@@ -82,7 +81,7 @@ def evaluation_samples(
     samples = open_split(settings, split)
     file = fetch(run) / SAMPLES
     if is_own and split == settings.val_split and file.exists():
-        before, now = SampleDigest(**json.loads(file.read_text(encoding="utf-8"))["val"]), SampleDigest.of(samples)
+        before, now = read_digests(file)[0]["val"], SampleDigest.of(samples)
         if now != before:
             warnings.warn(
                 f"The {split} samples of {settings.name} changed since {run} was trained ({before} then, {now} now): "

@@ -17,7 +17,8 @@ import torch
 from epmvg.core.distributed import broadcast, gather
 from epmvg.core.files import atomic_write, disk_errors, write_text
 from epmvg.core.types import InputError
-from epmvg.data.samples import SAMPLES, SampleDigest
+from epmvg.data.samples import SAMPLES, SampleDigest, read_digests
+from epmvg.training.errors import raise_on_all_processes
 from epmvg.training.folder import restart_advice
 from epmvg.training.run import Run, TrainingState
 
@@ -71,7 +72,7 @@ def restore(run: Run) -> None:
         InputError: It is damaged, of another version, world size, teacher or data, or differs between machines.
     """
     folder = run.folder / FOLDER
-    checkpoint = _read_last(folder)
+    checkpoint, is_spare = _read_last(folder)
     steps = broadcast(gather("none" if checkpoint is None else f"step {checkpoint['state']['step']}"))
     if len(set(steps)) > 1:
         raise InputError(
@@ -104,17 +105,19 @@ def restore(run: Run) -> None:
     run.state = TrainingState(**checkpoint["state"])
     if run.accelerator.is_main_process:
         _truncate_metrics(run.folder / "metrics.jsonl", run.state)
+        if is_spare:  # else the next checkpoint would replace it by the damaged one
+            (folder / "last.pt").unlink()
 
 
 def _truncate_metrics(file: Path, state: TrainingState) -> None:
     kept = []
-    for line in file.read_text(encoding="utf-8").split("\n") if file.exists() else []:
+    for line in file.read_bytes().split(b"\n") if file.exists() else []:
         try:
             row = json.loads(line)
             if row["step"] <= (state.validated_step if row["event"] == "evaluate" else state.step):
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
-            continue  # the row that was being written when the run was killed
+                kept.append(line.decode() + "\n")
+        except (ValueError, TypeError, KeyError):
+            continue  # damaged, or being written when the run was killed
     write_text(file, "".join(kept))
 
 
@@ -127,23 +130,23 @@ def save_samples(run: Run) -> None:
 
 
 def _check_samples(run: Run) -> None:
-    file = run.folder / SAMPLES
-    saved: dict[str, Any] | None = None
-    if run.accelerator.is_main_process and file.exists():
-        saved = json.loads(file.read_text(encoding="utf-8"))
-    saved = broadcast(saved)
-    if saved is None:
+    file, saved, teacher = run.folder / SAMPLES, dict[str, SampleDigest](), None
+    with raise_on_all_processes():
+        if run.accelerator.is_main_process and file.exists():
+            saved, teacher = read_digests(file)
+    saved, teacher = broadcast((saved, teacher))
+    if not saved:
         return
     advice = f"Restore what it began with, or {restart_advice(run.folder)}"
     for name, samples in run.samples.items():
-        before = SampleDigest(**saved[name])
+        before = saved[name]
         if samples != before:
             split = "training" if name == "train" else "validation"
             raise InputError(
                 f"The {split} samples of {run.recipe.data.name} changed since {run.folder} began "
                 f"({before} then, {samples} now). {advice}."
             )
-    if run.teacher_fingerprint != saved["teacher"] and run.recipe.distill is not None:
+    if run.teacher_fingerprint != teacher and run.recipe.distill is not None:
         raise InputError(f"The teacher {run.recipe.distill.teacher} changed since {run.folder} began. {advice}.")
 
 
@@ -169,8 +172,8 @@ def _set_rng_states(states: dict[str, Any]) -> None:
     np.random.set_state(tuple(states["numpy"]))
 
 
-def _read_last(folder: Path) -> dict[str, Any] | None:
-    """Read the last checkpoint, or the one before where the last is damaged; None where none was saved."""
+def _read_last(folder: Path) -> tuple[dict[str, Any] | None, bool]:
+    """Read the last checkpoint, None where none was saved; and whether it is the one before a damaged one."""
     files = [file for file in (folder / "last.pt", folder / "previous.pt") if file.exists()]
     for file in files:
         checkpoint = read_checkpoint(file)
@@ -178,12 +181,12 @@ def _read_last(folder: Path) -> dict[str, Any] | None:
             if file != files[0]:
                 step = checkpoint["state"]["step"]
                 warnings.warn(f"{files[0]} is damaged. Continuing from {file.name}, step {step}.", stacklevel=4)
-            return checkpoint
+            return checkpoint, file != files[0]
     if files:
         raise InputError(
             f"{files[0]} is damaged, and no other checkpoint is intact. To continue, {restart_advice(folder.parent)}."
         )
-    return None
+    return None, False
 
 
 def read_checkpoint(file: Path) -> dict[str, Any] | None:

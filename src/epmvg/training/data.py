@@ -53,14 +53,16 @@ def make_loaders(
         _check_images([sample.image for sample in val], **shard)
     samples = open_training_samples(recipe, report)
     unlabeled = open_unlabeled_samples(recipe, report)
-    trained = [*samples, *unlabeled]
-    digests["train"] = SampleDigest.of(trained)
     _check_boxes(samples, data.name)
-    _report_truncated(trained, model, report)
     cached: dict[str, Any] = {}
     if settings.cache_features:
         file = cache_folder() / "features.sqlite"
-        cached["backbone_features"] = FeatureCache(model, trained, file, settings.feature_cache_gb, report)
+        cache = FeatureCache(model, [*samples, *unlabeled], file, settings.feature_cache_gb, report)
+        cached["backbone_features"] = cache
+        samples, unlabeled = _with_features(samples, unlabeled, cache.unreadable, report)
+    trained = [*samples, *unlabeled]
+    digests["train"] = SampleDigest.of(trained)
+    _report_truncated(trained, model, report)
     loader = GroundingLoader(
         samples,
         model.tokenize,
@@ -117,6 +119,22 @@ def _with_images(samples: list[Sample], fix: str, skipped: Skipped, report: Repo
     if skipped.counts:
         report({"event": "skipped", "rows": sum(skipped.counts.values()), "why": str(skipped)})
     return [sample for sample in samples if exists[sample.image]]
+
+
+def _with_features(
+    samples: list[Sample], unlabeled: list[Sample], unreadable: dict[Path, str], report: Report
+) -> tuple[list[Sample], list[Sample]]:
+    """Return the samples whose images can be read, and report the others."""
+    skipped = Skipped()
+    for sample in (*samples, *unlabeled):
+        if sample.image in unreadable:
+            skipped.add("the image cannot be read", unreadable[sample.image].rstrip("."))
+    if skipped.counts:
+        report({"event": "skipped", "rows": skipped.counts.total(), "why": str(skipped)})
+    samples, unlabeled = ([one for one in part if one.image not in unreadable] for part in (samples, unlabeled))
+    if not samples:
+        raise InputError(f"None of the training images can be read: {skipped}. Check data.root and the files.")
+    return samples, unlabeled
 
 
 def _check_settings(recipe: Recipe, model: Grounder, image_size: int, world_size: int) -> None:

@@ -29,13 +29,16 @@ class FeatureCache:
 
     Args:
         model: Its backbone must be frozen.
-        samples: The features of their images are computed where the cache lacks them.
+        samples: The features of their images are computed where the cache lacks them; unreadable ones have none.
         file: The cache, which several trainings may share.
         limit_gb: Bound of the file; the features used longest ago are removed for new ones.
         report: Called with rows of progress.
 
+    Attributes:
+        unreadable: Images that cannot be read, with the reason.
+
     Raises:
-        InputError: The images alone need more than `limit_gb`, or an image cannot be opened.
+        InputError: The images alone need more than `limit_gb`.
     """
 
     def __init__(
@@ -51,13 +54,30 @@ class FeatureCache:
         first = {sample.image: sample for sample in reversed(samples)}
         images = list(dict.fromkeys(sample.image for sample in samples))
         backbone = _backbone_key(model)
-        self.keys = [content_key(backbone, image_digest(image)) for image in images]
-        missing = self.cache.missing(self.keys)
+        keys: dict[Path, bytes] = {}
+        self.unreadable: dict[Path, str] = {}
+        for image in images:
+            try:
+                keys[image] = content_key(backbone, image_digest(image))
+            except InputError as error:
+                self.unreadable[image] = str(error)
+        readable = list(keys)
+        missing = [readable[i] for i in self.cache.missing(list(keys.values()))]
         loader = GroundingLoader(
-            [first[images[i]] for i in missing], model.tokenize, image_size=model.image_size, batch_size=32
+            [first[image] for image in missing],
+            model.tokenize,
+            image_size=model.image_size,
+            batch_size=32,
+            skip_unreadable=True,
         )
+        reasons: dict[bytes, str] = {}  # why images with these keys cannot be read
         done, progress = 0, progress_rows(report, "caching features")
         for batch in loader.batches(0):
+            skipped = [image for image in missing[done : done + 32] if image not in batch.image_paths]
+            reasons |= zip((keys[image] for image in skipped), batch.skipped, strict=True)
+            done = min(done + 32, len(missing))
+            if not batch.samples:
+                continue
             features = _encode(model, batch.images, batch.image_mask)
             needed = features[0].nbytes * len(images)
             if needed > limit_gb * 1e9:
@@ -65,12 +85,13 @@ class FeatureCache:
                     f"The features of this training's images take {needed / 1e9:.1f} GB. Raise "
                     f"train.feature_cache_gb={limit_gb:g} or set train.cache_features=false."
                 )
-            self.cache.put([self.keys[i] for i in missing[done : done + len(features)]], list(features))
-            done += len(features)
+            self.cache.put([keys[image] for image in batch.image_paths], list(features))
             progress(done, len(missing))
+        self.unreadable |= {image: reasons[key] for image, key in keys.items() if key in reasons}
+        self.keys = [key for key in keys.values() if key not in reasons]
 
     def __getitem__(self, indices: Sequence[int]) -> Tensor:
-        """Return bfloat16 features [I, C, h, w] of images, by their order of first appearance in the samples."""
+        """Return bfloat16 features [I, C, h, w] of readable images, by their order of appearance in the samples."""
         arrays = [array for array in self.cache.get([self.keys[i] for i in indices]) if array is not None]
         if len(arrays) < len(indices):
             raise InputError(

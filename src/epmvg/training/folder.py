@@ -19,7 +19,7 @@ LOCK = ".lock"
 """Locked in a run's folder while it is written; the system unlocks it when its process ends."""
 
 RESUMABLE = {
-    *("name", "about", "data.root", "data.num_workers", "data.cache_gb", "train.gradient_checkpointing"),
+    *("name", "about", "data.root", "data.num_workers", "train.gradient_checkpointing"),
     *("train.log_interval", "train.save_interval", "train.eval_interval", "train.feature_cache_gb"),
 }
 """Settings that do not change the weights, so that a resumed run may have others."""
@@ -92,6 +92,8 @@ def restart_advice(folder: Path) -> str:
 
 
 def _same(key: str, old: Any, new: Any) -> bool:
+    if key == "data.cache_gb":  # cached images were reduced once before their transform, whatever the cache holds
+        return bool(old) == bool(new)
     if key in _PATHS and isinstance(old, str) and isinstance(new, str):
         paths = Path(old), Path(new)
         return paths[0].name == paths[1].name if any(path.is_absolute() for path in paths) else old == new

@@ -27,7 +27,7 @@ from epmvg.distill.losses import GroundingLoss
 from epmvg.distill.targets import DistillationTargets
 from epmvg.evaluation.evaluate import predict_rows, with_misses
 from epmvg.evaluation.metrics import Metrics
-from epmvg.evaluation.samples import short_name
+from epmvg.evaluation.samples import results_stem, short_name
 from epmvg.models.factory import save
 from epmvg.models.grounder import Grounder
 from epmvg.models.text_encoder import TextFeatureCache
@@ -221,7 +221,7 @@ class Run:
         new = sorted({reason for reasons in gather(self.skipped) for reason in reasons} - self.reported)
         self.skipped = []
         self.reported.update(new)
-        self._write_skipped("Images skipped so far", len(self.reported), new)
+        self._write_skipped("Images or boxes skipped so far", len(self.reported), new)
 
     def _write_skipped(self, title: str, count: int, reasons: list[str]) -> None:
         if reasons:
@@ -261,7 +261,8 @@ class Run:
         if metrics.acc50 >= self.state.best:  # on a tie, the later step, whose learning rate is lower
             self.state.best, self.state.best_step = metrics.acc50, self.state.step
             save(self.saved_model, self.folder)
-            write_rows(self.folder / f"predictions-{name}-{split}{'_sample' if subset else ''}.jsonl", rows)
+            stem = results_stem(self.folder, self.recipe.data, split)
+            write_rows(self.folder / f"predictions-{stem}{'_sample' if subset else ''}.jsonl", rows)
 
 
 def _fractions(batch: Batch, weights: tuple[float, float]) -> tuple[float, float]:

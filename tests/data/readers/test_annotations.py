@@ -79,11 +79,15 @@ def test_splits_are_compared_as_text_and_existing_ones_are_named(tmp_path: Path)
         open_samples(str(file), split="val")
 
 
-@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf"), True, "heavy", [1], 10**400])
-def test_a_weight_is_a_positive_number(tmp_path: Path, weight: object) -> None:
+@pytest.mark.parametrize(
+    "weight", [0, -1, 9e-7, 1.1e6, 1e300, 1e-300, float("nan"), float("inf"), True, "heavy", [1], 10**400]
+)
+def test_a_weight_is_a_positive_number_in_range(tmp_path: Path, weight: object) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(ANNOTATION | {"weight": 0.25}) + "\n" + json.dumps(ANNOTATION) + "\n")
     assert [sample.weight for sample in open_samples(str(file), split=None)] == [0.25, 1.0]
     file.write_text(json.dumps(ANNOTATION | {"weight": weight}) + "\n")
-    with pytest.raises(InputError, match=r'rows.jsonl line 1: "weight" is .*, it must be a positive number'):
+    with pytest.raises(
+        InputError, match=r'rows.jsonl line 1: "weight" is .*, it must be a number from 0.000001 to 1000000'
+    ):
         open_samples(str(file), split=None)

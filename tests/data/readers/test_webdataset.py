@@ -92,6 +92,18 @@ def test_a_tar_that_tar_wrote_is_read(tmp_path: Path) -> None:
     assert not list(cache_folder().rglob("alone.jpg"))
 
 
+def test_names_with_dots_are_of_the_sample_before_the_first(tmp_path: Path) -> None:
+    members: dict[str, object] = {
+        "a.v1.png": png(),
+        "a.v1.json": ANNOTATION,
+        "b.png": png(),
+        "b.json": ANNOTATION,
+        "b.meta.json": {"x": 1},
+    }
+    samples = open_samples(str(write_tar(tmp_path / "dots.tar", members)), split=None)
+    assert [sample.image.name for sample in samples] == ["a.v1.png", "b.png"]
+
+
 @pytest.mark.parametrize(
     ("members", "words"),
     [
@@ -104,6 +116,10 @@ def test_a_tar_that_tar_wrote_is_read(tmp_path: Path) -> None:
         ),
         ({"0.left.png": b"x", "0.jpg": b"x", "0.json": ANNOTATION}, r"'0\.jpg' and '0\.left\.png' are of one sample"),
         ({"0.png": b"x", "./0.png": b"y", "0.json": ANNOTATION}, "are of one sample"),
+        (
+            {"0.1.png": b"x", "0.1.json": ANNOTATION, "0.2.json": ANNOTATION},
+            r"'0\.2\.json' and '0\.1\.json' are of one",
+        ),
         ({"0.png": b"x", "0.json": b"{"}, r"'0\.json' is not JSON"),
         ({"0.png": b"x", "0.json": [3]}, "not a JSON object"),
         ({"0.png": b"x", "0.json": {"phrase": "it"}}, r"bad\.tar, '0\.json': .bbox. is None"),

@@ -165,4 +165,6 @@ def to_annotations(samples: Iterable[Sample], base: Path) -> Iterator[Annotation
         if sample.weight != 1:
             annotation["weight"] = sample.weight
         named = {"split": sample.split, "id": sample.id}
-        yield annotation | {key: value for key, value in named.items() if value} | sample.extra
+        # The annotation's own "split" where another key names the split.
+        extra = {"attributes.split" if key == "split" else key: value for key, value in sample.extra.items()}
+        yield annotation | {key: value for key, value in named.items() if value} | extra

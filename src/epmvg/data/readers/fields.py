@@ -69,9 +69,10 @@ def weight_of(annotation: Annotation, location: str) -> float:
     """Return the weight of an annotation in training, 1 where it states none."""
     value = annotation.get("weight")
     weight = [1.0] if value is None else _floats((value,))
-    if weight is None or not 0 < weight[0] < math.inf:
+    if weight is None or not 1e-6 <= weight[0] <= 1e6:
         raise InputError(
-            f'{location}: "weight" is {short_repr(value)}, it must be a positive number. Fix or delete it.'
+            f'{location}: "weight" is {short_repr(value)}, it must be a number from 0.000001 to 1000000. '
+            "Fix or delete it."
         )
     return weight[0]
 

@@ -49,8 +49,6 @@ def _unpack_tar(file: Path, folder: Path) -> Iterator[tuple[str, Annotation]]:
     try:
         with tarfile.open(file, "r:") as tar:
             for members in _samples(tar, file):
-                if len(members) < 2:  # image without JSON, or JSON without image
-                    continue
                 location = f"{file}, {short_repr(members['json'].name)}"
                 image = f"{file.name}/{PurePosixPath(members['image'].name)}"
                 content = {kind: tar.extractfile(member).read() for kind, member in members.items()}  # type: ignore[union-attr]
@@ -70,9 +68,9 @@ def _unpack_tar(file: Path, folder: Path) -> Iterator[tuple[str, Annotation]]:
         raise InputError(f"{file} is not an uncompressed tar ({error}). Write it again without compression.") from error
 
 
-def _samples(tar: tarfile.TarFile, file: Path) -> Iterable[dict[str, tarfile.TarInfo]]:
-    """Return the image and the JSON of each sample, whose names are the same up to the first dot."""
-    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+def _samples(tar: tarfile.TarFile, file: Path) -> Iterator[dict[str, tarfile.TarInfo]]:
+    """Yield the image and the JSON of each sample that has both; their names are the same up to the first dot."""
+    samples: dict[str, dict[str, list[tarfile.TarInfo]]] = {}
     for member in tar:
         path, location = PurePosixPath(member.name), f"{file}, {short_repr(member.name)}"
         if member.isdir():
@@ -81,15 +79,21 @@ def _samples(tar: tarfile.TarFile, file: Path) -> Iterable[dict[str, tarfile.Tar
             raise InputError(f"{location} is not a regular file. Write the tar again without links and devices.")
         if path.is_absolute() or ".." in path.parts:
             raise InputError(f"{location} is outside the target folder. Write the tar again.")
-        key, _, extension = path.name.partition(".")
-        kind = "image" if path.suffix.lower() in image_suffixes() else extension.lower()
+        key = path.name.partition(".")[0]
+        kind = "image" if path.suffix.lower() in image_suffixes() else path.suffix[1:].lower()
         if key and kind in ("image", "json"):
-            sample = samples.setdefault((path.parent / key).as_posix(), {})
-            if kind in sample:
-                other = short_repr(sample[kind].name)
-                raise InputError(f"{location} and {other} are of one sample. Delete or rename one.")
-            sample[kind] = member
-    return samples.values()
+            samples.setdefault((path.parent / key).as_posix(), {}).setdefault(kind, []).append(member)
+    for members in samples.values():
+        if len(members) == 2:
+            plain = [one for one in members["json"] if PurePosixPath(one.name).name.count(".") == 1]
+            members["json"] = plain or members["json"]  # `0.json` rather than `0.meta.json`
+            for first, *others in members.values():
+                if others:
+                    location = f"{file}, {short_repr(others[0].name)}"
+                    raise InputError(
+                        f"{location} and {short_repr(first.name)} are of one sample. Delete or rename one."
+                    )
+            yield {kind: one for kind, (one,) in members.items()}
 
 
 def write_webdataset(target: Path, annotations: Iterable[Annotation], root: Path) -> None:
