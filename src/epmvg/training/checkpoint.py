@@ -137,7 +137,7 @@ def _check_samples(run: Run) -> None:
     saved, teacher = broadcast((saved, teacher))
     if not saved:
         return
-    advice = f"Restore what it began with, or {restart_advice(run.folder)}"
+    advice = f"Restore what it began with, also images that are missing now, or {restart_advice(run.folder)}"
     for name, samples in run.samples.items():
         before = saved[name]
         if samples != before:
