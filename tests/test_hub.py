@@ -146,11 +146,16 @@ def test_a_published_folder_predicts_the_same_and_contains_no_paths(run: Path, t
 
 
 def test_the_license_of_a_model_is_published_with_it(run: Path, tmp_path: Path) -> None:
-    """Also from the folder that was published first; a given license replaces it."""
+    """Also from the folder that was published first, and of a run that started from it; a given one replaces it."""
     first = epmvg.save_pretrained("default", tmp_path / "hub" / "first")
     second = epmvg.save_pretrained(first, tmp_path / "hub" / "second")
+    tuned = shutil.copytree(run, tmp_path / "tuned")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["model"]["init_from"] = "default"
+    (tuned / "config.yaml").write_text(yaml.safe_dump(settings))
+    third = epmvg.save_pretrained(tuned, tmp_path / "hub" / "third")
     own, keys = read_front_matter(locate("default")), ("license", "license_name", "license_link")
-    for folder in (first, second):
+    for folder in (first, second, third):
         assert (folder / "LICENSE").read_bytes() == (locate("default") / "LICENSE").read_bytes()
         card = read_front_matter(folder)
         assert [card[key] for key in keys] == [own[key] for key in keys]

@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from epmvg.config.settings import Recipe
 from epmvg.core.calibration import Calibration
 from epmvg.core.files import disk_errors, write_text
-from epmvg.core.locate import FILES, fetch, read_front_matter
+from epmvg.core.locate import DEFAULT, FILES, fetch, read_front_matter
 from epmvg.core.types import InputError
 from epmvg.core.version import __version__
 from epmvg.evaluation.samples import evaluation_name, shared_images, training_images
@@ -50,8 +50,8 @@ def save_pretrained(run: Path | str, folder: Path | str, *, license: str | None 
     Args:
         run: a folder that training wrote.
         folder: a new or empty folder.
-        license: of the weights, by the hub's name for it, for example "apache-2.0"; by default what the run's own model
-            card and LICENSE state.
+        license: of the weights, by the hub's name for it, for example "apache-2.0"; by default what card and LICENSE of
+            the run state, or of the model that it started from (`default`).
 
     Raises:
         InputError: the run cannot be read, the folder is not empty, or a disk error.
@@ -67,8 +67,9 @@ def save_pretrained(run: Path | str, folder: Path | str, *, license: str | None 
             written = Path(temporary) / "model"
             save(model, written)
             write_text(written / "README.md", card)
-            if license is None and (run / "LICENSE").is_file():
-                shutil.copy(run / "LICENSE", written)
+            stated = _license_folder(run) / "LICENSE"
+            if license is None and stated.is_file():
+                shutil.copy(stated, written)
             if settings is not None:
                 write_text(written / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
             if not folder.exists():
@@ -130,7 +131,7 @@ def model_card(run: Path | str, *, name: str | None = None, license: str | None 
     run = fetch(run)
     model = load(run)
     settings = _public_settings(run)
-    own = read_front_matter(run) if license is None else {}
+    own = read_front_matter(_license_folder(run)) if license is None else {}
     license = license or own.get("license")
     metadata = ModelCardData(
         license=license or "unknown",
@@ -158,6 +159,14 @@ def model_card(run: Path | str, *, name: str | None = None, license: str | None 
         calibration=model.calibration,
         leakage=_leakage(run),
     )
+
+
+def _license_folder(run: Path) -> Path:
+    """Return the folder that states the license of a run's weights: its own, or that of the model it started from."""
+    if (run / "LICENSE").is_file() or read_front_matter(run).get("license") or not (run / "config.yaml").is_file():
+        return run
+    start = Recipe.load(run / "config.yaml").model.init_from
+    return run if start is None or not (start == DEFAULT or Path(start).is_dir()) else _license_folder(fetch(start))
 
 
 def _evaluations(run: Path, calibration: Calibration | None) -> list[dict[str, Any]]:
