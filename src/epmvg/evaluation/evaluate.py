@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -23,6 +22,7 @@ from epmvg.core.geometry import Clip
 from epmvg.core.hardware import select_device, tf32
 from epmvg.core.images import open_image
 from epmvg.core.locate import fetch, only_predicts
+from epmvg.core.prefetch import prefetched
 from epmvg.core.types import Batch, GroundingOutput, InputError, Progress, Sample
 from epmvg.core.version import __version__
 from epmvg.data.loader import GroundingLoader, group_by_image
@@ -202,7 +202,7 @@ def predict_rows(
     device = next(model.parameters()).device
     by_batch: list[list[Row]] = []
     done = 0
-    for batch in (each.to(device) for each in _prefetched(batches)):
+    for batch in (each.to(device) for each in prefetched(batches)):
         # without samples none of its images could be read
         rows = _rows(model(*batch.inputs), batch, model.calibration, clip) if batch.samples else []
         by_batch.append(rows)
@@ -210,16 +210,6 @@ def predict_rows(
         if progress:
             progress(done, total)
     return _in_turns(by_batch)
-
-
-def _prefetched(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Load the next batch in a thread while the model computes."""
-    rest = iter(batches)
-    with ThreadPoolExecutor(1) as loader:
-        ahead = loader.submit(next, rest, None)
-        while (batch := ahead.result()) is not None:
-            ahead = loader.submit(next, rest, None)
-            yield batch
 
 
 def _rows(output: GroundingOutput, batch: Batch, calibration: Calibration | None, clip: Clip) -> list[Row]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
@@ -26,13 +24,11 @@ from epmvg.core.locate import (
     locate,
     own_folder,
 )
+from epmvg.core.prefetch import prefetched
 from epmvg.core.types import InputError, Prediction, Progress
 from epmvg.inference.batch_output import OutputFormat, PartialOutput, Row, check_outputs, open_partial, write_output
 from epmvg.inference.predictor import PHRASES_PER_PASS, MinScore, Predictor, check_count
 from epmvg.inference.sources import Query, Sources
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 FORMAT_VERSION = 2
 """Of the lines; it is part of their keys, so that lines of another version are predicted again."""
@@ -144,7 +140,7 @@ def predict_into(
         top_k, progress: as for `predict_many`.
     """
     offsets = array("q")
-    for items in _one_ahead(partial(_open, output=output, context=context), batches):
+    for items in prefetched(_open(batch, output=output, context=context) for batch in batches):
         offsets.extend(_finish(predictor, items, output, threshold, top_k))
         if progress:
             progress(len(offsets), 0)
@@ -164,19 +160,6 @@ def batched(queries: Iterable[Query], images: int) -> Iterator[list[Query]]:
         count += is_new
     if batch:
         yield batch
-
-
-def _one_ahead(open_batch: Callable[[T], U], batches: Iterable[T]) -> Iterator[U]:
-    """Open each batch in a thread while the one before is computed."""
-    with ThreadPoolExecutor(1) as executor:
-        ahead = None
-        for batch in batches:
-            opening = executor.submit(open_batch, batch)
-            if ahead is not None:
-                yield ahead.result()
-            ahead = opening
-        if ahead is not None:
-            yield ahead.result()
 
 
 def _open(batch: list[Query], *, output: PartialOutput, context: bytes) -> list[_Item]:
